@@ -1,0 +1,5 @@
+//! `dispatch-worker`: see [`dispatch::cli::worker`].
+
+fn main() -> std::process::ExitCode {
+    dispatch::cli::worker::main()
+}

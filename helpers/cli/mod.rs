@@ -1,0 +1,93 @@
+//! The command lines of the five helpers: arguments in, one line and an exit code out.
+
+pub mod config;
+pub mod monitor;
+pub mod reconcile;
+pub mod spawn;
+pub mod worker;
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::error::{Refusal, exit_of};
+use crate::exit::Exit;
+use crate::project::Project;
+
+/// Reads the arguments, runs the helper, and says an error as a person reads it.
+fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
+        }
+    };
+    let exit = body(args).unwrap_or_else(|error| {
+        let name = Args::command().get_name().to_string();
+        let _ = writeln!(std::io::stderr(), "{name}: {error:#}");
+        exit_of(&error)
+    });
+    exit.into()
+}
+
+/// Says one line. A reader that has gone away is no error.
+fn say(line: impl AsRef<str>) {
+    let _ = writeln!(std::io::stdout(), "{}", line.as_ref());
+}
+
+/// The directory that a helper was called in, or the one that `-C` names.
+fn directory(given: Option<&Path>) -> Result<PathBuf> {
+    let directory = match given {
+        Some(directory) => directory.to_path_buf(),
+        None => std::env::current_dir().context("the working directory is gone")?,
+    };
+    directory.canonicalize().map_err(|error| {
+        Refusal::new(Exit::Usage, format!("cannot work in {}", directory.display()))
+            .place(error.to_string())
+            .into()
+    })
+}
+
+fn project(given: Option<&Path>) -> Result<Project> {
+    Project::find(&directory(given)?)
+}
+
+/// A text argument; `-` means standard input.
+fn text(argument: &str) -> Result<String> {
+    if argument != "-" {
+        return Ok(argument.into());
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
+    String::from_utf8(bytes)
+        .map_err(|_| Refusal::new(Exit::Data, "the text on standard input is not UTF-8").into())
+}
+
+/// Like [`text`], for a text that says something.
+fn some_text(argument: &str, what: &str) -> Result<String> {
+    let text = text(argument)?;
+    if text.trim().is_empty() {
+        return Err(Refusal::new(Exit::Usage, format!("{what} is empty"))
+            .next("give the words, or - and the words on standard input")
+            .into());
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_line_is_well_formed() {
+        super::config::Args::command().debug_assert();
+        super::monitor::Args::command().debug_assert();
+        super::reconcile::Args::command().debug_assert();
+        super::spawn::Args::command().debug_assert();
+        super::worker::Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,250 @@
+//! `dispatch-spawn`: starts or resumes a task's worker and returns at once.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use serde_json::json;
+
+use super::{directory, run, say, text};
+use crate::config::{Access, Choice, Config, Route};
+use crate::crash;
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files;
+use crate::plan::Plan;
+use crate::process::Life;
+use crate::project::{Project, TASK_DIR, TaskId};
+use crate::task::{Record, Task, calling_host, now, prompt, random_hex};
+use crate::worker::{claude, is_known, launcher, own_helper, supervise};
+
+/// The format of task.yaml that is written.
+const FORMAT: u32 = 1;
+
+/// Starts a task's worker and returns at once.
+#[derive(Debug, Parser)]
+#[command(
+    name = "dispatch-spawn",
+    version,
+    after_help = "Example:\n  dispatch-spawn fix-login-bug --model opus\nThe plan is .dispatch/tasks/fix-login-bug/plan.md."
+)]
+pub struct Args {
+    /// The task's id: lower-case words joined by '-'
+    #[arg(value_name = "TASK", required_unless_present = "supervise")]
+    task: Option<String>,
+    /// A model or an alias from the config; the default if none is named
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// What the worker may do
+    #[arg(long, value_enum)]
+    access: Option<Access>,
+    /// Where the plan is, if not in the task's directory; - is standard input
+    #[arg(long, value_name = "FILE|-")]
+    plan: Option<String>,
+    /// Start a worker again for what is left of a task
+    #[arg(long, conflicts_with_all = ["model", "access", "plan", "dry_run"])]
+    resume: bool,
+    /// Say what would run, and start nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Allow a worker to start workers
+    #[arg(long)]
+    nested: bool,
+    /// Work in this directory
+    #[arg(short = 'C', value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// Be the supervisor of the task in this directory
+    #[arg(long, value_name = "DIR", hide = true)]
+    supervise: Option<PathBuf>,
+}
+
+/// Runs `dispatch-spawn`.
+pub fn main() -> ExitCode {
+    run(|args: Args| {
+        if let Some(directory) = &args.supervise {
+            // Its standard error leads nowhere; whoever started it reads its standard output.
+            return Ok(match supervise::run(directory) {
+                Ok(()) => Exit::Ok,
+                Err(error) => {
+                    say(format!("{error:#}"));
+                    crate::error::exit_of(&error)
+                }
+            });
+        }
+        if std::env::var_os(TASK_DIR).is_some() && !args.nested {
+            return Err(Refusal::new(Exit::Usage, "a worker does not start workers")
+                .next("do the work yourself, or call with --nested if the task asks for workers")
+                .into());
+        }
+        let id: TaskId = args.task.as_deref().unwrap_or_default().parse()?;
+        let here = directory(args.directory.as_deref())?;
+        let project = Project::find(&here)?;
+        if args.resume {
+            resume(&project.existing_task(&id)?)
+        } else {
+            start(&args, &project, id, here)
+        }
+    })
+}
+
+/// Checks everything, then makes the task, then starts its worker.
+fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Exit> {
+    let task = project.task(&id);
+    refuse_taken(&task)?;
+    let config = Config::load()?;
+    let choice = config.resolve(args.model.as_deref())?;
+    let record = Record {
+        format: FORMAT,
+        nonce: random_hex()?,
+        name: choice.name.clone(),
+        model: choice.model.clone(),
+        backend: choice.backend.clone(),
+        route: route(&choice),
+        access: args.access.or(choice.settings.access).unwrap_or(Access::Write),
+        directory: here,
+        owner: calling_host(),
+        created: now(),
+        stop: false,
+    };
+    let helper = match record.route {
+        Route::Agent => launcher("dispatch-worker")?,
+        Route::Cli => own_helper()?,
+    };
+    let call = match record.route {
+        Route::Agent => None,
+        Route::Cli => Some(supervise::call(&task, &record, &helper)?),
+    };
+    let plan = read_plan(args.plan.as_deref(), &task)?;
+    Plan::parse_new(&plan, &task.plan_path())?;
+    if args.dry_run {
+        say(match call {
+            None => agent_call(&task, &record, &task.prompt_path())?,
+            Some(call) => {
+                format!("{} < {}", call.shell_line(), task.attempt(1).stdin_path().display())
+            }
+        });
+        return Ok(Exit::Ok);
+    }
+
+    project.prepare()?;
+    {
+        let _lock = task.lock()?;
+        refuse_taken(&task)?;
+        files::make_private_directory(task.ipc().directory())?;
+        if args.plan.is_some() {
+            files::publish(&task.plan_path(), plan.as_bytes())?;
+        }
+        let prompt = prompt::first(&task, &record, choice.prompt.as_deref(), &helper, &plan);
+        files::publish(&task.prompt_path(), prompt.as_bytes())?;
+        crash::point("spawn", "prepared");
+        if !task.claim(&record)? {
+            return refuse_taken(&task).map(|()| Exit::CannotCreate);
+        }
+    }
+    crash::point("spawn", "claimed");
+    launch(&task, &record)
+}
+
+/// Starts a worker for what is left.
+fn resume(task: &Task) -> Result<Exit> {
+    let view = task.view()?;
+    let id = task.id();
+    if view.record.route == Route::Cli
+        && view.processes.iter().any(|process| process.life() != Life::Dead)
+    {
+        return Err(Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
+            .next("answer or note what it should know, or wait until it ends")
+            .into());
+    }
+    if view.plan.complete() {
+        return Err(Refusal::new(Exit::Data, format!("'{id}' has nothing left to do"))
+            .next("dispatch what is to be done now as a new task")
+            .into());
+    }
+    if view.record.stop {
+        task.change_record(|record| record.stop = false)?;
+    }
+    launch(task, &view.record)
+}
+
+fn launch(task: &Task, record: &Record) -> Result<Exit> {
+    match record.route {
+        Route::Cli => {
+            supervise::start(task)?;
+            say(format!(
+                "{} started with {}. Tell the user and stop; news wakes you.",
+                task.id(),
+                record.name
+            ));
+        }
+        Route::Agent => {
+            let attempt = supervise::prepare(task, record)?;
+            // An agent lives and dies with the host process.
+            if let Some(host) = calling_host() {
+                attempt.set_identity(&host)?;
+            }
+            let prompt =
+                if attempt.number == 1 { task.prompt_path() } else { attempt.stdin_path() };
+            say(format!(
+                "{}: make this Agent call now: {}",
+                task.id(),
+                agent_call(task, record, &prompt)?
+            ));
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+/// The call of the host's Agent tool that starts the worker, as JSON in one line.
+fn agent_call(task: &Task, record: &Record, prompt: &Path) -> Result<String> {
+    let mut call = json!({
+        "description": format!("dispatch {}", task.id()),
+        "subagent_type": "general-purpose",
+        "run_in_background": true,
+        "prompt": format!("Read {} and do what it says, to its end.", prompt.display()),
+    });
+    if let Some(tier) = record.model.as_deref().and_then(claude::tier) {
+        call["model"] = tier.into();
+    }
+    serde_json::to_string(&call).context("cannot write the call")
+}
+
+/// The config decides, then the host: Claude Code has agents of its own for Claude's models.
+fn route(choice: &Choice) -> Route {
+    let inside_claude =
+        calling_host().is_some() && choice.backend == "claude" && is_known("claude");
+    choice.settings.route.unwrap_or(if inside_claude { Route::Agent } else { Route::Cli })
+}
+
+fn read_plan(given: Option<&str>, task: &Task) -> Result<String> {
+    let path = match given {
+        Some("-") => return text("-"),
+        Some(file) => PathBuf::from(file),
+        None => task.plan_path(),
+    };
+    files::read(&path)?.ok_or_else(|| {
+        Refusal::new(Exit::Data, format!("there is no plan for '{}'", task.id()))
+            .place(format!("{} does not exist", path.display()))
+            .next("write it there, or give it with --plan - and a heredoc")
+            .into()
+    })
+}
+
+fn refuse_taken(task: &Task) -> Result<()> {
+    if !task.was_dispatched() {
+        return Ok(());
+    }
+    let id = task.id();
+    let state = task.view().map_or_else(|_| "there".into(), |view| view.state.to_string());
+    let free = (2..)
+        .map(|n| format!("{id}-{n}"))
+        .find(|other| !task.directory().with_file_name(other).exists());
+    Err(Refusal::new(Exit::CannotCreate, format!("the task id '{id}' is taken"))
+        .place(format!("{} is {state}", task.directory().display()))
+        .next(format!(
+            "use '{}', or {id} --resume for what is left of it",
+            free.unwrap_or_default()
+        ))
+        .into())
+}

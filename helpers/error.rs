@@ -1,0 +1,58 @@
+//! Errors as a person reads them: what went wrong, where, and what to do next.
+//!
+//! Anything may fail with an [`anyhow::Error`]; a [`Refusal`] in its chain decides the exit code
+//! and the lines that are printed.
+
+use std::fmt;
+
+use crate::exit::Exit;
+
+/// A failure that knows its exit code and its remedy. Prints as at most three lines.
+#[derive(Debug)]
+pub struct Refusal {
+    exit: Exit,
+    what: String,
+    place: Option<String>,
+    next: Option<String>,
+}
+
+impl Refusal {
+    /// A failure described by one line without a full stop.
+    pub fn new(exit: Exit, what: impl Into<String>) -> Self {
+        Self { exit, what: what.into(), place: None, next: None }
+    }
+
+    /// Where it is wrong: a path, a line and a caret, or the cause in other words.
+    #[must_use]
+    pub fn place(mut self, place: impl Into<String>) -> Self {
+        self.place = Some(place.into());
+        self
+    }
+
+    /// What to do next: a command where there is one.
+    #[must_use]
+    pub fn next(mut self, next: impl Into<String>) -> Self {
+        self.next = Some(next.into());
+        self
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        if let Some(place) = &self.place {
+            write!(f, "\n  {place}")?;
+        }
+        if let Some(next) = &self.next {
+            write!(f, "\n  next: {next}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// The exit code of an error: that of the [`Refusal`] in its chain, else [`Exit::Failed`].
+pub fn exit_of(error: &anyhow::Error) -> Exit {
+    error.downcast_ref::<Refusal>().map_or(Exit::Failed, |refusal| refusal.exit)
+}

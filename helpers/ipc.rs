@@ -1,0 +1,184 @@
+//! Questions and answers as files: `NNN.question`, `NNN.answer`, `NNN.done`, and `.done` when all
+//! is finished. Only the worker starts an exchange. The names and their meaning are the
+//! original's, so that a worker that knows nothing but the files takes part.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files;
+
+/// The directory `ipc/` of a task.
+#[derive(Clone, Debug)]
+pub struct Ipc {
+    directory: PathBuf,
+}
+
+/// A question of the worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Its number; they count from 1.
+    pub number: u32,
+    /// Its number as the file's name spells it, at least three digits.
+    pub name: String,
+    /// Whether the answer is there.
+    pub answered: bool,
+    /// Whether the worker said that it has read the answer.
+    pub received: bool,
+}
+
+impl Ipc {
+    /// The exchange in that directory, which need not exist yet.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// All questions, by number.
+    pub fn questions(&self) -> Result<Vec<Question>> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => {
+                return Err(error).context(format!("cannot read {}", self.directory.display()));
+            }
+        };
+        let names: Vec<String> =
+            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        let has = |name: &str, kind: &str| {
+            names.iter().any(|n| n.strip_suffix(kind).is_some_and(|n| n == name))
+        };
+        let mut questions: Vec<Question> = names
+            .iter()
+            .filter_map(|name| {
+                let name = name.strip_suffix(".question")?;
+                let digits = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
+                Some(Question {
+                    number: digits.then(|| name.parse().ok())??,
+                    name: name.into(),
+                    answered: has(name, ".answer"),
+                    received: has(name, ".done"),
+                })
+            })
+            .collect();
+        questions.sort_by_key(|question| question.number);
+        Ok(questions)
+    }
+
+    /// The oldest question without an answer that the worker did not give up on.
+    pub fn open_question(&self) -> Result<Option<Question>> {
+        Ok(self.questions()?.into_iter().find(|q| !q.answered && !q.received))
+    }
+
+    /// Publishes a question under the next free number and returns that as the file spells it.
+    pub fn ask(&self, text: &str) -> Result<String> {
+        files::make_private_directory(&self.directory)?;
+        loop {
+            let next = self.questions()?.last().map_or(1, |question| question.number + 1);
+            let name = format!("{next:03}");
+            if files::publish_new(&self.file(&name, "question"), with_newline(text).as_bytes())? {
+                return Ok(name);
+            }
+        }
+    }
+
+    /// The text of a question.
+    pub fn question(&self, name: &str) -> Result<Option<String>> {
+        files::read(&self.file(name, "question"))
+    }
+
+    /// The text of the answer, if it is there.
+    pub fn answer(&self, name: &str) -> Result<Option<String>> {
+        files::read(&self.file(name, "answer"))
+    }
+
+    /// Publishes the answer to a question.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if there is no such question, it has an answer, or the answer is empty.
+    pub fn post_answer(&self, name: &str, text: &str) -> Result<()> {
+        if text.trim().is_empty() {
+            return Err(Refusal::new(Exit::Data, "the answer is empty").into());
+        }
+        if self.question(name)?.is_none() {
+            return Err(Refusal::new(Exit::Data, format!("there is no question {name}")).into());
+        }
+        if !files::publish_new(&self.file(name, "answer"), with_newline(text).as_bytes())? {
+            return Err(Refusal::new(Exit::Data, format!("question {name} has an answer already"))
+                .place(self.file(name, "answer").display().to_string())
+                .into());
+        }
+        Ok(())
+    }
+
+    /// Says that the worker has read the answer.
+    pub fn receive(&self, name: &str) -> Result<()> {
+        files::publish_new(&self.file(name, "done"), b"").map(drop)
+    }
+
+    /// Says that the whole task is finished; the summary becomes the marker's text.
+    pub fn finish(&self, summary: &str) -> Result<()> {
+        files::make_private_directory(&self.directory)?;
+        files::publish(&self.directory.join(".done"), with_newline(summary).as_bytes())
+    }
+
+    /// The summary in the finish marker (empty for a worker that only touched it), or `None` if
+    /// the task is not finished.
+    pub fn finished(&self) -> Result<Option<String>> {
+        Ok(files::read(&self.directory.join(".done"))?.map(|text| text.trim().into()))
+    }
+
+    fn file(&self, name: &str, kind: &str) -> PathBuf {
+        self.directory.join(format!("{name}.{kind}"))
+    }
+}
+
+fn with_newline(text: &str) -> String {
+    let text = text.trim_end();
+    if text.is_empty() { String::new() } else { format!("{text}\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_gets_the_next_number_also_beyond_999() {
+        let home = tempfile::tempdir().expect("a directory");
+        let ipc = Ipc::new(home.path().into());
+        assert_eq!(ipc.ask("a?").expect("asked"), "001");
+        fs::write(home.path().join("999.question"), "old").expect("written");
+        assert_eq!(ipc.ask("b?").expect("asked"), "1000");
+        assert_eq!(ipc.questions().expect("read").last().map(|q| q.number), Some(1000));
+    }
+
+    #[test]
+    fn a_question_is_open_until_it_has_an_answer() {
+        let home = tempfile::tempdir().expect("a directory");
+        let ipc = Ipc::new(home.path().into());
+        let name = ipc.ask("which?").expect("asked");
+        assert_eq!(ipc.open_question().expect("read").map(|q| q.name), Some(name.clone()));
+        ipc.post_answer(&name, "this").expect("answered");
+        assert_eq!(ipc.open_question().expect("read"), None);
+        assert_eq!(ipc.answer(&name).expect("read").as_deref(), Some("this\n"));
+        assert!(ipc.post_answer(&name, "that").is_err(), "an answer is given once");
+        assert!(ipc.post_answer("002", "that").is_err(), "there is no such question");
+    }
+
+    #[test]
+    fn other_files_in_the_directory_are_not_questions() {
+        let home = tempfile::tempdir().expect("a directory");
+        for name in ["001.question.tmp", ".question", "x.question", ".001.question.7.abc.tmp"] {
+            fs::write(home.path().join(name), "no").expect("written");
+        }
+        assert!(Ipc::new(home.path().into()).questions().expect("read").is_empty());
+    }
+}

@@ -1,0 +1,106 @@
+//! What was told: one line an event and step, appended to a task's `news` file.
+//!
+//! Delivered is written before the news is printed, so that a crash between the two delays news
+//! and never tells it twice as new. The file is not synced: a line that a power failure takes away
+//! lets news be told again.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+
+use anyhow::{Context, Result};
+
+use super::Event;
+use crate::crash;
+use crate::files;
+use crate::process::Identity;
+use crate::task::{Task, now};
+
+/// How far an event has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Nobody was told.
+    #[default]
+    New,
+    /// It was printed for a host, which may not have seen it.
+    Delivered,
+    /// The host has it.
+    Acknowledged,
+}
+
+/// The ledger of one task, locked for as long as it is open.
+#[derive(Debug)]
+pub struct Ledger {
+    file: File,
+    standings: BTreeMap<String, Standing>,
+}
+
+impl Ledger {
+    /// Opens a task's ledger, alone.
+    pub fn open(task: &Task) -> Result<Self> {
+        let path = task.news_path();
+        let mut file = files::open_append(&path)?;
+        let failed = || format!("cannot read {}", path.display());
+        file.lock().with_context(failed)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).with_context(failed)?;
+        Ok(Self { file, standings: parse(&text) })
+    }
+
+    /// How far an event has come.
+    pub fn standing(&self, event: &Event) -> Standing {
+        self.standings.get(&event.id).copied().unwrap_or_default()
+    }
+
+    /// Writes that an event is about to be printed for `host`.
+    pub fn deliver(&mut self, event: &Event, host: Option<&Identity>) -> Result<()> {
+        let host = host.map_or_else(|| "-".into(), Identity::to_string);
+        self.write(
+            &event.id,
+            Standing::Delivered,
+            &format!("delivered {} {} {host}", event.id, event.key),
+        )
+    }
+
+    /// Writes that the host has an event.
+    pub fn acknowledge(&mut self, id: &str) -> Result<()> {
+        if self.standings.get(id) == Some(&Standing::Acknowledged) {
+            return Ok(());
+        }
+        self.write(id, Standing::Acknowledged, &format!("acknowledged {id}"))
+    }
+
+    fn write(&mut self, id: &str, standing: Standing, what: &str) -> Result<()> {
+        // One write, so that a crash leaves a whole line or none.
+        let line = format!("{} {what}\n", now());
+        self.file.write_all(line.as_bytes()).context("cannot write the ledger of news")?;
+        self.standings.insert(id.into(), standing);
+        crash::point(
+            "news",
+            if standing == Standing::Delivered { "delivered" } else { "acknowledged" },
+        );
+        Ok(())
+    }
+}
+
+/// The standings of a task's events without the lock, to see whether there is anything to write.
+pub fn read(task: &Task) -> Result<BTreeMap<String, Standing>> {
+    Ok(parse(&files::read(&task.news_path())?.unwrap_or_default()))
+}
+
+fn parse(text: &str) -> BTreeMap<String, Standing> {
+    let mut standings = BTreeMap::new();
+    for line in text.lines() {
+        let mut words = line.split(' ').skip(1);
+        let standing = match words.next() {
+            Some("delivered") => Standing::Delivered,
+            Some("acknowledged") => Standing::Acknowledged,
+            _ => continue,
+        };
+        if let Some(id) = words.next() {
+            let best: &mut Standing = standings.entry(id.to_string()).or_default();
+            *best = standing.max(*best);
+        }
+    }
+    standings
+}

@@ -1,0 +1,198 @@
+//! News: what a worker's files and end mean for the host, told once.
+//!
+//! An event is derived from the files, so it cannot be lost; the [`ledger`] only remembers which
+//! events were delivered and which of those the host has certainly seen.
+
+pub mod ledger;
+pub mod wait;
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::config::Route;
+use crate::plan::Marker;
+use crate::task::{State, View};
+use crate::worker::{launcher, shell_word};
+
+/// The longest quotation of a worker in one line of news, in characters.
+const LONGEST_QUOTE: usize = 600;
+
+/// One thing that the host should hear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// A short name for it, the same whoever derives it: `#` and eight hexadecimal digits.
+    pub id: String,
+    /// What it is, within its task: `question/001`, `tell/002`, `end/1/done`.
+    pub key: String,
+    /// The news in one line, without the id.
+    pub line: String,
+    /// What the host should do now.
+    pub next: String,
+}
+
+impl Event {
+    fn new(view: &View, key: String, line: String, next: String) -> Self {
+        Self { id: short_id(&view.record.nonce, &key), key, line, next }
+    }
+
+    /// Whether it says that the worker's part is over.
+    pub fn is_end(&self) -> bool {
+        self.key.starts_with("end/")
+    }
+}
+
+/// All events of a task as it is now, oldest kind first: what the worker said, what it asks, how
+/// it ended.
+pub fn events(view: &View) -> Result<Vec<Event>> {
+    let mut events = Vec::new();
+    let id = view.task.id();
+    for (name, text) in view.task.tells()? {
+        let line = format!("{id} says: {}", quoted(&text));
+        events.push(Event::new(view, format!("tell/{name}"), line, "tell the user".into()));
+    }
+    for (question, text) in &view.questions {
+        let line = format!("{id} asks ({}): {}", question.name, quoted(text));
+        let monitor = launcher("dispatch-monitor")?;
+        let next = format!(
+            "ask the user, then run: {} --answer {id}/{} - <<'EOF' (the answer, then EOF)",
+            shell_word(&monitor.display().to_string()),
+            question.name,
+        );
+        events.push(Event::new(view, format!("question/{}", question.name), line, next));
+    }
+    if view.state.ended() {
+        events.push(end(view)?);
+    }
+    Ok(events)
+}
+
+/// The key of the event that an attempt's end in that state is.
+fn end_key(view: &View, state: State) -> String {
+    format!("end/{}/{state}", view.attempt.as_ref().map_or(0, |attempt| attempt.number))
+}
+
+fn end(view: &View) -> Result<Event> {
+    let id = view.task.id();
+    let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
+    let age = short_duration(view.age());
+    let because = view.because();
+    let because =
+        if because.is_empty() { String::new() } else { format!(": {}", quoted(&because)) };
+    let spawn = shell_word(&launcher("dispatch-spawn")?.display().to_string());
+    let (line, next) = match view.state {
+        State::Done => {
+            let summary = view.summary.as_deref().filter(|summary| !summary.is_empty());
+            let summary =
+                summary.map_or_else(String::new, |summary| format!(": {}", quoted(summary)));
+            let report = view.task.report_path();
+            let report = if report.is_file() {
+                format!(" Report: {}", report.display())
+            } else {
+                String::new()
+            };
+            (format!("{id} done ({items}, {age}){summary}{report}"), "tell the user".into())
+        }
+        State::Blocked => (
+            format!("{id} blocked ({items}){because}"),
+            format!("ask the user; with the answer as a note, {spawn} {id} --resume goes on"),
+        ),
+        State::Incomplete => {
+            let left = view.plan.first(Marker::Open).map_or_else(String::new, |(number, item)| {
+                format!("; next is item {number}: {}", quoted(&item.text))
+            });
+            (
+                format!("{id} incomplete ({items}, {age}){because}{left}"),
+                format!("tell the user what is left and ask; {spawn} {id} --resume does the rest"),
+            )
+        }
+        state => (
+            format!("{id} {state} ({items}, {age}){because}"),
+            format!("tell the user and ask; {spawn} {id} --resume tries again"),
+        ),
+    };
+    Ok(Event::new(view, end_key(view, view.state), line, next))
+}
+
+/// The id of the event that a worker's `finish` becomes, which an agent repeats in its last
+/// message so that the host is known to have heard it.
+pub fn finish_id(view: &View) -> String {
+    short_id(&view.record.nonce, &end_key(view, State::Done))
+}
+
+/// Whether the host program tells this itself: it reports the end of its own agents.
+pub fn told_by_host_program(view: &View, event: &Event) -> bool {
+    view.record.route == Route::Agent && event.is_end() && !view.processes.is_empty()
+}
+
+/// FNV-1a, because the id must be the same in every version of the helpers.
+fn short_id(nonce: &str, key: &str) -> String {
+    let hash = format!("{nonce}/{key}").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("#{:08x}", (hash >> 32) as u32)
+}
+
+/// A worker's words in one line and in quotation marks, cut where they are long.
+pub fn quoted(text: &str) -> String {
+    let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
+    let clean: Vec<char> = lines.join(" ⏎ ").chars().filter(|c| !c.is_control()).collect();
+    let short: String = clean.iter().take(LONGEST_QUOTE).collect();
+    let more = if clean.len() > LONGEST_QUOTE { "…" } else { "" };
+    format!("\"{short}{more}\"")
+}
+
+/// A duration in its largest unit: `12s`, `3m`, `2h`, `4d`.
+pub fn short_duration(duration: std::time::Duration) -> String {
+    match duration.as_secs() {
+        s @ 0..60 => format!("{s}s"),
+        s @ 60..3600 => format!("{}m", s / 60),
+        s @ 3600..86400 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86400),
+    }
+}
+
+/// The ids of all events in a text.
+pub fn ids_in(text: &str) -> Vec<&str> {
+    let is_id = |id: &&str| id.len() == 9 && id[1..].bytes().all(|b| b.is_ascii_hexdigit());
+    text.match_indices('#').filter_map(|(at, _)| text.get(at..at + 9)).filter(is_id).collect()
+}
+
+/// The ids of all events that the host's model was shown, by the end of its transcript.
+pub fn ids_in_transcript(path: &Path) -> Result<Vec<String>> {
+    use std::io::{Read, Seek, SeekFrom};
+    /// How much of the transcript's end is looked at. A wake stands near it.
+    const TAIL: u64 = 1 << 20;
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let mut tail = Vec::new();
+    file.read_to_end(&mut tail)?;
+    let tail = String::from_utf8_lossy(&tail);
+    // A wake in the middle of a turn is first queued, which says nothing, and then attached.
+    let seen = |line: &&str| {
+        line.contains("\"type\":\"user\"") || line.contains("\"type\":\"queued_command\"")
+    };
+    Ok(tail.lines().filter(seen).flat_map(ids_in).map(str::to_string).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_short_and_never_changes() {
+        assert_eq!(short_id("00000000deadbeef", "question/001"), "#bb8c8873");
+    }
+
+    #[test]
+    fn ids_are_found_in_any_text() {
+        assert_eq!(ids_in("a #1a2b3c4d, ##deadbeef #zz #123 é#"), ["#1a2b3c4d", "#deadbeef"]);
+    }
+
+    #[test]
+    fn many_lines_become_one_and_long_ones_are_cut() {
+        assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎ b[1m ⏎ c\"");
+        assert_eq!(quoted(&"ä".repeat(601)).chars().count(), LONGEST_QUOTE + 3);
+    }
+}

@@ -1,0 +1,212 @@
+//! Which directory a task belongs to, and how it is named.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Result};
+use walkdir::WalkDir;
+
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files;
+use crate::task::Task;
+
+/// Names a worker's task directory in the worker's environment, and so marks a worker's processes.
+pub const TASK_DIR: &str = "DISPATCH_TASK_DIR";
+
+/// A task's name: lower-case words and numbers joined by single hyphens, at most 40 characters.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TaskId(String);
+
+impl FromStr for TaskId {
+    type Err = Refusal;
+
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        let word = |word: &str| {
+            !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        };
+        if text.len() <= 40 && text.split('-').all(word) {
+            return Ok(Self(text.into()));
+        }
+        Err(Refusal::new(Exit::Usage, format!("{text:?} cannot be a task id"))
+            .place("an id is lower-case words joined by '-', at most 40 characters")
+            .next(format!("use an id like '{}'", suggestion(text))))
+    }
+}
+
+/// The nearest thing to `text` that may be a task id.
+fn suggestion(text: &str) -> String {
+    let lower = text.to_ascii_lowercase();
+    let words: Vec<_> =
+        lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let mut id = words.join("-");
+    id.truncate(40);
+    let id = id.trim_end_matches('-');
+    if id.is_empty() { "fix-login-bug".into() } else { id.into() }
+}
+
+impl TaskId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// A directory whose `.dispatch/` holds tasks.
+#[derive(Clone, Debug)]
+pub struct Project {
+    root: PathBuf,
+}
+
+impl Project {
+    /// The project that `start` belongs to: that of the worker's task directory, else the main
+    /// worktree of git's repository, else the nearest directory below the home directory with
+    /// `.dispatch/tasks`, else `start` itself.
+    pub fn find(start: &Path) -> Result<Self> {
+        if let Some(task) = std::env::var_os(TASK_DIR) {
+            let task = Path::new(&task);
+            let root = task.ancestors().nth(3).context("the task directory has no project")?;
+            return Ok(Self { root: root.into() });
+        }
+        let start = std::path::absolute(start)
+            .with_context(|| format!("no such directory: {}", start.display()))?;
+        let home = std::env::home_dir();
+        let holds_tasks = |directory: &&Path| directory.join(".dispatch/tasks").is_dir();
+        let below_home = |directory: &&Path| home.as_deref() != Some(*directory);
+        let root = main_worktree(&start)
+            .or_else(|| {
+                let nearest = start.ancestors().take_while(below_home).find(holds_tasks);
+                nearest.map(Path::to_path_buf)
+            })
+            .unwrap_or(start);
+        Ok(Self { root })
+    }
+
+    /// The project's directory, absolute.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory with one directory for each task.
+    pub fn tasks_dir(&self) -> PathBuf {
+        self.root.join(".dispatch/tasks")
+    }
+
+    /// The directory with the locks of the hosts that wait here.
+    pub fn hosts_dir(&self) -> PathBuf {
+        self.root.join(".dispatch/hosts")
+    }
+
+    /// The task of that name, which need not exist.
+    pub fn task(&self, id: &TaskId) -> Task {
+        Task::new(self.tasks_dir().join(id.as_str()), id.clone())
+    }
+
+    /// All tasks that were dispatched here, by name. What is not a task's directory is passed over.
+    pub fn tasks(&self) -> Vec<Task> {
+        WalkDir::new(self.tasks_dir())
+            .min_depth(1)
+            .max_depth(1)
+            .sort_by_file_name()
+            .into_iter()
+            .filter_map(|entry| {
+                let entry = entry.ok().filter(|entry| entry.file_type().is_dir())?;
+                let id: TaskId = entry.file_name().to_str()?.parse().ok()?;
+                Some(Task::new(entry.into_path(), id)).filter(Task::was_dispatched)
+            })
+            .collect()
+    }
+
+    /// The task of that name.
+    ///
+    /// # Errors
+    /// [`Exit::Data`], naming those that there are, if it was never dispatched.
+    pub fn existing_task(&self, id: &TaskId) -> Result<Task> {
+        let task = self.task(id);
+        if task.was_dispatched() {
+            return Ok(task);
+        }
+        let tasks = self.tasks();
+        let names: Vec<_> = tasks.iter().take(8).map(|task| task.id().as_str()).collect();
+        let place = if names.is_empty() { "none yet".into() } else { names.join(", ") };
+        Err(Refusal::new(Exit::Data, format!("there is no task '{id}'"))
+            .place(format!("tasks in {}: {place}", self.root.display()))
+            .into())
+    }
+
+    /// Makes `.dispatch/` and keeps it out of git, so that neither `git add` nor a worker's
+    /// `git clean` touches it.
+    pub fn prepare(&self) -> Result<()> {
+        files::make_private_directory(&self.tasks_dir())?;
+        let Some(common) = common_directory(&self.root) else { return Ok(()) };
+        let path = common.join("info/exclude");
+        let text = files::read(&path)?.unwrap_or_default();
+        if text
+            .lines()
+            .any(|line| matches!(line.trim(), ".dispatch/" | ".dispatch" | "/.dispatch/"))
+        {
+            return Ok(());
+        }
+        files::make_private_directory(&common.join("info"))?;
+        let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+        files::publish(&path, format!("{text}{gap}.dispatch/\n").as_bytes())
+    }
+}
+
+/// The main worktree of the repository around `start`; `None` outside git and for a bare one.
+/// Reads git's files itself, because a helper's start must not cost a git process.
+fn main_worktree(start: &Path) -> Option<PathBuf> {
+    let top = start.ancestors().find(|directory| directory.join(".git").exists())?;
+    let common = common_directory(top)?;
+    if top.join(".git").is_file() && common.file_name() == Some(OsStr::new(".git")) {
+        return common.parent().map(Path::to_path_buf);
+    }
+    Some(top.into())
+}
+
+/// Git's common directory of the worktree at `top` (gitrepository-layout(5)).
+fn common_directory(top: &Path) -> Option<PathBuf> {
+    let dot_git = top.join(".git");
+    if dot_git.is_dir() {
+        return Some(dot_git);
+    }
+    let text = files::read(&dot_git).ok()??;
+    let git_dir = top.join(text.strip_prefix("gitdir:")?.trim());
+    let common = match files::read(&git_dir.join("commondir")).ok()? {
+        Some(relative) => git_dir.join(relative.trim()),
+        None => git_dir,
+    };
+    common.canonicalize().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_words_joined_by_hyphens() {
+        for good in ["a", "fix-login-bug", "pr-128", "0", &"a".repeat(40)] {
+            assert!(good.parse::<TaskId>().is_ok(), "{good}");
+        }
+        let bad = ["", "-a", "a-", "a--b", "A", "../x", "a/b", "a b", "ä", ".", &"a".repeat(41)];
+        for bad in bad {
+            assert!(bad.parse::<TaskId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bad_id_is_answered_with_a_good_one() {
+        for (bad, good) in [("../x", "x"), ("Fix Login!", "fix-login"), ("/", "fix-login-bug")] {
+            assert_eq!(suggestion(bad), good);
+            assert!(suggestion(bad).parse::<TaskId>().is_ok());
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! One task: its directory, what was decided about it, and its attempts.
+
+pub mod prompt;
+pub mod state;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Access, Route};
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files::{self, Lock};
+use crate::ipc::Ipc;
+use crate::plan::Plan;
+use crate::process::{Identity, Life};
+use crate::project::{Project, TaskId};
+
+pub use state::{Reason, State, View};
+
+/// How long a helper waits for the plan's lock, which is held for milliseconds only.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+
+/// The format of task.yaml that this version writes.
+const FORMAT: u32 = 1;
+
+/// The directory of one task.
+#[derive(Clone, Debug)]
+pub struct Task {
+    directory: PathBuf,
+    id: TaskId,
+}
+
+/// What was decided when the task was dispatched: `task.yaml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// The format of this file.
+    pub format: u32,
+    /// Random; tells this task from an earlier one of the same name.
+    pub nonce: String,
+    /// The name that the person used: a model or an alias.
+    pub name: String,
+    /// The model's id, if the backend is told one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The backend in the config.
+    pub backend: String,
+    /// How the worker is started.
+    pub route: Route,
+    /// What the worker may do.
+    pub access: Access,
+    /// Where the worker works.
+    pub directory: PathBuf,
+    /// The host process that is told the news.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Identity>,
+    /// When it was dispatched, to show.
+    pub created: String,
+    /// Whether the person asked to stop it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stop: bool,
+}
+
+/// How an attempt ended, as its supervisor saw it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// The exit code, if the worker exited by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// The signal that ended it, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Why it could not be started, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_started: Option<String>,
+    /// When it ended, to show.
+    pub at: String,
+    /// How many milliseconds it ran, on the monotonic clock.
+    pub milliseconds: u64,
+}
+
+/// One run of a worker: the directory `worker/<n>`.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// Its number; they count from 1.
+    pub number: u32,
+    directory: PathBuf,
+}
+
+impl Task {
+    pub(crate) fn new(directory: PathBuf, id: TaskId) -> Self {
+        Self { directory, id }
+    }
+
+    /// The task whose directory this is, as a worker knows it.
+    pub fn at(directory: &Path) -> Result<Self> {
+        let id = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let task = Self { directory: directory.into(), id: id.parse()? };
+        if !task.plan_path().is_file() {
+            return Err(Refusal::new(Exit::Data, "that is not a task's directory")
+                .place(format!("{} does not exist", task.plan_path().display()))
+                .next("give the directory that the prompt names with --task-dir")
+                .into());
+        }
+        Ok(task)
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &TaskId {
+        &self.id
+    }
+
+    /// Its directory, absolute.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// `plan.md`.
+    pub fn plan_path(&self) -> PathBuf {
+        self.directory.join("plan.md")
+    }
+
+    /// `prompt.md`: what the worker was told.
+    pub fn prompt_path(&self) -> PathBuf {
+        self.directory.join("prompt.md")
+    }
+
+    /// `output.md`: the worker's report.
+    pub fn report_path(&self) -> PathBuf {
+        self.directory.join("output.md")
+    }
+
+    /// `context.md`: what a worker that stopped leaves to the next one.
+    pub fn context_path(&self) -> PathBuf {
+        self.directory.join("context.md")
+    }
+
+    /// The run lock, which a supervisor holds for as long as it lives.
+    pub fn run_lock_path(&self) -> PathBuf {
+        self.directory.join("run.lock")
+    }
+
+    /// The ledger of its news.
+    pub fn news_path(&self) -> PathBuf {
+        self.directory.join("news")
+    }
+
+    /// Its questions and answers.
+    pub fn ipc(&self) -> Ipc {
+        Ipc::new(self.directory.join("ipc"))
+    }
+
+    /// The directory of messages that the worker sends without waiting (`tell`).
+    pub fn tells_dir(&self) -> PathBuf {
+        self.directory.join("tells")
+    }
+
+    fn notes_dir(&self) -> PathBuf {
+        self.directory.join("notes")
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.directory.join("task.yaml")
+    }
+
+    /// Whether a worker was ever asked for: there is a task.yaml.
+    pub fn was_dispatched(&self) -> bool {
+        self.record_path().is_file()
+    }
+
+    /// What was decided about it; `None` before it is dispatched.
+    pub fn record(&self) -> Result<Option<Record>> {
+        let path = self.record_path();
+        let Some(text) = files::read(&path)? else { return Ok(None) };
+        let record: Record = serde_yaml::from_str(&text).map_err(|error| {
+            Refusal::new(Exit::Data, format!("task '{}' has a broken record", self.id))
+                .place(format!("{}: {error}", path.display()))
+                .next("restore the file, or dispatch the plan again under another id")
+        })?;
+        if record.format > FORMAT {
+            return Err(Refusal::new(Exit::Data, "that task was made by a newer dispatch")
+                .place(format!("{}: format {}", path.display(), record.format))
+                .next("install this version's helpers anew: sh install.sh")
+                .into());
+        }
+        Ok(Some(record))
+    }
+
+    /// Claims the name for this record; `false` if it is taken.
+    pub fn claim(&self, record: &Record) -> Result<bool> {
+        files::publish_new(&self.record_path(), serde_yaml::to_string(record)?.as_bytes())
+    }
+
+    /// Changes the record under the task's lock.
+    pub fn change_record(&self, change: impl FnOnce(&mut Record)) -> Result<()> {
+        let _lock = self.lock()?;
+        let mut record = self.record()?.context("the task has no record")?;
+        change(&mut record);
+        files::publish(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
+    }
+
+    /// Takes the lock under which helpers change the plan and the record.
+    pub fn lock(&self) -> Result<Lock> {
+        files::make_private_directory(&self.directory)?;
+        Lock::take(&self.directory.join("lock"), LOCK_LIMIT)
+    }
+
+    /// Reads the plan; a missing one is an empty one.
+    pub fn plan(&self) -> Result<Plan> {
+        Ok(Plan::parse(&files::read(&self.plan_path())?.unwrap_or_default()))
+    }
+
+    /// Changes the plan under the lock. A worker's own editor does not know the lock, so a plan
+    /// with fewer items than the last attempt began with is read again, in case it is half
+    /// written, and refused if it stays so.
+    pub fn edit_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
+        let _lock = self.lock()?;
+        let before = self.plan_at_start()?.map_or(0, |plan| plan.items().len());
+        let mut plan = self.plan()?;
+        for _ in 0..50 {
+            if plan.items().len() >= before {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            plan = self.plan()?;
+        }
+        if plan.items().len() < before {
+            let now = plan.items().len();
+            return Err(Refusal::new(
+                Exit::Data,
+                format!("the plan lost items: {now} of {before}"),
+            )
+            .place(self.plan_path().display().to_string())
+            .next("put the missing lines back; worker/<n>/plan.md beside it has them")
+            .into());
+        }
+        change(&mut plan)?;
+        files::publish(&self.plan_path(), plan.to_string().as_bytes())?;
+        Ok(plan)
+    }
+
+    /// The plan as the last attempt found it.
+    pub fn plan_at_start(&self) -> Result<Option<Plan>> {
+        let Some(attempt) = self.last_attempt() else { return Ok(None) };
+        Ok(files::read(&attempt.plan_path())?.map(|text| Plan::parse(&text)))
+    }
+
+    /// Keeps a note to the worker as a file and appends it to the plan.
+    pub fn add_note(&self, text: &str) -> Result<()> {
+        publish_numbered(&self.notes_dir(), text)?;
+        self.edit_plan(|plan| {
+            plan.append_note(text);
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    /// The notes to the worker, oldest first.
+    pub fn notes(&self) -> Result<Vec<(String, String)>> {
+        read_numbered(&self.notes_dir())
+    }
+
+    /// Sends a message to the dispatcher without waiting for anything.
+    pub fn tell(&self, text: &str) -> Result<String> {
+        publish_numbered(&self.tells_dir(), text)
+    }
+
+    /// The messages that were sent, oldest first.
+    pub fn tells(&self) -> Result<Vec<(String, String)>> {
+        read_numbered(&self.tells_dir())
+    }
+
+    /// The attempt of that number, which need not exist.
+    pub fn attempt(&self, number: u32) -> Attempt {
+        Attempt { number, directory: self.directory.join("worker").join(number.to_string()) }
+    }
+
+    /// The last attempt, if there was one.
+    pub fn last_attempt(&self) -> Option<Attempt> {
+        let entries = std::fs::read_dir(self.directory.join("worker")).ok()?;
+        let number = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+            .max()?;
+        Some(self.attempt(number))
+    }
+
+    /// Makes the next attempt's directory, with the plan as it is now.
+    pub fn new_attempt(&self) -> Result<Attempt> {
+        let next = self.last_attempt().map_or(1, |attempt| attempt.number + 1);
+        let attempt = self.attempt(next);
+        files::make_private_directory(&attempt.directory)?;
+        let plan = files::read(&self.plan_path())?.unwrap_or_default();
+        files::publish(&attempt.plan_path(), plan.as_bytes())?;
+        Ok(attempt)
+    }
+
+    /// Everything about the task as it is now.
+    pub fn view(&self) -> Result<View> {
+        View::load(self)
+    }
+}
+
+impl Attempt {
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What the worker reads on its standard input.
+    pub fn stdin_path(&self) -> PathBuf {
+        self.directory.join("stdin")
+    }
+
+    /// What the worker wrote to its standard output and error.
+    pub fn log_path(&self) -> PathBuf {
+        self.directory.join("output.log")
+    }
+
+    /// The plan as the attempt found it.
+    pub fn plan_path(&self) -> PathBuf {
+        self.directory.join("plan.md")
+    }
+
+    /// Records which process is the worker.
+    pub fn set_identity(&self, identity: &Identity) -> Result<()> {
+        let text = serde_yaml::to_string(identity)?;
+        files::publish(&self.directory.join("identity"), text.as_bytes())
+    }
+
+    /// Which process is the worker; `None` for an agent, or before it is started.
+    pub fn identity(&self) -> Result<Option<Identity>> {
+        read_yaml(&self.directory.join("identity"))
+    }
+
+    /// Records how it ended.
+    pub fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
+        let text = serde_yaml::to_string(exit)?;
+        files::publish(&self.directory.join("exit"), text.as_bytes())
+    }
+
+    /// How it ended; `None` while it runs, or if nobody was there to see it.
+    pub fn exit(&self) -> Result<Option<ExitRecord>> {
+        read_yaml(&self.directory.join("exit"))
+    }
+}
+
+fn read_yaml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Some(text) = files::read(path)? else { return Ok(None) };
+    serde_yaml::from_str(&text).map(Some).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn publish_numbered(directory: &Path, text: &str) -> Result<String> {
+    files::make_private_directory(directory)?;
+    loop {
+        let last = read_numbered(directory)?.last().and_then(|(name, _)| name.parse::<u32>().ok());
+        let name = format!("{:03}", last.unwrap_or(0) + 1);
+        if files::publish_new(&directory.join(&name), text.as_bytes())? {
+            return Ok(name);
+        }
+    }
+}
+
+fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(Vec::new()) };
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.retain(|name| name.parse::<u32>().is_ok());
+    names.sort_by_key(|name| name.parse::<u32>().unwrap_or_default());
+    let read = |name: String| {
+        let text = files::read(&directory.join(&name))?.unwrap_or_default();
+        Ok((name, text))
+    };
+    names.into_iter().map(read).collect()
+}
+
+/// The host process that this helper was called by, if it was called by a host and not by a
+/// worker.
+pub fn calling_host() -> Option<Identity> {
+    if std::env::var_os(crate::project::TASK_DIR).is_some() {
+        return None;
+    }
+    let pid = std::env::var("CLAUDE_PID").ok()?.parse().ok()?;
+    Identity::of(pid).ok().flatten()
+}
+
+/// Makes the calling host the owner of every task here whose own host is dead or never was, so
+/// that their news reaches somebody. Returns the adopted tasks.
+pub fn adopt(project: &Project, host: &Identity) -> Result<Vec<TaskId>> {
+    let mut adopted = Vec::new();
+    for task in project.tasks() {
+        let Some(record) = task.record().ok().flatten() else { continue };
+        let orphaned =
+            |record: &Record| record.owner.as_ref().is_none_or(|owner| owner.life() == Life::Dead);
+        if !orphaned(&record) {
+            continue;
+        }
+        task.change_record(|record| {
+            // Another host may have been faster.
+            if orphaned(record) {
+                record.owner = Some(host.clone());
+                adopted.push(task.id().clone());
+            }
+        })?;
+    }
+    Ok(adopted)
+}
+
+/// A random number as 16 hexadecimal digits.
+pub fn random_hex() -> Result<String> {
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
+        .context("cannot read /dev/urandom")?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}
+
+/// The wall clock, to show: `2026-11-21T10:02:15Z`.
+pub fn now() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}

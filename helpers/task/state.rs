@@ -1,0 +1,322 @@
+//! What is true of a task now, derived from its files and processes by one table.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+
+use super::{Attempt, ExitRecord, Record, Task};
+use crate::config::Route;
+use crate::files::Lock;
+use crate::ipc::Question;
+use crate::plan::{Item, Marker, Plan};
+use crate::process::{Identity, Life};
+
+/// The state of a task. Ordered by urgency for a person, most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// A running worker waits for an answer.
+    Asking,
+    /// The worker stopped because it needs an answer.
+    Blocked,
+    /// The worker stopped because of an error.
+    Failed,
+    /// The worker ended by itself and left items unticked.
+    Incomplete,
+    /// The person stopped it.
+    Stopped,
+    /// A worker is at it.
+    Running,
+    /// No worker was started yet.
+    Waiting,
+    /// Every item is ticked and the worker said that it is finished.
+    Done,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Asking => "asking",
+            Self::Blocked => "blocked",
+            Self::Failed => "failed",
+            Self::Incomplete => "incomplete",
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Done => "done",
+        })
+    }
+}
+
+impl State {
+    /// Whether the worker's part is over, so that the state is news.
+    pub fn ended(self) -> bool {
+        matches!(self, Self::Blocked | Self::Failed | Self::Incomplete | Self::Done)
+    }
+}
+
+/// Why a task is in its state, where that is not plain from the state.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// Nothing to add.
+    None,
+    /// The worker marked that item.
+    Item(usize),
+    /// The program could not be started.
+    NotStarted(String),
+    /// It ended with that exit code.
+    ExitCode(i32),
+    /// That signal ended it.
+    Signal(i32),
+    /// It is gone and nobody saw how it ended.
+    Lost,
+    /// It exited cleanly with all items ticked, without the finish marker.
+    MarkerMissing,
+    /// It said that it is finished and left items unticked.
+    MarkerTooEarly,
+}
+
+/// What the table looks at.
+#[derive(Clone, Debug, Default)]
+struct Facts {
+    attempted: bool,
+    alive: bool,
+    agent: bool,
+    stop: bool,
+    finished: bool,
+    complete: bool,
+    question: bool,
+    blocked: Option<usize>,
+    failed: Option<usize>,
+    exit: Option<ExitRecord>,
+}
+
+/// The table. The first row that fits decides.
+fn derive(facts: &Facts) -> (State, Reason) {
+    let exit = facts.exit.clone().unwrap_or_default();
+    // An agent's process is its host's, which lives on: it has stopped when its files say so.
+    let agent_stopped = facts.agent && facts.alive && !facts.question;
+    match facts {
+        Facts { attempted: false, .. } => (State::Waiting, Reason::None),
+        Facts { finished: true, complete: true, .. } => (State::Done, Reason::None),
+        Facts { alive: false, stop: true, .. } => (State::Stopped, Reason::None),
+        Facts { alive: true, question: true, .. } => (State::Asking, Reason::None),
+        Facts { failed: Some(item), .. } if agent_stopped => (State::Failed, Reason::Item(*item)),
+        Facts { blocked: Some(item), .. } if agent_stopped => (State::Blocked, Reason::Item(*item)),
+        Facts { finished: true, .. } if agent_stopped => {
+            (State::Incomplete, Reason::MarkerTooEarly)
+        }
+        Facts { alive: true, .. } => (State::Running, Reason::None),
+        _ if exit.not_started.is_some() => {
+            (State::Failed, Reason::NotStarted(exit.not_started.unwrap_or_default()))
+        }
+        Facts { failed: Some(item), .. } => (State::Failed, Reason::Item(*item)),
+        Facts { blocked: Some(item), .. } => (State::Blocked, Reason::Item(*item)),
+        Facts { question: true, .. } => (State::Blocked, Reason::None),
+        _ if exit.signal.is_some() => {
+            (State::Failed, Reason::Signal(exit.signal.unwrap_or_default()))
+        }
+        _ if exit.code.is_some_and(|code| code != 0) => {
+            (State::Failed, Reason::ExitCode(exit.code.unwrap_or_default()))
+        }
+        Facts { exit: None, .. } => (State::Failed, Reason::Lost),
+        Facts { finished: true, .. } => (State::Incomplete, Reason::MarkerTooEarly),
+        Facts { complete: true, .. } => (State::Done, Reason::MarkerMissing),
+        _ => (State::Incomplete, Reason::None),
+    }
+}
+
+/// A task as it is now.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The task.
+    pub task: Task,
+    /// What was decided about it.
+    pub record: Record,
+    /// The plan as it is now.
+    pub plan: Plan,
+    /// The last attempt, if there was one.
+    pub attempt: Option<Attempt>,
+    /// How the last attempt ended, if somebody saw it.
+    pub exit: Option<ExitRecord>,
+    /// The questions without an answer, oldest first, with their text.
+    pub questions: Vec<(Question, String)>,
+    /// The text of the finish marker, if it is there.
+    pub summary: Option<String>,
+    /// The state.
+    pub state: State,
+    /// The state's reason.
+    pub reason: Reason,
+    /// The processes whose death changes the state.
+    pub processes: Vec<Identity>,
+    plan_at_start: Option<Plan>,
+}
+
+impl View {
+    pub(super) fn load(task: &Task) -> Result<Self> {
+        let record = task.record()?.with_context(|| format!("'{}' has no record", task.id()))?;
+        let attempt = task.last_attempt();
+        let mut processes = Vec::new();
+        if let Some(attempt) = &attempt {
+            processes.extend(attempt.identity()?);
+        }
+        if record.route == Route::Cli {
+            processes.extend(Lock::holder(&task.run_lock_path())?);
+        }
+        // A process in another pid namespace cannot be judged; its supervisor's lock can.
+        let run_lock = task.run_lock_path();
+        let running = |process: &Identity| match process.life() {
+            Life::Alive => true,
+            Life::Dead => false,
+            Life::Unknown => Lock::is_held(&run_lock).unwrap_or(true),
+        };
+        processes.retain(running);
+        // In this order: what a worker writes before it ends is seen if its end is seen.
+        let exit = attempt.as_ref().map(Attempt::exit).transpose()?.flatten();
+        let ipc = task.ipc();
+        let mut questions = Vec::new();
+        for question in ipc.questions()?.into_iter().filter(|q| !q.answered && !q.received) {
+            if let Some(text) = ipc.question(&question.name)? {
+                questions.push((question, text));
+            }
+        }
+        let plan = task.plan()?;
+        let summary = ipc.finished()?;
+        let facts = Facts {
+            attempted: attempt.is_some(),
+            alive: exit.is_none() && !processes.is_empty(),
+            agent: record.route == Route::Agent,
+            stop: record.stop,
+            finished: summary.is_some(),
+            complete: plan.complete(),
+            question: !questions.is_empty(),
+            blocked: plan.first(Marker::Blocked).map(|(number, _)| number),
+            failed: plan.first(Marker::Failed).map(|(number, _)| number),
+            exit: exit.clone(),
+        };
+        let (state, reason) = derive(&facts);
+        let plan_at_start = task.plan_at_start()?;
+        let task = task.clone();
+        Ok(Self {
+            task,
+            record,
+            plan,
+            attempt,
+            exit,
+            questions,
+            summary,
+            state,
+            reason,
+            processes,
+            plan_at_start,
+        })
+    }
+
+    /// What the worker wrote about an item beside its marker.
+    pub fn explanation(&self, number: usize) -> String {
+        let index = number.saturating_sub(1);
+        let before = self.plan_at_start.as_ref().and_then(|plan| plan.items().get(index));
+        let before = before.map(|item| item.text.as_str());
+        self.plan.items().get(index).map_or_else(String::new, |item| item.explanation(before))
+    }
+
+    /// The item that the worker is at, with its number counted from 1.
+    pub fn current(&self) -> Option<(usize, &Item)> {
+        self.plan.current()
+    }
+
+    /// How long ago it was dispatched, or how long the last attempt ran if it has ended.
+    pub fn age(&self) -> Duration {
+        if let Some(exit) = &self.exit {
+            return Duration::from_millis(exit.milliseconds);
+        }
+        let created = humantime::parse_rfc3339(&self.record.created).unwrap_or(SystemTime::now());
+        SystemTime::now().duration_since(created).unwrap_or_default()
+    }
+
+    /// The reason in a person's words; empty if there is nothing to add.
+    pub fn because(&self) -> String {
+        match &self.reason {
+            Reason::None => String::new(),
+            Reason::Item(number) => format!("item {number}: {}", self.explanation(*number)),
+            Reason::NotStarted(why) => format!("could not start: {why}"),
+            Reason::ExitCode(code) => format!("exit code {code}{}", self.last_words()),
+            Reason::Signal(signal) => format!("ended by signal {signal}{}", self.last_words()),
+            Reason::Lost => "lost: the worker is gone and nobody saw it end".into(),
+            Reason::MarkerMissing => "finish marker missing".into(),
+            Reason::MarkerTooEarly => "said finished with items unticked".into(),
+        }
+    }
+
+    /// The last line of the worker's log, as `: …`.
+    fn last_words(&self) -> String {
+        let log = self.attempt.as_ref().and_then(|attempt| std::fs::read(attempt.log_path()).ok());
+        let log = String::from_utf8_lossy(&log.unwrap_or_default()).into_owned();
+        let last = log.lines().map(str::trim).rfind(|line| !line.is_empty());
+        last.map_or_else(String::new, |line| format!(": {line}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker that was started and has ended cleanly with items left.
+    fn ended() -> Facts {
+        let exit = ExitRecord { code: Some(0), ..ExitRecord::default() };
+        Facts { attempted: true, exit: Some(exit), ..Facts::default() }
+    }
+
+    fn alive() -> Facts {
+        Facts { attempted: true, alive: true, ..Facts::default() }
+    }
+
+    fn agent() -> Facts {
+        Facts { agent: true, ..alive() }
+    }
+
+    fn exit(change: impl FnOnce(&mut ExitRecord)) -> Option<ExitRecord> {
+        let mut exit = ExitRecord::default();
+        change(&mut exit);
+        Some(exit)
+    }
+
+    #[test]
+    fn every_row_of_the_table() {
+        use Reason as R;
+        use State as S;
+        let rows = [
+            (Facts::default(), S::Waiting, R::None),
+            (Facts { finished: true, complete: true, ..alive() }, S::Done, R::None),
+            (Facts { finished: true, complete: true, ..ended() }, S::Done, R::None),
+            (Facts { stop: true, ..ended() }, S::Stopped, R::None),
+            (Facts { stop: true, ..alive() }, S::Running, R::None),
+            (Facts { question: true, ..alive() }, S::Asking, R::None),
+            (Facts { question: true, ..agent() }, S::Asking, R::None),
+            (Facts { failed: Some(2), ..agent() }, S::Failed, R::Item(2)),
+            (Facts { failed: Some(2), ..alive() }, S::Running, R::None),
+            (Facts { blocked: Some(1), ..agent() }, S::Blocked, R::Item(1)),
+            (Facts { finished: true, ..agent() }, S::Incomplete, R::MarkerTooEarly),
+            (alive(), S::Running, R::None),
+            (
+                Facts { exit: exit(|e| e.not_started = Some("no".into())), ..ended() },
+                S::Failed,
+                R::NotStarted("no".into()),
+            ),
+            (Facts { failed: Some(3), ..ended() }, S::Failed, R::Item(3)),
+            (Facts { blocked: Some(3), ..ended() }, S::Blocked, R::Item(3)),
+            (Facts { question: true, ..ended() }, S::Blocked, R::None),
+            (Facts { exit: exit(|e| e.signal = Some(9)), ..ended() }, S::Failed, R::Signal(9)),
+            (Facts { exit: exit(|e| e.code = Some(7)), ..ended() }, S::Failed, R::ExitCode(7)),
+            (Facts { exit: None, ..ended() }, S::Failed, R::Lost),
+            (Facts { finished: true, ..ended() }, S::Incomplete, R::MarkerTooEarly),
+            (Facts { complete: true, ..ended() }, S::Done, R::MarkerMissing),
+            (ended(), S::Incomplete, R::None),
+        ];
+        for (facts, state, reason) in rows {
+            assert_eq!(derive(&facts), (state, reason), "{facts:?}");
+        }
+    }
+}

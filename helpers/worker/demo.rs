@@ -1,0 +1,43 @@
+//! The demo worker: walks any plan, asks one question, uses the answer and finishes. It is started
+//! as an ordinary command and knows nothing but the task's directory.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::files;
+use crate::plan::Marker;
+use crate::task::Task;
+
+/// How long an item takes, so that a person can watch.
+const PACE: Duration = Duration::from_millis(900);
+
+const QUESTION: &str = "Who shall the greeting in the report be for?";
+
+/// Does the task; `ask` asks the person and waits for the answer.
+pub fn run(task: &Task, ask: impl FnOnce(&str) -> Result<String>) -> Result<()> {
+    let plan = task.plan()?;
+    let mut ask = Some(ask);
+    let mut report = format!("# Report: {}\n\n", plan.title().unwrap_or("demo"));
+    for (number, item) in (1..).zip(plan.items()) {
+        if item.marker == Marker::Done {
+            continue;
+        }
+        println!("item {number}: {}", item.text);
+        std::thread::sleep(PACE);
+        let mut note = String::new();
+        if number == 2
+            && let Some(ask) = ask.take()
+        {
+            let answer = ask(QUESTION)?;
+            note = format!("for {}", answer.trim());
+            report.push_str(&format!("Hello, {}!\n\n", answer.trim()));
+        }
+        report.push_str(&format!("{number}. {}: done\n", item.text));
+        if number == plan.items().len() {
+            files::publish(&task.report_path(), report.as_bytes())?;
+        }
+        task.edit_plan(|plan| plan.mark(number, Marker::Done, &note))?;
+    }
+    task.ipc().finish("Walked the whole plan, asked one question and used the answer.")
+}

@@ -1,0 +1,55 @@
+#!/bin/sh
+# Installs the CLIs pinned in package-lock.json into DIR: sh tests/host/fetch.sh DIR
+# Prints nothing but errors; does nothing when the pinned versions are there already.
+set -eu
+
+if [ $# -ne 1 ]; then
+  echo 'usage: sh tests/host/fetch.sh DIR' >&2
+  exit 64
+fi
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+mkdir -p -- "$1"
+dir=$(CDPATH='' cd -- "$1" && pwd)
+
+# ready ROOT: the lock is this one, and both CLIs start and tell the pinned version. (Claude's
+# package holds a stub in the place of its binary until install.cjs has run.)
+ready() {
+  cmp -s "$here/package-lock.json" "$1/package-lock.json" || return 1
+  mkdir -p -- "$1/node_modules/.home"
+  for pin in @anthropic-ai/claude-code:claude @openai/codex:codex; do
+    version=$(sed -n "s|^ *\"${pin%:*}\": \"\\([^\"]*\\)\".*|\\1|p" "$here/package.json")
+    told=$(HOME="$1/node_modules/.home" "$1/node_modules/.bin/${pin#*:}" --version 2>/dev/null </dev/null) || return 1
+    case " $told " in
+    *" $version "*) ;;
+    *) return 1 ;;
+    esac
+  done
+}
+
+if ready "$dir"; then
+  exit 0
+fi
+for tool in node npm; do
+  if ! command -v "$tool" >/dev/null 2>&1; then
+    echo "fetch.sh: $tool is not there, and installs the CLIs of the host tests: install Node.js 20 or newer" >&2
+    exit 69
+  fi
+done
+
+# Installed aside and moved into place, so that an interrupted run leaves nothing half-made.
+new=$(mktemp -d "$dir/.new.XXXXXX")
+trap 'rm -rf -- "$new"' EXIT
+trap 'exit 1' HUP INT TERM
+cp "$here/package.json" "$here/package-lock.json" "$new/"
+# Install scripts are never left to npm, which may be set to block them, nor run twice.
+(cd -- "$new" && npm ci --ignore-scripts --include=optional --no-audit --no-fund \
+  --no-update-notifier --loglevel=error </dev/null >/dev/null)
+(cd -- "$new/node_modules/@anthropic-ai/claude-code" && node install.cjs </dev/null >/dev/null)
+if ! ready "$new"; then
+  echo "fetch.sh: the CLIs were installed in $dir but do not start with the pinned versions" >&2
+  exit 1
+fi
+if [ -e "$dir/node_modules" ]; then
+  mv -- "$dir/node_modules" "$new/old"
+fi
+mv -- "$new/node_modules" "$new/package.json" "$new/package-lock.json" "$dir/"

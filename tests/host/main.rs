@@ -1,0 +1,5 @@
+mod claude;
+mod codex;
+mod model;
+mod process;
+mod request;

@@ -1,0 +1,373 @@
+//! A scripted model endpoint on loopback, for the real CLIs: the Messages API for Claude Code and
+//! the Responses API for Codex. The script is a closure from a request to a reply.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    claude, codex,
+    request::{Api, Request},
+};
+
+/// One part of a reply.
+#[derive(Clone, Debug)]
+pub(crate) enum Part {
+    /// Text to the person.
+    Say(String),
+    /// A tool call.
+    Call {
+        /// The tool's name.
+        name: String,
+        /// Its input.
+        input: Value,
+    },
+}
+
+/// What the model answers.
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    /// One message of several parts; several tool calls run in parallel, as the CLI likes.
+    Message(Vec<Part>),
+    /// An HTTP error with a JSON body.
+    Status(u16, Value),
+    /// The connection is closed without an answer.
+    Drop,
+    /// Nothing is answered until the CLI goes away or the model ends.
+    Hang,
+}
+
+impl Reply {
+    /// Text, and the end of the turn.
+    pub(crate) fn say(text: impl Into<String>) -> Self {
+        Self::Message(vec![Part::Say(text.into())])
+    }
+
+    /// One tool call.
+    pub(crate) fn call(name: &str, input: Value) -> Self {
+        Self::Message(vec![Part::Call { name: name.into(), input }])
+    }
+
+    /// The tool call that runs a shell command in either CLI.
+    pub(crate) fn shell(request: &Request, command: &str) -> Self {
+        match request.api {
+            Api::Claude => Self::call("Bash", json!({ "command": command, "description": "Run" })),
+            Api::Codex => codex::shell(request, command),
+        }
+    }
+
+    /// This reply's parts, then those of `next`, in one message.
+    pub(crate) fn and(self, next: Self) -> Self {
+        match (self, next) {
+            (Self::Message(mut parts), Self::Message(more)) => {
+                parts.extend(more);
+                Self::Message(parts)
+            }
+            _ => panic!("only messages can be joined"),
+        }
+    }
+}
+
+type Script = dyn Fn(&Request) -> Reply + Send + Sync;
+
+#[derive(Default)]
+struct State {
+    requests: Vec<Arc<Request>>,
+    others: Vec<String>,
+    failure: Option<String>,
+    streams: BTreeMap<usize, TcpStream>,
+    ended: bool,
+}
+
+struct Shared {
+    script: Box<Script>,
+    state: Mutex<State>,
+    changed: Condvar,
+    number: AtomicUsize,
+}
+
+/// The endpoint; it ends when dropped.
+pub(crate) struct Model {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl Model {
+    /// Starts an endpoint that answers with `script`. Side requests (titles, probes) are answered
+    /// with harmless text, and the script does not see them.
+    pub(crate) fn start(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
+        let address = listener.local_addr().expect("its address");
+        let shared = Arc::new(Shared {
+            script: Box::new(script),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            number: AtomicUsize::new(1),
+        });
+        let of_acceptor = Arc::clone(&shared);
+        let acceptor = thread::spawn(move || accept(&listener, &of_acceptor));
+        Self { shared, address, acceptor: Some(acceptor) }
+    }
+
+    /// The endpoint's base address, without a path.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Every model request so far, side requests too.
+    pub(crate) fn requests(&self) -> Vec<Arc<Request>> {
+        self.shared.lock().requests.clone()
+    }
+
+    /// Whatever else was asked, as `METHOD path`.
+    pub(crate) fn others(&self) -> Vec<String> {
+        self.shared.lock().others.clone()
+    }
+
+    /// Waits until `done` holds for the requests so far; panics when it does not within `deadline`,
+    /// or as soon as the script panicked.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, deadline: Duration, done: impl Fn(&[Arc<Request>]) -> bool) {
+        let end = Instant::now() + deadline;
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(failure) = state.failure.clone() {
+                drop(state);
+                panic!("the script panicked: {failure}");
+            }
+            if done(&state.requests) {
+                return;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let asked: Vec<String> =
+                    state.requests.iter().map(|request| request.summary()).collect();
+                drop(state);
+                panic!("not asked within {deadline:?}; asked so far:\n{}", asked.join("\n"));
+            }
+            let waited = self.shared.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits for a request that is `wanted` and returns the first one.
+    #[track_caller]
+    pub(crate) fn wait_request(
+        &self,
+        deadline: Duration,
+        wanted: impl Fn(&Request) -> bool,
+    ) -> Arc<Request> {
+        self.wait_for(deadline, |requests| requests.iter().any(|request| wanted(request)));
+        let found = self.requests().into_iter().find(|request| wanted(request));
+        found.expect("requests are only added")
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        let streams = {
+            let mut state = self.shared.lock();
+            state.ended = true;
+            std::mem::take(&mut state.streams)
+        };
+        self.shared.changed.notify_all();
+        for stream in streams.values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        // Wakes the acceptor, which then sees the end.
+        let _ = TcpStream::connect(self.address);
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A test may panic while it looks at the requests; they are as good as before.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn id(&self, kind: &str) -> String {
+        format!("{kind}_{:04}", self.number.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    let mut servers: Vec<JoinHandle<()>> = Vec::new();
+    for (number, stream) in listener.incoming().enumerate() {
+        let Ok(stream) = stream else { break };
+        {
+            let mut state = shared.lock();
+            if state.ended {
+                break;
+            }
+            if let Ok(handle) = stream.try_clone() {
+                state.streams.insert(number, handle);
+            }
+        }
+        let of_server = Arc::clone(shared);
+        servers.push(thread::spawn(move || {
+            // The CLI may go away at any time: an error here is only the end of a connection.
+            let _ = serve(&stream, &of_server);
+            let _ = stream.shutdown(Shutdown::Both);
+            of_server.lock().streams.remove(&number);
+        }));
+    }
+    for server in servers {
+        let _ = server.join();
+    }
+}
+
+struct Http {
+    method: String,
+    path: String,
+    headers: BTreeMap<String, String>,
+    body: Vec<u8>,
+}
+
+fn read(stream: &TcpStream) -> std::io::Result<Option<Http>> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut words = line.split_whitespace().map(str::to_owned);
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut headers = BTreeMap::new();
+    loop {
+        line.clear();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let mut body = Vec::new();
+    if headers.get("transfer-encoding").is_some_and(|coding| coding.contains("chunked")) {
+        loop {
+            line.clear();
+            reader.read_line(&mut line)?;
+            let size = usize::from_str_radix(line.trim(), 16).unwrap_or(0);
+            let mut chunk = vec![0; size + 2];
+            reader.read_exact(&mut chunk)?;
+            if size == 0 {
+                break;
+            }
+            body.extend_from_slice(&chunk[..size]);
+        }
+    } else if let Some(length) = headers.get("content-length").and_then(|text| text.parse().ok()) {
+        body.resize(length, 0);
+        reader.read_exact(&mut body)?;
+    }
+    Ok(Some(Http { method, path, headers, body }))
+}
+
+fn respond(mut stream: &TcpStream, status: u16, kind: &str, body: &str) -> std::io::Result<()> {
+    let head = format!(
+        "HTTP/1.1 {status} .\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(format!("{head}{body}").as_bytes())?;
+    stream.flush()
+}
+
+fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
+    let Some(http) = read(stream)? else { return Ok(()) };
+    let json = "application/json";
+    let route = http.path.split('?').next().unwrap_or_default();
+    let api = match (http.method.as_str(), route) {
+        ("POST", "/v1/messages") => Api::Claude,
+        ("POST", "/v1/responses") => Api::Codex,
+        (method, route) => {
+            shared.lock().others.push(format!("{method} {}", http.path));
+            shared.changed.notify_all();
+            return match (method, route) {
+                ("POST", "/v1/messages/count_tokens") => {
+                    respond(stream, 200, json, &json!({ "input_tokens": 1000 }).to_string())
+                }
+                ("HEAD", "/") => respond(stream, 200, json, ""),
+                ("GET", "/v1/models") => respond(
+                    stream,
+                    200,
+                    json,
+                    &json!({ "object": "list", "data": [], "models": [] }).to_string(),
+                ),
+                _ => respond(stream, 404, json, &json!({ "error": "not here" }).to_string()),
+            };
+        }
+    };
+    let bytes = http.body.len();
+    let Ok(body) = serde_json::from_slice::<Value>(&http.body) else {
+        let text = format!("a body that is not JSON was sent to {}", http.path);
+        shared.lock().failure.get_or_insert(text);
+        shared.changed.notify_all();
+        return respond(stream, 400, json, "{}");
+    };
+    let request = Arc::new(Request {
+        api,
+        model: body["model"].as_str().unwrap_or_default().to_owned(),
+        body,
+        bytes,
+        headers: http.headers,
+    });
+    shared.lock().requests.push(Arc::clone(&request));
+    shared.changed.notify_all();
+    match reply_to(&request, shared) {
+        Reply::Message(parts) => {
+            let streamed = request.body["stream"].as_bool().unwrap_or(false);
+            let (whole, events) = match api {
+                Api::Claude => claude::message(&request.model, &parts, &|kind| shared.id(kind)),
+                Api::Codex => codex::response(&request.model, &parts, &|kind| shared.id(kind)),
+            };
+            if streamed {
+                let text: String = events
+                    .iter()
+                    .map(|event| {
+                        let kind = event["type"].as_str().unwrap_or_default();
+                        format!("event: {kind}\ndata: {event}\n\n")
+                    })
+                    .collect();
+                respond(stream, 200, "text/event-stream", &text)
+            } else {
+                respond(stream, 200, json, &whole.to_string())
+            }
+        }
+        Reply::Status(code, body) => respond(stream, code, json, &body.to_string()),
+        Reply::Drop => Ok(()),
+        Reply::Hang => {
+            // Ends when the CLI closes its side, or when the model shuts the stream down.
+            while (&mut &*stream).read(&mut [0])? > 0 {}
+            Ok(())
+        }
+    }
+}
+
+fn reply_to(request: &Request, shared: &Shared) -> Reply {
+    if request.is_side_request() {
+        return Reply::say("{\"title\": \"A test\"}");
+    }
+    match catch_unwind(AssertUnwindSafe(|| (shared.script)(request))) {
+        Ok(reply) => reply,
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            shared.lock().failure.get_or_insert(text.unwrap_or_default());
+            shared.changed.notify_all();
+            Reply::Status(400, json!({ "type": "error", "error": { "message": "script" } }))
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What both CLIs need: where they are, a home of their own, and the end of everything they start.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+/// The environment variable that names the directory which `fetch.sh` filled.
+pub(crate) const HOSTS: &str = "DISPATCH_HOSTS";
+
+/// The path of a fetched CLI.
+pub(crate) fn cli(name: &str) -> PathBuf {
+    let root = env::var_os(HOSTS).unwrap_or_else(|| {
+        panic!("{HOSTS} is not set: sh tests/host/fetch.sh DIR, and set it to DIR")
+    });
+    Path::new(&root).join("node_modules/.bin").join(name)
+}
+
+/// The PATH that CLIs get: the fetched CLIs, the system, and node, which codex is started with.
+pub(crate) fn path() -> String {
+    let claude = cli("claude");
+    let mut all = vec![claude.parent().expect("a directory").to_path_buf()];
+    all.extend(["/usr/local/bin", "/usr/bin", "/bin"].map(PathBuf::from));
+    let ours = env::var_os("PATH").unwrap_or_default();
+    all.extend(env::split_paths(&ours).find(|dir| dir.join("node").is_file()));
+    let all = env::join_paths(all).expect("directories without a colon");
+    all.into_string().expect("directories in UTF-8")
+}
+
+/// Asks again and again, with a short pause, until there is an answer; panics after `deadline`.
+#[track_caller]
+pub(crate) fn wait_until<T>(
+    deadline: Duration,
+    what: &str,
+    mut ask: impl FnMut() -> Option<T>,
+) -> T {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < end, "not within {deadline:?}: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// An empty home with a project in it. When dropped, whatever still runs with it as its HOME is
+/// ended: workers that live on after their host, too.
+pub(crate) struct Home {
+    dir: TempDir,
+}
+
+impl Home {
+    /// A new home.
+    pub(crate) fn new() -> Self {
+        // Not in /tmp, which a sandboxed codex may write to like its own project.
+        let root = Some(PathBuf::from("/var/tmp")).filter(|root| root.is_dir());
+        let root = root.unwrap_or_else(env::temp_dir);
+        let dir = tempfile::Builder::new().prefix("dispatch-host-").tempdir_in(root);
+        let dir = dir.expect("a home");
+        fs::create_dir(dir.path().join("project")).expect("a project");
+        Self { dir }
+    }
+
+    /// The home directory.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The project: where the CLIs are started.
+    pub(crate) fn project(&self) -> PathBuf {
+        self.path().join("project")
+    }
+
+    /// The processes whose HOME this is.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let entry = format!("HOME={}", self.path().display());
+        processes()
+            .filter(|pid| {
+                let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                environ.split(|&byte| byte == 0).any(|variable| variable == entry.as_bytes())
+            })
+            .collect()
+    }
+}
+
+impl Default for Home {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // Once more after each round: a process may have forked while it was looked for.
+        for _ in 0..100 {
+            let left = self.processes();
+            if left.is_empty() {
+                break;
+            }
+            for pid in left {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Kills a process and all its descendants. They are stopped first, so that none is missed.
+pub(crate) fn end_tree(root: i32) {
+    let mut tree = BTreeSet::from([root]);
+    let _ = kill(Pid::from_raw(root), Signal::SIGSTOP);
+    loop {
+        let new: Vec<i32> = processes()
+            .filter(|pid| !tree.contains(pid) && parent(*pid).is_some_and(|it| tree.contains(&it)))
+            .collect();
+        if new.is_empty() {
+            break;
+        }
+        for pid in new {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGSTOP);
+            tree.insert(pid);
+        }
+    }
+    for pid in tree {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// Whether a process is there and not a zombie.
+pub(crate) fn runs(pid: i32) -> bool {
+    let state = stat(pid).and_then(|fields| fields.chars().next());
+    state.is_some_and(|state| state != 'Z')
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    stat(pid)?.split(' ').nth(1)?.parse().ok()
+}
+
+/// The fields of a process's stat after its name: state, parent, …
+fn stat(pid: i32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(text.rsplit_once(") ")?.1.to_owned())
+}
+
+fn processes() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}

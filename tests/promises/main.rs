@@ -1,0 +1,1 @@
+//! The promises of the helpers, kept by driving the real binaries. No AI CLI is needed.
