@@ -3,9 +3,6 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::LazyLock;
-
-use regex::Regex;
 
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -84,9 +81,15 @@ pub struct Plan {
     context: Option<usize>,
 }
 
-static ITEM: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"^[ \t]*[-*+][ \t]+\[([ xX?!])\](?:[ \t]+(.*))?$").expect("a valid expression")
-});
+/// The marker and the text of a line like `- [ ] Read the code`.
+fn item(line: &str) -> Option<(Marker, &str)> {
+    let bullet = line.trim_start().strip_prefix(['-', '*', '+'])?;
+    let inner = bullet.strip_prefix([' ', '\t'])?.trim_start().strip_prefix('[')?;
+    let (mark, text) = inner.split_once(']')?;
+    let known = matches!(mark, " " | "x" | "X" | "?" | "!");
+    let apart = text.is_empty() || text.starts_with([' ', '\t']);
+    (known && apart).then(|| (Marker::from_char(mark), text.trim()))
+}
 
 impl Plan {
     /// Reads a plan. Items stand before `## Context` and outside code fences.
@@ -105,14 +108,9 @@ impl Plan {
                 context = Some(number);
                 break;
             }
-            match ITEM.captures(line).filter(|_| !fenced) {
-                Some(item) => {
-                    items.push(Item {
-                        marker: Marker::from_char(&item[1]),
-                        text: item.get(2).map_or("", |text| text.as_str()).trim().into(),
-                        notes: Vec::new(),
-                        line: number,
-                    });
+            match item(line).filter(|_| !fenced) {
+                Some((marker, text)) => {
+                    items.push(Item { marker, text: text.into(), notes: Vec::new(), line: number });
                     notes_open = true;
                 }
                 None => {
@@ -161,9 +159,9 @@ impl Plan {
         self.items.iter().filter(|item| item.marker == Marker::Done).count()
     }
 
-    /// Whether every item is ticked.
+    /// Whether every item is ticked. A plan that has lost its items is not.
     pub fn complete(&self) -> bool {
-        self.done() == self.items.len()
+        !self.items.is_empty() && self.done() == self.items.len()
     }
 
     /// The first item that is not ticked, with its number counted from 1.
@@ -268,6 +266,14 @@ mod tests {
         assert_eq!(plan.title(), Some("Fix it"));
         assert_eq!(plan.current().map(|(number, _)| number), Some(2));
         assert_eq!(plan.context().as_deref(), Some("## Context\n- [ ] not an item\n"));
+    }
+
+    #[test]
+    fn what_is_an_item_and_what_is_not() {
+        let items = ["- [ ] a", "  * [x] a", "+\t[X]\ta", "- [?] a", "- [!] a", "-  [ ]   a"];
+        assert!(items.iter().all(|line| item(line).is_some_and(|(_, text)| text == "a")));
+        let others = ["-[ ] a", "- [] a", "- [y] a", "- [ ]a", "[ ] a", "- a [x]", "- [link](x)"];
+        assert_eq!(others.iter().find(|line| item(line).is_some()), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::news::ledger::{self, Ledger, Standing};
 use crate::news::{Event, events};
 use crate::process::Identity;
 use crate::project::Project;
-use crate::task::{State, View, adopt, calling_host};
+use crate::task::{State, View, calling_host};
 
 /// How many bytes `brief` says at most; every typed /dispatch pays for them.
 const BRIEF: usize = 600;
@@ -111,24 +111,25 @@ fn brief(project: &Project) -> Result<Exit> {
         Err(error) => format!("config: {error:#}"),
     }];
     let host = calling_host();
-    if let Some(host) = &host {
-        let adopted = adopt(project, host)?;
-        if !adopted.is_empty() {
-            lines.push(format!("{} task(s) of an ended session are yours now", adopted.len()));
-        }
-    }
     let mut views: Vec<View> = project.tasks().iter().filter_map(|task| task.view().ok()).collect();
     views.sort_by_key(|view| view.state);
     let mut told = Vec::new();
     for view in &views {
-        let mine = host.is_none() || view.record.owner == host;
         let standings = ledger::read(&view.task)?;
-        let open: Vec<Event> = events(view)?
-            .into_iter()
-            .filter(|event| mine && standings.get(&event.id) != Some(&Standing::Acknowledged))
-            .collect();
-        if open.is_empty() && matches!(view.state, State::Running | State::Waiting) {
-            lines.push(status_line(view));
+        let unheard = |event: &Event| standings.get(&event.id) != Some(&Standing::Acknowledged);
+        let open: Vec<Event> = events(view)?.into_iter().filter(unheard).collect();
+        let active = matches!(view.state, State::Asking | State::Running | State::Waiting);
+        if open.is_empty() && !active {
+            continue;
+        }
+        let mut mine = view.record.owner == host || host.is_none();
+        if let Some(host) = &host {
+            mine |= view.task.adopt(host)?;
+        }
+        if open.is_empty() || !mine {
+            let whose = if mine { "" } else { " (another session's)" };
+            lines.push(format!("{}{whose}", status_line(view)));
+            continue;
         }
         for event in open {
             let before = if standings.contains_key(&event.id) { " (said before)" } else { "" };

@@ -136,7 +136,7 @@ fn hook(args: &Args) -> Result<Option<String>> {
             Outcome::News(news) => return Ok(Some(wake(&news))),
             // A task that came between the last look and the lock's release has no waiter yet.
             Outcome::Nothing if still_active(&project, &host) => {}
-            Outcome::HostDied => {
+            Outcome::HostDied | Outcome::Signal(_) => {
                 let _ = std::fs::remove_file(&lock);
                 return Ok(None);
             }

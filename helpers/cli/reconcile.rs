@@ -129,7 +129,6 @@ fn status(project: &Project, json: bool) -> Result<Exit> {
     broken.iter().for_each(say);
     for view in &views {
         say(status_line(view));
-        acknowledge_shown(view)?;
     }
     Ok(Exit::Ok)
 }
@@ -172,7 +171,7 @@ fn shorten(line: &str, bytes: usize) -> String {
     format!("{}…", &line[..end])
 }
 
-/// A host that is shown a task's state has its news: nobody needs to wake it for that.
+/// A host that is shown all about a task has its news: nobody needs to wake it for that.
 fn acknowledge_shown(view: &View) -> Result<()> {
     let Some(host) = calling_host().filter(|host| view.record.owner.as_ref() == Some(host)) else {
         return Ok(());

@@ -115,7 +115,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         Route::Agent => None,
         Route::Cli => Some(supervise::call(&task, &record, &helper)?),
     };
-    let plan = read_plan(args.plan.as_deref(), &task)?;
+    let plan = read_plan(args.plan.as_deref(), &task, &record.directory)?;
     Plan::parse_new(&plan, &task.plan_path())?;
     if args.dry_run {
         say(match call {
@@ -132,7 +132,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         let _lock = task.lock()?;
         refuse_taken(&task)?;
         files::make_private_directory(task.ipc().directory())?;
-        if args.plan.is_some() {
+        if args.plan.is_some() || !task.plan_path().is_file() {
             files::publish(&task.plan_path(), plan.as_bytes())?;
         }
         let prompt = prompt::first(&task, &record, choice.prompt.as_deref(), &helper, &plan);
@@ -217,13 +217,19 @@ fn route(choice: &Choice) -> Route {
     choice.settings.route.unwrap_or(if inside_claude { Route::Agent } else { Route::Cli })
 }
 
-fn read_plan(given: Option<&str>, task: &Task) -> Result<String> {
+fn read_plan(given: Option<&str>, task: &Task, here: &Path) -> Result<String> {
     let path = match given {
         Some("-") => return text("-"),
-        Some(file) => PathBuf::from(file),
+        Some(file) => here.join(file),
         None => task.plan_path(),
     };
-    files::read(&path)?.ok_or_else(|| {
+    // A model in a sub-directory may have written it there and not at the project's root.
+    let beside = here.join(".dispatch/tasks").join(task.id().as_str()).join("plan.md");
+    let found = match files::read(&path)? {
+        None if given.is_none() => files::read(&beside)?,
+        found => found,
+    };
+    found.ok_or_else(|| {
         Refusal::new(Exit::Data, format!("there is no plan for '{}'", task.id()))
             .place(format!("{} does not exist", path.display()))
             .next("write it there, or give it with --plan - and a heredoc")

@@ -26,6 +26,8 @@ pub struct Waiter {
     /// Only tasks that this host owns, and not what its program tells by itself.
     host: Option<Identity>,
     seen: BTreeMap<TaskId, Seen>,
+    /// Changes when a task comes or goes.
+    all: Stamp,
 }
 
 struct Seen {
@@ -50,7 +52,7 @@ pub enum Outcome {
 impl Waiter {
     /// A waiter for those tasks, or for all of them.
     pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Self {
-        Self { project, only, host, seen: BTreeMap::new() }
+        Self { project, only, host, seen: BTreeMap::new(), all: None }
     }
 
     /// Reads all tasks once.
@@ -102,6 +104,9 @@ impl Waiter {
     /// Reads the tasks again: all of them, or those whose files have new time stamps. Says whether
     /// any was read. A task that cannot be read is left to `dispatch-reconcile`, which says why.
     fn refresh(&mut self, whole: bool) -> bool {
+        let all = stamp(self.project.tasks_dir());
+        let whole = whole || all != self.all;
+        self.all = all;
         let tasks: Vec<Task> = if whole {
             let wanted = |task: &Task| self.only.is_empty() || self.only.contains(task.id());
             self.project.tasks().into_iter().filter(wanted).collect()

@@ -16,7 +16,7 @@ use crate::files::{self, Lock};
 use crate::ipc::Ipc;
 use crate::plan::Plan;
 use crate::process::{Identity, Life};
-use crate::project::{Project, TaskId};
+use crate::project::TaskId;
 
 pub use state::{Reason, State, View};
 
@@ -201,6 +201,25 @@ impl Task {
         files::publish(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
     }
 
+    /// Makes a host the owner, so that it is told the news, unless a living host is. Says whether
+    /// it became the owner now.
+    pub fn adopt(&self, host: &Identity) -> Result<bool> {
+        let orphaned =
+            |record: &Record| record.owner.as_ref().is_none_or(|owner| owner.life() == Life::Dead);
+        if !self.record()?.as_ref().is_some_and(orphaned) {
+            return Ok(false);
+        }
+        let mut adopted = false;
+        self.change_record(|record| {
+            // Another host may have been faster.
+            if orphaned(record) {
+                record.owner = Some(host.clone());
+                adopted = true;
+            }
+        })?;
+        Ok(adopted)
+    }
+
     /// Takes the lock under which helpers change the plan and the record.
     pub fn lock(&self) -> Result<Lock> {
         files::make_private_directory(&self.directory)?;
@@ -383,28 +402,6 @@ pub fn calling_host() -> Option<Identity> {
     }
     let pid = std::env::var("CLAUDE_PID").ok()?.parse().ok()?;
     Identity::of(pid).ok().flatten()
-}
-
-/// Makes the calling host the owner of every task here whose own host is dead or never was, so
-/// that their news reaches somebody. Returns the adopted tasks.
-pub fn adopt(project: &Project, host: &Identity) -> Result<Vec<TaskId>> {
-    let mut adopted = Vec::new();
-    for task in project.tasks() {
-        let Some(record) = task.record().ok().flatten() else { continue };
-        let orphaned =
-            |record: &Record| record.owner.as_ref().is_none_or(|owner| owner.life() == Life::Dead);
-        if !orphaned(&record) {
-            continue;
-        }
-        task.change_record(|record| {
-            // Another host may have been faster.
-            if orphaned(record) {
-                record.owner = Some(host.clone());
-                adopted.push(task.id().clone());
-            }
-        })?;
-    }
-    Ok(adopted)
 }
 
 /// A random number as 16 hexadecimal digits.

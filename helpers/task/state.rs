@@ -178,7 +178,9 @@ impl View {
         let ipc = task.ipc();
         let mut questions = Vec::new();
         for question in ipc.questions()?.into_iter().filter(|q| !q.answered && !q.received) {
-            if let Some(text) = ipc.question(&question.name)? {
+            // A worker's plain `echo > NNN.question` is seen empty for a moment.
+            let text = ipc.question(&question.name)?;
+            if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
                 questions.push((question, text));
             }
         }

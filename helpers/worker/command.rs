@@ -2,6 +2,9 @@
 //! reaches the shell as arguments and is never part of that text.
 
 use std::ffi::OsString;
+use std::sync::LazyLock;
+
+use regex::Regex;
 
 use super::words;
 
@@ -18,31 +21,22 @@ pub(super) fn names_a_model(command: &str) -> bool {
     command.split_whitespace().any(is_model)
 }
 
-/// The program that a command starts, past `env` and assignments; `None` if only a shell can tell.
+/// Past `env`, its options and assignments: a quoted or a plain word, and then an end or a space.
+static PROGRAM: LazyLock<Regex> = LazyLock::new(|| {
+    let pattern = r#"(?x)
+        ^[\x20\t\n]* (?: env [\x20\t\n]+ (?: (?: -u [\x20\t\n]+ [^\x20\t\n]+ | -[^\x20\t\n]+ ) [\x20\t\n]+ )* )?
+        (?: [A-Za-z_][A-Za-z0-9_]* = [^\x20\t\n'"$`]* [\x20\t\n]+ )*
+        (?: '(?<single>[^']+)' | "(?<double>[^"$`\\]+)" | (?<plain>[A-Za-z0-9_./+@-]+) )
+        (?: [\x20\t\n] | $ )"#;
+    Regex::new(pattern).expect("a valid expression")
+});
+
+/// The program that a command starts; `None` if only a shell can tell.
 pub(super) fn program(command: &str) -> Option<String> {
-    let command = command.trim_start();
-    if let Some(quote) = command.chars().next().filter(|c| matches!(c, '\'' | '"')) {
-        let (quoted, rest) = command[1..].split_once(quote)?;
-        let whole = rest.is_empty() || rest.starts_with([' ', '\t', '\n']);
-        return Some(quoted).filter(|quoted| whole && !quoted.contains('$')).map(str::to_string);
-    }
-    let mut words = command.split_whitespace().peekable();
-    if words.peek() == Some(&"env") {
-        words.next();
-        while let Some(option) = words.next_if(|word| word.starts_with('-')) {
-            if matches!(option, "-u" | "--unset") {
-                words.next();
-            }
-        }
-    }
-    let is_assignment =
-        |word: &&str| word.split_once('=').is_some_and(|(name, _)| !name.contains('/'));
-    while words.next_if(is_assignment).is_some() {}
-    let word = words.next()?;
-    let plain = |c: char| c.is_alphanumeric() || "-_./+@".contains(c);
-    let builtin =
-        matches!(word, "cd" | "exec" | "if" | "for" | "while" | "export" | "set" | "." | "eval");
-    (word.chars().all(plain) && !builtin).then(|| word.into())
+    let found = PROGRAM.captures(command)?;
+    let word = ["single", "double", "plain"].iter().find_map(|name| found.name(name))?.as_str();
+    let of_the_shell = ["cd", "exec", "if", "for", "while", "export", "set", ".", "eval", "env"];
+    (!of_the_shell.contains(&word)).then(|| word.into())
 }
 
 #[cfg(test)]
@@ -59,6 +53,8 @@ mod tests {
             ("\"$HOME/bin/x\" y", None),
             ("$TOOL run", None),
             ("cd x && run", None),
+            ("\"/a b/x\" y", Some("/a b/x")),
+            ("X=\"a b\" run", None),
             ("'a'b c", None),
             ("'a", None),
             ("'a b'", Some("a b")),

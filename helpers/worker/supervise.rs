@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::{Invocation, Job, invocation};
-use crate::config::{Config, PromptVia, Route};
+use crate::config::{self, Config, PromptVia, Route};
 use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -36,6 +36,8 @@ pub fn start(task: &Task) -> Result<()> {
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = Command::new(program);
     command.arg("--supervise").arg(task.directory()).current_dir("/");
+    // The supervisor has no working directory that a relative path could mean.
+    command.env("DISPATCH_CONFIG", std::path::absolute(config::path()?)?);
     command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
     process::detach(&mut command)?;
     drop(command);

@@ -1,0 +1,72 @@
+#!/bin/sh
+# All the tests, the same here and in CI. Does its own set-up; needs git, a C compiler, Rust and
+# Node. In CI (CI=true) nothing is skipped; elsewhere a skip says what and why.
+set -eu
+cd "$(dirname "$0")/.."
+root=$PWD
+export CARGO_TERM_COLOR=never
+target=${CARGO_TARGET_DIR:-$root/target}
+started=$(date +%s)
+
+step() {
+    printf '\n== %s (%s s)\n' "$1" "$(($(date +%s) - started))"
+}
+
+# tool NAME: whether it is here; installs Debian's package of that name where that is possible.
+tool() {
+    command -v "$1" >/dev/null 2>&1 && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        { apt-get update -qq && apt-get install -y -qq "$1"; } >/dev/null 2>&1 || true
+    fi
+    command -v "$1" >/dev/null 2>&1 && return
+    if [ "${CI:-}" = true ]; then
+        echo "tests/run.sh: $1 is missing and cannot be installed" >&2
+        exit 1
+    fi
+    echo "SKIPPED: $1 is not installed (your system's package '$1')"
+    return 1
+}
+
+step 'form: rustfmt, clippy, shellcheck'
+cargo fmt --check
+cargo clippy --quiet --locked --all-targets --features host-tests -- -D warnings
+if tool shellcheck; then
+    shellcheck bin/* install.sh tests/*.sh tests/host/fetch.sh .ci/run
+fi
+
+step 'the helpers'
+cargo test --quiet --locked
+
+step 'install and demo: a fresh clone, a fresh home, the first command of the README'
+fresh=$target/fresh
+rm -rf "$fresh"
+mkdir -p "$fresh/home"
+git clone --quiet "$root" "$fresh/clone"
+# The toolchain is the machine's; everything else belongs to the fresh home.
+demo() {
+    env -i HOME="$fresh/home" PATH="$PATH" TERM="${TERM:-dumb}" LANG=C.UTF-8 \
+        CARGO_HOME="${CARGO_HOME:-$HOME/.cargo}" RUSTUP_HOME="${RUSTUP_HOME:-$HOME/.rustup}" \
+        CARGO_TARGET_DIR="$target" "$@"
+}
+demo sh "$fresh/clone/install.sh" --demo --answer 'the fresh clone' </dev/null >"$fresh/demo.txt"
+grep -q 'Hello, the fresh clone!' "$fresh/demo.txt"
+if grep -q DISPATCH_CRASH_AT "$fresh"/home/.local/share/dispatch/*/dispatch-*; then
+    echo 'tests/run.sh: a release helper reads the crash points of the tests' >&2
+    exit 1
+fi
+if tool tmux; then
+    demo sh tests/demo-terminal.sh "$fresh"
+fi
+
+step 'real hosts and workers: Claude Code and Codex against a scripted model'
+if command -v npm >/dev/null 2>&1; then
+    sh tests/host/fetch.sh "$target/hosts"
+    DISPATCH_HOSTS="$target/hosts" cargo test --quiet --locked --features host-tests --test host
+elif [ "${CI:-}" = true ]; then
+    echo 'tests/run.sh: npm is missing, so the real CLIs cannot be fetched' >&2
+    exit 1
+else
+    echo 'SKIPPED: npm is not installed, so the real CLIs cannot be fetched'
+fi
+
+step 'all passed'
