@@ -217,10 +217,11 @@ fresh_demo() {
         cd -- "$home"
     fi
     rm -rf -- "$demo"
-    # The empty .git says that the project begins here, should the home directory be a repository.
+    # The bare .git says that the project begins here, should the home directory be a repository.
     mkdir -- "$demo"
     : >"$demo/.dispatch-demo"
     mkdir -p -- "$project/.git"
+    : >"$project/.git/HEAD"
 
     # The path as a word of the shell, in a double-quoted string of YAML.
     quoted=$(say "$place/dispatch-worker" | sed "s/'/'\\\\''/g; s/[\\\\\"]/\\\\&/g")

@@ -26,6 +26,15 @@ pub enum Exit {
     TryAgain = 75,
 }
 
+impl Exit {
+    /// The way of ending that a process told by this code; [`Exit::Failed`] if it is none of ours.
+    pub fn of_code(code: u8) -> Self {
+        use Exit::*;
+        let all = [Ok, Failed, Wake, NothingNew, Usage, Data, Unavailable, CannotCreate, TryAgain];
+        all.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Failed)
+    }
+}
+
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)

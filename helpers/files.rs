@@ -139,7 +139,9 @@ impl Lock {
                     .next("call again when it has ended")
                     .into());
             }
-            std::thread::sleep(Duration::from_millis(2));
+            // The longer it takes the rarer, so that a hundred who wait leave the holder its turn.
+            let pause = start.elapsed() / 20;
+            std::thread::sleep(pause.clamp(Duration::from_millis(2), Duration::from_millis(50)));
         }
     }
 

@@ -78,11 +78,19 @@ impl Ipc {
         Ok(self.questions()?.into_iter().find(|q| !q.answered && !q.received))
     }
 
-    /// Publishes a question under the next free number and returns that as the file spells it.
+    /// Publishes a question under the next free number and returns that as the file spells it. The
+    /// same words again, while their answer is not read, are the same question: a worker whose call
+    /// was killed calls again.
     pub fn ask(&self, text: &str) -> Result<String> {
         files::make_private_directory(&self.directory)?;
         loop {
-            let next = self.questions()?.last().map_or(1, |question| question.number + 1);
+            let questions = self.questions()?;
+            for question in questions.iter().filter(|question| !question.received) {
+                if self.question(&question.name)?.is_some_and(|old| old == with_newline(text)) {
+                    return Ok(question.name.clone());
+                }
+            }
+            let next = questions.last().map_or(1, |question| question.number + 1);
             let name = format!("{next:03}");
             if files::publish_new(&self.file(&name, "question"), with_newline(text).as_bytes())? {
                 return Ok(name);
@@ -114,6 +122,7 @@ impl Ipc {
         if !files::publish_new(&self.file(name, "answer"), with_newline(text).as_bytes())? {
             return Err(Refusal::new(Exit::Data, format!("question {name} has an answer already"))
                 .place(self.file(name, "answer").display().to_string())
+                .next("what else the worker should know is a note: dispatch-reconcile note")
                 .into());
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -146,6 +147,10 @@ impl Project {
     /// `git clean` touches it.
     pub fn prepare(&self) -> Result<()> {
         files::make_private_directory(&self.tasks_dir())?;
+        // The host, which wrote the plan, may have made it readable for all.
+        let top = self.root.join(".dispatch");
+        std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("cannot make {} private", top.display()))?;
         let Some(common) = common_directory(&self.root) else { return Ok(()) };
         let path = common.join("info/exclude");
         let text = files::read(&path)?.unwrap_or_default();
@@ -164,7 +169,11 @@ impl Project {
 /// The main worktree of the repository around `start`; `None` outside git and for a bare one.
 /// Reads git's files itself, because a helper's start must not cost a git process.
 fn main_worktree(start: &Path) -> Option<PathBuf> {
-    let top = start.ancestors().find(|directory| directory.join(".git").exists())?;
+    let top = start.ancestors().find(|directory| {
+        let dot_git = directory.join(".git");
+        // A sandbox may leave an empty .git behind, which is none to git either.
+        dot_git.is_file() || dot_git.join("HEAD").symlink_metadata().is_ok()
+    })?;
     let common = common_directory(top)?;
     if top.join(".git").is_file() && common.file_name() == Some(OsStr::new(".git")) {
         return common.parent().map(Path::to_path_buf);
@@ -176,7 +185,7 @@ fn main_worktree(start: &Path) -> Option<PathBuf> {
 fn common_directory(top: &Path) -> Option<PathBuf> {
     let dot_git = top.join(".git");
     if dot_git.is_dir() {
-        return Some(dot_git);
+        return Some(dot_git).filter(|it| it.join("HEAD").symlink_metadata().is_ok());
     }
     let text = files::read(&dot_git).ok()??;
     let git_dir = top.join(text.strip_prefix("gitdir:")?.trim());

@@ -21,9 +21,14 @@ use crate::project::Project;
 fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => {
+        Err(error) if !error.use_stderr() => {
             let _ = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
+            return Exit::Ok.into();
+        }
+        Err(error) => {
+            let refusal = usage(&error.to_string(), Args::command().get_name());
+            let _ = writeln!(std::io::stderr(), "{}: {refusal}", Args::command().get_name());
+            return Exit::Usage.into();
         }
     };
     let exit = body(args).unwrap_or_else(|error| {
@@ -32,6 +37,19 @@ fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
         exit_of(&error)
     });
     exit.into()
+}
+
+/// What clap says in six lines, in three: what is wrong, what was meant, where to read on.
+fn usage(said: &str, name: &str) -> Refusal {
+    let mut parts = said.split("\n\n");
+    let first = parts.next().unwrap_or_default();
+    let what = first.split_whitespace().collect::<Vec<_>>().join(" ");
+    let refusal = Refusal::new(Exit::Usage, what.trim_start_matches("error: "))
+        .next(format!("see {name} --help"));
+    match parts.find_map(|part| part.trim().strip_prefix("tip: ")) {
+        Some(tip) => refusal.place(tip),
+        None => refusal,
+    }
 }
 
 /// Says one line. A reader that has gone away is no error.
@@ -63,8 +81,11 @@ fn text(argument: &str) -> Result<String> {
     }
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
-    String::from_utf8(bytes)
-        .map_err(|_| Refusal::new(Exit::Data, "the text on standard input is not UTF-8").into())
+    String::from_utf8(bytes).map_err(|_| {
+        Refusal::new(Exit::Data, "the text on standard input is not UTF-8")
+            .next("give it again as UTF-8")
+            .into()
+    })
 }
 
 /// Like [`text`], for a text that says something.

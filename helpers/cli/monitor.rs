@@ -54,11 +54,8 @@ pub fn main() -> ExitCode {
     // A hook that fails must not wake the host, whatever went wrong: it ends in silence.
     if std::env::args_os().any(|arg| arg == "--hook") {
         std::panic::set_hook(Box::new(|_| std::process::exit(0)));
-        let news = Args::try_parse().map_err(anyhow::Error::from).and_then(|args| hook(&args));
-        return match news {
-            Ok(Some(news)) if writeln!(std::io::stderr(), "{news}").is_ok() => Exit::Wake.into(),
-            _ => Exit::Ok.into(),
-        };
+        let exit = Args::try_parse().map_err(anyhow::Error::from).and_then(|args| hook(&args));
+        return exit.unwrap_or(Exit::Ok).into();
     }
     run(|args: Args| {
         let project = project(args.directory.as_deref())?;
@@ -111,36 +108,40 @@ struct HookInput {
     prompt: Option<String>,
 }
 
-/// Waits as the host's one waiter; the news if there is any.
-fn hook(args: &Args) -> Result<Option<String>> {
+/// Waits as the host's one waiter, and says the news if there is any.
+fn hook(args: &Args) -> Result<Exit> {
     let mut input = String::new();
     if !std::io::stdin().is_terminal() {
         std::io::stdin().read_to_string(&mut input)?;
     }
     let input: HookInput = serde_json::from_str(&input).unwrap_or_default();
-    let Some(host) = calling_host() else { return Ok(None) };
+    let Some(host) = calling_host() else { return Ok(Exit::Ok) };
     let project = project(args.directory.as_deref().or(input.cwd.as_deref()))?;
     if !project.tasks_dir().is_dir() {
-        return Ok(None);
+        return Ok(Exit::Ok);
     }
     acknowledge(&project, &input)?;
     files::make_private_directory(&project.hosts_dir())?;
     let lock = project.hosts_dir().join(format!("{host}.lock"));
     let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
     loop {
-        let Some(waiting) = Lock::try_take(&lock)? else { return Ok(None) };
+        let Some(waiting) = Lock::try_take(&lock)? else { return Ok(Exit::Ok) };
         let mut waiter = Waiter::new(project.clone(), Vec::new(), Some(host.clone()));
         let outcome = waiter.wait(&mut watch, None)?;
         drop(waiting);
         match outcome {
-            Outcome::News(news) => return Ok(Some(wake(&news))),
+            // Said while the watch is there: its end takes the kernel ten times as long as the rest.
+            Outcome::News(news) => {
+                writeln!(std::io::stderr(), "{}", wake(&news))?;
+                return Ok(Exit::Wake);
+            }
             // A task that came between the last look and the lock's release has no waiter yet.
             Outcome::Nothing if still_active(&project, &host) => {}
             Outcome::HostDied | Outcome::Signal(_) => {
                 let _ = std::fs::remove_file(&lock);
-                return Ok(None);
+                return Ok(Exit::Ok);
             }
-            _ => return Ok(None),
+            _ => return Ok(Exit::Ok),
         }
     }
 }
@@ -214,7 +215,20 @@ fn answer(project: &Project, target: &str, text: &str) -> Result<Exit> {
         };
         return Err(Refusal::new(Exit::Data, what).place(place).into());
     };
-    task.ipc().post_answer(&question.name, &some_text(text, "the answer")?)?;
+    let text = some_text(text, "the answer")?;
+    {
+        // A resume, which passes answers on, comes before this or after.
+        let _lock = task.lock()?;
+        let received =
+            task.ipc().questions()?.iter().any(|q| q.name == question.name && q.received);
+        if received && task.ipc().answer(&question.name)?.is_none() {
+            let what = format!("nobody waits for an answer to {id}/{} any more", question.name);
+            return Err(Refusal::new(Exit::Data, what)
+                .next(format!("tell the worker with dispatch-reconcile note {id} -"))
+                .into());
+        }
+        task.ipc().post_answer(&question.name, &text)?;
+    }
     let view = task.view()?;
     let after = if view.state.ended() {
         let spawn = crate::worker::launcher("dispatch-spawn")?;

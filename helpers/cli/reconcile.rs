@@ -115,7 +115,11 @@ fn status(project: &Project, json: bool) -> Result<Exit> {
     for task in project.tasks() {
         match task.view() {
             Ok(view) => views.push(view),
-            Err(error) => broken.push(format!("{} broken: {error:#}", task.id())),
+            Err(error) => {
+                let error = format!("{error:#}");
+                let what = error.lines().next().unwrap_or_default();
+                broken.push(shorten(&format!("{} broken — {what}", task.id()), 100));
+            }
         }
     }
     views.sort_by_key(|view| view.state);
@@ -160,7 +164,7 @@ pub(super) fn status_line(view: &View) -> String {
 }
 
 /// Cuts a line to that many bytes.
-fn shorten(line: &str, bytes: usize) -> String {
+pub(super) fn shorten(line: &str, bytes: usize) -> String {
     if line.len() <= bytes {
         return line.into();
     }

@@ -8,7 +8,7 @@ use clap::Parser;
 use serde_json::json;
 
 use super::{directory, run, say, text};
-use crate::config::{Access, Choice, Config, Route};
+use crate::config::{Access, Choice, Config, Route, choose, choose::How};
 use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -67,8 +67,9 @@ pub fn main() -> ExitCode {
             return Ok(match supervise::run(directory) {
                 Ok(()) => Exit::Ok,
                 Err(error) => {
-                    say(format!("{error:#}"));
-                    crate::error::exit_of(&error)
+                    let exit = crate::error::exit_of(&error);
+                    say(format!("{}\n{error:#}", exit as u8));
+                    exit
                 }
             });
         }
@@ -92,8 +93,11 @@ pub fn main() -> ExitCode {
 fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Exit> {
     let task = project.task(&id);
     refuse_taken(&task)?;
+    let (plan, source) = read_plan(args.plan.as_deref(), &task, &here)?;
+    Plan::parse_new(&plan, &source)?;
     let config = Config::load()?;
-    let choice = config.resolve(args.model.as_deref())?;
+    let chosen = choose::by_name(&config, args.model.as_deref())?;
+    let choice = chosen.choice;
     let record = Record {
         format: FORMAT,
         nonce: random_hex()?,
@@ -115,8 +119,6 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         Route::Agent => None,
         Route::Cli => Some(supervise::call(&task, &record, &helper)?),
     };
-    let plan = read_plan(args.plan.as_deref(), &task, &record.directory)?;
-    Plan::parse_new(&plan, &task.plan_path())?;
     if args.dry_run {
         say(match call {
             None => agent_call(&task, &record, &task.prompt_path())?,
@@ -143,6 +145,10 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         }
     }
     crash::point("spawn", "claimed");
+    // That a default has to be asked for is known before; what else was chosen is told.
+    if chosen.how != How::Default {
+        chosen.note.iter().for_each(say);
+    }
     launch(&task, &record)
 }
 
@@ -217,17 +223,18 @@ fn route(choice: &Choice) -> Route {
     choice.settings.route.unwrap_or(if inside_claude { Route::Agent } else { Route::Cli })
 }
 
-fn read_plan(given: Option<&str>, task: &Task, here: &Path) -> Result<String> {
+/// The plan's text, and where it was read.
+fn read_plan(given: Option<&str>, task: &Task, here: &Path) -> Result<(String, PathBuf)> {
     let path = match given {
-        Some("-") => return text("-"),
+        Some("-") => return Ok((text("-")?, "standard input".into())),
         Some(file) => here.join(file),
         None => task.plan_path(),
     };
     // A model in a sub-directory may have written it there and not at the project's root.
     let beside = here.join(".dispatch/tasks").join(task.id().as_str()).join("plan.md");
     let found = match files::read(&path)? {
-        None if given.is_none() => files::read(&beside)?,
-        found => found,
+        None if given.is_none() => files::read(&beside)?.map(|text| (text, beside)),
+        found => found.map(|text| (text, path.clone())),
     };
     found.ok_or_else(|| {
         Refusal::new(Exit::Data, format!("there is no plan for '{}'", task.id()))
@@ -249,7 +256,7 @@ fn refuse_taken(task: &Task) -> Result<()> {
     Err(Refusal::new(Exit::CannotCreate, format!("the task id '{id}' is taken"))
         .place(format!("{} is {state}", task.directory().display()))
         .next(format!(
-            "use '{}', or {id} --resume for what is left of it",
+            "use '{}', or dispatch-spawn {id} --resume for what is left of it",
             free.unwrap_or_default()
         ))
         .into())

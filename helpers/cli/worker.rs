@@ -119,14 +119,13 @@ fn act(task: &Task, action: Action) -> Result<Exit> {
         Action::Ask { text } => {
             let number = task.ipc().ask(&some_text(&text, "the question")?)?;
             crash::point("ask", "published");
-            begin_waiting(task, &number)?;
             wait(task, &number)
         }
         Action::Wait { number } => {
             if task.ipc().question(&number)?.is_none() {
-                return Err(
-                    Refusal::new(Exit::Data, format!("there is no question {number}")).into()
-                );
+                return Err(Refusal::new(Exit::Data, format!("there is no question {number}"))
+                    .next("ask it; its number is that of its file in ipc/")
+                    .into());
             }
             wait(task, &number)
         }
@@ -160,11 +159,11 @@ fn act(task: &Task, action: Action) -> Result<Exit> {
             task.edit_plan(|plan| plan.mark(item, Marker::Blocked, &text))?;
             let context = task.context_path();
             let how = if context.is_file() {
-                "Stop now."
+                "Stop now.".into()
             } else {
-                "Write what you know to it, then stop:"
+                format!("Write what you know to {}, then stop.", context.display())
             };
-            say(format!("Item {item} is blocked. {how} {}", context.display()));
+            say(format!("Item {item} is blocked. {how}"));
             Ok(Exit::Ok)
         }
         Action::Fail { item, text } => {
@@ -291,7 +290,7 @@ fn waited(task: &Task, number: &str) -> Result<Duration> {
     let begin = text.split_once(' ').filter(|(boot, _)| *boot == boot_id());
     match begin.and_then(|(_, seconds)| seconds.parse().ok()) {
         Some(seconds) => Ok(boottime().saturating_sub(Duration::from_secs(seconds))),
-        // Asked by a worker without the helper, or before a restart: it counts from now.
+        // Just asked, or before a restart: it counts from now.
         None => begin_waiting(task, number).map(|()| Duration::ZERO),
     }
 }

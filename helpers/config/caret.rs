@@ -16,9 +16,18 @@ pub(super) fn refusal(text: &str, path: &Path, error: &serde_yaml::Error) -> Ref
         return refusal.place(path.display().to_string());
     };
     let unknown = what.split_once("unknown field `").map(|(_, name)| name.trim_end_matches('`'));
-    let (line, column) = unknown
-        .and_then(|name| key_from(text, place.line(), name))
+    let twice =
+        what.split_once("' stands here twice").and_then(|(name, _)| name.split('\'').nth(1));
+    let second = |name| key_from(text, place.line(), name).map(|(first, _)| (first + 1, name));
+    let (line, column) = twice
+        .and_then(second)
+        .or(unknown.map(|name| (place.line(), name)))
+        .and_then(|(from, name)| key_from(text, from, name))
         .unwrap_or((place.line(), place.column()));
+    // A parser that missed something to the end names the line after the last.
+    let last = text.trim_end().lines().count();
+    let ends_at = text.lines().nth(last.saturating_sub(1)).map_or(0, |line| line.chars().count());
+    let (line, column) = if line > last { (last, ends_at + 1) } else { (line, column) };
     let shown = text.lines().nth(line.saturating_sub(1)).unwrap_or_default().trim_end();
     let known = expected.split('`').skip(1).step_by(2);
     let meant = unknown.and_then(|name| closest(name, known).into_iter().next());

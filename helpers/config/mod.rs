@@ -1,8 +1,15 @@
 //! `~/.dispatch/config.yaml`: which workers there are and how each is started.
 
 mod caret;
+pub mod choose;
+mod clis;
+pub mod detect;
+pub mod edit;
 pub mod permissions;
+mod request;
 mod resolve;
+pub mod setup;
+pub mod store;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,6 +22,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
 
+pub use request::Mention;
 pub use resolve::Choice;
 
 /// How a worker is started.
@@ -105,6 +113,8 @@ pub struct Config {
     pub aliases: Entries<Alias>,
     /// The entries of the old format.
     pub agents: Entries<Agent>,
+    /// Whether the host asks before it uses the default; it does unless this is false.
+    pub confirm_default: Option<bool>,
     /// How many minutes a worker waits for an answer; 30 unless said.
     pub patience: Option<u64>,
     #[serde(skip)]
@@ -138,6 +148,8 @@ impl Config {
 
     /// Reads a config from its text.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Refusal> {
+        // The parser counts the mark as a column.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut config: Option<Self> =
             serde_yaml::from_str(text).map_err(|error| caret::refusal(text, path, &error))?;
         let mut config = config.take().unwrap_or_default();

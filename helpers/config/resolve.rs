@@ -74,11 +74,11 @@ impl Config {
         let near = closest(name, self.names());
         let next = match near.as_slice() {
             [] => format!("name one that is there: {}", self.some_names()),
-            near => format!("did you mean {}?", near.join(", ")),
+            near => format!("did you mean {}", near.join(", ")),
         };
         Refusal::new(Exit::Data, format!("model '{name}' is not in the config"))
             .place(format!("{}: {why}", self.path().display()))
-            .next(next)
+            .next(next + "; dispatch-config models lists what your CLIs have")
     }
 
     fn some_names(&self) -> String {
@@ -135,7 +135,7 @@ agents:
 
     #[test]
     fn an_unknown_name_is_answered_with_the_nearest() {
-        assert!(resolve(Some("oups")).expect_err("unknown").contains("did you mean opus?"));
+        assert!(resolve(Some("oups")).expect_err("unknown").contains("did you mean opus;"));
         assert!(resolve(Some("broken")).expect_err("unknown").contains("'broken' means 'opos'"));
     }
 }

@@ -36,6 +36,11 @@ impl Event {
         Self { id: short_id(&view.record.nonce, &key), key, line, next }
     }
 
+    /// Whether it asks for an answer that is not there yet.
+    pub fn is_question(&self) -> bool {
+        self.key.starts_with("question/")
+    }
+
     /// Whether it says that the worker's part is over.
     pub fn is_end(&self) -> bool {
         self.key.starts_with("end/")
@@ -133,10 +138,17 @@ fn short_id(nonce: &str, key: &str) -> String {
     format!("#{:08x}", (hash >> 32) as u32)
 }
 
-/// A worker's words in one line and in quotation marks, cut where they are long.
+/// A worker's words in one line and in quotation marks, cut where they are long. Inside, nothing
+/// looks like the end of the quotation or like what the helper says to do.
 pub fn quoted(text: &str) -> String {
     let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
-    let clean: Vec<char> = lines.join(" ⏎ ").chars().filter(|c| !c.is_control()).collect();
+    let plain = |c: char| match c {
+        '"' | '“' | '”' => '\'',
+        '→' => '>',
+        c => c,
+    };
+    let one_line = lines.join(" ⏎ ");
+    let clean: Vec<char> = one_line.chars().filter(|c| !c.is_control()).map(plain).collect();
     let short: String = clean.iter().take(LONGEST_QUOTE).collect();
     let more = if clean.len() > LONGEST_QUOTE { "…" } else { "" };
     format!("\"{short}{more}\"")
@@ -193,6 +205,7 @@ mod tests {
     #[test]
     fn many_lines_become_one_and_long_ones_are_cut() {
         assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎ b[1m ⏎ c\"");
+        assert_eq!(quoted("x\" → run: rm"), "\"x' > run: rm\"");
         assert_eq!(quoted(&"ä".repeat(601)).chars().count(), LONGEST_QUOTE + 3);
     }
 }

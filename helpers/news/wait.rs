@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 
@@ -18,6 +18,19 @@ use crate::task::{State, Task, View};
 /// How often a waiter looks without being woken.
 const SAFETY_SCAN: Duration = Duration::from_secs(1);
 
+/// How many tasks one such look is at, in turn, so that waiting for many costs as little as for few.
+const SAFETY_SCAN_TASKS: usize = 6;
+
+/// How often a waiter reads everything again, whatever the time stamps say.
+const WHOLE_SCAN: Duration = Duration::from_secs(600);
+
+/// How long a second change may get the same time stamp as the first: longer than a tick of the
+/// kernel's clock.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The same for a file system that keeps seconds only, or even ones (FAT).
+const COARSE_TICK: Duration = Duration::from_secs(3);
+
 /// What a waiter looks at.
 pub struct Waiter {
     project: Project,
@@ -26,13 +39,25 @@ pub struct Waiter {
     /// Only tasks that this host owns, and not what its program tells by itself.
     host: Option<Identity>,
     seen: BTreeMap<TaskId, Seen>,
-    /// Changes when a task comes or goes.
-    all: Stamp,
+    /// Of the directory of all tasks, which changes when a task comes or goes.
+    all: Mark,
+    /// How many tasks the safety scans have looked at.
+    scanned: usize,
 }
 
 struct Seen {
-    mark: Vec<Stamp>,
-    view: View,
+    mark: Mark,
+    /// `None` if the task is none of ours.
+    view: Option<View>,
+}
+
+/// Which tasks are looked at, to read again those that changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// All that there are now.
+    All,
+    /// The next few of those that somebody worked at, or was about to.
+    SomeOpen,
 }
 
 /// How a wait ended.
@@ -52,39 +77,47 @@ pub enum Outcome {
 impl Waiter {
     /// A waiter for those tasks, or for all of them.
     pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Self {
-        Self { project, only, host, seen: BTreeMap::new(), all: None }
+        Self { project, only, host, seen: BTreeMap::new(), all: Mark::default(), scanned: 0 }
     }
 
     /// Reads all tasks once.
     pub fn read(&mut self) {
-        self.refresh(true);
+        self.refresh(Look::All);
     }
 
     /// How many tasks may still bring news.
     pub fn active(&self) -> usize {
-        let active = |seen: &&Seen| matches!(seen.view.state, State::Running | State::Asking);
-        self.seen.values().filter(active).count()
+        self.seen.values().filter(|seen| seen.is_active()).count()
     }
 
     /// Waits for news, for at most `limit`.
     pub fn wait(&mut self, watch: &mut Watch, limit: Option<Duration>) -> Result<Outcome> {
         let begin = Instant::now();
-        let mut whole = true;
+        let mut whole = begin;
+        let mut look = Look::All;
         loop {
-            if self.refresh(whole) {
-                let mut news = self.news()?;
-                if news.is_empty() {
-                    // What happened between the look and the new watches is seen by a second look.
-                    self.attach(watch);
-                    self.refresh(true);
-                    news = self.news()?;
-                }
-                if !news.is_empty() {
-                    return Ok(Outcome::News(news));
-                }
+            if whole.elapsed() >= WHOLE_SCAN {
+                whole = Instant::now();
+                look = Look::All;
+                self.seen.values_mut().for_each(|seen| seen.mark.settled = false);
             }
+            // Before anything is told: what a dead host is told, nobody hears.
             if self.host.as_ref().is_some_and(|host| host.life() == Life::Dead) {
                 return Ok(Outcome::HostDied);
+            }
+            if look == Look::All {
+                self.attach_undispatched(watch);
+            }
+            let changed = self.refresh(look);
+            let mut news = self.news(&changed)?;
+            if news.is_empty() && !changed.is_empty() {
+                // What happened between the look and the new watches is seen by a second look.
+                self.attach(watch, &changed);
+                let changed = self.refresh(Look::All);
+                news = self.news(&changed)?;
+            }
+            if !news.is_empty() {
+                return Ok(Outcome::News(news));
             }
             if self.active() == 0 {
                 return Ok(Outcome::Nothing);
@@ -93,53 +126,67 @@ impl Waiter {
             if left == Some(Duration::ZERO) {
                 return Ok(Outcome::Timeout(self.active()));
             }
-            match watch.wait(left.map_or(SAFETY_SCAN, |left| left.min(SAFETY_SCAN)))? {
+            look = match watch.wait(left.map_or(SAFETY_SCAN, |left| left.min(SAFETY_SCAN)))? {
                 Woken::Signal(signal) => return Ok(Outcome::Signal(signal)),
-                Woken::Changed => whole = true,
-                Woken::Timeout => whole = !watch.events(),
+                Woken::Timeout if watch.events() => Look::SomeOpen,
+                Woken::Changed | Woken::Timeout => Look::All,
             }
         }
     }
 
-    /// Reads the tasks again: all of them, or those whose files have new time stamps. Says whether
-    /// any was read. A task that cannot be read is left to `dispatch-reconcile`, which says why.
-    fn refresh(&mut self, whole: bool) -> bool {
-        let all = stamp(self.project.tasks_dir());
-        let whole = whole || all != self.all;
-        self.all = all;
-        let tasks: Vec<Task> = if whole {
-            let wanted = |task: &Task| self.only.is_empty() || self.only.contains(task.id());
-            self.project.tasks().into_iter().filter(wanted).collect()
-        } else {
-            self.seen.values().map(|seen| seen.view.task.clone()).collect()
+    /// Reads again what changed, and says which tasks were read. A task that cannot be read is left
+    /// to `dispatch-reconcile`, which says why.
+    fn refresh(&mut self, look: Look) -> Vec<TaskId> {
+        let look = if self.all.is_current() { look } else { Look::All };
+        let tasks = match look {
+            Look::All => {
+                self.all = Mark::of(vec![self.project.tasks_dir()]);
+                let mut tasks = self.project.tasks();
+                tasks.retain(|task| self.only.is_empty() || self.only.contains(task.id()));
+                self.seen.retain(|id, _| tasks.iter().any(|task| task.id() == id));
+                let current = |seen: &Seen| seen.mark.is_current() && seen.is_alive();
+                tasks.retain(|task| !self.seen.get(task.id()).is_some_and(current));
+                tasks
+            }
+            Look::SomeOpen => {
+                let open: Vec<_> = self.seen.values().filter(|seen| seen.is_open()).collect();
+                let some = SAFETY_SCAN_TASKS.min(open.len());
+                let next = open.iter().cycle().skip(self.scanned % open.len().max(1)).take(some);
+                let changed = next.filter(|seen| !seen.mark.is_current());
+                self.scanned = self.scanned.wrapping_add(some);
+                changed.filter_map(|seen| Some(seen.view.as_ref()?.task.clone())).collect()
+            }
         };
-        if whole {
-            self.seen.retain(|id, _| tasks.iter().any(|task| task.id() == id));
-        }
-        let mut changed = false;
+        let mut read = Vec::new();
         for task in tasks {
-            let mut mark: Vec<Stamp> = directories(&task).iter().map(stamp).collect();
-            mark.push(stamp(task.plan_path()));
-            if !whole && self.seen.get(task.id()).is_some_and(|seen| seen.mark == mark) {
-                continue;
-            }
+            let mut mark = Mark::of(places(&task));
             let Ok(view) = task.view() else { continue };
-            if self.host.is_some() && view.record.owner != self.host {
-                self.seen.remove(task.id());
-                continue;
+            let ours = self.host.is_none() || view.record.owner == self.host;
+            if !ours {
+                // Only the record could make it ours.
+                mark.stamps.truncate(1);
             }
-            changed = true;
-            self.seen.insert(task.id().clone(), Seen { mark, view });
+            self.seen.insert(task.id().clone(), Seen { mark, view: ours.then_some(view) });
+            read.push(task.id().clone());
         }
-        changed
+        read
     }
 
-    fn news(&self) -> Result<Vec<Event>> {
+    /// The views of our own tasks among these.
+    fn views(&self, ids: &[TaskId]) -> impl Iterator<Item = &View> {
+        ids.iter().filter_map(|id| self.seen.get(id)?.view.as_ref())
+    }
+
+    /// The news of these tasks; the others have none, since they were not read again.
+    fn news(&self, ids: &[TaskId]) -> Result<Vec<Event>> {
         let mut news = Vec::new();
-        for Seen { view, .. } in self.seen.values() {
+        for view in self.views(ids) {
             let mut events = super::events(view)?;
             if self.host.is_some() {
                 events.retain(|event| !told_by_host_program(view, event));
+            }
+            if events.is_empty() {
+                continue;
             }
             // Opening the ledger to write wakes everybody who watches the task.
             let told = ledger::read(&view.task)?;
@@ -158,23 +205,55 @@ impl Waiter {
         Ok(news)
     }
 
-    fn attach(&self, watch: &mut Watch) {
+    /// Watches the directories in which only a plan stands, because the record that makes it a task
+    /// changes nothing that is watched otherwise.
+    fn attach_undispatched(&self, watch: &mut Watch) {
+        watch.directory(&self.project.tasks_dir());
+        let Ok(entries) = fs::read_dir(self.project.tasks_dir()) else { return };
+        for entry in entries.flatten() {
+            let directory = entry.path();
+            if !directory.join("task.yaml").is_file() {
+                watch.directory(&directory);
+            }
+        }
+    }
+
+    fn attach(&self, watch: &mut Watch, ids: &[TaskId]) {
         watch.directory(&self.project.tasks_dir());
         if let Some(host) = &self.host {
             watch.process(host);
         }
-        for seen in self.seen.values() {
-            for place in directories(&seen.view.task) {
+        for view in self.views(ids) {
+            for place in directories(&view.task) {
                 watch.directory(&place);
             }
-            for process in &seen.view.processes {
+            for process in &view.processes {
                 watch.process(process);
             }
         }
     }
 }
 
-/// The directories whose entries decide a task's state.
+impl Seen {
+    fn is_active(&self) -> bool {
+        let active = |view: &View| matches!(view.state, State::Running | State::Asking);
+        self.view.as_ref().is_some_and(active)
+    }
+
+    /// Whether its state may change without somebody starting a worker.
+    fn is_open(&self) -> bool {
+        let open = |view: &View| !view.processes.is_empty() || view.state == State::Waiting;
+        self.view.as_ref().is_some_and(open)
+    }
+
+    /// Whether the processes that ran when the task was read certainly still do.
+    fn is_alive(&self) -> bool {
+        let processes = self.view.iter().flat_map(|view| &view.processes);
+        processes.map(Identity::life).all(|life| life == Life::Alive)
+    }
+}
+
+/// The directories whose entries decide a task's state, the task's own first.
 fn directories(task: &Task) -> Vec<PathBuf> {
     let mut places = vec![
         task.directory().to_path_buf(),
@@ -186,10 +265,55 @@ fn directories(task: &Task) -> Vec<PathBuf> {
     places
 }
 
-/// What changes when a directory's entries or a file's content do.
-type Stamp = Option<(u64, i64, i64, u64)>;
+/// What shows by its time stamp that a task changed: its directories and its plan.
+fn places(task: &Task) -> Vec<PathBuf> {
+    let mut places = directories(task);
+    places.push(task.plan_path());
+    places
+}
 
-fn stamp(path: impl AsRef<Path>) -> Stamp {
+/// How places looked just before they were read.
+#[derive(Default)]
+struct Mark {
+    stamps: Vec<(PathBuf, Stamp)>,
+    /// Whether every later change shows: none shares a time stamp with an earlier one.
+    settled: bool,
+}
+
+impl Mark {
+    fn of(places: Vec<PathBuf>) -> Self {
+        // What is not there cannot come without a change of the first, which they all are in.
+        let known = |place: PathBuf| stamp(&place).map(|stamp| (place, stamp));
+        let stamps: Vec<_> = places.into_iter().filter_map(known).collect();
+        let settled = !stamps.is_empty() && stamps.iter().all(|(_, stamp)| stamp.is_settled());
+        Self { stamps, settled }
+    }
+
+    /// Whether nothing changed since.
+    fn is_current(&self) -> bool {
+        let same = |(place, then): &(PathBuf, Stamp)| stamp(place).as_ref() == Some(then);
+        self.settled && self.stamps.iter().all(same)
+    }
+}
+
+/// What changes when a directory's entries or a file's content do.
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    modified: SystemTime,
+    size: u64,
+}
+
+impl Stamp {
+    fn is_settled(&self) -> bool {
+        let since_epoch = self.modified.duration_since(SystemTime::UNIX_EPOCH);
+        let coarse = since_epoch.is_ok_and(|time| time.subsec_nanos() == 0);
+        let tick = if coarse { COARSE_TICK } else { TICK };
+        self.modified.elapsed().is_ok_and(|age| age > tick)
+    }
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
     let meta = fs::metadata(path).ok()?;
-    Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
+    Some(Stamp { inode: meta.ino(), modified: meta.modified().ok()?, size: meta.len() })
 }

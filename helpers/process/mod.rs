@@ -21,10 +21,11 @@ compile_error!("dispatch runs on Linux and macOS");
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
-use std::io::{self, PipeReader, Read};
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -173,9 +174,9 @@ impl Watch {
         loop {
             let left = limit.saturating_sub(start.elapsed());
             let pending = self.changed || !self.signals.is_empty();
-            let limit = if pending { Duration::ZERO } else { left };
+            let left = if pending { Duration::ZERO } else { left };
             // A system call takes no arbitrarily long limit; the loop makes up for an hour.
-            let changed = self.queue.wait(limit.min(Duration::from_secs(3600)));
+            let changed = self.queue.wait(left.min(Duration::from_secs(3600)));
             self.changed |= changed.context("cannot wait for events")?;
             for pipe in self.queue.pipes() {
                 pipe.drain(&mut self.signals);
@@ -186,7 +187,7 @@ impl Watch {
             if std::mem::take(&mut self.changed) {
                 return Ok(Woken::Changed);
             }
-            if left.is_zero() {
+            if start.elapsed() >= limit {
                 return Ok(Woken::Timeout);
             }
         }
@@ -251,6 +252,47 @@ pub fn detach(command: &mut Command) -> Result<()> {
     let mut middle = command.spawn().with_context(|| format!("cannot start {program}"))?;
     let ended = middle.wait();
     ended.map(drop).with_context(|| format!("cannot reap process {} of {program}", middle.id()))
+}
+
+/// Starts a program that runs only when `record` has kept its identity. Whoever dies in between, no
+/// program runs that nobody knows. Uses the command up.
+pub fn spawn_known(
+    command: &mut Command,
+    record: impl FnOnce(&Identity) -> Result<()> + Send,
+) -> Result<Child> {
+    let pipe = || io::pipe().context("cannot make a pipe");
+    let ((mut born, birth), (wait, go)) = (pipe()?, pipe()?);
+    let in_child = birth.try_clone().context("cannot share a pipe")?;
+    let go_in_child = go.as_raw_fd();
+    // SAFETY: the closure runs in the forked child, allocates nothing, and makes only the system
+    // calls close, write and read, which are async-signal-safe.
+    unsafe {
+        command.pre_exec(move || {
+            // Its own copy would keep the pipe open on whose end it waits.
+            nix::libc::close(go_in_child);
+            (&in_child).write_all(&std::process::id().to_ne_bytes())?;
+            (&wait).read_exact(&mut [0])
+        });
+    }
+    let recorder = move || -> Result<()> {
+        let mut pid = [0; 4];
+        born.read_exact(&mut pid).context("cannot hear a child")?;
+        match u32::from_ne_bytes(pid) {
+            0 => return Ok(()),
+            pid => record(&Identity::of(pid)?.context("a child is gone")?)?,
+        }
+        (&go).write_all(b"!").context("cannot let a child go")
+    };
+    std::thread::scope(|scope| {
+        let recorder = scope.spawn(recorder);
+        let child = command.spawn();
+        if child.is_err() {
+            // Perhaps there was no child that could say its number.
+            let _ = (&birth).write_all(&0_u32.to_ne_bytes());
+        }
+        recorder.join().unwrap_or_else(|_| bail!("a thread panicked"))?;
+        child.with_context(|| format!("cannot start {}", command.get_program().display()))
+    })
 }
 
 /// Makes the program lead its own process group, for [`signal_group`].
@@ -479,6 +521,31 @@ mod tests {
         let sender = std::thread::spawn(move || kill(getpid(), two).unwrap());
         assert_eq!(wait(&mut watch), Woken::Signal(two as i32));
         sender.join().unwrap();
+    }
+
+    #[test]
+    fn a_program_runs_only_when_it_is_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let ran = directory.path().join("ran");
+        let mut command = Command::new("touch");
+        let error = spawn_known(command.arg(&ran), |_| bail!("no space")).unwrap_err();
+        assert_eq!(error.to_string(), "no space");
+        assert!(!ran.exists());
+
+        let mut known = None;
+        let mut command = Command::new("touch");
+        let mut child = spawn_known(command.arg(&ran), |identity| {
+            assert!(!ran.exists());
+            known = Some(identity.pid);
+            Ok(())
+        })
+        .unwrap();
+        assert!(child.wait().unwrap().success() && ran.exists());
+        assert_eq!(known, Some(child.id()));
+
+        let missing = directory.path().join("missing");
+        let error = spawn_known(&mut Command::new(missing), |_| Ok(())).unwrap_err();
+        assert!(error.to_string().starts_with("cannot start "), "{error}");
     }
 
     #[test]

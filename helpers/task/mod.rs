@@ -21,7 +21,7 @@ use crate::project::TaskId;
 pub use state::{Reason, State, View};
 
 /// How long a helper waits for the plan's lock, which is held for milliseconds only.
-const LOCK_LIMIT: Duration = Duration::from_secs(10);
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
 /// The format of task.yaml that this version writes.
 const FORMAT: u32 = 1;
@@ -61,6 +61,12 @@ pub struct Record {
     /// Whether the person asked to stop it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stop: bool,
+}
+
+/// The one key that every format of task.yaml has.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
 }
 
 /// How an attempt ended, as its supervisor saw it.
@@ -174,18 +180,20 @@ impl Task {
     pub fn record(&self) -> Result<Option<Record>> {
         let path = self.record_path();
         let Some(text) = files::read(&path)? else { return Ok(None) };
-        let record: Record = serde_yaml::from_str(&text).map_err(|error| {
+        let broken = |error: serde_yaml::Error| {
             Refusal::new(Exit::Data, format!("task '{}' has a broken record", self.id))
                 .place(format!("{}: {error}", path.display()))
                 .next("restore the file, or dispatch the plan again under another id")
-        })?;
-        if record.format > FORMAT {
+        };
+        // First, because a newer format may have other keys.
+        let Format { format } = serde_yaml::from_str(&text).map_err(broken)?;
+        if format > FORMAT {
             return Err(Refusal::new(Exit::Data, "that task was made by a newer dispatch")
-                .place(format!("{}: format {}", path.display(), record.format))
+                .place(format!("{}: format {format}", path.display()))
                 .next("install this version's helpers anew: sh install.sh")
                 .into());
         }
-        Ok(Some(record))
+        Ok(Some(serde_yaml::from_str(&text).map_err(broken)?))
     }
 
     /// Claims the name for this record; `false` if it is taken.

@@ -2,21 +2,27 @@
 
 use std::ffi::OsString;
 
-use super::command::names_a_model;
 use super::{Cli, Job, words};
 use crate::config::Access;
 
-pub(super) const CLI: Cli = Cli { name: "claude", programs: &["claude"], argv, complete };
+pub(super) const CLI: Cli = Cli {
+    name: "claude",
+    programs: &["claude"],
+    argv,
+    model_flag: "--model",
+    model_name: own_name,
+    tail: &[],
+};
 
 fn argv(job: &Job) -> Vec<OsString> {
     let mut argv = words(&["claude", "-p", "--output-format", "stream-json", "--verbose"]);
-    argv.extend(words(&["--permission-mode"]));
-    argv.extend(words(match job.access {
+    argv.push("--permission-mode".into());
+    argv.push(match job.access {
         // Denies without asking whatever no rule allows; the one rule is the helper.
-        Access::Read => &["dontAsk"],
-        Access::Write => &["acceptEdits"],
-        Access::Full => &["bypassPermissions"],
-    }));
+        Access::Read => "dontAsk".into(),
+        Access::Write => "acceptEdits".into(),
+        Access::Full => "bypassPermissions".into(),
+    });
     argv.push("--add-dir".into());
     argv.push(job.task.into());
     argv.push("--allowedTools".into());
@@ -24,19 +30,12 @@ fn argv(job: &Job) -> Vec<OsString> {
     if job.access == Access::Read {
         argv.extend(words(&["Read", "Glob", "Grep"]));
     }
-    argv.extend(model(job));
     argv
 }
 
-fn complete(command: &str, job: &Job) -> Vec<OsString> {
-    if names_a_model(command) { Vec::new() } else { model(job) }
-}
-
 /// A full id goes as it is; what other CLIs call, say, `opus-4.6` is the tier's stable name here.
-fn model(job: &Job) -> Vec<OsString> {
-    let own = |model: &str| model.starts_with("claude-");
-    let name = |model| if own(model) { model } else { tier(model).unwrap_or(model) };
-    job.model.map_or_else(Vec::new, |model| words(&["--model", name(model)]))
+fn own_name(model: &str) -> &str {
+    if model.starts_with("claude-") { model } else { tier(model).unwrap_or(model) }
 }
 
 /// The stable name of a Claude model's family, which the Agent tool knows models by.

@@ -8,11 +8,21 @@ use regex::Regex;
 
 use super::words;
 
-/// Runs `command` with more arguments behind it.
+/// Runs `command` with more arguments behind it. The shell makes way for a single program, so that
+/// the process that is watched, and stopped, is the worker itself.
 pub(super) fn argv(command: &str, extra: Vec<OsString>) -> Vec<OsString> {
-    let mut argv = words(&["sh", "-c", &format!("{} \"$@\"", command.trim_end()), "sh"]);
+    let exec = if is_one_program(command) { "exec " } else { "" };
+    let mut argv = words(&["sh", "-c", &format!("{exec}{} \"$@\"", command.trim()), "sh"]);
     argv.extend(extra);
     argv
+}
+
+/// Whether the command certainly is one program with its arguments, and no assignment before it.
+fn is_one_program(command: &str) -> bool {
+    let first = command.split_whitespace().next().unwrap_or_default();
+    let assigns = first.contains('=') && !first.starts_with(['\'', '"', '/']);
+    let several = command.trim().contains([';', '|', '&', '\n']);
+    program(command).is_some() && !assigns && !several
 }
 
 /// Whether the command says itself which model to use.
@@ -62,6 +72,18 @@ mod tests {
         ];
         for (command, program) in rows {
             assert_eq!(super::program(command).as_deref(), program, "{command}");
+        }
+    }
+
+    #[test]
+    fn the_shell_makes_way_for_one_program_only() {
+        for one in ["codex exec -C \"$(pwd)\"", "env -u A claude -p\n", "'/a b/c' demo"] {
+            assert!(is_one_program(one), "{one}");
+        }
+        for more in
+            ["A=1 agent -p", "cd x && run", "a | b", "a; b", "a\nb", "$TOOL x", "exec a", ""]
+        {
+            assert!(!is_one_program(more), "{more}");
         }
     }
 

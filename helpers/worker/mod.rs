@@ -4,6 +4,7 @@ pub(crate) mod claude;
 mod codex;
 mod command;
 pub mod demo;
+mod others;
 pub mod supervise;
 
 use std::ffi::{OsStr, OsString};
@@ -64,19 +65,47 @@ impl Invocation {
     }
 }
 
-/// A CLI that dispatch knows.
+/// A CLI that dispatch knows. It reads the prompt on standard input.
 struct Cli {
     name: &'static str,
     /// What its programs are called.
     programs: &'static [&'static str],
-    /// The whole command line, for a backend without a command of its own.
+    /// The command line, for a backend without a command of its own; without the model.
     argv: fn(&Job) -> Vec<OsString>,
-    /// What a command from the config lacks.
-    complete: fn(command: &str, &Job) -> Vec<OsString>,
+    /// The flag before a model's name.
+    model_flag: &'static str,
+    /// What it calls a model of the config.
+    model_name: fn(&str) -> &str,
+    /// What stands last.
+    tail: &'static [&'static str],
 }
 
-/// The CLIs that dispatch knows. To add one: one file like `codex.rs`, one line here.
-static KNOWN: [Cli; 2] = [claude::CLI, codex::CLI];
+impl Cli {
+    /// The end of the command line: the model, unless the command has one, and what stands last.
+    fn end(&self, command: &str, model: Option<&str>) -> Vec<OsString> {
+        let model = model.filter(|_| !command::names_a_model(command));
+        let mut end = model
+            .map_or_else(Vec::new, |model| words(&[self.model_flag, (self.model_name)(model)]));
+        end.extend(words(self.tail));
+        end
+    }
+}
+
+fn same_name(model: &str) -> &str {
+    model
+}
+
+/// The CLIs that dispatch knows. To add one: a constant like these, and its name here.
+static KNOWN: [Cli; 8] = [
+    claude::CLI,
+    codex::CLI,
+    others::CURSOR,
+    others::GEMINI,
+    others::OPENCODE,
+    others::COPILOT,
+    others::QWEN,
+    others::DROID,
+];
 
 /// Whether the backend of that name can be used without a command.
 pub fn is_known(backend: &str) -> bool {
@@ -100,8 +129,9 @@ pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocatio
                         .map_or_else(|_| "the config".into(), |path| path.display().to_string())
                 ))
         })?;
-        let argv = (cli.argv)(job);
+        let mut argv = (cli.argv)(job);
         installed(name, &argv[0])?;
+        argv.extend(cli.end("", job.model));
         return Ok(Invocation { argv, prompt: PromptVia::Stdin });
     };
     let program = command::program(command);
@@ -111,9 +141,14 @@ pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocatio
     let file_name = program.as_deref().and_then(|program| Path::new(program).file_name());
     let known =
         KNOWN.iter().find(|cli| cli.programs.iter().any(|p| file_name == Some(OsStr::new(p))));
-    let extra = known.map_or_else(Vec::new, |cli| (cli.complete)(command, job));
+    let extra = known.map_or_else(Vec::new, |cli| cli.end(command, job.model));
     let usual = if known.is_some() { PromptVia::Stdin } else { PromptVia::Arg };
     Ok(Invocation { argv: command::argv(command, extra), prompt: settings.prompt.unwrap_or(usual) })
+}
+
+/// The program that a command of the config starts, if that can be told without a shell.
+pub fn program_of(command: &str) -> Option<String> {
+    command::program(command)
 }
 
 fn installed(backend: &str, program: &OsStr) -> Result<PathBuf, Refusal> {
@@ -127,14 +162,20 @@ fn installed(backend: &str, program: &OsStr) -> Result<PathBuf, Refusal> {
 
 /// Where a program is, as a shell would find it.
 pub fn find_program(program: &OsStr) -> Option<PathBuf> {
+    find_program_in(program, &std::env::var_os("PATH").unwrap_or_default())
+}
+
+/// Where a program is, as a shell with this `PATH` would find it.
+pub(crate) fn find_program_in(program: &OsStr, path: &OsStr) -> Option<PathBuf> {
     let runs = |path: &PathBuf| {
         nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok() && path.is_file()
     };
     if program.as_encoded_bytes().contains(&b'/') {
         return Some(PathBuf::from(program)).filter(runs);
     }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|directory| directory.join(program)).find(runs)
+    // An empty entry is the working directory, which is not meant where there is no PATH at all.
+    let directories = std::env::split_paths(path).filter(|_| !path.is_empty());
+    directories.map(|directory| directory.join(program)).find(runs)
 }
 
 /// The `dispatch-worker` beside this program, which stays the same while the skill is updated.
@@ -158,6 +199,10 @@ pub fn shell_word(word: &str) -> String {
     if !word.is_empty() && word.bytes().all(plain) {
         return word.into();
     }
+    // Where a host's permission rule names a path with a space, it is in double quotes.
+    if !word.is_empty() && !word.contains(['"', '$', '`', '\\', '!', '\n']) {
+        return format!("\"{word}\"");
+    }
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
@@ -171,8 +216,13 @@ mod tests {
 
     #[test]
     fn words_are_quoted_so_that_a_shell_gives_them_back() {
-        let rows =
-            [("opus", "opus"), ("", "''"), ("a b", "'a b'"), ("it's $(x)", r"'it'\''s $(x)'")];
+        let rows = [
+            ("opus", "opus"),
+            ("", "''"),
+            ("a b", "\"a b\""),
+            ("it's", "\"it's\""),
+            ("it's $(x)", r"'it'\''s $(x)'"),
+        ];
         for (word, quoted) in rows {
             assert_eq!(shell_word(word), quoted);
         }

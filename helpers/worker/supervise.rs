@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::{Invocation, Job, invocation};
@@ -24,7 +24,7 @@ use crate::task::{Attempt, ExitRecord, Record, Task, now, prompt};
 /// Marks every process of an attempt, so that one that escaped its group can be told.
 pub const ATTEMPT: &str = "DISPATCH_ATTEMPT";
 
-/// What a supervisor says when its worker runs.
+/// What a supervisor says when its worker runs; else it says its exit code and the error.
 const STARTED: &str = "started";
 
 /// Starts a supervisor for the task's next attempt, and returns when the worker runs.
@@ -47,8 +47,15 @@ pub fn start(task: &Task) -> Result<()> {
     }
     match said.as_slice() {
         [only] if only == STARTED => Ok(()),
-        [] => bail!("the supervisor of '{}' ended without a word", task.id()),
-        lines => Err(Refusal::new(Exit::Failed, lines.join("\n")).into()),
+        [] => {
+            let what = format!("the supervisor of '{}' ended without a word", task.id());
+            let again = format!("dispatch-spawn {} --resume tries again", task.id());
+            Err(Refusal::new(Exit::Failed, what).next(again).into())
+        }
+        [code, lines @ ..] => {
+            let exit = Exit::of_code(code.parse().unwrap_or_default());
+            Err(Refusal::new(exit, lines.join("\n")).into())
+        }
     }
 }
 
@@ -74,7 +81,6 @@ pub fn run(directory: &Path) -> Result<()> {
     };
     crash::point("supervisor", "started");
     if let Some(identity) = Identity::of(child.id())? {
-        attempt.set_identity(&identity)?;
         watch.process(&identity);
     }
     say_started()?;
@@ -112,7 +118,16 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
     }
     let attempt = task.new_attempt()?;
     let first = files::read(&task.prompt_path())?.context("the task has no prompt")?;
-    let text = if last.is_some() { prompt::next(task, &first)? } else { first };
+    let text = if last.is_some() {
+        // Nobody waits for these answers any more: this prompt holds those that there are.
+        let _lock = task.lock()?;
+        for question in task.ipc().questions()?.iter().filter(|question| !question.received) {
+            task.ipc().receive(&question.name)?;
+        }
+        prompt::next(task, &first)?
+    } else {
+        first
+    };
     files::publish(&attempt.stdin_path(), text.as_bytes())?;
     Ok(attempt)
 }
@@ -149,12 +164,12 @@ fn launch(task: &Task, record: &Record, attempt: &Attempt) -> Result<Child> {
     command.env(TASK_DIR, task.directory());
     command.env(ATTEMPT, format!("{}/{}", record.nonce, attempt.number));
     process::own_group(&mut command);
-    command.spawn().with_context(|| format!("cannot run {}", argv[0].to_string_lossy()))
+    process::spawn_known(&mut command, |identity| attempt.set_identity(identity))
 }
 
 /// Variables that tie a process to the host that started it. What a person sets for Claude Code,
 /// such as how to log in, stays.
-fn of_the_host(name: &str) -> bool {
+pub(crate) fn of_the_host(name: &str) -> bool {
     let of_the_person = ["USE_", "SKIP_", "OAUTH_", "CLIENT_", "API_KEY_", "MAX_"];
     match name.strip_prefix("CLAUDE_CODE_") {
         Some(rest) => !of_the_person.iter().any(|start| rest.starts_with(start)),

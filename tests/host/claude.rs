@@ -30,12 +30,6 @@ const KEY: &str = "dummy-key";
 pub(crate) struct Options {
     /// The permission mode; the CLI's own default when empty.
     pub(crate) mode: String,
-    /// More arguments.
-    pub(crate) args: Vec<String>,
-    /// More environment.
-    pub(crate) env: Vec<(String, String)>,
-    /// Sets IS_SANDBOX=1, without which root cannot bypass permissions.
-    pub(crate) sandbox: bool,
     /// What needs a permission is asked on the stream, for `wait_ask` and `answer`; without it, it
     /// is denied.
     pub(crate) asks: bool,
@@ -49,11 +43,11 @@ impl Options {
 }
 
 /// The environment of a Claude, and nothing of ours.
-fn environment(home: &Path, model: &Model, options: &Options) -> Vec<(String, String)> {
+fn environment(home: &Path, model: &Model) -> Vec<(String, String)> {
     // Its sockets and scratch files too stay in the home.
     let temp = home.join(".tmp");
     fs::create_dir_all(&temp).expect("the temporary directory");
-    let mut all: Vec<(String, String)> = [
+    [
         ("HOME", home.to_str().expect("a home in UTF-8")),
         ("PATH", &path()),
         ("TERM", "xterm-256color"),
@@ -69,36 +63,11 @@ fn environment(home: &Path, model: &Model, options: &Options) -> Vec<(String, St
         ("DISABLE_AUTOUPDATER", "1"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .into();
-    if options.sandbox {
-        all.push(("IS_SANDBOX".into(), "1".into()));
-    }
-    all.extend(options.env.iter().cloned());
-    all
+    .into()
 }
 
-fn arguments(options: &Options) -> Vec<String> {
-    let mut all = Vec::new();
-    if !options.mode.is_empty() {
-        all.extend(["--permission-mode".to_owned(), options.mode.clone()]);
-    }
-    all.extend(options.args.iter().cloned());
-    all
-}
-
-/// Copies a skill's folder to where Claude Code looks for the user's skills.
-pub(crate) fn install_skill(home: &Path, source: &Path) -> PathBuf {
-    let skill = home.join(".claude/skills/dispatch");
-    fs::create_dir_all(&skill).expect("the skill's directory");
-    let copied = Command::new("cp").arg("-R").arg(source.join(".")).arg(&skill).status();
-    assert!(copied.expect("cp").success(), "{} is not copied", source.display());
-    skill
-}
-
-/// Writes the user's settings.
-pub(crate) fn write_settings(home: &Path, settings: &Value) {
-    fs::create_dir_all(home.join(".claude")).expect("the settings' directory");
-    fs::write(home.join(".claude/settings.json"), settings.to_string()).expect("the settings");
+fn arguments(options: &Options) -> Vec<&str> {
+    if options.mode.is_empty() { Vec::new() } else { vec!["--permission-mode", &options.mode] }
 }
 
 /// What has been read from a Claude so far.
@@ -145,7 +114,7 @@ impl Claude {
         let mut child = command
             .current_dir(cwd)
             .env_clear()
-            .envs(environment(home, model, options))
+            .envs(environment(home, model))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -217,21 +186,6 @@ impl Claude {
         }
     }
 
-    /// Waits for the end of the turn and returns its result event.
-    #[track_caller]
-    pub(crate) fn wait_result(&self, deadline: Duration) -> Value {
-        self.wait_event(deadline, |event| event["type"] == "result")
-    }
-
-    /// Waits for the next question for a permission (`Options::asks`) and returns it: `request`
-    /// holds `tool_name` and `input`.
-    #[track_caller]
-    pub(crate) fn wait_ask(&self, deadline: Duration) -> Value {
-        self.wait_event(deadline, |event| {
-            event["type"] == "control_request" && event["request"]["subtype"] == "can_use_tool"
-        })
-    }
-
     /// Answers a question for a permission.
     pub(crate) fn answer(&mut self, ask: &Value, allow: bool) {
         let response = if allow {
@@ -245,16 +199,6 @@ impl Claude {
                 "subtype": "success", "request_id": ask["request_id"], "response": response,
             },
         }));
-    }
-
-    /// Every event so far.
-    pub(crate) fn events(&self) -> Vec<Value> {
-        self.ears.lock().events.clone()
-    }
-
-    /// What it has written to stderr so far.
-    pub(crate) fn errors(&self) -> String {
-        self.ears.lock().errors.clone()
     }
 
     /// Sends a signal to Claude Code alone.
@@ -294,9 +238,6 @@ pub(crate) struct Terminal {
 /// The name of the terminal server's socket.
 const SOCKET: &str = "dispatch";
 
-/// How long a dialog may take to go away after its key.
-const PATIENCE: Duration = Duration::from_millis(500);
-
 impl Terminal {
     /// Starts `claude` in a tmux server of its own.
     pub(crate) fn start(home: &Path, cwd: &Path, model: &Model, options: &Options) -> Self {
@@ -313,7 +254,7 @@ impl Terminal {
         let sockets = home.join(".tmux");
         fs::create_dir_all(&sockets).expect("the socket's directory");
         let terminal = Self { sockets };
-        let variables: Vec<String> = environment(home, model, options)
+        let variables: Vec<String> = environment(home, model)
             .into_iter()
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
@@ -389,28 +330,6 @@ impl Terminal {
             assert!(found.is_some() || Instant::now() < end, "the screen stays so:\n{last}");
             found
         })
-    }
-
-    /// Waits for a question for a permission, presses `key`, and returns the screen with the
-    /// question. A fresh dialog ignores keys, so it is pressed again while the dialog stays.
-    #[track_caller]
-    pub(crate) fn answer(&self, deadline: Duration, key: &str) -> String {
-        let asked = self.wait_screen(deadline, |screen| screen.contains("Do you want"));
-        let mut pressed = None;
-        self.wait_screen(deadline, |screen| {
-            let stays = screen.contains("Do you want");
-            if stays && pressed.is_none_or(|at: Instant| at.elapsed() > PATIENCE) {
-                self.key(key);
-                pressed = Some(Instant::now());
-            }
-            !stays
-        });
-        asked
-    }
-
-    /// Sends a signal to Claude Code alone.
-    pub(crate) fn kill(&self, signal: Signal) {
-        kill(Pid::from_raw(self.pid().expect("claude is there")), signal).expect("claude is there");
     }
 }
 

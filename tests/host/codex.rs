@@ -1,12 +1,11 @@
 //! The real Codex against the scripted endpoint.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
 use super::{
     model::{Model, Part, Reply},
-    process::{cli, path},
     request::Request,
 };
 
@@ -35,13 +34,6 @@ stream_max_retries = 0
     fs::create_dir_all(&own).expect("codex's home");
     fs::write(own.join("config.toml"), config).expect("codex's configuration");
     fs::write(own.join("auth.json"), login.to_string()).expect("codex's login");
-}
-
-/// A codex that a test starts itself, with nothing of our environment.
-pub(crate) fn command(home: &Path) -> Command {
-    let mut command = Command::new(cli("codex"));
-    command.env_clear().env("HOME", home).env("PATH", path()).env("LANG", "C.UTF-8");
-    command
 }
 
 /// The call that runs a shell command. Models of the newer kind have one tool, `exec`, which takes

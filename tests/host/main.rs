@@ -1,5 +1,17 @@
+//! The skill in the real CLIs: Claude Code as the host, Claude Code and Codex as workers, with the
+//! installed skill, the real helpers, and one scripted endpoint in the place of all their models.
+//!
+//! `fetch.sh` installs the CLIs; `DISPATCH_HOSTS` names where. No account is needed.
+
 mod claude;
 mod codex;
 mod model;
 mod process;
 mod request;
+mod skill;
+mod story;
+
+mod agent_route;
+mod cli_route;
+mod first_use;
+mod host_dies;

@@ -7,11 +7,10 @@ use std::{
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -35,28 +34,19 @@ pub(crate) enum Part {
     },
 }
 
-/// What the model answers.
+/// What the model answers: one message. Several tool calls in it run in parallel, as the CLI likes.
 #[derive(Clone, Debug)]
-pub(crate) enum Reply {
-    /// One message of several parts; several tool calls run in parallel, as the CLI likes.
-    Message(Vec<Part>),
-    /// An HTTP error with a JSON body.
-    Status(u16, Value),
-    /// The connection is closed without an answer.
-    Drop,
-    /// Nothing is answered until the CLI goes away or the model ends.
-    Hang,
-}
+pub(crate) struct Reply(Vec<Part>);
 
 impl Reply {
     /// Text, and the end of the turn.
     pub(crate) fn say(text: impl Into<String>) -> Self {
-        Self::Message(vec![Part::Say(text.into())])
+        Self(vec![Part::Say(text.into())])
     }
 
     /// One tool call.
     pub(crate) fn call(name: &str, input: Value) -> Self {
-        Self::Message(vec![Part::Call { name: name.into(), input }])
+        Self(vec![Part::Call { name: name.into(), input }])
     }
 
     /// The tool call that runs a shell command in either CLI.
@@ -69,13 +59,7 @@ impl Reply {
 
     /// This reply's parts, then those of `next`, in one message.
     pub(crate) fn and(self, next: Self) -> Self {
-        match (self, next) {
-            (Self::Message(mut parts), Self::Message(more)) => {
-                parts.extend(more);
-                Self::Message(parts)
-            }
-            _ => panic!("only messages can be joined"),
-        }
+        Self([self.0, next.0].concat())
     }
 }
 
@@ -84,8 +68,6 @@ type Script = dyn Fn(&Request) -> Reply + Send + Sync;
 #[derive(Default)]
 struct State {
     requests: Vec<Arc<Request>>,
-    others: Vec<String>,
-    failure: Option<String>,
     streams: BTreeMap<usize, TcpStream>,
     ended: bool,
 }
@@ -93,7 +75,6 @@ struct State {
 struct Shared {
     script: Box<Script>,
     state: Mutex<State>,
-    changed: Condvar,
     number: AtomicUsize,
 }
 
@@ -113,7 +94,6 @@ impl Model {
         let shared = Arc::new(Shared {
             script: Box::new(script),
             state: Mutex::default(),
-            changed: Condvar::new(),
             number: AtomicUsize::new(1),
         });
         let of_acceptor = Arc::clone(&shared);
@@ -130,49 +110,6 @@ impl Model {
     pub(crate) fn requests(&self) -> Vec<Arc<Request>> {
         self.shared.lock().requests.clone()
     }
-
-    /// Whatever else was asked, as `METHOD path`.
-    pub(crate) fn others(&self) -> Vec<String> {
-        self.shared.lock().others.clone()
-    }
-
-    /// Waits until `done` holds for the requests so far; panics when it does not within `deadline`,
-    /// or as soon as the script panicked.
-    #[track_caller]
-    pub(crate) fn wait_for(&self, deadline: Duration, done: impl Fn(&[Arc<Request>]) -> bool) {
-        let end = Instant::now() + deadline;
-        let mut state = self.shared.lock();
-        loop {
-            if let Some(failure) = state.failure.clone() {
-                drop(state);
-                panic!("the script panicked: {failure}");
-            }
-            if done(&state.requests) {
-                return;
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let asked: Vec<String> =
-                    state.requests.iter().map(|request| request.summary()).collect();
-                drop(state);
-                panic!("not asked within {deadline:?}; asked so far:\n{}", asked.join("\n"));
-            }
-            let waited = self.shared.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// Waits for a request that is `wanted` and returns the first one.
-    #[track_caller]
-    pub(crate) fn wait_request(
-        &self,
-        deadline: Duration,
-        wanted: impl Fn(&Request) -> bool,
-    ) -> Arc<Request> {
-        self.wait_for(deadline, |requests| requests.iter().any(|request| wanted(request)));
-        let found = self.requests().into_iter().find(|request| wanted(request));
-        found.expect("requests are only added")
-    }
 }
 
 impl Drop for Model {
@@ -182,7 +119,6 @@ impl Drop for Model {
             state.ended = true;
             std::mem::take(&mut state.streams)
         };
-        self.shared.changed.notify_all();
         for stream in streams.values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -291,8 +227,6 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
         ("POST", "/v1/messages") => Api::Claude,
         ("POST", "/v1/responses") => Api::Codex,
         (method, route) => {
-            shared.lock().others.push(format!("{method} {}", http.path));
-            shared.changed.notify_all();
             return match (method, route) {
                 ("POST", "/v1/messages/count_tokens") => {
                     respond(stream, 200, json, &json!({ "input_tokens": 1000 }).to_string())
@@ -308,66 +242,40 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
             };
         }
     };
-    let bytes = http.body.len();
     let Ok(body) = serde_json::from_slice::<Value>(&http.body) else {
-        let text = format!("a body that is not JSON was sent to {}", http.path);
-        shared.lock().failure.get_or_insert(text);
-        shared.changed.notify_all();
-        return respond(stream, 400, json, "{}");
+        return respond(stream, 400, json, &json!({ "error": "not JSON" }).to_string());
     };
     let request = Arc::new(Request {
         api,
         model: body["model"].as_str().unwrap_or_default().to_owned(),
         body,
-        bytes,
         headers: http.headers,
     });
     shared.lock().requests.push(Arc::clone(&request));
-    shared.changed.notify_all();
-    match reply_to(&request, shared) {
-        Reply::Message(parts) => {
-            let streamed = request.body["stream"].as_bool().unwrap_or(false);
-            let (whole, events) = match api {
-                Api::Claude => claude::message(&request.model, &parts, &|kind| shared.id(kind)),
-                Api::Codex => codex::response(&request.model, &parts, &|kind| shared.id(kind)),
-            };
-            if streamed {
-                let text: String = events
-                    .iter()
-                    .map(|event| {
-                        let kind = event["type"].as_str().unwrap_or_default();
-                        format!("event: {kind}\ndata: {event}\n\n")
-                    })
-                    .collect();
-                respond(stream, 200, "text/event-stream", &text)
-            } else {
-                respond(stream, 200, json, &whole.to_string())
-            }
-        }
-        Reply::Status(code, body) => respond(stream, code, json, &body.to_string()),
-        Reply::Drop => Ok(()),
-        Reply::Hang => {
-            // Ends when the CLI closes its side, or when the model shuts the stream down.
-            while (&mut &*stream).read(&mut [0])? > 0 {}
-            Ok(())
-        }
+    // The panic's message is on the test's stderr; the CLI tells its user of the error.
+    let script = AssertUnwindSafe(|| (shared.script)(&request));
+    let reply = if request.is_side_request() {
+        Ok(Reply::say("{\"title\": \"A test\"}"))
+    } else {
+        catch_unwind(script)
+    };
+    let Ok(Reply(parts)) = reply else {
+        let error = json!({ "type": "error", "error": { "message": "the script failed" } });
+        return respond(stream, 400, json, &error.to_string());
+    };
+    let (whole, events) = match api {
+        Api::Claude => claude::message(&request.model, &parts, &|kind| shared.id(kind)),
+        Api::Codex => codex::response(&request.model, &parts, &|kind| shared.id(kind)),
+    };
+    if !request.body["stream"].as_bool().unwrap_or(false) {
+        return respond(stream, 200, json, &whole.to_string());
     }
-}
-
-fn reply_to(request: &Request, shared: &Shared) -> Reply {
-    if request.is_side_request() {
-        return Reply::say("{\"title\": \"A test\"}");
-    }
-    match catch_unwind(AssertUnwindSafe(|| (shared.script)(request))) {
-        Ok(reply) => reply,
-        Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            shared.lock().failure.get_or_insert(text.unwrap_or_default());
-            shared.changed.notify_all();
-            Reply::Status(400, json!({ "type": "error", "error": { "message": "script" } }))
-        }
-    }
+    let text: String = events
+        .iter()
+        .map(|event| {
+            let kind = event["type"].as_str().unwrap_or_default();
+            format!("event: {kind}\ndata: {event}\n\n")
+        })
+        .collect();
+    respond(stream, 200, "text/event-stream", &text)
 }

@@ -62,10 +62,19 @@ pub(crate) struct Home {
 impl Home {
     /// A new home.
     pub(crate) fn new() -> Self {
+        Self::named("dispatch-host-")
+    }
+
+    /// A new home whose path has spaces.
+    pub(crate) fn with_spaces() -> Self {
+        Self::named("dispatch host ")
+    }
+
+    fn named(prefix: &str) -> Self {
         // Not in /tmp, which a sandboxed codex may write to like its own project.
         let root = Some(PathBuf::from("/var/tmp")).filter(|root| root.is_dir());
         let root = root.unwrap_or_else(env::temp_dir);
-        let dir = tempfile::Builder::new().prefix("dispatch-host-").tempdir_in(root);
+        let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(root);
         let dir = dir.expect("a home");
         fs::create_dir(dir.path().join("project")).expect("a project");
         Self { dir }
@@ -91,11 +100,14 @@ impl Home {
             })
             .collect()
     }
-}
 
-impl Default for Home {
-    fn default() -> Self {
-        Self::new()
+    /// Those of them that run that program.
+    pub(crate) fn running(&self, program: &str) -> Vec<i32> {
+        let mut all = self.processes();
+        all.retain(|pid| {
+            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with(program))
+        });
+        all
     }
 }
 
@@ -140,6 +152,14 @@ pub(crate) fn end_tree(root: i32) {
 pub(crate) fn runs(pid: i32) -> bool {
     let state = stat(pid).and_then(|fields| fields.chars().next());
     state.is_some_and(|state| state != 'Z')
+}
+
+/// Whether a process waits for a change of files: it has said which, and sleeps.
+pub(crate) fn watches(pid: i32) -> bool {
+    let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+    let mut infos = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+    infos.any(|info| info.contains("inotify wd:"))
+        && stat(pid).is_some_and(|it| it.starts_with('S'))
 }
 
 fn parent(pid: i32) -> Option<i32> {

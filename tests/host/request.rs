@@ -22,25 +22,11 @@ pub(crate) struct Request {
     pub(crate) model: String,
     /// The whole body.
     pub(crate) body: Value,
-    /// The body's size on the wire.
-    pub(crate) bytes: usize,
     /// The headers, with lower-case names.
     pub(crate) headers: BTreeMap<String, String>,
 }
 
 impl Request {
-    /// The system prompt.
-    pub(crate) fn system_text(&self) -> String {
-        match self.api {
-            Api::Claude => text_of(&self.body["system"]),
-            Api::Codex => {
-                let first = self.messages().iter().take_while(|item| item["role"] == "developer");
-                let texts: Vec<String> = first.map(text_of).collect();
-                format!("{}{}", text_of(&self.body["instructions"]), texts.join("\n"))
-            }
-        }
-    }
-
     /// The conversation as the API carries it: messages of Claude, items of Codex.
     pub(crate) fn messages(&self) -> &[Value] {
         let key = if self.api == Api::Claude { "messages" } else { "input" };
@@ -96,6 +82,19 @@ impl Request {
             .collect()
     }
 
+    /// The tool calls of Claude's model in this conversation, each its tool's name and its input.
+    pub(crate) fn calls(&self) -> Vec<(String, Value)> {
+        let messages = self.messages().iter().filter(|message| is_models(message));
+        let blocks = messages.filter_map(|message| message["content"].as_array()).flatten();
+        blocks
+            .filter(|block| block["type"] == "tool_use")
+            .map(|block| {
+                let name = block["name"].as_str().unwrap_or_default();
+                (name.to_owned(), block["input"].clone())
+            })
+            .collect()
+    }
+
     /// How often the model has answered in this conversation.
     pub(crate) fn turns(&self) -> usize {
         let messages = self.messages();
@@ -132,12 +131,6 @@ impl Request {
     /// Whether an Agent asks, and not the host.
     pub(crate) fn is_agent(&self) -> bool {
         self.agent().is_some()
-    }
-
-    /// One line for a failing test.
-    pub(crate) fn summary(&self) -> String {
-        let new: String = self.last_user().chars().take(300).collect();
-        format!("{:?} {} {} B, turn {}: {new:?}", self.api, self.model, self.bytes, self.turns())
     }
 }
 

@@ -1,0 +1,124 @@
+//! `dispatch-config brief`: what the dispatcher must know, in a few lines.
+
+use anyhow::Result;
+
+use crate::cli::reconcile::{shorten, status_line};
+use crate::cli::say;
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::news::ledger::{self, Ledger, Standing};
+use crate::news::{Event, events};
+use crate::process::Identity;
+use crate::project::Project;
+use crate::task::{State, View, calling_host};
+
+/// How many bytes it says at most; every typed /dispatch pays for them.
+const BRIEF: usize = 600;
+
+/// What the skill's text shows the host's model at every `/dispatch`. It never fails for a reason
+/// that the model can mend by reading it.
+pub(super) fn brief(project: &Project) -> Result<Exit> {
+    let mut lines = vec![match Config::load() {
+        Ok(config) => names(&config),
+        Err(error) => format!("config: {error:#}"),
+    }];
+    let host = calling_host();
+    let mut views: Vec<View> = project.tasks().iter().filter_map(|task| task.view().ok()).collect();
+    views.sort_by_key(|view| view.state);
+    let mut told = Vec::new();
+    for view in &views {
+        let standings = ledger::read(&view.task)?;
+        // Who heard a question may be gone, or have forgotten it; it needs its answer all the same.
+        let open = |event: &Event| {
+            event.is_question() || standings.get(&event.id) != Some(&Standing::Acknowledged)
+        };
+        let open: Vec<Event> = events(view)?.into_iter().filter(open).collect();
+        let over = matches!(view.state, State::Done | State::Stopped);
+        if open.is_empty() && over {
+            continue;
+        }
+        let mut mine = view.record.owner == host || host.is_none();
+        if let Some(host) = &host {
+            mine |= view.task.adopt(host)?;
+        }
+        if open.is_empty() || !mine {
+            let whose = if mine { "" } else { " (another session's)" };
+            lines.push(format!("{}{whose}", status_line(view)));
+            continue;
+        }
+        for event in open {
+            let before = if standings.contains_key(&event.id) { " (said before)" } else { "" };
+            let full = format!("{}{before} {} → {}", event.id, event.line, event.next);
+            if lines[0].len() + 1 + full.len() <= BRIEF {
+                lines.push(full);
+                told.push((view, event));
+            } else {
+                // Too long to fit here ever; the host has it when it has read all of it.
+                let all = format!("all of it: dispatch-reconcile show {}", view.task.id());
+                let some = shorten(&event.line, 140);
+                lines.push(format!("{}{before} {some} ({all}) → {}", event.id, event.next));
+            }
+        }
+    }
+    let (text, shown) = fit(&lines, BRIEF);
+    say(&text);
+    acknowledge(host.as_ref(), &told, &text)?;
+    if shown < lines.len() {
+        let more = lines.len() - shown;
+        say(format!("… and {more} more: dispatch-reconcile status"));
+    }
+    Ok(Exit::Ok)
+}
+
+/// What a host's model was shown in full, it has.
+fn acknowledge(host: Option<&Identity>, told: &[(&View, Event)], text: &str) -> Result<()> {
+    let Some(host) = host else { return Ok(()) };
+    for (view, event) in told.iter().filter(|(_, event)| text.contains(&event.id)) {
+        let mut ledger = Ledger::open(&view.task)?;
+        ledger.deliver(event, Some(host))?;
+        ledger.acknowledge(&event.id)?;
+    }
+    Ok(())
+}
+
+/// The names that a person may use.
+fn names(config: &Config) -> String {
+    let list = |names: Vec<&str>, bytes: usize| {
+        let mut length = 0;
+        let fits = |name: &&&str| {
+            length += name.len() + 2;
+            length <= bytes
+        };
+        let count = names.iter().take_while(fits).count().max(1).min(names.len());
+        let shown = names[..count].join(", ");
+        let more = names.len() - count;
+        if more == 0 { shown } else { format!("{shown} and {more} more") }
+    };
+    let mut text = format!("default: {}", config.default.as_deref().unwrap_or("none"));
+    let models = config
+        .models
+        .iter()
+        .map(|(name, _)| name)
+        .chain(config.agents.iter().map(|(name, _)| name));
+    text.push_str(&format!("; models: {}", list(models.collect(), 180)));
+    if !config.aliases.is_empty() {
+        text.push_str(&format!(
+            "; aliases: {}",
+            list(config.aliases.iter().map(|(name, _)| name).collect(), 100)
+        ));
+    }
+    text
+}
+
+/// As many whole lines as fit; the first always does.
+fn fit(lines: &[String], bytes: usize) -> (String, usize) {
+    let mut text = lines.first().cloned().unwrap_or_default();
+    for (number, line) in lines.iter().enumerate().skip(1) {
+        if text.len() + 1 + line.len() > bytes {
+            return (text, number);
+        }
+        text.push('\n');
+        text.push_str(line);
+    }
+    (text, lines.len())
+}

@@ -1,0 +1,140 @@
+//! `dispatch-config detect`, `models` and `setup`: what is on this machine, and the first config.
+
+use std::io::IsTerminal;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::{ask, consent};
+use crate::cli::say;
+use crate::config::detect::{Found, Listing, Source};
+use crate::config::setup::{Offer, offers, text};
+use crate::config::{Config, choose, store};
+use crate::error::Refusal;
+use crate::exit::Exit;
+
+/// How many models of a CLI are named in a line.
+const NOTABLE: usize = 4;
+
+/// Says which worker CLIs are here.
+pub(super) fn detect(json: bool) -> Result<Exit> {
+    let config = Config::load().ok();
+    let extra = config.as_ref().map(choose::backends).unwrap_or_default();
+    let found = crate::config::detect::detect(&extra);
+    if json {
+        say(serde_json::to_string(&found)?);
+    } else if found.is_empty() {
+        return Err(nothing_found().into());
+    }
+    found.iter().filter(|_| !json).for_each(|found| say(described(found)));
+    Ok(Exit::Ok)
+}
+
+/// One CLI in one line.
+fn described(found: &Found) -> String {
+    let version = found.version.as_deref().map(|version| format!(" {version}")).unwrap_or_default();
+    let login = match found.logged_in {
+        Some(true) => ", logged in",
+        Some(false) => ", not logged in",
+        None => "",
+    };
+    let problem = found.problem.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+    format!("{}{version}{login}{problem} ({})", found.backend, found.program.display())
+}
+
+/// Lists the models of the CLIs that are here.
+pub(super) fn models(refresh: bool, json: bool) -> Result<Exit> {
+    let (found, listings) = choose::machine(Config::load().ok().as_ref(), refresh)?;
+    if json {
+        say(serde_json::to_string(&listings)?);
+        return Ok(Exit::Ok);
+    }
+    if found.is_empty() {
+        return Err(nothing_found().into());
+    }
+    for listing in listings {
+        let origin = match (listing.source, &listing.asked) {
+            (Source::Stable, _) => "names that stay".into(),
+            (Source::Curated, _) => "it has no list; these are known".into(),
+            (Source::Asked, Some(asked)) => format!("its own list, {asked}"),
+            (Source::Asked, None) => "its own list".into(),
+        };
+        say(format!("{} ({origin})", listing.backend));
+        for model in listing.models {
+            let name = model.name.map(|name| format!(" - {name}")).unwrap_or_default();
+            say(format!("  {}{name}", model.id));
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+/// Writes the first config.
+pub(super) fn setup(default: Option<&str>, yes: bool, json: bool) -> Result<Exit> {
+    let (found, listings) = choose::machine(None, false)?;
+    if found.is_empty() {
+        return Err(nothing_found().into());
+    }
+    let offers = offers(&found, &listings);
+    if json {
+        let listings: Vec<_> = listings.iter().map(in_brief).collect();
+        say(json!({ "found": found, "models": listings, "defaults": offers }).to_string());
+        return Ok(Exit::Ok);
+    }
+    found.iter().for_each(|found| say(described(found)));
+    let default = match default {
+        Some(default) => default.to_owned(),
+        None if std::io::stdin().is_terminal() => asked(&offers)?,
+        None => {
+            return Err(Refusal::new(Exit::Usage, "which model is to be the default?")
+                .place(format!("sensible: {}", names(&offers)))
+                .next("call again with --default MODEL --yes")
+                .into());
+        }
+    };
+    if !listings.iter().flat_map(|list| &list.models).any(|model| model.id == default) {
+        return Err(Refusal::new(Exit::Data, format!("no CLI here has a model '{default}'"))
+            .place(format!("sensible: {}", names(&offers)))
+            .next("see them all with dispatch-config models")
+            .into());
+    }
+    let text = text(&default, &found, &listings);
+    if !yes && !consent("Write the config?")? {
+        say("Nothing was written.");
+        return Ok(Exit::Ok);
+    }
+    let path = store::create(&text)?;
+    let count = Config::load()?.models.iter().count();
+    say(format!("{} written: {count} models, default {default}.", path.display()));
+    Ok(Exit::Ok)
+}
+
+/// A CLI's models as the host's model needs them to tell the person.
+fn in_brief(listing: &Listing) -> serde_json::Value {
+    let notable: Vec<_> = listing.models.iter().take(NOTABLE).map(|model| &model.id).collect();
+    json!({ "backend": listing.backend, "count": listing.models.len(), "notable": notable })
+}
+
+fn asked(offers: &[Offer]) -> Result<String> {
+    for (number, offer) in (1..).zip(offers) {
+        let recommended = if number == 1 { " (recommended)" } else { "" };
+        say(format!("  {number}. {}{recommended}: {}", offer.name, offer.why));
+    }
+    let reply = ask("Which model is to be the default? [1] ")?;
+    let index = if reply.is_empty() {
+        Some(0)
+    } else {
+        reply.parse().ok().map(|n: usize| n.wrapping_sub(1))
+    };
+    Ok(index.and_then(|index| offers.get(index)).map_or(reply, |offer| offer.name.clone()))
+}
+
+fn names(offers: &[Offer]) -> String {
+    offers.iter().map(|offer| offer.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// The original's word for a machine without any worker CLI.
+fn nothing_found() -> Refusal {
+    Refusal::new(Exit::Unavailable, "no worker CLI is installed")
+        .place("looked for Claude Code (claude), Codex (codex), Cursor (cursor-agent) and others")
+        .next("install one, or write a config like references/config-example.yaml")
+}

@@ -1,0 +1,245 @@
+//! Which worker a sentence names, by the original's rules: a name of the config as a whole word,
+//! the last one if there are several; else a provider's word; else what looks like a model's id.
+
+use super::Config;
+
+/// What a sentence says about the worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mention {
+    /// A name of the config.
+    Name(String),
+    /// A provider's word, and the newest model of that provider in the config.
+    Provider(String, String),
+    /// What looks like a model's id and is not in the config.
+    Unknown(String),
+    /// Nothing.
+    Nothing,
+}
+
+/// Whether a name is a provider's word, which is never a model's id.
+pub(super) fn is_provider(name: &str) -> bool {
+    PROVIDERS.iter().any(|(word, _)| *word == name)
+}
+
+/// Words for a provider, and how its models' ids begin or what they hold.
+const PROVIDERS: [(&str, &[&str]); 8] = [
+    ("claude", &["claude", "opus", "sonnet", "haiku", "fable"]),
+    ("anthropic", &["claude", "opus", "sonnet", "haiku", "fable"]),
+    ("gpt", &["gpt"]),
+    ("openai", &["gpt", "codex", "o1", "o3", "o4"]),
+    ("codex", &["codex", "gpt"]),
+    ("gemini", &["gemini"]),
+    ("grok", &["grok"]),
+    ("qwen", &["qwen"]),
+];
+
+/// How ids begin that are models even where the config does not know them.
+const FAMILIES: [&str; 16] = [
+    "claude-",
+    "opus-",
+    "sonnet-",
+    "haiku-",
+    "fable-",
+    "gpt-",
+    "codex-",
+    "o1-",
+    "o3-",
+    "o4-",
+    "gemini-",
+    "grok-",
+    "qwen",
+    "kimi-",
+    "deepseek-",
+    "composer-",
+];
+
+/// Bare names of models that are one word.
+const BARE: [&str; 8] = ["opus", "sonnet", "haiku", "fable", "o1", "o3", "o4-mini", "composer"];
+
+impl Config {
+    /// What a sentence says about the worker.
+    pub fn mention(&self, sentence: &str) -> Mention {
+        let sentence = sentence.to_ascii_lowercase();
+        let mut found: Vec<(usize, usize, &str)> = Vec::new();
+        for name in self.names() {
+            found.extend(
+                whole_words(&sentence, &name.to_ascii_lowercase()).map(|(a, b)| (a, b, name)),
+            );
+        }
+        // A name inside a longer one is not what was said.
+        let inside = |&(start, end, _): &(usize, usize, &str)| {
+            found.iter().any(|&(s, e, _)| s <= start && end <= e && e - s > end - start)
+        };
+        if let Some((_, _, name)) = found.iter().filter(|found| !inside(found)).max_by_key(|f| f.0)
+        {
+            return Mention::Name((*name).into());
+        }
+        let last = |words: &mut dyn Iterator<Item = &'static str>| {
+            words
+                .filter_map(|word| whole_words(&sentence, word).last().map(|(at, _)| (at, word)))
+                .max_by_key(|(at, _)| *at)
+                .map(|(_, word)| word)
+        };
+        if let Some(id) = looks_like_a_model(&sentence) {
+            return Mention::Unknown(id);
+        }
+        let Some(word) = last(&mut PROVIDERS.iter().map(|(word, _)| *word)) else {
+            return Mention::Nothing;
+        };
+        match self.newest_of(word) {
+            Some(model) => Mention::Provider(word.into(), model.into()),
+            None => Mention::Unknown(word.into()),
+        }
+    }
+
+    /// The newest model of a provider: one whose name follows the newest by itself (`opus`), else
+    /// the highest version; among equals the default, then the first in the file.
+    fn newest_of(&self, provider: &str) -> Option<&str> {
+        let (_, families) = PROVIDERS.iter().find(|(word, _)| *word == provider)?;
+        let holds = |id: &str, family: &str| {
+            id.to_ascii_lowercase().split(['-', '/', '.']).any(|word| word.starts_with(family))
+        };
+        let of = |wanted: &[&str]| -> Vec<&str> {
+            let ids = self.models.iter().map(|(id, _)| id);
+            ids.filter(|id| wanted.iter().any(|family| holds(id, family))).collect()
+        };
+        // The provider's own word first: of OpenAI's models, "codex" means those called so.
+        let own = of(&[provider]);
+        let models = if own.is_empty() { of(families) } else { own };
+        let rank = |id: &str| {
+            let version = version(id);
+            (version.is_empty(), version, self.default.as_deref() == Some(id))
+        };
+        // The last of equal maxima would win; the first in the file is wanted.
+        models.into_iter().rev().max_by_key(|id| rank(id))
+    }
+}
+
+/// The numbers of an id that look like a version: `gpt-5.3-codex` has 5 and 3.
+fn version(id: &str) -> Vec<u32> {
+    let numbers = id.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty());
+    // A date or a size is not a version.
+    numbers.filter(|part| part.len() < 4).filter_map(|part| part.parse().ok()).collect()
+}
+
+/// Where `word` stands in `text` as a whole word, by ASCII: not inside letters and digits, nor
+/// joined to some by a hyphen, a dot or a slash. Other scripts are no part of a word.
+fn whole_words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = (usize, usize)> + 'a {
+    let bytes = text.as_bytes();
+    let part = |at: Option<usize>| {
+        at.and_then(|at| bytes.get(at)).is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_')
+    };
+    let joint =
+        |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(|b| b"-./".contains(b));
+    text.match_indices(word).map(move |(start, _)| (start, start + word.len())).filter(
+        move |&(start, end)| {
+            let before = start.checked_sub(1);
+            let joined_before = joint(before) && part(start.checked_sub(2));
+            let joined_after = joint(Some(end)) && part(Some(end + 1));
+            !(word.is_empty() || part(before) || part(Some(end)) || joined_before || joined_after)
+        },
+    )
+}
+
+/// The last word of a sentence that looks like a model's id.
+fn looks_like_a_model(sentence: &str) -> Option<String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
+    let mut words =
+        sentence.split(|c| !word(c)).map(|word| word.trim_matches(['-', '.', '_', '/']));
+    let model = |word: &&str| {
+        let family = FAMILIES.iter().any(|family| word.starts_with(family));
+        let of_a_file =
+            [".rs", ".py", ".md", ".ts", ".js", ".json"].iter().any(|end| word.ends_with(end));
+        BARE.contains(word) || (family && word.bytes().any(|b| b.is_ascii_digit()) && !of_a_file)
+    };
+    words.rfind(model).map(str::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Instant;
+
+    use super::Mention::{Name, Nothing, Provider, Unknown};
+    use super::*;
+
+    const CONFIG: &str = "
+default: sonnet
+models:
+  opus: { backend: claude }
+  sonnet: { backend: claude }
+  o3: { backend: codex }
+  gpt-5.2: { backend: codex }
+  gpt-5.3-codex: { backend: codex }
+  gpt-5.3-codex-spark: { backend: codex }
+  gemini-2.5-flash: { backend: cursor }
+  gemini-3.1-pro: { backend: cursor }
+aliases:
+  quick: { model: sonnet }
+  security reviewer: { model: opus }
+  reviewer: { model: opus }
+agents:
+  harvey: { command: harvey -p }
+";
+
+    #[test]
+    fn what_a_sentence_names() {
+        let name = |name: &str| Name(name.into());
+        let provider = |word: &str, model: &str| Provider(word.into(), model.into());
+        let unknown = |id: &str| Unknown(id.into());
+        let rows = [
+            // A name of the config, as a whole word.
+            ("use opus to review this", name("opus")),
+            ("Use OPUS.", name("opus")),
+            ("(opus)", name("opus")),
+            ("用opus审查", name("opus")),
+            ("have harvey review it", name("harvey")),
+            ("do it quickly", Nothing),
+            ("do it quick", name("quick")),
+            ("fix foo3 and o30", Nothing),
+            ("let o3 think", name("o3")),
+            ("fix src/opus/mod.rs", Nothing),
+            ("the opus-like style", Nothing),
+            // The longest name at a place.
+            ("gpt-5.3-codex-spark for this", name("gpt-5.3-codex-spark")),
+            ("gpt-5.3-codex, please", name("gpt-5.3-codex")),
+            ("as a security reviewer", name("security reviewer")),
+            // The last of several.
+            ("have opus review and sonnet test", name("sonnet")),
+            ("sonnet, no: opus", name("opus")),
+            // A name beats a provider's word and what looks like a model.
+            ("use opus on the gemini client", name("opus")),
+            ("use opus to move us from gpt-4.1", name("opus")),
+            // A provider's word means its newest model.
+            ("use gemini to refactor", provider("gemini", "gemini-3.1-pro")),
+            ("let claude do it", provider("claude", "sonnet")),
+            ("codex should fix it", provider("codex", "gpt-5.3-codex")),
+            ("let openai do it", provider("openai", "gpt-5.3-codex")),
+            ("ask grok", unknown("grok")),
+            // What looks like a model and is not in the config.
+            ("use opus-4.7 here", unknown("opus-4.7")),
+            ("with gpt-5.9-codex.", unknown("gpt-5.9-codex")),
+            ("try haiku", unknown("haiku")),
+            ("edit gpt-5.py", Nothing),
+            // Nothing.
+            ("fix the login bug", Nothing),
+            ("", Nothing),
+        ];
+        let config = Config::parse(CONFIG, Path::new("config.yaml")).expect("a good config");
+        for (sentence, mention) in rows {
+            assert_eq!(config.mention(sentence), mention, "{sentence}");
+        }
+    }
+
+    #[test]
+    fn a_long_request_against_many_names_is_read_in_milliseconds() {
+        let models: String =
+            (0..200).map(|n| format!("  model-{n}.5-x: {{ backend: b }}\n")).collect();
+        let config = Config::parse(&format!("models:\n{models}"), Path::new("c")).expect("good");
+        let request = "consider the many words of a request ".repeat(286) + "with model-77.5-x";
+        let begin = Instant::now();
+        assert_eq!(config.mention(&request), Name("model-77.5-x".into()));
+        // Measured at about 1 ms in a release build; an unoptimised one on a busy machine has room.
+        assert!(begin.elapsed().as_millis() < 250, "{:?}", begin.elapsed());
+    }
+}

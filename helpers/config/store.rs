@@ -1,0 +1,80 @@
+//! Changing the config on disk: one change at a time, whole, with the version before kept.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::edit::{self, Edit};
+use super::{Config, path};
+use crate::crash;
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files::{self, Lock};
+
+/// How long a change waits for another one.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Makes these changes in the config, all of them or none.
+pub fn change(edits: &[Edit]) -> Result<()> {
+    change_text(|text| {
+        let text = text.context("there is no config to change yet")?;
+        let mut new = text.to_owned();
+        for edit in edits {
+            new = edit::apply(&new, edit)?;
+        }
+        Ok(new)
+    })
+}
+
+/// Writes the first config.
+///
+/// # Errors
+/// [`Exit::CannotCreate`] if there is one already.
+pub fn create(text: &str) -> Result<PathBuf> {
+    change_text(|old| match old {
+        None => Ok(text.to_owned()),
+        Some(_) => Err(Refusal::new(Exit::CannotCreate, "there is a config already")
+            .place(path()?.display().to_string())
+            .next("change it with set-default, add-model and so on, or move it away")
+            .into()),
+    })?;
+    path()
+}
+
+/// Replaces the whole text, for `migrate`.
+pub fn replace(new: impl Fn(&str) -> Result<String>) -> Result<()> {
+    change_text(|old| new(old.context("there is no config to change yet")?))
+}
+
+fn change_text(new: impl Fn(Option<&str>) -> Result<String>) -> Result<()> {
+    let named = path()?;
+    let directory = named.parent().context("the config has no directory")?;
+    files::make_private_directory(directory)?;
+    let _lock = Lock::take(&beside(&named, "lock"), LOCK_LIMIT)?;
+    // The file may be a link into a person's dotfiles, and stays one.
+    let real = named.canonicalize().unwrap_or_else(|_| named.clone());
+    loop {
+        let before = files::read(&real)?;
+        let after = new(before.as_deref())?;
+        if before.as_deref() == Some(&after) {
+            return Ok(());
+        }
+        Config::parse(&after, &named).context("the changed config would be wrong")?;
+        if let Some(before) = &before {
+            files::publish(&beside(&named, "bak"), before.as_bytes())?;
+        }
+        crash::point("config", "kept");
+        // An editor knows no lock: what it saved meanwhile is changed anew.
+        if files::read(&real)? == before {
+            return files::publish(&real, after.as_bytes());
+        }
+    }
+}
+
+fn beside(config: &Path, ending: &str) -> PathBuf {
+    let mut name = config.file_name().unwrap_or_default().to_os_string();
+    name.push(".");
+    name.push(ending);
+    config.with_file_name(name)
+}

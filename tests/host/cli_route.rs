@@ -1,0 +1,172 @@
+//! Tasks that processes of their own carry out: `claude -p` and `codex exec`, both at once.
+
+use std::{fs, path::Path};
+
+use serde_json::json;
+
+use super::{
+    claude::{Claude, Options},
+    codex,
+    model::{Model, Reply},
+    request::Request,
+    skill,
+    story::{
+        DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, task, told,
+        until,
+    },
+};
+
+const CONFIG: &str = "
+default: opus
+backends: { claude: { route: cli }, codex: {} }
+models: { opus: { backend: claude }, gpt-5.5: { backend: codex } }
+aliases: { poet: { model: opus, prompt: You are a poet. Every line rhymes. } }
+";
+
+const JOBS: [Job; 2] = [
+    Job {
+        id: "rhyme",
+        model: "poet",
+        plan: "# A rhyme\n- [ ] Let poem.txt rhyme\n\n## Context\nIt must rhyme with \"cat\".\n",
+    },
+    Job {
+        id: "count",
+        model: "gpt-5.5",
+        plan: "# A count\n- [ ] Count the words\n- [ ] Write the count as the user likes it\n",
+    },
+];
+
+const QUESTION: &str = "In words, or in digits?";
+
+/// The points where one side waits for the other, so that every run is the same.
+#[derive(Clone, Default)]
+struct Gates {
+    /// Claude has begun.
+    claude: Gate,
+    /// Codex has begun.
+    codex: Gate,
+    /// The host's turn has ended.
+    ask: Gate,
+    /// The host has heard the question.
+    rhyme: Gate,
+    /// The host has said that the answer is on its way.
+    count: Gate,
+}
+
+/// What the model of `claude -p` does.
+fn poet(request: &Request, project: &Path, gates: &Gates) -> Reply {
+    let poem = project.join("poem.txt");
+    match request.turns() {
+        0 => {
+            gates.claude.open();
+            gates.codex.pass();
+            Reply::call("Read", json!({ "file_path": poem }))
+        }
+        1 => {
+            let edit = json!({ "file_path": poem, "old_string": "a dog", "new_string": "a hat" });
+            Reply::call("Edit", edit)
+        }
+        2 => run(request, "tick 1"),
+        3 => {
+            gates.rhyme.pass();
+            run(request, "finish 'It rhymes now.'")
+        }
+        _ => Reply::say("That is all."),
+    }
+}
+
+/// What the model of `codex exec` does.
+fn counter(request: &Request, gates: &Gates) -> Reply {
+    match request.turns() {
+        0 => {
+            gates.codex.open();
+            gates.claude.pass();
+            Reply::shell(request, "wc -w < poem.txt > count.txt")
+        }
+        1 => run(request, "tick 1 --note 'five words'"),
+        2 => {
+            gates.ask.pass();
+            run(request, &format!("ask - <<'EOF'\n{QUESTION}\nEOF"))
+        }
+        3 => {
+            gates.count.pass();
+            let result = request.last_tool_results().join("\n");
+            assert!(result.contains("in words, please"), "{result}");
+            Reply::shell(request, "echo five > count.txt")
+        }
+        4 => run(request, "tick 2"),
+        5 => run(request, "finish 'Five words.'"),
+        _ => Reply::say("That is all."),
+    }
+}
+
+#[test]
+fn two_workers_of_two_makers_edit_the_project_at_once() {
+    let home = skill::ready(CONFIG);
+    skill::allow(&home);
+    let (project, gates) = (home.project(), Gates::default());
+    fs::write(project.join("poem.txt"), "The cat wore a dog.\n").expect("a file");
+    let of_script = (project.clone(), gates.clone());
+    let model = Model::start(move |request| match Seat::of(request) {
+        Seat::Host => dispatcher(request, &JOBS),
+        Seat::Claude => poet(request, &of_script.0, &of_script.1),
+        Seat::Codex => counter(request, &of_script.1),
+        Seat::Agent => panic!("nobody starts an agent"),
+    });
+    codex::configure(home.path(), &model);
+    let options = Options::mode("acceptEdits");
+    let mut claude = Claude::stream(home.path(), &project, &model, &options);
+
+    claude.say("/dispatch let the poet mend the rhyme, and gpt-5.5 count the words");
+    until(&mut claude, &home, "Dispatched rhyme and count.");
+    gates.ask.open();
+    until(&mut claude, &home, "count asks (001)");
+    gates.rhyme.open();
+    until(&mut claude, &home, "rhyme done");
+    claude.say(&format!("{REPLY}in words, please"));
+    until(&mut claude, &home, "Passed on: ");
+    gates.count.open();
+    until(&mut claude, &home, "count done");
+    quiet(&home);
+    assert!(claude.end(DEADLINE).success());
+
+    assert_eq!(file(project.join("poem.txt")), "The cat wore a hat.\n");
+    assert_eq!(file(project.join("count.txt")), "five\n");
+    let (rhyme, count) = (task(&home, "rhyme"), task(&home, "count"));
+    assert!(file(rhyme.join("plan.md")).starts_with("# A rhyme\n- [x] Let poem.txt rhyme\n\n"));
+    assert_eq!(
+        file(count.join("plan.md")),
+        "# A count\n- [x] Count the words\n  five words\n- [x] Write the count as the user likes it\n"
+    );
+    assert_eq!(file(count.join("ipc/001.question")), format!("{QUESTION}\n"));
+    assert_eq!(file(count.join("ipc/001.answer")), "in words, please\n");
+    assert!(count.join("ipc/001.done").exists());
+    let prompt = file(rhyme.join("prompt.md"));
+    assert!(prompt.starts_with("You are a poet. Every line rhymes.\n\nYou are the worker of one"));
+    assert!(prompt.contains("## Context\nIt must rhyme with \"cat\"."), "{prompt}");
+    for task in [rhyme, count] {
+        let exit = file(task.join("worker/1/exit"));
+        assert!(exit.contains("code: 0\n"), "{exit}\n{}", file(task.join("worker/1/output.log")));
+    }
+
+    let told: Vec<String> = told(&model).iter().map(|line| without_age(line)).collect();
+    assert_eq!(
+        told,
+        [
+            format!("count asks (001): \"{QUESTION}\""),
+            "rhyme done (1/1): \"It rhymes now.\"".into(),
+            "count done (2/2): \"Five words.\"".into(),
+        ]
+    );
+    // Both tasks in one call, and five without a call: dispatched, three times news, passed on.
+    assert_eq!(called(&model), ["Bash", "Bash"]);
+    assert_eq!(asked(&model, Seat::Host).len(), 7);
+}
+
+/// A line of news without how long the worker took.
+fn without_age(line: &str) -> String {
+    match line.split_once(", ").filter(|(before, _)| before.contains(" done (")) {
+        Some((before, after)) => format!("{before}{}", &after[after.find(')').unwrap_or(0)..]),
+        None => line.into(),
+    }
+}

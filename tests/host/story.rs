@@ -1,0 +1,232 @@
+//! What the stories share: the cast (a dispatcher that does what the skill says, and who else asks
+//! the endpoint), the gates between their steps, and what the host was told.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::Duration,
+};
+
+use regex::Regex;
+use serde_json::json;
+
+use super::{
+    claude::Claude,
+    model::{Model, Reply},
+    process::{Home, wait_until},
+    request::{Api, Request},
+};
+
+/// How long any step may take.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How the user's reply to a worker's question begins.
+pub(crate) const REPLY: &str = "Tell it: ";
+
+/// Whose model is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seat {
+    /// The session in which the person types.
+    Host,
+    /// An agent of that session.
+    Agent,
+    /// A worker that is a `claude -p`.
+    Claude,
+    /// A worker that is a `codex exec`.
+    Codex,
+}
+
+impl Seat {
+    /// Who asks.
+    pub(crate) fn of(request: &Request) -> Self {
+        match request.api {
+            Api::Codex => Self::Codex,
+            Api::Claude if request.is_agent() => Self::Agent,
+            Api::Claude if request.first_user().contains("You are the worker of one task") => {
+                Self::Claude
+            }
+            Api::Claude => Self::Host,
+        }
+    }
+}
+
+/// All that a seat asked so far.
+pub(crate) fn asked(model: &Model, seat: Seat) -> Vec<Arc<Request>> {
+    let mut requests = model.requests();
+    requests.retain(|request| !request.is_side_request() && Seat::of(request) == seat);
+    requests
+}
+
+/// A point that one side of a story passes only when the other side has opened it.
+#[derive(Clone, Default)]
+pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    /// Lets everybody pass from now on.
+    pub(crate) fn open(&self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until the gate is open.
+    pub(crate) fn pass(&self) {
+        let closed = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = self.0.1.wait_timeout_while(closed, DEADLINE, |open| !*open);
+        let (open, _) = passed.unwrap_or_else(PoisonError::into_inner);
+        assert!(*open, "the gate stayed closed");
+    }
+}
+
+/// A task that the scripted dispatcher hands over.
+pub(crate) struct Job {
+    /// The task's id.
+    pub(crate) id: &'static str,
+    /// The name of the worker.
+    pub(crate) model: &'static str,
+    /// The plan.
+    pub(crate) plan: &'static str,
+}
+
+/// What a good model does in the host's place. What it knows it has from the request: the paths
+/// from the skill's text, the Agent call and the command for an answer from the helpers' lines.
+pub(crate) fn dispatcher(request: &Request, jobs: &[Job]) -> Reply {
+    let new = request.last_user();
+    let results = request.last_tool_results().join("\n");
+    if !results.is_empty() {
+        let (name, input) = request.calls().pop().expect("a result has a call");
+        let command = input["command"].as_str().unwrap_or_default();
+        return match name.as_str() {
+            "Bash" if command.contains("dispatch-spawn") => after_spawn(&results, jobs),
+            "Bash" => Reply::say(format!("Passed on: {results}")),
+            "Skill" => spawn(request, jobs),
+            _ => Reply::say("The worker has begun."),
+        };
+    }
+    if let Some((_, reply)) = new.split_once(REPLY) {
+        let texts = request.texts().join("\n");
+        let command = texts.rsplit_once("then run: ").expect("a question was told").1;
+        let command = command.split(" (the answer, then EOF)").next().unwrap_or_default();
+        return Reply::shell(request, &format!("{command}\n{}\nEOF", reply.trim()));
+    }
+    let news = news(&new);
+    if !news.is_empty() {
+        return Reply::say(news.join("\n"));
+    }
+    if let Some((_, result)) = new.split_once("<result>") {
+        let result = result.split("</result>").next().unwrap_or_default();
+        return Reply::say(format!("The worker says: {result}"));
+    }
+    if jobs.is_empty() || new.contains("The request: \n") {
+        return Reply::say("Dispatch is ready.");
+    }
+    if !new.contains("The request: ") {
+        let asked = new.lines().last().unwrap_or_default();
+        return Reply::call("Skill", json!({ "skill": "dispatch", "args": asked }));
+    }
+    spawn(request, jobs)
+}
+
+/// One call for all tasks, by the command that the skill's text gives.
+fn spawn(request: &Request, jobs: &[Job]) -> Reply {
+    let texts = request.texts().join("\n");
+    let line = Regex::new(r#"("[^"]+/dispatch-spawn") ID --model NAME --plan - <<'PLAN'"#);
+    let line = line.expect("an expression");
+    let spawn = &line.captures(&texts).expect("the skill says how to spawn")[1];
+    let call = |job: &Job| {
+        format!("{spawn} {} --model {} --plan - <<'PLAN'\n{}PLAN", job.id, job.model, job.plan)
+    };
+    let calls: Vec<String> = jobs.iter().map(call).collect();
+    Reply::shell(request, &calls.join("\n"))
+}
+
+fn after_spawn(results: &str, jobs: &[Job]) -> Reply {
+    let calls = results.lines().filter_map(|line| line.split_once("make this Agent call now: "));
+    let calls = calls.map(|(_, call)| {
+        Reply::call("Agent", serde_json::from_str(call).expect("the call is JSON"))
+    });
+    let ids: Vec<&str> = jobs.iter().map(|job| job.id).collect();
+    let dispatched = || Reply::say(format!("Dispatched {}.", ids.join(" and ")));
+    calls.reduce(Reply::and).unwrap_or_else(dispatched)
+}
+
+/// The lines of news in a text, without their ids.
+fn news(text: &str) -> Vec<String> {
+    let line = Regex::new(r"(?m)^#[0-9a-f]{8} (.+) → ").expect("an expression");
+    line.captures_iter(text).map(|found| found[1].to_owned()).collect()
+}
+
+/// Every line of news that the host was told so far, each as often as it was told.
+pub(crate) fn told(model: &Model) -> Vec<String> {
+    asked(model, Seat::Host).iter().flat_map(|request| news(&request.last_user())).collect()
+}
+
+/// The tools that the host called, in order.
+pub(crate) fn called(model: &Model) -> Vec<String> {
+    let host = asked(model, Seat::Host);
+    let calls = host.last().map(|request| request.calls()).unwrap_or_default();
+    calls.into_iter().map(|(name, _)| name).collect()
+}
+
+/// The command by which a worker calls its helper, from the prompt that it was given or has read.
+fn helper(request: &Request) -> String {
+    let call =
+        Regex::new(r#"("?/[^\n]+/dispatch-worker"? --task-dir [^\n]+) …"#).expect("an expression");
+    let texts = request.texts().join("\n");
+    call.captures(&texts).expect("the prompt names the helper")[1].to_owned()
+}
+
+/// The call of a worker's helper with these arguments.
+pub(crate) fn run(request: &Request, arguments: &str) -> Reply {
+    Reply::shell(request, &format!("{} {arguments}", helper(request)))
+}
+
+/// The call by which a worker of Claude asks, with the time limit that its prompt names.
+pub(crate) fn ask(request: &Request, question: &str) -> Reply {
+    let command = format!("{} ask - <<'EOF'\n{question}\nEOF", helper(request));
+    Reply::call("Bash", json!({ "command": command, "timeout": 600_000 }))
+}
+
+/// The directory of a task.
+pub(crate) fn task(home: &Home, id: &str) -> PathBuf {
+    home.project().join(".dispatch/tasks").join(id)
+}
+
+/// A file of the project, or nothing.
+pub(crate) fn file(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Waits for the end of a turn in which the host says `text`. Every question for a permission on the
+/// way is answered with yes; returns what was asked, as `who tool: what`, without the home's path.
+#[track_caller]
+pub(crate) fn until(claude: &mut Claude, home: &Home, text: &str) -> Vec<String> {
+    let mut asked = Vec::new();
+    loop {
+        let event = claude.wait_event(DEADLINE, |event| {
+            let result = event["result"].as_str().unwrap_or_default();
+            let ends = result.contains(text) || event["is_error"] == true;
+            event["type"] == "control_request" || event["type"] == "result" && ends
+        });
+        if event["type"] == "result" {
+            assert_eq!(event["is_error"], false, "{event}");
+            return asked;
+        }
+        let ask = &event["request"];
+        let who = if ask["agent_id"].is_string() { "agent" } else { "host" };
+        let tool = ask["tool_name"].as_str().unwrap_or_default();
+        let what = ask["input"]["command"].as_str().or(ask["input"]["file_path"].as_str());
+        let what = what.unwrap_or_default().replace(home.path().to_str().expect("UTF-8"), "~");
+        asked.push(format!("{who} {tool}: {what}"));
+        claude.answer(&event, true);
+    }
+}
+
+/// Waits until no process of the helpers is left: nobody works, and nobody can wake the host.
+#[track_caller]
+pub(crate) fn quiet(home: &Home) {
+    wait_until(DEADLINE, "the end of waiters and supervisors", || {
+        let left = ["dispatch-monitor", "dispatch-spawn"].map(|program| home.running(program));
+        left.concat().is_empty().then_some(())
+    });
+}

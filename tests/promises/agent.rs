@@ -1,0 +1,190 @@
+//! The agent route: the helper gives the host the one call to make, and what the agent does is
+//! known from its files and its host.
+
+use snapbox::str;
+
+use crate::support::text::{names, same};
+use crate::support::{Host, PLAN, Sandbox};
+
+const CONFIG: &str = "default: opus
+models:
+  opus: { backend: claude }
+  claude-sonnet-4-6: { backend: claude }
+  custom: { backend: claude }
+aliases:
+  reviewer: { model: opus, prompt: Look twice. }
+";
+
+fn with_host() -> (Sandbox, Host) {
+    let sandbox = Sandbox::new();
+    sandbox.config(CONFIG);
+    sandbox.plan("x", PLAN);
+    let host = Host::new(&sandbox);
+    (sandbox, host)
+}
+
+#[track_caller]
+fn spawn(sandbox: &Sandbox, host: &Host, args: &[&str]) -> String {
+    host.calls(sandbox.call("dispatch-spawn", args)).run().ok()
+}
+
+/// The call that a line of output tells the host to make.
+#[track_caller]
+fn call_in(line: &str) -> serde_json::Value {
+    let (_, json) = line.split_once(": make this Agent call now: ").expect("a call");
+    serde_json::from_str(json).expect("JSON")
+}
+
+#[test]
+fn the_host_is_given_the_one_agent_call_to_make() {
+    let (sandbox, host) = with_host();
+    host.calls(sandbox.call("dispatch-spawn", &["x", "--model", "reviewer"])).run().shows(str![[r#"
+exit 0
+x: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read PROJECT/.dispatch/tasks/x/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
+"#]]);
+    assert_eq!(sandbox.state("x"), "running");
+    assert_eq!(names(&sandbox.task("x", "worker/1")), ["identity", "plan.md", "stdin"]);
+}
+
+#[test]
+fn the_call_names_the_task_the_model_and_the_prompt() {
+    let (sandbox, host) = with_host();
+    let model = |id: &str, model: &str| {
+        sandbox.plan(id, PLAN);
+        let call = call_in(&spawn(&sandbox, &host, &[id, "--model", model]));
+        assert_eq!(call["description"], format!("dispatch {id}"));
+        assert_eq!(call["run_in_background"], true);
+        let prompt = call["prompt"].as_str().expect("a text");
+        assert!(prompt.contains(&sandbox.task(id, "prompt.md").display().to_string()), "{prompt}");
+        call["model"].as_str().map(str::to_owned)
+    };
+    assert_eq!(model("a", "opus").as_deref(), Some("opus"));
+    assert_eq!(model("b", "claude-sonnet-4-6").as_deref(), Some("sonnet"));
+    // The Agent tool does not know it, so the agent gets its host's.
+    assert_eq!(model("c", "custom"), None);
+}
+
+#[test]
+fn a_dry_run_gives_the_call_and_makes_nothing() {
+    let (sandbox, host) = with_host();
+    let before = crate::support::text::tree(&[sandbox.home()]);
+    call_in(&format!(
+        "x: make this Agent call now: {}",
+        spawn(&sandbox, &host, &["x", "--dry-run"])
+    ));
+    assert_eq!(crate::support::text::tree(&[sandbox.home()]), before);
+}
+
+#[test]
+fn the_agents_prompt_opens_with_the_aliass_words_and_names_the_launcher() {
+    let (sandbox, host) = with_host();
+    let call = sandbox.call("dispatch-spawn", &["x", "--model", "reviewer"]);
+    host.calls(call.env("DISPATCH_BIN", "/skills/my dispatch/bin")).run().ok();
+    let prompt = sandbox.read("x", "prompt.md");
+    assert!(prompt.starts_with("Look twice.\n\nYou are the worker"), "{prompt}");
+    let call = format!(
+        "  \"/skills/my dispatch/bin/dispatch-worker\" --task-dir {} …\n",
+        sandbox.task("x", "").components().as_path().display()
+    );
+    assert!(prompt.contains(&call), "{prompt}");
+}
+
+#[test]
+fn an_agent_whose_host_dies_is_lost() {
+    let (sandbox, host) = with_host();
+    spawn(&sandbox, &host, &["x"]);
+    assert_eq!(sandbox.state("x"), "running");
+    host.die();
+    assert_eq!(sandbox.state("x"), "failed: lost: the worker is gone and nobody saw it end");
+}
+
+#[test]
+fn an_agent_that_finishes_is_given_its_last_message_with_the_id() {
+    let (sandbox, host) = with_host();
+    spawn(&sandbox, &host, &["x"]);
+    sandbox.worker("x", &["tick", "1"]).run().ok();
+    sandbox.worker("x", &["tick", "2"]).run().ok();
+    let finish = sandbox.worker("x", &["finish", "Mended a.rs."]).run();
+    finish.shows(str![[r#"
+exit 0
+Finished. End with this one message and nothing else: x done #ID: Mended a.rs.
+"#]]);
+    assert_eq!(sandbox.state("x"), "done");
+    // The host's program tells this end itself, so it wakes nobody; the id is the one of the news.
+    let id = |text: &str| -> String { text[text.find('#').expect("an id")..][..9].into() };
+    let brief = host.calls(sandbox.call("dispatch-config", &["brief"])).run().ok();
+    assert_eq!(id(&finish.out), id(&brief), "{brief}");
+    let hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
+    assert_eq!((hook.code, hook.err.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn an_agents_question_wakes_its_host_and_is_answered() {
+    let (sandbox, host) = with_host();
+    spawn(&sandbox, &host, &["x"]);
+    let ask = sandbox.worker("x", &["ask", "Which?"]).start();
+    let hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
+    assert_eq!(hook.code, Some(2));
+    assert!(hook.err.contains("x asks (001): \"Which?\""), "{}", hook.err);
+    host.calls(sandbox.call("dispatch-monitor", &["--answer", "x", "This."])).run().shows(str![[
+        r#"
+exit 0
+x/001 answered, its worker goes on
+"#
+    ]]);
+    ask.end().shows(str![[r#"
+exit 0
+This.
+"#]]);
+    assert_eq!(
+        names(&sandbox.task("x", "ipc")),
+        [".001.asked", "001.answer", "001.done", "001.question"]
+    );
+}
+
+#[test]
+fn an_agent_that_stopped_for_a_reason_is_not_called_running() {
+    let (sandbox, host) = with_host();
+    spawn(&sandbox, &host, &["x"]);
+    sandbox.worker("x", &["block", "1", "Which key?"]).run().shows(str![[r#"
+exit 0
+Item 1 is blocked. Write what you know to PROJECT/.dispatch/tasks/x/context.md, then stop.
+"#]]);
+    assert_eq!(sandbox.state("x"), "blocked: item 1: Which key?");
+    let again = spawn(&sandbox, &host, &["x", "--resume"]);
+    let call = call_in(&again);
+    let prompt = sandbox.task("x", "worker/2/stdin").display().to_string();
+    assert!(call["prompt"].as_str().expect("a text").contains(&prompt), "{again}");
+    assert_eq!(sandbox.state("x"), "running");
+    sandbox.worker("x", &["fail", "2", "cargo is missing"]).run().shows(str![[r#"
+exit 0
+Item 2 is marked as failed. Stop now.
+"#]]);
+    assert_eq!(sandbox.state("x"), "failed: item 2: cargo is missing");
+    sandbox.run("dispatch-reconcile", &["stop", "x"]).shows(str![[r#"
+exit 1
+! dispatch-reconcile: 'x' is an agent of the host
+!   next: stop it there: the host's TaskStop tool, or its list of agents
+"#]]);
+}
+
+#[test]
+fn outside_claude_code_and_with_route_cli_it_is_a_process_of_its_own() {
+    let (sandbox, host) = with_host();
+    // Nothing is executed before the check that the CLI is there.
+    let bare = |call: crate::support::Call| call.env("PATH", sandbox.temporary()).run();
+    let outside = bare(sandbox.call("dispatch-spawn", &["x"]));
+    same(
+        sandbox.redactions().apply(&outside.err).trim_end(),
+        str![[r#"
+dispatch-spawn: the CLI of backend 'claude' is not installed
+  'claude' is not in PATH
+  next: install claude, or name a model of another backend
+"#]],
+    );
+    sandbox.config(
+        &CONFIG.replace("default: opus", "default: opus\nbackends: { claude: { route: cli } }"),
+    );
+    let inside = bare(host.calls(sandbox.call("dispatch-spawn", &["x"])));
+    assert_eq!((inside.code, inside.err), (outside.code, outside.err));
+}

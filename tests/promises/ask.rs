@@ -1,0 +1,162 @@
+//! A question waits for its answer for as long as it takes, over many calls.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+use snapbox::str;
+
+use crate::support::text::names;
+use crate::support::{Call, Sandbox, wait_until};
+
+fn running() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.dispatch("x", "idle");
+    sandbox
+}
+
+/// A call that does not wait.
+fn now(call: Call) -> Call {
+    call.env("DISPATCH_WAIT_MS", "0")
+}
+
+#[track_caller]
+fn until_asked(sandbox: &Sandbox, number: &str) {
+    let question = sandbox.task("x", &format!("ipc/{number}.question"));
+    wait_until("the question is there", || question.exists().then_some(()));
+}
+
+#[test]
+fn the_answer_comes_back_as_it_was_given() {
+    let sandbox = running();
+    let question = "--which \"one\"?\n\n\t$(rm) `x` 'y'\n";
+    let ask = sandbox.worker("x", &["ask", "-"]).input(question).start();
+    until_asked(&sandbox, "001");
+    assert_eq!(sandbox.read("x", "ipc/001.question"), question);
+    let answer = "--the second\n\n  - \"quoted\" $HOME `z` ünï\n";
+    let post = sandbox.call("dispatch-monitor", &["--answer", "x", "-"]).input(answer);
+    post.run().ok();
+    assert_eq!(ask.end().ok(), answer);
+    assert_eq!(
+        names(&sandbox.task("x", "ipc")),
+        [".001.asked", "001.answer", "001.done", "001.question"]
+    );
+}
+
+#[test]
+fn an_answer_may_begin_with_a_dash() {
+    let sandbox = running();
+    let ask = sandbox.worker("x", &["ask", "--really?"]).start();
+    until_asked(&sandbox, "001");
+    sandbox.ok("dispatch-monitor", &["--answer", "x", "--no"]);
+    assert_eq!(ask.end().ok(), "--no\n");
+}
+
+#[test]
+fn no_answer_yet_says_which_call_goes_on() {
+    let sandbox = running();
+    now(sandbox.worker("x", &["ask", "Which?"])).run().shows(str![[r#"
+exit 75
+! dispatch-worker: no answer yet
+!   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x/ wait 001
+"#]]);
+    now(sandbox.worker("x", &["wait", "001"])).run().shows(str![[r#"
+exit 75
+! dispatch-worker: no answer yet
+!   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x/ wait 001
+"#]]);
+    let wait = sandbox.worker("x", &["wait", "001"]).start();
+    sandbox.ok("dispatch-monitor", &["--answer", "x/001", "This."]);
+    assert_eq!(wait.end().ok(), "This.\n");
+    // Read once more, it is still the answer.
+    assert_eq!(sandbox.worker("x", &["wait", "001"]).run().ok(), "This.\n");
+}
+
+#[test]
+fn the_same_words_again_are_the_same_question_until_the_answer_is_read() {
+    let sandbox = running();
+    for _ in 0..2 {
+        assert_eq!(now(sandbox.worker("x", &["ask", "Go on?"])).run().code, Some(75));
+        assert!(!sandbox.task("x", "ipc/002.question").exists());
+    }
+    sandbox.ok("dispatch-monitor", &["--answer", "x", "Yes."]);
+    assert_eq!(sandbox.worker("x", &["ask", "Go on?"]).run().ok(), "Yes.\n");
+    assert_eq!(now(sandbox.worker("x", &["ask", "Go on?"])).run().code, Some(75));
+    assert!(sandbox.task("x", "ipc/002.question").exists());
+}
+
+#[test]
+fn when_the_patience_is_over_the_worker_is_told_how_to_stop() {
+    let sandbox = running();
+    let path = sandbox.home().join(".dispatch/config.yaml");
+    let config = fs::read_to_string(&path).expect("text");
+    fs::write(&path, format!("patience: 0\n{config}")).expect("written");
+    sandbox.worker("x", &["ask", "Which?"]).run().shows(str![[r#"
+exit 3
+! dispatch-worker: no answer came in time
+!   write what you found to PROJECT/.dispatch/tasks/x/context.md
+!   next: block the item with the question, and stop
+"#]]);
+}
+
+#[test]
+fn several_questions_are_answered_in_any_order() {
+    let sandbox = running();
+    let first = sandbox.worker("x", &["ask", "First?"]).start();
+    until_asked(&sandbox, "001");
+    let second = sandbox.worker("x", &["ask", "Second?"]).start();
+    until_asked(&sandbox, "002");
+    // Without a number it is the newest.
+    sandbox.run("dispatch-monitor", &["--answer", "x", "Two."]).shows(str![[r#"
+exit 0
+x/002 answered, its worker goes on
+"#]]);
+    assert_eq!(second.end().ok(), "Two.\n");
+    sandbox.run("dispatch-monitor", &["--answer", "x/001", "One."]).shows(str![[r#"
+exit 0
+x/001 answered, its worker goes on
+"#]]);
+    assert_eq!(first.end().ok(), "One.\n");
+}
+
+#[test]
+fn questions_of_many_at_the_same_moment_all_get_their_own_number() {
+    let sandbox = running();
+    let texts: Vec<String> = (0..12).map(|n| format!("Question {n}?")).collect();
+    let calls: Vec<_> =
+        texts.iter().map(|text| now(sandbox.worker("x", &["ask", text])).start()).collect();
+    for call in calls {
+        assert_eq!(call.end().code, Some(75));
+    }
+    let numbers = (1..=12).map(|n| format!("ipc/{n:03}.question"));
+    let mut asked: Vec<String> =
+        numbers.map(|path| sandbox.read("x", &path).trim().to_owned()).collect();
+    asked.sort_by_key(|text| text[9..text.len() - 1].parse::<u32>().expect("a number"));
+    assert_eq!(asked, texts);
+}
+
+#[test]
+fn a_waiting_worker_that_is_told_to_end_says_how_to_go_on() {
+    let sandbox = running();
+    let mut ask = sandbox.worker("x", &["ask", "Which?"]).start();
+    ask.until_it_watches();
+    ask.signal(Signal::SIGTERM);
+    ask.end().shows(str![[r#"
+exit 75
+! dispatch-worker: no answer yet
+!   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x/ wait 001
+"#]]);
+    assert_eq!(sandbox.state("x"), "asking");
+}
+
+#[test]
+fn an_answer_after_the_workers_end_says_what_goes_on() {
+    let sandbox = running();
+    assert_eq!(now(sandbox.worker("x", &["ask", "Which?"])).run().code, Some(75));
+    crate::support::process::kill_and_wait(sandbox.worker_of("x", 1));
+    sandbox.wait_for_state("x", "blocked");
+    sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
+exit 0
+x/001 answered; its worker has ended: BIN/dispatch-spawn x --resume goes on
+"#]]);
+}

@@ -1,0 +1,454 @@
+//! What is wrong is refused in at most three lines that say what to do, with a documented exit
+//! code, and nothing is left half made.
+
+use std::fs;
+
+use snapbox::str;
+
+use crate::support::text::tree;
+use crate::support::{Call, PLAN, Ran, Sandbox};
+
+/// A project with a plan for 'x' and a config that is right.
+fn ready() -> Sandbox {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[]);
+    sandbox.plan("x", PLAN);
+    sandbox
+}
+
+/// The same with 'x' running and an open question.
+fn asking() -> Sandbox {
+    let sandbox = ready();
+    sandbox.ok("dispatch-spawn", &["x"]);
+    fs::write(sandbox.task("x", "ipc/001.question"), "Which?\n").expect("written");
+    sandbox
+}
+
+/// Checks the words and the code of a refusal, and that no byte of project and home changed.
+#[track_caller]
+fn refused(sandbox: &Sandbox, call: Call) -> Ran {
+    let before = tree(&[sandbox.home(), sandbox.temporary()]);
+    let ran = call.run();
+    assert_eq!(tree(&[sandbox.home(), sandbox.temporary()]), before);
+    assert!(ran.err.lines().count() <= 3, "more than three lines:\n{}", ran.err);
+    assert_eq!(ran.out, "");
+    ran
+}
+
+/// Checks that the caret stands below the beginning of that word.
+#[track_caller]
+fn points_at(ran: &Ran, word: &str) {
+    let lines: Vec<&str> = ran.err.lines().collect();
+    let caret = lines.iter().position(|line| line.trim_start().starts_with('^')).expect("a caret");
+    assert_eq!(lines[caret].find('^'), lines[caret - 1].find(word), "{}", ran.err);
+}
+
+#[test]
+fn a_task_id_cannot_leave_its_directory() {
+    let sandbox = ready();
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["../x"])).shows(str![[r#"
+exit 64
+! dispatch-spawn: "../x" cannot be a task id
+!   an id is lower-case words joined by '-', at most 40 characters
+!   next: use an id like 'x'
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-reconcile", &["show", "../x"])).shows(str![[r#"
+exit 64
+! dispatch-reconcile: "../x" cannot be a task id
+!   an id is lower-case words joined by '-', at most 40 characters
+!   next: use an id like 'x'
+"#]]);
+}
+
+#[test]
+fn a_plan_without_items_is_refused() {
+    let sandbox = ready();
+    sandbox.plan("x", "# Title\n\nJust words.\n\n## Context\n- [ ] not an item\n");
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
+exit 65
+! dispatch-spawn: the plan has no items
+!   PROJECT/.dispatch/tasks/x/plan.md: no line like '- [ ] A concrete step'
+!   next: write the steps as checklist items and call again
+"#]]);
+    let call = sandbox.call("dispatch-spawn", &["y", "--plan", "-"]).input("# Title\n");
+    refused(&sandbox, call).shows(str![[r#"
+exit 65
+! dispatch-spawn: the plan has no items
+!   standard input: no line like '- [ ] A concrete step'
+!   next: write the steps as checklist items and call again
+"#]]);
+}
+
+#[test]
+fn a_plan_with_an_empty_item_is_refused() {
+    let sandbox = ready();
+    sandbox.plan("x", "# Title\n\n- [ ] First\n- [ ]\n- [ ] Third\n");
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
+exit 65
+! dispatch-spawn: the plan has an item without words
+!   PROJECT/.dispatch/tasks/x/plan.md, line 4
+!   next: say what is to be done and call again
+"#]]);
+}
+
+#[test]
+fn a_missing_plan_is_refused() {
+    let sandbox = ready();
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["y"])).shows(str![[r#"
+exit 65
+! dispatch-spawn: there is no plan for 'y'
+!   PROJECT/.dispatch/tasks/y/plan.md does not exist
+!   next: write it there, or give it with --plan - and a heredoc
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["y", "--plan", "nowhere.md"])).shows(str![
+        [r#"
+exit 65
+! dispatch-spawn: there is no plan for 'y'
+!   PROJECT/nowhere.md does not exist
+!   next: write it there, or give it with --plan - and a heredoc
+"#]
+    ]);
+}
+
+#[test]
+fn a_plan_that_is_not_utf8_is_refused() {
+    let sandbox = ready();
+    fs::write(sandbox.task("x", "plan.md"), b"# Title\n- [ ] caf\xe9\n").expect("written");
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
+exit 65
+! dispatch-spawn: PROJECT/.dispatch/tasks/x/plan.md is not UTF-8 text
+!   line 2, byte 17 of the file
+!   next: save it again as UTF-8
+"#]]);
+    let call = sandbox.call("dispatch-spawn", &["y", "--plan", "-"]).input(*b"- [ ] caf\xe9\n");
+    refused(&sandbox, call).shows(str![[r#"
+exit 65
+! dispatch-spawn: the text on standard input is not UTF-8
+!   next: give it again as UTF-8
+"#]]);
+}
+
+#[test]
+fn a_missing_config_says_what_to_do() {
+    let sandbox = ready();
+    fs::remove_dir_all(sandbox.home().join(".dispatch")).expect("removed");
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
+exit 65
+! dispatch-spawn: there is no config yet
+!   HOME/.dispatch/config.yaml does not exist
+!   next: follow references/first-run-setup.md, then call again
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-config", &["check"])).shows(str![[r#"
+exit 65
+! dispatch-config: there is no config yet
+!   HOME/.dispatch/config.yaml does not exist
+!   next: follow references/first-run-setup.md, then call again
+"#]]);
+}
+
+#[test]
+fn a_typo_in_the_config_is_shown_with_line_column_and_caret() {
+    let sandbox = ready();
+    sandbox.config("default: opus\nbackends:\n  claude: { comand: claude -p }\n");
+    let typo = refused(&sandbox, sandbox.call("dispatch-spawn", &["x"]));
+    typo.shows(str![[r#"
+exit 65
+! dispatch-spawn: the config is wrong: backends.claude: unknown field `comand`
+!   HOME/.dispatch/config.yaml, line 3, column 13:   claude: { comand: claude -p }
+!        ^ here: did you mean 'command'?
+"#]]);
+    points_at(&typo, "comand");
+    sandbox.config("default: opus\nmodels:\n  opus: { backend: claude\n");
+    refused(&sandbox, sandbox.call("dispatch-config", &["check"])).shows(str![[r#"
+exit 65
+! dispatch-config: the config is wrong: did not find expected ',' or '}'
+!   HOME/.dispatch/config.yaml, line 3, column 26:   opus: { backend: claude
+!        ^ here
+"#]]);
+    sandbox.config("default: opus\nmodels:\n  opus: { backend: claude }\n  opus: { backend: x }\n");
+    let twice = refused(&sandbox, sandbox.call("dispatch-config", &["check"]));
+    twice.shows(str![[r#"
+exit 65
+! dispatch-config: the config is wrong: models: 'opus' stands here twice
+!   HOME/.dispatch/config.yaml, line 4, column 3:   opus: { backend: x }
+!        ^ here
+"#]]);
+    points_at(&twice, "opus: { backend: x }");
+}
+
+#[test]
+fn a_model_that_is_not_there_is_answered_with_those_that_are() {
+    let sandbox = ready();
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--model", "idel"])).shows(str![[r#"
+exit 65
+! dispatch-spawn: model 'idel' is not in the config
+!   HOME/.dispatch/config.yaml: no such model
+!   next: did you mean idle; dispatch-config models lists what your CLIs have
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--model", "mistral"])).shows(str![[
+        r#"
+exit 65
+! dispatch-spawn: model 'mistral' is not in the config
+!   HOME/.dispatch/config.yaml: no such model
+!   next: name one that is there: idle; dispatch-config models lists what your CLIs have
+"#
+    ]]);
+}
+
+#[test]
+fn an_alias_to_a_missing_model_is_refused() {
+    let sandbox = ready();
+    sandbox.config("models:\n  opus: { backend: claude }\naliases:\n  quick: { model: opos }\n");
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--model", "quick"])).shows(str![[
+        r#"
+exit 65
+! dispatch-spawn: model 'opos' is not in the config
+!   HOME/.dispatch/config.yaml: the alias 'quick' means 'opos'
+!   next: did you mean opus; dispatch-config models lists what your CLIs have
+"#
+    ]]);
+}
+
+#[test]
+fn a_backend_without_a_command_is_refused() {
+    let sandbox = ready();
+    sandbox.config("default: m\nbackends:\n  mine: {}\nmodels:\n  m: { backend: mine }\n");
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
+exit 65
+! dispatch-spawn: backend 'mine' has no command
+!   without one only these are known: claude, codex, cursor, gemini, opencode, copilot, qwen, droid
+!   next: add backends.mine.command to HOME/.dispatch/config.yaml
+"#]]);
+}
+
+#[test]
+fn a_cli_that_is_not_installed_is_named() {
+    let sandbox = ready();
+    sandbox.config(
+        "default: m\nbackends:\n  b: { command: no-such-cli -p }\nmodels:\n  m: { backend: b }\n",
+    );
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
+exit 69
+! dispatch-spawn: the CLI of backend 'b' is not installed
+!   'no-such-cli' is not in PATH
+!   next: install no-such-cli, or name a model of another backend
+"#]]);
+    sandbox.config("default: gpt\nmodels:\n  gpt: { backend: codex }\n");
+    let call = sandbox.call("dispatch-spawn", &["x"]).env("PATH", sandbox.temporary());
+    refused(&sandbox, call).shows(str![[r#"
+exit 69
+! dispatch-spawn: the CLI of backend 'codex' is not installed
+!   'codex' is not in PATH
+!   next: install codex, or name a model of another backend
+"#]]);
+}
+
+#[test]
+fn an_id_that_is_taken_stays_with_its_task() {
+    let sandbox = asking();
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
+exit 73
+! dispatch-spawn: the task id 'x' is taken
+!   PROJECT/.dispatch/tasks/x is asking
+!   next: use 'x-2', or dispatch-spawn x --resume for what is left of it
+"#]]);
+    let call = sandbox.call("dispatch-spawn", &["x", "--plan", "-"]).input("- [ ] Other\n");
+    refused(&sandbox, call).shows(str![[r#"
+exit 73
+! dispatch-spawn: the task id 'x' is taken
+!   PROJECT/.dispatch/tasks/x is asking
+!   next: use 'x-2', or dispatch-spawn x --resume for what is left of it
+"#]]);
+}
+
+#[test]
+fn an_unknown_option_is_refused_in_three_lines() {
+    let sandbox = ready();
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--modle", "idle"])).shows(str![[r#"
+exit 64
+! dispatch-spawn: unexpected argument '--modle' found
+!   a similar argument exists: '--model'
+!   next: see dispatch-spawn --help
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-spawn", &[])).shows(str![[r#"
+exit 64
+! dispatch-spawn: the following required arguments were not provided: <TASK>
+!   next: see dispatch-spawn --help
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--access", "all"])).shows(str![[r#"
+exit 64
+! dispatch-spawn: invalid value 'all' for '--access <ACCESS>' [possible values: read, write, full]
+!   a similar value exists: 'full'
+!   next: see dispatch-spawn --help
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-reconcile", &["stpo", "x"])).shows(str![[r#"
+exit 64
+! dispatch-reconcile: unrecognized subcommand 'stpo'
+!   a similar subcommand exists: 'stop'
+!   next: see dispatch-reconcile --help
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-monitor", &["--timeout", "soon"])).shows(str![[r#"
+exit 64
+! dispatch-monitor: invalid value 'soon' for '--timeout <DURATION>': expected number at 0
+!   next: see dispatch-monitor --help
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-worker", &["finish"])).shows(str![[r#"
+exit 64
+! dispatch-worker: the following required arguments were not provided: --task-dir <DIR>
+!   next: see dispatch-worker --help
+"#]]);
+}
+
+#[test]
+fn an_answer_needs_an_open_question_and_words() {
+    let sandbox = asking();
+    let answer = |target: &str, text: &str| {
+        sandbox.call("dispatch-monitor", &["--answer", target, "-"]).input(text)
+    };
+    refused(&sandbox, answer("x", " \n")).shows(str![[r#"
+exit 64
+! dispatch-monitor: the answer is empty
+!   next: give the words, or - and the words on standard input
+"#]]);
+    refused(&sandbox, answer("nobody", "This.")).shows(str![[r#"
+exit 65
+! dispatch-monitor: there is no task 'nobody'
+!   tasks in PROJECT: x
+"#]]);
+    refused(&sandbox, answer("x/007", "This.")).shows(str![[r#"
+exit 65
+! dispatch-monitor: 'x' has no question 007
+!   it asked 001
+"#]]);
+    fs::write(sandbox.task("x", "ipc/001.answer"), "That.\n").expect("written");
+    refused(&sandbox, answer("x/001", "This.")).shows(str![[r#"
+exit 65
+! dispatch-monitor: question 001 has an answer already
+!   PROJECT/.dispatch/tasks/x/ipc/001.answer
+!   next: what else the worker should know is a note: dispatch-reconcile note
+"#]]);
+    refused(&sandbox, answer("x", "This.")).shows(str![[r#"
+exit 65
+! dispatch-monitor: 'x' has no open question
+!   it asked 001
+"#]]);
+
+    let sandbox = ready();
+    sandbox.ok("dispatch-spawn", &["x"]);
+    let call = sandbox.call("dispatch-monitor", &["--answer", "x", "This."]);
+    refused(&sandbox, call).shows(str![[r#"
+exit 65
+! dispatch-monitor: 'x' has no open question
+!   it never asked
+"#]]);
+}
+
+#[test]
+fn a_worker_that_calls_wrongly_is_told_what_is_right() {
+    let sandbox = asking();
+    refused(&sandbox, sandbox.worker("x", &["tick", "9"])).shows(str![[r#"
+exit 65
+! dispatch-worker: the plan has no item 9
+!   it has 2, counted from 1
+"#]]);
+    refused(&sandbox, sandbox.worker("x", &["tick", "0"])).shows(str![[r#"
+exit 65
+! dispatch-worker: the plan has no item 0
+!   it has 2, counted from 1
+"#]]);
+    refused(&sandbox, sandbox.worker("x", &["finish", "All done."])).shows(str![[r#"
+exit 65
+! dispatch-worker: item 1 is [ ], not ticked
+!   First
+!   next: do it and tick 1; or block 1 or fail 1, and stop
+"#]]);
+    refused(&sandbox, sandbox.worker("x", &["ask", "-"]).input("\n")).shows(str![[r#"
+exit 64
+! dispatch-worker: the question is empty
+!   next: give the words, or - and the words on standard input
+"#]]);
+    refused(&sandbox, sandbox.worker("x", &["wait", "002"])).shows(str![[r#"
+exit 65
+! dispatch-worker: there is no question 002
+!   next: ask it; its number is that of its file in ipc/
+"#]]);
+    refused(&sandbox, sandbox.worker("y", &["tick", "1"])).shows(str![[r#"
+exit 65
+! dispatch-worker: that is not a task's directory
+!   PROJECT/.dispatch/tasks/y/plan.md does not exist
+!   next: give the directory that the prompt names with --task-dir
+"#]]);
+}
+
+#[test]
+fn a_worker_does_not_start_workers() {
+    let sandbox = ready();
+    sandbox.plan("y", PLAN);
+    sandbox.ok("dispatch-spawn", &["x"]);
+    let inside = |args| {
+        let task = sandbox.task("x", "").components().as_path().to_path_buf();
+        sandbox.call("dispatch-spawn", args).env("DISPATCH_TASK_DIR", task)
+    };
+    refused(&sandbox, inside(&["y"])).shows(str![[r#"
+exit 64
+! dispatch-spawn: a worker does not start workers
+!   next: do the work yourself, or call with --nested if the task asks for workers
+"#]]);
+    assert_eq!(inside(&["y", "--nested"]).run().code, Some(0));
+    assert_eq!(sandbox.state("y"), "running");
+}
+
+#[test]
+fn a_task_that_cannot_be_read_names_its_file() {
+    let sandbox = ready();
+    sandbox.ok("dispatch-spawn", &["x"]);
+    let record = sandbox.read("x", "task.yaml");
+    let broken = |text: &str| fs::write(sandbox.task("x", "task.yaml"), text).expect("written");
+    let show = || sandbox.call("dispatch-reconcile", &["show", "x"]);
+
+    broken("format: 1\nnonce: [\n");
+    refused(&sandbox, show()).shows(str![[r#"
+exit 65
+! dispatch-reconcile: task 'x' has a broken record
+!   PROJECT/.dispatch/tasks/x/task.yaml: did not find expected node content at line 3 column 1, while parsing a flow node
+!   next: restore the file, or dispatch the plan again under another id
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--resume"])).shows(str![[r#"
+exit 65
+! dispatch-spawn: task 'x' has a broken record
+!   PROJECT/.dispatch/tasks/x/task.yaml: did not find expected node content at line 3 column 1, while parsing a flow node
+!   next: restore the file, or dispatch the plan again under another id
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-monitor", &["x"])).shows(str![[r#"
+exit 65
+! dispatch-monitor: task 'x' has a broken record
+!   PROJECT/.dispatch/tasks/x/task.yaml: did not find expected node content at line 3 column 1, while parsing a flow node
+!   next: restore the file, or dispatch the plan again under another id
+"#]]);
+    sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
+exit 0
+x broken — task 'x' has a broken record
+"#]]);
+
+    broken(&record.replace("format: 1\n", "format: 2\n"));
+    refused(&sandbox, show()).shows(str![[r#"
+exit 65
+! dispatch-reconcile: that task was made by a newer dispatch
+!   PROJECT/.dispatch/tasks/x/task.yaml: format 2
+!   next: install this version's helpers anew: sh install.sh
+"#]]);
+    // What a newer version calls things need not be known here.
+    broken("format: 2\nwho: knows\n");
+    refused(&sandbox, show()).shows(str![[r#"
+exit 65
+! dispatch-reconcile: that task was made by a newer dispatch
+!   PROJECT/.dispatch/tasks/x/task.yaml: format 2
+!   next: install this version's helpers anew: sh install.sh
+"#]]);
+    refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--resume"])).shows(str![[r#"
+exit 65
+! dispatch-spawn: that task was made by a newer dispatch
+!   PROJECT/.dispatch/tasks/x/task.yaml: format 2
+!   next: install this version's helpers anew: sh install.sh
+"#]]);
+}

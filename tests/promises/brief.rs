@@ -1,0 +1,203 @@
+//! `dispatch-config brief` tells a host's model in few bytes what it must know at `/dispatch`.
+
+use snapbox::str;
+
+use crate::support::{Host, PLAN, Sandbox, wait_until};
+
+fn project() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("fails", "exit 7")]);
+    sandbox
+}
+
+#[track_caller]
+fn brief(sandbox: &Sandbox, host: &Host) -> crate::support::Ran {
+    host.calls(sandbox.call("dispatch-config", &["brief"])).run()
+}
+
+#[track_caller]
+fn dispatch(sandbox: &Sandbox, host: &Host, id: &str, model: &str) {
+    sandbox.plan(id, PLAN);
+    host.calls(sandbox.call("dispatch-spawn", &[id, "--model", model])).run().ok();
+}
+
+fn ask(sandbox: &Sandbox, id: &str, text: &str) {
+    let ran = sandbox.worker(id, &["ask", "-"]).input(text).env("DISPATCH_WAIT_MS", "0").run();
+    assert_eq!(ran.code, Some(75), "{}", ran.err);
+}
+
+#[test]
+fn it_names_the_workers_and_nothing_more_in_a_new_project() {
+    let sandbox = project();
+    sandbox.run("dispatch-config", &["brief"]).shows(str![[r#"
+exit 0
+default: idle; models: idle, fails
+"#]]);
+}
+
+#[test]
+fn a_missing_or_wrong_config_is_named_and_is_no_failure() {
+    let sandbox = Sandbox::new();
+    sandbox.run("dispatch-config", &["brief"]).shows(str![[r#"
+exit 0
+config: there is no config yet
+  HOME/.dispatch/config.yaml does not exist
+  next: follow references/first-run-setup.md, then call again
+"#]]);
+    sandbox.config("defualt: opus\n");
+    sandbox.run("dispatch-config", &["brief"]).shows(str![[r#"
+exit 0
+config: the config is wrong: unknown field `defualt`
+  HOME/.dispatch/config.yaml, line 1, column 1: defualt: opus
+        ^ here: did you mean 'default'?
+"#]]);
+}
+
+#[test]
+fn running_tasks_and_open_news_are_in_it() {
+    let sandbox = project();
+    let host = Host::new(&sandbox);
+    dispatch(&sandbox, &host, "runs", "idle");
+    dispatch(&sandbox, &host, "asks", "idle");
+    dispatch(&sandbox, &host, "breaks", "fails");
+    sandbox.wait_for_state("breaks", "failed: exit code 7");
+    ask(&sandbox, "asks", "Which?");
+    brief(&sandbox, &host).shows(str![[r#"
+exit 0
+default: idle; models: idle, fails
+#ID asks asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer asks/001 - <<'EOF' (the answer, then EOF)
+#ID breaks failed (0/2, AGE): "exit code 7" → tell the user and ask; BIN/dispatch-spawn breaks --resume tries again
+runs running 0/2 AGE idle — item 1: First
+"#]]);
+}
+
+#[test]
+fn a_question_stays_in_it_until_it_is_answered() {
+    let sandbox = project();
+    let host = Host::new(&sandbox);
+    dispatch(&sandbox, &host, "x", "idle");
+    ask(&sandbox, "x", "Which?");
+    let first = brief(&sandbox, &host);
+    first.shows(str![[r#"
+exit 0
+default: idle; models: idle, fails
+#ID x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+"#]]);
+    brief(&sandbox, &host).shows(str![[r#"
+exit 0
+default: idle; models: idle, fails
+#ID (said before) x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+"#]]);
+    sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
+    brief(&sandbox, &host).shows(str![[r#"
+exit 0
+default: idle; models: idle, fails
+x running 0/2 AGE idle — item 1: First
+"#]]);
+}
+
+#[test]
+fn what_was_delivered_and_not_acknowledged_is_said_again() {
+    let sandbox = project();
+    let host = Host::new(&sandbox);
+    dispatch(&sandbox, &host, "x", "idle");
+    sandbox.worker("x", &["tell", "Careful."]).run().ok();
+    let wake = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
+    assert_eq!(wake.code, Some(2));
+    brief(&sandbox, &host).shows(str![[r#"
+exit 0
+default: idle; models: idle, fails
+#ID (said before) x says: "Careful." → tell the user
+"#]]);
+    // Now the model has it in its text.
+    brief(&sandbox, &host).shows(str![[r#"
+exit 0
+default: idle; models: idle, fails
+x running 0/2 AGE idle — item 1: First
+"#]]);
+}
+
+#[test]
+fn the_tasks_of_a_dead_host_are_adopted_with_their_news() {
+    let sandbox = project();
+    let old = Host::new(&sandbox);
+    dispatch(&sandbox, &old, "x", "idle");
+    ask(&sandbox, "x", "Which?");
+    let wake = old.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
+    assert_eq!(wake.code, Some(2));
+    assert_eq!(brief(&sandbox, &old).code, Some(0), "it is acknowledged");
+    old.die();
+
+    let new = Host::new(&sandbox);
+    brief(&sandbox, &new).shows(str![[r#"
+exit 0
+default: idle; models: idle, fails
+#ID (said before) x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+"#]]);
+    // The new host's hook waits for it from now on.
+    let mut hook = new.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").start();
+    hook.until_it_watches();
+    sandbox.worker("x", &["tell", "Still here."]).run().ok();
+    assert!(hook.end().err.contains("Still here."));
+}
+
+#[test]
+fn the_tasks_of_a_live_host_stay_its_own() {
+    let sandbox = project();
+    let (one, two) = (Host::new(&sandbox), Host::new(&sandbox));
+    dispatch(&sandbox, &one, "x", "idle");
+    ask(&sandbox, "x", "Which?");
+    brief(&sandbox, &two).shows(str![[r#"
+exit 0
+default: idle; models: idle, fails
+x asking 0/2 AGE idle — 001: "Which?" (another session's)
+"#]]);
+    let hook = one.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
+    assert_eq!(hook.code, Some(2));
+}
+
+/// 180 models with the longest names in use, and 20 tasks with something to say.
+#[test]
+fn it_is_at_most_600_bytes_and_a_line() {
+    let sandbox = project();
+    let mut config = String::from("default: gpt-5.3-codex-spark-preview-high-fast-000\nmodels:\n");
+    for n in 0..180 {
+        config.push_str(&format!(
+            "  gpt-5.3-codex-spark-preview-high-fast-{n:03}: {{ backend: idle }}\n"
+        ));
+    }
+    config.push_str("aliases:\n");
+    for n in 0..20 {
+        config.push_str(&format!("  security-reviewer-for-the-whole-team-{n:02}: {{ model: gpt-5.3-codex-spark-preview-high-fast-000 }}\n"));
+    }
+    config.push_str(&format!(
+        "backends:\n  idle: {{ command: {} }}\n",
+        sandbox.script("idle", "exec sleep 1000\n")
+    ));
+    sandbox.config(&config);
+    let host = Host::new(&sandbox);
+    for n in 0..20 {
+        let id = format!("a-task-with-a-rather-long-name-number-{n:02}");
+        sandbox.plan(&id, PLAN);
+        host.calls(sandbox.call("dispatch-spawn", &[&id])).run().ok();
+        sandbox.worker(&id, &["tell", &"words ".repeat(30)]).run().ok();
+    }
+    let said = brief(&sandbox, &host).ok();
+    let (text, last) = said.trim_end().rsplit_once('\n').expect("several lines");
+    assert!(text.len() <= 600, "{} bytes:\n{said}", text.len());
+    assert!(last.len() <= 100 && last.ends_with("dispatch-reconcile status"), "{last}");
+    assert!(text.contains("a-task-with-a-rather-long-name-number-00"), "{text}");
+}
+
+/// The most urgent news is not crowded out by its own length.
+#[test]
+fn a_long_question_is_in_it_all_the_same() {
+    let sandbox = project();
+    let host = Host::new(&sandbox);
+    dispatch(&sandbox, &host, "x", "idle");
+    ask(&sandbox, "x", &"Which of the many? ".repeat(40));
+    let said = brief(&sandbox, &host).ok();
+    assert!(said.contains("x asks (001): \"Which of the many?"), "{said}");
+    assert!(said.len() <= 700, "{} bytes:\n{said}", said.len());
+    wait_until("the question is still open", || (sandbox.state("x") == "asking").then_some(()));
+}

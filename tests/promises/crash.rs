@@ -1,0 +1,380 @@
+//! Killed at any step, a helper leaves nothing half made, and calling it again ends well.
+
+use std::fs;
+
+use snapbox::str;
+
+use crate::support::process::{all_of, kill_and_wait, runs, workers_of};
+use crate::support::text::{names, same};
+use crate::support::{Host, PLAN, Ran, Sandbox, wait_until};
+
+fn project() -> Sandbox {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[]);
+    sandbox
+}
+
+/// A project with 'x' running.
+fn running() -> Sandbox {
+    let sandbox = project();
+    sandbox.dispatch("x", "idle");
+    sandbox
+}
+
+/// Every file of 'x' that has a real name is whole. What a killed write left has a hidden name that
+/// nobody reads.
+#[track_caller]
+fn all_is_whole(sandbox: &Sandbox, point: &str) {
+    let directory = sandbox.task("x", "");
+    if !directory.exists() {
+        return;
+    }
+    for entry in walkdir::WalkDir::new(&directory) {
+        let entry = entry.expect("readable");
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !entry.file_type().is_file() || (name.starts_with('.') && name.ends_with(".tmp")) {
+            continue;
+        }
+        let text = fs::read_to_string(entry.path()).expect("text");
+        let whole = match name.as_str() {
+            "plan.md" => text.contains("] Second\n") && text.contains("## Context\nJust do it.\n"),
+            "prompt.md" | "stdin" => text.contains("## Context\nJust do it.\n"),
+            "task.yaml" => text.starts_with("format: ") && text.contains("\ncreated: "),
+            "identity" => text.contains("pid: ") && text.contains("boot: "),
+            "exit" => text.contains("milliseconds: "),
+            "001.question" | "001.answer" | "001" => text.ends_with(".\n") || text.ends_with('.'),
+            "001.done" | ".done" | ".001.asked" | "lock" | "run.lock" | "output.log" | "news"
+            | "done" => true,
+            other => panic!("{point}: what is {other}?"),
+        };
+        assert!(whole, "{point}: {}: {text:?}", entry.path().display());
+    }
+}
+
+/// 'x' has exactly one live worker, which is known.
+#[track_caller]
+fn one_worker_runs(sandbox: &Sandbox, point: &str) {
+    let attempt = names(&sandbox.task("x", "worker")).len() as u32;
+    let known = sandbox.worker_of("x", attempt);
+    // A process between two programs shows no environment for a moment.
+    wait_until(&format!("{point}: {known} is the one worker"), || {
+        (workers_of(&sandbox.home()) == [known]).then_some(())
+    });
+    assert_eq!(sandbox.state("x"), "running", "{point}");
+}
+
+/// Its pipe is closed a moment before it counts as dead.
+#[track_caller]
+fn supervisor_is_gone(sandbox: &Sandbox) {
+    let supervisor = sandbox.supervisor_of("x");
+    wait_until("the supervisor is gone", || (!runs(supervisor)).then_some(()));
+}
+
+#[test]
+fn a_spawn_killed_at_any_step_can_be_made_again() {
+    for point in [
+        "plan.md:written",
+        "plan.md:published",
+        "exclude:written",
+        "exclude:published",
+        "prompt.md:written",
+        "prompt.md:published",
+        "spawn:prepared",
+        "task.yaml:written",
+        "task.yaml:published",
+        "spawn:claimed",
+    ] {
+        let sandbox = project();
+        let spawn = || sandbox.call("dispatch-spawn", &["x", "--plan", "-"]).input(PLAN);
+        spawn().crash_at(point).run().crashed();
+        all_is_whole(&sandbox, point);
+        let again = spawn().run();
+        match again.code {
+            Some(0) => {}
+            // The name is claimed: what is left of the task goes on.
+            Some(73) => {
+                assert!(again.err.contains("x --resume"), "{point}: {}", again.err);
+                sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+            }
+            _ => panic!("{point}: {again:?}"),
+        }
+        all_is_whole(&sandbox, point);
+        one_worker_runs(&sandbox, point);
+        let exclude = fs::read_to_string(sandbox.project().join(".git/info/exclude"));
+        assert_eq!(exclude.expect("there").matches(".dispatch/").count(), 1, "{point}");
+    }
+}
+
+#[test]
+fn a_supervisor_killed_before_its_worker_is_known_is_followed_by_another() {
+    for point in [
+        "supervisor:locked",
+        "plan.md:written",
+        "plan.md:published",
+        "stdin:written",
+        "stdin:published",
+        "supervisor:prepared",
+        "identity:written",
+        "identity:published",
+        "supervisor:started",
+    ] {
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[("marks", "touch ran; exec sleep 1000")]);
+        sandbox.plan("x", PLAN);
+        let ran = sandbox.call("dispatch-spawn", &["x", "--model", "marks"]).crash_at(point).run();
+        assert_eq!(ran.code, Some(1), "{point}: {ran:?}");
+        supervisor_is_gone(&sandbox);
+        all_is_whole(&sandbox, point);
+        if point == "supervisor:started" {
+            one_worker_runs(&sandbox, point);
+            kill_and_wait(sandbox.worker_of("x", 1));
+        } else {
+            // One that was let go by nobody ends by itself, and never was the worker's program.
+            wait_until(&format!("{point}: nothing runs"), || {
+                (all_of(&sandbox.home()).is_empty() && sandbox.state("x") != "running")
+                    .then_some(())
+            });
+            assert!(!sandbox.project().join("ran").exists(), "{point}");
+        }
+        sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+        all_is_whole(&sandbox, point);
+        one_worker_runs(&sandbox, point);
+    }
+}
+
+#[test]
+fn the_words_about_a_supervisor_that_died_say_what_to_do() {
+    let sandbox = project();
+    sandbox.plan("x", PLAN);
+    let spawn = sandbox.call("dispatch-spawn", &["x"]).crash_at("supervisor:prepared");
+    spawn.run().shows(str![[r#"
+exit 1
+! dispatch-spawn: the supervisor of 'x' ended without a word
+!   next: dispatch-spawn x --resume tries again
+"#]]);
+}
+
+#[test]
+fn a_supervisor_killed_after_the_workers_end_loses_no_finished_work() {
+    for point in ["supervisor:reaped", "exit:written", "exit:published"] {
+        let sandbox = project();
+        sandbox.plan("x", PLAN);
+        sandbox.call("dispatch-spawn", &["x"]).crash_at(point).run().ok();
+        for step in [&["tick", "1"][..], &["tick", "2"], &["finish", "Mended."]] {
+            sandbox.worker("x", step).run().ok();
+        }
+        kill_and_wait(sandbox.worker_of("x", 1));
+        supervisor_is_gone(&sandbox);
+        all_is_whole(&sandbox, point);
+        assert_eq!(sandbox.task("x", "worker/1/exit").exists(), point == "exit:published");
+        assert_eq!(sandbox.state("x"), "done", "{point}");
+        let said = sandbox.ok("dispatch-monitor", &["x"]);
+        assert!(said.contains("x done (2/2") && said.contains("\"Mended.\""), "{point}: {said}");
+    }
+}
+
+#[test]
+fn a_resume_killed_at_any_step_keeps_the_ticks_and_can_be_made_again() {
+    for point in [
+        "supervisor:locked",
+        "plan.md:written",
+        "plan.md:published",
+        "001.done:written",
+        "001.done:published",
+        "stdin:written",
+        "stdin:published",
+        "supervisor:prepared",
+    ] {
+        let sandbox = running();
+        sandbox.worker("x", &["ask", "Which."]).env("DISPATCH_WAIT_MS", "0").run();
+        sandbox.worker("x", &["tick", "1"]).run().ok();
+        sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+        sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
+        fs::write(sandbox.task("x", "ipc/.done"), "Too early.\n").expect("written");
+        let crash = sandbox.call("dispatch-spawn", &["x", "--resume"]).crash_at(point).run();
+        assert_eq!(crash.code, Some(1), "{point}: {crash:?}");
+        supervisor_is_gone(&sandbox);
+        all_is_whole(&sandbox, point);
+
+        sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+        all_is_whole(&sandbox, point);
+        one_worker_runs(&sandbox, point);
+        assert_eq!(sandbox.read("x", "plan.md"), PLAN.replace("[ ] First", "[x] First"), "{point}");
+        assert!(!sandbox.task("x", "ipc/.done").exists(), "{point}");
+        let attempt = names(&sandbox.task("x", "worker")).len();
+        let prompt = sandbox.read("x", &format!("worker/{attempt}/stdin"));
+        assert!(
+            prompt.ends_with("It asked (001): Which.\nThe person answered: This.\n"),
+            "{point}"
+        );
+    }
+}
+
+#[track_caller]
+fn received_once(sandbox: &Sandbox, again: &Ran, point: &str) {
+    assert_eq!((again.code, again.out.as_str()), (Some(0), "This.\n"), "{point}: {}", again.err);
+    let mut files = names(&sandbox.task("x", "ipc"));
+    files.retain(|name| !name.starts_with('.'));
+    assert_eq!(files, ["001.answer", "001.done", "001.question"], "{point}");
+}
+
+#[test]
+fn an_ask_killed_before_the_answer_can_be_made_again() {
+    for point in [
+        "001.question:written",
+        "001.question:published",
+        "ask:published",
+        ".001.asked:written",
+        ".001.asked:published",
+    ] {
+        let sandbox = running();
+        let ask = || sandbox.worker("x", &["ask", "-"]).input("Which.\n");
+        ask().crash_at(point).run().crashed();
+        all_is_whole(&sandbox, point);
+        let asking = sandbox.state("x") == "asking";
+        assert_eq!(asking, point != "001.question:written", "{point}");
+        let again = ask().start();
+        wait_until("the question is there", || {
+            sandbox.task("x", "ipc/001.question").exists().then_some(())
+        });
+        sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
+        received_once(&sandbox, &again.end(), point);
+        all_is_whole(&sandbox, point);
+    }
+}
+
+#[test]
+fn an_ask_killed_after_the_answer_gives_it_again() {
+    for point in ["ask:answered", "001.done:written", "001.done:published"] {
+        let sandbox = running();
+        let ask = || sandbox.worker("x", &["ask", "-"]).input("Which.\n");
+        let killed = ask().crash_at(point).start();
+        wait_until("the question is there", || {
+            sandbox.task("x", "ipc/001.question").exists().then_some(())
+        });
+        sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
+        assert_eq!(killed.end().signal, Some(9), "{point}");
+        all_is_whole(&sandbox, point);
+        received_once(&sandbox, &sandbox.worker("x", &["wait", "001"]).run(), point);
+        if point != "001.done:published" {
+            continue;
+        }
+        // The answer counts as read now, so that the same words are a new question.
+        let again = ask().env("DISPATCH_WAIT_MS", "0").run();
+        assert!(again.err.contains("wait 002"), "{}", again.err);
+    }
+}
+
+#[test]
+fn an_answer_killed_at_any_step_arrives_once() {
+    for point in ["001.answer:written", "001.answer:published"] {
+        let sandbox = running();
+        let ask = sandbox.worker("x", &["ask", "Which."]).start();
+        wait_until("the question is there", || {
+            sandbox.task("x", "ipc/001.question").exists().then_some(())
+        });
+        let answer = |text| sandbox.call("dispatch-monitor", &["--answer", "x/001", text]);
+        answer("This.").crash_at(point).run().crashed();
+        all_is_whole(&sandbox, point);
+        let there = point == "001.answer:published";
+        let again = answer("This.").run();
+        assert_eq!(again.code, Some(if there { 65 } else { 0 }), "{point}: {}", again.err);
+        received_once(&sandbox, &ask.end(), point);
+    }
+}
+
+#[test]
+fn a_tick_killed_at_any_step_can_be_made_again() {
+    for point in ["plan.md:written", "plan.md:published"] {
+        let sandbox = running();
+        let tick = || sandbox.worker("x", &["tick", "1", "--note", "easy"]);
+        tick().crash_at(point).run().crashed();
+        let ticked = PLAN.replace("- [ ] First\n", "- [x] First\n  easy\n");
+        let killed = if point == "plan.md:written" { PLAN } else { &ticked };
+        assert_eq!(sandbox.read("x", "plan.md"), killed, "{point}");
+        tick().run().ok();
+        assert_eq!(sandbox.read("x", "plan.md"), ticked, "{point}");
+    }
+}
+
+#[test]
+fn a_finish_killed_at_any_step_can_be_made_again() {
+    for point in [".done:written", ".done:published"] {
+        let sandbox = running();
+        sandbox.worker("x", &["tick", "1"]).run().ok();
+        sandbox.worker("x", &["tick", "2"]).run().ok();
+        let finish = || sandbox.worker("x", &["finish", "Mended."]);
+        finish().crash_at(point).run().crashed();
+        let there = point == ".done:published";
+        assert_eq!(sandbox.state("x"), if there { "done" } else { "running" }, "{point}");
+        assert_eq!(finish().run().ok(), "Finished. Stop now.\n");
+        assert_eq!(sandbox.read("x", "ipc/.done"), "Mended.\n", "{point}");
+        assert_eq!(sandbox.state("x"), "done", "{point}");
+    }
+}
+
+#[test]
+fn a_note_killed_at_any_step_can_be_made_again() {
+    for point in ["001:written", "001:published", "plan.md:written", "plan.md:published"] {
+        let sandbox = running();
+        let note = || sandbox.call("dispatch-reconcile", &["note", "x", "Mind the gap."]);
+        note().crash_at(point).run().crashed();
+        all_is_whole(&sandbox, point);
+        note().run().ok();
+        let plan = sandbox.read("x", "plan.md");
+        assert!(plan.starts_with(PLAN), "{point}: {plan}");
+        assert!(plan.ends_with("\n> **Note from dispatcher:** Mind the gap.\n"), "{point}: {plan}");
+    }
+}
+
+/// Delivered is written first: news may be late, and is never told twice as new.
+#[test]
+fn news_whose_teller_is_killed_is_said_again_as_said_before() {
+    let sandbox = project();
+    let host = Host::new(&sandbox);
+    sandbox.plan("x", PLAN);
+    host.calls(sandbox.call("dispatch-spawn", &["x"])).run().ok();
+    sandbox.worker("x", &["tell", "Careful."]).run().ok();
+    let hook = || host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}");
+    hook().crash_at("news:delivered").run().crashed();
+    let mut next = hook().start();
+    next.until_it_watches();
+    let brief = || host.calls(sandbox.call("dispatch-config", &["brief"]));
+    // It dies when it has said it, before the ledger says that the host has it.
+    let killed = brief().crash_at("news:acknowledged").run();
+    assert_eq!(killed.signal, Some(9));
+    assert!(killed.out.contains(" (said before) x says: \"Careful.\""), "{}", killed.out);
+    assert!(!brief().run().ok().contains("Careful."));
+    assert!(!next.has_ended());
+}
+
+/// A new named step of a task's life has to be put into a test here.
+#[test]
+fn every_named_step_is_tried() {
+    let call = r#"crash::point\([[:space:]]*"([a-z]+)",[[:space:]]*"([a-z]+)""#;
+    let call = regex::Regex::new(call).expect("a regex");
+    let mut steps = Vec::new();
+    for entry in walkdir::WalkDir::new(crate::support::repository("helpers")) {
+        let entry = entry.expect("readable");
+        if entry.file_type().is_file() {
+            let text = fs::read_to_string(entry.path()).expect("text");
+            let found = call.captures_iter(&text).map(|it| format!("{}:{}", &it[1], &it[2]));
+            steps.extend(found);
+        }
+    }
+    steps.retain(|step| !step.starts_with("config:"));
+    steps.sort();
+    same(
+        &steps.join("\n"),
+        str![[r#"
+ask:answered
+ask:published
+spawn:claimed
+spawn:prepared
+supervisor:locked
+supervisor:prepared
+supervisor:reaped
+supervisor:started
+"#]],
+    );
+}

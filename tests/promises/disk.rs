@@ -1,0 +1,252 @@
+//! What is on disk, where, and who may read it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use snapbox::str;
+
+use crate::support::process::runs;
+use crate::support::text::{listing, names, same};
+use crate::support::{Host, PLAN, Sandbox, wait_until};
+
+/// Dispatches 'x' with everything that a task can have, and lets it come to its end.
+fn finished(sandbox: &Sandbox) {
+    sandbox.workers(&[]);
+    let host = Host::new(sandbox);
+    let spawn = host.calls(sandbox.call("dispatch-spawn", &["x", "--plan", "-"]));
+    spawn.input(PLAN).run().ok();
+    sandbox.ok("dispatch-reconcile", &["note", "x", "Mind the gap."]);
+    let ask = sandbox.worker("x", &["ask", "Which?"]).start();
+    let hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}");
+    assert_eq!(hook.run().code, Some(2));
+    host.calls(sandbox.call("dispatch-monitor", &["--answer", "x", "This."])).run().ok();
+    ask.end().ok();
+    for step in [
+        &["tell", "Careful."][..],
+        &["tick", "1"],
+        &["tick", "2"],
+        &["report", "All is well."],
+        &["finish", "Done."],
+    ] {
+        sandbox.worker("x", step).run().ok();
+    }
+    crate::support::process::kill_and_wait(sandbox.worker_of("x", 1));
+    wait_until("it is over", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
+    host.calls(sandbox.call("dispatch-config", &["brief"])).run().ok();
+}
+
+#[test]
+fn the_files_of_a_finished_task_are_these_and_private() {
+    let sandbox = Sandbox::with_git();
+    finished(&sandbox);
+    let hosts = sandbox.project().join(".dispatch/hosts");
+    // One lock for each host process, named by its identity.
+    assert_eq!(names(&hosts).len(), 1);
+    fs::rename(hosts.join(&names(&hosts)[0]), hosts.join("HOST.lock")).expect("renamed");
+    same(
+        &listing(&sandbox.project().join(".dispatch")),
+        str![[r#"
+700 hosts/
+600 hosts/HOST.lock
+700 tasks/
+700 tasks/x/
+700 tasks/x/ipc/
+600 tasks/x/ipc/.001.asked
+600 tasks/x/ipc/.done
+600 tasks/x/ipc/001.answer
+600 tasks/x/ipc/001.done
+600 tasks/x/ipc/001.question
+600 tasks/x/lock
+600 tasks/x/news
+700 tasks/x/notes/
+600 tasks/x/notes/001
+600 tasks/x/output.md
+600 tasks/x/plan.md
+600 tasks/x/prompt.md
+600 tasks/x/run.lock
+600 tasks/x/task.yaml
+700 tasks/x/tells/
+600 tasks/x/tells/001
+700 tasks/x/worker/
+700 tasks/x/worker/1/
+600 tasks/x/worker/1/exit
+600 tasks/x/worker/1/identity
+600 tasks/x/worker/1/output.log
+600 tasks/x/worker/1/plan.md
+600 tasks/x/worker/1/stdin
+
+"#]],
+    );
+}
+
+#[test]
+fn nothing_is_written_outside_the_project_and_the_config() {
+    let sandbox = Sandbox::with_git();
+    finished(&sandbox);
+    assert_eq!(names(&sandbox.temporary()), [""; 0]);
+    assert_eq!(names(&sandbox.home()), [".dispatch", ".gitconfig", "project"]);
+    assert_eq!(names(&sandbox.home().join(".dispatch")), ["config.yaml"]);
+    assert_eq!(names(&sandbox.project()), [".dispatch", ".git", "README"]);
+    assert_eq!(sandbox.git(&["status", "--porcelain"]), "", "git sees nothing of it");
+}
+
+#[test]
+fn the_plan_says_it_all_in_the_seeds_form() {
+    let sandbox = Sandbox::new();
+    finished(&sandbox);
+    same(
+        &sandbox.read("x", "plan.md"),
+        str![[r#"
+# Title
+
+- [x] First
+- [x] Second
+
+## Context
+Just do it.
+
+> **Note from dispatcher:** Mind the gap.
+
+"#]],
+    );
+}
+
+#[test]
+fn the_ledger_has_one_line_for_each_event_and_step() {
+    let sandbox = Sandbox::new();
+    finished(&sandbox);
+    let news = sandbox.redactions().apply(&sandbox.read("x", "news"));
+    let host = regex::Regex::new("[0-9]+@[0-9]+").expect("a regex");
+    same(
+        &host.replace_all(&news, "HOST"),
+        str![[r#"
+TIME delivered #ID question/001 HOST
+TIME delivered #ID tell/001 HOST
+TIME acknowledged #ID
+TIME delivered #ID end/1/done HOST
+TIME acknowledged #ID
+
+"#]],
+    );
+}
+
+/// The host writes the plan with its own tool, which knows nothing of privacy.
+#[test]
+fn a_directory_that_the_host_made_becomes_private() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.dispatch("x", "idle");
+    let mode = fs::metadata(sandbox.project().join(".dispatch")).expect("there").permissions();
+    assert_eq!(mode.mode() & 0o777, 0o700);
+}
+
+fn excluded(git: &Path) -> String {
+    fs::read_to_string(git.join("info/exclude")).expect("the exclude file")
+}
+
+#[test]
+fn dispatch_is_kept_out_of_git_exactly_once() {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[]);
+    let exclude = sandbox.project().join(".git/info/exclude");
+    fs::write(&exclude, "*.log").expect("written");
+    sandbox.dispatch("x", "idle");
+    sandbox.dispatch("y", "idle");
+    assert_eq!(excluded(&sandbox.project().join(".git")), "*.log\n.dispatch/\n");
+    for known in [".dispatch", "/.dispatch/", "  .dispatch/  "] {
+        fs::write(&exclude, format!("# mine\n{known}\n")).expect("written");
+        let id = format!("z{}", known.trim().len());
+        sandbox.dispatch(&id, "idle");
+        assert_eq!(excluded(&sandbox.project().join(".git")), format!("# mine\n{known}\n"));
+    }
+    fs::remove_dir_all(sandbox.project().join(".git/info")).expect("removed");
+    sandbox.dispatch("w", "idle");
+    assert_eq!(excluded(&sandbox.project().join(".git")), ".dispatch/\n");
+}
+
+#[test]
+fn a_linked_worktree_belongs_to_its_main_one() {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[("where", "pwd >here")]);
+    sandbox.git(&["worktree", "add", "-q", "../linked"]);
+    let linked = sandbox.home().join("linked");
+    let spawn = sandbox.call("dispatch-spawn", &["x", "--model", "where", "--plan", "-"]);
+    spawn.within(&linked).input(PLAN).run().ok();
+    sandbox.wait_for_state("x", "incomplete");
+    assert!(excluded(&sandbox.project().join(".git")).ends_with("\n.dispatch/\n"));
+    assert_eq!(names(&linked), [".git", "README", "here"]);
+    let here = fs::read_to_string(linked.join("here")).expect("written");
+    assert_eq!(Path::new(here.trim()), linked);
+}
+
+/// Where a worker says that it works when it is dispatched from there.
+#[track_caller]
+fn works_in(sandbox: &Sandbox, id: &str, directory: &Path) -> PathBuf {
+    let spawn = sandbox.call("dispatch-spawn", &[id, "--model", "where", "--plan", "-"]);
+    spawn.within(directory).input(PLAN).run().ok();
+    sandbox.wait_for_state(id, "incomplete");
+    sandbox.read(id, "worker/1/output.log").trim().into()
+}
+
+#[test]
+fn in_a_sub_directory_the_task_is_the_projects_and_the_work_is_there() {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[("where", "pwd -P")]);
+    let below = sandbox.project().join("src/deep");
+    fs::create_dir_all(&below).expect("made");
+    assert_eq!(works_in(&sandbox, "x", &below), below);
+    assert_eq!(names(&below), [""; 0]);
+    let spawn = sandbox.call("dispatch-spawn", &["y", "--model", "where", "--plan", "-"]);
+    spawn.arg("-C").arg(&below).input(PLAN).run().ok();
+    sandbox.wait_for_state("y", "incomplete");
+    assert_eq!(Path::new(sandbox.read("y", "worker/1/output.log").trim()), below);
+}
+
+#[test]
+fn outside_git_the_nearest_directory_with_tasks_is_the_project() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("where", "pwd -P")]);
+    let below = sandbox.project().join("notes");
+    fs::create_dir_all(&below).expect("made");
+    assert_eq!(works_in(&sandbox, "x", &sandbox.project()), sandbox.project());
+    assert_eq!(works_in(&sandbox, "y", &below), below);
+    assert_eq!(names(&below), [""; 0]);
+    assert_eq!(names(&sandbox.project()), [".dispatch", "notes"]);
+}
+
+/// A sandbox (Codex's, for one) leaves an empty `.git` behind where there was none.
+#[test]
+fn an_empty_git_directory_is_no_repository() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("where", "pwd -P")]);
+    works_in(&sandbox, "x", &sandbox.project());
+    let below = sandbox.project().join("notes");
+    fs::create_dir_all(below.join(".git")).expect("made");
+    works_in(&sandbox, "y", &below);
+    assert_eq!(names(&below.join(".git")), [""; 0]);
+}
+
+/// The config's own directory is never a project.
+#[test]
+fn the_home_directory_is_not_the_project_of_what_is_below_it() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    fs::create_dir_all(sandbox.home().join(".dispatch/tasks")).expect("made");
+    sandbox.dispatch("x", "idle");
+    assert_eq!(names(&sandbox.home().join(".dispatch/tasks")), [""; 0]);
+    assert!(sandbox.task("x", "task.yaml").is_file());
+}
+
+#[test]
+fn the_worker_finds_its_task_from_anywhere() {
+    let sandbox = Sandbox::new();
+    let helper = crate::support::binary("dispatch-worker").display().to_string();
+    sandbox.workers(&[(
+        "walks",
+        &format!("cd / && {helper} tick 1 && {helper} tick 2 && {helper} finish Fine."),
+    )]);
+    sandbox.dispatch("x", "walks");
+    sandbox.wait_for_state("x", "done");
+    assert_eq!(sandbox.read("x", "ipc/.done"), "Fine.\n");
+}

@@ -1,0 +1,254 @@
+//! `dispatch-monitor` says every event once, in one line, as soon as it happens.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use nix::sys::signal::Signal;
+use snapbox::str;
+
+use crate::support::process::{kill_and_wait, signal};
+use crate::support::{Running, Sandbox};
+
+/// A project with 'x' running.
+fn running() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.dispatch("x", "idle");
+    sandbox
+}
+
+/// A monitor that waits by now.
+fn waiting(sandbox: &Sandbox, args: &[&str]) -> Running {
+    let mut monitor = sandbox.call("dispatch-monitor", args).start();
+    monitor.until_it_watches();
+    monitor
+}
+
+/// Asks as a worker does that has no helper.
+fn ask(sandbox: &Sandbox, id: &str, number: &str, text: &str) {
+    let temp = sandbox.task(id, "ipc/question.tmp");
+    fs::write(&temp, text).expect("written");
+    fs::rename(&temp, sandbox.task(id, &format!("ipc/{number}.question"))).expect("renamed");
+}
+
+#[track_caller]
+fn nothing_new(sandbox: &Sandbox, args: &[&str]) {
+    let ran = sandbox.call("dispatch-monitor", args).args(&["--timeout", "1ms"]).run();
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(3), "", ""));
+}
+
+#[test]
+fn a_question_is_told_in_exactly_one_line_and_once() {
+    let sandbox = running();
+    let monitor = waiting(&sandbox, &["x"]);
+    ask(&sandbox, "x", "001", "Which of these?\n  - one\n\t- two \"quoted\"\n");
+    monitor.end().shows(str![[r#"
+exit 0
+#ID x asks (001): "Which of these? ⏎   - one ⏎ - two 'quoted'" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+"#]]);
+    nothing_new(&sandbox, &["x"]);
+    nothing_new(&sandbox, &[]);
+    ask(&sandbox, "x", "002", "And now?");
+    sandbox.run("dispatch-monitor", &[]).shows(str![[r#"
+exit 0
+#ID x asks (002): "And now?" → ask the user, then run: BIN/dispatch-monitor --answer x/002 - <<'EOF' (the answer, then EOF)
+"#]]);
+    nothing_new(&sandbox, &["x"]);
+}
+
+#[test]
+fn a_long_question_is_cut_and_stays_one_line() {
+    let sandbox = running();
+    ask(&sandbox, "x", "001", &format!("{}\n{}", "ä".repeat(500), "b".repeat(10_000)));
+    let said = sandbox.ok("dispatch-monitor", &["x"]);
+    assert_eq!(said.lines().count(), 1);
+    assert!(said.chars().count() < 900, "{}", said.chars().count());
+    assert!(said.contains("ä ⏎ bbb") && said.contains("b…\" → "), "{said}");
+}
+
+#[test]
+fn a_message_is_told_while_the_worker_goes_on() {
+    let sandbox = running();
+    let monitor = waiting(&sandbox, &["x"]);
+    sandbox.worker("x", &["tell", "-"]).input("The key is in the log!\n").run().shows(str![[r#"
+exit 0
+Said. Go on.
+"#]]);
+    monitor.end().shows(str![[r#"
+exit 0
+#ID x says: "The key is in the log!" → tell the user
+"#]]);
+    nothing_new(&sandbox, &["x"]);
+    assert_eq!(sandbox.state("x"), "running");
+}
+
+#[test]
+fn done_comes_with_the_summary_and_the_reports_path() {
+    let sandbox = running();
+    let monitor = waiting(&sandbox, &["x"]);
+    sandbox.worker("x", &["tick", "1"]).run().shows(str![[r#"
+exit 0
+1/2 done. Next is item 2: Second
+"#]]);
+    sandbox.worker("x", &["tick", "2", "--note", "-v is a flag"]).run().shows(str![[r#"
+exit 0
+2/2 done. Now finish.
+"#]]);
+    sandbox.worker("x", &["report", "-"]).input("# Report\nAll is well.\n").run().shows(str![[
+        r#"
+exit 0
+The report is in PROJECT/.dispatch/tasks/x/output.md.
+"#
+    ]]);
+    sandbox.worker("x", &["finish", "Found 2 bugs in a.rs and mended both."]).run().shows(str![[
+        r#"
+exit 0
+Finished. Stop now.
+"#
+    ]]);
+    monitor.end().shows(str![[r#"
+exit 0
+#ID x done (2/2, AGE): "Found 2 bugs in a.rs and mended both." Report: PROJECT/.dispatch/tasks/x/output.md → tell the user
+"#]]);
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 3
+no news, and nothing is running
+"#]]);
+}
+
+#[test]
+fn a_summary_is_cut_at_300_characters() {
+    let sandbox = running();
+    sandbox.worker("x", &["tick", "1"]).run().ok();
+    sandbox.worker("x", &["tick", "2"]).run().ok();
+    sandbox.worker("x", &["finish", "-"]).input("ü".repeat(400)).run().ok();
+    let said = sandbox.ok("dispatch-monitor", &["x"]);
+    assert_eq!(said.matches('ü').count(), 300);
+}
+
+#[test]
+fn the_death_of_a_worker_wakes() {
+    let sandbox = running();
+    let monitor = waiting(&sandbox, &["x"]);
+    signal(sandbox.worker_of("x", 1), Signal::SIGKILL);
+    monitor.end().shows(str![[r#"
+exit 0
+#ID x failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+"#]]);
+}
+
+#[test]
+fn the_death_of_supervisor_and_worker_wakes() {
+    let sandbox = running();
+    kill_and_wait(sandbox.supervisor_of("x"));
+    let monitor = waiting(&sandbox, &["x"]);
+    signal(sandbox.worker_of("x", 1), Signal::SIGKILL);
+    monitor.end().shows(str![[r#"
+exit 0
+#ID x failed (0/2, AGE): "lost: the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+"#]]);
+}
+
+#[test]
+fn blocked_and_failed_items_are_told_with_the_workers_words() {
+    let sandbox = Sandbox::new();
+    let helper = crate::support::binary("dispatch-worker").display().to_string();
+    let blocks = format!("echo 'Which key?' | {helper} block 1 -; exit 0");
+    let fails = format!("{helper} tick 1 && {helper} fail 2 'cargo is missing'; exit 1");
+    sandbox.workers(&[("blocks", &blocks), ("fails", &fails)]);
+    sandbox.dispatch("x", "blocks");
+    sandbox.dispatch("y", "fails");
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x blocked (0/2): "item 1: Which key?" → ask the user; with the answer as a note, BIN/dispatch-spawn x --resume goes on
+"#]]);
+    sandbox.run("dispatch-monitor", &["y"]).shows(str![[r#"
+exit 0
+#ID y failed (1/2, AGE): "item 2: cargo is missing" → tell the user and ask; BIN/dispatch-spawn y --resume tries again
+"#]]);
+}
+
+#[test]
+fn sigterm_ends_it() {
+    let sandbox = running();
+    let monitor = waiting(&sandbox, &["x"]);
+    monitor.signal(Signal::SIGTERM);
+    monitor.end().shows(str!["exit 3"]);
+}
+
+#[test]
+fn a_time_limit_ends_it_with_its_own_exit_code() {
+    let sandbox = running();
+    sandbox.run("dispatch-monitor", &["x", "--timeout", "30ms"]).shows(str!["exit 3"]);
+}
+
+#[test]
+fn with_nothing_to_wait_for_it_says_so() {
+    let sandbox = Sandbox::new();
+    sandbox.run("dispatch-monitor", &[]).shows(str![[r#"
+exit 3
+no news, and nothing is running
+"#]]);
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 65
+! dispatch-monitor: there is no task 'x'
+!   tasks in PROJECT: none yet
+"#]]);
+}
+
+#[test]
+fn only_the_named_tasks_are_told() {
+    let sandbox = running();
+    sandbox.dispatch("y", "idle");
+    ask(&sandbox, "x", "001", "Which?");
+    nothing_new(&sandbox, &["y"]);
+    let said = sandbox.ok("dispatch-monitor", &[]);
+    assert!(said.contains("x asks (001)"), "{said}");
+}
+
+#[test]
+fn what_happens_between_two_monitors_is_not_lost() {
+    let sandbox = running();
+    let monitor = waiting(&sandbox, &["x"]);
+    ask(&sandbox, "x", "001", "First?");
+    assert!(monitor.end().ok().contains("First?"));
+    ask(&sandbox, "x", "002", "Second?");
+    sandbox.worker("x", &["tell", "Third."]).run().ok();
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x says: "Third." → tell the user
+#ID x asks (002): "Second?" → ask the user, then run: BIN/dispatch-monitor --answer x/002 - <<'EOF' (the answer, then EOF)
+"#]]);
+}
+
+/// Many events, and three who listen without a pause: what each says, put together, is every event
+/// once.
+#[test]
+fn of_several_monitors_exactly_one_says_each_event() {
+    const EVENTS: usize = 20;
+    let sandbox = running();
+    let listen = || {
+        let mut heard = Vec::new();
+        loop {
+            let ran = sandbox.run("dispatch-monitor", &["x"]);
+            match ran.code {
+                Some(0) => heard.extend(ran.out.lines().map(str::to_owned)),
+                Some(3) => return heard,
+                _ => panic!("{ran:?}"),
+            }
+        }
+    };
+    let heard: Vec<String> = std::thread::scope(|scope| {
+        let listeners: Vec<_> = (0..3).map(|_| scope.spawn(listen)).collect();
+        for event in 0..EVENTS {
+            sandbox.worker("x", &["tell", &format!("event {event:02}")]).run().ok();
+        }
+        for step in [&["tick", "1"][..], &["tick", "2"], &["finish"]] {
+            sandbox.worker("x", step).run().ok();
+        }
+        listeners.into_iter().flat_map(|it| it.join().expect("a listener")).collect()
+    });
+    let different: BTreeSet<&String> = heard.iter().collect();
+    assert_eq!(heard.len(), EVENTS + 1, "{heard:#?}");
+    assert_eq!(different.len(), EVENTS + 1, "{heard:#?}");
+}

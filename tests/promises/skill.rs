@@ -1,0 +1,160 @@
+//! What the host's model reads is short, and everything that it names exists.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use regex::Regex;
+
+use crate::support::{Sandbox, repository};
+
+fn read(path: &str) -> String {
+    fs::read_to_string(repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The frontmatter and the body of SKILL.md.
+fn skill() -> (String, String) {
+    let text = read("SKILL.md");
+    let (front, body) =
+        text.strip_prefix("---\n").and_then(|it| it.split_once("\n---\n")).expect("frontmatter");
+    (front.into(), body.into())
+}
+
+/// SKILL.md and all references, with their names.
+fn texts() -> Vec<(String, String)> {
+    let mut texts = vec![("SKILL.md".to_string(), read("SKILL.md"))];
+    for entry in fs::read_dir(repository("references")).expect("readable").flatten() {
+        let path = format!("references/{}", entry.file_name().to_string_lossy());
+        texts.push((path.clone(), read(&path)));
+    }
+    texts
+}
+
+#[test]
+fn the_body_is_at_most_4500_bytes() {
+    let (_, body) = skill();
+    assert!(body.len() <= 4500, "{} bytes", body.len());
+}
+
+#[test]
+fn the_frontmatter_keeps_the_open_specifications_limits() {
+    let (front, _) = skill();
+    let front: serde_json::Value = serde_yaml::from_str(&front).expect("YAML");
+    assert_eq!(front["name"], "dispatch");
+    let length = |key: &str| front[key].as_str().expect("a text").chars().count();
+    assert!((1..=1024).contains(&length("description")));
+    assert!((1..=500).contains(&length("compatibility")));
+    assert_eq!(front["user-invocable"], true);
+    for event in ["Stop", "StopFailure", "UserPromptSubmit"] {
+        let hook = &front["hooks"][event][0]["hooks"][0];
+        assert!(hook["command"].as_str().expect("a text").ends_with("dispatch-monitor\" --hook"));
+        assert_eq!(hook["asyncRewake"], true);
+    }
+}
+
+#[test]
+fn every_file_that_is_named_exists() {
+    let named = Regex::new(r"(?:references|bin)/[a-z][a-z.-]*[a-z]|`[a-z-]+\.(?:md|yaml)`");
+    let named = named.expect("a regex");
+    let of_a_task = ["plan.md", "prompt.md", "task.yaml", "context.md", "output.md"];
+    let mut seen = BTreeSet::new();
+    for (place, text) in texts() {
+        for found in named.find_iter(&text) {
+            let name = found.as_str().trim_matches('`');
+            if of_a_task.contains(&name) {
+                continue;
+            }
+            let path = if name.contains('/') { name.into() } else { format!("references/{name}") };
+            assert!(repository(&path).is_file(), "{place} names {name}");
+            seen.insert(path);
+        }
+    }
+    // Every reference is named by somebody, else nobody reads it.
+    for (place, _) in texts().iter().skip(1) {
+        assert!(seen.contains(place), "nobody names {place}");
+    }
+}
+
+/// Every command line in the texts: the helper, and the words after it to the end of the code.
+fn calls() -> Vec<(String, String, String)> {
+    let call = Regex::new(r#"(dispatch-(?:config|spawn|monitor|reconcile|worker))"?([^`\n]*)"#);
+    let call = call.expect("a regex");
+    let mut calls = Vec::new();
+    for (place, text) in texts() {
+        for found in call.captures_iter(&text) {
+            calls.push((place.clone(), found[1].to_string(), found[2].to_string()));
+        }
+    }
+    calls
+}
+
+#[test]
+fn every_subcommand_and_option_that_is_named_is_accepted() {
+    let sandbox = Sandbox::new();
+    let word = Regex::new(r"^ ([a-z]+)(?: |$|\))").expect("a regex");
+    let option = Regex::new(r"(?:^| )(--[a-z]+(?:-[a-z]+)*)").expect("a regex");
+    let (mut subcommands, mut options) = (BTreeSet::new(), BTreeSet::new());
+    for (place, helper, rest) in calls() {
+        let help = sandbox.ok(&helper, &["--help"]);
+        let has_subcommands = help.contains("\nCommands:\n");
+        let mut help_of_all = help.clone();
+        if let Some(found) = word.captures(&rest).filter(|_| has_subcommands) {
+            let name = found[1].to_string();
+            assert!(help.contains(&format!("\n  {name} ")), "{place}: {helper} {name}");
+            help_of_all.push_str(&sandbox.ok(&helper, &[&name, "--help"]));
+            subcommands.insert(format!("{helper} {name}"));
+        }
+        for found in option.captures_iter(&rest) {
+            let name = &found[1];
+            let known = Regex::new(&format!("{name}(?:[ \n=,]|$)")).expect("a regex");
+            assert!(known.is_match(&help_of_all), "{place}: {helper}{rest}: no {name}");
+            options.insert(format!("{helper} {name}"));
+        }
+    }
+    // The check found what it looks for.
+    for known in [
+        "dispatch-config brief",
+        "dispatch-config check",
+        "dispatch-reconcile show",
+        "dispatch-reconcile note",
+    ] {
+        assert!(subcommands.contains(known), "{subcommands:?}");
+    }
+    for known in ["dispatch-spawn --model", "dispatch-monitor --hook"] {
+        assert!(options.contains(known), "{options:?}");
+    }
+    // In SKILL.md options stand alone too.
+    let helps = ["dispatch-config", "dispatch-spawn", "dispatch-monitor", "dispatch-reconcile"];
+    let helps: String = helps.iter().map(|helper| sandbox.ok(helper, &["--help"])).collect();
+    for found in option.captures_iter(&skill().1.replace('`', " ")) {
+        assert!(helps.contains(&found[1]), "SKILL.md: {}", &found[1]);
+    }
+}
+
+#[test]
+fn the_example_config_is_right() {
+    let sandbox = Sandbox::new();
+    sandbox.config(&read("references/config-example.yaml"));
+    let said = sandbox.ok("dispatch-config", &["check"]);
+    assert!(said.ends_with("config.yaml is right\n"), "{said}");
+}
+
+/// The calls that the worker's prompt gives are those of the helper.
+#[test]
+fn the_workers_prompt_names_calls_that_exist() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.dispatch("x", "idle");
+    let help = sandbox.worker("x", &["--help"]).run().ok();
+    let prompt = sandbox.read("x", "prompt.md");
+    let (_, calls) = prompt.split_once("\nwith one of\n").expect("the calls");
+    let (calls, _) = calls.split_once("\n\n").expect("their end");
+    let names: Vec<&str> = calls
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(names, ["tick", "ask", "tell", "report", "block", "fail", "finish"]);
+    for name in names {
+        assert!(help.contains(&format!("\n  {name} ")), "{name}");
+    }
+}

@@ -1,0 +1,392 @@
+//! A worker outlives whoever started it, and how it ended is known.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use snapbox::str;
+
+use crate::support::process::{
+    ancestors, kill_and_wait, parent_group_session, runs, signal, watches_files,
+};
+use crate::support::terminal::Terminal;
+use crate::support::text::{names, same};
+use crate::support::{PLAN, Sandbox, binary, wait_until};
+
+fn ready(workers: &[(&str, &str)]) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.workers(workers);
+    sandbox.plan("x", PLAN);
+    sandbox
+}
+
+#[track_caller]
+fn both_run(sandbox: &Sandbox) {
+    assert!(runs(sandbox.supervisor_of("x")), "the supervisor has ended");
+    assert!(runs(sandbox.worker_of("x", 1)), "the worker has ended");
+    assert_eq!(sandbox.state("x"), "running");
+}
+
+#[test]
+fn the_supervisor_has_left_the_callers_session_and_parent() {
+    let sandbox = ready(&[]);
+    sandbox.ok("dispatch-spawn", &["x"]);
+    let supervisor = sandbox.supervisor_of("x");
+    let (parent, group, session) = parent_group_session(supervisor);
+    assert_eq!((group, session), (supervisor, supervisor));
+    // Init, or a subreaper that stands between init and this test.
+    assert!(ancestors().contains(&parent), "its parent is {parent}");
+    let worker = sandbox.worker_of("x", 1);
+    assert_eq!(parent_group_session(worker), (supervisor, worker, supervisor));
+}
+
+#[test]
+fn nothing_of_the_caller_stays_open_in_supervisor_and_worker() {
+    let sandbox = ready(&[]);
+    sandbox.ok("dispatch-spawn", &["x"]);
+    let open = |pid: u32| {
+        let directory = format!("/proc/{pid}/fd");
+        let files = names(directory.as_ref()).into_iter();
+        let files = files.map(|fd| fs::read_link(format!("{directory}/{fd}")).expect("a link"));
+        let mut files: Vec<String> = files.map(|file| file.display().to_string()).collect();
+        // What a process makes for itself.
+        files.retain(|file| !file.starts_with("anon_inode:") && !file.starts_with("pipe:"));
+        sandbox.redactions().apply(&files.join("\n"))
+    };
+    wait_until("the supervisor waits", || watches_files_or_polls(sandbox.supervisor_of("x")));
+    same(
+        &open(sandbox.supervisor_of("x")),
+        str![[r#"
+/dev/null
+/dev/null
+/dev/null
+PROJECT/.dispatch/tasks/x/run.lock
+"#]],
+    );
+    wait_until("the worker is itself", || {
+        let name = fs::read_to_string(format!("/proc/{}/comm", sandbox.worker_of("x", 1)));
+        (name.ok()? == "sleep\n").then_some(())
+    });
+    same(
+        &open(sandbox.worker_of("x", 1)),
+        str![[r#"
+/dev/null
+PROJECT/.dispatch/tasks/x/worker/1/output.log
+PROJECT/.dispatch/tasks/x/worker/1/output.log
+"#]],
+    );
+}
+
+/// The supervisor watches no directory, so it is known by its pidfd.
+fn watches_files_or_polls(pid: u32) -> Option<()> {
+    let directory = format!("/proc/{pid}/fd");
+    let pidfd = |fd: &String| {
+        fs::read_link(format!("{directory}/{fd}"))
+            .is_ok_and(|to| to.ends_with("anon_inode:[pidfd]"))
+    };
+    (watches_files(pid) || names(directory.as_ref()).iter().any(pidfd)).then_some(())
+}
+
+#[test]
+fn a_worker_survives_sigkill_of_the_callers_whole_group() {
+    let sandbox = ready(&[]);
+    let said = sandbox.top().join("said");
+    let caller = sandbox
+        .program("sh")
+        .args(&["-c", "\"$0\" x >\"$1\"; exec sleep 1000"])
+        .arg(binary("dispatch-spawn"))
+        .arg(&said)
+        .with(|command| {
+            command.process_group(0);
+        })
+        .start();
+    wait_until("the task is started", || {
+        fs::read_to_string(&said).ok().filter(|said| said.contains("x started")).map(drop)
+    });
+    killpg(Pid::from_raw(caller.pid() as i32), Signal::SIGKILL).expect("killed");
+    assert_eq!(caller.end().signal, Some(9));
+    both_run(&sandbox);
+}
+
+#[test]
+fn a_worker_survives_a_closed_terminal() {
+    let sandbox = ready(&[]);
+    let said = sandbox.top().join("said");
+    let shell = sandbox
+        .program("sh")
+        .args(&["-c", "\"$0\" x >\"$1\"; read line"])
+        .arg(binary("dispatch-spawn"))
+        .arg(&said);
+    let mut terminal = Terminal::run(shell);
+    wait_until("the task is started", || {
+        fs::read_to_string(&said).ok().filter(|said| said.contains("x started")).map(drop)
+    });
+    terminal.close();
+    assert!(!terminal.status().success());
+    both_run(&sandbox);
+}
+
+#[test]
+fn a_clean_exit_with_items_left_is_incomplete() {
+    let sandbox = ready(&[("quits", "exit 0")]);
+    sandbox.ok("dispatch-spawn", &["x", "--model", "quits"]);
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x incomplete (0/2, AGE); next is item 1: "First" → tell the user what is left and ask; BIN/dispatch-spawn x --resume does the rest
+"#]]);
+    assert_eq!(sandbox.state("x"), "incomplete");
+    same(
+        &sandbox.redactions().apply(&without_milliseconds(&sandbox, 1)),
+        str![[r#"
+code: 0
+at: TIME
+"#]],
+    );
+}
+
+fn without_milliseconds(sandbox: &Sandbox, attempt: u32) -> String {
+    let record = sandbox.read("x", &format!("worker/{attempt}/exit"));
+    record.lines().filter(|line| !line.starts_with("milliseconds: ")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn an_exit_code_is_reported_with_the_logs_last_line() {
+    let sandbox = ready(&[("fails", "echo begin; echo 'no such file: \"a\"' >&2; echo; exit 7")]);
+    sandbox.ok("dispatch-spawn", &["x", "--model", "fails"]);
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x failed (0/2, AGE): "exit code 7: no such file: 'a'" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+"#]]);
+    same(
+        &sandbox.redactions().apply(&without_milliseconds(&sandbox, 1)),
+        str![[r#"
+code: 7
+at: TIME
+"#]],
+    );
+    same(
+        &sandbox.read("x", "worker/1/output.log"),
+        str![[r#"
+begin
+no such file: "a"
+
+
+"#]],
+    );
+    sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
+exit 0
+x — Title
+failed (exit code 7: no such file: "a"), fails, AGE
+1. [ ] First
+2. [ ] Second
+attempt 1: exit code 7 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+"#]]);
+}
+
+#[test]
+fn a_worker_ended_by_a_signal_has_failed() {
+    let sandbox = ready(&[("crashes", "kill -SEGV $$")]);
+    sandbox.ok("dispatch-spawn", &["x", "--model", "crashes"]);
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x failed (0/2, AGE): "ended by signal 11" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+"#]]);
+
+    sandbox.dispatch("y", "idle");
+    signal(sandbox.worker_of("y", 1), Signal::SIGKILL);
+    sandbox.run("dispatch-monitor", &["y"]).shows(str![[r#"
+exit 0
+#ID y failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/dispatch-spawn y --resume tries again
+"#]]);
+}
+
+#[test]
+fn a_worker_without_a_supervisor_still_runs() {
+    let sandbox = ready(&[]);
+    sandbox.ok("dispatch-spawn", &["x"]);
+    kill_and_wait(sandbox.supervisor_of("x"));
+    assert_eq!(sandbox.state("x"), "running");
+    sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
+exit 75
+! dispatch-spawn: the worker of 'x' is still running
+!   next: answer or note what it should know, or wait until it ends
+"#]]);
+}
+
+#[test]
+fn a_dead_worker_that_nobody_saw_end_is_lost() {
+    let sandbox = ready(&[]);
+    sandbox.ok("dispatch-spawn", &["x"]);
+    kill_and_wait(sandbox.supervisor_of("x"));
+    kill_and_wait(sandbox.worker_of("x", 1));
+    assert!(!sandbox.task("x", "worker/1/exit").exists());
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x failed (0/2, AGE): "lost: the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+"#]]);
+}
+
+#[test]
+fn stop_ends_the_worker_and_says_so() {
+    let sandbox = ready(&[]);
+    sandbox.ok("dispatch-spawn", &["x"]);
+    let (supervisor, worker) = (sandbox.supervisor_of("x"), sandbox.worker_of("x", 1));
+    sandbox.run("dispatch-reconcile", &["stop", "x"]).shows(str![[r#"
+exit 0
+x stopped
+"#]]);
+    assert!(!runs(supervisor) && !runs(worker));
+    assert_eq!(sandbox.state("x"), "stopped");
+    // Who stopped it knows that it has ended.
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 3
+no news, and nothing is running
+"#]]);
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    assert_eq!(sandbox.state("x"), "running");
+}
+
+#[test]
+fn of_many_spawns_of_one_id_one_wins() {
+    let sandbox = ready(&[]);
+    let calls: Vec<_> = (0..6).map(|_| sandbox.call("dispatch-spawn", &["x"]).start()).collect();
+    let mut codes: Vec<_> = calls.into_iter().map(|call| call.end().code).collect();
+    codes.sort();
+    assert_eq!(codes, [Some(0), Some(73), Some(73), Some(73), Some(73), Some(73)]);
+    assert_eq!(names(&sandbox.task("x", "worker")), ["1"]);
+    both_run(&sandbox);
+}
+
+#[test]
+fn of_many_resumes_of_one_task_one_wins() {
+    let sandbox = ready(&[("quits", "exit 0")]);
+    sandbox.ok("dispatch-spawn", &["x", "--model", "quits"]);
+    sandbox.wait_for_state("x", "incomplete");
+    sandbox.script("quits", "exec sleep 1000\n");
+    let call = || sandbox.call("dispatch-spawn", &["x", "--resume"]).start();
+    let calls: Vec<_> = (0..6).map(|_| call()).collect();
+    let ended: Vec<_> = calls.into_iter().map(|call| call.end()).collect();
+    let mut codes: Vec<_> = ended.iter().map(|ran| ran.code).collect();
+    codes.sort();
+    assert_eq!(codes, [0, 75, 75, 75, 75, 75].map(Some), "{ended:?}");
+    assert_eq!(names(&sandbox.task("x", "worker")), ["1", "2"]);
+}
+
+#[test]
+fn a_running_task_is_not_resumed() {
+    let sandbox = ready(&[]);
+    sandbox.ok("dispatch-spawn", &["x"]);
+    sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
+exit 75
+! dispatch-spawn: the worker of 'x' is still running
+!   next: answer or note what it should know, or wait until it ends
+"#]]);
+    both_run(&sandbox);
+}
+
+#[test]
+fn a_finished_task_is_not_resumed() {
+    let sandbox = ready(&[]);
+    sandbox.ok("dispatch-spawn", &["x"]);
+    for step in [&["tick", "1"][..], &["tick", "2"], &["finish"]] {
+        sandbox.worker("x", step).run().ok();
+    }
+    kill_and_wait(sandbox.worker_of("x", 1));
+    wait_until("the end is recorded", || sandbox.task("x", "worker/1/exit").exists().then_some(()));
+    wait_until("it is over", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
+    sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
+exit 65
+! dispatch-spawn: 'x' has nothing left to do
+!   next: dispatch what is to be done now as a new task
+"#]]);
+}
+
+/// The first attempt asks, ticks, says too early that it is finished, leaves its context and fails;
+/// the second keeps what it reads.
+#[test]
+fn resume_goes_on_with_everything_that_the_last_attempt_left() {
+    let sandbox = ready(&[("works", "exit 7")]);
+    sandbox.plan("x", "# Title\n- [ ] First\n- [ ] Second\n- [ ] Third\n\n## Context\nMind it.\n");
+    sandbox.ok("dispatch-spawn", &["x", "--model", "works"]);
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    let question = sandbox.worker("x", &["ask", "Which one?"]).env("DISPATCH_WAIT_MS", "0").run();
+    assert_eq!(question.code, Some(75));
+    sandbox.ok("dispatch-monitor", &["--answer", "x", "The second one."]);
+    sandbox.worker("x", &["tick", "1", "--note", "easy"]).run().ok();
+    sandbox.worker("x", &["block", "2", "Still unclear."]).run().ok();
+    fs::write(sandbox.task("x", "context.md"), "The second one is in b.rs.\n").expect("written");
+    fs::write(sandbox.task("x", "ipc/.done"), "Too early.\n").expect("written");
+
+    sandbox.script("works", "printf '%s' \"$1\" >got; exec sleep 1000\n");
+    sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
+exit 0
+x started with works. Tell the user and stop; news wakes you.
+"#]]);
+    assert!(!sandbox.task("x", "ipc/.done").exists());
+    assert_eq!(sandbox.read("x", "worker/1/done"), "Too early.\n");
+    same(
+        &sandbox.read("x", "plan.md"),
+        str![[r#"
+# Title
+- [x] First
+  easy
+- [ ] Second
+  Still unclear.
+- [ ] Third
+
+## Context
+Mind it.
+
+"#]],
+    );
+    assert_eq!(sandbox.state("x"), "running");
+    let got = wait_until("the worker has its prompt", || {
+        let got = fs::read_to_string(sandbox.project().join("got")).ok()?;
+        got.ends_with("The second one.\n").then_some(got)
+    });
+    let first = sandbox.read("x", "prompt.md");
+    same(
+        got.strip_prefix(first.trim_end()).expect("the whole first prompt"),
+        str![[r#"
+
+
+# Earlier attempts
+
+An earlier worker began this task and stopped. Read the plan file again: items that are ticked are done; go on with the first that is not. '[?]' and '[!]' items are open again.
+
+What it left for you:
+
+The second one is in b.rs.
+
+It asked (001): Which one?
+The person answered: The second one.
+
+"#]],
+    );
+}
+
+/// A question of an attempt that has ended is not one of the next: nobody waits for its answer.
+#[test]
+fn a_resumed_worker_is_not_asking_what_an_earlier_one_asked() {
+    let sandbox = ready(&[("fails", "exit 7")]);
+    sandbox.ok("dispatch-spawn", &["x", "--model", "fails"]);
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    let ask = || sandbox.worker("x", &["ask", "Which one?"]).env("DISPATCH_WAIT_MS", "0").run();
+    assert_eq!(ask().code, Some(75));
+    sandbox.script("fails", "exec sleep 1000\n");
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    assert_eq!(sandbox.state("x"), "running");
+    sandbox.run("dispatch-monitor", &["--answer", "x/001", "This."]).shows(str![[r#"
+exit 65
+! dispatch-monitor: nobody waits for an answer to x/001 any more
+!   next: tell the worker with dispatch-reconcile note x -
+"#]]);
+    // If the new worker asks the same, it is a new question.
+    assert_eq!(ask().code, Some(75));
+    assert_eq!(sandbox.state("x"), "asking");
+    sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
+exit 0
+x/002 answered, its worker goes on
+"#]]);
+}

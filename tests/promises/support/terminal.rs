@@ -1,0 +1,87 @@
+//! A terminal with a person in front of it, who can type and close the window.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ExitStatus};
+
+use nix::libc;
+
+use super::{Call, wait_until};
+
+/// A program that leads the session of a terminal of its own.
+pub(crate) struct Terminal {
+    /// The window's side; `None` when it is closed.
+    window: Option<File>,
+    child: Child,
+}
+
+impl Terminal {
+    pub(crate) fn run(call: Call) -> Self {
+        // No other child gets either side, so that closing ours closes the terminal.
+        let open = |path: &str| {
+            let flags = libc::O_NOCTTY | libc::O_CLOEXEC;
+            let opened = File::options().read(true).write(true).custom_flags(flags).open(path);
+            opened.expect("a terminal")
+        };
+        let window = open("/dev/ptmx");
+        let mut name = [0; 128];
+        // SAFETY: the descriptor is a terminal's; the name is written into the array and ended there.
+        let name = unsafe {
+            assert_eq!(libc::grantpt(window.as_raw_fd()), 0);
+            assert_eq!(libc::unlockpt(window.as_raw_fd()), 0);
+            assert_eq!(libc::ptsname_r(window.as_raw_fd(), name.as_mut_ptr(), name.len()), 0);
+            std::ffi::CStr::from_ptr(name.as_ptr())
+        };
+        let programs = open(name.to_str().expect("a path"));
+        let in_child = programs.as_raw_fd();
+        let mut command = call.into_command();
+        // SAFETY: login_tty makes only system calls: setsid, ioctl, dup2 and close.
+        unsafe {
+            command.pre_exec(move || match libc::login_tty(in_child) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+        let child = command.spawn().expect("the program starts");
+        Self { window: Some(window), child }
+    }
+
+    /// Reads what is shown until it ends in that text.
+    pub(crate) fn read_until(&mut self, end: &str) -> String {
+        let mut shown = Vec::new();
+        let window = self.window.as_mut().expect("the window is open");
+        while !shown.ends_with(end.as_bytes()) {
+            let mut byte = [0];
+            window.read_exact(&mut byte).unwrap_or_else(|error| {
+                panic!("{error} after {:?}", String::from_utf8_lossy(&shown))
+            });
+            shown.extend(byte);
+        }
+        String::from_utf8(shown).expect("UTF-8").replace("\r\n", "\n")
+    }
+
+    pub(crate) fn write(&mut self, text: &str) {
+        self.window.as_mut().expect("open").write_all(text.as_bytes()).expect("typed");
+    }
+
+    /// Closes the window.
+    pub(crate) fn close(&mut self) {
+        self.window = None;
+    }
+
+    /// Waits until the program has ended.
+    #[track_caller]
+    pub(crate) fn status(&mut self) -> ExitStatus {
+        wait_until("the program ends", || self.child.try_wait().expect("a child"))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,90 @@
+//! Comparing what was said and what is on disk with what was promised.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+/// The paths that differ from run to run, and the words that stand for them.
+#[derive(Clone, Debug)]
+pub(crate) struct Redactions(Vec<(String, &'static str)>);
+
+impl Redactions {
+    pub(crate) fn new(paths: &[(PathBuf, &'static str)]) -> Self {
+        Self(paths.iter().map(|(path, name)| (path.display().to_string(), *name)).collect())
+    }
+
+    /// The text without paths, ids of news, times and pids.
+    pub(crate) fn apply(&self, text: &str) -> String {
+        static OTHERS: LazyLock<[(Regex, &str); 5]> = LazyLock::new(|| {
+            [
+                (r"#[0-9a-f]{8}(?-u:\b)", "#ID"),
+                (r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z", "TIME"),
+                (r"(?-u:\b)pid [0-9]+@[0-9]+", "pid PID"),
+                (r"(?-u:\b)[0-9]+s(?-u:\b)", "AGE"),
+                // A caret stands as far to the right as the path before the line above is long.
+                (r" {9,}\^", "        ^"),
+            ]
+            .map(|(text, name)| (Regex::new(text).expect("a regex"), name))
+        });
+        let start = text.to_string();
+        let text = self.0.iter().fold(start, |text, (path, name)| text.replace(path, name));
+        OTHERS.iter().fold(text, |text, (regex, name)| regex.replace_all(&text, *name).into_owned())
+    }
+}
+
+/// Compares a text with a snapshot, every byte of it.
+#[track_caller]
+pub(crate) fn same(actual: &str, expected: impl snapbox::IntoData) {
+    snapbox::Assert::new()
+        .action_env(snapbox::assert::DEFAULT_ACTION_ENV)
+        .eq(snapbox::Data::text(actual).raw(), expected.into_data().raw());
+}
+
+/// Everything below some directories: a path, its mode, and its content. The text of a lock names
+/// its last holder and may change at any time.
+pub(crate) fn tree(tops: &[PathBuf]) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+    let entries = tops.iter().flat_map(walkdir::WalkDir::new);
+    let found = |entry: walkdir::DirEntry| {
+        let path = entry.path();
+        let mode = fs::symlink_metadata(path).expect("there").permissions().mode();
+        let content = if entry.path_is_symlink() {
+            fs::read_link(path).expect("a link").into_os_string().into_encoded_bytes()
+        } else if entry.file_type().is_file() && !is_lock(path) {
+            fs::read(path).expect("readable")
+        } else {
+            Vec::new()
+        };
+        (path.to_path_buf(), (mode, content))
+    };
+    entries.map(|entry| found(entry.expect("readable"))).collect()
+}
+
+fn is_lock(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "lock") || path.ends_with("lock")
+}
+
+/// The paths below a directory with their modes, one a line, as `drwx path`.
+pub(crate) fn listing(top: &Path) -> String {
+    let mut lines = String::new();
+    for entry in walkdir::WalkDir::new(top).min_depth(1).sort_by_file_name() {
+        let entry = entry.expect("readable");
+        let mode = entry.metadata().expect("there").permissions().mode() & 0o777;
+        let path = entry.path().strip_prefix(top).expect("below").display().to_string();
+        let slash = if entry.file_type().is_dir() { "/" } else { "" };
+        lines.push_str(&format!("{mode:o} {path}{slash}\n"));
+    }
+    lines
+}
+
+/// The names in a directory, sorted.
+pub(crate) fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("readable").flatten();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
