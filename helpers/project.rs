@@ -82,7 +82,9 @@ impl Project {
         let home = std::env::home_dir();
         let holds_tasks = |directory: &&Path| directory.join(".dispatch/tasks").is_dir();
         let below_home = |directory: &&Path| home.as_deref() != Some(*directory);
+        // A home directory that is a repository (of dotfiles) does not own all that is below it.
         let root = main_worktree(&start)
+            .filter(|root| home.as_ref() != Some(root))
             .or_else(|| {
                 let nearest = start.ancestors().take_while(below_home).find(holds_tasks);
                 nearest.map(Path::to_path_buf)

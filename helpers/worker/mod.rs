@@ -151,6 +151,15 @@ pub fn program_of(command: &str) -> Option<String> {
     command::program(command)
 }
 
+/// The program of a backend, if it is known and not installed.
+pub fn missing_program(name: &str, settings: &Backend) -> Option<String> {
+    let program = match &settings.command {
+        Some(command) => program_of(command)?,
+        None => KNOWN.iter().find(|cli| cli.name == name)?.programs[0].to_owned(),
+    };
+    find_program(OsStr::new(&program)).is_none().then_some(program)
+}
+
 fn installed(backend: &str, program: &OsStr) -> Result<PathBuf, Refusal> {
     find_program(program).ok_or_else(|| {
         let program = program.to_string_lossy();

@@ -26,9 +26,6 @@ ready() {
   done
 }
 
-if ready "$dir"; then
-  exit 0
-fi
 for tool in node npm; do
   if ! command -v "$tool" >/dev/null 2>&1; then
     echo "fetch.sh: $tool is not there, and installs the CLIs of the host tests: install Node.js 20 or newer" >&2
@@ -36,20 +33,38 @@ for tool in node npm; do
   fi
 done
 
-# Installed aside and moved into place, so that an interrupted run leaves nothing half-made.
-new=$(mktemp -d "$dir/.new.XXXXXX")
+# Whatever is installed is installed aside and moved into place, so that an interrupted run leaves
+# nothing half-made.
+new=
 trap 'rm -rf -- "$new"' EXIT
 trap 'exit 1' HUP INT TERM
-cp "$here/package.json" "$here/package-lock.json" "$new/"
-# Install scripts are never left to npm, which may be set to block them, nor run twice.
-(cd -- "$new" && npm ci --ignore-scripts --include=optional --no-audit --no-fund \
-  --no-update-notifier --loglevel=error </dev/null >/dev/null)
-(cd -- "$new/node_modules/@anthropic-ai/claude-code" && node install.cjs </dev/null >/dev/null)
-if ! ready "$new"; then
-  echo "fetch.sh: the CLIs were installed in $dir but do not start with the pinned versions" >&2
-  exit 1
+quiet='--no-audit --no-fund --no-update-notifier --loglevel=error'
+
+if ! ready "$dir"; then
+  new=$(mktemp -d "$dir/.new.XXXXXX")
+  cp "$here/package.json" "$here/package-lock.json" "$new/"
+  # Install scripts are never left to npm, which may be set to block them, nor run twice.
+  # shellcheck disable=SC2086 # several words
+  (cd -- "$new" && npm ci --ignore-scripts --include=optional $quiet </dev/null >/dev/null)
+  (cd -- "$new/node_modules/@anthropic-ai/claude-code" && node install.cjs </dev/null >/dev/null)
+  if ! ready "$new"; then
+    echo "fetch.sh: the CLIs were installed in $dir but do not start with the pinned versions" >&2
+    exit 1
+  fi
+  if [ -e "$dir/node_modules" ]; then
+    mv -- "$dir/node_modules" "$new/old"
+  fi
+  mv -- "$new/node_modules" "$new/package.json" "$new/package-lock.json" "$dir/"
+  rm -rf -- "$new"
 fi
-if [ -e "$dir/node_modules" ]; then
-  mv -- "$dir/node_modules" "$new/old"
+
+# opencode stands apart, pinned by its version: npm leaves its packages for other systems out of a
+# lock, and then refuses that lock.
+opencode=$dir/opencode-1.18.33
+if ! [ -d "$opencode" ]; then
+  new=$(mktemp -d "$dir/.new.XXXXXX")
+  # shellcheck disable=SC2086 # several words
+  npm install --prefix "$new" --no-package-lock --ignore-scripts $quiet opencode-ai@1.18.33 </dev/null >/dev/null
+  (cd -- "$new/node_modules/opencode-ai" && node postinstall.mjs </dev/null >/dev/null)
+  mv -- "$new" "$opencode"
 fi
-mv -- "$new/node_modules" "$new/package.json" "$new/package-lock.json" "$dir/"

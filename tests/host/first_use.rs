@@ -10,7 +10,6 @@ use super::{
 
 /// What the host's model is shown at `/dispatch`, and that nothing wakes it afterwards.
 fn shown(home: &Home) -> String {
-    let project = home.project();
     let model = Model::start(move |request| dispatcher(request, &[]));
     let mut claude = Claude::stream(home.path(), &home.project(), &model, &Options::default());
     for _ in 0..2 {

@@ -13,5 +13,6 @@ mod story;
 
 mod agent_route;
 mod cli_route;
+mod first_run;
 mod first_use;
 mod host_dies;

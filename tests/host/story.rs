@@ -128,7 +128,7 @@ pub(crate) fn dispatcher(request: &Request, jobs: &[Job]) -> Reply {
 }
 
 /// One call for all tasks, by the command that the skill's text gives.
-fn spawn(request: &Request, jobs: &[Job]) -> Reply {
+pub(crate) fn spawn(request: &Request, jobs: &[Job]) -> Reply {
     let texts = request.texts().join("\n");
     let line = Regex::new(r#"("[^"]+/dispatch-spawn") ID --model NAME --plan - <<'PLAN'"#);
     let line = line.expect("an expression");

@@ -6,11 +6,13 @@ use crate::cli::reconcile::{shorten, status_line};
 use crate::cli::say;
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::files;
 use crate::news::ledger::{self, Ledger, Standing};
 use crate::news::{Event, events};
 use crate::process::Identity;
 use crate::project::Project;
 use crate::task::{State, View, calling_host};
+use crate::worker::missing_program;
 
 /// How many bytes it says at most; every typed /dispatch pays for them.
 const BRIEF: usize = 600;
@@ -18,10 +20,16 @@ const BRIEF: usize = 600;
 /// What the skill's text shows the host's model at every `/dispatch`. It never fails for a reason
 /// that the model can mend by reading it.
 pub(super) fn brief(project: &Project) -> Result<Exit> {
-    let mut lines = vec![match Config::load() {
-        Ok(config) => names(&config),
-        Err(error) => format!("config: {error:#}"),
-    }];
+    let mut lines = Vec::new();
+    match Config::load() {
+        Ok(config) => {
+            lines.push(names(&config));
+            lines.extend(missing(&config));
+            lines.extend(old_format(&config)?);
+        }
+        Err(error) => lines.push(format!("config: {error:#}")),
+    }
+    let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();
     let mut views: Vec<View> = project.tasks().iter().filter_map(|task| task.view().ok()).collect();
     views.sort_by_key(|view| view.state);
@@ -49,7 +57,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         for event in open {
             let before = if standings.contains_key(&event.id) { " (said before)" } else { "" };
             let full = format!("{}{before} {} → {}", event.id, event.line, event.next);
-            if lines[0].len() + 1 + full.len() <= BRIEF {
+            if head + full.len() <= BRIEF {
                 lines.push(full);
                 told.push((view, event));
             } else {
@@ -68,6 +76,25 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         say(format!("… and {more} more: dispatch-reconcile status"));
     }
     Ok(Exit::Ok)
+}
+
+/// The CLIs of the config that are not here.
+fn missing(config: &Config) -> Option<String> {
+    let missing = |(name, backend)| missing_program(name, backend);
+    let missing: Vec<String> = config.backends.iter().filter_map(missing).collect();
+    (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
+}
+
+/// The word about a config of the old format, which is said once.
+fn old_format(config: &Config) -> Result<Option<String>> {
+    if config.agents.is_empty() || !config.models.is_empty() {
+        return Ok(None);
+    }
+    let said = config.path().with_file_name(".migrate-was-offered");
+    let first = files::publish_new(&said, b"")?;
+    Ok(first.then(|| {
+        "the config has the old format, which works; tell the user once that /dispatch \"migrate my config\" upgrades it".into()
+    }))
 }
 
 /// What a host's model was shown in full, it has.
@@ -95,6 +122,9 @@ fn names(config: &Config) -> String {
         if more == 0 { shown } else { format!("{shown} and {more} more") }
     };
     let mut text = format!("default: {}", config.default.as_deref().unwrap_or("none"));
+    if config.confirm_default == Some(false) {
+        text.push_str(" (no need to ask)");
+    }
     let models = config
         .models
         .iter()

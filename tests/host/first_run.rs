@@ -1,0 +1,126 @@
+//! The first run on a machine with real CLIs: what is found, and a first config from it, after which
+//! the request goes on.
+
+use std::{env, path::Path, process::Command};
+
+use serde_json::Value;
+
+use super::{
+    claude::{Claude, Options},
+    codex,
+    model::{Model, Reply},
+    process::{HOSTS, Home, path},
+    request::Request,
+    skill,
+    story::{DEADLINE, Job, Seat, file, quiet, run, spawn, task, told, until},
+};
+
+/// The PATH with all three fetched CLIs.
+fn all_clis() -> String {
+    let hosts = env::var_os(HOSTS).expect("where the CLIs are");
+    let opencode = Path::new(&hosts).join("opencode-1.18.33/node_modules/.bin");
+    format!("{}:{}", opencode.display(), path())
+}
+
+/// What `dispatch-config` says in that home, as JSON.
+fn config(home: &Home, arguments: &[&str]) -> Value {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dispatch-config"));
+    command.args(arguments).env_clear().env("HOME", home.path()).env("PATH", all_clis());
+    let output = command.current_dir(home.project()).output().expect("dispatch-config");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+#[test]
+fn the_real_clis_are_found_with_their_versions_and_models() {
+    let home = Home::new();
+    let found = config(&home, &["detect", "--json"]);
+    let rows = found.as_array().expect("a list").iter();
+    let seen: Vec<_> = rows
+        .map(|row| (row["backend"].as_str(), row["version"].as_str(), row["logged_in"].as_bool()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (Some("claude"), Some("2.1.329"), Some(false)),
+            (Some("codex"), Some("0.169.0"), Some(false)),
+            (Some("opencode"), Some("1.18.33"), None),
+        ],
+        "{found}"
+    );
+
+    let listings = config(&home, &["models", "--json"]);
+    let ids = |backend: &str| -> Vec<&str> {
+        let listing = listings.as_array().into_iter().flatten().find(|l| l["backend"] == backend);
+        let models = listing.map(|listing| &listing["models"]).and_then(Value::as_array);
+        models.into_iter().flatten().filter_map(|model| model["id"].as_str()).collect()
+    };
+    assert_eq!(ids("claude"), ["opus", "sonnet", "haiku", "fable"]);
+    assert!(ids("codex").contains(&"gpt-5.5"), "{listings}");
+    let opencode = ids("opencode");
+    assert!(!opencode.is_empty() && opencode.iter().all(|id| id.contains('/')), "{listings}");
+}
+
+const JOB: Job = Job { id: "paint", model: "gpt-5.5", plan: "- [ ] Paint the door\n" };
+
+/// What a good model does at the first run, by `references/first-run-setup.md`.
+fn newcomer(request: &Request) -> Reply {
+    if Seat::of(request) == Seat::Codex {
+        return match request.turns() {
+            0 => run(request, "tick 1"),
+            1 => run(request, "finish 'It is painted.'"),
+            _ => Reply::say("That is all."),
+        };
+    }
+    let new = request.last_user();
+    let results = request.last_tool_results().join("\n");
+    let setup = |arguments: &str| {
+        let texts = request.texts().join("\n");
+        let bin = texts.split("Base directory for this skill: ").nth(1).expect("the skill's text");
+        let bin = bin.lines().next().unwrap_or_default();
+        Reply::shell(request, &format!("\"{bin}/bin/dispatch-config\" setup {arguments}"))
+    };
+    if results.contains("\"defaults\":") {
+        return Reply::say("Found claude and codex. Which is to be the default?");
+    }
+    if results.contains("config.yaml written: ") {
+        return spawn(request, &[JOB]);
+    }
+    if results.contains("paint started") {
+        return Reply::say("Dispatched paint.");
+    }
+    if new.contains("there is no config yet") {
+        return setup("--json");
+    }
+    if new.contains("opus, please") {
+        return setup("--default opus --yes");
+    }
+    Reply::say(new.lines().rfind(|line| line.starts_with('#')).unwrap_or("?").to_owned())
+}
+
+#[test]
+fn the_first_request_is_carried_out_after_the_setup() {
+    let home = Home::new();
+    skill::install(&home);
+    skill::install_helpers(&home);
+    skill::allow(&home);
+    let model = Model::start(newcomer);
+    codex::configure(home.path(), &model);
+    let mut claude =
+        Claude::stream(home.path(), &home.project(), &model, &Options::mode("acceptEdits"));
+    claude.say("/dispatch use gpt-5.5 to paint the door");
+    until(&mut claude, &home, "Which is to be the default?");
+    claude.say("opus, please");
+    until(&mut claude, &home, "Dispatched paint.");
+    until(&mut claude, &home, "paint done");
+    quiet(&home);
+    assert!(claude.end(DEADLINE).success());
+
+    let config = file(home.path().join(".dispatch/config.yaml"));
+    assert!(config.contains("default: opus\n"), "{config}");
+    assert!(config.contains("backends:\n  claude: {}\n  codex: {}\n"), "{config}");
+    assert!(config.contains("  # Claude\n  opus: { backend: claude }\n"), "{config}");
+    assert!(config.contains("  gpt-5.5: { backend: codex }\n"), "{config}");
+    assert_eq!(file(task(&home, "paint").join("plan.md")), "- [x] Paint the door\n");
+    assert_eq!(told(&model).len(), 1);
+}
