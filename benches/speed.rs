@@ -14,6 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use dispatch::config::{Config, Mention};
 use dispatch::files::Lock;
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -54,9 +55,10 @@ const QUICK: Scale =
     Scale { questions: 100, spawns: 15, idle: Duration::from_secs(10), starts: 60 };
 
 type Part = fn(&Scale, &mut Table) -> Result<()>;
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("sizes", sizes),
     ("start", helper_start),
+    ("resolve", request_resolved),
     ("spawn", spawn_returns),
     ("news", question_to_line),
     ("idle", idle_monitor),
@@ -246,6 +248,24 @@ fn helper_start(scale: &Scale, table: &mut Table) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// The worker that a long request names, looked for among many.
+fn request_resolved(scale: &Scale, table: &mut Table) -> Result<()> {
+    let models: String = (0..200).map(|n| format!("  model-{n}.5-x: {{ backend: b }}\n")).collect();
+    let config = Config::parse(&format!("models:\n{models}"), Path::new("config.yaml"))?;
+    let request = "consider the many words of a request ".repeat(286) + "with model-77.5-x";
+    let mut times = Vec::new();
+    for _ in 0..scale.starts {
+        let begin = Instant::now();
+        let mention = config.mention(&request);
+        times.push(begin.elapsed());
+        ensure!(mention == Mention::Name("model-77.5-x".into()), "{mention:?}");
+    }
+    let times = Times::new(times);
+    let met = times.at(0.99) <= Duration::from_millis(5);
+    table.times("a request of 2,000 words, 200 names", &times, "p99 <= 5 ms", met);
     Ok(())
 }
 
@@ -484,6 +504,7 @@ impl Home {
         let root = self.path(name);
         // The helpers must not find the repository that they were built in.
         fs::create_dir_all(root.join(".git"))?;
+        fs::write(root.join(".git/HEAD"), "")?;
         Ok(Project { home: self, root })
     }
 }

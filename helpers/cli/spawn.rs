@@ -96,7 +96,11 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     let (plan, source) = read_plan(args.plan.as_deref(), &task, &here)?;
     Plan::parse_new(&plan, &source)?;
     let config = Config::load()?;
-    let chosen = choose::by_name(&config, args.model.as_deref())?;
+    // A dry run adds nothing to the config.
+    let chosen = match args.dry_run {
+        true => choose::known(config.resolve(args.model.as_deref())?),
+        false => choose::by_name(&config, args.model.as_deref())?,
+    };
     let choice = chosen.choice;
     let record = Record {
         format: FORMAT,

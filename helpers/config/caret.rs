@@ -37,9 +37,19 @@ pub(super) fn refusal(text: &str, path: &Path, error: &serde_yaml::Error) -> Ref
         None if expected.is_empty() => "here".into(),
         None => format!("here: expected {expected}"),
     };
+    refusal.place(marked(path, (line, column), shown, &hint))
+}
+
+/// A line with its place before it and a caret with a hint below it; line and column from 1.
+pub(super) fn marked(
+    path: &Path,
+    (line, column): (usize, usize),
+    shown: &str,
+    hint: &str,
+) -> String {
     let before = format!("{}, line {line}, column {column}: ", path.display());
     let indent = before.chars().count() + column.saturating_sub(1).min(shown.len());
-    refusal.place(format!("{before}{shown}\n  {:indent$}^ {hint}", ""))
+    format!("{before}{shown}\n  {:indent$}^ {hint}", "")
 }
 
 /// Where a key stands, from that line on: line and column, counted from 1.

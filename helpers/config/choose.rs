@@ -41,9 +41,18 @@ pub struct Chosen {
 
 /// What is on this machine: the CLIs and their models.
 pub fn machine(config: Option<&Config>, refresh: bool) -> Result<(Vec<Found>, Vec<Listing>)> {
+    let (found, answers) = asked(config, refresh)?;
+    Ok((found, answers.into_iter().filter_map(Result::ok).collect()))
+}
+
+/// A CLI's models; else its backend, and why it has none.
+pub type Answer = Result<Listing, (String, String)>;
+
+/// The same with the CLIs that have no list of models.
+pub fn asked(config: Option<&Config>, refresh: bool) -> Result<(Vec<Found>, Vec<Answer>)> {
     let found = detect(&config.map(backends).unwrap_or_default());
-    let listings = models(&found, &path()?.with_file_name("models.json"), refresh);
-    Ok((found, listings.into_iter().filter_map(Result::ok).collect()))
+    let answers = models(&found, &path()?.with_file_name("models.json"), refresh);
+    Ok((found, answers))
 }
 
 /// The backends of a config with the programs that their commands start.
@@ -59,7 +68,7 @@ pub fn backends(config: &Config) -> Vec<(String, String)> {
 pub fn by_name(config: &Config, name: Option<&str>) -> Result<Chosen> {
     let Some(name) = name else { return default(config) };
     let refusal = match config.resolve(Some(name)) {
-        Ok(choice) => return Ok(named(choice)),
+        Ok(choice) => return Ok(known(choice)),
         Err(refusal) => refusal,
     };
     match config.mention(name) {
@@ -76,14 +85,15 @@ pub fn by_name(config: &Config, name: Option<&str>) -> Result<Chosen> {
 /// The worker that a sentence means.
 pub fn by_request(config: &Config, sentence: &str) -> Result<Chosen> {
     match config.mention(sentence) {
-        Mention::Name(name) => Ok(named(config.resolve(Some(&name))?)),
+        Mention::Name(name) => Ok(known(config.resolve(Some(&name))?)),
         Mention::Provider(word, model) => by_provider(config, &word, &model),
         Mention::Unknown(id) => by_name(config, Some(&id)),
         Mention::Nothing => default(config),
     }
 }
 
-fn named(choice: Choice) -> Chosen {
+/// A choice by a name of the config.
+pub fn known(choice: Choice) -> Chosen {
     Chosen { choice, how: How::Named, confirm: false, note: None }
 }
 

@@ -1,6 +1,7 @@
 //! `~/.dispatch/config.yaml`: which workers there are and how each is started.
 
 mod caret;
+pub mod check;
 pub mod choose;
 mod clis;
 pub mod detect;
@@ -9,6 +10,7 @@ pub mod permissions;
 mod request;
 mod resolve;
 pub mod setup;
+mod spans;
 pub mod store;
 
 use std::fmt;
@@ -130,6 +132,13 @@ pub fn path() -> Result<PathBuf> {
     Ok(home.join(".dispatch/config.yaml"))
 }
 
+/// The word about a config that is not there.
+pub fn missing(path: &Path) -> Refusal {
+    Refusal::new(Exit::Data, "there is no config yet")
+        .place(format!("{} does not exist", path.display()))
+        .next("follow references/first-run-setup.md, or call dispatch-config setup")
+}
+
 impl Config {
     /// Reads the config.
     ///
@@ -139,10 +148,7 @@ impl Config {
         let path = path()?;
         match files::read(&path)? {
             Some(text) => Ok(Self::parse(&text, &path)?),
-            None => Err(Refusal::new(Exit::Data, "there is no config yet")
-                .place(format!("{} does not exist", path.display()))
-                .next("follow references/first-run-setup.md, then call again")
-                .into()),
+            None => Err(missing(&path).into()),
         }
     }
 

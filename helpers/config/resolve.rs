@@ -78,7 +78,7 @@ impl Config {
         };
         Refusal::new(Exit::Data, format!("model '{name}' is not in the config"))
             .place(format!("{}: {why}", self.path().display()))
-            .next(next + "; dispatch-config models lists what your CLIs have")
+            .next(next + "; dispatch-config models lists what your subscriptions have")
     }
 
     fn some_names(&self) -> String {

@@ -106,6 +106,20 @@ pub fn migrated(old: &Config, found: &[Found], listings: &[Listing]) -> String {
         let command = scalar(agent.command.trim_end());
         let _ = writeln!(text, "  {}: {{ command: {command} }}", scalar(name));
     }
+    if !old.aliases.is_empty() {
+        text.push_str("\naliases:\n");
+    }
+    for (name, alias) in old.aliases.iter() {
+        let prompt = alias.prompt.as_deref().map(|prompt| format!(", prompt: {}", scalar(prompt)));
+        let (name, model) = (scalar(name), scalar(&alias.model));
+        let _ = writeln!(text, "  {name}: {{ model: {model}{} }}", prompt.unwrap_or_default());
+    }
+    if let Some(confirm) = old.confirm_default {
+        let _ = writeln!(text, "\nconfirm_default: {confirm}");
+    }
+    if let Some(patience) = old.patience {
+        let _ = writeln!(text, "\npatience: {patience}");
+    }
     text
 }
 

@@ -34,12 +34,20 @@ pub fn change(edits: &[Edit]) -> Result<()> {
 pub fn create(text: &str) -> Result<PathBuf> {
     change_text(|old| match old {
         None => Ok(text.to_owned()),
-        Some(_) => Err(Refusal::new(Exit::CannotCreate, "there is a config already")
-            .place(path()?.display().to_string())
-            .next("change it with set-default, add-model and so on, or move it away")
-            .into()),
+        Some(_) => Err(taken()?.into()),
     })?;
     path()
+}
+
+/// What [`create`] does if there is a config already, before a person is asked anything.
+pub fn refuse_existing() -> Result<()> {
+    if path()?.exists() { Err(taken()?.into()) } else { Ok(()) }
+}
+
+fn taken() -> Result<Refusal> {
+    Ok(Refusal::new(Exit::CannotCreate, "there is a config already")
+        .place(path()?.display().to_string())
+        .next("change it with set-default, add-model and so on, or move it away"))
 }
 
 /// Replaces the whole text, for `migrate`.

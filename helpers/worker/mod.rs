@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::config::detect::removed_flags;
 use crate::config::{Access, Backend, PromptVia};
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -141,9 +142,21 @@ pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocatio
     let file_name = program.as_deref().and_then(|program| Path::new(program).file_name());
     let known =
         KNOWN.iter().find(|cli| cli.programs.iter().any(|p| file_name == Some(OsStr::new(p))));
+    let command = &known.map_or(command.to_owned(), |cli| current(cli.name, command));
     let extra = known.map_or_else(Vec::new, |cli| cli.end(command, job.model));
     let usual = if known.is_some() { PromptVia::Stdin } else { PromptVia::Arg };
     Ok(Invocation { argv: command::argv(command, extra), prompt: settings.prompt.unwrap_or(usual) })
+}
+
+/// A command without the flags that its CLI no longer takes. Configs that were written for older
+/// versions live on; `dispatch-config check` names such flags.
+fn current(cli: &str, command: &str) -> String {
+    let removed = removed_flags(cli, None);
+    let word = |word: &str| {
+        let replacement = removed.iter().find(|(flag, _)| *flag == word.trim_end());
+        replacement.map_or_else(|| word.to_owned(), |(flag, new)| word.replace(flag, new))
+    };
+    command.split_inclusive([' ', '\t', '\n']).map(word).collect()
 }
 
 /// The program that a command of the config starts, if that can be told without a shell.

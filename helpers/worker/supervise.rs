@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -80,11 +81,13 @@ pub fn run(directory: &Path) -> Result<()> {
         }
     };
     crash::point("supervisor", "started");
-    if let Some(identity) = Identity::of(child.id())? {
-        watch.process(&identity);
-    }
     say_started()?;
-    let status = wait(&mut child, &mut watch)?;
+    let mut status = wait(&mut child, &mut watch)?;
+    if let Some(model) = refused_model(&task, &record, &attempt, status)? {
+        let plain = Record { model: None, ..record };
+        task.tell(&format!("{} refused the model {model}: it works with its own", plain.backend))?;
+        status = wait(&mut launch(&task, &plain, &attempt)?, &mut watch)?;
+    }
     crash::point("supervisor", "reaped");
     attempt.set_exit(&ExitRecord {
         code: status.code(),
@@ -145,6 +148,24 @@ pub fn call(task: &Task, record: &Record, helper: &Path) -> Result<Invocation> {
     invocation(&record.backend, &choice.settings, &job)
 }
 
+/// The model that Claude Code did not take, if that is why an attempt ended before it began. The
+/// original never named a model to it, because some accounts have access to a few only.
+fn refused_model(
+    task: &Task,
+    record: &Record,
+    attempt: &Attempt,
+    status: ExitStatus,
+) -> Result<Option<String>> {
+    let begun = task.plan()?.done() > task.plan_at_start()?.map_or(0, |plan| plan.done());
+    let Some(model) = record.model.clone().filter(|_| !begun && status.code() == Some(1)) else {
+        return Ok(None);
+    };
+    let log = std::fs::read(attempt.log_path()).context("cannot read the log")?;
+    let log = String::from_utf8_lossy(&log).replace('’', "'");
+    let refused = log.contains("There's an issue with the selected model");
+    Ok(refused.then_some(model))
+}
+
 fn launch(task: &Task, record: &Record, attempt: &Attempt) -> Result<Child> {
     let call = call(task, record, &super::own_helper()?)?;
     let prompt_path = attempt.stdin_path();
@@ -189,15 +210,18 @@ pub(crate) fn of_the_host(name: &str) -> bool {
 
 /// Tells whoever started the supervisor that the worker runs, and closes that pipe.
 fn say_started() -> Result<()> {
-    let mut out = std::io::stdout();
-    // The starter may be gone by now; the worker runs all the same.
-    let _ = writeln!(out, "{STARTED}").and_then(|()| out.flush());
+    let mut starter = std::io::stdout().as_fd().try_clone_to_owned().map(File::from)?;
     let null = File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;
     nix::unistd::dup2_stdout(null).context("cannot close the pipe")?;
+    // The starter may be gone by now; the worker runs all the same.
+    let _ = writeln!(starter, "{STARTED}");
     Ok(())
 }
 
 fn wait(child: &mut Child, watch: &mut Watch) -> Result<ExitStatus> {
+    if let Some(identity) = Identity::of(child.id())? {
+        watch.process(&identity);
+    }
     loop {
         if let Some(status) = child.try_wait().context("cannot wait for the worker")? {
             return Ok(status);

@@ -136,13 +136,13 @@ fn a_missing_config_says_what_to_do() {
 exit 65
 ! dispatch-spawn: there is no config yet
 !   HOME/.dispatch/config.yaml does not exist
-!   next: follow references/first-run-setup.md, then call again
+!   next: follow references/first-run-setup.md, or call dispatch-config setup
 "#]]);
     refused(&sandbox, sandbox.call("dispatch-config", &["check"])).shows(str![[r#"
 exit 65
 ! dispatch-config: there is no config yet
 !   HOME/.dispatch/config.yaml does not exist
-!   next: follow references/first-run-setup.md, then call again
+!   next: follow references/first-run-setup.md, or call dispatch-config setup
 "#]]);
 }
 
@@ -165,15 +165,17 @@ exit 65
 !   HOME/.dispatch/config.yaml, line 3, column 26:   opus: { backend: claude
 !        ^ here
 "#]]);
-    sandbox.config("default: opus\nmodels:\n  opus: { backend: claude }\n  opus: { backend: x }\n");
+    sandbox.config(
+        "default: opus\nmodels:\n  opus: { backend: claude }\n  opus: { backend: claude }\n",
+    );
     let twice = refused(&sandbox, sandbox.call("dispatch-config", &["check"]));
     twice.shows(str![[r#"
 exit 65
-! dispatch-config: the config is wrong: models: 'opus' stands here twice
-!   HOME/.dispatch/config.yaml, line 4, column 3:   opus: { backend: x }
-!        ^ here
+! dispatch-config: the config is wrong: 'opus' stands here twice
+!   HOME/.dispatch/config.yaml, line 4, column 3:   opus: { backend: claude }
+!        ^ take one of them out; only the last would count
 "#]]);
-    points_at(&twice, "opus: { backend: x }");
+    points_at(&twice, "opus: { backend: claude }");
 }
 
 #[test]
@@ -183,14 +185,14 @@ fn a_model_that_is_not_there_is_answered_with_those_that_are() {
 exit 65
 ! dispatch-spawn: model 'idel' is not in the config
 !   HOME/.dispatch/config.yaml: no such model
-!   next: did you mean idle; dispatch-config models lists what your CLIs have
+!   next: did you mean idle; dispatch-config models lists what your subscriptions have
 "#]]);
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--model", "mistral"])).shows(str![[
         r#"
 exit 65
 ! dispatch-spawn: model 'mistral' is not in the config
 !   HOME/.dispatch/config.yaml: no such model
-!   next: name one that is there: idle; dispatch-config models lists what your CLIs have
+!   next: name one that is there: idle; dispatch-config models lists what your subscriptions have
 "#
     ]]);
 }
@@ -204,7 +206,7 @@ fn an_alias_to_a_missing_model_is_refused() {
 exit 65
 ! dispatch-spawn: model 'opos' is not in the config
 !   HOME/.dispatch/config.yaml: the alias 'quick' means 'opos'
-!   next: did you mean opus; dispatch-config models lists what your CLIs have
+!   next: did you mean opus; dispatch-config models lists what your subscriptions have
 "#
     ]]);
 }

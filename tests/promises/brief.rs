@@ -42,7 +42,7 @@ fn a_missing_or_wrong_config_is_named_and_is_no_failure() {
 exit 0
 config: there is no config yet
   HOME/.dispatch/config.yaml does not exist
-  next: follow references/first-run-setup.md, then call again
+  next: follow references/first-run-setup.md, or call dispatch-config setup
 "#]]);
     sandbox.config("defualt: opus\n");
     sandbox.run("dispatch-config", &["brief"]).shows(str![[r#"
@@ -158,7 +158,7 @@ x asking 0/2 AGE idle — 001: "Which?" (another session's)
 
 /// 180 models with the longest names in use, and 20 tasks with something to say.
 #[test]
-fn it_is_at_most_600_bytes_and_a_line() {
+fn it_is_at_most_600_bytes() {
     let sandbox = project();
     let mut config = String::from("default: gpt-5.3-codex-spark-preview-high-fast-000\nmodels:\n");
     for n in 0..180 {
@@ -183,9 +183,9 @@ fn it_is_at_most_600_bytes_and_a_line() {
         sandbox.worker(&id, &["tell", &"words ".repeat(30)]).run().ok();
     }
     let said = brief(&sandbox, &host).ok();
+    assert!(said.len() <= 600, "{} bytes:\n{said}", said.len());
     let (text, last) = said.trim_end().rsplit_once('\n').expect("several lines");
-    assert!(text.len() <= 600, "{} bytes:\n{said}", text.len());
-    assert!(last.len() <= 100 && last.ends_with("dispatch-reconcile status"), "{last}");
+    assert!(last.ends_with("dispatch-reconcile status"), "{last}");
     assert!(text.contains("a-task-with-a-rather-long-name-number-00"), "{text}");
 }
 

@@ -169,9 +169,7 @@ fn the_version_stands_in_one_place() {
     let manifest = fs::read_to_string(repository("Cargo.toml")).expect("text");
     assert_eq!(manifest.matches(version).count(), 1);
     let mut looked = 0;
-    for place in
-        ["SKILL.md", "README.md", "install.sh", "bin", "references", ".claude-plugin", "helpers"]
-    {
+    for place in ["SKILL.md", "README.md", "install.sh", "bin", "references", "helpers"] {
         for entry in walkdir::WalkDir::new(repository(place)) {
             let entry = entry.expect("readable");
             if entry.file_type().is_file() {

@@ -5,7 +5,7 @@ use std::fs;
 
 use regex::Regex;
 
-use crate::support::{Sandbox, repository};
+use crate::support::{Sandbox, clis, repository};
 
 fn read(path: &str) -> String {
     fs::read_to_string(repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -84,13 +84,21 @@ fn calls() -> Vec<(String, String, String)> {
             calls.push((place.clone(), found[1].to_string(), found[2].to_string()));
         }
     }
+    // Two references name the helper once and then only what follows it.
+    let span = Regex::new(r"`((?:setup|[a-z]+-(?:default|model|alias|backend)) [^`]*)`");
+    let span = span.expect("a regex");
+    for place in ["references/config-modification.md", "references/first-run-setup.md"] {
+        for found in span.captures_iter(&read(place)) {
+            calls.push((place.into(), "dispatch-config".into(), format!(" {}", &found[1])));
+        }
+    }
     calls
 }
 
 #[test]
 fn every_subcommand_and_option_that_is_named_is_accepted() {
     let sandbox = Sandbox::new();
-    let word = Regex::new(r"^ ([a-z]+)(?: |$|\))").expect("a regex");
+    let word = Regex::new(r"^ ([a-z]+(?:-[a-z]+)*)(?: |$|\))").expect("a regex");
     let option = Regex::new(r"(?:^| )(--[a-z]+(?:-[a-z]+)*)").expect("a regex");
     let (mut subcommands, mut options) = (BTreeSet::new(), BTreeSet::new());
     for (place, helper, rest) in calls() {
@@ -113,7 +121,9 @@ fn every_subcommand_and_option_that_is_named_is_accepted() {
     // The check found what it looks for.
     for known in [
         "dispatch-config brief",
-        "dispatch-config check",
+        "dispatch-config set-default",
+        "dispatch-config remove-alias",
+        "dispatch-config setup",
         "dispatch-reconcile show",
         "dispatch-reconcile note",
     ] {
@@ -132,9 +142,9 @@ fn every_subcommand_and_option_that_is_named_is_accepted() {
 
 #[test]
 fn the_example_config_is_right() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::with_clis(&[("claude", clis::CLAUDE), ("codex", clis::CODEX)]);
     sandbox.config(&read("references/config-example.yaml"));
-    let said = sandbox.ok("dispatch-config", &["check"]);
+    let said = sandbox.configure(&["check"]).run().ok();
     assert!(said.ends_with("config.yaml is right\n"), "{said}");
 }
 

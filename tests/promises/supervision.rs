@@ -390,3 +390,25 @@ exit 0
 x/002 answered, its worker goes on
 "#]]);
 }
+
+/// As the original knew it: some accounts have access to a few models only.
+#[test]
+fn a_model_that_claude_refuses_is_left_out_and_the_person_is_told() {
+    let claude = r#"case "$*" in
+*--model*) echo "There's an issue with the selected model (opus). It may not exist."; exit 1 ;;
+esac
+echo '- [x] One' >"$DISPATCH_TASK_DIR/plan.md"
+: >"$DISPATCH_TASK_DIR/ipc/.done""#;
+    let sandbox = Sandbox::with_clis(&[("claude", claude)]);
+    sandbox
+        .config("default: opus\nbackends: { claude: {} }\nmodels: { opus: { backend: claude } }\n");
+    sandbox.plan("x", "- [ ] One\n");
+    sandbox.on_machine("dispatch-spawn", &["x"]).run().ok();
+    wait_until("the end", || sandbox.task("x", "worker/1/exit").exists().then_some(()));
+    let news = sandbox.ok("dispatch-monitor", &["x"]);
+    assert!(
+        news.contains("x says: \"claude refused the model opus: it works with its own\""),
+        "{news}"
+    );
+    assert!(news.contains("x done (1/1"), "{news}");
+}

@@ -14,8 +14,11 @@ use crate::project::Project;
 use crate::task::{State, View, calling_host};
 use crate::worker::missing_program;
 
-/// How many bytes it says at most; every typed /dispatch pays for them.
-const BRIEF: usize = 600;
+/// How many bytes it says at most, with the last line; every typed /dispatch pays for them.
+const BRIEF: usize = 600 - LAST;
+
+/// How many bytes the line takes that says how much was left out.
+const LAST: usize = 56;
 
 /// What the skill's text shows the host's model at every `/dispatch`. It never fails for a reason
 /// that the model can mend by reading it.
@@ -25,7 +28,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         Ok(config) => {
             lines.push(names(&config));
             lines.extend(missing(&config));
-            lines.extend(old_format(&config)?);
+            lines.extend(old_format(&config));
         }
         Err(error) => lines.push(format!("config: {error:#}")),
     }
@@ -86,15 +89,16 @@ fn missing(config: &Config) -> Option<String> {
 }
 
 /// The word about a config of the old format, which is said once.
-fn old_format(config: &Config) -> Result<Option<String>> {
-    if config.agents.is_empty() || !config.models.is_empty() {
-        return Ok(None);
+fn old_format(config: &Config) -> Option<String> {
+    let old = config.models.is_empty() && config.backends.is_empty();
+    if config.agents.is_empty() || !old {
+        return None;
     }
     let said = config.path().with_file_name(".migrate-was-offered");
-    let first = files::publish_new(&said, b"")?;
-    Ok(first.then(|| {
+    // Where it cannot be noted, it is better said never than always.
+    files::publish_new(&said, b"").unwrap_or(false).then(|| {
         "the config has the old format, which works; tell the user once that /dispatch \"migrate my config\" upgrades it".into()
-    }))
+    })
 }
 
 /// What a host's model was shown in full, it has.
@@ -130,11 +134,11 @@ fn names(config: &Config) -> String {
         .iter()
         .map(|(name, _)| name)
         .chain(config.agents.iter().map(|(name, _)| name));
-    text.push_str(&format!("; models: {}", list(models.collect(), 180)));
+    text.push_str(&format!("; models: {}", list(models.collect(), 140)));
     if !config.aliases.is_empty() {
         text.push_str(&format!(
             "; aliases: {}",
-            list(config.aliases.iter().map(|(name, _)| name).collect(), 100)
+            list(config.aliases.iter().map(|(name, _)| name).collect(), 60)
         ));
     }
     text

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use crate::cli::say;
 use crate::config::detect::preferred_backend;
 use crate::config::edit::Edit;
-use crate::config::{Config, choose, store};
+use crate::config::{Choice, Config, choose, store};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::worker::is_known;
@@ -72,7 +72,7 @@ pub(super) fn edit(action: Action) -> Result<Exit> {
     let config = Config::load()?;
     let (edits, said) = match action {
         Action::SetDefault { name } => {
-            let name = choose::by_name(&config, Some(&name))?.choice.name;
+            let name = told(choose::by_name(&config, Some(&name))?).name;
             (vec![Edit::SetDefault(name.clone())], format!("the default is {name}"))
         }
         Action::AddModel { id, backend } => return add_model(&config, id, backend),
@@ -97,7 +97,8 @@ pub(super) fn edit(action: Action) -> Result<Exit> {
             (vec![Edit::AddBackend { name, command }], said)
         }
         Action::AddAlias { name, model, prompt } => {
-            let model = choose::by_name(&config, Some(&model))?.choice;
+            refuse_taken(&config, &name, false)?;
+            let model = told(choose::by_name(&config, Some(&model))?);
             let Some(id) = model.model else {
                 return Err(
                     Refusal::new(Exit::Data, format!("'{}' is not a model", model.name)).into()
@@ -118,7 +119,28 @@ pub(super) fn edit(action: Action) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
+/// The choice; what the person should hear about it is said.
+fn told(chosen: choose::Chosen) -> Choice {
+    chosen.note.iter().for_each(say);
+    chosen.choice
+}
+
+/// A name means one thing: an alias would hide the model of its name.
+fn refuse_taken(config: &Config, name: &str, model: bool) -> Result<()> {
+    let (taken, what) = match model {
+        true => (config.aliases.get(name).is_some(), "an alias"),
+        false => (config.models.get(name).is_some(), "a model"),
+    };
+    if taken {
+        return Err(Refusal::new(Exit::Data, format!("'{name}' is {what} of the config already"))
+            .next("take another name, or remove that one first")
+            .into());
+    }
+    Ok(())
+}
+
 fn add_model(config: &Config, id: String, backend: Option<String>) -> Result<Exit> {
+    refuse_taken(config, &id, true)?;
     let (found, listings) = choose::machine(Some(config), false)?;
     let present: Vec<&str> =
         found.iter().filter(|f| f.usable()).map(|found| found.backend.as_str()).collect();
@@ -132,8 +154,8 @@ fn add_model(config: &Config, id: String, backend: Option<String>) -> Result<Exi
                 .into());
         }
     };
-    let mut edits = backend_if_missing(config, &backend)?;
-    edits.push(Edit::AddModel { id: id.clone(), backend: backend.clone() });
+    let mut edits = vec![Edit::AddModel { id: id.clone(), backend: backend.clone() }];
+    edits.extend(backend_if_missing(config, &backend)?);
     store::change(&edits)?;
     let doubt = if listed { "" } else { " (no list of a CLI has it; the first task will tell)" };
     say(format!("{id} is added, on {backend}{doubt}"));

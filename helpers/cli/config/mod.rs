@@ -114,13 +114,7 @@ pub fn main() -> ExitCode {
             resolve(name.as_deref(), request.as_deref(), json)
         }
         Action::Edit(action) => edits::edit(action),
-        Action::Check => {
-            let config = Config::load()?;
-            config.names().try_for_each(|name| config.resolve(Some(name)).map(drop))?;
-            config.resolve(None)?;
-            say(format!("{} is right", config.path().display()));
-            Ok(Exit::Ok)
-        }
+        Action::Check => check(),
         Action::Show => {
             let config = Config::load()?;
             say(files::read(config.path())?.unwrap_or_default().trim_end());
@@ -132,6 +126,26 @@ pub fn main() -> ExitCode {
         }
         Action::Allow { bin, remove, yes } => allow::allow(&bin, remove, yes),
     })
+}
+
+/// Says all that is wrong in the config.
+fn check() -> Result<Exit> {
+    let path = config::path()?;
+    let Some(text) = files::read(&path)? else { return Err(config::missing(&path).into()) };
+    let problems = config::check::problems(&text, &path)?;
+    match problems.as_slice() {
+        [] => {
+            say(format!("{} is right", path.display()));
+            Ok(Exit::Ok)
+        }
+        [only] => Err(only.refusal(&path).into()),
+        all => {
+            all.iter().for_each(|problem| eprintln!("{}", problem.refusal(&path)));
+            let count = all.len();
+            Err(Refusal::new(Exit::Data, format!("{count} things to mend in {}", path.display()))
+                .into())
+        }
+    }
 }
 
 fn resolve(name: Option<&str>, request: Option<&str>, json: bool) -> Result<Exit> {
@@ -153,19 +167,18 @@ fn resolve(name: Option<&str>, request: Option<&str>, json: bool) -> Result<Exit
 
 fn instead_of(name: &str, json: bool) -> Result<Exit> {
     let rest = choose::instead_of(&Config::load()?, name)?;
-    if json {
-        say(serde_json::to_string(&rest)?);
-        return Ok(Exit::Ok);
-    }
     if rest.is_empty() {
         return Err(Refusal::new(Exit::Unavailable, format!("nothing can stand in for '{name}'"))
-            .place("no other CLI of the config is here and logged in")
+            .place("no other model of the config has a CLI that is here and logged in")
             .next("install or log in to claude, codex or cursor-agent; dispatch-config detect")
             .into());
     }
-    for (id, backend) in rest {
-        say(format!("{id} on {backend}: dispatch-config set-default {id}"));
+    if json {
+        let rows = rest.iter().map(|(id, on)| serde_json::json!({ "model": id, "backend": on }));
+        say(serde_json::Value::from_iter(rows).to_string());
+        return Ok(Exit::Ok);
     }
+    rest.iter().for_each(|(id, backend)| say(format!("{id} on {backend}")));
     Ok(Exit::Ok)
 }
 

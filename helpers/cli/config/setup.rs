@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{ask, consent};
 use crate::cli::say;
 use crate::config::detect::{Found, Listing, Source};
-use crate::config::setup::{Offer, offers, text};
+use crate::config::setup::{Offer, models as models_of, offers, text};
 use crate::config::{Config, choose, store};
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -44,15 +44,23 @@ fn described(found: &Found) -> String {
 
 /// Lists the models of the CLIs that are here.
 pub(super) fn models(refresh: bool, json: bool) -> Result<Exit> {
-    let (found, listings) = choose::machine(Config::load().ok().as_ref(), refresh)?;
+    let (found, answers) = choose::asked(Config::load().ok().as_ref(), refresh)?;
     if json {
+        let listings: Vec<_> = answers.into_iter().filter_map(Result::ok).collect();
         say(serde_json::to_string(&listings)?);
         return Ok(Exit::Ok);
     }
     if found.is_empty() {
         return Err(nothing_found().into());
     }
-    for listing in listings {
+    for answer in answers {
+        let listing = match answer {
+            Ok(listing) => listing,
+            Err((backend, why)) => {
+                say(format!("{backend}: {why}"));
+                continue;
+            }
+        };
         let origin = match (listing.source, &listing.asked) {
             (Source::Stable, _) => "names that stay".into(),
             (Source::Curated, _) => "it has no list; these are known".into(),
@@ -70,17 +78,28 @@ pub(super) fn models(refresh: bool, json: bool) -> Result<Exit> {
 
 /// Writes the first config.
 pub(super) fn setup(default: Option<&str>, yes: bool, json: bool) -> Result<Exit> {
-    let (found, listings) = choose::machine(None, false)?;
-    if found.is_empty() {
+    if !json {
+        store::refuse_existing()?;
+    }
+    let (all, listings) = choose::machine(None, false)?;
+    if all.is_empty() {
         return Err(nothing_found().into());
     }
+    // What hangs or fails is named, and cannot work.
+    let found: Vec<_> = all.iter().filter(|found| found.usable()).cloned().collect();
     let offers = offers(&found, &listings);
     if json {
         let listings: Vec<_> = listings.iter().map(in_brief).collect();
-        say(json!({ "found": found, "models": listings, "defaults": offers }).to_string());
+        say(json!({ "found": all, "models": listings, "defaults": offers }).to_string());
         return Ok(Exit::Ok);
     }
-    found.iter().for_each(|found| say(described(found)));
+    all.iter().for_each(|found| say(described(found)));
+    if found.is_empty() {
+        return Err(Refusal::new(Exit::Unavailable, "no worker CLI here can work")
+            .place("those above do not say their version")
+            .next("mend or install one, then call again; dispatch-config detect shows them")
+            .into());
+    }
     let default = match default {
         Some(default) => default.to_owned(),
         None if std::io::stdin().is_terminal() => asked(&offers)?,
@@ -91,7 +110,8 @@ pub(super) fn setup(default: Option<&str>, yes: bool, json: bool) -> Result<Exit
                 .into());
         }
     };
-    if !listings.iter().flat_map(|list| &list.models).any(|model| model.id == default) {
+    let models = models_of(&found, &listings);
+    if !models.iter().flat_map(|(_, models)| models).any(|(id, _)| *id == default) {
         return Err(Refusal::new(Exit::Data, format!("no CLI here has a model '{default}'"))
             .place(format!("sensible: {}", names(&offers)))
             .next("see them all with dispatch-config models")

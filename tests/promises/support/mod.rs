@@ -2,6 +2,7 @@
 //! real helpers. Nothing of the machine's own settings gets in, and nothing that runs in it
 //! survives the test.
 
+pub(crate) mod clis;
 pub(crate) mod process;
 pub(crate) mod terminal;
 pub(crate) mod text;

@@ -1,0 +1,432 @@
+//! The commands that change the config: every byte that is not asked for stays.
+
+use std::fs;
+
+use snapbox::str;
+
+use crate::support::clis::{CLAUDE, CODEX, CURSOR};
+use crate::support::text::same;
+use crate::support::{Ran, Sandbox};
+
+/// As a person writes one.
+const CONFIG: &str = "\
+# Mine. Do not sort!
+
+default:   opus   # the careful one
+
+backends:
+  claude: {}
+  # The cheap one.
+  \"harvey\":
+    command: >
+      harvey -p
+      --fast
+
+models:
+  # Claude
+  opus: { backend: claude }     # best
+  sonnet: { backend: 'claude' }
+
+  # Others
+  harvey-1: { backend: harvey }
+aliases:
+  reviewer: # asks twice
+    model: sonnet
+    prompt: |
+      Look twice.
+
+# The end.
+";
+
+fn sandbox() -> Sandbox {
+    let mut clis = vec![("claude", CLAUDE), ("codex", CODEX), ("cursor-agent", CURSOR)];
+    // Those that some commands add, so that the config is right after them.
+    clis.extend([("harvey", "exit 1"), ("gemini", "echo 0.61.0"), ("mine", "exit 1")]);
+    let sandbox = Sandbox::with_clis(&clis);
+    sandbox.config(CONFIG);
+    sandbox
+}
+
+/// What was said, and the lines that went and came.
+#[track_caller]
+fn change(args: &[&str]) -> String {
+    let sandbox = sandbox();
+    let said = sandbox.configure(args).run().ok();
+    let after = sandbox.config_text();
+    sandbox.configure(&["check"]).run().ok();
+    // The version before is kept.
+    let kept = fs::read_to_string(sandbox.home().join(".dispatch/config.yaml.bak"));
+    assert_eq!(kept.expect("kept"), CONFIG);
+    difference(CONFIG, &after) + &said
+}
+
+/// The lines that went and came.
+fn difference(before: &str, after: &str) -> String {
+    let mut new = after.split_inclusive('\n').peekable();
+    let mut marked = String::new();
+    for line in before.split_inclusive('\n') {
+        if !new.clone().any(|other| other == line) {
+            marked.push_str(&format!("-{line}"));
+            continue;
+        }
+        while let Some(other) = new.next_if(|other| *other != line) {
+            marked.push_str(&format!("+{other}"));
+        }
+        new.next();
+    }
+    new.for_each(|line| marked.push_str(&format!("+{line}")));
+    marked
+}
+
+#[track_caller]
+fn refused(sandbox: &Sandbox, args: &[&str]) -> Ran {
+    let before = sandbox.config_text();
+    let ran = sandbox.configure(args).run();
+    assert_eq!(sandbox.config_text(), before, "{args:?}");
+    assert!(!sandbox.home().join(".dispatch/config.yaml.bak").exists(), "{args:?}");
+    assert!(ran.out.is_empty() && ran.err.lines().count() <= 3, "{ran:?}");
+    ran
+}
+
+#[test]
+fn the_default() {
+    same(
+        &change(&["set-default", "sonnet"]),
+        str![[r#"
+-default:   opus   # the careful one
++default:   sonnet   # the careful one
+the default is sonnet
+
+"#]],
+    );
+    same(
+        &change(&["set-default", "reviewer"]),
+        str![[r#"
+-default:   opus   # the careful one
++default:   reviewer   # the careful one
+the default is reviewer
+
+"#]],
+    );
+}
+
+#[test]
+fn a_default_that_the_config_did_not_have_is_added() {
+    let sandbox = sandbox();
+    let said = sandbox.configure(&["set-default", "gpt-6"]).run().ok();
+    same(
+        &(difference(CONFIG, &sandbox.config_text()) + &said),
+        str![[r#"
+-default:   opus   # the careful one
++default:   gpt-6   # the careful one
++  codex: {}
++  gpt-6: { backend: codex }
+gpt-6 was not in the config and is added to it, on codex
+the default is gpt-6
+
+"#]],
+    );
+    // A provider's word is its newest model.
+    sandbox.configure(&["add-model", "gemini-3.1-pro"]).run().ok();
+    sandbox.configure(&["set-default", "gemini"]).run().shows(str![[r#"
+exit 0
+'gemini' means gemini-3.1-pro here, its newest in the config
+the default is gemini-3.1-pro
+"#]]);
+}
+
+#[test]
+fn a_model() {
+    // Its backend is found out, and added if it is a known one.
+    same(
+        &change(&["add-model", "haiku"]),
+        str![[r#"
++  haiku: { backend: claude }
+haiku is added, on claude
+
+"#]],
+    );
+    same(
+        &change(&["add-model", "gpt-6"]),
+        str![[r#"
++  codex: {}
++  gpt-6: { backend: codex }
+gpt-6 is added, on codex
+
+"#]],
+    );
+    same(
+        &change(&["add-model", "gemini-3.1-pro"]),
+        str![[r#"
++  cursor: {}
++  gemini-3.1-pro: { backend: cursor }
+gemini-3.1-pro is added, on cursor
+
+"#]],
+    );
+    same(
+        &change(&["add-model", "harvey-2", "--backend", "harvey"]),
+        str![[r#"
++  harvey-2: { backend: harvey }
+harvey-2 is added, on harvey (no list of a CLI has it; the first task will tell)
+
+"#]],
+    );
+    same(
+        &change(&["add-model", "gpt-6", "--backend", "cursor"]),
+        str![[r#"
++  cursor: {}
++  gpt-6: { backend: cursor }
+gpt-6 is added, on cursor
+
+"#]],
+    );
+    same(
+        &change(&["set-model", "sonnet", "--backend", "harvey"]),
+        str![[r#"
+-  sonnet: { backend: 'claude' }
++  sonnet: { backend: 'harvey' }
+sonnet is run by harvey
+
+"#]],
+    );
+    same(
+        &change(&["set-model", "opus", "--backend", "cursor"]),
+        str![[r#"
++  cursor: {}
+-  opus: { backend: claude }     # best
++  opus: { backend: cursor }     # best
+opus is run by cursor
+
+"#]],
+    );
+    same(
+        &change(&["remove-model", "harvey-1"]),
+        str![[r#"
+-  harvey-1: { backend: harvey }
+harvey-1 is removed
+
+"#]],
+    );
+}
+
+#[test]
+fn a_backend() {
+    same(
+        &change(&["add-backend", "gemini"]),
+        str![[r#"
++  gemini: {}
+backend gemini is added
+
+"#]],
+    );
+    let command = ["add-backend", "mine", "--command", "mine -p \"$(pwd)\" # it's"];
+    same(
+        &change(&command),
+        str![[r#"
++  mine:
++    command: "mine -p \"$(pwd)\" # it's"
+backend mine is added
+
+"#]],
+    );
+}
+
+#[test]
+fn an_alias() {
+    same(
+        &change(&["add-alias", "quick", "--model", "sonnet"]),
+        str![[r#"
++  quick:
++    model: sonnet
+quick means sonnet
+
+"#]],
+    );
+    let prompt = "You review.\n\n- Look for: \"holes\"\n  - and #more\n--- not the end\n";
+    let args = ["add-alias", "sec", "--model", "opus", "--prompt", prompt];
+    same(
+        &change(&args),
+        str![[r#"
++  sec:
++    model: opus
++    prompt: "You review.\n\n- Look for: \"holes\"\n  - and #more\n--- not the end\n"
+sec means opus
+
+"#]],
+    );
+    let sandbox = sandbox();
+    sandbox.configure(&args).run().ok();
+    let said = sandbox.configure(&["resolve", "sec", "--json"]).run().ok();
+    let json: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(json["prompt"].as_str(), Some(prompt));
+    // An alias of an alias means its model.
+    same(
+        &change(&["add-alias", "again", "--model", "reviewer"]),
+        str![[r#"
++  again:
++    model: sonnet
+again means sonnet
+
+"#]],
+    );
+    same(
+        &change(&["remove-alias", "reviewer"]),
+        str![[r#"
+-  reviewer: # asks twice
+-    model: sonnet
+-    prompt: |
+-      Look twice.
+alias reviewer is removed
+
+"#]],
+    );
+}
+
+#[test]
+fn what_is_so_already_is_no_change() {
+    let sandbox = sandbox();
+    for args in [
+        &["set-default", "opus"][..],
+        &["add-model", "opus"],
+        &["set-model", "opus", "--backend", "claude"],
+        &["add-backend", "claude"],
+    ] {
+        sandbox.configure(args).run().ok();
+        assert_eq!(sandbox.config_text(), CONFIG, "{args:?}");
+    }
+    assert!(!sandbox.home().join(".dispatch/config.yaml.bak").exists());
+}
+
+#[test]
+fn what_is_refused_names_the_way() {
+    let sandbox = sandbox();
+    let refused = |args: &[&str]| refused(&sandbox, args);
+    refused(&["remove-model", "opus"]).shows(str![[r#"
+exit 65
+! dispatch-config: 'opus' is the default
+!   next: choose another one first: dispatch-config set-default NAME
+"#]]);
+    refused(&["remove-model", "sonnet"]).shows(str![[r#"
+exit 65
+! dispatch-config: the alias 'reviewer' means 'sonnet'
+!   next: remove it first: dispatch-config remove-alias reviewer
+"#]]);
+    refused(&["remove-model", "sonet"]).shows(str![[r#"
+exit 65
+! dispatch-config: cannot remove the model 'sonet'
+!   the config has no such entry below 'models:'
+!   next: 'dispatch-config show' lists what is there
+"#]]);
+    refused(&["set-default", "opos"]).shows(str![[r#"
+exit 65
+! dispatch-config: model 'opos' is not in the config
+!   HOME/.dispatch/config.yaml: no such model
+!   next: did you mean opus; dispatch-config models lists what your subscriptions have
+"#]]);
+    refused(&["set-model", "opos", "--backend", "claude"]).shows(str![[r#"
+exit 65
+! dispatch-config: cannot change the model 'opos'
+!   the config has no such entry below 'models:'
+!   next: 'dispatch-config show' lists what is there
+"#]]);
+    refused(&["set-model", "opus", "--backend", "mine"]).shows(str![[r#"
+exit 65
+! dispatch-config: there is no backend 'mine'
+!   the config has claude, harvey
+!   next: add it first: dispatch-config add-backend mine --command '...'
+"#]]);
+    refused(&["add-model", "x-1", "--backend", "mine"]).shows(str![[r#"
+exit 65
+! dispatch-config: there is no backend 'mine'
+!   the config has claude, harvey
+!   next: add it first: dispatch-config add-backend mine --command '...'
+"#]]);
+    refused(&["add-model", "sonnet", "--backend", "harvey"]).shows(str![[r#"
+exit 65
+! dispatch-config: cannot add the model 'sonnet'
+!   it is there already, and different: line 16 of the config
+!   next: remove that entry first, or take another name
+"#]]);
+    refused(&["add-model", "reviewer", "--backend", "claude"]).shows(str![[r#"
+exit 65
+! dispatch-config: 'reviewer' is an alias of the config already
+!   next: take another name, or remove that one first
+"#]]);
+    refused(&["add-backend", "mine"]).shows(str![[r#"
+exit 64
+! dispatch-config: 'mine' is not a known CLI
+!   next: say how it is started: add-backend mine --command '...'
+"#]]);
+    refused(&["add-backend", "claude", "--command", "claude -p"]).shows(str![[r#"
+exit 65
+! dispatch-config: cannot add the backend 'claude'
+!   it is there already, and different: line 6 of the config
+!   next: remove that entry first, or take another name
+"#]]);
+    refused(&["add-alias", "reviewer", "--model", "opus"]).shows(str![[r#"
+exit 65
+! dispatch-config: cannot add the alias 'reviewer'
+!   it is there already, and different: line 21 of the config
+!   next: remove that entry first, or take another name
+"#]]);
+    refused(&["add-alias", "opus", "--model", "sonnet"]).shows(str![[r#"
+exit 65
+! dispatch-config: 'opus' is a model of the config already
+!   next: take another name, or remove that one first
+"#]]);
+    refused(&["add-alias", "x", "--model", "opos"]).shows(str![[r#"
+exit 65
+! dispatch-config: model 'opos' is not in the config
+!   HOME/.dispatch/config.yaml: no such model
+!   next: did you mean opus; dispatch-config models lists what your subscriptions have
+"#]]);
+    refused(&["remove-alias", "revewer"]).shows(str![[r#"
+exit 65
+! dispatch-config: cannot remove the alias 'revewer'
+!   the config has no such entry below 'aliases:'
+!   next: 'dispatch-config show' lists what is there
+"#]]);
+}
+
+#[test]
+fn a_model_that_no_cli_here_has() {
+    let sandbox = Sandbox::with_clis(&[("claude", CLAUDE)]);
+    sandbox.config(CONFIG);
+    refused(&sandbox, &["add-model", "grok-5"]).shows(str![[r#"
+exit 65
+! dispatch-config: no CLI here has a model 'grok-5'
+!   your subscription may not have it; dispatch-config models lists them
+!   next: name its backend: add-model grok-5 --backend NAME
+"#]]);
+}
+
+#[test]
+fn the_default_alias_stays() {
+    let sandbox = sandbox();
+    sandbox.config(&CONFIG.replace("default:   opus", "default: reviewer"));
+    refused(&sandbox, &["remove-alias", "reviewer"]).shows(str![[r#"
+exit 65
+! dispatch-config: 'reviewer' is the default
+!   next: choose another one first: dispatch-config set-default NAME
+"#]]);
+}
+
+#[test]
+fn without_a_config_or_with_a_wrong_one_nothing_is_written() {
+    let sandbox = Sandbox::with_clis(&[("claude", CLAUDE)]);
+    sandbox.configure(&["set-default", "opus"]).run().shows(str![[r#"
+exit 65
+! dispatch-config: there is no config yet
+!   HOME/.dispatch/config.yaml does not exist
+!   next: follow references/first-run-setup.md, or call dispatch-config setup
+"#]]);
+    assert!(!sandbox.home().join(".dispatch").exists());
+    sandbox.config("default: opus\nmodels: [\n");
+    refused(&sandbox, &["set-default", "opus"]).shows(str![[r#"
+exit 65
+! dispatch-config: the config is wrong: models: invalid type: sequence
+!   HOME/.dispatch/config.yaml, line 2, column 9: models: [
+!        ^ here: expected a map of names
+"#]]);
+}

@@ -1,0 +1,292 @@
+//! From what a person said to the worker, by the real helpers.
+
+use serde_json::Value;
+use snapbox::str;
+
+use crate::support::clis::{CLAUDE, CLAUDE_LOGGED_OUT, CODEX, CODEX_LOGGED_OUT, CURSOR};
+use crate::support::text::same;
+use crate::support::{PLAN, Sandbox};
+
+const CONFIG: &str = "\
+default: sonnet
+backends: { claude: {}, codex: {}, cursor: {} }
+models:
+  opus: { backend: claude }
+  sonnet: { backend: claude }
+  o3: { backend: codex }
+  gpt-5.3-codex: { backend: codex }
+  gpt-5.3-codex-spark: { backend: cursor }
+  gemini-2.5-flash: { backend: cursor }
+  gemini-3.1-pro: { backend: cursor }
+aliases:
+  quick: { model: gemini-2.5-flash }
+  reviewer: { model: opus, prompt: Look twice. }
+";
+
+fn sandbox() -> Sandbox {
+    let sandbox =
+        Sandbox::with_clis(&[("claude", CLAUDE), ("codex", CODEX), ("cursor-agent", CURSOR)]);
+    sandbox.config(CONFIG);
+    sandbox
+}
+
+#[track_caller]
+fn json(sandbox: &Sandbox, args: &[&str]) -> Value {
+    let said = sandbox.configure(&["resolve", "--json"]).args(args).run().ok();
+    serde_json::from_str(&said).expect("JSON")
+}
+
+/// `name (model) on backend, how`, with `ask` if the person has to be asked.
+#[track_caller]
+fn meant(json: &Value) -> String {
+    let word = |key: &str| json[key].as_str().unwrap_or("-");
+    let ask = if json["confirm"].as_bool().expect("a truth") { ", ask" } else { "" };
+    format!("{} ({}) on {}, {}{ask}", word("name"), word("model"), word("backend"), word("how"))
+}
+
+#[test]
+fn what_a_request_means() {
+    let sandbox = sandbox();
+    let rows = [
+        // A name, as a whole word; other scripts are no part of a word.
+        ("Use Opus to review the auth module", "opus (opus) on claude, named"),
+        ("用opus审查", "opus (opus) on claude, named"),
+        ("please be quick", "quick (gemini-2.5-flash) on cursor, named"),
+        // The last one named.
+        ("have opus review and sonnet test", "sonnet (sonnet) on claude, named"),
+        ("sonnet, no: o3", "o3 (o3) on codex, named"),
+        // The longest at its place, on the backend that the config says.
+        (
+            "gpt-5.3-codex-spark: fix it",
+            "gpt-5.3-codex-spark (gpt-5.3-codex-spark) on cursor, named",
+        ),
+        ("gpt-5.3-codex: fix it", "gpt-5.3-codex (gpt-5.3-codex) on codex, named"),
+        // A provider's newest.
+        ("let gemini do it", "gemini-3.1-pro (gemini-3.1-pro) on cursor, provider"),
+        ("let claude do it", "sonnet (sonnet) on claude, provider"),
+        ("codex should do it", "gpt-5.3-codex (gpt-5.3-codex) on codex, provider"),
+        // Nothing named.
+        ("do it quickly in foo3", "sonnet (sonnet) on claude, default, ask"),
+        ("--fix src/opus/mod.rs", "sonnet (sonnet) on claude, default, ask"),
+    ];
+    for (request, expected) in rows {
+        assert_eq!(meant(&json(&sandbox, &["--request", request])), expected, "{request}");
+        let read = sandbox.configure(&["resolve", "--request", "-", "--json"]).input(request);
+        let read: Value = serde_json::from_str(&read.run().ok()).expect("JSON");
+        assert_eq!(meant(&read), expected, "{request}");
+    }
+    assert_eq!(sandbox.config_text(), CONFIG);
+    assert_eq!(sandbox.calls_of("claude --version"), 0, "nobody is asked what the config knows");
+}
+
+#[test]
+fn what_the_host_reads() {
+    let sandbox = sandbox();
+    let text = |args: &[&str]| sandbox.configure(&["resolve"]).args(args).run();
+    text(&["--json", "--request", "ask the reviewer"]).shows(str![[r#"
+exit 0
+{"name":"reviewer","model":"opus","backend":"claude","prompt":"Look twice.","how":"named","confirm":false,"note":null}
+"#]]);
+    text(&["--json", "--request", "ask gemini"]).shows(str![[r#"
+exit 0
+{"name":"gemini-3.1-pro","model":"gemini-3.1-pro","backend":"cursor","prompt":null,"how":"provider","confirm":false,"note":"'gemini' means gemini-3.1-pro here, its newest in the config"}
+"#]]);
+    text(&["--json", "--request", "fix it"]).shows(str![[r#"
+exit 0
+{"name":"sonnet","model":"sonnet","backend":"claude","prompt":null,"how":"default","confirm":true,"note":"no model was named; sonnet is the default: ask"}
+"#]]);
+    text(&["reviewer"]).shows(str![[r#"
+exit 0
+reviewer: opus on claude
+"#]]);
+    text(&["gemini"]).shows(str![[r#"
+exit 0
+gemini-3.1-pro: gemini-3.1-pro on cursor
+'gemini' means gemini-3.1-pro here, its newest in the config
+"#]]);
+    text(&[]).shows(str![[r#"
+exit 0
+sonnet: sonnet on claude
+no model was named; sonnet is the default: ask
+"#]]);
+}
+
+#[test]
+fn the_question_about_the_default_can_be_turned_off() {
+    let sandbox = sandbox();
+    sandbox.config(&format!("confirm_default: false\n{CONFIG}"));
+    sandbox.configure(&["resolve", "--json", "--request", "fix it"]).run().shows(str![[r#"
+exit 0
+{"name":"sonnet","model":"sonnet","backend":"claude","prompt":null,"how":"default","confirm":false,"note":null}
+"#]]);
+}
+
+#[test]
+fn a_model_that_a_cli_has_is_added_and_that_is_said() {
+    let sandbox = sandbox();
+    sandbox
+        .configure(&["resolve", "--json", "--request", "let gpt-6 try"])
+        .run()
+        .shows(str![[r#"
+exit 0
+{"name":"gpt-6","model":"gpt-6","backend":"codex","prompt":null,"how":"added","confirm":false,"note":"gpt-6 was not in the config and is added to it, on codex"}
+"#]]);
+    // One that Claude Code understands by itself, and one that only Cursor has.
+    sandbox.configure(&["resolve", "opus-4.9-thinking"]).run().shows(str![[r#"
+exit 0
+opus-4.9-thinking: opus-4.9-thinking on claude
+opus-4.9-thinking was not in the config and is added to it, on claude
+"#]]);
+    sandbox.configure(&["resolve", "grok-5"]).run().shows(str![[r#"
+exit 0
+grok-5: grok-5 on cursor
+grok-5 was not in the config and is added to it, on cursor
+"#]]);
+    let added = "  gpt-6: { backend: codex }\n  opus-4.9-thinking: { backend: claude }\n  grok-5: { backend: cursor }\n";
+    for line in added.lines() {
+        assert_eq!(sandbox.config_text().matches(&format!("\n{line}\n")).count(), 1, "{line}");
+    }
+    let without: String =
+        sandbox.config_text().split_inclusive('\n').filter(|l| !added.contains(l)).collect();
+    assert_eq!(without, CONFIG);
+    // It is there now.
+    assert_eq!(meant(&json(&sandbox, &["gpt-6"])), "gpt-6 (gpt-6) on codex, named");
+}
+
+#[test]
+fn the_known_backend_of_a_discovered_model_is_added_with_it() {
+    let sandbox = Sandbox::with_clis(&[("claude", CLAUDE), ("codex", CODEX)]);
+    sandbox.config("# Mine.\nbackends:\n  claude:\nmodels:\n  opus: { backend: claude }\n");
+    sandbox.configure(&["resolve", "gpt-6"]).run().ok();
+    same(
+        &sandbox.config_text(),
+        str![[r#"
+# Mine.
+backends:
+  claude:
+  codex: {}
+models:
+  opus: { backend: claude }
+  gpt-6: { backend: codex }
+
+"#]],
+    );
+}
+
+#[test]
+fn what_nobody_has_is_answered_with_the_nearest() {
+    let sandbox = sandbox();
+    sandbox.configure(&["resolve", "gemini-3-pro"]).run().shows(str![[r#"
+exit 65
+! dispatch-config: model 'gemini-3-pro' is not in the config
+!   HOME/.dispatch/config.yaml: no such model
+!   next: did you mean gemini-3.1-pro, gemini-2.5-flash; dispatch-config models lists what your subscriptions have
+"#]]);
+    sandbox.configure(&["resolve", "--request", "let kimi-9 do it"]).run().shows(str![[r#"
+exit 65
+! dispatch-config: model 'kimi-9' is not in the config
+!   HOME/.dispatch/config.yaml: no such model
+!   next: name one that is there: quick, reviewer, opus, sonnet, o3, gpt-5.3-codex, gpt-5.3-codex-spark, gemini-2.5-flash, …; dispatch-config models lists what your subscriptions have
+"#]]);
+    sandbox.configure(&["resolve", "--request", "ask grok"]).run().shows(str![[r#"
+exit 65
+! dispatch-config: model 'grok' is not in the config
+!   HOME/.dispatch/config.yaml: no such model
+!   next: name one that is there: quick, reviewer, opus, sonnet, o3, gpt-5.3-codex, gpt-5.3-codex-spark, gemini-2.5-flash, …; dispatch-config models lists what your subscriptions have
+"#]]);
+    sandbox.configure(&["resolve", "Revewer"]).run().shows(str![[r#"
+exit 65
+! dispatch-config: model 'Revewer' is not in the config
+!   HOME/.dispatch/config.yaml: no such model
+!   next: did you mean reviewer; dispatch-config models lists what your subscriptions have
+"#]]);
+    assert_eq!(sandbox.config_text(), CONFIG);
+}
+
+#[test]
+fn a_spawn_resolves_in_the_same_way_and_says_so() {
+    let sandbox = sandbox();
+    let spawn = |id: &str, model: &str| {
+        sandbox.plan(id, PLAN);
+        sandbox.on_machine("dispatch-spawn", &[id, "--model", model]).run()
+    };
+    spawn("x", "gemini").shows(str![[r#"
+exit 0
+'gemini' means gemini-3.1-pro here, its newest in the config
+x started with gemini-3.1-pro. Tell the user and stop; news wakes you.
+"#]]);
+    spawn("y", "gpt-6").shows(str![[r#"
+exit 0
+gpt-6 was not in the config and is added to it, on codex
+y started with gpt-6. Tell the user and stop; news wakes you.
+"#]]);
+    spawn("z", "reviewer").shows(str![[r#"
+exit 0
+z started with reviewer. Tell the user and stop; news wakes you.
+"#]]);
+    spawn("w", "opos").shows(str![[r#"
+exit 65
+! dispatch-spawn: model 'opos' is not in the config
+!   HOME/.dispatch/config.yaml: no such model
+!   next: did you mean opus; dispatch-config models lists what your subscriptions have
+"#]]);
+    assert!(sandbox.read("x", "task.yaml").contains("model: gemini-3.1-pro\n"));
+    assert!(sandbox.read("y", "task.yaml").contains("backend: codex\n"));
+    assert!(sandbox.read("z", "prompt.md").contains("Look twice."));
+    assert!(!sandbox.task("w", "task.yaml").exists());
+    assert!(sandbox.config_text().contains("\n  gpt-6: { backend: codex }\n"));
+}
+
+#[test]
+fn a_broken_alias_is_named() {
+    let sandbox = sandbox();
+    sandbox.config(&format!("{CONFIG}  broken: {{ model: opos }}\n"));
+    sandbox.configure(&["resolve", "broken"]).run().shows(str![[r#"
+exit 65
+! dispatch-config: model 'opos' is not in the config
+!   HOME/.dispatch/config.yaml: the alias 'broken' means 'opos'
+!   next: did you mean opus; dispatch-config models lists what your subscriptions have
+"#]]);
+}
+
+#[test]
+fn what_would_work_in_its_place() {
+    let sandbox = sandbox();
+    sandbox.add_cli("claude", CLAUDE_LOGGED_OUT);
+    let instead = |name: &str| sandbox.configure(&["resolve", "--instead-of", name]).run();
+    instead("opus").shows(str![[r#"
+exit 0
+o3 on codex
+gemini-2.5-flash on cursor
+"#]]);
+    instead("reviewer").shows(str![[r#"
+exit 0
+o3 on codex
+gemini-2.5-flash on cursor
+"#]]);
+    instead("o3").shows(str![[r#"
+exit 0
+gpt-5.3-codex-spark on cursor
+gemini-2.5-flash on cursor
+"#]]);
+    let json = sandbox.configure(&["resolve", "--instead-of", "opus", "--json"]);
+    json.run().shows(str![[r#"
+exit 0
+[{"backend":"codex","model":"o3"},{"backend":"cursor","model":"gemini-2.5-flash"}]
+"#]]);
+    sandbox.add_cli("codex", CODEX_LOGGED_OUT);
+    sandbox.remove_cli("cursor-agent");
+    instead("opus").shows(str![[r#"
+exit 69
+! dispatch-config: nothing can stand in for 'opus'
+!   no other model of the config has a CLI that is here and logged in
+!   next: install or log in to claude, codex or cursor-agent; dispatch-config detect
+"#]]);
+    instead("opos").shows(str![[r#"
+exit 65
+! dispatch-config: model 'opos' is not in the config
+!   HOME/.dispatch/config.yaml: no such model
+!   next: did you mean opus; dispatch-config models lists what your subscriptions have
+"#]]);
+    assert_eq!(sandbox.config_text(), CONFIG);
+}
