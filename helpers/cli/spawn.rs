@@ -16,11 +16,8 @@ use crate::files;
 use crate::plan::Plan;
 use crate::process::Life;
 use crate::project::{Project, TASK_DIR, TaskId};
-use crate::task::{Record, Task, calling_host, now, prompt, random_hex};
+use crate::task::{self, Record, Task, calling_host, now, prompt, random_hex};
 use crate::worker::{claude, is_known, launcher, own_helper, supervise};
-
-/// The format of task.yaml that is written.
-const FORMAT: u32 = 1;
 
 /// Starts a task's worker and returns at once.
 #[derive(Debug, Parser)]
@@ -103,7 +100,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     };
     let choice = chosen.choice;
     let record = Record {
-        format: FORMAT,
+        format: task::FORMAT,
         nonce: random_hex()?,
         name: choice.name.clone(),
         model: choice.model.clone(),

@@ -120,7 +120,7 @@ fn discovered(config: &Config, id: &str) -> Result<Option<Chosen>> {
         found.iter().filter(|f| f.usable()).map(|found| found.backend.as_str()).collect();
     let listed = listings.iter().any(|list| list.models.iter().any(|model| model.id == id));
     // What is neither listed nor of a family that a CLI resolves by itself is a typo.
-    let of_a_family = matches!(provider(id), "Claude" | "OpenAI");
+    let of_a_family = matches!(provider(id), "Claude" | "OpenAI") && !id.contains(['/', ' ']);
     if !listed && !of_a_family {
         return Ok(None);
     }

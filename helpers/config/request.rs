@@ -2,6 +2,7 @@
 //! the last one if there are several; else a provider's word; else what looks like a model's id.
 
 use super::Config;
+use super::detect::provider;
 
 /// What a sentence says about the worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,42 +17,23 @@ pub enum Mention {
     Nothing,
 }
 
+/// Words that people say for a provider.
+const PROVIDERS: [(&str, &str); 9] = [
+    ("claude", "Claude"),
+    ("anthropic", "Claude"),
+    ("openai", "OpenAI"),
+    ("gpt", "OpenAI"),
+    ("codex", "OpenAI"),
+    ("gemini", "Gemini"),
+    ("grok", "Grok"),
+    ("qwen", "Qwen"),
+    ("kimi", "Kimi"),
+];
+
 /// Whether a name is a provider's word, which is never a model's id.
 pub(super) fn is_provider(name: &str) -> bool {
     PROVIDERS.iter().any(|(word, _)| *word == name)
 }
-
-/// Words for a provider, and how its models' ids begin or what they hold.
-const PROVIDERS: [(&str, &[&str]); 8] = [
-    ("claude", &["claude", "opus", "sonnet", "haiku", "fable"]),
-    ("anthropic", &["claude", "opus", "sonnet", "haiku", "fable"]),
-    ("gpt", &["gpt"]),
-    ("openai", &["gpt", "codex", "o1", "o3", "o4"]),
-    ("codex", &["codex", "gpt"]),
-    ("gemini", &["gemini"]),
-    ("grok", &["grok"]),
-    ("qwen", &["qwen"]),
-];
-
-/// How ids begin that are models even where the config does not know them.
-const FAMILIES: [&str; 16] = [
-    "claude-",
-    "opus-",
-    "sonnet-",
-    "haiku-",
-    "fable-",
-    "gpt-",
-    "codex-",
-    "o1-",
-    "o3-",
-    "o4-",
-    "gemini-",
-    "grok-",
-    "qwen",
-    "kimi-",
-    "deepseek-",
-    "composer-",
-];
 
 /// Bare names of models that are one word.
 const BARE: [&str; 8] = ["opus", "sonnet", "haiku", "fable", "o1", "o3", "o4-mini", "composer"];
@@ -94,18 +76,14 @@ impl Config {
 
     /// The newest model of a provider: one whose name follows the newest by itself (`opus`), else
     /// the highest version; among equals the default, then the first in the file.
-    fn newest_of(&self, provider: &str) -> Option<&str> {
-        let (_, families) = PROVIDERS.iter().find(|(word, _)| *word == provider)?;
-        let holds = |id: &str, family: &str| {
-            id.to_ascii_lowercase().split(['-', '/', '.']).any(|word| word.starts_with(family))
-        };
-        let of = |wanted: &[&str]| -> Vec<&str> {
-            let ids = self.models.iter().map(|(id, _)| id);
-            ids.filter(|id| wanted.iter().any(|family| holds(id, family))).collect()
-        };
-        // The provider's own word first: of OpenAI's models, "codex" means those called so.
-        let own = of(&[provider]);
-        let models = if own.is_empty() { of(families) } else { own };
+    fn newest_of(&self, said: &str) -> Option<&str> {
+        let (_, name) = PROVIDERS.iter().find(|(word, _)| *word == said)?;
+        let ids = self.models.iter().map(|(id, _)| id);
+        let of_provider: Vec<&str> = ids.filter(|id| provider(id) == *name).collect();
+        // The word itself first: of OpenAI's models, "codex" means those called so.
+        let called = |id: &&str| id.to_ascii_lowercase().contains(said);
+        let own: Vec<&str> = of_provider.iter().copied().filter(called).collect();
+        let models = if own.is_empty() { of_provider } else { own };
         let rank = |id: &str| {
             let version = version(id);
             (version.is_empty(), version, self.default.as_deref() == Some(id))
@@ -147,10 +125,10 @@ fn looks_like_a_model(sentence: &str) -> Option<String> {
     let mut words =
         sentence.split(|c| !word(c)).map(|word| word.trim_matches(['-', '.', '_', '/']));
     let model = |word: &&str| {
-        let family = FAMILIES.iter().any(|family| word.starts_with(family));
-        let of_a_file =
-            [".rs", ".py", ".md", ".ts", ".js", ".json"].iter().any(|end| word.ends_with(end));
-        BARE.contains(word) || (family && word.bytes().any(|b| b.is_ascii_digit()) && !of_a_file)
+        let versioned = word.bytes().any(|b| b.is_ascii_digit()) && provider(word) != "Other";
+        let ends = [".rs", ".py", ".md", ".ts", ".js", ".json"];
+        let of_a_file = ends.iter().any(|end| word.ends_with(end));
+        BARE.contains(word) || (versioned && !of_a_file && !word.contains('/'))
     };
     words.rfind(model).map(str::to_string)
 }
@@ -221,6 +199,7 @@ agents:
             ("with gpt-5.9-codex.", unknown("gpt-5.9-codex")),
             ("try haiku", unknown("haiku")),
             ("edit gpt-5.py", Nothing),
+            ("edit docs/gpt-5-notes/all", Nothing),
             // Nothing.
             ("fix the login bug", Nothing),
             ("", Nothing),

@@ -24,7 +24,7 @@ pub use state::{Reason, State, View};
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
 /// The format of task.yaml that this version writes.
-const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 1;
 
 /// The directory of one task.
 #[derive(Clone, Debug)]
