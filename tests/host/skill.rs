@@ -5,8 +5,7 @@ use std::{fs, process::Command};
 use super::process::Home;
 
 /// What an installer of skills copies, as far as the skill reads it.
-const SKILL: [&str; 6] =
-    ["SKILL.md", "Cargo.toml", "install.sh", "bin", "references", ".claude-plugin"];
+const SKILL: [&str; 5] = ["SKILL.md", "Cargo.toml", "install.sh", "bin", "references"];
 
 /// The helpers as this build made them.
 const HELPERS: [(&str, &str); 5] = [
