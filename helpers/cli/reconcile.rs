@@ -231,6 +231,7 @@ fn show(task: &Task, json: bool) -> Result<Exit> {
                 (_, Some(signal), _) => format!("signal {signal} at {}", exit.at),
                 (.., why) => format!("not started: {}", why.unwrap_or_default()),
             },
+            None if matches!(view.state, State::Running | State::Asking) => "runs".into(),
             None => "no exit recorded".into(),
         };
         let log = attempt.log_path();
