@@ -373,12 +373,9 @@ fn idle_monitor(scale: &Scale, table: &mut Table) -> Result<()> {
             continue;
         };
         let minute = (after.cpu - before.cpu).mul_f64(60.0 / scale.idle.as_secs_f64());
-        // The limit is for a usual wait; what many tasks cost beside it is shown.
-        let usual = what.starts_with("1 ");
-        let met = !usual || minute <= Duration::from_millis(10);
+        let met = minute <= Duration::from_millis(10);
         let value = format!("{:.2} ms", millis(minute));
-        let limit = if usual { "10 ms" } else { "" };
-        table.value(&format!("CPU a minute, {what}"), &value, limit, met);
+        table.value(&format!("CPU a minute, {what}"), &value, "10 ms", met);
         let value = after.others.to_string();
         table.value(&format!("processes and threads, {what}"), &value, "0", after.others == 0);
     }

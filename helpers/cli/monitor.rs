@@ -200,7 +200,7 @@ fn answer(project: &Project, target: &str, text: &str) -> Result<Exit> {
     let questions = task.ipc().questions()?;
     let question = match number {
         Some(number) => questions.iter().find(|question| question.name == number),
-        None => questions.iter().rev().find(|question| !question.answered && !question.received),
+        None => questions.iter().rev().find(|question| question.is_open()),
     };
     let Some(question) = question else {
         let what = match number {

@@ -110,21 +110,24 @@ fn by_provider(config: &Config, word: &str, model: &str) -> Result<Chosen> {
     Ok(Chosen { choice, how: How::Provider, confirm: false, note })
 }
 
+/// The backend that a model belongs to on this machine, and whether a CLI lists the model.
+pub fn runs(config: &Config, id: &str) -> Result<(Option<String>, bool)> {
+    let (found, listings) = machine(Some(config), false)?;
+    let usable = found.iter().filter(|found| found.usable());
+    let present: Vec<&str> = usable.map(|found| found.backend.as_str()).collect();
+    let listed = listings.iter().any(|list| list.models.iter().any(|model| model.id == id));
+    Ok((preferred_backend(id, &present, &listings), listed))
+}
+
 /// Looks for a model in what the CLIs have, and adds it to the config.
 fn discovered(config: &Config, id: &str) -> Result<Option<Chosen>> {
     if config.models.is_empty() && !config.agents.is_empty() || is_provider(id) {
         return Ok(None);
     }
-    let (found, listings) = machine(Some(config), false)?;
-    let present: Vec<&str> =
-        found.iter().filter(|f| f.usable()).map(|found| found.backend.as_str()).collect();
-    let listed = listings.iter().any(|list| list.models.iter().any(|model| model.id == id));
+    let (backend, listed) = runs(config, id)?;
     // What is neither listed nor of a family that a CLI resolves by itself is a typo.
     let of_a_family = matches!(provider(id), "Claude" | "OpenAI") && !id.contains(['/', ' ']);
-    if !listed && !of_a_family {
-        return Ok(None);
-    }
-    let Some(backend) = preferred_backend(id, &present, &listings) else { return Ok(None) };
+    let Some(backend) = backend.filter(|_| listed || of_a_family) else { return Ok(None) };
     let mut edits = Vec::new();
     if config.backends.get(&backend).is_none() {
         edits.push(Edit::AddBackend { name: backend.clone(), command: None });

@@ -15,7 +15,6 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::kill;
 use nix::sys::time::TimeSpec;
 use nix::time::ClockId;
@@ -89,12 +88,6 @@ pub(super) fn boot_id() -> String {
 /// Time since boot, time asleep included.
 pub fn boottime() -> Duration {
     ClockId::CLOCK_BOOTTIME.now().expect("Linux has CLOCK_BOOTTIME since 2.6.39").into()
-}
-
-/// Makes this process the parent of all descendants that lose theirs, so that it can reap and end
-/// them.
-pub fn adopt_descendants() -> Result<()> {
-    set_child_subreaper(true).context("cannot adopt descendants")
 }
 
 /// A handle that stays on this process even if its number is used again.
@@ -242,6 +235,8 @@ mod tests {
 
     use super::super::tests::{PATIENCE, Running, until};
     use super::super::{Watch, Woken, detach};
+    use nix::sys::prctl::set_child_subreaper;
+
     use super::*;
 
     /// A field of `/proc/PID/stat` as proc(5) counts them, from the state (3) on.
@@ -313,7 +308,7 @@ mod tests {
         assert_eq!(program.life(), Life::Dead);
         assert!(!program.signal(Signal::SIGTERM).unwrap());
 
-        adopt_descendants().unwrap();
+        set_child_subreaper(true).unwrap();
         let adopted = detached(directory.path());
         let pid = adopted.0.pid as i32;
         assert_eq!(parent(pid), getpid().as_raw());

@@ -77,11 +77,6 @@ pub fn boottime() -> Duration {
     ClockId::CLOCK_MONOTONIC.now().expect("macOS has CLOCK_MONOTONIC since 10.12").into()
 }
 
-/// macOS has no way to adopt descendants: those that lose their parent go to launchd.
-pub fn adopt_descendants() -> Result<()> {
-    Ok(())
-}
-
 pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<bool> {
     match identity.life() {
         Life::Dead => return Ok(false),

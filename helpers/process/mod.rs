@@ -40,7 +40,7 @@ use signal_hook::low_level::{pipe, unregister};
 
 pub use nix::sys::signal::Signal;
 
-pub use os::{adopt_descendants, boottime};
+pub use os::boottime;
 
 /// One process of one boot of one machine, as it stands in the state files.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]

@@ -177,7 +177,7 @@ impl View {
         let exit = attempt.as_ref().map(Attempt::exit).transpose()?.flatten();
         let ipc = task.ipc();
         let mut questions = Vec::new();
-        for question in ipc.questions()?.into_iter().filter(|q| !q.answered && !q.received) {
+        for question in ipc.questions()?.into_iter().filter(Question::is_open) {
             // A worker's plain `echo > NNN.question` is seen empty for a moment.
             let text = ipc.question(&question.name)?;
             if let Some(text) = text.filter(|text| !text.trim().is_empty()) {

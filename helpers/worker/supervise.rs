@@ -85,8 +85,13 @@ pub fn run(directory: &Path) -> Result<()> {
     let mut status = wait(&mut child, &mut watch)?;
     if let Some(model) = refused_model(&task, &record, &attempt, status)? {
         let plain = Record { model: None, ..record };
-        task.tell(&format!("{} refused the model {model}: it works with its own", plain.backend))?;
-        status = wait(&mut launch(&task, &plain, &attempt)?, &mut watch)?;
+        // If it cannot be started again, the first end stands.
+        if let Ok(mut again) = launch(&task, &plain, &attempt) {
+            let what =
+                format!("{} refused the model {model}: it works with its own", plain.backend);
+            task.tell(&what)?;
+            status = wait(&mut again, &mut watch)?;
+        }
     }
     crash::point("supervisor", "reaped");
     attempt.set_exit(&ExitRecord {

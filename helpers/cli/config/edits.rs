@@ -4,7 +4,6 @@ use anyhow::Result;
 use clap::Subcommand;
 
 use crate::cli::say;
-use crate::config::detect::preferred_backend;
 use crate::config::edit::Edit;
 use crate::config::{Choice, Config, choose, store};
 use crate::error::Refusal;
@@ -141,11 +140,8 @@ fn refuse_taken(config: &Config, name: &str, model: bool) -> Result<()> {
 
 fn add_model(config: &Config, id: String, backend: Option<String>) -> Result<Exit> {
     refuse_taken(config, &id, true)?;
-    let (found, listings) = choose::machine(Some(config), false)?;
-    let present: Vec<&str> =
-        found.iter().filter(|f| f.usable()).map(|found| found.backend.as_str()).collect();
-    let listed = listings.iter().any(|list| list.models.iter().any(|model| model.id == id));
-    let backend = match backend.or_else(|| preferred_backend(&id, &present, &listings)) {
+    let (preferred, listed) = choose::runs(config, &id)?;
+    let backend = match backend.or(preferred) {
         Some(backend) => backend,
         None => {
             return Err(Refusal::new(Exit::Data, format!("no CLI here has a model '{id}'"))
