@@ -18,3 +18,4 @@ pub mod process;
 pub mod project;
 pub mod task;
 pub mod worker;
+pub mod worktree;

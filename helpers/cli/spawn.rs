@@ -17,7 +17,11 @@ use crate::plan::Plan;
 use crate::process::Life;
 use crate::project::{Project, TASK_DIR, TaskId};
 use crate::task::{self, Record, Task, calling_host, now, prompt, random_hex};
-use crate::worker::{claude, is_known, launcher, own_helper, supervise};
+use crate::worker::supervise::Started;
+use crate::worker::{Session, attempt, claude, is_known, launcher, own_helper, supervise};
+
+/// Stands for the session's name in a dry run.
+const SESSION: &str = "00000000-0000-4000-8000-000000000000";
 
 /// Starts a task's worker and returns at once.
 #[derive(Debug, Parser)]
@@ -108,6 +112,8 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         route: route(&choice),
         access: args.access.or(choice.settings.access).unwrap_or(Access::Write),
         directory: here,
+        worktree: None,
+        after: Vec::new(),
         owner: calling_host(),
         created: now(),
         stop: false,
@@ -118,7 +124,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     };
     let call = match record.route {
         Route::Agent => None,
-        Route::Cli => Some(supervise::call(&task, &record, &helper)?),
+        Route::Cli => Some(attempt::call(&task, &record, &helper, Session::New(SESSION))?),
     };
     if args.dry_run {
         say(match call {
@@ -178,15 +184,15 @@ fn resume(task: &Task) -> Result<Exit> {
 fn launch(task: &Task, record: &Record) -> Result<Exit> {
     match record.route {
         Route::Cli => {
-            supervise::start(task)?;
-            say(format!(
-                "{} started with {}. Tell the user and stop; news wakes you.",
-                task.id(),
-                record.name
-            ));
+            let id = task.id();
+            let what = match supervise::start(task)? {
+                Started::Running => format!("{id} started with {}", record.name),
+                Started::Waiting(wait) => format!("{id} waits {wait}; it starts by itself"),
+            };
+            say(format!("{what}. Tell the user and stop; news wakes you."));
         }
         Route::Agent => {
-            let attempt = supervise::prepare(task, record)?;
+            let attempt = attempt::prepare(task, record)?;
             // An agent lives and dies with the host process.
             if let Some(host) = calling_host() {
                 attempt.set_identity(&host)?;

@@ -24,7 +24,7 @@ pub use super::clis::{
 };
 use crate::files;
 use crate::process::{Signal, own_group, signal_group};
-use crate::worker::{self, supervise::of_the_host};
+use crate::worker::{self, attempt::of_the_host};
 
 /// How long all the questions of [`detect`] together may take.
 const DETECTION: Duration = Duration::from_millis(1500);

@@ -3,8 +3,9 @@
 pub mod prompt;
 pub mod state;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ use crate::ipc::Ipc;
 use crate::plan::Plan;
 use crate::process::{Identity, Life};
 use crate::project::TaskId;
+use crate::worker::heard::{Failure, Usage};
+use crate::worktree::Worktree;
 
 pub use state::{Reason, State, View};
 
@@ -53,6 +56,12 @@ pub struct Record {
     pub access: Access,
     /// Where the worker works.
     pub directory: PathBuf,
+    /// The worktree that it works in, if it has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worktree: Option<Worktree>,
+    /// The tasks that have to be done before it begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Before>,
     /// The host process that is told the news.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<Identity>,
@@ -63,6 +72,63 @@ pub struct Record {
     pub stop: bool,
 }
 
+/// A task that has to be done before another begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Before {
+    /// Its name.
+    pub task: String,
+    /// Its nonce, so that a later task of the same name does not count.
+    pub nonce: String,
+}
+
+/// What a task without a worker waits for, as its supervisor sees it: the file `wait`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// The end of these tasks.
+    After(Vec<String>),
+    /// A task before it that cannot end done by itself.
+    Held {
+        /// Its name.
+        task: String,
+        /// What is in the way, in a person's words.
+        why: String,
+    },
+    /// Its turn.
+    Turn {
+        /// How many workers run at once.
+        limit: usize,
+    },
+    /// The end of a rate limit.
+    Parked {
+        /// In seconds since 1970.
+        until: u64,
+        /// Whether the CLI said when; else it is a guess.
+        stated: bool,
+        /// How many times in a row it was parked.
+        times: u32,
+        /// What the CLI said.
+        said: String,
+    },
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::After(tasks) => write!(f, "after {}", tasks.join(", ")),
+            Self::Held { task, why } => write!(f, "held: {task} {why}"),
+            Self::Turn { limit: 1 } => write!(f, "for its turn: one worker runs at once"),
+            Self::Turn { limit } => write!(f, "for its turn: {limit} workers run at once"),
+            Self::Parked { until, stated, said, .. } => {
+                let until = UNIX_EPOCH + Duration::from_secs(*until);
+                let until = humantime::format_rfc3339_seconds(until);
+                let how = if *stated { "until" } else { "tries again at" };
+                write!(f, "rate limit, {how} {until}: {said}")
+            }
+        }
+    }
+}
+
 /// The one key that every format of task.yaml has.
 #[derive(Deserialize)]
 struct Format {
@@ -70,7 +136,7 @@ struct Format {
 }
 
 /// How an attempt ended, as its supervisor saw it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExitRecord {
     /// The exit code, if the worker exited by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,10 +147,31 @@ pub struct ExitRecord {
     /// Why it could not be started, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_started: Option<String>,
+    /// Why its supervisor ended it, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
+    /// How the CLI says that it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// What the worker was not allowed to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied: Vec<String>,
+    /// What it used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
     /// When it ended, to show.
     pub at: String,
     /// How many milliseconds it ran, on the monotonic clock.
     pub milliseconds: u64,
+}
+
+/// A CLI's own name for the conversation of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// The backend that knows it.
+    pub backend: String,
+    /// The name.
+    pub id: String,
 }
 
 /// One run of a worker: the directory `worker/<n>`.
@@ -161,6 +248,24 @@ impl Task {
     /// The directory of messages that the worker sends without waiting (`tell`).
     pub fn tells_dir(&self) -> PathBuf {
         self.directory.join("tells")
+    }
+
+    /// Says what the task waits for; `None` if for nothing.
+    pub fn set_wait(&self, wait: Option<&Wait>) -> Result<()> {
+        let path = self.directory.join("wait");
+        match wait {
+            Some(wait) => files::publish(&path, serde_json::to_string(wait)?.as_bytes()),
+            None => files::remove(&path),
+        }
+    }
+
+    /// What the task waits for, as its supervisor said last.
+    pub fn wait(&self) -> Result<Option<Wait>> {
+        let path = self.directory.join("wait");
+        let Some(text) = files::read(&path)? else { return Ok(None) };
+        serde_json::from_str(&text)
+            .map(Some)
+            .with_context(|| format!("cannot read {}", path.display()))
     }
 
     fn notes_dir(&self) -> PathBuf {
@@ -313,6 +418,13 @@ impl Task {
         Some(self.attempt(number))
     }
 
+    /// The conversation of the last attempt before that one that this backend can continue.
+    pub fn last_session(&self, backend: &str, before: u32) -> Result<Option<SessionRecord>> {
+        let known = (1..before).rev().map(|number| self.attempt(number).session());
+        let sessions = known.collect::<Result<Vec<_>>>()?;
+        Ok(sessions.into_iter().flatten().find(|session| session.backend == backend))
+    }
+
     /// Makes the next attempt's directory, with the plan as it is now.
     pub fn new_attempt(&self) -> Result<Attempt> {
         let next = self.last_attempt().map_or(1, |attempt| attempt.number + 1);
@@ -359,6 +471,31 @@ impl Attempt {
     /// Which process is the worker; `None` for an agent, or before it is started.
     pub fn identity(&self) -> Result<Option<Identity>> {
         read_yaml(&self.directory.join("identity"))
+    }
+
+    /// Keeps the CLI's name for the conversation.
+    pub fn set_session(&self, session: &SessionRecord) -> Result<()> {
+        let text = serde_yaml::to_string(session)?;
+        files::publish(&self.directory.join("session"), text.as_bytes())
+    }
+
+    /// The CLI's name for the conversation, if it is known.
+    pub fn session(&self) -> Result<Option<SessionRecord>> {
+        read_yaml(&self.directory.join("session"))
+    }
+
+    /// Says since when the worker has shown no sign of life, or that it has shown one again.
+    pub fn set_silent(&self, since: Option<&str>) -> Result<()> {
+        let path = self.directory.join("silent");
+        match since {
+            Some(since) => files::publish(&path, since.as_bytes()),
+            None => files::remove(&path),
+        }
+    }
+
+    /// Since when the worker has shown no sign of life, if for longer than the config allows.
+    pub fn silent(&self) -> Result<Option<String>> {
+        files::read(&self.directory.join("silent"))
     }
 
     /// Records how it ended.

@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
-use super::{Attempt, ExitRecord, Record, Task};
+use super::{Attempt, ExitRecord, Record, Task, Wait};
 use crate::config::Route;
 use crate::files::Lock;
 use crate::ipc::Question;
 use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
+use crate::worker::heard::Failure;
 
 /// The state of a task. Ordered by urgency for a person, most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -72,6 +73,14 @@ pub enum Reason {
     Signal(i32),
     /// It is gone and nobody saw how it ended.
     Lost,
+    /// The CLI says why it failed.
+    Cli(Failure),
+    /// It was not allowed to do these things.
+    Denied(Vec<String>),
+    /// It has shown no sign of life since then, for longer than the config allows.
+    Silent(String),
+    /// It has no worker before that.
+    Waits(Wait),
     /// It exited cleanly with all items ticked, without the finish marker.
     MarkerMissing,
     /// It said that it is finished and left items unticked.
@@ -91,39 +100,61 @@ struct Facts {
     blocked: Option<usize>,
     failed: Option<usize>,
     exit: Option<ExitRecord>,
+    wait: Option<Wait>,
+    silent: Option<String>,
 }
 
 /// The table. The first row that fits decides.
 fn derive(facts: &Facts) -> (State, Reason) {
-    let exit = facts.exit.clone().unwrap_or_default();
     // An agent's process is its host's, which lives on: it has stopped when its files say so.
     let agent_stopped = facts.agent && facts.alive && !facts.question;
     match facts {
-        Facts { attempted: false, .. } => (State::Waiting, Reason::None),
-        Facts { finished: true, complete: true, .. } => (State::Done, Reason::None),
+        Facts { attempted: true, finished: true, complete: true, .. } => {
+            (State::Done, Reason::None)
+        }
         Facts { alive: false, stop: true, .. } => (State::Stopped, Reason::None),
+        Facts { alive: false, wait: Some(wait), .. } => {
+            (State::Waiting, Reason::Waits(wait.clone()))
+        }
+        Facts { attempted: false, .. } => (State::Waiting, Reason::None),
         Facts { alive: true, question: true, .. } => (State::Asking, Reason::None),
         Facts { failed: Some(item), .. } if agent_stopped => (State::Failed, Reason::Item(*item)),
         Facts { blocked: Some(item), .. } if agent_stopped => (State::Blocked, Reason::Item(*item)),
         Facts { finished: true, .. } if agent_stopped => {
             (State::Incomplete, Reason::MarkerTooEarly)
         }
+        Facts { alive: true, silent: Some(since), .. } => {
+            (State::Running, Reason::Silent(since.clone()))
+        }
         Facts { alive: true, .. } => (State::Running, Reason::None),
-        _ if exit.not_started.is_some() => {
-            (State::Failed, Reason::NotStarted(exit.not_started.unwrap_or_default()))
+        Facts { exit: Some(ExitRecord { not_started: Some(why), .. }), .. } => {
+            (State::Failed, Reason::NotStarted(why.clone()))
         }
         Facts { failed: Some(item), .. } => (State::Failed, Reason::Item(*item)),
         Facts { blocked: Some(item), .. } => (State::Blocked, Reason::Item(*item)),
         Facts { question: true, .. } => (State::Blocked, Reason::None),
-        _ if exit.signal.is_some() => {
-            (State::Failed, Reason::Signal(exit.signal.unwrap_or_default()))
-        }
-        _ if exit.code.is_some_and(|code| code != 0) => {
-            (State::Failed, Reason::ExitCode(exit.code.unwrap_or_default()))
-        }
         Facts { exit: None, .. } => (State::Failed, Reason::Lost),
-        Facts { finished: true, .. } => (State::Incomplete, Reason::MarkerTooEarly),
-        Facts { complete: true, .. } => (State::Done, Reason::MarkerMissing),
+        Facts { exit: Some(exit), complete, finished, .. } => {
+            derive_end(exit, *complete, *finished)
+        }
+    }
+}
+
+/// The part of the table about a worker that has ended and whose plan says nothing of it.
+fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reason) {
+    // What its supervisor ended had said its last word, which decides.
+    let clean = exit.failure.is_none() && (exit.code == Some(0) || exit.ended.is_some());
+    match exit {
+        _ if clean && complete => (State::Done, Reason::MarkerMissing),
+        ExitRecord { failure: Some(failure), .. } => (State::Failed, Reason::Cli(failure.clone())),
+        ExitRecord { denied, .. } if !denied.is_empty() => {
+            (State::Failed, Reason::Denied(denied.clone()))
+        }
+        ExitRecord { signal: Some(signal), ended: None, .. } => {
+            (State::Failed, Reason::Signal(*signal))
+        }
+        ExitRecord { code: Some(code @ 1..), .. } => (State::Failed, Reason::ExitCode(*code)),
+        _ if finished => (State::Incomplete, Reason::MarkerTooEarly),
         _ => (State::Incomplete, Reason::None),
     }
 }
@@ -188,7 +219,8 @@ impl View {
         let summary = ipc.finished()?;
         let facts = Facts {
             attempted: attempt.is_some(),
-            alive: exit.is_none() && !processes.is_empty(),
+            // While there is no attempt, a supervisor only waits.
+            alive: attempt.is_some() && exit.is_none() && !processes.is_empty(),
             agent: record.route == Route::Agent,
             stop: record.stop,
             finished: summary.is_some(),
@@ -197,6 +229,8 @@ impl View {
             blocked: plan.first(Marker::Blocked).map(|(number, _)| number),
             failed: plan.first(Marker::Failed).map(|(number, _)| number),
             exit: exit.clone(),
+            wait: if exit.is_some() || attempt.is_none() { task.wait()? } else { None },
+            silent: attempt.as_ref().map(Attempt::silent).transpose()?.flatten(),
         };
         let (state, reason) = derive(&facts);
         let plan_at_start = task.plan_at_start()?;
@@ -247,6 +281,10 @@ impl View {
             Reason::ExitCode(code) => format!("exit code {code}{}", self.last_words()),
             Reason::Signal(signal) => format!("ended by signal {signal}{}", self.last_words()),
             Reason::Lost => "lost: the worker is gone and nobody saw it end".into(),
+            Reason::Cli(failure) => failure.said.clone(),
+            Reason::Denied(what) => format!("denied: {}", what.join(", ")),
+            Reason::Silent(since) => format!("no sign of life since {since}"),
+            Reason::Waits(wait) => wait.to_string(),
             Reason::MarkerMissing => "finish marker missing".into(),
             Reason::MarkerTooEarly => "said finished with items unticked".into(),
         }

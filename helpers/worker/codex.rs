@@ -1,18 +1,28 @@
 //! Codex as a worker: `codex exec` (checked with 0.169.0 on 2026-11-21).
 
 use std::ffi::OsString;
+use std::path::Path;
 
-use super::{Cli, Job, same_name, words};
+use serde_json::Value;
+
+use super::cli::{Cli, no_gap, same_name};
+use super::heard::Heard;
+use super::{Job, Session, words};
 use crate::config::Access;
 
-pub(super) const CLI: Cli = Cli {
+pub(super) static CLI: Cli = Cli {
     name: "codex",
     programs: &["codex"],
     argv,
+    writable,
     model_flag: "--model",
     model_name: same_name,
-    // The prompt is on standard input.
-    tail: &["-"],
+    session,
+    gap: no_gap,
+    event,
+    line: |line, heard| heard.known_failure(&CLI, line),
+    failures: &[],
+    login: "codex login",
 };
 
 fn argv(job: &Job) -> Vec<OsString> {
@@ -22,7 +32,20 @@ fn argv(job: &Job) -> Vec<OsString> {
     let mut argv = words(&["codex", "exec", "--json", "--skip-git-repo-check", "-s", sandbox]);
     argv.push("-C".into());
     argv.push(workspace.into());
-    argv.push("--add-dir".into());
-    argv.push(job.task.into());
+    argv.extend(writable(job.task));
     argv
 }
+
+fn writable(directory: &Path) -> Vec<OsString> {
+    vec!["--add-dir".into(), directory.into()]
+}
+
+/// The prompt is on standard input.
+fn session(session: Session) -> Vec<OsString> {
+    match session {
+        Session::New(_) => words(&["-"]),
+        Session::Resume(id) => words(&["resume", id, "-"]),
+    }
+}
+
+fn event(_: &Value, _: &mut Heard) {}

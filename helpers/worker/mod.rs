@@ -1,11 +1,20 @@
 //! Workers: how each CLI is called, and the supervisor that runs one.
 
+pub mod attempt;
 pub(crate) mod claude;
+mod cli;
 mod codex;
 mod command;
+mod copilot;
+mod cursor;
 pub mod demo;
-mod others;
+mod droid;
+mod gemini;
+pub mod heard;
+mod opencode;
+mod qwen;
 pub mod supervise;
+mod turn;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -16,6 +25,8 @@ use crate::config::detect::removed_flags;
 use crate::config::{Access, Backend, PromptVia};
 use crate::error::Refusal;
 use crate::exit::Exit;
+use cli::Cli;
+use heard::Listener;
 
 /// One argument can hold 131,071 bytes on Linux (MAX_ARG_STRLEN); a longer prompt goes by file.
 const LONGEST_ARGUMENT: usize = 128 * 1024 - 1;
@@ -31,8 +42,21 @@ pub struct Job<'a> {
     pub directory: &'a Path,
     /// The task's directory, which it writes to whatever its access.
     pub task: &'a Path,
+    /// All directories that it must be able to write in beside its own.
+    pub writable: &'a [PathBuf],
+    /// The conversation that it begins or continues.
+    pub session: Session<'a>,
     /// The `dispatch-worker` that it calls.
     pub helper: &'a Path,
+}
+
+/// A CLI's conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Session<'a> {
+    /// A new one; a CLI that lets us choose calls it by this UUID.
+    New(&'a str),
+    /// The one that it calls so.
+    Resume(&'a str),
 }
 
 /// A program to run, and how it gets its prompt.
@@ -66,46 +90,16 @@ impl Invocation {
     }
 }
 
-/// A CLI that dispatch knows. It reads the prompt on standard input.
-struct Cli {
-    name: &'static str,
-    /// What its programs are called.
-    programs: &'static [&'static str],
-    /// The command line, for a backend without a command of its own; without the model.
-    argv: fn(&Job) -> Vec<OsString>,
-    /// The flag before a model's name.
-    model_flag: &'static str,
-    /// What it calls a model of the config.
-    model_name: fn(&str) -> &str,
-    /// What stands last.
-    tail: &'static [&'static str],
-}
-
-impl Cli {
-    /// The end of the command line: the model, unless the command has one, and what stands last.
-    fn end(&self, command: &str, model: Option<&str>) -> Vec<OsString> {
-        let model = model.filter(|_| !command::names_a_model(command));
-        let mut end = model
-            .map_or_else(Vec::new, |model| words(&[self.model_flag, (self.model_name)(model)]));
-        end.extend(words(self.tail));
-        end
-    }
-}
-
-fn same_name(model: &str) -> &str {
-    model
-}
-
-/// The CLIs that dispatch knows. To add one: a constant like these, and its name here.
-static KNOWN: [Cli; 8] = [
-    claude::CLI,
-    codex::CLI,
-    others::CURSOR,
-    others::GEMINI,
-    others::OPENCODE,
-    others::COPILOT,
-    others::QWEN,
-    others::DROID,
+/// The CLIs that dispatch knows. To add one: a file like theirs, and its name here.
+static KNOWN: [&Cli; 8] = [
+    &claude::CLI,
+    &codex::CLI,
+    &cursor::CLI,
+    &gemini::CLI,
+    &opencode::CLI,
+    &copilot::CLI,
+    &qwen::CLI,
+    &droid::CLI,
 ];
 
 /// Whether the backend of that name can be used without a command.
@@ -120,7 +114,7 @@ pub fn is_known(backend: &str) -> bool {
 /// a command for it nor a name that is known.
 pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocation> {
     let Some(command) = settings.command.as_deref().map(str::trim_end) else {
-        let cli = KNOWN.iter().find(|cli| cli.name == name).ok_or_else(|| {
+        let cli = named(name).ok_or_else(|| {
             let known: Vec<_> = KNOWN.iter().map(|cli| cli.name).collect();
             Refusal::new(Exit::Data, format!("backend '{name}' has no command"))
                 .place(format!("without one only these are known: {}", known.join(", ")))
@@ -132,20 +126,52 @@ pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocatio
         })?;
         let mut argv = (cli.argv)(job);
         installed(name, &argv[0])?;
-        argv.extend(cli.end("", job.model));
+        argv.extend(cli.end("", job));
         return Ok(Invocation { argv, prompt: PromptVia::Stdin });
     };
     let program = command::program(command);
     if let Some(program) = &program {
         installed(name, OsStr::new(program))?;
     }
-    let file_name = program.as_deref().and_then(|program| Path::new(program).file_name());
-    let known =
-        KNOWN.iter().find(|cli| cli.programs.iter().any(|p| file_name == Some(OsStr::new(p))));
+    let known = program.as_deref().and_then(of_program);
     let command = &known.map_or(command.to_owned(), |cli| current(cli.name, command));
-    let extra = known.map_or_else(Vec::new, |cli| cli.end(command, job.model));
+    let extra = known.map_or_else(Vec::new, |cli| cli.end(command, job));
     let usual = if known.is_some() { PromptVia::Stdin } else { PromptVia::Arg };
     Ok(Invocation { argv: command::argv(command, extra), prompt: settings.prompt.unwrap_or(usual) })
+}
+
+/// The CLI that a backend calls, if it is one that dispatch knows.
+fn known_cli(name: &str, settings: &Backend) -> Option<&'static Cli> {
+    match settings.command.as_deref() {
+        None => named(name),
+        Some(command) => of_program(&command::program(command)?),
+    }
+}
+
+fn named(name: &str) -> Option<&'static Cli> {
+    KNOWN.into_iter().find(|cli| cli.name == name)
+}
+
+fn of_program(program: &str) -> Option<&'static Cli> {
+    let file_name = Path::new(program).file_name()?.to_str()?;
+    KNOWN.into_iter().find(|cli| cli.programs.contains(&file_name))
+}
+
+/// Who understands what a backend's worker says.
+pub fn listener(name: &str, settings: &Backend) -> Listener {
+    Listener::new(known_cli(name, settings))
+}
+
+/// Why the workers of a backend cannot be held to that access on this machine, if so. A command of
+/// the config is the person's own choice.
+pub fn gap(name: &str, settings: &Backend, access: Access) -> Option<String> {
+    let cli = named(name).filter(|_| settings.command.is_none())?;
+    (cli.gap)(access)
+}
+
+/// What a person types to log the CLI of a backend in, if dispatch knows it.
+pub fn login(name: &str, settings: &Backend) -> Option<&'static str> {
+    known_cli(name, settings).map(|cli| cli.login)
 }
 
 /// A command without the flags that its CLI no longer takes. Configs that were written for older
@@ -168,7 +194,7 @@ pub fn program_of(command: &str) -> Option<String> {
 pub fn missing_program(name: &str, settings: &Backend) -> Option<String> {
     let program = match &settings.command {
         Some(command) => program_of(command)?,
-        None => KNOWN.iter().find(|cli| cli.name == name)?.programs[0].to_owned(),
+        None => named(name)?.programs[0].to_owned(),
     };
     find_program(OsStr::new(&program)).is_none().then_some(program)
 }

@@ -85,7 +85,7 @@ fn the_originals_first_config_works_as_it_did() {
         &commands(&sandbox, &["cursor", "claude", "harvey"]),
         str![[r#"
 cursor: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh < PROJECT/.dispatch/tasks/x/worker/1/stdin
-claude: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh < PROJECT/.dispatch/tasks/x/worker/1/stdin
+claude: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --session-id UUID < PROJECT/.dispatch/tasks/x/worker/1/stdin
 harvey: sh -c 'exec agent -p --force --model gpt-5.3-codex --workspace "$(pwd)" "$@"' sh < PROJECT/.dispatch/tasks/x/worker/1/stdin
 
 "#]],
@@ -122,12 +122,12 @@ fn the_originals_later_config_works_as_it_did() {
     same(
         &commands(&sandbox, &names),
         str![[r#"
-opus: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus < PROJECT/.dispatch/tasks/x/worker/1/stdin
-sonnet: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model sonnet < PROJECT/.dispatch/tasks/x/worker/1/stdin
-haiku: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model haiku < PROJECT/.dispatch/tasks/x/worker/1/stdin
+opus: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus --session-id UUID < PROJECT/.dispatch/tasks/x/worker/1/stdin
+sonnet: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model sonnet --session-id UUID < PROJECT/.dispatch/tasks/x/worker/1/stdin
+haiku: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model haiku --session-id UUID < PROJECT/.dispatch/tasks/x/worker/1/stdin
 gpt-5.3-codex: sh -c 'exec codex exec -s workspace-write -C "$(pwd)" "$@"' sh --model gpt-5.3-codex - < PROJECT/.dispatch/tasks/x/worker/1/stdin
 gpt-5.3: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh --model gpt-5.3 < PROJECT/.dispatch/tasks/x/worker/1/stdin
-security-reviewer: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus < PROJECT/.dispatch/tasks/x/worker/1/stdin
+security-reviewer: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus --session-id UUID < PROJECT/.dispatch/tasks/x/worker/1/stdin
 
 "#]],
     );

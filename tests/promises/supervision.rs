@@ -66,7 +66,9 @@ PROJECT/.dispatch/tasks/x/run.lock
     );
     wait_until("the worker is itself", || {
         let name = fs::read_to_string(format!("/proc/{}/comm", sandbox.worker_of("x", 1)));
-        (name.ok()? == "sleep\n").then_some(())
+        // Its loader has a library open for a moment.
+        let open = names(format!("/proc/{}/fd", sandbox.worker_of("x", 1)).as_ref());
+        (name.ok()? == "sleep\n" && open == ["0", "1", "2"]).then_some(())
     });
     same(
         &open(sandbox.worker_of("x", 1)),

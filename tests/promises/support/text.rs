@@ -19,9 +19,10 @@ impl Redactions {
 
     /// The text without paths, ids of news, times and pids.
     pub(crate) fn apply(&self, text: &str) -> String {
-        static OTHERS: LazyLock<[(Regex, &str); 5]> = LazyLock::new(|| {
+        static OTHERS: LazyLock<[(Regex, &str); 6]> = LazyLock::new(|| {
             [
                 (r"#[0-9a-f]{8}(?-u:\b)", "#ID"),
+                (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID"),
                 (r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z", "TIME"),
                 (r"(?-u:\b)pid [0-9]+@[0-9]+", "pid PID"),
                 (r"(?-u:\b)[0-9]+s(?-u:\b)", "AGE"),

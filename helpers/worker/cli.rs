@@ -1,0 +1,66 @@
+//! The CLIs that dispatch knows: what is the same for all of them. Each has a file of its own.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::heard::{Heard, Kind};
+use super::{Job, Session, words};
+use crate::config::Access;
+
+/// A CLI that dispatch knows. It reads the prompt on standard input.
+pub(super) struct Cli {
+    /// The backend's name.
+    pub(super) name: &'static str,
+    /// What its programs are called.
+    pub(super) programs: &'static [&'static str],
+    /// The command line for a backend without a command of its own: without model, session and
+    /// further directories, which are put behind a command of the config too.
+    pub(super) argv: fn(&Job) -> Vec<OsString>,
+    /// What lets it write in that directory, which is not below its own.
+    pub(super) writable: fn(&Path) -> Vec<OsString>,
+    /// The flag before a model's name.
+    pub(super) model_flag: &'static str,
+    /// What it calls a model of the config.
+    pub(super) model_name: fn(&str) -> &str,
+    /// What begins that session, or continues it; it stands behind everything else.
+    pub(super) session: fn(Session) -> Vec<OsString>,
+    /// Why it cannot be held to that access on this machine, if so.
+    pub(super) gap: fn(Access) -> Option<String>,
+    /// Takes in an event: a JSON object that was a line of its own.
+    pub(super) event: fn(&Value, &mut Heard),
+    /// Takes in any other line, without colours.
+    pub(super) line: fn(&str, &mut Heard),
+    /// Its errors: the first expression that fits tells the kind.
+    pub(super) failures: &'static [(Kind, &'static str)],
+    /// What a person types to log in.
+    pub(super) login: &'static str,
+}
+
+impl Cli {
+    /// What is put behind the command line: further directories, the model, and the session.
+    pub(super) fn end(&self, command: &str, job: &Job) -> Vec<OsString> {
+        let mut end = Vec::new();
+        for directory in job.writable.iter().filter(|it| !it.starts_with(job.directory)) {
+            end.extend((self.writable)(directory));
+        }
+        if let Some(model) = job.model.filter(|_| !super::command::names_a_model(command)) {
+            end.extend(words(&[self.model_flag, (self.model_name)(model)]));
+        }
+        end.extend((self.session)(job.session));
+        end
+    }
+}
+
+pub(super) fn same_name(model: &str) -> &str {
+    model
+}
+
+pub(super) fn no_directories(_: &Path) -> Vec<OsString> {
+    Vec::new()
+}
+
+pub(super) fn no_gap(_: Access) -> Option<String> {
+    None
+}

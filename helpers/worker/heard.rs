@@ -1,0 +1,196 @@
+//! What a worker CLI says on its output: which session it works in, that it has said its last word,
+//! what it was denied, what it cost, and why it failed.
+//!
+//! Only the CLI's own words count: its events, and lines that are one of its known errors. A worker
+//! may well write about a rate limit that it is not under.
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Cli;
+
+/// The longest line that is looked at, in bytes; of a longer one nothing is.
+const LONGEST_LINE: usize = 1 << 20;
+
+/// The longest error that is kept, in characters.
+const LONGEST_ERROR: usize = 300;
+
+/// Why a CLI failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// It is not logged in, or its key is not taken.
+    Auth,
+    /// A rate limit or a used-up quota.
+    Quota,
+    /// It does not know or may not use the model.
+    Model,
+    /// It does not know the session that it was to continue.
+    Session,
+    /// It does not trust the directory.
+    Untrusted,
+    /// Its sandbox cannot start on this machine.
+    Sandbox,
+    /// It did not reach its provider.
+    Network,
+    /// Its provider failed, or it did itself.
+    Crash,
+}
+
+/// A failure in the CLI's own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind it is.
+    pub kind: Kind,
+    /// The line that says so.
+    pub said: String,
+    /// When a limit ends, in seconds since 1970, if the CLI said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resets: Option<u64>,
+}
+
+/// What an attempt used, as far as the CLI says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens that the model read, cached ones included.
+    pub input_tokens: u64,
+    /// Tokens that it wrote.
+    pub output_tokens: u64,
+    /// What that cost in US dollars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_usd: Option<f64>,
+}
+
+/// All that was heard of one attempt so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Heard {
+    /// The CLI's own name for the session.
+    pub session: Option<String>,
+    /// Whether it said its last word. It should exit by itself then.
+    pub over: bool,
+    /// What it was not allowed to do.
+    pub denied: Vec<String>,
+    /// What it used.
+    pub usage: Option<Usage>,
+    /// The last failure that it did not recover from.
+    pub failure: Option<Failure>,
+    /// When a limit ends of which no failure was heard yet.
+    pub resets: Option<u64>,
+}
+
+impl Heard {
+    /// Keeps a failure whose kind the CLI's table knows.
+    pub(super) fn known_failure(&mut self, cli: &Cli, said: &str) {
+        if let Some(kind) = kind_of(cli, said) {
+            self.fail(kind, said);
+        }
+    }
+
+    /// Keeps a failure that the CLI reports as one, whether the table knows its kind or not.
+    pub(super) fn reported_failure(&mut self, cli: &Cli, said: &str) {
+        self.fail(kind_of(cli, said).unwrap_or(Kind::Crash), said);
+    }
+
+    /// Keeps a failure of that kind.
+    pub(super) fn fail(&mut self, kind: Kind, said: &str) {
+        let said = said.trim().lines().next().unwrap_or_default();
+        let said = said.chars().take(LONGEST_ERROR).collect();
+        let resets = self.resets.filter(|_| kind == Kind::Quota);
+        self.failure = Some(Failure { kind, said, resets });
+    }
+
+    /// Adds what one more turn used.
+    pub(super) fn used(&mut self, input_tokens: u64, output_tokens: u64, cost_usd: Option<f64>) {
+        let usage = self.usage.get_or_insert_default();
+        usage.input_tokens += input_tokens;
+        usage.output_tokens += output_tokens;
+        if let Some(cost) = cost_usd {
+            *usage.cost_usd.get_or_insert_default() += cost;
+        }
+    }
+}
+
+/// The kind of an error by the CLI's table.
+fn kind_of(cli: &Cli, said: &str) -> Option<Kind> {
+    let matches = |pattern: &str| Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(said));
+    cli.failures.iter().find(|(_, pattern)| matches(pattern)).map(|(kind, _)| *kind)
+}
+
+/// Listens to a worker's output as it comes.
+pub struct Listener {
+    cli: Option<&'static Cli>,
+    line: Vec<u8>,
+    heard: Heard,
+}
+
+impl Listener {
+    pub(super) fn new(cli: Option<&'static Cli>) -> Self {
+        Self { cli, line: Vec::new(), heard: Heard::default() }
+    }
+
+    /// What was heard so far.
+    pub fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
+    /// Takes more output in, cut anywhere.
+    pub fn hear(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if self.line.len() < LONGEST_LINE {
+                self.line.extend_from_slice(piece);
+            }
+            if piece.ends_with(b"\n") {
+                self.end_line();
+            }
+        }
+    }
+
+    /// Takes in that no more output comes.
+    pub fn end(&mut self) {
+        self.end_line();
+    }
+
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        let Some(cli) = self.cli.filter(|_| line.len() < LONGEST_LINE) else { return };
+        let line = plain(&String::from_utf8_lossy(&line));
+        let line = line.trim();
+        if line.starts_with('{')
+            && let Ok(event) = serde_json::from_str::<Value>(line)
+        {
+            (cli.event)(&event, &mut self.heard);
+        } else if !line.is_empty() {
+            (cli.line)(line, &mut self.heard);
+        }
+    }
+}
+
+/// Without terminal colours, and with plain apostrophes.
+fn plain(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    let mut rest = line.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            // A control sequence ends with a letter or one of @[\]^_`{|}~ (ECMA-48).
+            '\u{1b}' => {
+                if rest.next() == Some('[') {
+                    rest.by_ref().find(|c| ('@'..='~').contains(c));
+                }
+            }
+            '\u{2019}' => plain.push('\''),
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_and_curly_apostrophes_hide_no_error() {
+        assert_eq!(plain("\u{1b}[1;31mYou\u{2019}ve hit\u{1b}[0m it"), "You've hit it");
+    }
+}

@@ -1,0 +1,34 @@
+//! Qwen Code as a worker (checked with 0.15.10 on 2026-11-21).
+
+use std::ffi::OsString;
+
+use serde_json::Value;
+
+use super::cli::{Cli, no_directories, no_gap, same_name};
+use super::heard::Heard;
+use super::{Job, Session, words};
+
+pub(super) static CLI: Cli = Cli {
+    name: "qwen",
+    programs: &["qwen"],
+    argv,
+    writable: no_directories,
+    model_flag: "-m",
+    model_name: same_name,
+    session,
+    gap: no_gap,
+    event,
+    line: |line, heard| heard.known_failure(&CLI, line),
+    failures: &[],
+    login: "qwen",
+};
+
+fn argv(_: &Job) -> Vec<OsString> {
+    words(&["qwen", "-y"])
+}
+
+fn session(_: Session) -> Vec<OsString> {
+    Vec::new()
+}
+
+fn event(_: &Value, _: &mut Heard) {}
