@@ -131,6 +131,12 @@ impl Plan {
     /// [`Exit::Data`] if it has no item, or one without words.
     pub fn parse_new(text: &str, path: &Path) -> Result<Self, Refusal> {
         let plan = Self::parse(text);
+        if let Some(before) = text.find('\0').map(|at| &text[..at]) {
+            let line = before.matches('\n').count() + 1;
+            return Err(Refusal::new(Exit::Data, "the plan holds a zero byte")
+                .place(format!("{}, line {line}", path.display()))
+                .next("take it out and call again; no program can be given one"));
+        }
         if plan.items.is_empty() {
             return Err(Refusal::new(Exit::Data, "the plan has no items")
                 .place(format!("{}: no line like '- [ ] A concrete step'", path.display()))

@@ -91,6 +91,11 @@ fn text(argument: &str) -> Result<String> {
 /// Like [`text`], for a text that says something.
 fn some_text(argument: &str, what: &str) -> Result<String> {
     let text = text(argument)?;
+    if text.contains('\0') {
+        return Err(Refusal::new(Exit::Data, format!("{what} holds a zero byte"))
+            .next("give it again without")
+            .into());
+    }
     if text.trim().is_empty() {
         return Err(Refusal::new(Exit::Usage, format!("{what} is empty"))
             .next("give the words, or - and the words on standard input")

@@ -8,17 +8,19 @@ use clap::Parser;
 use serde_json::json;
 
 use super::{directory, run, say, text};
-use crate::config::{Access, Choice, Config, Route, choose, choose::How};
+use crate::config::{Access, Choice, Config, PromptVia, Route, choose, choose::How};
 use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
-use crate::plan::Plan;
+use crate::plan::{Marker, Plan};
 use crate::process::Life;
 use crate::project::{Project, TASK_DIR, TaskId};
 use crate::task::{self, Record, Task, calling_host, now, prompt, random_hex};
 use crate::worker::supervise::Started;
-use crate::worker::{Session, attempt, claude, is_known, launcher, own_helper, supervise};
+use crate::worker::{
+    self, Invocation, Session, attempt, claude, gap, is_known, launcher, own_helper, supervise,
+};
 
 /// Stands for the session's name in a dry run.
 const SESSION: &str = "00000000-0000-4000-8000-000000000000";
@@ -43,12 +45,18 @@ pub struct Args {
     /// Where the plan is, if not in the task's directory; - is standard input
     #[arg(long, value_name = "FILE|-")]
     plan: Option<String>,
-    /// Start a worker again for what is left of a task
-    #[arg(long, conflicts_with_all = ["model", "access", "plan", "dry_run"])]
+    /// Start a worker again for what is left of a task, with --model another one
+    #[arg(long, conflicts_with_all = ["plan", "dry_run"])]
     resume: bool,
+    /// Count this item as done because the person does not want it
+    #[arg(long, value_name = "ITEM", requires = "resume")]
+    skip: Vec<usize>,
     /// Say what would run, and start nothing
     #[arg(long)]
     dry_run: bool,
+    /// Print it as JSON
+    #[arg(long, requires = "dry_run")]
+    json: bool,
     /// Allow a worker to start workers
     #[arg(long)]
     nested: bool,
@@ -83,7 +91,7 @@ pub fn main() -> ExitCode {
         let here = directory(args.directory.as_deref())?;
         let project = Project::find(&here)?;
         if args.resume {
-            resume(&project.existing_task(&id)?)
+            resume(&args, &project.existing_task(&id)?)
         } else {
             start(&args, &project, id, here)
         }
@@ -110,7 +118,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         model: choice.model.clone(),
         backend: choice.backend.clone(),
         route: route(&choice),
-        access: args.access.or(choice.settings.access).unwrap_or(Access::Write),
+        access: access(args, &choice)?.unwrap_or(Access::Write),
         directory: here,
         worktree: None,
         after: Vec::new(),
@@ -118,22 +126,11 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         created: now(),
         stop: false,
     };
-    let helper = match record.route {
-        Route::Agent => launcher("dispatch-worker")?,
-        Route::Cli => own_helper()?,
-    };
-    let call = match record.route {
-        Route::Agent => None,
-        Route::Cli => Some(attempt::call(&task, &record, &helper, Session::New(SESSION))?),
-    };
+    let helper = helper(&record)?;
+    let call = startable(&task, &record, &choice)?;
+    let prompt = prompt::first(&task, &record, choice.prompt.as_deref(), &helper, &plan);
     if args.dry_run {
-        say(match call {
-            None => agent_call(&task, &record, &task.prompt_path())?,
-            Some(call) => {
-                format!("{} < {}", call.shell_line(), task.attempt(1).stdin_path().display())
-            }
-        });
-        return Ok(Exit::Ok);
+        return dry_run(args.json, &task, &record, call.as_ref(), &prompt);
     }
 
     project.prepare()?;
@@ -144,7 +141,6 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         if args.plan.is_some() || !task.plan_path().is_file() {
             files::publish(&task.plan_path(), plan.as_bytes())?;
         }
-        let prompt = prompt::first(&task, &record, choice.prompt.as_deref(), &helper, &plan);
         files::publish(&task.prompt_path(), prompt.as_bytes())?;
         crash::point("spawn", "prepared");
         if !task.claim(&record)? {
@@ -156,14 +152,111 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     if chosen.how != How::Default {
         chosen.note.iter().for_each(say);
     }
+    if call.is_some() {
+        name_obsolete_flags(&config, &choice);
+    }
     launch(&task, &record)
 }
 
-/// Starts a worker for what is left.
-fn resume(task: &Task) -> Result<Exit> {
+/// Says once for each backend that its command is not run as it stands.
+fn name_obsolete_flags(config: &Config, choice: &Choice) {
+    let flags = worker::obsolete_flags(&choice.settings);
+    let said = config.path().with_file_name(format!(".old-flags-of-{}", choice.backend));
+    // Where it cannot be noted, it is better said never than always.
+    if !flags.is_empty() && files::publish_new(&said, b"").unwrap_or(false) {
+        for (flag, replacement) in flags {
+            let backend = &choice.backend;
+            say(format!("{backend} no longer takes {flag}; {replacement} is used in its place"));
+        }
+    }
+}
+
+/// How the worker of a process of its own is called; `None` for an agent.
+///
+/// # Errors
+/// Whatever is in the way of its start and can be known before.
+fn startable(task: &Task, record: &Record, choice: &Choice) -> Result<Option<Invocation>> {
+    if record.route == Route::Agent {
+        return Ok(None);
+    }
+    let backend = &record.backend;
+    if let Some(why) = gap(backend, &choice.settings, record.access) {
+        let access = record.access;
+        return Err(Refusal::new(
+            Exit::Unavailable,
+            format!("{backend}'s workers cannot be held to '{access}' access"),
+        )
+        .place(why)
+        .next(format!(
+            "if the user lets them do anything: dispatch-config set-access {backend} full"
+        ))
+        .into());
+    }
+    attempt::call(task, record, &own_helper()?, Session::New(SESSION)).map(Some)
+}
+
+/// The access that was asked for, or that the config gives the backend.
+fn access(args: &Args, choice: &Choice) -> Result<Option<Access>, Refusal> {
+    if args.access.is_some() && choice.settings.command.is_some() {
+        let backend = &choice.backend;
+        return Err(Refusal::new(
+            Exit::Data,
+            format!("what {backend}'s workers may do is in its command"),
+        )
+        .place(format!("backends.{backend}.command of the config"))
+        .next("leave --access out, or change the flags there"));
+    }
+    Ok(args.access.or(choice.settings.access))
+}
+
+/// The `dispatch-worker` that a task's worker can reach.
+fn helper(record: &Record) -> Result<PathBuf> {
+    match record.route {
+        Route::Agent => launcher("dispatch-worker"),
+        Route::Cli => own_helper(),
+    }
+}
+
+/// Prints what would run.
+fn dry_run(
+    json: bool,
+    task: &Task,
+    record: &Record,
+    call: Option<&Invocation>,
+    prompt: &str,
+) -> Result<Exit> {
+    let stdin = task.attempt(1).stdin_path();
+    say(match call {
+        None => agent_call(task, record, &task.prompt_path())?,
+        Some(call) if json => {
+            let argv = call.with_prompt(prompt, &stdin);
+            let argv: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
+            let unset = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+            let unset: Vec<String> = unset.filter(|name| attempt::of_the_host(name)).collect();
+            let stdin = (call.prompt == PromptVia::Stdin).then_some(&stdin);
+            json!({
+                "argv": argv,
+                "stdin": stdin,
+                "directory": record.directory,
+                "environment": { TASK_DIR: task.directory() },
+                "unset": unset,
+                "prompt": prompt,
+            })
+            .to_string()
+        }
+        Some(call) => call.shell_line(prompt, &stdin),
+    });
+    Ok(Exit::Ok)
+}
+
+/// Starts a worker for what is left, the same one or another.
+fn resume(args: &Args, task: &Task) -> Result<Exit> {
     let view = task.view()?;
     let id = task.id();
+    // A supervisor that has recorded the end of its worker is about to end too.
+    let running = view.attempt.is_some() && view.exit.is_none();
     if view.record.route == Route::Cli
+        && running
         && view.processes.iter().any(|process| process.life() != Life::Dead)
     {
         return Err(Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
@@ -175,10 +268,56 @@ fn resume(task: &Task) -> Result<Exit> {
             .next("dispatch what is to be done now as a new task")
             .into());
     }
-    if view.record.stop {
+    let mut record = view.record;
+    if args.model.is_some() || args.access.is_some() {
+        change_worker(args, task, &mut record)?;
+    }
+    for &item in &args.skip {
+        task.edit_plan(|plan| plan.mark(item, Marker::Done, "skipped: the user does not want it"))?;
+    }
+    if task.plan()?.complete() {
+        let items: Vec<_> = args.skip.iter().map(usize::to_string).collect();
+        let what = format!("Nothing was left but what the user skipped: {}.", items.join(", "));
+        task.ipc().finish(&what)?;
+        say(format!("{id} is done: nothing is left. Tell the user and stop."));
+        return Ok(Exit::Ok);
+    }
+    if record.stop {
+        record.stop = false;
         task.change_record(|record| record.stop = false)?;
     }
-    launch(task, &view.record)
+    launch(task, &record)
+}
+
+/// Gives what is left of a task to another worker, or to the same one with other access.
+fn change_worker(args: &Args, task: &Task, record: &mut Record) -> Result<()> {
+    let config = Config::load()?;
+    let name = args.model.as_deref().unwrap_or(&record.name);
+    let chosen = choose::by_name(&config, Some(name))?;
+    chosen.note.iter().for_each(say);
+    let choice = chosen.choice;
+    let held = record.worktree.is_some() || !record.after.is_empty();
+    let new = Record {
+        name: choice.name.clone(),
+        model: choice.model.clone(),
+        backend: choice.backend.clone(),
+        route: if held { Route::Cli } else { route(&choice) },
+        access: access(args, &choice)?.unwrap_or(record.access),
+        ..record.clone()
+    };
+    startable(task, &new, &choice)?;
+    let plan = files::read(&task.plan_path())?.unwrap_or_default();
+    let prompt = prompt::first(task, &new, choice.prompt.as_deref(), &helper(&new)?, &plan);
+    files::publish(&task.prompt_path(), prompt.as_bytes())?;
+    task.change_record(|record| {
+        record.name.clone_from(&new.name);
+        record.model.clone_from(&new.model);
+        record.backend.clone_from(&new.backend);
+        record.route = new.route;
+        record.access = new.access;
+    })?;
+    *record = new;
+    Ok(())
 }
 
 fn launch(task: &Task, record: &Record) -> Result<Exit> {

@@ -4,11 +4,10 @@ use std::path::Path;
 
 use super::Config;
 use super::caret::{closest, marked};
-use super::detect::removed_flags;
 use super::spans::{Kind, Node, duplicates, tree};
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::worker::{is_known, missing_program, program_of};
+use crate::worker::{is_known, missing_program, obsolete_flags, program_of};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -274,13 +273,10 @@ impl Check<'_> {
         let program = program_of(command).unwrap_or_default();
         let cli =
             Path::new(&program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        for (flag, replacement) in removed_flags(cli, None) {
-            if command.split_whitespace().any(|word| word == flag) {
-                let at =
-                    self.text[value.body..value.end].find(flag).map_or(at, |at| value.body + at);
-                let remedy = format!("write {replacement} in its place");
-                self.add(at, format!("{cli} does not take {flag} any more"), remedy);
-            }
+        for (flag, replacement) in obsolete_flags(&settings) {
+            let at = self.text[value.body..value.end].find(flag).map_or(at, |at| value.body + at);
+            let remedy = format!("write {replacement} in its place");
+            self.add(at, format!("{cli} does not take {flag} any more"), remedy);
         }
     }
 }

@@ -41,6 +41,13 @@ pub enum Edit {
         /// The shell command, where the backend is not a known CLI.
         command: Option<String>,
     },
+    /// Says what a backend's workers may do.
+    SetAccess {
+        /// The backend's name.
+        backend: String,
+        /// The access, as the config spells it.
+        access: String,
+    },
     /// Adds an alias.
     AddAlias {
         /// Its name.
@@ -103,6 +110,9 @@ impl<'a> Change<'a> {
             Edit::SetModelBackend { id, .. } => ("change the model", "models", id, Some(true)),
             Edit::RemoveModel(id) => ("remove the model", "models", id, Some(true)),
             Edit::AddBackend { name, .. } => ("add the backend", "backends", name, Some(false)),
+            Edit::SetAccess { backend, .. } => {
+                ("set the access of", "backends", backend, Some(true))
+            }
             Edit::AddAlias { name, .. } => ("add the alias", "aliases", name, Some(false)),
             Edit::RemoveAlias(name) => ("remove the alias", "aliases", name, Some(true)),
         };
@@ -113,6 +123,9 @@ impl<'a> Change<'a> {
             Edit::RemoveModel(_) | Edit::RemoveAlias(_) => (vec![section, name], None),
             Edit::SetModelBackend { backend, .. } => {
                 (vec![section, name, "backend"], Some(backend.as_str().into()))
+            }
+            Edit::SetAccess { access, .. } => {
+                (vec![section, name, "access"], Some(access.as_str().into()))
             }
             _ => (vec![section, name], Some(Value::Mapping(map.collect()))),
         };
@@ -186,6 +199,7 @@ impl Edit {
                 vec![("backend", backend)]
             }
             Self::AddBackend { command: Some(command), .. } => vec![("command", command)],
+            Self::SetAccess { access, .. } => vec![("access", access)],
             Self::AddAlias { model, prompt: Some(prompt), .. } => {
                 vec![("model", model), ("prompt", prompt)]
             }
@@ -313,7 +327,10 @@ impl Document<'_> {
                 Some((_, value)) => Some(self.set(value, name)),
                 None => self.add_default(name),
             },
-            Edit::SetModelBackend { id, backend } => self.set_backend(id, backend),
+            Edit::SetModelBackend { id, backend } => self.set_key("models", id, "backend", backend),
+            Edit::SetAccess { backend, access } => {
+                self.set_key("backends", backend, "access", access)
+            }
             Edit::RemoveModel(id) => self.remove("models", id),
             Edit::RemoveAlias(name) => self.remove("aliases", name),
             Edit::AddModel { id, .. } => self.add("models", id, edit),
@@ -357,13 +374,14 @@ impl Document<'_> {
         gone.filter_map(carried_on).collect()
     }
 
-    fn set_backend(&self, id: &str, backend: &str) -> Option<Vec<Splice>> {
-        let (_, value) = self.entry("models", id)?;
-        if let Some((_, old)) = value.get("backend") {
-            return Some(self.set(old, backend));
+    /// Gives an entry's key another value.
+    fn set_key(&self, section: &str, name: &str, key: &str, new: &str) -> Option<Vec<Splice>> {
+        let (_, value) = self.entry(section, name)?;
+        if let Some((_, old)) = value.get(key) {
+            return Some(self.set(old, new));
         }
         if let Some(last) = value.entries().len().checked_sub(1) {
-            let pair = format!("backend: {}", scalar(backend, PLAIN));
+            let pair = format!("{key}: {}", scalar(new, PLAIN));
             return Some(self.insert(value, last, &pair, true));
         }
         // Nothing, `{}` or an alias: the entry is given a map of its own.
@@ -372,7 +390,7 @@ impl Document<'_> {
             return None;
         }
         let space = if self.text[..value.body].ends_with(':') { " " } else { "" };
-        let map = flow_map(&[("backend", backend)], self.quote());
+        let map = flow_map(&[(key, new)], self.quote());
         Some(vec![(value.body..value.end, format!("{space}{map}"))])
     }
 

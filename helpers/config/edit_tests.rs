@@ -409,7 +409,7 @@ impl Random {
         let text = (self.below(3) > 0).then(|| self.of(TEXTS).to_owned());
         // To remove what is not there is refused, to add what is there too: both now and then.
         let (rare, half) = (12, 2);
-        match self.below(8) {
+        match self.below(9) {
             0 => default(&self.name(value, "models", half)),
             1 | 2 => model(&self.new_name(value, "models"), &self.name(value, "backends", half)),
             3 => set(&self.name(value, "models", rare), &self.name(value, "backends", half)),
@@ -419,7 +419,11 @@ impl Random {
                 let model = self.name(value, "models", half);
                 alias(&self.new_name(value, "aliases"), &model, text.as_deref())
             }
-            _ => Edit::RemoveAlias(self.name(value, "aliases", rare)),
+            7 => Edit::RemoveAlias(self.name(value, "aliases", rare)),
+            _ => Edit::SetAccess {
+                backend: self.name(value, "backends", rare),
+                access: self.of(&["read", "write", "full"]).into(),
+            },
         }
     }
 
@@ -441,7 +445,7 @@ fn expected(before: &Value, edit: &Edit) -> Option<Value> {
             return Some(root.into());
         }
         Edit::AddModel { .. } | Edit::SetModelBackend { .. } | Edit::RemoveModel(_) => "models",
-        Edit::AddBackend { .. } => "backends",
+        Edit::AddBackend { .. } | Edit::SetAccess { .. } => "backends",
         Edit::AddAlias { .. } | Edit::RemoveAlias(_) => "aliases",
     };
     let mut map = match root.get(section) {
@@ -455,11 +459,11 @@ fn expected(before: &Value, edit: &Edit) -> Option<Value> {
         Edit::RemoveModel(name) | Edit::RemoveAlias(name) => {
             map.shift_remove(name.as_str())?;
         }
-        Edit::SetModelBackend { id, backend } => {
-            let model = map.get_mut(id.as_str())?;
-            let mut entry = model.as_mapping().cloned().unwrap_or_default();
-            entry.insert("backend".into(), backend.as_str().into());
-            *model = entry.into();
+        Edit::SetModelBackend { id: name, .. } | Edit::SetAccess { backend: name, .. } => {
+            let old = map.get_mut(name.as_str())?;
+            let mut entry = old.as_mapping().cloned().unwrap_or_default();
+            entry.extend(edit.fields().into_iter().map(|(key, text)| (key.into(), text.into())));
+            *old = entry.into();
         }
         Edit::AddModel { id: name, .. }
         | Edit::AddBackend { name, .. }
@@ -545,7 +549,8 @@ fn fault(before: &str, after: &str, edit: &Edit, expected: &Value) -> Option<&'s
     let (old, new) = (parse(before), parse(after));
     let (old, new, expected) = (tidy(&old), tidy(&new), tidy(expected));
     let removal = matches!(edit, Edit::RemoveModel(_) | Edit::RemoveAlias(_));
-    let set = matches!(edit, Edit::SetDefault(_) | Edit::SetModelBackend { .. });
+    let set =
+        matches!(edit, Edit::SetDefault(_) | Edit::SetModelBackend { .. } | Edit::SetAccess { .. });
     let markers =
         ["{}", "{ }", "{\n}", "{\r\n}", "~", "null"].iter().any(|marker| before.contains(marker));
     if new != expected {

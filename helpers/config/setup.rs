@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::Config;
 use super::detect::{Found, Listing, preferred_backend, provider};
-use crate::worker::{is_known, shell_word};
+use super::{Access, Backend, Config};
+use crate::worker::{gap, is_known, shell_word};
 
 /// A model that could be the default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -73,14 +73,22 @@ pub fn offers(found: &[Found], listings: &[Listing]) -> Vec<Offer> {
     picks.into_iter().map(offer).collect()
 }
 
-/// The text of the first config.
-pub fn text(default: &str, found: &[Found], listings: &[Listing]) -> String {
+/// The CLIs whose workers cannot be held to what a task asks for, with the reason.
+pub fn gaps(found: &[Found]) -> Vec<(&str, String)> {
+    let settings = Backend::default();
+    let gap = |found: &'_ Found| gap(&found.backend, &settings, Access::Write);
+    found.iter().filter_map(|found| Some((found.backend.as_str(), gap(found)?))).collect()
+}
+
+/// The text of the first config. The backends of `full` may do anything.
+pub fn text(default: &str, found: &[Found], listings: &[Listing], full: &[String]) -> String {
     let mut text = format!(
         "# Who can work for dispatch. Yours to edit: 'dispatch-config check' says what is wrong.\n\ndefault: {}\n\nbackends:\n",
         scalar(default)
     );
     for found in found {
-        let _ = writeln!(text, "  {}: {}", scalar(&found.backend), backend(found));
+        let settings = backend(found, full.contains(&found.backend));
+        let _ = writeln!(text, "  {}: {settings}", scalar(&found.backend));
     }
     text.push_str("\nmodels:\n");
     for (provider, models) in models(found, listings) {
@@ -100,7 +108,7 @@ pub fn migrated(old: &Config, found: &[Found], listings: &[Listing]) -> String {
         listing.models.retain(|model| old.agents.get(&model.id).is_none());
     }
     let default = old.default.as_deref().or(old.agents.iter().map(|(name, _)| name).next());
-    let mut text = text(default.unwrap_or_default(), found, &listings);
+    let mut text = text(default.unwrap_or_default(), found, &listings, &[]);
     text.push_str("\n# Commands under names of their own, from the config before.\nagents:\n");
     for (name, agent) in old.agents.iter() {
         let command = scalar(agent.command.trim_end());
@@ -123,11 +131,11 @@ pub fn migrated(old: &Config, found: &[Found], listings: &[Listing]) -> String {
     text
 }
 
-/// A backend's settings: none for a CLI that is called by its usual name.
-fn backend(found: &Found) -> String {
+/// A backend's settings: none but its access for a CLI that is called by its usual name.
+fn backend(found: &Found, full: bool) -> String {
     let program = found.program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if is_known(&found.backend) && program != "agent" {
-        return "{}".into();
+        return if full { "{ access: full }" } else { "{}" }.into();
     }
     // Cursor's other name, which other makers use too, is written as the path that was looked at.
     let program = shell_word(&found.program.display().to_string());
@@ -189,7 +197,7 @@ mod tests {
     #[test]
     fn the_first_config_has_what_was_found_by_provider() {
         let (found, listings) = machine();
-        let text = text("opus", &found, &listings);
+        let text = text("opus", &found, &listings, &["codex".into()]);
         assert_eq!(
             text,
             r#"# Who can work for dispatch. Yours to edit: 'dispatch-config check' says what is wrong.
@@ -198,7 +206,7 @@ default: opus
 
 backends:
   claude: {}
-  codex: {}
+  codex: { access: full }
   cursor: { command: "\"/home/me/my bin/agent\" -p --force --trust", prompt: stdin }
 
 models:

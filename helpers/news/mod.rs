@@ -10,10 +10,11 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::config::Route;
+use crate::config::{Choice, Config, Route};
 use crate::plan::Marker;
-use crate::task::{State, View};
-use crate::worker::{launcher, shell_word};
+use crate::task::{Reason, State, View, Wait};
+use crate::worker::heard::Kind;
+use crate::worker::{self, launcher, shell_word};
 
 /// The longest quotation of a worker in one line of news, in characters.
 const LONGEST_QUOTE: usize = 600;
@@ -58,18 +59,51 @@ pub fn events(view: &View) -> Result<Vec<Event>> {
     }
     for (question, text) in &view.questions {
         let line = format!("{id} asks ({}): {}", question.name, quoted(text));
-        let monitor = launcher("dispatch-monitor")?;
         let next = format!(
             "ask the user, then run: {} --answer {id}/{} - <<'EOF' (the answer, then EOF)",
-            shell_word(&monitor.display().to_string()),
+            command("dispatch-monitor")?,
             question.name,
         );
         events.push(Event::new(view, format!("question/{}", question.name), line, next));
     }
+    events.extend(stay(view)?);
     if view.state.ended() {
         events.push(end(view)?);
     }
     Ok(events)
+}
+
+/// A task that does not get on, and will not by itself or only later.
+fn stay(view: &View) -> Result<Option<Event>> {
+    let id = view.task.id();
+    let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
+    let attempt = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
+    let because = quoted(&view.because());
+    let spawn = command("dispatch-spawn")?;
+    let (key, line, next) = match &view.reason {
+        Reason::Silent(since) => (
+            format!("silent/{attempt}/{since}"),
+            format!("{id} silent ({items}): {because}"),
+            format!("tell the user; {} stop {id} ends it", command("dispatch-reconcile")?),
+        ),
+        Reason::Waits(Wait::Parked { .. }) => (
+            format!("parked/{attempt}"),
+            format!("{id} parked ({items}): {because}"),
+            "tell the user; it goes on by itself".into(),
+        ),
+        Reason::Waits(Wait::Held { task, why }) => (
+            format!("held/{task}/{why}"),
+            format!("{id} {because}"),
+            format!("tell the user and ask; {spawn} {id} --resume starts it all the same"),
+        ),
+        _ => return Ok(None),
+    };
+    Ok(Some(Event::new(view, key, line, next)))
+}
+
+/// A helper as the host calls it.
+fn command(helper: &str) -> Result<String> {
+    Ok(shell_word(&launcher(helper)?.display().to_string()))
 }
 
 /// The key of the event that an attempt's end in that state is.
@@ -84,7 +118,7 @@ fn end(view: &View) -> Result<Event> {
     let because = view.because();
     let because =
         if because.is_empty() { String::new() } else { format!(": {}", quoted(&because)) };
-    let spawn = shell_word(&launcher("dispatch-spawn")?.display().to_string());
+    let spawn = command("dispatch-spawn")?;
     let (line, next) = match view.state {
         State::Done => {
             let summary = view.summary.as_deref().filter(|summary| !summary.is_empty());
@@ -96,11 +130,21 @@ fn end(view: &View) -> Result<Event> {
             } else {
                 String::new()
             };
-            (format!("{id} done ({items}, {age}){summary}{report}"), "tell the user".into())
+            let branch = view.record.worktree.as_ref();
+            let branch =
+                branch.map_or_else(String::new, |worktree| format!(" Branch: {}", worktree.branch));
+            (format!("{id} done ({items}, {age}){summary}{report}{branch}"), "tell the user".into())
         }
         State::Blocked => (
             format!("{id} blocked ({items}){because}"),
-            format!("ask the user; with the answer as a note, {spawn} {id} --resume goes on"),
+            match &view.reason {
+                Reason::Item(item) => format!(
+                    "ask the user; with the answer as a note, {spawn} {id} --resume goes on, --resume --skip {item} without that item"
+                ),
+                _ => format!(
+                    "ask the user; with the answer as a note, {spawn} {id} --resume goes on"
+                ),
+            },
         ),
         State::Incomplete => {
             let left = view.plan.first(Marker::Open).map_or_else(String::new, |(number, item)| {
@@ -111,12 +155,57 @@ fn end(view: &View) -> Result<Event> {
                 format!("tell the user what is left and ask; {spawn} {id} --resume does the rest"),
             )
         }
-        state => (
-            format!("{id} {state} ({items}, {age}){because}"),
-            format!("tell the user and ask; {spawn} {id} --resume tries again"),
-        ),
+        state => (format!("{id} {state} ({items}, {age}){because}"), remedy(view, &spawn)),
     };
     Ok(Event::new(view, end_key(view, view.state), line, next))
+}
+
+/// What mends a failure.
+fn remedy(view: &View, spawn: &str) -> String {
+    let resume = format!("{spawn} {} --resume", view.task.id());
+    let (ask, then) = ("tell the user and ask;", "tries again");
+    match &view.reason {
+        Reason::Item(item) => {
+            format!("{ask} {resume} {then}, --resume --skip {item} goes on without that item")
+        }
+        Reason::NotStarted(_) => format!("{ask} {resume} {then}, --model NAME with another"),
+        Reason::Denied(_) => format!("{ask} {} lets it do anything", full_access(view, &resume)),
+        Reason::Cli(failure) => match failure.kind {
+            Kind::Auth => {
+                let choice = choice(view);
+                let login = choice.and_then(|it| worker::login(&it.backend, &it.settings));
+                let login = login.unwrap_or("its CLI");
+                format!("the user must log in ({login}); then {resume}")
+            }
+            Kind::Quota => format!("{ask} {resume} {then}, --model NAME with another"),
+            Kind::Model => format!("ask the user which model instead; {resume} --model NAME"),
+            Kind::Sandbox => {
+                format!("{ask} {} works without a sandbox", full_access(view, &resume))
+            }
+            Kind::Untrusted => {
+                let directory = view.record.directory.display();
+                format!("the user must let it trust {directory}; then {resume}")
+            }
+            Kind::Network => format!("{ask} when the network is back, {resume}"),
+            Kind::Session | Kind::Crash => {
+                format!("{ask} {resume} {then}, --model NAME with another")
+            }
+        },
+        _ => format!("{ask} {resume} {then}"),
+    }
+}
+
+/// What lets the worker do anything.
+fn full_access(view: &View, resume: &str) -> String {
+    match choice(view).is_some_and(|choice| choice.settings.command.is_some()) {
+        true => format!("another flag in backends.{}.command of the config", view.record.backend),
+        false => format!("{resume} --access full"),
+    }
+}
+
+/// What the config says of the task's worker now.
+fn choice(view: &View) -> Option<Choice> {
+    Config::load().ok()?.resolve(Some(&view.record.name)).ok()
 }
 
 /// The id of the event that a worker's `finish` becomes, which an agent repeats in its last

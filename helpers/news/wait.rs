@@ -236,7 +236,12 @@ impl Waiter {
 
 impl Seen {
     fn is_active(&self) -> bool {
-        let active = |view: &View| matches!(view.state, State::Running | State::Asking);
+        let active = |view: &View| match view.state {
+            State::Running | State::Asking => true,
+            // Its supervisor will start it.
+            State::Waiting => !view.processes.is_empty(),
+            _ => false,
+        };
         self.view.as_ref().is_some_and(active)
     }
 

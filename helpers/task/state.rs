@@ -281,7 +281,7 @@ impl View {
             Reason::ExitCode(code) => format!("exit code {code}{}", self.last_words()),
             Reason::Signal(signal) => format!("ended by signal {signal}{}", self.last_words()),
             Reason::Lost => "lost: the worker is gone and nobody saw it end".into(),
-            Reason::Cli(failure) => failure.said.clone(),
+            Reason::Cli(failure) => format!("{}: {}", failure.kind, failure.said),
             Reason::Denied(what) => format!("denied: {}", what.join(", ")),
             Reason::Silent(since) => format!("no sign of life since {since}"),
             Reason::Waits(wait) => wait.to_string(),

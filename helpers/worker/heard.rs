@@ -4,6 +4,8 @@
 //! Only the CLI's own words count: its events, and lines that are one of its known errors. A worker
 //! may well write about a rate limit that it is not under.
 
+use std::fmt;
+
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -36,6 +38,21 @@ pub enum Kind {
     Network,
     /// Its provider failed, or it did itself.
     Crash,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auth => "not logged in",
+            Self::Quota => "rate limit",
+            Self::Model => "no such model",
+            Self::Session => "unknown session",
+            Self::Untrusted => "untrusted folder",
+            Self::Sandbox => "its sandbox cannot start",
+            Self::Network => "no connection",
+            Self::Crash => "error",
+        })
+    }
 }
 
 /// A failure in the CLI's own words.

@@ -82,11 +82,22 @@ impl Invocation {
         argv
     }
 
-    /// The command as a person would type it.
-    pub fn shell_line(&self) -> String {
-        let words: Vec<_> =
-            self.argv.iter().map(|word| shell_word(&word.to_string_lossy())).collect();
-        words.join(" ")
+    /// The command as a person would type it; `file` holds the prompt.
+    pub fn shell_line(&self, prompt: &str, file: &Path) -> String {
+        let quoted = |word: &OsString| shell_word(&word.to_string_lossy());
+        let argv = self.with_prompt(prompt, file);
+        let mut line: Vec<_> = self.argv.iter().map(quoted).collect();
+        let file = shell_word(&file.display().to_string());
+        match self.prompt {
+            PromptVia::Stdin => line.push(format!("< {file}")),
+            PromptVia::Arg if prompt.len() <= LONGEST_ARGUMENT => {
+                line.push(format!("\"$(cat {file})\""));
+            }
+            PromptVia::Arg | PromptVia::File => {
+                line.extend(argv.last().map(quoted));
+            }
+        }
+        line.join(" ")
     }
 }
 
@@ -174,8 +185,20 @@ pub fn login(name: &str, settings: &Backend) -> Option<&'static str> {
     known_cli(name, settings).map(|cli| cli.login)
 }
 
-/// A command without the flags that its CLI no longer takes. Configs that were written for older
-/// versions live on; `dispatch-config check` names such flags.
+/// The flags in a backend's command that its CLI no longer takes, each with what is used in its
+/// place.
+pub fn obsolete_flags(settings: &Backend) -> Vec<(&'static str, &'static str)> {
+    let Some(command) = settings.command.as_deref() else { return Vec::new() };
+    let Some(cli) = command::program(command).and_then(|it| of_program(&it)) else {
+        return Vec::new();
+    };
+    let mut removed = removed_flags(cli.name, None);
+    removed.retain(|(flag, _)| command.split_whitespace().any(|word| word == *flag));
+    removed
+}
+
+/// A command without the flags that its CLI no longer takes: configs that were written for older
+/// versions live on.
 fn current(cli: &str, command: &str) -> String {
     let removed = removed_flags(cli, None);
     let word = |word: &str| {

@@ -233,6 +233,40 @@ backend mine is added
 }
 
 #[test]
+fn the_access_of_a_backend() {
+    same(
+        &change(&["set-access", "claude", "full"]),
+        str![[r#"
+-  claude: {}
++  claude: { access: full }
+claude's workers have full access
+
+"#]],
+    );
+    same(
+        &change(&["set-access", "gemini", "full"]),
+        str![[r#"
++  gemini: { access: full }
+gemini's workers have full access
+
+"#]],
+    );
+    // Nothing would hold that command to it.
+    refused(&sandbox(), &["set-access", "harvey", "read"]).shows(str![[r#"
+exit 65
+! dispatch-config: what harvey's workers may do is in its command
+!   backends.harvey.command in HOME/.dispatch/config.yaml
+!   next: change the flags there
+"#]]);
+    refused(&sandbox(), &["set-access", "nobody", "full"]).shows(str![[r#"
+exit 65
+! dispatch-config: there is no backend 'nobody'
+!   the config has claude, harvey
+!   next: add it first: dispatch-config add-backend nobody --command '...'
+"#]]);
+}
+
+#[test]
 fn an_alias() {
     same(
         &change(&["add-alias", "quick", "--model", "sonnet"]),

@@ -22,6 +22,7 @@ mod launchers;
 mod monitor;
 mod plan_lock;
 mod prompt;
+mod resume;
 mod skill;
 mod supervision;
 mod support;

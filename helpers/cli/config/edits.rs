@@ -5,7 +5,7 @@ use clap::Subcommand;
 
 use crate::cli::say;
 use crate::config::edit::Edit;
-use crate::config::{Choice, Config, choose, store};
+use crate::config::{Access, Choice, Config, choose, store};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::worker::is_known;
@@ -45,6 +45,14 @@ pub(super) enum Action {
         /// The shell command that starts it; a known CLI needs none
         #[arg(long, allow_hyphen_values = true)]
         command: Option<String>,
+    },
+    /// Say what a backend's workers may do
+    SetAccess {
+        /// Its name
+        backend: String,
+        /// What they may do
+        #[arg(value_enum)]
+        access: Access,
     },
     /// Add an alias
     AddAlias {
@@ -94,6 +102,22 @@ pub(super) fn edit(action: Action) -> Result<Exit> {
             }
             let said = format!("backend {name} is added");
             (vec![Edit::AddBackend { name, command }], said)
+        }
+        Action::SetAccess { backend, access } => {
+            if config.backends.get(&backend).is_some_and(|backend| backend.command.is_some()) {
+                return Err(Refusal::new(
+                    Exit::Data,
+                    format!("what {backend}'s workers may do is in its command"),
+                )
+                .place(format!("backends.{backend}.command in {}", config.path().display()))
+                .next("change the flags there")
+                .into());
+            }
+            let access = access.to_string();
+            let said = format!("{backend}'s workers have {access} access");
+            let mut edits = backend_if_missing(&config, &backend)?;
+            edits.push(Edit::SetAccess { backend, access });
+            (edits, said)
         }
         Action::AddAlias { name, model, prompt } => {
             refuse_taken(&config, &name, false)?;

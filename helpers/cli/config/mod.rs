@@ -58,11 +58,14 @@ enum Action {
         /// The default model
         #[arg(long, value_name = "MODEL")]
         default: Option<String>,
+        /// Let this CLI's workers do anything, because it cannot hold them to the project
+        #[arg(long, value_name = "BACKEND")]
+        full: Vec<String>,
         /// Write it without asking
         #[arg(long)]
         yes: bool,
         /// Print what was found and which defaults are sensible, as JSON, and write nothing
-        #[arg(long, conflicts_with_all = ["default", "yes"])]
+        #[arg(long, conflicts_with_all = ["default", "yes", "full"])]
         json: bool,
     },
     /// Say which worker a name or a request means; the default without either
@@ -108,7 +111,9 @@ pub fn main() -> ExitCode {
         Action::Brief => brief::brief(&project(args.directory.as_deref())?),
         Action::Detect { json } => setup::detect(json),
         Action::Models { refresh, json } => setup::models(refresh, json),
-        Action::Setup { default, yes, json } => setup::setup(default.as_deref(), yes, json),
+        Action::Setup { default, full, yes, json } => {
+            setup::setup(default.as_deref(), &full, yes, json)
+        }
         Action::Resolve { instead_of: Some(name), json, .. } => instead_of(&name, json),
         Action::Resolve { name, request, json, .. } => {
             resolve(name.as_deref(), request.as_deref(), json)

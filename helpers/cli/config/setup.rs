@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{ask, consent};
 use crate::cli::say;
 use crate::config::detect::{Found, Listing, Source};
-use crate::config::setup::{Offer, models as models_of, offers, text};
+use crate::config::setup::{Offer, gaps, models as models_of, offers, text};
 use crate::config::{Config, choose, store};
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -77,7 +77,7 @@ pub(super) fn models(refresh: bool, json: bool) -> Result<Exit> {
 }
 
 /// Writes the first config.
-pub(super) fn setup(default: Option<&str>, yes: bool, json: bool) -> Result<Exit> {
+pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: bool) -> Result<Exit> {
     if !json {
         store::refuse_existing()?;
     }
@@ -90,7 +90,13 @@ pub(super) fn setup(default: Option<&str>, yes: bool, json: bool) -> Result<Exit
     let offers = offers(&found, &listings);
     if json {
         let listings: Vec<_> = listings.iter().map(in_brief).collect();
-        say(json!({ "found": all, "models": listings, "defaults": offers }).to_string());
+        let full_only = gaps(&found).into_iter();
+        let full_only = full_only.map(|(name, why)| json!({ "backend": name, "why": why }));
+        let full_only: Vec<_> = full_only.collect();
+        say(json!({
+            "found": all, "models": listings, "defaults": offers, "full_only": full_only,
+        })
+        .to_string());
         return Ok(Exit::Ok);
     }
     all.iter().for_each(|found| say(described(found)));
@@ -117,7 +123,18 @@ pub(super) fn setup(default: Option<&str>, yes: bool, json: bool) -> Result<Exit
             .next("see them all with dispatch-config models")
             .into());
     }
-    let text = text(&default, &found, &listings);
+    let mut full = full.to_vec();
+    for (backend, why) in gaps(&found) {
+        if full.iter().any(|name| name == backend) {
+            continue;
+        }
+        say(format!("{backend}'s workers cannot be held to the project: {why}"));
+        // Without a yes its tasks are refused until one is given.
+        if !yes && consent(&format!("Let {backend}'s workers do anything, unasked?"))? {
+            full.push(backend.into());
+        }
+    }
+    let text = text(&default, &found, &listings, &full);
     if !yes && !consent("Write the config?")? {
         say("Nothing was written.");
         return Ok(Exit::Ok);
