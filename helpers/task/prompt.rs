@@ -69,10 +69,35 @@ pub fn next(task: &Task, first: &str) -> Result<String> {
     if let Some(context) = crate::files::read(&task.context_path())? {
         let _ = write!(text, "\nWhat it left for you:\n\n{}\n", context.trim_end());
     }
+    text.push_str(&answers(task, "It")?);
+    Ok(text)
+}
+
+/// The prompt of a later attempt whose worker still has the conversation of an earlier one.
+pub fn go_on(task: &Task, helper: &Path) -> Result<String> {
+    let call = format!(
+        "{} --task-dir {}",
+        shell_word(&helper.display().to_string()),
+        shell_word(&task.directory().display().to_string())
+    );
+    let text = format!(
+        "You were interrupted in your task '{id}'. Go on with it, as you were told at first. Read
+{plan} again: items that are ticked are done; go on with the first that is not. '[?]' and '[!]'
+items are open again, and there may be notes. Your link to the person is still: {call} …
+",
+        id = task.id(),
+        plan = task.plan_path().display(),
+    );
+    Ok(text + &answers(task, "You")?)
+}
+
+/// What was asked so far, and answered.
+fn answers(task: &Task, who: &str) -> Result<String> {
+    let mut text = String::new();
     let ipc = task.ipc();
     for question in ipc.questions()? {
         let Some(asked) = ipc.question(&question.name)? else { continue };
-        let _ = write!(text, "\nIt asked ({}): {}\n", question.name, asked.trim_end());
+        let _ = write!(text, "\n{who} asked ({}): {}\n", question.name, asked.trim_end());
         match ipc.answer(&question.name)? {
             Some(answer) => {
                 let _ = writeln!(text, "The person answered: {}", answer.trim_end());

@@ -161,6 +161,38 @@ fn a_hostile_prompt_is_delivered_byte_for_byte_and_runs_nothing() {
 }
 
 #[test]
+fn every_known_cli_gets_a_megabyte_whole_and_as_it_is() {
+    const CLIS: [(&str, &str); 8] = [
+        ("claude", "claude"),
+        ("codex", "codex"),
+        ("cursor", "cursor-agent"),
+        ("gemini", "gemini"),
+        ("opencode", "opencode"),
+        ("copilot", "copilot"),
+        ("qwen", "qwen"),
+        ("droid", "droid"),
+    ];
+    let keep = "cat >\"got.${0##*/}\"; : >\"done.${0##*/}\"";
+    let sandbox = Sandbox::with_clis(&CLIS.map(|(_, program)| (program, keep)));
+    let settings = CLIS.map(|(backend, _)| format!("  {backend}: {{ access: full }}\n")).concat();
+    let models = CLIS.map(|(backend, _)| format!("  of-{backend}: {{ backend: {backend} }}\n"));
+    sandbox.config(&format!("backends:\n{settings}models:\n{}", models.concat()));
+    let plan = format!("{HOSTILE}{}\n", "0123456789abcdef".repeat(62_500));
+    for (backend, program) in CLIS {
+        let model = format!("of-{backend}");
+        let spawn = sandbox.on_machine("dispatch-spawn", &[backend, "--model", &model]);
+        spawn.args(&["--plan", "-"]).input(plan.clone()).run().ok();
+        let project = sandbox.project();
+        wait_until("the worker has read it", || {
+            project.join(format!("done.{program}")).exists().then_some(())
+        });
+        let got = fs::read(project.join(format!("got.{program}"))).expect("written");
+        assert!(got.len() > 1_000_000 && got.ends_with(plan.as_bytes()), "{backend}");
+        assert_eq!(got, sandbox.read(backend, "prompt.md").into_bytes(), "{backend}");
+    }
+}
+
+#[test]
 fn a_hostile_alias_and_path_are_text_too() {
     let sandbox = Sandbox::new();
     let project = sandbox.home().join("it's a $(touch pwned) \"project\"");

@@ -218,9 +218,7 @@ y started with gpt-6. Tell the user and stop; news wakes you.
 #[test]
 fn access_is_not_promised_where_the_configs_command_decides_it() {
     let sandbox = ready();
-    sandbox
-        .run("dispatch-spawn", &["x", "--model", "idle", "--access", "read"])
-        .shows(str![[r#"
+    sandbox.run("dispatch-spawn", &["x", "--model", "idle", "--access", "read"]).shows(str![[r#"
 exit 65
 ! dispatch-spawn: what idle's workers may do is in its command
 !   backends.idle.command of the config
