@@ -21,7 +21,19 @@ pub(super) static CLI: Cli = Cli {
     gap: no_gap,
     event,
     line: |line, heard| heard.known_failure(&CLI, line),
-    failures: &[(Kind::Model, "There's an issue with the selected model")],
+    failures: &[
+        (Kind::Auth, r"^(Not logged in|Invalid API key) \u{b7} "),
+        (Kind::Auth, r"^Failed to authenticate\. |^API Error: 40[13] "),
+        (Kind::Quota, r"^You've hit your .*limit|^You're out of (extra usage|usage credits)"),
+        (Kind::Quota, r"^Credit balance is too low|^API Error: (Request rejected \(429\)|429)"),
+        (Kind::Model, r"^There's an issue with the selected model"),
+        (Kind::Session, r"^No conversation found with session ID"),
+        // It does everything only in a sandbox when it is root, and is told so by IS_SANDBOX.
+        (Kind::Sandbox, r"^--dangerously-skip-permissions cannot be used with root"),
+        (Kind::Network, r"^API Error: (Connection|No internet|Unable to connect)"),
+        (Kind::Network, r"^Can't reach the API server"),
+        (Kind::Crash, r"^API Error: (5[0-9][0-9]|Repeated)"),
+    ],
     login: "claude auth login",
 };
 
@@ -54,7 +66,72 @@ fn session(session: Session) -> Vec<OsString> {
     }
 }
 
-fn event(_: &Value, _: &mut Heard) {}
+fn event(event: &Value, heard: &mut Heard) {
+    let text = |pointer| event.pointer(pointer).and_then(Value::as_str);
+    match text("/type") {
+        Some("system") => match text("/subtype") {
+            Some("init") => heard.session = text("/session_id").map(Into::into),
+            // It tries again for minutes, also with a key that is not taken.
+            Some("api_retry") => {
+                heard.fail(kind(event), &format!("API Error: {}", text("/error").unwrap_or("?")));
+            }
+            _ => {}
+        },
+        Some("rate_limit_event") if text("/rate_limit_info/status") == Some("rejected") => {
+            heard.resets = event.pointer("/rate_limit_info/resetsAt").and_then(Value::as_u64);
+        }
+        Some("assistant") => {
+            heard.over = false;
+            heard.failure = None;
+            if let Some(error) = text("/error") {
+                heard.fail(kind(event), text("/message/content/0/text").unwrap_or(error));
+            }
+        }
+        Some("result") => result(event, heard),
+        _ => {}
+    }
+}
+
+/// The end of a turn. A task in the background may begin another one.
+fn result(event: &Value, heard: &mut Heard) {
+    heard.over = true;
+    if event["is_error"] != true {
+        heard.failure = None;
+    } else if heard.failure.is_none() {
+        let said = [&event["result"], &event["errors"][0], &event["subtype"]];
+        let said = said.into_iter().find_map(Value::as_str).unwrap_or_default();
+        heard.reported_failure(&CLI, said);
+    }
+    for denial in event["permission_denials"].as_array().into_iter().flatten() {
+        heard.denied(denial["tool_name"].as_str().unwrap_or_default(), &denial["tool_input"]);
+    }
+    // `total_cost_usd` and `modelUsage` go on where a resumed session stopped.
+    for used in
+        event["model_usage_since_last_result"].as_object().into_iter().flat_map(|it| it.values())
+    {
+        let count = |name: &str| used[name].as_u64().unwrap_or_default();
+        let cached = count("cacheReadInputTokens") + count("cacheCreationInputTokens");
+        let cost = used["costUSD"].as_f64();
+        heard.used(count("inputTokens") + cached, count("outputTokens"), cost);
+    }
+}
+
+/// The kind of an error by the CLI's own name for it.
+fn kind(event: &Value) -> Kind {
+    match event["error"].as_str() {
+        Some(
+            "authentication_failed"
+            | "oauth_org_not_allowed"
+            | "account_on_hold"
+            | "verification_required"
+            | "cloud_credential_error",
+        ) => Kind::Auth,
+        Some("rate_limit" | "billing_error") => Kind::Quota,
+        Some("model_not_found") => Kind::Model,
+        _ if event["api_error"] == "connection_failed" => Kind::Network,
+        _ => Kind::Crash,
+    }
+}
 
 /// A full id goes as it is; what other CLIs call, say, `opus-4.6` is the tier's stable name here.
 fn own_name(model: &str) -> &str {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::cli::{Cli, no_gap, same_name};
-use super::heard::Heard;
+use super::heard::{Heard, Kind};
 use super::{Job, Session, words};
 use crate::config::Access;
 
@@ -20,8 +20,17 @@ pub(super) static CLI: Cli = Cli {
     session,
     gap: no_gap,
     event,
-    line: |line, heard| heard.known_failure(&CLI, line),
-    failures: &[],
+    line,
+    failures: &[
+        (Kind::Auth, r"unexpected status 40[13] |^Missing environment variable|^Not logged in"),
+        (Kind::Auth, r"access token could not be refreshed"),
+        (Kind::Quota, r"last status: 429|^You've hit your usage limit|^Quota exceeded"),
+        (Kind::Model, r"^The model .* does not exist|is not supported when using Codex with"),
+        (Kind::Session, r"no rollout found for thread id"),
+        (Kind::Untrusted, r"^Not inside a trusted directory"),
+        (Kind::Sandbox, r"^(bwrap|sandbox-exec): "),
+        (Kind::Network, r"waiting for network|stream disconnected before completion"),
+    ],
     login: "codex login",
 };
 
@@ -48,4 +57,66 @@ fn session(session: Session) -> Vec<OsString> {
     }
 }
 
-fn event(_: &Value, _: &mut Heard) {}
+fn event(event: &Value, heard: &mut Heard) {
+    match event["type"].as_str() {
+        Some("thread.started") => heard.session = event["thread_id"].as_str().map(Into::into),
+        Some("item.completed") => item(&event["item"], heard),
+        Some("error") => failed(&event["message"], heard),
+        Some("turn.failed") => {
+            heard.over = true;
+            failed(&event["error"]["message"], heard);
+        }
+        Some("turn.completed") => {
+            heard.over = true;
+            let count = |name: &str| event["usage"][name].as_u64().unwrap_or_default();
+            heard.used(count("input_tokens"), count("output_tokens"), None);
+        }
+        _ => {}
+    }
+}
+
+fn item(item: &Value, heard: &mut Heard) {
+    match item["type"].as_str() {
+        Some("command_execution") if item["exit_code"] == 0 => heard.failure = None,
+        Some("command_execution") => {
+            let output = item["aggregated_output"].as_str().unwrap_or_default();
+            if let Some(first) = output.lines().next().filter(|line| of_the_sandbox(line)) {
+                heard.fail(Kind::Sandbox, first);
+            }
+        }
+        Some("agent_message") => recovered(heard),
+        _ => {}
+    }
+}
+
+/// Takes in a line of the form for people, where Codex's own errors stand behind one word, among
+/// the prompt and all that the commands said.
+fn line(line: &str, heard: &mut Heard) {
+    let error = line.strip_prefix("ERROR: ").or_else(|| line.strip_prefix("Error: "));
+    if let Some(id) = line.strip_prefix("session id: ") {
+        heard.session.get_or_insert_with(|| id.into());
+    } else if line.starts_with("succeeded in ") {
+        heard.failure = None;
+    } else if line == "tokens used" {
+        heard.over = true;
+        recovered(heard);
+    } else if let Some(error) = error {
+        heard.known_failure(&CLI, error);
+    } else if of_the_sandbox(line) || line.starts_with("Not inside a trusted directory") {
+        heard.known_failure(&CLI, line);
+    }
+}
+
+/// Whether the sandbox says that it cannot start. Codex then ends as if all were well.
+fn of_the_sandbox(line: &str) -> bool {
+    line.starts_with("bwrap: ") || line.starts_with("sandbox-exec: ")
+}
+
+/// The model speaks; that the sandbox does not start keeps it from all but that.
+fn recovered(heard: &mut Heard) {
+    heard.failure.take_if(|failure| failure.kind != Kind::Sandbox);
+}
+
+fn failed(said: &Value, heard: &mut Heard) {
+    heard.reported_failure(&CLI, said.as_str().unwrap_or_default());
+}

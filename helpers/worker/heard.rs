@@ -4,9 +4,11 @@
 //! Only the CLI's own words count: its events, and lines that are one of its known errors. A worker
 //! may well write about a rate limit that it is not under.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
-use regex::Regex;
+use regex::RegexSet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -17,6 +19,9 @@ const LONGEST_LINE: usize = 1 << 20;
 
 /// The longest error that is kept, in characters.
 const LONGEST_ERROR: usize = 300;
+
+/// The longest denial that is kept, in characters.
+const LONGEST_DENIAL: usize = 80;
 
 /// Why a CLI failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,7 +37,7 @@ pub enum Kind {
     Session,
     /// It does not trust the directory.
     Untrusted,
-    /// Its sandbox cannot start on this machine.
+    /// Its sandbox cannot start on this machine, or it wants to be in one.
     Sandbox,
     /// It did not reach its provider.
     Network,
@@ -117,6 +122,18 @@ impl Heard {
         self.failure = Some(Failure { kind, said, resets });
     }
 
+    /// Keeps that it was not allowed to use a tool so, in short words.
+    pub(super) fn denied(&mut self, tool: &str, input: &Value) {
+        let names = ["command", "file_path", "path", "url", "pattern", "description"];
+        let what = names.iter().find_map(|name| input[name].as_str()).unwrap_or_default();
+        let what = what.lines().next().unwrap_or_default();
+        let what: String = what.chars().take(LONGEST_DENIAL).collect();
+        let denial = if what.is_empty() { tool.to_owned() } else { format!("{tool}: {what}") };
+        if !self.denied.contains(&denial) {
+            self.denied.push(denial);
+        }
+    }
+
     /// Adds what one more turn used.
     pub(super) fn used(&mut self, input_tokens: u64, output_tokens: u64, cost_usd: Option<f64>) {
         let usage = self.usage.get_or_insert_default();
@@ -130,8 +147,13 @@ impl Heard {
 
 /// The kind of an error by the CLI's table.
 fn kind_of(cli: &Cli, said: &str) -> Option<Kind> {
-    let matches = |pattern: &str| Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(said));
-    cli.failures.iter().find(|(_, pattern)| matches(pattern)).map(|(kind, _)| *kind)
+    /// Each CLI's expressions, compiled once: every line of a log may be looked at.
+    static TABLES: Mutex<BTreeMap<&str, RegexSet>> = Mutex::new(BTreeMap::new());
+    let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+    let table = tables.entry(cli.name).or_insert_with(|| {
+        RegexSet::new(cli.failures.iter().map(|(_, pattern)| pattern)).expect("valid expressions")
+    });
+    table.matches(said).iter().next().map(|first| cli.failures[first].0)
 }
 
 /// Listens to a worker's output as it comes.

@@ -13,6 +13,8 @@ mod gemini;
 pub mod heard;
 mod opencode;
 mod qwen;
+#[cfg(test)]
+mod recorded_tests;
 pub mod supervise;
 mod turn;
 
