@@ -1,7 +1,21 @@
-//! Crash points: named steps at which a test makes a helper die as if by `kill -9`.
+//! Crash points: named steps at which a test makes a helper die as if by `kill -9`; and limits that
+//! a test makes shorter.
 //!
-//! Only test builds (with debug assertions) read the variable; a release helper does not hold its
-//! name, which `tests/run.sh` checks.
+//! Only test builds (with debug assertions) read the variables; a release helper does not hold the
+//! name of the first, which `tests/run.sh` checks.
+
+use std::time::Duration;
+
+/// How long something takes: as usual, or as many milliseconds as a test says.
+#[inline]
+pub fn limit(name: &str, usual: Duration) -> Duration {
+    #[cfg(debug_assertions)]
+    if let Some(limit) = std::env::var(name).ok().and_then(|ms| ms.parse().ok()) {
+        return Duration::from_millis(limit);
+    }
+    let _ = name;
+    usual
+}
 
 /// Dies here if `DISPATCH_CRASH_AT` is `what:step`, for example `plan.md:written`.
 #[inline]

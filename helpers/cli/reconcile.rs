@@ -10,13 +10,16 @@ use serde_json::json;
 
 use super::{project, run, say, some_text};
 use crate::config::Route;
+use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::files::Lock;
 use crate::news::ledger::{self, Ledger, Standing};
 use crate::news::{events, quoted, short_duration};
 use crate::process::{Life, Signal, Watch};
 use crate::project::{Project, TaskId};
 use crate::task::{State, Task, View, calling_host};
+use crate::worker::attempt;
 
 /// How long a worker may take to end when it is asked to.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -81,7 +84,7 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// Ends a task's worker through its supervisor, which records the end.
+/// Ends a task's worker through its supervisor, which records the end; without one, here.
 fn stop(task: &Task) -> Result<Exit> {
     let id = task.id();
     let view = task.view()?;
@@ -90,23 +93,54 @@ fn stop(task: &Task) -> Result<Exit> {
             .next("stop it there: the host's TaskStop tool, or its list of agents")
             .into());
     }
-    task.change_record(|record| record.stop = true)?;
-    let mut watch = Watch::new(&[])?;
-    for process in &view.processes {
-        watch.process(process);
-        process.signal(Signal::SIGTERM)?;
+    if view.exit.is_some() && view.processes.is_empty() && view.state != State::Waiting {
+        say(format!("{id} has ended already: {}", view.state));
+        return Ok(Exit::Ok);
     }
+    // Where there is no space for it now, the worker is ended first, which may have used it up.
+    let asked = task.change_record(|record| record.stop = true);
+    let supervisor = Lock::holder(&task.run_lock_path())?;
+    let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
     let begin = Instant::now();
-    while !view.processes.iter().all(|process| process.life() == Life::Dead) {
-        if begin.elapsed() > STOP_LIMIT {
+    let mut how = "; its supervisor was dead, and nothing of it is left";
+    if let Some(supervisor) = alive() {
+        how = "";
+        let mut watch = Watch::new(&[])?;
+        watch.process(supervisor);
+        supervisor.signal(Signal::SIGTERM)?;
+        let limit = crash::limit("DISPATCH_STOP_MS", STOP_LIMIT);
+        while alive().is_some() && begin.elapsed() < limit {
+            watch.wait(Duration::from_millis(100))?;
+        }
+    }
+    // Of a supervisor that saw to it nothing is left; this makes sure.
+    if let Some(attempt) = task.last_attempt() {
+        let record = &view.record;
+        let left =
+            attempt::tree(alive().cloned(), record, &attempt)?.end(attempt::grace(), || ())?;
+        if !left.is_empty() {
+            let left: Vec<_> = left.iter().map(|process| process.pid.to_string()).collect();
             return Err(Refusal::new(Exit::TryAgain, format!("'{id}' does not end"))
-                .place(format!("asked to {} ago", short_duration(begin.elapsed())))
+                .place(format!(
+                    "asked to {} ago; left: {}",
+                    short_duration(begin.elapsed()),
+                    left.join(", ")
+                ))
                 .next(format!("look again: dispatch-reconcile show {id}"))
                 .into());
         }
-        watch.wait(Duration::from_millis(100))?;
     }
-    say(format!("{id} {}", task.view()?.state));
+    if let Some(supervisor) = alive() {
+        how = "; its supervisor did not react, and nothing of it is left";
+        supervisor.signal(Signal::SIGKILL)?;
+        let mut watch = Watch::new(&[])?;
+        watch.process(supervisor);
+        while alive().is_some() && begin.elapsed() < 2 * STOP_LIMIT {
+            watch.wait(Duration::from_millis(100))?;
+        }
+    }
+    asked.or_else(|_| task.change_record(|record| record.stop = true))?;
+    say(format!("{id} {}{how}", task.view()?.state));
     Ok(Exit::Ok)
 }
 

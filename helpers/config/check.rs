@@ -43,7 +43,7 @@ enum Kinds {
 use Kinds::{Section, Text, Words};
 
 /// The keys of a config.
-static KEYS: [(&str, Kinds); 7] = [
+static KEYS: [(&str, Kinds); 9] = [
     ("default", Text),
     (
         "backends",
@@ -58,6 +58,8 @@ static KEYS: [(&str, Kinds); 7] = [
     ("aliases", Section(&[("model", Text), ("prompt", Text)])),
     ("agents", Section(&[("command", Text)])),
     ("patience", Text),
+    ("silent_after", Text),
+    ("stop_silent", Words(&["true", "false"])),
     ("confirm_default", Words(&["true", "false"])),
 ];
 

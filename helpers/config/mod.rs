@@ -129,6 +129,11 @@ pub struct Config {
     pub confirm_default: Option<bool>,
     /// How many minutes a worker waits for an answer; 30 unless said.
     pub patience: Option<u64>,
+    /// After how many minutes without a sign of life a worker is called silent; 20 unless said,
+    /// never if 0.
+    pub silent_after: Option<u64>,
+    /// Whether a silent worker is stopped; it is not unless this is true.
+    pub stop_silent: Option<bool>,
     #[serde(skip)]
     path: PathBuf,
 }

@@ -128,6 +128,12 @@ pub fn migrated(old: &Config, found: &[Found], listings: &[Listing]) -> String {
     if let Some(patience) = old.patience {
         let _ = writeln!(text, "\npatience: {patience}");
     }
+    if let Some(minutes) = old.silent_after {
+        let _ = writeln!(text, "\nsilent_after: {minutes}");
+    }
+    if let Some(stop) = old.stop_silent {
+        let _ = writeln!(text, "\nstop_silent: {stop}");
+    }
     text
 }
 

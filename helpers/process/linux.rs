@@ -5,7 +5,7 @@
 //! IN_Q_OVERFLOW need no more care than any other event: the caller scans and adds again.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -15,13 +15,19 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::kill;
 use nix::sys::time::TimeSpec;
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
+use super::tree::Process;
 use super::{Identity, Life, Signal, SignalPipe};
+
+/// How much of an environment is looked at, in bytes; the usual limit is twice that.
+const LONGEST_ENVIRONMENT: u64 = 1 << 20;
 
 /// The start time of a live process in clock ticks since boot.
 pub(super) fn start_of(pid: u32) -> Result<Option<u64>> {
@@ -41,24 +47,79 @@ pub(super) fn start_of(pid: u32) -> Result<Option<u64>> {
         }
         Err(error) => return Err(error).context(path),
     };
-    parse(&stat).with_context(|| format!("{path} is not understood"))
+    let stat = parse(&stat).with_context(|| format!("{path} is not understood"))?;
+    Ok((!stat.dead).then_some(stat.start))
 }
 
-/// The start time in the text of `/proc/PID/stat`, inner `None` if the process is dead.
-fn parse(stat: &[u8]) -> Option<Option<u64>> {
+/// All live processes that can be seen, with their parents and groups.
+pub(super) fn processes() -> Result<Vec<Process>> {
+    let namespace = namespace().context("/proc does not show the processes that this one sees")?;
+    let identity = |pid, start| Identity {
+        pid,
+        start,
+        boot: super::boot_id().to_owned(),
+        namespace: Some(namespace.to_owned()),
+    };
+    let entries = fs::read_dir("/proc").context("cannot read /proc")?;
+    let process = |entry: io::Result<fs::DirEntry>| {
+        let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        // It may have ended meanwhile.
+        let stat = parse(&fs::read(format!("/proc/{pid}/stat")).ok()?).filter(|it| !it.dead)?;
+        let Stat { parent, group, start, .. } = stat;
+        Some(Process { identity: identity(pid, start), parent, group })
+    };
+    Ok(entries.filter_map(process).collect())
+}
+
+/// The environment that a process was started with, empty if we may not know.
+pub(super) fn environment(pid: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Ok(file) = fs::File::open(format!("/proc/{pid}/environ")) {
+        let _ = file.take(LONGEST_ENVIRONMENT).read_to_end(&mut bytes);
+    }
+    bytes
+}
+
+/// Makes this process the parent of all that descend from it and lose theirs.
+pub fn adopt_descendants() -> Result<()> {
+    set_child_subreaper(true).context("cannot adopt what the worker leaves")
+}
+
+/// Reaps children that were adopted and have ended; `own` is left to whoever started it.
+pub fn reap_adopted(own: u32) {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Some(pid) = waitid(Id::All, look).ok().and_then(|status| status.pid()) {
+        if pid.as_raw().cast_unsigned() == own || waitpid(pid, Some(WaitPidFlag::WNOHANG)).is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// What is read of `/proc/PID/stat`.
+struct Stat {
+    dead: bool,
+    parent: u32,
+    group: u32,
+    start: u64,
+}
+
+fn parse(stat: &[u8]) -> Option<Stat> {
     // The name in parentheses is any bytes; the fields are numbers from the last one on.
     let end = stat.iter().rposition(|&byte| byte == b')')?;
     let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     // proc(5) counts from 1, and the state behind the name is its field 3.
     let field = |number: usize| fields.get(number - 3).copied();
-    let start = field(22)?.parse().ok()?;
+    let number = |number: usize| field(number)?.parse().ok();
     let dead = match field(3)? {
         // The main thread may have ended before the others.
         "Z" => field(20)?.parse::<u32>().ok()? <= 1,
         state => matches!(state, "X" | "x"),
     };
-    Some((!dead).then_some(start))
+    // A process of the kernel has group 0 and may have -1.
+    let group = number(5).unwrap_or_default();
+    Some(Stat { dead, parent: number(4)?, group, start: field(22)?.parse().ok()? })
 }
 
 fn gone(error: &io::Error) -> bool {
@@ -152,6 +213,11 @@ impl Queue {
         self.inotify.as_ref().is_some_and(|inotify| inotify.add_watch(path, interest).is_ok())
     }
 
+    pub(super) fn writes(&mut self, path: &Path) -> bool {
+        let interest = AddWatchFlags::IN_MODIFY;
+        self.inotify.as_ref().is_some_and(|inotify| inotify.add_watch(path, interest).is_ok())
+    }
+
     /// `Alive` if its death will now wake us, `Unknown` if it cannot.
     pub(super) fn process(&mut self, identity: &Identity) -> Life {
         // Held first and verified then, so that it cannot be another that got the number between.
@@ -230,12 +296,10 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use nix::sys::signal::{SigHandler, SigSet};
-    use nix::sys::wait::waitpid;
     use nix::unistd::{getpid, getsid};
 
     use super::super::tests::{PATIENCE, Running, until};
     use super::super::{Watch, Woken, detach};
-    use nix::sys::prctl::set_child_subreaper;
 
     use super::*;
 
@@ -358,14 +422,15 @@ mod tests {
     #[test]
     fn only_the_last_thread_ends_a_process() {
         let stat = |state, threads| {
-            let text = format!("7 (a b) {state} {}{threads} 0 42 0", "0 ".repeat(16));
-            parse(text.as_bytes())
+            let text = format!("7 (a b) {state} 5 6 {}{threads} 0 42 0", "0 ".repeat(14));
+            let stat = parse(text.as_bytes()).unwrap();
+            assert_eq!((stat.parent, stat.group, stat.start), (5, 6, 42));
+            stat.dead
         };
-        assert_eq!(stat("S", 1), Some(Some(42)));
-        assert_eq!(stat("Z", 2), Some(Some(42)), "the main thread ended first");
-        assert_eq!(stat("Z", 1), Some(None));
-        assert_eq!(stat("X", 1), Some(None));
-        assert_eq!(parse(b"nonsense"), None);
+        assert!(!stat("S", 1));
+        assert!(!stat("Z", 2), "the main thread ended first");
+        assert!(stat("Z", 1) && stat("X", 1));
+        assert!(parse(b"nonsense").is_none());
     }
 
     #[test]

@@ -21,10 +21,73 @@ use nix::sys::time::TimeSpec;
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
+use super::tree::Process;
 use super::{Identity, Life, Signal, SignalPipe};
 
 /// The start time of a live process in microseconds since 1970.
 pub(super) fn start_of(pid: u32) -> Result<Option<u64>> {
+    Ok(info(pid)?.map(|info| start(&info)))
+}
+
+fn start(info: &libc::proc_bsdinfo) -> u64 {
+    info.pbi_start_tvsec * 1_000_000 + info.pbi_start_tvusec
+}
+
+/// All live processes that can be seen, with their parents and groups.
+pub(super) fn processes() -> Result<Vec<Process>> {
+    // SAFETY: without a buffer it only says how many there are.
+    let count = unsafe { libc::proc_listallpids(std::ptr::null_mut(), 0) };
+    // Some more may be born until the second call.
+    let mut pids = vec![0_i32; usize::try_from(count).unwrap_or_default() + 256];
+    let size = i32::try_from(size_of_val(&pids[..])).context("too many processes")?;
+    // SAFETY: the buffer is as long as we say, and lives until the call returns.
+    let count = unsafe { libc::proc_listallpids(pids.as_mut_ptr().cast(), size) };
+    if count < 0 {
+        return Err(Errno::last()).context("cannot list the processes");
+    }
+    pids.truncate(usize::try_from(count)?);
+    let process = |pid: i32| {
+        let pid = u32::try_from(pid).ok()?;
+        // It may have ended meanwhile, or be another user's.
+        let info = info(pid).ok()??;
+        let boot = super::boot_id().to_owned();
+        let identity = Identity { pid, start: start(&info), boot, namespace: None };
+        Some(Process { identity, parent: info.pbi_ppid, group: info.pbi_pgid })
+    };
+    Ok(pids.into_iter().filter_map(process).collect())
+}
+
+/// The arguments and the environment that a process was started with, empty if we may not know.
+pub(super) fn environment(pid: u32) -> Vec<u8> {
+    let Ok(raw) = i32::try_from(pid) else { return Vec::new() };
+    let mut name = [libc::CTL_KERN, libc::KERN_PROCARGS2, raw];
+    // Both together are never longer than ARG_MAX.
+    let mut buffer = vec![0_u8; 1 << 20];
+    let mut length = buffer.len();
+    // SAFETY: the buffer is as long as `length` says, nothing is set.
+    let result = unsafe {
+        libc::sysctl(
+            name.as_mut_ptr(),
+            name.len() as u32,
+            buffer.as_mut_ptr().cast(),
+            &raw mut length,
+            std::ptr::null_mut(),
+            0,
+        )
+    };
+    buffer.truncate(if result == 0 { length } else { 0 });
+    buffer
+}
+
+/// Nobody adopts here: what loses its parent becomes init's.
+pub fn adopt_descendants() -> Result<()> {
+    Ok(())
+}
+
+/// Nobody was adopted.
+pub fn reap_adopted(_: u32) {}
+
+fn info(pid: u32) -> Result<Option<libc::proc_bsdinfo>> {
     let Ok(raw @ 1..) = i32::try_from(pid) else { return Ok(None) };
     let size = size_of::<libc::proc_bsdinfo>();
     // SAFETY: it consists of integers and arrays of integers only, for which zeros are valid.
@@ -43,8 +106,7 @@ pub(super) fn start_of(pid: u32) -> Result<Option<u64>> {
     if (written as usize) < size {
         bail!("the system tells less of process {pid} than it should");
     }
-    let start = info.pbi_start_tvsec * 1_000_000 + info.pbi_start_tvusec;
-    Ok((info.pbi_status != libc::SZOMB).then_some(start))
+    Ok((info.pbi_status != libc::SZOMB).then_some(info))
 }
 
 /// macOS has no pid namespaces.
@@ -93,13 +155,13 @@ pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<bool> {
 pub(super) struct Queue {
     queue: Kqueue,
     pipes: Vec<SignalPipe>,
-    /// The open directories; closing one ends its watch.
-    directories: HashMap<PathBuf, File>,
+    /// The open directories and files; closing one ends its watch.
+    open: HashMap<PathBuf, File>,
 }
 
 impl Queue {
     pub(super) fn new(pipes: Vec<SignalPipe>) -> Result<Self> {
-        let queue = Self { queue: Kqueue::new()?, pipes, directories: HashMap::new() };
+        let queue = Self { queue: Kqueue::new()?, pipes, open: HashMap::new() };
         fcntl(&queue.queue, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
         for pipe in &queue.pipes {
             queue.add(
@@ -121,27 +183,34 @@ impl Queue {
     }
 
     pub(super) fn directory(&mut self, path: &Path) -> bool {
-        let same = |held: &File, now: &Metadata| {
-            held.metadata().is_ok_and(|held| (held.dev(), held.ino()) == (now.dev(), now.ino()))
-        };
-        match (self.directories.get(path), fs::metadata(path)) {
-            (Some(held), Ok(now)) if same(held, &now) => return true,
-            _ => drop(self.directories.remove(path)),
-        }
-        let flags = libc::O_EVTONLY | libc::O_DIRECTORY;
-        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
-        let Ok(directory) = opened else { return false };
         let interest = FilterFlag::NOTE_WRITE
             | FilterFlag::NOTE_LINK
             | FilterFlag::NOTE_DELETE
             | FilterFlag::NOTE_RENAME
             | FilterFlag::NOTE_REVOKE;
+        self.open(path, libc::O_EVTONLY | libc::O_DIRECTORY, interest)
+    }
+
+    pub(super) fn writes(&mut self, path: &Path) -> bool {
+        self.open(path, libc::O_EVTONLY, FilterFlag::NOTE_WRITE)
+    }
+
+    fn open(&mut self, path: &Path, flags: i32, interest: FilterFlag) -> bool {
+        let same = |held: &File, now: &Metadata| {
+            held.metadata().is_ok_and(|held| (held.dev(), held.ino()) == (now.dev(), now.ino()))
+        };
+        match (self.open.get(path), fs::metadata(path)) {
+            (Some(held), Ok(now)) if same(held, &now) => return true,
+            _ => drop(self.open.remove(path)),
+        }
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        let Ok(opened) = opened else { return false };
         let flags = EvFlags::EV_ADD | EvFlags::EV_CLEAR;
-        let fd = directory.as_raw_fd() as usize;
+        let fd = opened.as_raw_fd() as usize;
         if self.add(fd, EventFilter::EVFILT_VNODE, flags, interest).is_err() {
             return false;
         }
-        self.directories.insert(path.to_owned(), directory);
+        self.open.insert(path.to_owned(), opened);
         true
     }
 

@@ -18,6 +18,7 @@ mod os;
 mod os;
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 compile_error!("dispatch runs on Linux and macOS");
+mod tree;
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
@@ -41,6 +42,7 @@ use signal_hook::low_level::{pipe, unregister};
 pub use nix::sys::signal::Signal;
 
 pub use os::boottime;
+pub use tree::{Tree, adopt_descendants, reap_adopted};
 
 /// One process of one boot of one machine, as it stands in the state files.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -152,6 +154,11 @@ impl Watch {
     /// scan: it costs next to nothing, and finds a directory that was deleted or moved and made anew.
     pub fn directory(&mut self, path: &Path) -> bool {
         self.queue.directory(path)
+    }
+
+    /// Watches a file for every write to it; `false` if that is not possible.
+    pub fn writes(&mut self, path: &Path) -> bool {
+        self.queue.writes(path)
     }
 
     /// Watches for the death of a process; `false` if that is not possible. A process that is dead

@@ -26,6 +26,9 @@ pub use state::{Reason, State, View};
 /// How long a helper waits for the plan's lock, which is held for milliseconds only.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
+/// How much of a log's end is shown at most, in bytes.
+const LOG_END: u64 = 64 << 10;
+
 /// The format of task.yaml that this version writes.
 pub const FORMAT: u32 = 1;
 
@@ -134,6 +137,9 @@ impl fmt::Display for Wait {
 struct Format {
     format: u32,
 }
+
+/// Why a worker was ended that had said its last word; its items and marker decide what it was.
+pub const LAST_WORD: &str = "it did not exit after its last word";
 
 /// How an attempt ended, as its supervisor saw it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -455,6 +461,21 @@ impl Attempt {
     /// What the worker wrote to its standard output and error.
     pub fn log_path(&self) -> PathBuf {
         self.directory.join("output.log")
+    }
+
+    /// What stood in the log before it was cut, if it grew too long.
+    pub fn old_log_path(&self) -> PathBuf {
+        self.directory.join("output.log.1")
+    }
+
+    /// The end of the log, for a person; that of the old one if it was just cut.
+    pub fn log_end(&self) -> String {
+        let end = |path: &Path| files::read_end(path, LOG_END).unwrap_or_default();
+        let mut bytes = end(&self.log_path());
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            bytes = end(&self.old_log_path());
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// The plan as the attempt found it.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
-use super::{Attempt, ExitRecord, Record, Task, Wait};
+use super::{Attempt, ExitRecord, LAST_WORD, Record, Task, Wait};
 use crate::config::Route;
 use crate::files::Lock;
 use crate::ipc::Question;
@@ -71,6 +71,8 @@ pub enum Reason {
     ExitCode(i32),
     /// That signal ended it.
     Signal(i32),
+    /// Its supervisor ended it, for that reason.
+    Ended(String),
     /// It is gone and nobody saw how it ended.
     Lost,
     /// The CLI says why it failed.
@@ -143,10 +145,12 @@ fn derive(facts: &Facts) -> (State, Reason) {
 /// The part of the table about a worker that has ended and whose plan says nothing of it.
 fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reason) {
     // What its supervisor ended had said its last word, which decides.
-    let clean = exit.failure.is_none() && (exit.code == Some(0) || exit.ended.is_some());
+    let over = exit.ended.as_deref() == Some(LAST_WORD);
+    let clean = exit.failure.is_none() && (exit.code == Some(0) || over);
     match exit {
         _ if clean && complete => (State::Done, Reason::MarkerMissing),
         ExitRecord { failure: Some(failure), .. } => (State::Failed, Reason::Cli(failure.clone())),
+        ExitRecord { ended: Some(why), .. } if !over => (State::Failed, Reason::Ended(why.clone())),
         ExitRecord { denied, .. } if !denied.is_empty() => {
             (State::Failed, Reason::Denied(denied.clone()))
         }
@@ -280,6 +284,7 @@ impl View {
             Reason::NotStarted(why) => format!("could not start: {why}"),
             Reason::ExitCode(code) => format!("exit code {code}{}", self.last_words()),
             Reason::Signal(signal) => format!("ended by signal {signal}{}", self.last_words()),
+            Reason::Ended(why) => why.clone(),
             Reason::Lost => "lost: the worker is gone and nobody saw it end".into(),
             Reason::Cli(failure) => format!("{}: {}", failure.kind, failure.said),
             Reason::Denied(what) => format!("denied: {}", what.join(", ")),
@@ -292,8 +297,7 @@ impl View {
 
     /// The last line of the worker's log, as `: …`.
     fn last_words(&self) -> String {
-        let log = self.attempt.as_ref().and_then(|attempt| std::fs::read(attempt.log_path()).ok());
-        let log = String::from_utf8_lossy(&log.unwrap_or_default()).into_owned();
+        let log = self.attempt.as_ref().map(Attempt::log_end).unwrap_or_default();
         let last = log.lines().map(str::trim).rfind(|line| !line.is_empty());
         last.map_or_else(String::new, |line| format!(": {line}"))
     }
@@ -350,6 +354,39 @@ mod tests {
             (Facts { question: true, ..ended() }, S::Blocked, R::None),
             (Facts { exit: exit(|e| e.signal = Some(9)), ..ended() }, S::Failed, R::Signal(9)),
             (Facts { exit: exit(|e| e.code = Some(7)), ..ended() }, S::Failed, R::ExitCode(7)),
+            (
+                Facts { exit: exit(|e| e.ended = Some("silent".into())), ..ended() },
+                S::Failed,
+                R::Ended("silent".into()),
+            ),
+            (
+                Facts {
+                    complete: true,
+                    exit: exit(|e| e.ended = Some("silent".into())),
+                    ..ended()
+                },
+                S::Failed,
+                R::Ended("silent".into()),
+            ),
+            (
+                Facts { exit: exit(|e| e.ended = Some(LAST_WORD.into())), ..ended() },
+                S::Incomplete,
+                R::None,
+            ),
+            (
+                Facts {
+                    complete: true,
+                    exit: exit(|e| e.ended = Some(LAST_WORD.into())),
+                    ..ended()
+                },
+                S::Done,
+                R::MarkerMissing,
+            ),
+            (
+                Facts { silent: Some("noon".into()), ..alive() },
+                S::Running,
+                R::Silent("noon".into()),
+            ),
             (Facts { exit: None, ..ended() }, S::Failed, R::Lost),
             (Facts { finished: true, ..ended() }, S::Incomplete, R::MarkerTooEarly),
             (Facts { complete: true, ..ended() }, S::Done, R::MarkerMissing),

@@ -2,14 +2,15 @@
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
 
 use super::heard::{Kind, Listener};
+use super::log::Log;
 use super::supervise::Starter;
 use super::{Invocation, Job, Session, invocation, listener};
 use crate::config::{Config, PromptVia, Route};
@@ -17,12 +18,33 @@ use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
-use crate::process::{self, Identity, Life, Watch, Woken};
+use crate::ipc::Question;
+use crate::process::{self, Identity, Life, Tree, Watch, Woken};
 use crate::project::TASK_DIR;
-use crate::task::{Attempt, ExitRecord, Record, SessionRecord, Task, now, prompt, random_hex};
+use crate::task::{
+    Attempt, ExitRecord, LAST_WORD, Record, SessionRecord, Task, now, prompt, random_hex,
+};
 
-/// Marks every process of an attempt, so that one that escaped its group can be told.
+/// Marks every process of an attempt, so that one that escaped its group can be told. A supervisor
+/// has the number 0.
 pub const ATTEMPT: &str = "DISPATCH_ATTEMPT";
+
+/// How long a worker may take to end by itself when it said its last word.
+const LAST_WORD_GRACE: Duration = Duration::from_secs(10);
+
+/// How long without a sign of life a worker is not called silent, unless the config says.
+const SILENT_AFTER: Duration = Duration::from_secs(20 * 60);
+
+/// How often a supervisor looks without being woken.
+const SAFETY_SCAN: Duration = Duration::from_secs(1);
+
+/// How often at most, however much a worker writes.
+const PAUSE: Duration = Duration::from_millis(15);
+
+/// How long whoever was asked to end may take.
+pub fn grace() -> Duration {
+    crash::limit("DISPATCH_GRACE_MS", Duration::from_secs(5))
+}
 
 /// Runs the task's next attempt to its end, which is not recorded yet.
 pub(super) fn run(
@@ -31,8 +53,10 @@ pub(super) fn run(
     starter: &mut Starter,
 ) -> Result<(Attempt, ExitRecord)> {
     let record = task.record()?.context("the task has no record")?;
+    process::adopt_descendants()?;
     let attempt = prepare(task, &record)?;
     crash::point("supervisor", "prepared");
+    end_what_a_dead_supervisor_left(task, &record, attempt.number - 1)?;
     let begin = Instant::now();
     let session = task.last_session(&record.backend, attempt.number)?;
     let mut started = match launch(task, &record, &attempt, session.as_ref()) {
@@ -45,12 +69,12 @@ pub(super) fn run(
     };
     crash::point("supervisor", "started");
     starter.hears_started()?;
-    let mut status = wait(&mut started, &attempt, watch)?;
+    let (mut status, mut ended) = started.to_its_end(task, watch)?;
     if let Some(again) = without_what_was_refused(task, &record, &started.listener, status)? {
         // If it cannot be started again, the first end stands.
         if let Ok(second) = launch(task, &again, &attempt, None) {
             started = second;
-            status = wait(&mut started, &attempt, watch)?;
+            (status, ended) = started.to_its_end(task, watch)?;
         }
     }
     crash::point("supervisor", "reaped");
@@ -58,6 +82,7 @@ pub(super) fn run(
     let exit = ExitRecord {
         code: status.code(),
         signal: status.signal(),
+        ended,
         failure: heard.failure,
         denied: heard.denied,
         usage: heard.usage,
@@ -150,9 +175,13 @@ fn without_what_was_refused(
 /// A worker that was started.
 struct Started {
     child: Child,
+    attempt: Attempt,
+    backend: String,
+    tree: Tree,
+    log: Log,
     listener: Listener,
-    /// How much of the log was heard.
-    heard: u64,
+    /// The session that is recorded.
+    session: Option<String>,
 }
 
 fn launch(
@@ -169,15 +198,14 @@ fn launch(
     let prompt_path = attempt.stdin_path();
     let text = files::read(&prompt_path)?.unwrap_or_default();
     let argv = call.with_prompt(&text, &prompt_path);
-    let log = files::open_append(&attempt.log_path())?;
-    let heard = log.metadata().context("cannot look at the log")?.len();
+    let log = Log::open(attempt)?;
     let mut command = Command::new(&argv[0]);
     command.args(&argv[1..]).current_dir(&record.directory);
     command.stdin(match call.prompt {
         PromptVia::Stdin => File::open(&prompt_path).context("cannot open the prompt")?.into(),
         PromptVia::Arg | PromptVia::File => Stdio::null(),
     });
-    command.stderr(log.try_clone().context("cannot share the log")?).stdout(log);
+    command.stdout(log.writer()?).stderr(log.writer()?);
     for (name, _) in std::env::vars_os().filter(|(name, _)| of_the_host(&name.to_string_lossy())) {
         command.env_remove(name);
     }
@@ -185,12 +213,53 @@ fn launch(
     command.env(ATTEMPT, mark(record, attempt));
     process::own_group(&mut command);
     let child = process::spawn_known(&mut command, |identity| attempt.set_identity(identity))?;
-    Ok(Started { child, listener: listener(&record.backend, &settings), heard })
+    Ok(Started {
+        child,
+        attempt: attempt.clone(),
+        backend: record.backend.clone(),
+        tree: tree(Some(Identity::own()?), record, attempt)?,
+        log,
+        listener: listener(&record.backend, &settings),
+        session: None,
+    })
 }
 
 /// What marks the processes of that attempt.
 pub fn mark(record: &Record, attempt: &Attempt) -> String {
     format!("{}/{}", record.nonce, attempt.number)
+}
+
+/// All processes of that attempt, which that supervisor runs or ran.
+pub fn tree(supervisor: Option<Identity>, record: &Record, attempt: &Attempt) -> Result<Tree> {
+    let mark = format!("{ATTEMPT}={}", mark(record, attempt));
+    Ok(Tree::new(supervisor, attempt.identity()?, mark))
+}
+
+/// A worker that ended without a supervisor may have left something.
+fn end_what_a_dead_supervisor_left(task: &Task, record: &Record, number: u32) -> Result<()> {
+    let last = task.attempt(number);
+    if number > 0 && last.exit()?.is_none() {
+        tree(None, record, &last)?.end(grace(), || ())?;
+    }
+    Ok(())
+}
+
+/// Records the end of an attempt, as soon as there is space for it. A signal ends the waiting.
+pub(super) fn record_end(attempt: &Attempt, exit: &ExitRecord, watch: &mut Watch) -> Result<()> {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let full = |error: &anyhow::Error| {
+        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        matches!(kind, Some(StorageFull | QuotaExceeded))
+    };
+    loop {
+        match attempt.set_exit(exit) {
+            Err(error) if full(&error) => {}
+            done => return done,
+        }
+        if let Woken::Signal(_) = watch.wait(SAFETY_SCAN)? {
+            return attempt.set_exit(exit);
+        }
+    }
 }
 
 /// A UUID (version 4) of 32 random hexadecimal digits.
@@ -218,23 +287,142 @@ pub(crate) fn of_the_host(name: &str) -> bool {
     }
 }
 
-fn wait(started: &mut Started, attempt: &Attempt, watch: &mut Watch) -> Result<ExitStatus> {
-    if let Some(identity) = Identity::of(started.child.id())? {
-        watch.process(&identity);
+impl Started {
+    /// Watches the worker to its end, and ends what is left of it. Says why it was ended, if not
+    /// because somebody asked.
+    fn to_its_end(
+        &mut self,
+        task: &Task,
+        watch: &mut Watch,
+    ) -> Result<(ExitStatus, Option<String>)> {
+        if let Some(identity) = self.attempt.identity()? {
+            watch.process(&identity);
+        }
+        watch.writes(self.log.path());
+        let last_word_grace = crash::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
+        let mut silence = Silence::new(task);
+        let mut over = None;
+        let ended = loop {
+            let new = self.listen();
+            process::reap_adopted(self.child.id());
+            if self.child.try_wait().context("cannot wait for the worker")?.is_some() {
+                break None;
+            }
+            if self.listener.heard().over
+                && over.get_or_insert_with(Instant::now).elapsed() >= last_word_grace
+            {
+                break Some(LAST_WORD.into());
+            }
+            if let Some(silent) = silence.look(task, &self.attempt, new) {
+                break Some(silent);
+            }
+            if new {
+                std::thread::sleep(PAUSE);
+            }
+            let limit = if new { PAUSE } else { SAFETY_SCAN };
+            if let Woken::Signal(signal) = watch.wait(limit)?
+                && signal != SIGHUP
+            {
+                break None;
+            }
+        };
+        crash::point("supervisor", "ends");
+        let Self { child, tree, log, listener, .. } = self;
+        tree.end(grace(), || {
+            process::reap_adopted(child.id());
+            let _ = log.follow(listener);
+        })?;
+        let status = child.wait().context("cannot wait for the worker")?;
+        self.listen();
+        self.listener.end();
+        self.keep_session();
+        Ok((status, ended))
     }
-    loop {
-        if let Some(status) = started.child.try_wait().context("cannot wait for the worker")? {
-            let log = std::fs::read(attempt.log_path()).context("cannot read the log")?;
-            let from = usize::try_from(started.heard).unwrap_or(usize::MAX);
-            started.listener.hear(log.get(from..).unwrap_or_default());
-            started.listener.end();
-            return Ok(status);
+
+    /// Hears what is new in the log, and says whether anything was. What cannot be read now is no
+    /// reason to leave the worker alone.
+    fn listen(&mut self) -> bool {
+        let new = self.log.follow(&mut self.listener).unwrap_or(false);
+        self.keep_session();
+        new
+    }
+
+    fn keep_session(&mut self) {
+        let heard = &self.listener.heard().session;
+        if let Some(id) = heard.as_ref().filter(|_| *heard != self.session) {
+            let record = SessionRecord { backend: self.backend.clone(), id: id.clone() };
+            // Where there is no space now, there may be at the next look.
+            if self.attempt.set_session(&record).is_ok() {
+                self.session = Some(id.clone());
+            }
         }
-        if let Woken::Signal(signal) = watch.wait(Duration::from_secs(1))?
-            && signal != SIGHUP
-        {
-            process::signal_group(started.child.id(), nix::sys::signal::Signal::SIGTERM)?;
+    }
+}
+
+/// Whether a worker shows signs of life: it writes to its log or in its task's directory. One that
+/// asked and waits for the answer is not silent.
+struct Silence {
+    limit: Option<Duration>,
+    stops: bool,
+    files: Vec<PathBuf>,
+    stamps: Vec<Option<(SystemTime, u64)>>,
+    /// The last sign.
+    last: Instant,
+    said: bool,
+}
+
+impl Silence {
+    fn new(task: &Task) -> Self {
+        let config = Config::load().unwrap_or_default();
+        let minutes = config.silent_after.map(|minutes| Duration::from_secs(minutes * 60));
+        let limit = crash::limit("DISPATCH_SILENT_MS", minutes.unwrap_or(SILENT_AFTER));
+        let ipc = task.ipc().directory().to_path_buf();
+        Self {
+            limit: Some(limit).filter(|limit| !limit.is_zero()),
+            stops: config.stop_silent.unwrap_or(false),
+            files: vec![
+                task.plan_path(),
+                ipc,
+                task.tells_dir(),
+                task.context_path(),
+                task.report_path(),
+            ],
+            stamps: Vec::new(),
+            last: Instant::now(),
+            said: false,
         }
+    }
+
+    /// Records whether the worker is silent, and says why it has to be ended, if it has.
+    fn look(&mut self, task: &Task, attempt: &Attempt, new: bool) -> Option<String> {
+        let limit = self.limit?;
+        let stamp = |path: &PathBuf| {
+            let meta = std::fs::metadata(path).ok()?;
+            Some((meta.modified().ok()?, meta.len()))
+        };
+        let stamps = self.files.iter().map(stamp).collect();
+        if new || stamps != self.stamps || self.asks_after(limit, task) {
+            self.stamps = stamps;
+            self.last = Instant::now();
+            if self.said && attempt.set_silent(None).is_ok() {
+                self.said = false;
+            }
+        }
+        if self.last.elapsed() < limit {
+            return None;
+        }
+        if self.stops {
+            return Some(format!("silent for {} min", limit.as_secs() / 60));
+        }
+        let since = humantime::format_rfc3339_seconds(SystemTime::now() - self.last.elapsed());
+        self.said = self.said || attempt.set_silent(Some(&since.to_string())).is_ok();
+        None
+    }
+
+    /// Whether the worker waits for an answer, asked only when it matters.
+    fn asks_after(&self, limit: Duration, task: &Task) -> bool {
+        let questions = || task.ipc().questions().unwrap_or_default();
+        self.last.elapsed() >= limit && questions().iter().any(Question::is_open)
     }
 }
 

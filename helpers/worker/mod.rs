@@ -11,6 +11,7 @@ pub mod demo;
 mod droid;
 mod gemini;
 pub mod heard;
+mod log;
 mod opencode;
 mod qwen;
 #[cfg(test)]

@@ -57,8 +57,9 @@ pub fn start(task: &Task) -> Result<Started> {
     // The supervisor has no working directory that a relative path could mean.
     command.env("DISPATCH_CONFIG", std::path::absolute(config::path()?)?);
     command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
-    // A supervisor that a worker started is none of that worker's processes.
-    command.env_remove(ATTEMPT).env_remove(TASK_DIR);
+    // A supervisor that a worker started is none of that worker's processes, and says so.
+    let nonce = task.record()?.map(|record| record.nonce).unwrap_or_default();
+    command.env(ATTEMPT, format!("{nonce}/0")).env_remove(TASK_DIR);
     process::detach(&mut command)?;
     drop(command);
     let mut said = Vec::new();
@@ -96,7 +97,7 @@ pub fn run(directory: &Path) -> Result<()> {
         let wait = park(&task, &exit, parked)?;
         // First, so that the end is never seen without it.
         task.set_wait(wait.as_ref())?;
-        attempt.set_exit(&exit)?;
+        attempt::record_end(&attempt, &exit, &mut watch)?;
         if wait.is_none() {
             break;
         }

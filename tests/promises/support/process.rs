@@ -97,7 +97,10 @@ pub(crate) fn end_all_of(home: &Path) {
 /// Those of them that a supervisor started as workers, without their descendants.
 pub(crate) fn workers_of(home: &Path) -> Vec<u32> {
     let is_worker = |pid: &u32| {
-        let marked = environment(*pid).iter().any(|it| it.starts_with(b"DISPATCH_ATTEMPT="));
+        // A supervisor's own ends with /0.
+        let of_a_worker =
+            |it: &Vec<u8>| it.starts_with(b"DISPATCH_ATTEMPT=") && !it.ends_with(b"/0");
+        let marked = environment(*pid).iter().any(of_a_worker);
         marked && field(*pid, 5).is_some_and(|group| group == pid.to_string())
     };
     all_of(home).into_iter().filter(is_worker).collect()
