@@ -59,6 +59,10 @@ pub(super) fn run(
     end_what_a_dead_supervisor_left(task, &record, attempt.number - 1)?;
     let begin = Instant::now();
     let session = task.last_session(&record.backend, attempt.number)?;
+    if session.is_some() {
+        let text = prompt::go_on(task, &super::own_helper()?)?;
+        files::publish(&attempt.stdin_path(), text.as_bytes())?;
+    }
     let mut started = match launch(task, &record, &attempt, session.as_ref()) {
         Ok(started) => started,
         Err(error) => {
@@ -71,6 +75,11 @@ pub(super) fn run(
     starter.hears_started()?;
     let (mut status, mut ended) = started.to_its_end(task, watch)?;
     if let Some(again) = without_what_was_refused(task, &record, &started.listener, status)? {
+        if session.is_some() {
+            // A new conversation has to be told everything.
+            let first = files::read(&task.prompt_path())?.unwrap_or_default();
+            files::publish(&attempt.stdin_path(), prompt::next(task, &first)?.as_bytes())?;
+        }
         // If it cannot be started again, the first end stands.
         if let Ok(second) = launch(task, &again, &attempt, None) {
             started = second;

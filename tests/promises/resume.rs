@@ -127,6 +127,74 @@ fn another_worker_that_cannot_start_changes_nothing() {
     assert_eq!(sandbox.state("x"), "failed: item 2: no compiler");
 }
 
+/// As Claude Code: it names its session, and knows the one that it is told to resume unless it has
+/// forgotten it. It keeps how it was called and what it read.
+const KEEPER: &str = r#"
+case "$*" in
+--version) echo '2.1.329 (Claude Code)'; exit ;;
+*'--resume forgotten'*) echo 'No conversation found with session ID: forgotten'; exit 1 ;;
+esac
+echo '{"type":"system","subtype":"init","session_id":"SESSION"}'
+cat >"$DISPATCH_TASK_DIR/got.tmp"; echo "${0##*/} $*" >"$DISPATCH_TASK_DIR/called"
+mv "$DISPATCH_TASK_DIR/got.tmp" "$DISPATCH_TASK_DIR/got"
+exec sleep 1000
+"#;
+
+fn keeper(session: &str) -> Sandbox {
+    let sandbox = Sandbox::with_clis(&[("claude", &KEEPER.replace("SESSION", session))]);
+    sandbox
+        .config("models: { opus: { backend: claude } }\nbackends: { claude: { access: full } }\n");
+    sandbox.plan("x", PLAN);
+    sandbox.on_machine("dispatch-spawn", &["x", "--model", "opus"]).run().ok();
+    wait_until("its session is known", || {
+        sandbox.task("x", "worker/1/session").exists().then_some(())
+    });
+    wait_until("it was called", || fs::remove_file(sandbox.task("x", "got")).ok());
+    sandbox.worker("x", &["tick", "1"]).run().ok();
+    sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+    sandbox.on_machine("dispatch-spawn", &["x", "--resume"]).run().ok();
+    wait_until("it is called again", || sandbox.task("x", "got").exists().then_some(()));
+    sandbox
+}
+
+#[test]
+fn a_cli_goes_on_in_its_own_session_and_is_told_only_what_is_new() {
+    let sandbox = keeper("known");
+    let called = sandbox.read("x", "called");
+    assert!(called.contains("--resume known") && !called.contains("--session-id"), "{called}");
+    same(
+        &sandbox.redactions().apply(&sandbox.read("x", "got")),
+        str![[r#"
+You were interrupted in your task 'x'. Go on with it, as you were told at first. Read
+PROJECT/.dispatch/tasks/x/plan.md again: items that are ticked are done; go on with the first that is not. '[?]' and '[!]'
+items are open again, and there may be notes. Your link to the person is still: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x …
+
+"#]],
+    );
+}
+
+#[test]
+fn a_session_that_its_cli_has_forgotten_is_begun_anew_with_everything() {
+    let sandbox = keeper("forgotten");
+    let called = sandbox.read("x", "called");
+    assert!(called.contains("--session-id") && !called.contains("--resume"), "{called}");
+    let got = sandbox.read("x", "got");
+    assert!(got.starts_with("You are the worker of one task, 'x'."), "{got}");
+    assert!(got.contains("An earlier worker began this task and stopped."), "{got}");
+    assert_eq!(sandbox.state("x"), "running");
+}
+
+#[test]
+fn another_task_of_the_same_name_knows_no_session() {
+    let sandbox = keeper("known");
+    sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+    fs::remove_dir_all(sandbox.task("x", "")).expect("removed");
+    sandbox.plan("x", PLAN);
+    sandbox.on_machine("dispatch-spawn", &["x", "--model", "opus"]).run().ok();
+    wait_until("it is called", || sandbox.task("x", "got").exists().then_some(()));
+    assert!(!sandbox.read("x", "called").contains("--resume"));
+}
+
 #[test]
 fn all_ticked_and_a_clean_exit_without_the_marker_is_done() {
     let (sandbox, helper) = (Sandbox::new(), helper());

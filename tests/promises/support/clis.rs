@@ -68,7 +68,7 @@ impl Sandbox {
     pub(crate) fn with_clis(clis: &[(&str, &str)]) -> Self {
         let sandbox = Self::new();
         fs::create_dir_all(sandbox.clis()).expect("made");
-        for tool in ["sh", "cat", "sleep", "env", "rm"] {
+        for tool in ["sh", "cat", "sleep", "env", "rm", "mv"] {
             let found = ["/bin", "/usr/bin"].map(|bin| PathBuf::from(bin).join(tool));
             let found = found.into_iter().find(|path| path.exists()).expect("every system has it");
             std::os::unix::fs::symlink(found, sandbox.clis().join(tool)).expect("linked");
