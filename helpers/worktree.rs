@@ -1,8 +1,51 @@
-//! Worktrees: a checkout of its own for a task, outside the project's directory.
+//! Worktrees: a checkout of its own for a task, outside the project's directory, so that whoever
+//! deletes `.dispatch/` loses no work. Nothing here ever removes what a worker may have written.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files::{self, Lock};
+use crate::process;
+use crate::project::TaskId;
+use crate::task::short_hash;
+use crate::worker::shell_word;
+
+/// The first git with `rev-parse --path-format` and all of `worktree` that is used here.
+const OLDEST_GIT: (u32, u32) = (2, 31);
+
+/// How long it waits while other tasks make their worktrees of the same repository.
+const TURN_LIMIT: Duration = Duration::from_secs(120);
+
+/// How long it tries again while another program holds one of git's locks.
+const GIT_LOCK_LIMIT: Duration = Duration::from_secs(30);
+
+/// What ties a git process to a repository other than the one that it stands in: what
+/// `git rev-parse --local-env-vars` lists, without the person's own configuration.
+pub(crate) const OF_ANOTHER_REPOSITORY: [&str; 13] = [
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_DIR",
+    "GIT_GRAFT_FILE",
+    "GIT_IMPLICIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_NAMESPACE",
+    "GIT_NO_REPLACE_OBJECTS",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_REPLACE_REF_BASE",
+    "GIT_SHALLOW_FILE",
+    "GIT_WORK_TREE",
+];
 
 /// A task's own checkout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,10 +60,414 @@ pub struct Worktree {
     pub repository: PathBuf,
 }
 
+/// A worktree that is not made yet.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// It.
+    pub worktree: Worktree,
+    /// Where its worker works: as deep in it as the host is in its own checkout.
+    pub directory: PathBuf,
+    /// What the host should know of it, a line each.
+    pub remarks: Vec<String>,
+}
+
+/// Decides which worktree a task gets that is dispatched from the directory `here`: free names, and
+/// the commit that is HEAD there. Changes nothing.
+pub fn decide(task: &TaskId, here: &Path) -> Result<Planned> {
+    check_version()?;
+    let asked = run(git(here).args([
+        "rev-parse",
+        "--path-format=absolute",
+        "--is-inside-work-tree",
+        "--show-prefix",
+        "--git-common-dir",
+    ]))?;
+    if last_line(&asked).contains("not a git repository") {
+        return Err(Refusal::new(Exit::CannotCreate, "there is no repository for a worktree")
+            .place(format!("{} is not in one", here.display()))
+            .next("dispatch without --worktree, or make one: git init, git add, git commit")
+            .into());
+    }
+    let answer = stdout(asked, "cannot look at the repository")?;
+    let answer = answer.strip_suffix(b"\n").unwrap_or(&answer);
+    let mut lines = answer.splitn(3, |&byte| byte == b'\n').map(OsStr::from_bytes);
+    let mut line = || lines.next().context("git did not say where the repository is");
+    let (inside, prefix) = (line()? == "true", Path::new(line()?));
+    let repository = Path::new(line()?);
+    let repository = repository
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", repository.display()))?;
+    let base = commit(here, "HEAD")?.ok_or_else(|| {
+        Refusal::new(Exit::CannotCreate, "the repository has no commit to begin a worktree at")
+            .place(format!("the branch that HEAD of {} names has none", repository.display()))
+            .next("commit first, or dispatch without --worktree")
+    })?;
+
+    let (path, branch) = free_names(task, &repository)?;
+    let mut remarks = Vec::new();
+    let mut directory: PathBuf = path.components().chain(prefix.components()).collect();
+    if prefix != Path::new("") && !is_directory_in(&base, prefix, here)? {
+        remarks.push(format!("{} is not in HEAD: the worker begins at the top", prefix.display()));
+        directory = path.clone();
+    }
+    if inside {
+        remarks.extend(match uncommitted(here) {
+            Ok(0) => None,
+            Ok(1) => Some("1 uncommitted change is not in the worktree".into()),
+            Ok(count) => Some(format!("{count} uncommitted changes are not in the worktree")),
+            Err(error) => Some(format!("{error:#}").replace("\n ", ":")),
+        });
+    }
+    Ok(Planned { worktree: Worktree { path, branch, base, repository }, directory, remarks })
+}
+
+/// The full id of the commit that `revision` names in that directory or repository; `None` if there
+/// is none.
+pub fn commit(directory: &Path, revision: &str) -> Result<Option<String>> {
+    let revision = format!("{revision}^{{commit}}");
+    let asked = run(git(directory).args(["rev-parse", "--verify", "--quiet", &revision]))?;
+    Ok(asked.status.success().then(|| text(&asked.stdout)))
+}
+
+/// The directory and the branch for a task: named after it, and with a number behind it where an
+/// earlier task left something of that name, because a task inherits nothing.
+fn free_names(task: &TaskId, repository: &Path) -> Result<(PathBuf, String)> {
+    let directory = directory_of(repository)?;
+    let asked = run(on(repository).args([
+        "for-each-ref",
+        "--format=%(refname)",
+        "refs/heads/dispatch",
+        "refs/heads/dispatch-*",
+        "refs/heads/dispatch-*/**",
+    ]))?;
+    let branches = text(&stdout(asked, "cannot list the branches")?);
+    let branches: Vec<_> =
+        branches.lines().filter_map(|name| name.strip_prefix("refs/heads/")).collect();
+    // Git keeps a branch as a file, so that `dispatch` and `dispatch/x` cannot both be there.
+    let separator = if branches.contains(&"dispatch") { '-' } else { '/' };
+    let free = |(path, branch): &(PathBuf, String)| {
+        let taken = |other: &&str| {
+            other.strip_prefix(branch).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        path.symlink_metadata().is_err() && !branches.iter().any(taken)
+    };
+    (1..)
+        .map(|n: u32| if n == 1 { task.to_string() } else { format!("{task}-{n}") })
+        .map(|name| (directory.join(&name), format!("dispatch{separator}{name}")))
+        .find(free)
+        .context("there is no free name")
+}
+
+/// The directory of all worktrees of a repository.
+fn directory_of(repository: &Path) -> Result<PathBuf> {
+    let home = std::env::home_dir().filter(|home| home.is_absolute()).ok_or_else(|| {
+        Refusal::new(Exit::CannotCreate, "there is no home directory for a worktree")
+            .next("set HOME, or dispatch without --worktree")
+    })?;
+    // Git and the workers' sandboxes know a directory by its real path.
+    let home = home.canonicalize().with_context(|| format!("cannot find {}", home.display()))?;
+    let name = match repository.file_name() {
+        Some(name) if name == ".git" => repository.parent().and_then(Path::file_name),
+        name => name,
+    };
+    let name = name.unwrap_or_default().to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let name: String =
+        name.trim_end_matches(".git").chars().map(|c| if plain(c) { c } else { '-' }).collect();
+    let hash = short_hash(repository.as_os_str().as_bytes());
+    Ok(home.join(".dispatch/worktrees").join(format!("{name}-{hash}")))
+}
+
+fn is_directory_in(commit: &str, path: &Path, here: &Path) -> Result<bool> {
+    let mut object = std::ffi::OsString::from(format!("{commit}:"));
+    object.push(path.components().as_path());
+    let asked = run(git(here).args(["cat-file", "-t"]).arg(object))?;
+    Ok(text(&asked.stdout) == "tree")
+}
+
+/// How many changes of a checkout are in no commit; what dispatch keeps there is none.
+fn uncommitted(here: &Path) -> Result<usize> {
+    let asked = run(git(here)
+        .env("GIT_OPTIONAL_LOCKS", "0")
+        .args(["status", "--porcelain", "-z", "--no-renames", "--", ":(top)"])
+        .arg(":(top,exclude).dispatch"))?;
+    let changes = stdout(asked, "cannot look for uncommitted changes")?;
+    Ok(changes.iter().filter(|&&byte| byte == 0).count())
+}
+
 impl Worktree {
+    /// Makes it for a new task. Returns what the host should know, a line each.
+    ///
+    /// # Errors
+    /// [`Exit::TryAgain`] if its names were taken since they were decided.
+    pub fn create(&self) -> Result<Vec<String>> {
+        let _lock = self.lock()?;
+        if self.path.symlink_metadata().is_ok() || self.has_branch()? {
+            let what = format!("the branch {} was taken meanwhile", self.branch);
+            return Err(Refusal::new(Exit::TryAgain, what).next("call again").into());
+        }
+        self.add()
+    }
+
+    /// Makes it unless it is there; one whose directory was deleted is made anew from git's own
+    /// record of it, else from its branch. Returns what the host should know, a line each.
+    pub fn ensure(&self) -> Result<Vec<String>> {
+        if self.entry().is_some_and(|entry| !half_made(&entry)) {
+            return Ok(Vec::new());
+        }
+        let _lock = self.lock()?;
+        let deleted = self.path.symlink_metadata().is_err();
+        if deleted {
+            files::make_private_directory(&self.path)?;
+            run(on(&self.repository).args(["worktree", "repair"]).arg(&self.path))?;
+        }
+        match self.entry() {
+            None if !deleted && !is_empty(&self.path) => {
+                let what = "something else is in the place of the task's worktree";
+                return Err(Refusal::new(Exit::CannotCreate, what)
+                    .place(self.path.display().to_string())
+                    .next("move it away, and call again")
+                    .into());
+            }
+            // Whoever was making it was killed, and no worker has been in it.
+            Some(entry) if half_made(&entry) => {
+                run(on(&self.repository).args(["worktree", "remove", "-f", "-f"]).arg(&self.path))?;
+            }
+            // Git's record holds what was staged, a rebase, and the commits in submodules.
+            Some(_) if deleted => {
+                let asked = run(git(&self.path).args(["checkout-index", "--all", "--quiet"]))?;
+                stdout(asked, "cannot bring back the files of the worktree")?;
+                return Ok(self.fill_submodules());
+            }
+            Some(_) => return Ok(Vec::new()),
+            None => {}
+        }
+        self.add()
+    }
+
+    /// Only one at a time adds to a repository; git's own locks make the others fail.
+    fn lock(&self) -> Result<Lock> {
+        if !self.repository.is_dir() {
+            return Err(Refusal::new(Exit::Data, "the repository of the worktree is gone")
+                .place(format!("{} does not exist", self.repository.display()))
+                .next("put it back there, or dispatch the plan again as a new task")
+                .into());
+        }
+        let directory = self.path.parent().context("a worktree without a parent")?;
+        files::make_private_directory(directory)?;
+        let mut name = directory.as_os_str().to_owned();
+        name.push(".lock");
+        Lock::take(Path::new(&name), TURN_LIMIT)
+    }
+
+    fn has_branch(&self) -> Result<bool> {
+        Ok(commit(&self.repository, &format!("refs/heads/{}", self.branch))?.is_some())
+    }
+
+    fn add(&self) -> Result<Vec<String>> {
+        let begin = Instant::now();
+        let mut pause = Duration::from_millis(20);
+        let added = loop {
+            let mut add = on(&self.repository);
+            add.args(self.add_args(self.has_branch()?));
+            let added = run(&mut add)?;
+            if added.status.success() || !held(&added) || begin.elapsed() > GIT_LOCK_LIMIT {
+                break added;
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_secs(1));
+        };
+        let mut remarks = Vec::new();
+        if !added.status.success() {
+            if self.entry().is_none_or(|entry| half_made(&entry)) {
+                let what = format!("cannot make the worktree {}", self.path.display());
+                stdout(added, &what)?;
+            } else {
+                // All that git does once a worktree is there is to run this hook.
+                let said = last_line(&added);
+                remarks.push(format!("post-checkout hook failed in the worktree: {said}"));
+            }
+        }
+        remarks.extend(self.fill_submodules());
+        Ok(remarks)
+    }
+
+    fn add_args(&self, branch_exists: bool) -> Vec<&OsStr> {
+        let mut args = vec!["worktree".as_ref(), "add".as_ref(), "--quiet".as_ref()];
+        let (path, branch) = (self.path.as_os_str(), self.branch.as_ref());
+        match branch_exists {
+            true => args.extend([path, branch]),
+            false => args.extend(["-b".as_ref(), branch, path, self.base.as_ref()]),
+        }
+        args
+    }
+
+    /// The command that makes it, as a person would type it.
+    pub fn command(&self) -> String {
+        let words = self.add_args(false).into_iter();
+        let words: Vec<_> = words.map(|word| shell_word(&word.to_string_lossy())).collect();
+        format!("git {}", words.join(" "))
+    }
+
+    /// Git's own directory for it, whose name may differ from that of the worktree. What its `.git`
+    /// says is believed only of this repository: the worker may have written anything there.
+    fn entry(&self) -> Option<PathBuf> {
+        let text = files::read(&self.path.join(".git")).ok()??;
+        let entry = self.path.join(text.strip_prefix("gitdir:")?.trim()).canonicalize().ok()?;
+        let entries = self.repository.join("worktrees").canonicalize().ok()?;
+        (entry.parent() == Some(&entries)).then_some(entry)
+    }
+
     /// The directories outside it that git writes to when somebody commits in it.
     pub fn git_directories(&self) -> Vec<PathBuf> {
-        let name = self.path.file_name().map(Path::new).unwrap_or(Path::new(""));
-        vec![self.repository.clone(), self.repository.join("worktrees").join(name)]
+        let name = self.path.file_name().unwrap_or_default();
+        let entry = self.entry().unwrap_or_else(|| self.repository.join("worktrees").join(name));
+        vec![self.repository.clone(), entry]
     }
+
+    /// Fills its submodules without any network, from the clones that the repository has of them.
+    fn fill_submodules(&self) -> Vec<String> {
+        let mut empty = Vec::new();
+        fill_submodules(&self.path, &self.repository.join("modules"), Path::new(""), &mut empty);
+        if empty.is_empty() {
+            return Vec::new();
+        }
+        vec![format!("submodules that are empty in the worktree: {}", empty.join(", "))]
+    }
+}
+
+impl fmt::Display for Worktree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let base = self.base.get(..10).unwrap_or(&self.base);
+        write!(f, "{} (branch {}, from {base})", self.path.display(), self.branch)
+    }
+}
+
+fn is_empty(directory: &Path) -> bool {
+    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Whether the process that made this worktree was killed meanwhile: git locks it for so long.
+fn half_made(entry: &Path) -> bool {
+    let reason = files::read(&entry.join("locked")).ok().flatten();
+    reason.is_some_and(|reason| reason.trim() == "initializing")
+}
+
+/// Fills the submodules of `top` from the clones in `modules`, and names those that stay empty.
+fn fill_submodules(top: &Path, modules: &Path, below: &Path, empty: &mut Vec<String>) {
+    if !top.join(".gitmodules").is_file() {
+        return;
+    }
+    let mut list = git(top);
+    list.args(["config", "-z", "-f", ".gitmodules", "--get-regexp", r"^submodule\..*\.path$"]);
+    let listed = run(&mut list).map(|listed| listed.stdout).unwrap_or_default();
+    for entry in listed.split(|&byte| byte == 0) {
+        let mut halves = entry.splitn(2, |&byte| byte == b'\n');
+        let (Some(key), Some(path)) = (halves.next(), halves.next()) else { continue };
+        let path = Path::new(OsStr::from_bytes(path));
+        // A line that is left over from a submodule that was taken out.
+        if !stays_below(path) || !top.join(path).is_dir() {
+            continue;
+        }
+        let name = text(key);
+        let name = name.strip_prefix("submodule.").and_then(|name| name.strip_suffix(".path"));
+        let clone = name.filter(|name| stays_below(Path::new(name))).map(|name| modules.join(name));
+        match (name, clone) {
+            (Some(name), Some(clone)) if fill_submodule(top, path, name, &clone).is_ok() => {
+                fill_submodules(&top.join(path), &clone.join("modules"), &below.join(path), empty);
+            }
+            _ => empty.push(below.join(path).display().to_string()),
+        }
+    }
+}
+
+/// Whether a path of a repository's own text leads nowhere else.
+fn stays_below(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+fn fill_submodule(top: &Path, path: &Path, name: &str, clone: &Path) -> Result<()> {
+    let mut update = git(top);
+    // For this one command, so that the repository's own configuration stays as it is.
+    let url = [format!("submodule.{name}.url=").as_ref(), clone.as_os_str()].join(OsStr::new(""));
+    update.args(["-c", "protocol.allow=never", "-c", "protocol.file.allow=always", "-c"]).arg(url);
+    update.args(["submodule", "--quiet", "update", "--init", "--"]).arg(path);
+    stdout(run(&mut update)?, "cannot fill a submodule").map(drop)
+}
+
+fn check_version() -> Result<()> {
+    let said = text(&stdout(run(Command::new("git").arg("version"))?, "git does not work")?);
+    let number = said.trim_start_matches("git version ");
+    let mut parts = number.split('.').map_while(|part| part.parse::<u32>().ok());
+    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    if version >= OLDEST_GIT {
+        return Ok(());
+    }
+    Err(no_git("git is too old for worktrees", &format!("it is git {number}")).into())
+}
+
+fn no_git(what: &str, place: &str) -> Refusal {
+    let (major, minor) = OLDEST_GIT;
+    Refusal::new(Exit::Unavailable, what)
+        .place(place)
+        .next(format!("install git {major}.{minor} or newer, or dispatch without --worktree"))
+}
+
+/// Git in that directory.
+fn git(directory: &Path) -> Command {
+    let mut git = Command::new("git");
+    git.arg("-C").arg(directory);
+    git
+}
+
+/// Git on that repository, wherever its checkouts are.
+fn on(repository: &Path) -> Command {
+    let mut git = Command::new("git");
+    git.arg([OsStr::new("--git-dir="), repository.as_os_str()].join(OsStr::new("")));
+    git.current_dir(repository);
+    git
+}
+
+/// Runs a git that asks nobody, and returns how it ended and all that it said.
+fn run(git: &mut Command) -> Result<Output> {
+    for name in OF_ANOTHER_REPOSITORY {
+        git.env_remove(name);
+    }
+    // Some of its messages are understood here.
+    git.env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0").stdin(Stdio::null());
+    process::expect_children()?;
+    match git.output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(no_git("git is not installed", "'git' is not in PATH").into())
+        }
+        output => output.context("cannot run git"),
+    }
+}
+
+/// What git printed, if it did what it was asked; else `what` could not be done, in git's words.
+fn stdout(output: Output, what: &str) -> Result<Vec<u8>> {
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(Refusal::new(Exit::CannotCreate, what).place(last_line(&output)).into())
+}
+
+/// Git's error, which is the first line that says it is one, or else the last that it said.
+fn last_line(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let error = lines().find(|line| line.starts_with("fatal: ") || line.starts_with("error: "));
+    error.or(lines().next_back()).map_or_else(|| output.status.to_string(), str::to_owned)
+}
+
+/// Whether git failed because another program holds one of its locks for a moment.
+fn held(output: &Output) -> bool {
+    let said = String::from_utf8_lossy(&output.stderr);
+    // Where a branch's name is in the way for good, it says so in the same words.
+    let moment = said.contains("cannot lock ref") && !said.contains("cannot create");
+    moment || said.contains(".lock': File exists") || said.contains("could not lock config file")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end_matches('\n').to_owned()
 }

@@ -236,6 +236,7 @@ fn show(task: &Task, json: bool) -> Result<Exit> {
     let because = if because.is_empty() { because } else { format!(" ({because})") };
     say(format!("{} — {}", task.id(), view.plan.title().unwrap_or("no title")));
     say(format!("{}{because}, {}, {}", view.state, record.name, short_duration(view.age())));
+    record.worktree.iter().for_each(|worktree| say(format!("worktree: {worktree}")));
     for (number, item) in (1..).zip(view.plan.items()) {
         say(format!("{number}. {} {}", item.marker, item.text));
         item.notes.iter().for_each(|note| say(format!("      {note}")));
@@ -297,6 +298,7 @@ fn as_json(view: &View) -> serde_json::Value {
         })).collect::<Vec<_>>(),
         "summary": view.summary,
         "directory": view.task.directory(),
+        "worktree": view.record.worktree,
     })
 }
 

@@ -21,6 +21,7 @@ use crate::worker::supervise::Started;
 use crate::worker::{
     self, Invocation, Session, attempt, claude, gap, is_known, launcher, own_helper, supervise,
 };
+use crate::worktree;
 
 /// Stands for the session's name in a dry run.
 const SESSION: &str = "00000000-0000-4000-8000-000000000000";
@@ -39,6 +40,9 @@ pub struct Args {
     /// A model or an alias from the config; the default if none is named
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
+    /// Give the worker a git worktree of its own, on a branch of its own
+    #[arg(long)]
+    worktree: bool,
     /// What the worker may do
     #[arg(long, value_enum)]
     access: Option<Access>,
@@ -46,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE|-")]
     plan: Option<String>,
     /// Start a worker again for what is left of a task, with --model another one
-    #[arg(long, conflicts_with_all = ["plan", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["plan", "worktree", "dry_run"])]
     resume: bool,
     /// Count this item as done because the person does not want it
     #[arg(long, value_name = "ITEM", requires = "resume")]
@@ -111,16 +115,18 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         false => choose::by_name(&config, args.model.as_deref())?,
     };
     let choice = chosen.choice;
+    let route = route(&choice, args.worktree)?;
+    let own = args.worktree.then(|| worktree::decide(&id, &here)).transpose()?;
     let record = Record {
         format: task::FORMAT,
         nonce: random_hex()?,
         name: choice.name.clone(),
         model: choice.model.clone(),
         backend: choice.backend.clone(),
-        route: route(&choice),
+        route,
         access: access(args, &choice)?.unwrap_or(Access::Write),
-        directory: here,
-        worktree: None,
+        directory: own.as_ref().map_or(here, |own| own.directory.clone()),
+        worktree: own.as_ref().map(|own| own.worktree.clone()),
         after: Vec::new(),
         owner: calling_host(),
         created: now(),
@@ -130,13 +136,20 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     let call = startable(&task, &record, &choice)?;
     let prompt = prompt::first(&task, &record, choice.prompt.as_deref(), &helper, &plan);
     if args.dry_run {
+        if !args.json {
+            own.iter().for_each(|own| say(own.worktree.command()));
+        }
         return dry_run(args.json, &task, &record, call.as_ref(), &prompt);
     }
 
     project.prepare()?;
+    let mut remarks = own.map_or_else(Vec::new, |own| own.remarks);
     {
         let _lock = task.lock()?;
         refuse_taken(&task)?;
+        if let Some(worktree) = &record.worktree {
+            remarks.extend(worktree.create()?);
+        }
         files::make_private_directory(task.ipc().directory())?;
         if args.plan.is_some() || !task.plan_path().is_file() {
             files::publish(&task.plan_path(), plan.as_bytes())?;
@@ -155,6 +168,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     if call.is_some() {
         name_obsolete_flags(&config, &choice);
     }
+    remarks.iter().for_each(say);
     launch(&task, &record)
 }
 
@@ -301,7 +315,7 @@ fn change_worker(args: &Args, task: &Task, record: &mut Record) -> Result<()> {
         name: choice.name.clone(),
         model: choice.model.clone(),
         backend: choice.backend.clone(),
-        route: if held { Route::Cli } else { route(&choice) },
+        route: route(&choice, held)?,
         access: access(args, &choice)?.unwrap_or(record.access),
         ..record.clone()
     };
@@ -363,10 +377,19 @@ fn agent_call(task: &Task, record: &Record, prompt: &Path) -> Result<String> {
 }
 
 /// The config decides, then the host: Claude Code has agents of its own for Claude's models.
-fn route(choice: &Choice) -> Route {
-    let inside_claude =
-        calling_host().is_some() && choice.backend == "claude" && is_known("claude");
-    choice.settings.route.unwrap_or(if inside_claude { Route::Agent } else { Route::Cli })
+fn route(choice: &Choice, worktree: bool) -> Result<Route> {
+    let backend = &choice.backend;
+    if worktree && choice.settings.route == Some(Route::Agent) {
+        return Err(Refusal::new(Exit::Usage, "an agent of the host cannot work in our worktree")
+            .place("the Agent tool's own begins at origin/HEAD and hides the task's directory")
+            .next(format!(
+                "dispatch without --worktree, or take 'route: agent' out of backend '{backend}'"
+            ))
+            .into());
+    }
+    let inside_claude = calling_host().is_some() && backend == "claude" && is_known("claude");
+    let usual = if inside_claude && !worktree { Route::Agent } else { Route::Cli };
+    Ok(choice.settings.route.unwrap_or(usual))
 }
 
 /// The plan's text, and where it was read.

@@ -12,7 +12,7 @@ use anyhow::Result;
 
 use crate::config::{Choice, Config, Route};
 use crate::plan::Marker;
-use crate::task::{Reason, State, View, Wait};
+use crate::task::{Reason, State, View, Wait, short_hash};
 use crate::worker::heard::Kind;
 use crate::worker::{self, launcher, shell_word};
 
@@ -131,9 +131,8 @@ fn end(view: &View) -> Result<Event> {
                 String::new()
             };
             let branch = view.record.worktree.as_ref();
-            let branch =
-                branch.map_or_else(String::new, |worktree| format!(" Branch: {}", worktree.branch));
-            (format!("{id} done ({items}, {age}){summary}{report}{branch}"), "tell the user".into())
+            let branch = branch.map_or_else(String::new, |it| format!(" on branch {}", it.branch));
+            (format!("{id} done ({items}, {age}){branch}{summary}{report}"), "tell the user".into())
         }
         State::Blocked => (
             format!("{id} blocked ({items}){because}"),
@@ -219,12 +218,8 @@ pub fn told_by_host_program(view: &View, event: &Event) -> bool {
     view.record.route == Route::Agent && event.is_end() && !view.processes.is_empty()
 }
 
-/// FNV-1a, because the id must be the same in every version of the helpers.
 fn short_id(nonce: &str, key: &str) -> String {
-    let hash = format!("{nonce}/{key}").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    format!("#{:08x}", (hash >> 32) as u32)
+    format!("#{}", short_hash(format!("{nonce}/{key}").as_bytes()))
 }
 
 /// A worker's words in one line and in quotation marks, cut where they are long. Inside, nothing

@@ -232,13 +232,19 @@ impl Drop for SignalPipe {
     }
 }
 
+/// Makes sure that children can be waited for. Where SIGCHLD is ignored, as some hosts leave it,
+/// nobody learns how they ended.
+pub fn expect_children() -> Result<()> {
+    // SAFETY: the default action of SIGCHLD is no handler.
+    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }
+        .map(drop)
+        .context("cannot reset SIGCHLD")
+}
+
 /// Starts a program that belongs to init at once and leads its own session, so that neither the
 /// end of this process nor a signal to its group or terminal reaches it. Uses the command up.
 pub fn detach(command: &mut Command) -> Result<()> {
-    // SAFETY: the default action of SIGCHLD is no handler. Were it ignored, as some hosts leave it,
-    // the middle process could not be waited for.
-    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) }
-        .context("cannot reset SIGCHLD")?;
+    expect_children()?;
     // SAFETY: the closure runs in the forked child and allocates nothing; `_exit`, `setsid` and the
     // calls of `reset_signals` and `keep_only_stdio` are async-signal-safe. So is this second fork, although POSIX lost
     // the word: libc's fork has freed all its locks in the child that runs here.

@@ -579,6 +579,15 @@ pub fn random_hex() -> Result<String> {
     Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }
 
+/// Eight hexadecimal digits that stand for a text: FNV-1a, because they must be the same in every
+/// version of the helpers.
+pub fn short_hash(text: &[u8]) -> String {
+    let hash = text.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{:08x}", (hash >> 32) as u32)
+}
+
 /// The wall clock, to show: `2026-11-21T10:02:15Z`.
 pub fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()

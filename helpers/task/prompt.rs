@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Record, Task};
+use crate::config::Access;
 use crate::worker::shell_word;
 
 /// The prompt of a task's first attempt. `helper` is the `dispatch-worker` that the worker can
@@ -24,10 +25,22 @@ pub fn first(
         shell_word(&helper.display().to_string()),
         shell_word(&directory.to_string())
     );
+    let own = record.worktree.as_ref().map_or_else(String::new, |worktree| {
+        let commit = match record.access {
+            Access::Read => "",
+            _ => "commit your work there before you finish; ",
+        };
+        format!(
+            "
+Your directory is a git worktree of your own, on branch {}: {commit}never
+push, and never touch other branches.",
+            worktree.branch
+        )
+    });
     format!(
         "{role}You are the worker of one task, '{id}'. Work in {work}. Your plan is the checklist in
 {plan_path} (a copy stands at the end of this text). Do its items from top to bottom, each one
-really and in full, and tick each as soon as it is done. Do not start other workers.
+really and in full, and tick each as soon as it is done. Do not start other workers.{own}
 
 Your link to the person who gave the task is this command, written out in full each time:
   {call} …

@@ -13,7 +13,7 @@ use super::heard::{Kind, Listener};
 use super::log::Log;
 use super::supervise::Starter;
 use super::{Invocation, Job, Session, invocation, listener};
-use crate::config::{Config, PromptVia, Route};
+use crate::config::{Access, Config, PromptVia, Route};
 use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -24,6 +24,7 @@ use crate::project::TASK_DIR;
 use crate::task::{
     Attempt, ExitRecord, LAST_WORD, Record, SessionRecord, Task, now, prompt, random_hex,
 };
+use crate::worktree::OF_ANOTHER_REPOSITORY;
 
 /// Marks every process of an attempt, so that one that escaped its group can be told. A supervisor
 /// has the number 0.
@@ -143,7 +144,9 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
 pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Result<Invocation> {
     let choice = Config::load()?.resolve(Some(&record.name))?;
     let mut writable = vec![task.directory().to_path_buf()];
-    writable.extend(record.worktree.iter().flat_map(|worktree| worktree.git_directories()));
+    if record.access != Access::Read {
+        writable.extend(record.worktree.iter().flat_map(|worktree| worktree.git_directories()));
+    }
     let job = Job {
         model: record.model.as_deref(),
         access: record.access,
@@ -199,6 +202,7 @@ fn launch(
     attempt: &Attempt,
     session: Option<&SessionRecord>,
 ) -> Result<Started> {
+    let record = &with_worktree(task, record)?;
     let fresh = uuid(&random_hex()?, &random_hex()?);
     let resumed = session.map(|session| Session::Resume(&session.id));
     let helper = super::own_helper()?;
@@ -218,6 +222,11 @@ fn launch(
     for (name, _) in std::env::vars_os().filter(|(name, _)| of_the_host(&name.to_string_lossy())) {
         command.env_remove(name);
     }
+    if record.worktree.is_some() {
+        for name in OF_ANOTHER_REPOSITORY {
+            command.env_remove(name);
+        }
+    }
     command.env(TASK_DIR, task.directory());
     command.env(ATTEMPT, mark(record, attempt));
     process::own_group(&mut command);
@@ -231,6 +240,20 @@ fn launch(
         listener: listener(&record.backend, &settings),
         session: None,
     })
+}
+
+/// The task with its worktree in place, and a directory to work in that is there.
+fn with_worktree(task: &Task, record: &Record) -> Result<Record> {
+    let mut record = record.clone();
+    if let Some(worktree) = &record.worktree {
+        for remark in worktree.ensure()? {
+            task.tell(&remark)?;
+        }
+        if !record.directory.is_dir() {
+            record.directory = worktree.path.clone();
+        }
+    }
+    Ok(record)
 }
 
 /// What marks the processes of that attempt.

@@ -26,3 +26,4 @@ mod resume;
 mod skill;
 mod supervision;
 mod support;
+mod worktrees;

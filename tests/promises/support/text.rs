@@ -19,13 +19,16 @@ impl Redactions {
 
     /// The text without paths, ids of news, times and pids.
     pub(crate) fn apply(&self, text: &str) -> String {
-        static OTHERS: LazyLock<[(Regex, &str); 6]> = LazyLock::new(|| {
+        static OTHERS: LazyLock<[(Regex, &str); 9]> = LazyLock::new(|| {
             [
                 (r"#[0-9a-f]{8}(?-u:\b)", "#ID"),
                 (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID"),
                 (r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z", "TIME"),
                 (r"(?-u:\b)pid [0-9]+@[0-9]+", "pid PID"),
                 (r"(?-u:\b)[0-9]+s(?-u:\b)", "AGE"),
+                (r"(worktrees/[A-Za-z0-9._-]+-)[0-9a-f]{8}(?-u:\b)", "${1}HASH"),
+                (r"(?-u:\b)[0-9a-f]{40}(?-u:\b)", "COMMIT"),
+                (r"from [0-9a-f]{10}\)", "from COMMIT)"),
                 // A caret stands as far to the right as the path before the line above is long.
                 (r" {9,}\^", "        ^"),
             ]

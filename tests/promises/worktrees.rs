@@ -1,0 +1,685 @@
+//! A task with `--worktree` works in a checkout of its own, and nothing that it commits is lost.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use snapbox::str;
+
+use crate::support::process::runs;
+use crate::support::text::{names, same};
+use crate::support::{Call, Host, PLAN, Ran, Sandbox, binary, wait_until};
+
+/// A worker that commits a file named after its task and finishes.
+fn commits() -> String {
+    let helper = binary("dispatch-worker").display();
+    format!(
+        "set -e
+id=${{DISPATCH_TASK_DIR##*/}}
+echo work >\"work-$id\"
+git add . && git commit -q -m \"Work of $id\"
+{helper} tick 1 && {helper} tick 2 && {helper} finish Fine."
+    )
+}
+
+fn ready(workers: &[(&str, &str)]) -> Sandbox {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(workers);
+    sandbox
+}
+
+fn spawn(sandbox: &Sandbox, id: &str, model: &str) -> Call {
+    let call = sandbox.call("dispatch-spawn", &[id, "--model", model, "--worktree", "--plan", "-"]);
+    call.input(PLAN)
+}
+
+#[track_caller]
+fn dispatch(sandbox: &Sandbox, id: &str, model: &str) -> Ran {
+    let ran = spawn(sandbox, id, model).run();
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    ran
+}
+
+/// Waits until a task's supervisor has ended too.
+#[track_caller]
+fn until_over(sandbox: &Sandbox, id: &str) {
+    wait_until("the supervisor ends", || (!runs(sandbox.supervisor_of(id))).then_some(()));
+}
+
+/// Path, branch and base of a task's worktree.
+#[track_caller]
+fn worktree(show: Call) -> (PathBuf, String, String) {
+    let json: serde_json::Value = serde_json::from_str(&show.run().ok()).expect("JSON");
+    let word = |key: &str| json["worktree"][key].as_str().expect("a worktree").to_owned();
+    (word("path").into(), word("branch"), word("base"))
+}
+
+#[track_caller]
+fn worktree_of(sandbox: &Sandbox, id: &str) -> (PathBuf, String, String) {
+    worktree(sandbox.call("dispatch-reconcile", &["show", id, "--json"]))
+}
+
+fn commit(sandbox: &Sandbox, revision: &str) -> String {
+    sandbox.git(&["rev-parse", "--verify", revision]).trim().to_owned()
+}
+
+/// The machine's git.
+fn real_git(sandbox: &Sandbox) -> String {
+    let found = sandbox.program("sh").args(&["-c", "command -v git"]).run().ok();
+    found.trim().to_owned()
+}
+
+/// A machine that has one more CLI, by its `PATH`.
+fn path_with(sandbox: &Sandbox, cli: &str, script: &str) -> String {
+    let clis = sandbox.top().join("clis");
+    fs::create_dir_all(&clis).expect("made");
+    sandbox.add_cli(cli, script);
+    format!("{}:{}", clis.display(), std::env::var("PATH").expect("a PATH"))
+}
+
+#[test]
+fn a_worker_commits_in_its_own_checkout_and_the_host_hears_the_branch() {
+    let sandbox = ready(&[("commits", &commits())]);
+    let before = commit(&sandbox, "HEAD");
+    dispatch(&sandbox, "x", "commits").shows(str![[r#"
+exit 0
+x started with commits. Tell the user and stop; news wakes you.
+"#]]);
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
+exit 0
+x — Title
+done, commits, AGE
+worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT)
+1. [x] First
+2. [x] Second
+summary: "Fine."
+attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+"#]]);
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x done (2/2, AGE) on branch dispatch/x: "Fine." → tell the user
+"#]]);
+    let (path, branch, base) = worktree_of(&sandbox, "x");
+    assert_eq!((branch.as_str(), base), ("dispatch/x", before.clone()));
+    assert_eq!(names(&path), [".git", "README", "work-x"]);
+    assert_eq!(commit(&sandbox, "dispatch/x~"), before);
+    // The project is as it was.
+    assert_eq!(commit(&sandbox, "HEAD"), before);
+    assert_eq!(sandbox.git(&["status", "--porcelain"]), "");
+    assert_eq!(names(&sandbox.project()), [".dispatch", ".git", "README"]);
+    for directory in path.ancestors().skip(1).take(2) {
+        let mode = fs::metadata(directory).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{}", directory.display());
+    }
+    let prompt = sandbox.read("x", "prompt.md");
+    let told: Vec<_> = prompt.lines().take(5).collect();
+    same(
+        &sandbox.redactions().apply(&told.join("\n")),
+        str![[r#"
+You are the worker of one task, 'x'. Work in HOME/.dispatch/worktrees/project-HASH/x. Your plan is the checklist in
+PROJECT/.dispatch/tasks/x/plan.md (a copy stands at the end of this text). Do its items from top to bottom, each one
+really and in full, and tick each as soon as it is done. Do not start other workers.
+Your directory is a git worktree of your own, on branch dispatch/x: commit your work there before you finish; never
+push, and never touch other branches.
+"#]],
+    );
+}
+
+#[test]
+fn a_worker_that_may_only_read_is_not_told_to_commit() {
+    let sandbox = ready(&[]);
+    spawn(&sandbox, "x", "idle").args(&["--access", "read"]).run().ok();
+    let prompt = sandbox.read("x", "prompt.md");
+    assert!(prompt.contains("branch dispatch/x: never\npush"), "{prompt}");
+}
+
+#[test]
+fn a_dry_run_says_what_would_run_and_makes_nothing() {
+    let sandbox = ready(&[]);
+    spawn(&sandbox, "x", "idle").args(&["--dry-run"]).run().shows(str![[r#"
+exit 0
+git worktree add --quiet -b dispatch/x HOME/.dispatch/worktrees/project-HASH/x COMMIT
+sh -c 'exec sh TOP/scripts/idle "$@"' sh < PROJECT/.dispatch/tasks/x/worker/1/stdin
+"#]]);
+    assert_eq!(names(&sandbox.home().join(".dispatch")), ["config.yaml"]);
+    assert_eq!(sandbox.git(&["branch", "--list", "dispatch*"]), "");
+}
+
+#[test]
+fn inside_claude_code_the_worker_is_a_process_of_its_own_too() {
+    let sandbox = ready(&[]);
+    let idle = sandbox.script("claude", "exec sleep 1000\n");
+    let config = |more: &str| {
+        format!(
+            "backends: {{ claude: {{ command: {idle}{more} }} }}
+models: {{ opus: {{ backend: claude }} }}
+"
+        )
+    };
+    let host = Host::new(&sandbox);
+    sandbox.config(&config(""));
+    host.calls(spawn(&sandbox, "x", "opus")).run().shows(str![[r#"
+exit 0
+x started with opus. Tell the user and stop; news wakes you.
+"#]]);
+    sandbox.config(&config(", route: agent"));
+    host.calls(spawn(&sandbox, "y", "opus")).run().shows(str![[r#"
+exit 64
+! dispatch-spawn: an agent of the host cannot work in our worktree
+!   the Agent tool's own begins at origin/HEAD and hides the task's directory
+!   next: dispatch without --worktree, or take 'route: agent' out of backend 'claude'
+"#]]);
+    assert!(!sandbox.task("y", "").exists());
+}
+
+#[test]
+fn without_a_repository_there_is_no_worktree() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    spawn(&sandbox, "x", "idle").run().shows(str![[r#"
+exit 73
+! dispatch-spawn: there is no repository for a worktree
+!   PROJECT is not in one
+!   next: dispatch without --worktree, or make one: git init, git add, git commit
+"#]]);
+    assert!(!sandbox.task("x", "").exists());
+}
+
+#[test]
+fn a_repository_without_a_commit_has_nothing_to_begin_at() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.git(&["init", "-q", "-b", "main"]);
+    spawn(&sandbox, "x", "idle").run().shows(str![[r#"
+exit 73
+! dispatch-spawn: the repository has no commit to begin a worktree at
+!   the branch that HEAD of PROJECT/.git names has none
+!   next: commit first, or dispatch without --worktree
+"#]]);
+    assert!(!sandbox.task("x", "").exists());
+}
+
+#[test]
+fn git_has_to_be_there_and_new_enough() {
+    let sandbox = Sandbox::with_clis(&[]);
+    sandbox.workers(&[]);
+    let on_machine = || spawn(&sandbox, "x", "idle").env("PATH", sandbox.top().join("clis"));
+    on_machine().run().shows(str![[r#"
+exit 69
+! dispatch-spawn: git is not installed
+!   'git' is not in PATH
+!   next: install git 2.31 or newer, or dispatch without --worktree
+"#]]);
+    sandbox.add_cli("git", "echo git version 2.30.9");
+    on_machine().run().shows(str![[r#"
+exit 69
+! dispatch-spawn: git is too old for worktrees
+!   it is git 2.30.9
+!   next: install git 2.31 or newer, or dispatch without --worktree
+"#]]);
+    sandbox.add_cli("git", "echo no libc >&2; exit 1");
+    on_machine().run().shows(str![[r#"
+exit 73
+! dispatch-spawn: git does not work
+!   no libc
+"#]]);
+    assert!(!sandbox.task("x", "").exists());
+}
+
+#[test]
+fn uncommitted_changes_stay_behind_and_the_host_is_told() {
+    let sandbox = ready(&[]);
+    // What the host wrote for dispatch is no change of the project.
+    sandbox.plan("w", PLAN);
+    sandbox.run("dispatch-spawn", &["w", "--worktree"]).shows(str![[r#"
+exit 0
+w started with idle. Tell the user and stop; news wakes you.
+"#]]);
+    fs::write(sandbox.project().join("README"), "Changed.\n").expect("written");
+    dispatch(&sandbox, "x", "idle").shows(str![[r#"
+exit 0
+1 uncommitted change is not in the worktree
+x started with idle. Tell the user and stop; news wakes you.
+"#]]);
+    sandbox.git(&["mv", "-f", "README", "a b"]);
+    fs::write(sandbox.project().join("new"), "New.\n").expect("written");
+    dispatch(&sandbox, "y", "idle").shows(str![[r#"
+exit 0
+3 uncommitted changes are not in the worktree
+y started with idle. Tell the user and stop; news wakes you.
+"#]]);
+    let (path, ..) = worktree_of(&sandbox, "y");
+    assert_eq!(names(&path), [".git", "README"]);
+    let text = fs::read_to_string(path.join("README")).expect("there");
+    assert_eq!(text, "A project.\n");
+    fs::write(sandbox.project().join(".git/index"), "?").expect("written");
+    dispatch(&sandbox, "z", "idle").shows(str![[r#"
+exit 0
+cannot look for uncommitted changes: fatal: .git/index: index file smaller than expected
+z started with idle. Tell the user and stop; news wakes you.
+"#]]);
+}
+
+#[test]
+fn a_bare_repository_has_worktrees_too() {
+    let sandbox = ready(&[("commits", &commits())]);
+    let bare = sandbox.home().join("the bare one.git");
+    sandbox.git(&["clone", "-q", "--bare", ".", &bare.display().to_string()]);
+    spawn(&sandbox, "x", "commits").within(&bare).run().shows(str![[r#"
+exit 0
+x started with commits. Tell the user and stop; news wakes you.
+"#]]);
+    let show = || sandbox.call("dispatch-reconcile", &["show", "x", "--json"]).within(&bare);
+    wait_until("it is done", || show().run().ok().contains("\"state\":\"done\"").then_some(()));
+    let (path, branch, base) = worktree(show());
+    assert_eq!((branch.as_str(), base), ("dispatch/x", commit(&sandbox, "HEAD")));
+    let parent = path.parent().and_then(Path::file_name).expect("a name").to_string_lossy();
+    assert!(parent.starts_with("the-bare-one-"), "{parent}");
+    let log = sandbox.program("git").args(&["log", "--format=%s", "dispatch/x"]).within(&bare);
+    assert_eq!(log.run().ok(), "Work of x\nBegin\n");
+}
+
+#[test]
+fn a_shallow_clone_has_worktrees_too() {
+    let sandbox = ready(&[("commits", &commits())]);
+    sandbox.git(&["commit", "-q", "--allow-empty", "-m", "Second"]);
+    let (shallow, from) = (sandbox.home().join("shallow"), sandbox.project());
+    let from = format!("file://{}", from.display());
+    sandbox.git(&["clone", "-q", "--depth", "1", &from, &shallow.display().to_string()]);
+    spawn(&sandbox, "x", "commits").within(&shallow).run().ok();
+    let log =
+        || sandbox.program("git").args(&["log", "--format=%s", "dispatch/x"]).within(&shallow);
+    wait_until("it commits", || (log().run().ok() == "Work of x\nSecond\n").then_some(()));
+}
+
+#[test]
+fn the_worker_is_as_deep_in_its_checkout_as_the_host_in_its_own() {
+    let sandbox = ready(&[("where", "pwd -P")]);
+    let deep = sandbox.project().join("src/deep one");
+    fs::create_dir_all(&deep).expect("made");
+    spawn(&sandbox, "x", "where").within(&deep).run().shows(str![[r#"
+exit 0
+src/deep one/ is not in HEAD: the worker begins at the top
+x started with where. Tell the user and stop; news wakes you.
+"#]]);
+    fs::write(deep.join("a"), "A.\n").expect("written");
+    sandbox.git(&["add", "."]);
+    sandbox.git(&["commit", "-q", "-m", "Deep"]);
+    spawn(&sandbox, "y", "where").within(&deep).run().ok();
+    for (id, below) in [("x", ""), ("y", "src/deep one")] {
+        sandbox.wait_for_state(id, "incomplete");
+        let (path, ..) = worktree_of(&sandbox, id);
+        assert_eq!(Path::new(sandbox.read(id, "worker/1/output.log").trim()), path.join(below));
+    }
+}
+
+#[test]
+fn a_host_in_a_linked_worktree_has_that_ones_commit() {
+    let sandbox = ready(&[("commits", &commits())]);
+    sandbox.git(&["worktree", "add", "-q", "../linked"]);
+    let linked = sandbox.home().join("linked");
+    let git = |args: &[&str]| sandbox.program("git").args(args).within(&linked).run().ok();
+    git(&["commit", "-q", "--allow-empty", "-m", "There"]);
+    spawn(&sandbox, "x", "commits").within(&linked).run().ok();
+    sandbox.wait_for_state("x", "done");
+    let (.., base) = worktree_of(&sandbox, "x");
+    assert_eq!(base, git(&["rev-parse", "HEAD"]).trim());
+    assert_ne!(base, commit(&sandbox, "HEAD"));
+    assert_eq!(sandbox.git(&["log", "-2", "--format=%s", "dispatch/x"]), "Work of x\nThere\n");
+}
+
+/// `deps/lib` is a submodule with one of its own; the other was never cloned here.
+#[test]
+fn submodules_are_filled_from_the_clones_that_are_there() {
+    let sandbox = ready(&[]);
+    let git = |directory: &str, args: &[&str]| {
+        let call = sandbox.program("git").args(&["-c", "protocol.file.allow=always"]).args(args);
+        call.within(sandbox.home().join(directory)).run()
+    };
+    for name in ["inner", "lib", "other"] {
+        sandbox.git(&["init", "-q", "-b", "main", &format!("../{name}")]);
+        git(name, &["commit", "-q", "--allow-empty", "-m", "Begin"]);
+    }
+    fs::write(sandbox.home().join("inner/text"), "Inner.\n").expect("written");
+    git("inner", &["add", "."]);
+    git("inner", &["commit", "-q", "-m", "Text"]);
+    for (directory, args) in [
+        ("lib", ["submodule", "add", "../inner", "the inner"]),
+        ("lib", ["commit", "-q", "-m", "Inner"]),
+        ("project", ["submodule", "add", "../lib", "deps/lib"]),
+        ("project", ["submodule", "add", "../other", "other"]),
+        ("project", ["commit", "-q", "-m", "Submodules"]),
+        ("project", ["submodule", "update", "--init", "--recursive"]),
+        ("project", ["submodule", "deinit", "-f", "other"]),
+    ] {
+        assert_eq!(git(directory, &args).code, Some(0), "{args:?}");
+    }
+    fs::remove_dir_all(sandbox.project().join(".git/modules/other")).expect("removed");
+    let settings = fs::read_to_string(sandbox.project().join(".git/config")).expect("there");
+    // Whatever would be fetched from where it once was cloned is gone.
+    for name in ["inner", "lib", "other"] {
+        fs::rename(sandbox.home().join(name), sandbox.top().join(name)).expect("moved");
+    }
+    dispatch(&sandbox, "x", "idle").shows(str![[r#"
+exit 0
+submodules that are empty in the worktree: other
+x started with idle. Tell the user and stop; news wakes you.
+"#]]);
+    let (path, ..) = worktree_of(&sandbox, "x");
+    let text = fs::read_to_string(path.join("deps/lib/the inner/text")).expect("there");
+    assert_eq!(text, "Inner.\n");
+    assert_eq!(names(&path.join("other")), [""; 0]);
+    let after = fs::read_to_string(sandbox.project().join(".git/config")).expect("there");
+    assert_eq!(after, settings);
+}
+
+#[test]
+fn a_hook_that_fails_is_told_and_the_task_begins() {
+    let sandbox = ready(&[]);
+    let hook = sandbox.project().join(".git/hooks/post-checkout");
+    let put =
+        "mkdir -p \"${1%/*}\" && cat >\"$1.new\" && chmod +x \"$1.new\" && mv \"$1.new\" \"$1\"";
+    let put = sandbox.program("sh").args(&["-c", put, "sh"]).arg(&hook);
+    put.input("#!/bin/sh\necho 'no node_modules' >&2\nexit 3\n").run().ok();
+    dispatch(&sandbox, "x", "idle").shows(str![[r#"
+exit 0
+post-checkout hook failed in the worktree: no node_modules
+x started with idle. Tell the user and stop; news wakes you.
+"#]]);
+    assert_eq!(names(&worktree_of(&sandbox, "x").0), [".git", "README"]);
+}
+
+#[test]
+fn a_branch_called_dispatch_is_not_in_the_way() {
+    let sandbox = ready(&[("commits", &commits())]);
+    sandbox.git(&["branch", "dispatch"]);
+    dispatch(&sandbox, "x", "commits");
+    sandbox.wait_for_state("x", "done");
+    assert_eq!(worktree_of(&sandbox, "x").1, "dispatch-x");
+    assert_eq!(sandbox.git(&["log", "-1", "--format=%s", "dispatch-x"]), "Work of x\n");
+}
+
+#[test]
+fn an_id_that_is_used_again_inherits_nothing() {
+    let sandbox = ready(&[("commits", &commits())]);
+    for n in 1..=3 {
+        dispatch(&sandbox, "x", "commits");
+        sandbox.wait_for_state("x", "done");
+        let name = if n == 1 { "x".into() } else { format!("x-{n}") };
+        let (path, branch, _) = worktree_of(&sandbox, "x");
+        assert_eq!(path.file_name(), Some(name.as_ref()));
+        assert_eq!(branch, format!("dispatch/{name}"));
+        assert_eq!(sandbox.git(&["rev-list", "--count", &branch]), "2\n");
+        until_over(&sandbox, "x");
+        fs::remove_dir_all(sandbox.project().join(".dispatch")).expect("removed");
+    }
+    // Either of the two is in the way: a branch without a directory, or something below the branch.
+    sandbox.git(&["branch", "dispatch/y"]);
+    sandbox.git(&["branch", "dispatch/z/old"]);
+    for id in ["y", "z"] {
+        dispatch(&sandbox, id, "idle");
+        assert_eq!(worktree_of(&sandbox, id).1, format!("dispatch/{id}-2"));
+    }
+}
+
+/// A worker that commits, stages something more, and fails.
+const STAGES: &str = "echo one >committed && git add . && git commit -q -m One
+echo two >staged && git add staged
+exit 7";
+
+#[test]
+fn a_deleted_worktree_is_made_anew_with_all_that_git_knows() {
+    let sandbox = ready(&[("works", STAGES)]);
+    dispatch(&sandbox, "x", "works");
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    until_over(&sandbox, "x");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    fs::remove_dir_all(&path).expect("removed");
+    sandbox.script("works", "pwd; git branch --show-current; ls; exit 7\n");
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    sandbox.wait_for_state("x", "failed: exit code 7: staged");
+    until_over(&sandbox, "x");
+    let log = sandbox.read("x", "worker/2/output.log");
+    same(
+        &sandbox.redactions().apply(&log),
+        str![[r#"
+HOME/.dispatch/worktrees/project-HASH/x
+dispatch/x
+README
+committed
+staged
+
+"#]],
+    );
+    // Now git has forgotten all but the branch.
+    fs::remove_dir_all(&path).expect("removed");
+    sandbox.git(&["worktree", "prune"]);
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    let ended = || sandbox.task("x", "worker/3/exit").exists().then_some(());
+    wait_until("the third attempt has ended", ended);
+    let log = sandbox.read("x", "worker/3/output.log");
+    same(
+        &sandbox.redactions().apply(&log),
+        str![[r#"
+HOME/.dispatch/worktrees/project-HASH/x
+dispatch/x
+README
+committed
+
+"#]],
+    );
+}
+
+#[test]
+fn a_worktree_whose_making_was_killed_is_made_anew() {
+    let sandbox = ready(&[("quits", "exit 0")]);
+    dispatch(&sandbox, "x", "quits");
+    sandbox.wait_for_state("x", "incomplete");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    let entry = sandbox.project().join(".git/worktrees/x");
+    until_over(&sandbox, "x");
+    for deleted in [false, true] {
+        // As git leaves it behind when it is killed: marked, and without files.
+        fs::write(entry.join("locked"), "initializing").expect("written");
+        fs::remove_file(entry.join("index")).expect("removed");
+        fs::remove_file(path.join("README")).expect("removed");
+        if deleted {
+            fs::remove_dir_all(&path).expect("removed");
+        }
+        sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+        sandbox.wait_for_state("x", "incomplete");
+        until_over(&sandbox, "x");
+        assert_eq!(names(&path), [".git", "README"]);
+        assert!(!entry.join("locked").exists());
+    }
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_worktree_is_left_alone() {
+    let sandbox = ready(&[("quits", "exit 0")]);
+    dispatch(&sandbox, "x", "quits");
+    sandbox.wait_for_state("x", "incomplete");
+    until_over(&sandbox, "x");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    fs::remove_file(path.join(".git")).expect("removed");
+    sandbox.git(&["worktree", "prune"]);
+    sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
+exit 73
+! dispatch-spawn: something else is in the place of the task's worktree
+!   HOME/.dispatch/worktrees/project-HASH/x
+!   next: move it away, and call again
+"#]]);
+    assert_eq!(names(&path), ["README"]);
+    fs::rename(sandbox.project().join(".git"), sandbox.top().join("git")).expect("moved");
+    sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
+exit 65
+! dispatch-spawn: the repository of the worktree is gone
+!   PROJECT/.git does not exist
+!   next: put it back there, or dispatch the plan again as a new task
+"#]]);
+}
+
+#[test]
+fn sixteen_at_once_lose_nothing() {
+    let sandbox = ready(&[("commits", &commits())]);
+    let base = commit(&sandbox, "HEAD");
+    let ids: Vec<_> = (1..=16).map(|n| format!("t{n}")).collect();
+    let calls: Vec<_> = ids.iter().map(|id| spawn(&sandbox, id, "commits").start()).collect();
+    for call in calls {
+        call.end().ok();
+    }
+    for id in &ids {
+        sandbox.wait_for_state(id, "done");
+        let log = sandbox.read(id, "worker/1/output.log");
+        assert_eq!(
+            log,
+            "1/2 done. Next is item 2: Second\n2/2 done. Now finish.\nFinished. Stop now.\n"
+        );
+        assert_eq!(worktree_of(&sandbox, id).2, base);
+        assert_eq!(commit(&sandbox, &format!("dispatch/{id}~")), base);
+        let files = sandbox.git(&["ls-tree", "--name-only", &format!("dispatch/{id}")]);
+        assert_eq!(files, format!("README\nwork-{id}\n"));
+    }
+    assert_eq!(sandbox.git(&["branch", "--list", "dispatch/*"]).lines().count(), 16);
+    sandbox.git(&["fsck", "--strict"]);
+}
+
+#[test]
+fn commits_outlive_the_directory_of_the_tasks() {
+    let sandbox = ready(&[(
+        "works",
+        "echo one >one && git add . && git commit -q -m One && touch \"$HOME/one\"
+until [ -e \"$HOME/go\" ]; do sleep 0.01; done
+echo two >two && git add . && git commit -q -m Two && touch \"$HOME/two\"",
+    )]);
+    dispatch(&sandbox, "x", "works");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    wait_until("it commits", || sandbox.home().join("one").exists().then_some(()));
+    fs::remove_dir_all(sandbox.project().join(".dispatch")).expect("removed");
+    fs::write(sandbox.home().join("go"), "").expect("written");
+    wait_until("it commits again", || sandbox.home().join("two").exists().then_some(()));
+    assert_eq!(sandbox.git(&["log", "--format=%s", "dispatch/x"]), "Two\nOne\nBegin\n");
+    assert_eq!(names(&path), [".git", "README", "one", "two"]);
+}
+
+/// As in a hook of another repository, or where a person keeps dotfiles in one.
+#[test]
+fn variables_that_name_another_repository_do_not_count() {
+    let sandbox = ready(&[("commits", &commits())]);
+    sandbox.git(&["init", "-q", "-b", "main", "../other"]);
+    let other = sandbox.home().join("other");
+    let spawn = spawn(&sandbox, "x", "commits")
+        .env("GIT_DIR", other.join(".git"))
+        .env("GIT_WORK_TREE", &other)
+        .env("GIT_INDEX_FILE", other.join("index"));
+    spawn.run().ok();
+    sandbox.wait_for_state("x", "done");
+    assert_eq!(sandbox.git(&["log", "--format=%s", "dispatch/x"]), "Work of x\nBegin\n");
+    assert_eq!(names(&other), [".git"]);
+}
+
+#[test]
+fn another_programs_lock_is_waited_for() {
+    let sandbox = ready(&[]);
+    let path = path_with(&sandbox, "git", &format!("exec {} \"$@\"", real_git(&sandbox)));
+    let lock = sandbox.project().join(".git/refs/heads/dispatch/x.lock");
+    fs::create_dir_all(lock.parent().expect("a directory")).expect("made");
+    fs::write(&lock, "").expect("written");
+    let spawn = spawn(&sandbox, "x", "idle").env("PATH", path).start();
+    wait_until("git is asked again", || {
+        let calls = fs::read_to_string(sandbox.top().join("calls")).unwrap_or_default();
+        (calls.matches(" worktree add ").count() > 1).then_some(())
+    });
+    fs::remove_file(&lock).expect("removed");
+    spawn.end().ok();
+    assert_eq!(commit(&sandbox, "dispatch/x"), commit(&sandbox, "HEAD"));
+}
+
+/// As by a host in another worktree of a bare repository, which is a project of its own.
+#[test]
+fn a_name_that_is_taken_meanwhile_is_not_shared() {
+    let sandbox = ready(&[]);
+    let git = real_git(&sandbox);
+    let takes = format!(
+        "{git} \"$@\"; code=$?
+case \"$*\" in *for-each-ref*) {git} branch dispatch/x ;; esac
+exit $code"
+    );
+    let path = path_with(&sandbox, "git", &takes);
+    spawn(&sandbox, "x", "idle").env("PATH", path).run().shows(str![[r#"
+exit 75
+! dispatch-spawn: the branch dispatch/x was taken meanwhile
+!   next: call again
+"#]]);
+    assert!(!sandbox.task("x", "plan.md").exists());
+    spawn(&sandbox, "x", "idle").run().ok();
+    assert_eq!(worktree_of(&sandbox, "x").1, "dispatch/x-2");
+}
+
+/// Some hosts ignore SIGCHLD, and what they start inherits that.
+#[test]
+fn a_host_that_ignores_its_children_gets_worktrees_too() {
+    let sandbox = ready(&[]);
+    let call = sandbox.program("sh").args(&["-c", "trap '' CHLD; exec \"$@\"", "sh"]);
+    let call = call.arg(binary("dispatch-spawn")).args(&["x", "--worktree", "--plan", "-"]);
+    call.input(PLAN).run().ok();
+    assert_eq!(worktree_of(&sandbox, "x").1, "dispatch/x");
+}
+
+/// A person's own worktree has the name, so git calls its record of ours otherwise.
+#[test]
+fn a_sandboxed_cli_may_write_where_git_commits() {
+    let sandbox = Sandbox::with_git();
+    sandbox.config("backends: { codex: {} }\nmodels: { gpt: { backend: codex } }\n");
+    let path = path_with(&sandbox, "codex", "exec sleep 1000");
+    sandbox.git(&["worktree", "add", "-q", "-b", "mine", "../mine/x"]);
+    spawn(&sandbox, "x", "gpt").env("PATH", &path).run().ok();
+    spawn(&sandbox, "y", "gpt").args(&["--access", "read"]).env("PATH", &path).run().ok();
+    let calls = wait_until("both are called", || {
+        let calls = fs::read_to_string(sandbox.top().join("calls")).ok()?;
+        (calls.matches("codex exec").count() == 2).then_some(calls)
+    });
+    let mut calls: Vec<_> = calls.lines().filter(|line| line.starts_with("codex exec")).collect();
+    calls.sort_by_key(|call| !call.contains("worktrees/x"));
+    same(
+        &sandbox.redactions().apply(&calls.join("\n").replace(" --", "\n  --")),
+        str![[r#"
+codex exec
+  --json
+  --skip-git-repo-check -s workspace-write -C HOME/.dispatch/worktrees/project-HASH/x
+  --add-dir PROJECT/.dispatch/tasks/x
+  --add-dir PROJECT/.dispatch/tasks/x
+  --add-dir PROJECT/.git
+  --add-dir PROJECT/.git/worktrees/x1
+  --model gpt -
+codex exec
+  --json
+  --skip-git-repo-check -s workspace-write -C PROJECT/.dispatch/tasks/y
+  --add-dir PROJECT/.dispatch/tasks/y
+  --add-dir PROJECT/.dispatch/tasks/y
+  --model gpt -
+"#]],
+    );
+}
+
+/// A worker writes in its worktree as it likes, and is given no other directory for that.
+#[test]
+fn a_worktree_that_claims_to_belong_elsewhere_opens_nothing() {
+    let sandbox = Sandbox::with_git();
+    sandbox.config("backends: { codex: {} }\nmodels: { gpt: { backend: codex } }\n");
+    let path = path_with(&sandbox, "codex", "exit 7");
+    spawn(&sandbox, "x", "gpt").env("PATH", &path).run().ok();
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    until_over(&sandbox, "x");
+    let secret = sandbox.home().join("secret");
+    fs::create_dir_all(&secret).expect("made");
+    let (path_of_x, ..) = worktree_of(&sandbox, "x");
+    let text = format!("gitdir: {}\n", secret.display());
+    fs::write(path_of_x.join(".git"), text).expect("written");
+    let ran = sandbox.call("dispatch-spawn", &["x", "--resume"]).env("PATH", &path).run();
+    assert_eq!(ran.code, Some(73), "{}", ran.err);
+    let calls = fs::read_to_string(sandbox.top().join("calls")).expect("called");
+    assert!(!calls.contains("secret"), "{calls}");
+}
