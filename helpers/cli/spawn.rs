@@ -16,7 +16,7 @@ use crate::files;
 use crate::plan::{Marker, Plan};
 use crate::process::Life;
 use crate::project::{Project, TASK_DIR, TaskId};
-use crate::task::{self, Record, Task, calling_host, now, prompt, random_hex};
+use crate::task::{self, Record, State, Task, calling_host, now, prompt, random_hex};
 use crate::worker::supervise::Started;
 use crate::worker::{
     self, Invocation, Session, attempt, claude, gap, is_known, launcher, own_helper, supervise,
@@ -277,7 +277,7 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
             .next("answer or note what it should know, or wait until it ends")
             .into());
     }
-    if view.plan.complete() {
+    if view.state == State::Done {
         return Err(Refusal::new(Exit::Data, format!("'{id}' has nothing left to do"))
             .next("dispatch what is to be done now as a new task")
             .into());
@@ -289,7 +289,7 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
     for &item in &args.skip {
         task.edit_plan(|plan| plan.mark(item, Marker::Done, "skipped: the user does not want it"))?;
     }
-    if task.plan()?.complete() {
+    if !args.skip.is_empty() && task.plan()?.complete() {
         let items: Vec<_> = args.skip.iter().map(usize::to_string).collect();
         let what = format!("Nothing was left but what the user skipped: {}.", items.join(", "));
         task.ipc().finish(&what)?;

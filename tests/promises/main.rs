@@ -8,6 +8,7 @@ mod allow;
 mod ask;
 mod bad_input;
 mod brief;
+mod chaos;
 mod config_detect;
 mod config_edits;
 mod config_kept;

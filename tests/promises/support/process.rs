@@ -105,3 +105,18 @@ pub(crate) fn workers_of(home: &Path) -> Vec<u32> {
     };
     all_of(home).into_iter().filter(is_worker).collect()
 }
+
+/// The running processes of an attempt, by the marks in their environment.
+pub(crate) fn marked(home: &Path, task: &Path, attempt: u32) -> Vec<u32> {
+    let task = [b"DISPATCH_TASK_DIR=", task.as_os_str().as_bytes()].concat();
+    let ending = format!("/{attempt}").into_bytes();
+    let is_marked = |pid: &u32| {
+        let environment = environment(*pid);
+        let marks = |it: &Vec<u8>| it.starts_with(b"DISPATCH_ATTEMPT=") && it.ends_with(&ending);
+        environment.iter().any(marks)
+            && environment
+                .iter()
+                .any(|it| it.as_slice() == task.strip_suffix(b"/").unwrap_or(&task))
+    };
+    all_of(home).into_iter().filter(is_marked).collect()
+}

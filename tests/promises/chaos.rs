@@ -1,0 +1,220 @@
+//! Whatever is killed, and whenever: what was done stays done, and what is said is true.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::process::{marked, runs};
+use crate::support::{Running, Sandbox, binary, wait_until};
+
+const TASKS: usize = 50;
+const KILLS: usize = 200;
+
+/// Notes each thing that it has certainly done. What a killed git left locked it frees, as a person
+/// would.
+const WORKER: &str = r#"
+id=${DISPATCH_TASK_DIR##*/}; truth=TRUTH/$id
+rm -f "$(git rev-parse --git-dir)/index.lock" "$(git rev-parse --git-common-dir)/refs/heads/dispatch/$id.lock"
+for n in 1 2 3; do
+  if grep -qsx "ticked $n" "$truth"; then continue; fi
+  echo "line $n" && echo "said $n" >>"$truth"
+  echo "$n" >"step$n" && git add "step$n" && git commit -qm "Step $n"
+  commit=$(git log --format=%H -1 -- "step$n") && [ -n "$commit" ] && echo "commit $commit" >>"$truth"
+  HELPER tick "$n" && echo "ticked $n" >>"$truth"
+  sleep 0.1
+done
+HELPER finish 'All of it.' && echo finished >>"$truth"
+"#;
+
+/// Small and good enough (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+struct World {
+    sandbox: Sandbox,
+    ids: Vec<String>,
+    random: Random,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let sandbox = Sandbox::with_git();
+        let truth = sandbox.top().join("truth");
+        fs::create_dir(&truth).expect("made");
+        let script = WORKER.replace("TRUTH", &truth.display().to_string());
+        let script = script.replace("HELPER", &binary("dispatch-worker").display().to_string());
+        sandbox.workers(&[("works", &script)]);
+        let plan = "# Steps\n- [ ] One\n- [ ] Two\n- [ ] Three\n";
+        fs::write(sandbox.top().join("plan.md"), plan).expect("written");
+        let ids = (0..TASKS).map(|number| format!("t{number}")).collect();
+        Self { sandbox, ids, random: Random(seed) }
+    }
+
+    /// A host that dispatches whatever is not dispatched yet, in an order of its own.
+    fn host(&mut self) -> Running {
+        let mut ids = self.ids.clone();
+        for at in (1..ids.len()).rev() {
+            ids.swap(at, self.random.below(at + 1));
+        }
+        let script = "for id in \"$@\"; do
+            [ -e .dispatch/tasks/$id/task.yaml ] ||
+            CLAUDE_PID=$$ \"$SPAWN\" $id --model works --worktree --plan \"$PLAN\" </dev/null >&2
+        done; exec sleep 1000";
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let call = self.sandbox.program("sh").args(&["-c", script, "host"]).args(&ids);
+        let plan: PathBuf = self.sandbox.top().join("plan.md");
+        call.env("SPAWN", binary("dispatch-spawn")).env("PLAN", plan).start()
+    }
+
+    /// The state of every task by name, after a reconciliation.
+    fn states(&self) -> BTreeMap<String, String> {
+        let said = self.sandbox.ok("dispatch-reconcile", &["--json"]);
+        let tasks: Vec<Value> = serde_json::from_str(&said).expect("JSON");
+        let word = |task: &Value, key: &str| task[key].as_str().expect("a word").to_owned();
+        tasks.iter().map(|task| (word(task, "task"), word(task, "state"))).collect()
+    }
+
+    /// Lets what stopped go on.
+    fn resume(&self, states: &BTreeMap<String, String>) {
+        for (id, state) in states {
+            if matches!(state.as_str(), "failed" | "incomplete" | "stopped") {
+                // Held by a supervisor that is about to end is no harm: it is tried again.
+                let ran = self.sandbox.run("dispatch-spawn", &[id, "--resume"]);
+                assert!(matches!(ran.code, Some(0 | 65 | 75)), "{id}: {ran:?}");
+            }
+        }
+    }
+
+    /// A process of that kind, if one is found that runs.
+    fn victim(&mut self, kind: &str) -> Option<u32> {
+        let id = self.ids[self.random.below(TASKS)].clone();
+        let file = match kind {
+            "supervisor" => "run.lock".to_owned(),
+            _ => format!("worker/{}/identity", self.attempts(&id)?),
+        };
+        let text = fs::read_to_string(self.sandbox.task(&id, &file)).ok()?;
+        let digits = text.split("pid").nth(1)?.trim_start_matches(['"', ':', ' ']);
+        let digits: String = digits.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().ok().filter(|pid| runs(*pid))
+    }
+
+    fn attempts(&self, id: &str) -> Option<u32> {
+        let entries = fs::read_dir(self.sandbox.task(id, "worker")).ok()?;
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).max()
+    }
+
+    /// What the worker of a task certainly did.
+    fn truth(&self, id: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.sandbox.top().join("truth").join(id));
+        text.unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    /// Checks that nothing that a worker did is missing.
+    fn check(&self, id: &str) {
+        if !self.sandbox.task(id, "task.yaml").exists() {
+            return;
+        }
+        let plan = self.sandbox.read(id, "plan.md");
+        let mut log = String::new();
+        for attempt in 1..=self.attempts(id).unwrap_or(0) {
+            let path = self.sandbox.task(id, &format!("worker/{attempt}/output.log"));
+            log.push_str(&fs::read_to_string(path).unwrap_or_default());
+        }
+        for fact in self.truth(id) {
+            let (what, which) = fact.split_once(' ').unwrap_or((&fact, ""));
+            match what {
+                "said" => assert!(log.contains(&format!("line {which}\n")), "{id}: {fact}: {log}"),
+                "ticked" => {
+                    let number: usize = which.parse().expect("a number");
+                    let item = plan.lines().filter(|line| line.starts_with("- [")).nth(number - 1);
+                    assert!(item.is_some_and(|it| it.starts_with("- [x]")), "{id}: {fact}: {plan}");
+                }
+                "commit" => {
+                    let branch = format!("dispatch/{id}");
+                    let call = ["merge-base", "--is-ancestor", which, &branch];
+                    self.sandbox.git(&call);
+                }
+                _ => assert_eq!(fact, "finished"),
+            }
+        }
+    }
+}
+
+#[test]
+fn two_hundred_kills_over_fifty_tasks_lose_nothing() {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seed = match std::env::var("CHAOS_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        Some(seed) => seed,
+        None => since_epoch.expect("after 1970").as_nanos() as u64 | 1,
+    };
+    println!("CHAOS_SEED={seed}");
+    let mut world = World::new(seed);
+    let mut hosts: Vec<Running> = (0..4).map(|_| world.host()).collect();
+    let mut killed = 0;
+    let begin = Instant::now();
+    while killed < KILLS && begin.elapsed() < Duration::from_secs(60) {
+        // The pause is the point: kills come at random moments.
+        std::thread::sleep(Duration::from_millis(world.random.below(30) as u64));
+        match world.random.below(12) {
+            0 => {
+                let at = world.random.below(hosts.len());
+                hosts[at] = world.host();
+                killed += 1;
+            }
+            kind => {
+                let kind = if kind < 6 { "supervisor" } else { "worker" };
+                if let Some(pid) = world.victim(kind) {
+                    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
+                    killed += usize::from(kill(pid, Signal::SIGKILL).is_ok());
+                }
+            }
+        }
+        if world.random.below(8) == 0 {
+            world.resume(&world.states());
+        }
+    }
+    assert_eq!(killed, KILLS, "too few processes were there to be killed");
+
+    // What is said is true: a task is said to run if and only if something of it runs.
+    for id in world.ids.clone() {
+        wait_until("the state is that of the processes", || {
+            let Some(state) = world.states().remove(&id) else { return Some(()) };
+            let attempt = world.attempts(&id).unwrap_or(0);
+            let alive =
+                !marked(&world.sandbox.home(), &world.sandbox.task(&id, ""), attempt).is_empty();
+            let said = matches!(state.as_str(), "running" | "asking");
+            (said == alive || state == "waiting" || state == "done").then_some(())
+        });
+        world.check(&id);
+    }
+
+    // And all of it gets done.
+    hosts.push(world.host());
+    wait_until("every task is done", || {
+        let states = world.states();
+        world.resume(&states);
+        (states.len() == TASKS && states.values().all(|state| state == "done")).then_some(())
+    });
+    for id in &world.ids {
+        world.check(id);
+        let truth = world.truth(id);
+        for n in 1..=3 {
+            assert!(truth.contains(&format!("ticked {n}")), "{id}: {truth:?}");
+        }
+        let steps = world.sandbox.git(&["ls-tree", "--name-only", &format!("dispatch/{id}")]);
+        assert_eq!(steps, "README\nstep1\nstep2\nstep3\n", "{id}");
+    }
+}
