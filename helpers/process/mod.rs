@@ -42,6 +42,28 @@ use signal_hook::low_level::{pipe, unregister};
 pub use nix::sys::signal::Signal;
 
 pub use os::boottime;
+
+/// A moment of the local calendar.
+pub type LocalTime = nix::libc::tm;
+
+/// That moment, in seconds since 1970, as the local calendar has it.
+pub fn local_time(seconds: u64) -> Option<LocalTime> {
+    let seconds = nix::libc::time_t::try_from(seconds).ok()?;
+    // SAFETY: `tm` is numbers and a pointer that may be null.
+    let mut local: LocalTime = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live values of these types.
+    let done = unsafe { nix::libc::localtime_r(&raw const seconds, &raw mut local) };
+    (!done.is_null()).then_some(local)
+}
+
+/// The seconds since 1970 of a moment of the local calendar; days that its month does not have are
+/// those of the next.
+pub fn local_seconds(mut local: LocalTime) -> Option<u64> {
+    local.tm_isdst = -1;
+    // SAFETY: the pointer is to a live value of this type.
+    let seconds = unsafe { nix::libc::mktime(&raw mut local) };
+    u64::try_from(seconds).ok()
+}
 pub use tree::{Tree, adopt_descendants, reap_adopted};
 
 /// One process of one boot of one machine, as it stands in the state files.

@@ -28,7 +28,8 @@ pub(super) static CLI: Cli = Cli {
         (Kind::Quota, r"^Credit balance is too low|^API Error: (Request rejected \(429\)|429)"),
         (Kind::Model, r"^There's an issue with the selected model"),
         (Kind::Session, r"^No conversation found with session ID"),
-        // It does everything only in a sandbox when it is root, and is told so by IS_SANDBOX.
+        (Kind::Sandbox, r"^(Error: s|S)andbox required but unavailable"),
+        // As root it does everything only where IS_SANDBOX=1 says that this is a sandbox.
         (Kind::Sandbox, r"^--dangerously-skip-permissions cannot be used with root"),
         (Kind::Network, r"^API Error: (Connection|No internet|Unable to connect)"),
         (Kind::Network, r"^Can't reach the API server"),
@@ -75,14 +76,18 @@ fn event(event: &Value, heard: &mut Heard) {
             Some("api_retry") => {
                 heard.fail(kind(event), &format!("API Error: {}", text("/error").unwrap_or("?")));
             }
+            Some("background_tasks_changed") => {
+                heard.goes_on = event["tasks"].as_array().is_some_and(|tasks| !tasks.is_empty());
+            }
             _ => {}
         },
         Some("rate_limit_event") if text("/rate_limit_info/status") == Some("rejected") => {
             heard.resets = event.pointer("/rate_limit_info/resetsAt").and_then(Value::as_u64);
         }
+        Some("user") => tool_result(&event["message"]["content"][0], heard),
         Some("assistant") => {
             heard.over = false;
-            heard.failure = None;
+            heard.recovered();
             if let Some(error) = text("/error") {
                 heard.fail(kind(event), text("/message/content/0/text").unwrap_or(error));
             }
@@ -92,11 +97,23 @@ fn event(event: &Value, heard: &mut Heard) {
     }
 }
 
-/// The end of a turn. A task in the background may begin another one.
-fn result(event: &Value, heard: &mut Heard) {
-    heard.over = true;
-    if event["is_error"] != true {
+/// A sandbox that cannot start fails every command; Claude itself ends as if all were well.
+fn tool_result(result: &Value, heard: &mut Heard) {
+    let text = result["content"].as_str().unwrap_or_default();
+    if result["type"] == "tool_result" && result["is_error"] != true {
         heard.failure = None;
+    } else if let Some(said) =
+        text.strip_prefix("Exit code 1\n").filter(|it| it.starts_with("bwrap: "))
+    {
+        heard.fail(Kind::Sandbox, said);
+    }
+}
+
+/// The end of a turn.
+fn result(event: &Value, heard: &mut Heard) {
+    heard.over = !heard.goes_on;
+    if event["is_error"] != true {
+        heard.recovered();
     } else if heard.failure.is_none() {
         let said = [&event["result"], &event["errors"][0], &event["subtype"]];
         let said = said.into_iter().find_map(Value::as_str).unwrap_or_default();

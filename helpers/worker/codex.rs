@@ -84,7 +84,7 @@ fn item(item: &Value, heard: &mut Heard) {
                 heard.fail(Kind::Sandbox, first);
             }
         }
-        Some("agent_message") => recovered(heard),
+        Some("agent_message") => heard.recovered(),
         _ => {}
     }
 }
@@ -99,7 +99,7 @@ fn line(line: &str, heard: &mut Heard) {
         heard.failure = None;
     } else if line == "tokens used" {
         heard.over = true;
-        recovered(heard);
+        heard.recovered();
     } else if let Some(error) = error {
         heard.known_failure(&CLI, error);
     } else if of_the_sandbox(line) || line.starts_with("Not inside a trusted directory") {
@@ -110,11 +110,6 @@ fn line(line: &str, heard: &mut Heard) {
 /// Whether the sandbox says that it cannot start. Codex then ends as if all were well.
 fn of_the_sandbox(line: &str) -> bool {
     line.starts_with("bwrap: ") || line.starts_with("sandbox-exec: ")
-}
-
-/// The model speaks; that the sandbox does not start keeps it from all but that.
-fn recovered(heard: &mut Heard) {
-    heard.failure.take_if(|failure| failure.kind != Kind::Sandbox);
 }
 
 fn failed(said: &Value, heard: &mut Heard) {

@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use regex::RegexSet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Cli;
+use super::{Cli, resets};
 
 /// The longest line that is looked at, in bytes; of a longer one nothing is.
 const LONGEST_LINE: usize = 1 << 20;
@@ -91,6 +92,8 @@ pub struct Heard {
     pub session: Option<String>,
     /// Whether it said its last word. It should exit by itself then.
     pub over: bool,
+    /// Whether something that it started will give it the word once more.
+    pub goes_on: bool,
     /// What it was not allowed to do.
     pub denied: Vec<String>,
     /// What it used.
@@ -117,9 +120,18 @@ impl Heard {
     /// Keeps a failure of that kind.
     pub(super) fn fail(&mut self, kind: Kind, said: &str) {
         let said = said.trim().lines().next().unwrap_or_default();
-        let said = said.chars().take(LONGEST_ERROR).collect();
-        let resets = self.resets.filter(|_| kind == Kind::Quota);
+        let said: String = said.chars().take(LONGEST_ERROR).collect();
+        let resets = self.resets.filter(|_| kind == Kind::Quota).or_else(|| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            resets::stated(&said, now.as_secs()).filter(|_| kind == Kind::Quota)
+        });
         self.failure = Some(Failure { kind, said, resets });
+    }
+
+    /// Takes back a failure, for the model speaks. That goes on without a sandbox that works, in
+    /// which nothing else does.
+    pub(super) fn recovered(&mut self) {
+        self.failure.take_if(|failure| failure.kind != Kind::Sandbox);
     }
 
     /// Keeps that it was not allowed to use a tool so, in short words.

@@ -16,6 +16,7 @@ mod opencode;
 mod qwen;
 #[cfg(test)]
 mod recorded_tests;
+mod resets;
 pub mod supervise;
 mod turn;
 

@@ -10,8 +10,8 @@ use super::heard::{Heard, Listener};
 use super::{KNOWN, named};
 
 /// What was heard, in one line.
-fn short(heard: &Heard) -> String {
-    let Heard { session, over, denied, usage, failure, resets: _ } = heard;
+fn short(heard: &Heard, output: &str) -> String {
+    let Heard { session, over, goes_on: _, denied, usage, failure, resets: _ } = heard;
     let mut line = format!("session {}", session.as_deref().unwrap_or("unknown"));
     if *over {
         line.push_str(", over");
@@ -24,7 +24,12 @@ fn short(heard: &Heard) -> String {
         let _ = write!(line, ", denied {denied:?}");
     }
     if let Some(failure) = failure {
-        let resets = failure.resets.map(|at| format!(" until {at}")).unwrap_or_default();
+        // What a time of the day means depends on the day.
+        let resets = match failure.resets {
+            Some(at) if output.contains(&at.to_string()) => format!(" until {at}"),
+            Some(_) => " until then".into(),
+            None => String::new(),
+        };
         let _ = write!(line, ", {:?}{resets}: {:?}", failure.kind, failure.said);
     }
     line
@@ -37,7 +42,7 @@ fn heard_now(cli: &str, recorded: &str) -> String {
     for line in recorded.lines() {
         if line.starts_with("-> ") {
             listener.end();
-            let _ = writeln!(now, "-> {}", short(listener.heard()));
+            let _ = writeln!(now, "-> {}", short(listener.heard(), recorded));
             continue;
         }
         if line.starts_with("== ") {
