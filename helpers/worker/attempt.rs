@@ -39,8 +39,11 @@ const SILENT_AFTER: Duration = Duration::from_secs(20 * 60);
 /// How often a supervisor looks without being woken.
 const SAFETY_SCAN: Duration = Duration::from_secs(1);
 
-/// How often at most, however much a worker writes.
+/// How often at most, unless the worker writes so much that its log has to be cut at once.
 const PAUSE: Duration = Duration::from_millis(15);
+
+/// So many bytes between two looks.
+const FAST: u64 = 1 << 20;
 
 /// How long whoever was asked to end may take.
 pub fn grace() -> Duration {
@@ -333,25 +336,27 @@ impl Started {
         watch.writes(self.log.path());
         let last_word_grace = crash::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
         let mut silence = Silence::new(task);
-        let mut over = None;
+        let mut over: Option<Instant> = None;
         let ended = loop {
             let new = self.listen();
             process::reap_adopted(self.child.id());
             if self.child.try_wait().context("cannot wait for the worker")?.is_some() {
                 break None;
             }
+            over = over.filter(|_| self.listener.heard().over);
             if self.listener.heard().over
                 && over.get_or_insert_with(Instant::now).elapsed() >= last_word_grace
             {
                 break Some(LAST_WORD.into());
             }
-            if let Some(silent) = silence.look(task, &self.attempt, new) {
+            if let Some(silent) = silence.look(task, &self.attempt, new > 0) {
                 break Some(silent);
             }
-            if new {
+            if (1..FAST).contains(&new) {
                 std::thread::sleep(PAUSE);
             }
-            let limit = if new { PAUSE } else { SAFETY_SCAN };
+            // Where writes wake nobody, a look follows a look while there is something new.
+            let limit = if new > 0 { PAUSE } else { SAFETY_SCAN };
             if let Woken::Signal(signal) = watch.wait(limit)?
                 && signal != SIGHUP
             {
@@ -371,10 +376,10 @@ impl Started {
         Ok((status, ended))
     }
 
-    /// Hears what is new in the log, and says whether anything was. What cannot be read now is no
+    /// Hears what is new in the log, and says how much that was. What cannot be read now is no
     /// reason to leave the worker alone.
-    fn listen(&mut self) -> bool {
-        let new = self.log.follow(&mut self.listener).unwrap_or(false);
+    fn listen(&mut self) -> u64 {
+        let new = self.log.follow(&mut self.listener).unwrap_or_default();
         self.keep_session();
         new
     }

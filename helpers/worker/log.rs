@@ -46,17 +46,18 @@ impl Log {
         self.file.try_clone().context("cannot share the log")
     }
 
-    /// Lets the listener hear what is new, and says whether anything was. The file is held, so that
-    /// a worker that deletes it is heard all the same.
-    pub(super) fn follow(&mut self, listener: &mut Listener) -> Result<bool> {
+    /// Lets the listener hear what is new, and says how much that was. The file is held, so that a
+    /// worker that deletes it is heard all the same.
+    pub(super) fn follow(&mut self, listener: &mut Listener) -> Result<u64> {
         let end = self.length()?;
         if end == self.heard {
-            return Ok(false);
+            return Ok(0);
         }
         // Somebody else has emptied it.
         if end < self.heard {
             self.heard = 0;
         }
+        let new = end - self.heard;
         if end > LONGEST {
             // Cut first and heard then, since hearing takes longer.
             let begin = end - LONGEST;
@@ -70,7 +71,7 @@ impl Log {
             self.hear(&self.file, self.heard, end, listener)?;
             self.heard = end;
         }
-        Ok(true)
+        Ok(new)
     }
 
     /// Moves what the log holds from there on to the old one. What is written just now may be lost;

@@ -7,6 +7,7 @@ mod agent;
 mod allow;
 mod ask;
 mod bad_input;
+mod behaviours;
 mod brief;
 mod chaos;
 mod config_detect;

@@ -46,6 +46,13 @@ pub(crate) fn parent_group_session(pid: u32) -> (u32, u32, u32) {
     (number(pid, 4), number(pid, 5), number(pid, 6))
 }
 
+/// A line of `/proc/PID/status` in kilobytes.
+pub(crate) fn kilobytes(pid: u32, name: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 /// The processes above this one, up to init.
 pub(crate) fn ancestors() -> Vec<u32> {
     let mut above = vec![number(std::process::id(), 4)];
