@@ -18,7 +18,7 @@ use crate::news::ledger::{self, Ledger, Standing};
 use crate::news::{events, quoted, short_duration};
 use crate::process::{Life, Signal, Watch};
 use crate::project::{Project, TaskId};
-use crate::task::{State, Task, View, calling_host};
+use crate::task::{ExitRecord, State, Task, View, calling_host};
 use crate::worker::attempt;
 
 /// How long a worker may take to end when it is asked to.
@@ -261,6 +261,7 @@ fn show(task: &Task, json: bool) -> Result<Exit> {
     for number in 1..=view.attempt.as_ref().map_or(0, |attempt| attempt.number) {
         let attempt = task.attempt(number);
         let end = match attempt.exit()? {
+            Some(ExitRecord { ended: Some(why), at, .. }) => format!("ended at {at}: {why}"),
             Some(exit) => match (exit.code, exit.signal, exit.not_started) {
                 (Some(code), ..) => format!("exit code {code} at {}", exit.at),
                 (_, Some(signal), _) => format!("signal {signal} at {}", exit.at),

@@ -279,7 +279,8 @@ fn end_what_a_dead_supervisor_left(task: &Task, record: &Record, number: u32) ->
     Ok(())
 }
 
-/// Records the end of an attempt, as soon as there is space for it. A signal ends the waiting.
+/// Records the end of an attempt, as soon as there is space for it: that of what the worker has
+/// read, or whatever becomes free. A signal ends the waiting.
 pub(super) fn record_end(attempt: &Attempt, exit: &ExitRecord, watch: &mut Watch) -> Result<()> {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     let full = |error: &anyhow::Error| {
@@ -290,6 +291,10 @@ pub(super) fn record_end(attempt: &Attempt, exit: &ExitRecord, watch: &mut Watch
         match attempt.set_exit(exit) {
             Err(error) if full(&error) => {}
             done => return done,
+        }
+        if attempt.stdin_path().exists() {
+            files::remove(&attempt.stdin_path())?;
+            continue;
         }
         if let Woken::Signal(_) = watch.wait(SAFETY_SCAN)? {
             return attempt.set_exit(exit);

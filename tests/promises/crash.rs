@@ -156,7 +156,7 @@ exit 1
 
 #[test]
 fn a_supervisor_killed_after_the_workers_end_loses_no_finished_work() {
-    for point in ["supervisor:reaped", "exit:written", "exit:published"] {
+    for point in ["supervisor:ends", "supervisor:reaped", "exit:written", "exit:published"] {
         let sandbox = project();
         sandbox.plan("x", PLAN);
         sandbox.call("dispatch-spawn", &["x"]).crash_at(point).run().ok();
@@ -371,6 +371,7 @@ ask:answered
 ask:published
 spawn:claimed
 spawn:prepared
+supervisor:ends
 supervisor:locked
 supervisor:prepared
 supervisor:reaped

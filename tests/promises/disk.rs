@@ -250,3 +250,66 @@ fn the_worker_finds_its_task_from_anywhere() {
     sandbox.wait_for_state("x", "done");
     assert_eq!(sandbox.read("x", "ipc/.done"), "Fine.\n");
 }
+
+/// On a disk of half a megabyte that gets full, a worker ends. In `$1` is what else happens then.
+const FULL: &str = r#"
+set -e
+mkdir .dispatch && mount -t tmpfs -o size=512k none .dispatch
+mkdir -p .dispatch/tasks/x && printf -- '- [ ] One\n' >.dispatch/tasks/x/plan.md
+"$BIN/dispatch-spawn" x --model ends
+worker=.dispatch/tasks/x/worker/1
+pid=$(sed -n 's/^pid: //p' $worker/identity)
+eval "$1"
+! head -c 1000000 /dev/zero >.dispatch/fill 2>/dev/null
+touch go
+while kill -0 "$pid" 2>/dev/null; do :; done
+eval "$2"
+until [ -e $worker/exit ]; do :; done
+"$BIN/dispatch-reconcile" show x | head -n 2
+"#;
+
+/// What the script said, if this system lets a test mount.
+fn on_a_full_disk(before: &str, after: &str) -> Option<String> {
+    let sandbox = Sandbox::new();
+    let mounts = sandbox.program("unshare").args(&["-rm", "true"]).run();
+    if mounts.code != Some(0) {
+        assert!(std::env::var_os("CI").is_none(), "{}", mounts.err);
+        eprintln!("SKIPPED: no mount namespace: {}", mounts.err);
+        return None;
+    }
+    sandbox.workers(&[("ends", "until [ -e go ]; do sleep 0.1; done; exit 7")]);
+    let bin = crate::support::binary("dispatch-spawn").parent().expect("a directory");
+    let script = sandbox.program("unshare").args(&["-rm", "sh", "-c", FULL, "sh", before, after]);
+    let said = script.env("BIN", bin).run().ok();
+    Some(sandbox.redactions().apply(&said))
+}
+
+#[test]
+fn an_end_is_recorded_although_the_disk_is_full() {
+    let Some(said) = on_a_full_disk("", "") else { return };
+    same(
+        &said,
+        str![[r#"
+x started with ends. Tell the user and stop; news wakes you.
+x — no title
+failed (exit code 7), ends, AGE
+
+"#]],
+    );
+}
+
+#[test]
+fn an_end_that_there_is_no_space_for_is_recorded_when_there_is() {
+    let still = "[ ! -e $worker/exit ] && \"$BIN/dispatch-reconcile\"; rm .dispatch/fill";
+    let Some(said) = on_a_full_disk("rm $worker/stdin", still) else { return };
+    same(
+        &said,
+        str![[r#"
+x started with ends. Tell the user and stop; news wakes you.
+x running 0/1 AGE ends — item 1: One
+x — no title
+failed (exit code 7), ends, AGE
+
+"#]],
+    );
+}
