@@ -75,6 +75,13 @@ pub struct Record {
     pub stop: bool,
 }
 
+impl Record {
+    /// Whether its worker commits: it has a worktree of its own, and may write there.
+    pub fn commits(&self) -> bool {
+        self.worktree.is_some() && self.access != Access::Read
+    }
+}
+
 /// A task that has to be done before another begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Before {

@@ -6,7 +6,6 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Record, Task};
-use crate::config::Access;
 use crate::worker::shell_word;
 
 /// The prompt of a task's first attempt. `helper` is the `dispatch-worker` that the worker can
@@ -26,10 +25,8 @@ pub fn first(
         shell_word(&directory.to_string())
     );
     let own = record.worktree.as_ref().map_or_else(String::new, |worktree| {
-        let commit = match record.access {
-            Access::Read => "",
-            _ => "commit your work there before you finish; ",
-        };
+        let commit =
+            if record.commits() { "commit your work there before you finish; " } else { "" };
         format!(
             "
 Your directory is a git worktree of your own, on branch {}: {commit}never

@@ -13,7 +13,7 @@ use super::heard::{Kind, Listener};
 use super::log::Log;
 use super::supervise::Starter;
 use super::{Invocation, Job, Session, invocation, listener};
-use crate::config::{Access, Config, PromptVia, Route};
+use crate::config::{Config, PromptVia, Route};
 use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -147,7 +147,7 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
 pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Result<Invocation> {
     let choice = Config::load()?.resolve(Some(&record.name))?;
     let mut writable = vec![task.directory().to_path_buf()];
-    if record.access != Access::Read {
+    if record.commits() {
         writable.extend(record.worktree.iter().flat_map(|worktree| worktree.git_directories()));
     }
     let job = Job {
@@ -156,6 +156,7 @@ pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Re
         directory: &record.directory,
         task: task.directory(),
         writable: &writable,
+        commits: record.commits(),
         session,
         helper,
     };

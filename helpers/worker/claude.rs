@@ -50,6 +50,9 @@ fn argv(job: &Job) -> Vec<OsString> {
     argv.extend(writable(job.task));
     argv.push("--allowedTools".into());
     argv.push(format!("Bash({} *)", super::shell_word(&job.helper.display().to_string())).into());
+    if job.commits {
+        argv.extend(words(&["Bash(git add *)", "Bash(git commit *)"]));
+    }
     if job.access == Access::Read {
         argv.extend(words(&["Read", "Glob", "Grep"]));
     }

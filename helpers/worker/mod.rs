@@ -48,6 +48,8 @@ pub struct Job<'a> {
     pub task: &'a Path,
     /// All directories that it must be able to write in beside its own.
     pub writable: &'a [PathBuf],
+    /// Whether it commits its work with git.
+    pub commits: bool,
     /// The conversation that it begins or continues.
     pub session: Session<'a>,
     /// The `dispatch-worker` that it calls.

@@ -43,7 +43,7 @@ impl Options {
 }
 
 /// The environment of a Claude, and nothing of ours.
-fn environment(home: &Path, model: &Model) -> Vec<(String, String)> {
+pub(crate) fn environment(home: &Path, model: &Model) -> Vec<(String, String)> {
     // Its sockets and scratch files too stay in the home.
     let temp = home.join(".tmp");
     fs::create_dir_all(&temp).expect("the temporary directory");

@@ -16,3 +16,4 @@ mod cli_route;
 mod first_run;
 mod first_use;
 mod host_dies;
+mod worktree;
