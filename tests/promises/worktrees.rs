@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::{SigHandler, Signal, signal};
 use snapbox::str;
 
 use crate::support::process::runs;
@@ -532,6 +534,7 @@ fn sixteen_at_once_lose_nothing() {
     }
     for id in &ids {
         sandbox.wait_for_state(id, "done");
+        until_over(&sandbox, id);
         let log = sandbox.read(id, "worker/1/output.log");
         assert_eq!(
             log,
@@ -622,9 +625,13 @@ exit 75
 #[test]
 fn a_host_that_ignores_its_children_gets_worktrees_too() {
     let sandbox = ready(&[]);
-    let call = sandbox.program("sh").args(&["-c", "trap '' CHLD; exec \"$@\"", "sh"]);
-    let call = call.arg(binary("dispatch-spawn")).args(&["x", "--worktree", "--plan", "-"]);
-    call.input(PLAN).run().ok();
+    // SAFETY: to ignore a signal is no handler that could do harm.
+    let ignore = || Ok(unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }.map(drop)?);
+    let call = spawn(&sandbox, "x", "idle").with(|command| {
+        // SAFETY: `signal` is async-signal-safe, and to ignore one is no handler.
+        unsafe { command.pre_exec(ignore) };
+    });
+    call.run().ok();
     assert_eq!(worktree_of(&sandbox, "x").1, "dispatch/x");
 }
 
