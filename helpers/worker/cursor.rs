@@ -1,12 +1,14 @@
-//! Cursor as a worker: `cursor-agent -p`. From its documentation of 2026-11; no registry has it.
+//! Cursor as a worker: `cursor-agent -p`. From its documentation of 2026-11 and what others
+//! recorded of it; no registry has it, so it was not run.
 
 use std::ffi::OsString;
 
 use serde_json::Value;
 
-use super::cli::{Cli, no_directories, no_gap, same_name};
-use super::heard::Heard;
+use super::cli::{Cli, no_directories, same_name};
+use super::heard::{Heard, Kind};
 use super::{Job, Session, words};
+use crate::config::Access;
 
 pub(super) static CLI: Cli = Cli {
     name: "cursor",
@@ -16,19 +18,77 @@ pub(super) static CLI: Cli = Cli {
     model_flag: "--model",
     model_name: same_name,
     session,
-    gap: no_gap,
+    gap,
     event,
     line: |line, heard| heard.known_failure(&CLI, line),
-    failures: &[],
-    login: "cursor",
+    // It says them on standard error, and not in events.
+    failures: &[
+        (Kind::Auth, r"^(Error: )?Authentication required\. Please run"),
+        (Kind::Auth, r"^[^A-Za-z]*((Error|Warning): )?The provided API key is invalid"),
+        (Kind::Quota, r"^(Error: |ActionRequiredError: )*You've hit your usage limit"),
+        (Kind::Quota, r"^[A-Za-z]*Error: \[resource_exhausted\]"),
+        (Kind::Model, r"^(Error: )?Cannot use this model: "),
+        (Kind::Untrusted, r"^[^A-Za-z]*Workspace Trust Required"),
+        (Kind::Sandbox, r"^(Error: )?Sandbox mode is enabled but not available"),
+        (Kind::Network, r"^[A-Za-z]*Error: \[(unavailable|deadline_exceeded)\]"),
+    ],
+    login: "cursor-agent login",
 };
 
-fn argv(_: &Job) -> Vec<OsString> {
-    words(&["cursor-agent", "-p", "--force", "--trust", "--output-format", "stream-json"])
+fn argv(job: &Job) -> Vec<OsString> {
+    let mut argv = words(&["cursor-agent", "-p", "--trust", "--output-format", "stream-json"]);
+    argv.extend(words(match job.access {
+        Access::Read => &["--mode", "ask"],
+        Access::Write => &["--sandbox", "enabled"],
+        Access::Full => &["--force"],
+    }));
+    argv
 }
 
-fn session(_: Session) -> Vec<OsString> {
-    Vec::new()
+fn gap(access: Access) -> Option<String> {
+    let why = match access {
+        Access::Read => "where it may only read, it runs no command: it could not report",
+        Access::Write => "its sandbox holds only as far as its own settings say",
+        Access::Full => return None,
+    };
+    Some(why.into())
 }
 
-fn event(_: &Value, _: &mut Heard) {}
+fn session(session: Session) -> Vec<OsString> {
+    match session {
+        Session::New(_) => Vec::new(),
+        Session::Resume(id) => words(&["--resume", id]),
+    }
+}
+
+fn event(event: &Value, heard: &mut Heard) {
+    if let Some(id) = event["session_id"].as_str() {
+        heard.session = Some(id.into());
+    }
+    match event["type"].as_str() {
+        Some("assistant") => heard.recovered(),
+        Some("tool_call") if event["subtype"] == "completed" => {
+            for (tool, call) in event["tool_call"].as_object().into_iter().flatten() {
+                let rejected = &call["result"]["rejected"];
+                if rejected.is_object() {
+                    heard.denied(tool.trim_end_matches("ToolCall"), rejected);
+                }
+            }
+        }
+        // It may never exit after this.
+        Some("result") => {
+            heard.over = true;
+            if event["is_error"] == true {
+                heard.reported_failure(&CLI, event["result"].as_str().unwrap_or_default());
+            } else {
+                heard.failure = None;
+            }
+            let count = |name: &str| event["usage"][name].as_u64().unwrap_or_default();
+            if event["usage"].is_object() {
+                let cached = count("cacheReadTokens") + count("cacheWriteTokens");
+                heard.used(count("inputTokens") + cached, count("outputTokens"), None);
+            }
+        }
+        _ => {}
+    }
+}

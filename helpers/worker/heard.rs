@@ -102,6 +102,8 @@ pub struct Heard {
     pub failure: Option<Failure>,
     /// When a limit ends of which no failure was heard yet.
     pub resets: Option<u64>,
+    /// The tool calls that have not ended, by the CLI's ids, in short words.
+    calls: BTreeMap<String, String>,
 }
 
 impl Heard {
@@ -136,11 +138,24 @@ impl Heard {
 
     /// Keeps that it was not allowed to use a tool so, in short words.
     pub(super) fn denied(&mut self, tool: &str, input: &Value) {
-        let names = ["command", "file_path", "path", "url", "pattern", "description"];
-        let what = names.iter().find_map(|name| input[name].as_str()).unwrap_or_default();
-        let what = what.lines().next().unwrap_or_default();
-        let what: String = what.chars().take(LONGEST_DENIAL).collect();
-        let denial = if what.is_empty() { tool.to_owned() } else { format!("{tool}: {what}") };
+        self.keep_denied(in_short(tool, input));
+    }
+
+    /// Keeps what a tool call is, for a CLI that does not say it again when the call has ended.
+    pub(super) fn began(&mut self, call: &Value, tool: &Value, input: &Value) {
+        let tool = tool.as_str().unwrap_or_default();
+        self.calls.insert(call.as_str().unwrap_or_default().into(), in_short(tool, input));
+    }
+
+    /// Takes in that a tool call has ended, perhaps because it was denied.
+    pub(super) fn ended(&mut self, call: &Value, denied: bool) {
+        let call = self.calls.remove(call.as_str().unwrap_or_default());
+        if let Some(call) = call.filter(|_| denied) {
+            self.keep_denied(call);
+        }
+    }
+
+    fn keep_denied(&mut self, denial: String) {
         if !self.denied.contains(&denial) {
             self.denied.push(denial);
         }
@@ -155,6 +170,15 @@ impl Heard {
             *usage.cost_usd.get_or_insert_default() += cost;
         }
     }
+}
+
+/// A tool call in short words.
+fn in_short(tool: &str, input: &Value) -> String {
+    let names = ["command", "file_path", "filePath", "path", "url", "pattern", "description"];
+    let what = names.iter().find_map(|name| input[name].as_str()).unwrap_or_default();
+    let what = what.lines().next().unwrap_or_default();
+    let what: String = what.chars().take(LONGEST_DENIAL).collect();
+    if what.is_empty() { tool.to_owned() } else { format!("{tool}: {what}") }
 }
 
 /// The kind of an error by the CLI's table.

@@ -1,5 +1,7 @@
 //! Workers: how each CLI is called, and the supervisor that runs one.
 
+#[cfg(test)]
+mod argv_tests;
 pub mod attempt;
 pub(crate) mod claude;
 mod cli;
@@ -141,8 +143,8 @@ pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocatio
                         .map_or_else(|_| "the config".into(), |path| path.display().to_string())
                 ))
         })?;
+        installed(name, OsStr::new(cli.programs[0]))?;
         let mut argv = (cli.argv)(job);
-        installed(name, &argv[0])?;
         argv.extend(cli.end("", job));
         return Ok(Invocation { argv, prompt: PromptVia::Stdin });
     };

@@ -11,7 +11,7 @@ use super::{KNOWN, named};
 
 /// What was heard, in one line.
 fn short(heard: &Heard, output: &str) -> String {
-    let Heard { session, over, goes_on: _, denied, usage, failure, resets: _ } = heard;
+    let Heard { session, over, denied, usage, failure, .. } = heard;
     let mut line = format!("session {}", session.as_deref().unwrap_or("unknown"));
     if *over {
         line.push_str(", over");
