@@ -108,6 +108,11 @@ impl Project {
         self.root.join(".dispatch/hosts")
     }
 
+    /// The lock of whoever starts supervisors for the tasks that lost theirs.
+    pub fn mend_lock_path(&self) -> PathBuf {
+        self.root.join(".dispatch/mend.lock")
+    }
+
     /// The task of that name, which need not exist.
     pub fn task(&self, id: &TaskId) -> Task {
         Task::new(self.tasks_dir().join(id.as_str()), id.clone())

@@ -245,6 +245,14 @@ impl Worktree {
         self.add()
     }
 
+    /// Moves it to another commit before a worker has been in it. What somebody else changed in it
+    /// stays, or is in the way.
+    pub fn begin_at(&self, commit: &str) -> Result<()> {
+        self.ensure()?;
+        let moved = run(git(&self.path).args(["reset", "--keep", "--quiet", commit]))?;
+        stdout(moved, &format!("cannot begin at {commit} in {}", self.path.display())).map(drop)
+    }
+
     /// Only one at a time adds to a repository; git's own locks make the others fail.
     fn lock(&self) -> Result<Lock> {
         if !self.repository.is_dir() {

@@ -19,7 +19,7 @@ use crate::news::{events, quoted, short_duration};
 use crate::process::{Life, Signal, Watch};
 use crate::project::{Project, TaskId};
 use crate::task::{ExitRecord, State, Task, View, calling_host};
-use crate::worker::attempt;
+use crate::worker::{attempt, supervise};
 
 /// How long a worker may take to end when it is asked to.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -97,14 +97,17 @@ fn stop(task: &Task) -> Result<Exit> {
         say(format!("{id} has ended already: {}", view.state));
         return Ok(Exit::Ok);
     }
-    // Where there is no space for it now, the worker is ended first, which may have used it up.
-    let asked = task.change_record(|record| record.stop = true);
     let supervisor = Lock::holder(&task.run_lock_path())?;
     let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
+    // Before it is asked, because one that only waits ends as soon as it sees that.
+    let mut how = match alive() {
+        Some(_) => "",
+        None => "; its supervisor was dead, and nothing of it is left",
+    };
+    // Where there is no space for it now, the worker is ended first, which may have used it up.
+    let asked = task.change_record(|record| record.stop = true);
     let begin = Instant::now();
-    let mut how = "; its supervisor was dead, and nothing of it is left";
     if let Some(supervisor) = alive() {
-        how = "";
         let mut watch = Watch::new(&[])?;
         watch.process(supervisor);
         supervisor.signal(Signal::SIGTERM)?;
@@ -145,6 +148,7 @@ fn stop(task: &Task) -> Result<Exit> {
 }
 
 fn status(project: &Project, json: bool) -> Result<Exit> {
+    supervise::mend(project);
     let (mut views, mut broken) = (Vec::new(), Vec::new());
     for task in project.tasks() {
         match task.view() {

@@ -16,7 +16,7 @@ use crate::files;
 use crate::plan::{Marker, Plan};
 use crate::process::Life;
 use crate::project::{Project, TASK_DIR, TaskId};
-use crate::task::{self, Record, State, Task, calling_host, now, prompt, random_hex};
+use crate::task::{self, Before, Record, State, Task, Wait, calling_host, now, prompt, random_hex};
 use crate::worker::supervise::Started;
 use crate::worker::{
     self, Invocation, Session, attempt, claude, gap, is_known, launcher, own_helper, supervise,
@@ -49,8 +49,12 @@ pub struct Args {
     /// Where the plan is, if not in the task's directory; - is standard input
     #[arg(long, value_name = "FILE|-")]
     plan: Option<String>,
-    /// Start a worker again for what is left of a task, with --model another one
-    #[arg(long, conflicts_with_all = ["plan", "worktree", "dry_run"])]
+    /// Begin by itself when this task is done; may be given more than once
+    #[arg(long, value_name = "TASK")]
+    after: Vec<String>,
+    /// Start a worker again for what is left of a task, with --model another one; or at once for
+    /// one that waits
+    #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "dry_run"])]
     resume: bool,
     /// Count this item as done because the person does not want it
     #[arg(long, value_name = "ITEM", requires = "resume")]
@@ -108,6 +112,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     refuse_taken(&task)?;
     let (plan, source) = read_plan(args.plan.as_deref(), &task, &here)?;
     Plan::parse_new(&plan, &source)?;
+    let after = befores(project, &id, &args.after)?;
     let config = Config::load()?;
     // A dry run adds nothing to the config.
     let chosen = match args.dry_run {
@@ -115,8 +120,10 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         false => choose::by_name(&config, args.model.as_deref())?,
     };
     let choice = chosen.choice;
-    let route = route(&choice, args.worktree)?;
-    let own = args.worktree.then(|| worktree::decide(&id, &here)).transpose()?;
+    // What goes on with another's work begins where that ends.
+    let worktree = args.worktree || after.iter().any(|before| before.branch.is_some());
+    let route = route(&choice, worktree, !after.is_empty())?;
+    let own = worktree.then(|| worktree::decide(&id, &here)).transpose()?;
     let record = Record {
         format: task::FORMAT,
         nonce: random_hex()?,
@@ -127,7 +134,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         access: access(args, &choice)?.unwrap_or(Access::Write),
         directory: own.as_ref().map_or(here, |own| own.directory.clone()),
         worktree: own.as_ref().map(|own| own.worktree.clone()),
-        after: Vec::new(),
+        after,
         owner: calling_host(),
         created: now(),
         stop: false,
@@ -268,15 +275,18 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
     let view = task.view()?;
     let id = task.id();
     // A supervisor that has recorded the end of its worker is about to end too.
-    let running = view.attempt.is_some() && view.exit.is_none();
+    let waits = view.state == State::Waiting;
+    let running = view.attempt.is_some() && view.exit.is_none() && !waits;
     if view.record.route == Route::Cli
         && running
-        && view.processes.iter().any(|process| process.life() != Life::Dead)
+        && let Some(process) = view.processes.iter().find(|process| process.life() != Life::Dead)
     {
         return Err(Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
+            .place(format!("pid {process}"))
             .next("answer or note what it should know, or wait until it ends")
             .into());
     }
+    supervise::refuse_queued(&view)?;
     if view.state == State::Done {
         return Err(Refusal::new(Exit::Data, format!("'{id}' has nothing left to do"))
             .next("dispatch what is to be done now as a new task")
@@ -298,7 +308,12 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
     }
     if record.stop {
         record.stop = false;
+        supervise::unpark(task)?;
         task.change_record(|record| record.stop = false)?;
+    }
+    if waits && record.route == Route::Cli {
+        say(started(task, &record, supervise::take_over(task)?));
+        return Ok(Exit::Ok);
     }
     launch(task, &record)
 }
@@ -310,12 +325,12 @@ fn change_worker(args: &Args, task: &Task, record: &mut Record) -> Result<()> {
     let chosen = choose::by_name(&config, Some(name))?;
     chosen.note.iter().for_each(say);
     let choice = chosen.choice;
-    let held = record.worktree.is_some() || !record.after.is_empty();
+    let (worktree, after) = (record.worktree.is_some(), !record.after.is_empty());
     let new = Record {
         name: choice.name.clone(),
         model: choice.model.clone(),
         backend: choice.backend.clone(),
-        route: route(&choice, held)?,
+        route: route(&choice, worktree, after)?,
         access: access(args, &choice)?.unwrap_or(record.access),
         ..record.clone()
     };
@@ -336,14 +351,7 @@ fn change_worker(args: &Args, task: &Task, record: &mut Record) -> Result<()> {
 
 fn launch(task: &Task, record: &Record) -> Result<Exit> {
     match record.route {
-        Route::Cli => {
-            let id = task.id();
-            let what = match supervise::start(task)? {
-                Started::Running => format!("{id} started with {}", record.name),
-                Started::Waiting(wait) => format!("{id} waits {wait}; it starts by itself"),
-            };
-            say(format!("{what}. Tell the user and stop; news wakes you."));
-        }
+        Route::Cli => say(started(task, record, supervise::start(task)?)),
         Route::Agent => {
             let attempt = attempt::prepare(task, record)?;
             // An agent lives and dies with the host process.
@@ -362,6 +370,19 @@ fn launch(task: &Task, record: &Record) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
+/// The word about what became of a start.
+fn started(task: &Task, record: &Record, started: Started) -> String {
+    let id = task.id();
+    let what = match started {
+        Started::Running => format!("{id} started with {}", record.name),
+        Started::Waiting(wait @ Wait::Held { .. }) => {
+            format!("{id} is {wait}; it starts by itself when that is done")
+        }
+        Started::Waiting(wait) => format!("{id} waits {wait}; it starts by itself"),
+    };
+    format!("{what}. Tell the user and stop; news wakes you.")
+}
+
 /// The call of the host's Agent tool that starts the worker, as JSON in one line.
 fn agent_call(task: &Task, record: &Record, prompt: &Path) -> Result<String> {
     let mut call = json!({
@@ -377,19 +398,53 @@ fn agent_call(task: &Task, record: &Record, prompt: &Path) -> Result<String> {
 }
 
 /// The config decides, then the host: Claude Code has agents of its own for Claude's models.
-fn route(choice: &Choice, worktree: bool) -> Result<Route> {
+fn route(choice: &Choice, worktree: bool, after: bool) -> Result<Route> {
     let backend = &choice.backend;
-    if worktree && choice.settings.route == Some(Route::Agent) {
-        return Err(Refusal::new(Exit::Usage, "an agent of the host cannot work in our worktree")
-            .place("the Agent tool's own begins at origin/HEAD and hides the task's directory")
+    if (worktree || after) && choice.settings.route == Some(Route::Agent) {
+        let (what, place, option) = if worktree {
+            (
+                "an agent of the host cannot work in our worktree",
+                "the Agent tool's own begins at origin/HEAD and hides the task's directory",
+                "--worktree",
+            )
+        } else {
+            (
+                "an agent of the host cannot wait for other tasks",
+                "only the host starts one, and it does not wait",
+                "--after",
+            )
+        };
+        return Err(Refusal::new(Exit::Usage, what)
+            .place(place)
             .next(format!(
-                "dispatch without --worktree, or take 'route: agent' out of backend '{backend}'"
+                "dispatch without {option}, or take 'route: agent' out of backend '{backend}'"
             ))
             .into());
     }
     let inside_claude = calling_host().is_some() && backend == "claude" && is_known("claude");
-    let usual = if inside_claude && !worktree { Route::Agent } else { Route::Cli };
+    let usual = if inside_claude && !worktree && !after { Route::Agent } else { Route::Cli };
     Ok(choice.settings.route.unwrap_or(usual))
+}
+
+/// The tasks that have to be done before, as they are now.
+fn befores(project: &Project, id: &TaskId, names: &[String]) -> Result<Vec<Before>> {
+    let mut befores = Vec::new();
+    for name in names {
+        let other: TaskId = name.parse()?;
+        if other == *id {
+            let what = format!("'{id}' cannot wait for itself");
+            return Err(Refusal::new(Exit::Usage, what)
+                .next("name another task behind --after")
+                .into());
+        }
+        let record = project.existing_task(&other)?.record()?.context("the task has no record")?;
+        let branch = record.worktree.map(|worktree| worktree.branch);
+        let before = Before { task: name.clone(), nonce: record.nonce, branch };
+        if !befores.contains(&before) {
+            befores.push(before);
+        }
+    }
+    Ok(befores)
 }
 
 /// The plan's text, and where it was read.

@@ -43,7 +43,7 @@ enum Kinds {
 use Kinds::{Section, Text, Words};
 
 /// The keys of a config.
-static KEYS: [(&str, Kinds); 9] = [
+static KEYS: [(&str, Kinds); 10] = [
     ("default", Text),
     (
         "backends",
@@ -60,6 +60,7 @@ static KEYS: [(&str, Kinds); 9] = [
     ("patience", Text),
     ("silent_after", Text),
     ("stop_silent", Words(&["true", "false"])),
+    ("max_workers", Text),
     ("confirm_default", Words(&["true", "false"])),
 ];
 

@@ -134,8 +134,21 @@ pub struct Config {
     pub silent_after: Option<u64>,
     /// Whether a silent worker is stopped; it is not unless this is true.
     pub stop_silent: Option<bool>,
+    /// How many workers of the cli route may run at once, of all projects; no limit unless said.
+    #[serde(deserialize_with = "at_least_one")]
+    pub max_workers: Option<usize>,
     #[serde(skip)]
     path: PathBuf,
+}
+
+fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    match Option::deserialize(deserializer)? {
+        Some(0) => {
+            let what = "'max_workers' is 0, so that nothing could run; no limit is no such line";
+            Err(serde::de::Error::custom(what))
+        }
+        limit => Ok(limit),
+    }
 }
 
 /// Where the config is: `$DISPATCH_CONFIG`, else `~/.dispatch/config.yaml`.
@@ -143,8 +156,13 @@ pub fn path() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("DISPATCH_CONFIG") {
         return Ok(path.into());
     }
+    Ok(home()?.join("config.yaml"))
+}
+
+/// What dispatch keeps for this user, whatever the project: `~/.dispatch`.
+pub fn home() -> Result<PathBuf> {
     let home = std::env::home_dir().context("there is no home directory: HOME is not set")?;
-    Ok(home.join(".dispatch/config.yaml"))
+    Ok(home.join(".dispatch"))
 }
 
 /// The word about a config that is not there.

@@ -134,6 +134,9 @@ pub fn migrated(old: &Config, found: &[Found], listings: &[Listing]) -> String {
     if let Some(stop) = old.stop_silent {
         let _ = writeln!(text, "\nstop_silent: {stop}");
     }
+    if let Some(limit) = old.max_workers {
+        let _ = writeln!(text, "\nmax_workers: {limit}");
+    }
     text
 }
 

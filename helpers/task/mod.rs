@@ -89,6 +89,9 @@ pub struct Before {
     pub task: String,
     /// Its nonce, so that a later task of the same name does not count.
     pub nonce: String,
+    /// The branch that it works on, if it has a worktree of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
 }
 
 /// What a task without a worker waits for, as its supervisor sees it: the file `wait`.
@@ -263,9 +266,14 @@ impl Task {
         self.directory.join("tells")
     }
 
+    /// What the task waits for.
+    pub fn wait_path(&self) -> PathBuf {
+        self.directory.join("wait")
+    }
+
     /// Says what the task waits for; `None` if for nothing.
     pub fn set_wait(&self, wait: Option<&Wait>) -> Result<()> {
-        let path = self.directory.join("wait");
+        let path = self.wait_path();
         match wait {
             Some(wait) => files::publish(&path, serde_json::to_string(wait)?.as_bytes()),
             None => files::remove(&path),
@@ -274,7 +282,7 @@ impl Task {
 
     /// What the task waits for, as its supervisor said last.
     pub fn wait(&self) -> Result<Option<Wait>> {
-        let path = self.directory.join("wait");
+        let path = self.wait_path();
         let Some(text) = files::read(&path)? else { return Ok(None) };
         serde_json::from_str(&text)
             .map(Some)
@@ -292,6 +300,13 @@ impl Task {
     /// Whether a worker was ever asked for: there is a task.yaml.
     pub fn was_dispatched(&self) -> bool {
         self.record_path().is_file()
+    }
+
+    /// Whether its record was written so short a time ago.
+    pub fn was_recorded_within(&self, time: Duration) -> bool {
+        let modified = std::fs::metadata(self.record_path()).and_then(|it| it.modified());
+        let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+        age.is_some_and(|age| age < time)
     }
 
     /// What was decided about it; `None` before it is dispatched.
@@ -438,13 +453,15 @@ impl Task {
         Ok(sessions.into_iter().flatten().find(|session| session.backend == backend))
     }
 
-    /// Makes the next attempt's directory, with the plan as it is now.
+    /// Makes the next attempt's directory, with the plan as it is now. The task waits for nothing
+    /// then, and not before: else it would have ended in between.
     pub fn new_attempt(&self) -> Result<Attempt> {
         let next = self.last_attempt().map_or(1, |attempt| attempt.number + 1);
         let attempt = self.attempt(next);
         files::make_private_directory(&attempt.directory)?;
         let plan = files::read(&self.plan_path())?.unwrap_or_default();
         files::publish(&attempt.plan_path(), plan.as_bytes())?;
+        self.set_wait(None)?;
         Ok(attempt)
     }
 

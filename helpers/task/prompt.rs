@@ -27,10 +27,20 @@ pub fn first(
     let own = record.worktree.as_ref().map_or_else(String::new, |worktree| {
         let commit =
             if record.commits() { "commit your work there before you finish; " } else { "" };
+        let branches: Vec<_> =
+            record.after.iter().filter_map(|before| before.branch.as_deref()).collect();
+        let begins = match branches.as_slice() {
+            [first, others @ ..] if record.commits() && !others.is_empty() => format!(
+                "\nIt begins where {first} ended. Before your first item, merge into it: {}.",
+                others.join(", ")
+            ),
+            [first, ..] => format!("\nIt begins where {first} ended."),
+            [] => String::new(),
+        };
         format!(
             "
 Your directory is a git worktree of your own, on branch {}: {commit}never
-push, and never touch other branches.",
+push, and never touch other branches.{begins}",
             worktree.branch
         )
     });

@@ -210,6 +210,12 @@ impl View {
         processes.retain(running);
         // In this order: what a worker writes before it ends is seen if its end is seen.
         let exit = attempt.as_ref().map(Attempt::exit).transpose()?.flatten();
+        // A wait begins before the end of an attempt is told and ends when the next is there.
+        let wait = task.wait()?;
+        let next = attempt.as_ref().map(|attempt| task.attempt(attempt.number + 1));
+        if wait.is_none() && exit.is_some() && next.is_some_and(|next| next.directory().exists()) {
+            return Self::load(task);
+        }
         let ipc = task.ipc();
         let mut questions = Vec::new();
         for question in ipc.questions()?.into_iter().filter(Question::is_open) {
@@ -223,8 +229,8 @@ impl View {
         let summary = ipc.finished()?;
         let facts = Facts {
             attempted: attempt.is_some(),
-            // While there is no attempt, a supervisor only waits.
-            alive: attempt.is_some() && exit.is_none() && !processes.is_empty(),
+            // While there is no attempt, or the next is waited for, a supervisor has no worker.
+            alive: attempt.is_some() && exit.is_none() && wait.is_none() && !processes.is_empty(),
             agent: record.route == Route::Agent,
             stop: record.stop,
             finished: summary.is_some(),
@@ -233,7 +239,7 @@ impl View {
             blocked: plan.first(Marker::Blocked).map(|(number, _)| number),
             failed: plan.first(Marker::Failed).map(|(number, _)| number),
             exit: exit.clone(),
-            wait: if exit.is_some() || attempt.is_none() { task.wait()? } else { None },
+            wait,
             silent: attempt.as_ref().map(Attempt::silent).transpose()?.flatten(),
         };
         let (state, reason) = derive(&facts);
@@ -327,6 +333,14 @@ mod tests {
         Some(exit)
     }
 
+    fn parked() -> Option<Wait> {
+        Some(Wait::Parked { until: 0, stated: true, times: 1, said: "limit".into() })
+    }
+
+    fn waits() -> Reason {
+        Reason::Waits(parked().expect("a wait"))
+    }
+
     #[test]
     fn every_row_of_the_table() {
         use Reason as R;
@@ -391,6 +405,14 @@ mod tests {
             (Facts { finished: true, ..ended() }, S::Incomplete, R::MarkerTooEarly),
             (Facts { complete: true, ..ended() }, S::Done, R::MarkerMissing),
             (ended(), S::Incomplete, R::None),
+            (Facts { wait: parked(), ..ended() }, S::Waiting, waits()),
+            (Facts { wait: parked(), failed: Some(1), ..ended() }, S::Waiting, waits()),
+            // Nobody saw the last attempt end, and the next is waited for.
+            (Facts { wait: parked(), exit: None, ..ended() }, S::Waiting, waits()),
+            (Facts { wait: parked(), ..Facts::default() }, S::Waiting, waits()),
+            (Facts { wait: parked(), stop: true, ..Facts::default() }, S::Stopped, R::None),
+            (Facts { wait: parked(), stop: true, ..ended() }, S::Stopped, R::None),
+            (Facts { wait: parked(), finished: true, complete: true, ..ended() }, S::Done, R::None),
         ];
         for (facts, state, reason) in rows {
             assert_eq!(derive(&facts), (state, reason), "{facts:?}");

@@ -6,22 +6,23 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::attempt::{self, ATTEMPT};
 use super::heard::Kind;
-use super::turn;
-use crate::config;
+use super::turn::{self, wall_clock};
+use crate::config::{self, Config, Route};
 use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::Lock;
 use crate::process::{self, Watch};
-use crate::project::TASK_DIR;
-use crate::task::{ExitRecord, Task, Wait};
+use crate::project::{Project, TASK_DIR};
+use crate::task::{ExitRecord, Reason, State, Task, View, Wait, now};
+use crate::worktree;
 
 /// How long a task is parked for the first time if the CLI does not say when its limit ends. Each
 /// further time in a row it is twice as long.
@@ -29,6 +30,18 @@ const FIRST_PARK: Duration = Duration::from_secs(60);
 
 /// How many times in a row a task is parked for a limit whose end nobody knows.
 const MOST_PARKS: u32 = 8;
+
+/// How many seconds after its stated end a limit is taken to be over.
+const SLACK: u64 = 2;
+
+/// The longest limit that is believed, in seconds: a month.
+const LONGEST_PARK: u64 = 31 * 24 * 3600;
+
+/// How old a task is at least before it counts as one whose supervisor never came.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// How long a supervisor may take to go on when its task need not wait any more.
+const GO_ON_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a supervisor says when its worker runs; else it says its exit code and the error.
 const STARTED: &str = "started";
@@ -50,7 +63,7 @@ pub enum Started {
 /// # Errors
 /// What the supervisor said if it could not start the worker.
 pub fn start(task: &Task) -> Result<Started> {
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let program = super::own_helper()?.with_file_name("dispatch-spawn");
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = Command::new(program);
     command.arg("--supervise").arg(task.directory()).current_dir("/");
@@ -89,14 +102,13 @@ pub fn run(directory: &Path) -> Result<()> {
     crash::point("supervisor", "locked");
     let mut watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP])?;
     let mut starter = Starter::default();
-    // Only attempts in a row count; a person's `--resume` begins anew.
-    let mut parked = 0;
-    while let Some(_turn) = turn::wait(&task, &mut watch, &mut starter)? {
-        let (attempt, exit) = attempt::run(&task, &mut watch, &mut starter)?;
-        parked += 1;
-        let wait = park(&task, &exit, parked)?;
-        // First, so that the end is never seen without it.
-        task.set_wait(wait.as_ref())?;
+    while let Some(turn) = turn::wait(&task, &mut watch, &mut starter)? {
+        let ended = begin_where_others_ended(&task)
+            .and_then(|()| attempt::run(&task, &mut watch, &mut starter));
+        let (attempt, exit) = ended.inspect_err(|error| not_begun(&task, error))?;
+        let wait = park(&task, &exit, turn.parks + 1).unwrap_or_default();
+        // First, so that the end is never seen without it. Where it cannot be noted, it is the end.
+        let wait = wait.filter(|wait| task.set_wait(Some(wait)).is_ok());
         attempt::record_end(&attempt, &exit, &mut watch)?;
         if wait.is_none() {
             break;
@@ -105,24 +117,156 @@ pub fn run(directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Before a task's first attempt, moves its worktree to the end of the branch of the first task
+/// before it that has one.
+fn begin_where_others_ended(task: &Task) -> Result<()> {
+    let record = task.record()?.context("the task has no record")?;
+    let branch = record.after.iter().find_map(|before| before.branch.as_deref());
+    let (Some(mut worktree), Some(branch)) = (record.worktree, branch) else { return Ok(()) };
+    if task.last_attempt().is_some() {
+        return Ok(());
+    }
+    match worktree::commit(&worktree.repository, &format!("refs/heads/{branch}"))? {
+        Some(end) => {
+            worktree.begin_at(&end)?;
+            worktree.base = end;
+            task.change_record(|record| record.worktree = Some(worktree))
+        }
+        // Merged, for example, while this one waited for its turn.
+        None => {
+            let base = worktree.base;
+            task.tell(&format!("the branch {branch} is gone: this begins at {base}")).map(drop)
+        }
+    }
+}
+
+/// Records that a task that has waited cannot begin, since whoever started its supervisor may have
+/// gone. What went wrong later is recorded with the attempt.
+fn not_begun(task: &Task, error: &anyhow::Error) {
+    if task.wait().is_ok_and(|wait| wait.is_some()) {
+        let not_started = Some(format!("{error:#}"));
+        let exit = ExitRecord { not_started, at: now(), ..ExitRecord::default() };
+        // Where even that cannot be written, the task goes on waiting.
+        let _ = task.new_attempt().and_then(|attempt| attempt.set_exit(&exit));
+    }
+}
+
 /// Whether the task goes on by itself when a limit has ended, and when.
 fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<Wait>> {
     let Some(failure) = exit.failure.as_ref().filter(|failure| failure.kind == Kind::Quota) else {
         return Ok(None);
     };
     let stopped = task.record()?.is_none_or(|record| record.stop);
-    let guessed = failure.resets.is_none();
-    if stopped || task.plan()?.complete() || (guessed && times > MOST_PARKS) {
+    let now = wall_clock();
+    // A time that has passed did not help, and one that is far away is none.
+    let believed = |until: &u64| (now + 1..now + LONGEST_PARK).contains(until);
+    let stated = failure.resets.map(|resets| resets.saturating_add(SLACK)).filter(believed);
+    if stopped || task.plan()?.complete() || (stated.is_none() && times > MOST_PARKS) {
         return Ok(None);
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let guess = now + FIRST_PARK.as_secs() * 2_u64.pow((times - 1).min(MOST_PARKS));
     Ok(Some(Wait::Parked {
-        until: failure.resets.unwrap_or(guess),
-        stated: !guessed,
+        until: stated.unwrap_or(now + back_off(times).as_secs()),
+        stated: stated.is_some(),
         times,
         said: failure.said.clone(),
     }))
+}
+
+/// For how long a task is parked that many times in a row, at most for hours.
+fn back_off(times: u32) -> Duration {
+    crash::limit("DISPATCH_PARK_MS", FIRST_PARK) * 2_u32.pow(times.clamp(1, MOST_PARKS) - 1)
+}
+
+/// Refuses to start a task whose turn has not come.
+///
+/// # Errors
+/// [`Exit::TryAgain`], with its place in the queue.
+pub fn refuse_queued(view: &View) -> Result<()> {
+    match view.reason {
+        Reason::Waits(Wait::Turn { limit }) if Lock::is_held(&view.task.run_lock_path())? => {
+            Err(turn::not_its_turn(&view.task, limit)?.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Lets a task that waits go on now, because a person says so: no other is before it, and its rate
+/// limit is over. Only its turn is not taken from others.
+pub fn take_over(task: &Task) -> Result<Started> {
+    let held = || Lock::is_held(&task.run_lock_path());
+    unpark(task)?;
+    task.change_record(|record| record.after.clear())?;
+    let mut watch = Watch::new(&[])?;
+    let begin = Instant::now();
+    loop {
+        watch.directory(task.directory());
+        // In this order: a lock that was free before the task still waited is nobody's.
+        let held = held()?;
+        let view = task.view()?;
+        match (view.state, view.reason) {
+            (State::Waiting, Reason::Waits(wait @ Wait::Turn { .. })) if held => {
+                return Ok(Started::Waiting(wait));
+            }
+            (State::Waiting, _) if !held => return start(task),
+            (State::Waiting, _) => {}
+            // Its worker is about to be started.
+            (State::Running, _)
+                if !task.last_attempt().is_some_and(|it| matches!(it.identity(), Ok(Some(_)))) => {}
+            (State::Failed, Reason::NotStarted(why)) => {
+                return Err(Refusal::new(Exit::Failed, why).into());
+            }
+            _ => return Ok(Started::Running),
+        }
+        if begin.elapsed() > GO_ON_LIMIT {
+            let what = format!("the supervisor of '{}' does not go on", task.id());
+            let next = format!("look again: dispatch-reconcile show {}", task.id());
+            return Err(Refusal::new(Exit::TryAgain, what).next(next).into());
+        }
+        watch.wait(Duration::from_millis(50))?;
+    }
+}
+
+/// Takes a rate limit as over, if the task waits for the end of one. Its further ones count anew.
+pub fn unpark(task: &Task) -> Result<()> {
+    let Some(Wait::Parked { stated, said, .. }) = task.wait()? else { return Ok(()) };
+    // Not removed: without a wait, the end of the last attempt would be that of the task.
+    task.set_wait(Some(&Wait::Parked { until: wall_clock(), stated, times: 0, said }))
+}
+
+/// Starts a supervisor for each task that waits and has none, in the order in which they were
+/// dispatched: a crash or the end of the machine took it away, or it never came. Costs next to
+/// nothing if there is none, and does nothing inside a worker.
+pub fn mend(project: &Project) {
+    if std::env::var_os(TASK_DIR).is_some() {
+        return;
+    }
+    let may_wait =
+        |task: &Task| task.wait_path().exists() || !task.directory().join("worker").exists();
+    let abandoned = |task: Task| task.view().ok().filter(is_abandoned);
+    let tasks = project.tasks().into_iter().filter(may_wait);
+    let mut views: Vec<_> = tasks.filter_map(abandoned).collect();
+    // A worker cannot be called without a config; the tasks go on waiting until it is there.
+    if views.is_empty() || Config::load().is_err() {
+        return;
+    }
+    // Alone, because whoever loses the race for a run lock waits a while for it.
+    let Ok(Some(_lock)) = Lock::try_take(&project.mend_lock_path()) else { return };
+    let modified = |path| std::fs::metadata(path).and_then(|it| it.modified()).ok();
+    views.sort_by_cached_key(|view| {
+        (view.record.created.clone(), modified(view.task.prompt_path()))
+    });
+    for view in views.into_iter().filter_map(|view| abandoned(view.task)) {
+        // What is in the way is recorded, or is there the next time too.
+        let _ = start(&view.task);
+    }
+}
+
+fn is_abandoned(view: &View) -> bool {
+    view.state == State::Waiting
+        && view.record.route == Route::Cli
+        && !Lock::is_held(&view.task.run_lock_path()).unwrap_or(true)
+        // Whoever wrote its record just now is about to start one.
+        && !view.task.was_recorded_within(SETTLED)
 }
 
 /// Whoever started this supervisor, and waits to hear what became of it.
@@ -153,5 +297,16 @@ impl Starter {
         // The starter may be gone by now; the worker runs all the same.
         let _ = writeln!(starter, "{word}");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_further_park_in_a_row_is_twice_as_long() {
+        let minutes: Vec<u64> = (1..=MOST_PARKS).map(|n| back_off(n).as_secs() / 60).collect();
+        assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 64, 128]);
     }
 }

@@ -1,44 +1,304 @@
 //! What a supervisor waits for before it starts a worker: the tasks before it, the end of a rate
 //! limit, and its turn where only so many workers may run at once.
 
+use std::fs::{DirEntry, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
 
 use super::supervise::Starter;
+use crate::config::{self, Config, Route};
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files::{self, Lock};
 use crate::process::{Watch, Woken};
-use crate::task::{Task, Wait};
+use crate::task::{Before, Record, State, Task, Wait};
+
+/// How often it is looked without being woken, where everything that matters is watched.
+const SAFETY_SCAN: Duration = Duration::from_secs(10);
+
+/// The same where something cannot be watched.
+const BLIND_SCAN: Duration = Duration::from_secs(1);
+
+/// How often the clock is looked at, since a pause does not count the time that the machine sleeps.
+const CLOCK_SCAN: Duration = Duration::from_secs(60);
 
 /// The right to run a worker, until it is dropped.
-pub(super) struct Turn;
+pub(super) struct Turn {
+    /// How many times in a row the task was parked before.
+    pub(super) parks: u32,
+    _ticket: Option<Ticket>,
+}
 
-/// Waits until the task's next attempt may begin; `None` if it is stopped meanwhile.
+/// Something to wait for, and how long to wait until the next look.
+struct Pause(Wait, Duration);
+
+/// Waits until the task's next attempt may begin; `None` if none is to begin any more.
 pub(super) fn wait(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Result<Option<Turn>> {
+    let mut parks = 0;
+    let mut queue = None;
     loop {
         watch.directory(task.directory());
-        if task.record()?.context("the task has no record")?.stop {
+        let record = task.record()?.context("the task has no record")?;
+        // An agent of the host, if a person gave it to one meanwhile, needs no supervisor.
+        if record.stop || record.route == Route::Agent {
             return Ok(None);
         }
-        let Some(wait) = waits_for(task)? else {
-            task.set_wait(None)?;
-            return Ok(Some(Turn));
+        // What leads to the queue is over once it is joined, whatever becomes of the tasks before.
+        let mut pause = match queue {
+            Some(_) => None,
+            None => parked(task, &mut parks)?.map_or_else(|| after(task, &record, watch), some)?,
         };
-        if task.wait()?.as_ref() != Some(&wait) {
+        if pause.is_none() {
+            let queue = match &mut queue {
+                Some(queue) => queue,
+                None => queue.insert(Queue::join(task)?),
+            };
+            pause = queue.pause(watch)?;
+        }
+        let Some(Pause(wait, limit)) = pause else { break };
+        // Whoever takes a parked task over changes its file, which must not be changed back.
+        let parked = matches!(wait, Wait::Parked { .. });
+        if !parked && task.wait()?.as_ref() != Some(&wait) {
             task.set_wait(Some(&wait))?;
         }
         starter.hears_waits()?;
-        if let Woken::Signal(signal) = watch.wait(Duration::from_secs(1))?
+        if let Woken::Signal(signal) = watch.wait(limit)?
             && signal != SIGHUP
         {
             return Ok(None);
         }
     }
+    Ok(Some(Turn { parks, _ticket: queue.and_then(|queue| queue.ticket) }))
 }
 
-/// What the task waits for now.
-fn waits_for(task: &Task) -> Result<Option<Wait>> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let parked = |wait: &Wait| matches!(wait, Wait::Parked { until, .. } if *until > now);
-    Ok(task.wait()?.filter(parked))
+fn some(pause: Pause) -> Result<Option<Pause>> {
+    Ok(Some(pause))
+}
+
+/// The seconds since 1970, by which the end of a rate limit is told.
+pub(super) fn wall_clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn parked(task: &Task, parks: &mut u32) -> Result<Option<Pause>> {
+    let Some(wait) = task.wait()? else { return Ok(None) };
+    let Wait::Parked { until, times, .. } = wait else { return Ok(None) };
+    *parks = times;
+    let left = Duration::from_secs(until.saturating_sub(wall_clock()));
+    Ok((!left.is_zero()).then(|| Pause(wait, left.min(CLOCK_SCAN))))
+}
+
+/// The tasks before this one that are not done yet, or the first that cannot be done by itself.
+/// They no longer count when this one has begun.
+fn after(task: &Task, record: &Record, watch: &mut Watch) -> Result<Option<Pause>> {
+    if task.last_attempt().is_some() {
+        return Ok(None);
+    }
+    let (mut open, mut held, mut all_watched) = (Vec::new(), None, true);
+    for before in &record.after {
+        let name = || before.task.clone();
+        match standing(task, before, watch, &mut all_watched)? {
+            Standing::Done => {}
+            Standing::Open => open.push(name()),
+            Standing::Held(why) => held = held.or(Some(Wait::Held { task: name(), why })),
+        }
+    }
+    let wait = held.or((!open.is_empty()).then_some(Wait::After(open)));
+    let limit = if all_watched { SAFETY_SCAN } else { BLIND_SCAN };
+    Ok(wait.map(|wait| Pause(wait, limit)))
+}
+
+/// What another task means to one that comes after it.
+enum Standing {
+    Done,
+    /// It goes on by itself.
+    Open,
+    /// It does not, and that is why.
+    Held(String),
+}
+
+fn standing(
+    task: &Task,
+    before: &Before,
+    watch: &mut Watch,
+    all_watched: &mut bool,
+) -> Result<Standing> {
+    let directory = task.directory().with_file_name(&before.task);
+    let other = Task::new(directory, before.task.parse()?);
+    let attempt = other.last_attempt().map(|attempt| attempt.directory().to_path_buf());
+    let places = [other.ipc().directory().to_path_buf(), other.directory().join("worker")];
+    for place in places.iter().chain(&attempt) {
+        // One that is not there yet comes into the task's own.
+        watch.directory(place);
+    }
+    *all_watched &= watch.directory(other.directory()) && watch.events();
+    if !other.was_dispatched() {
+        return Ok(Standing::Held("is gone".into()));
+    }
+    let view = match other.view() {
+        Ok(view) => view,
+        Err(error) => {
+            let error = error.to_string();
+            return Ok(Standing::Held(error.lines().next().unwrap_or("is broken").into()));
+        }
+    };
+    for process in &view.processes {
+        *all_watched &= watch.process(process);
+    }
+    if view.record.nonce != before.nonce {
+        return Ok(Standing::Held("is another task of that name now".into()));
+    }
+    // A worker that has said that it is finished may still be at its last commit.
+    let over =
+        view.record.route == Route::Agent || view.exit.is_some() || view.processes.is_empty();
+    Ok(match view.state {
+        State::Done if over => Standing::Done,
+        State::Failed => Standing::Held("failed".into()),
+        State::Stopped => Standing::Held("was stopped".into()),
+        State::Blocked => Standing::Held("is blocked".into()),
+        State::Incomplete => Standing::Held("ended with items left".into()),
+        State::Done | State::Asking | State::Running | State::Waiting => Standing::Open,
+    })
+}
+
+/// The place of a task among the workers of this user, of all projects, that run or could run.
+struct Queue {
+    /// Only where there is a limit; who began before there was one counts for none.
+    ticket: Option<Ticket>,
+    /// How many may run at once, as the config said when it could be read.
+    limit: Option<usize>,
+}
+
+impl Queue {
+    fn join(task: &Task) -> Result<Self> {
+        let limit = Config::load().ok().and_then(|config| config.max_workers);
+        let ticket = limit.map(|_| Ticket::take(task)).transpose()?;
+        Ok(Self { ticket, limit })
+    }
+
+    fn pause(&mut self, watch: &mut Watch) -> Result<Option<Pause>> {
+        let Some(ticket) = &self.ticket else { return Ok(None) };
+        let config = config::path()?;
+        let mut all_watched = watch.directory(&directory()?) && watch.events();
+        all_watched &= config.parent().is_some_and(|directory| watch.directory(directory));
+        let scan = if all_watched { SAFETY_SCAN } else { BLIND_SCAN };
+        let config = Config::load();
+        if let Ok(config) = &config {
+            self.limit = config.max_workers;
+        }
+        let Some(limit) = self.limit else { return Ok(None) };
+        // Without a config no worker can be called, so its turn comes when it can be read again.
+        let waits = config.is_err() || !ticket.is_up(limit)?;
+        Ok(waits.then_some(Pause(Wait::Turn { limit }, scan)))
+    }
+}
+
+/// A number in the queue: the lower, the sooner. It counts for as long as its file is locked, so
+/// that nobody waits for one whose holder is dead.
+struct Ticket {
+    number: u64,
+    path: PathBuf,
+    _locked: File,
+}
+
+impl Ticket {
+    fn take(task: &Task) -> Result<Self> {
+        let directory = directory()?;
+        files::make_private_directory(&directory)?;
+        // Alone, so that no number is given out that is lower than one in use.
+        let _lock = Lock::take(&directory.join("lock"), Duration::from_secs(10))?;
+        let numbers = numbers(&directory)?;
+        live(&directory, &numbers, 1)?;
+        let number = numbers.last().map_or(1, |last| last + 1);
+        let path = directory.join(number.to_string());
+        let failed = || format!("cannot write {}", path.display());
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .with_context(failed)?;
+        file.lock().with_context(failed)?;
+        writeln!(file, "{}", task.directory().display()).with_context(failed)?;
+        Ok(Self { number, path, _locked: file })
+    }
+
+    /// Whether fewer workers than the limit stand before this one.
+    fn is_up(&self, limit: usize) -> Result<bool> {
+        let directory = directory()?;
+        let mut before = numbers(&directory)?;
+        before.retain(|number| *number < self.number);
+        Ok(live(&directory, &before, limit)? < limit)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // Before the lock is free; if it fails, the next one removes it.
+        let _ = files::remove(&self.path);
+    }
+}
+
+/// The queue of all projects of this user.
+fn directory() -> Result<PathBuf> {
+    Ok(config::home()?.join("queue"))
+}
+
+/// All tickets, in their order.
+fn numbers(directory: &Path) -> Result<Vec<u64>> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("cannot read {}", directory.display()))?,
+    };
+    let number = |entry: std::io::Result<DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+    let mut numbers: Vec<u64> = entries.filter_map(number).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// How many of these tickets somebody holds: the first so many are counted. Those of the dead that
+/// are met are removed.
+fn live(directory: &Path, numbers: &[u64], most: usize) -> Result<usize> {
+    let mut live = 0;
+    for path in numbers.iter().map(|number| directory.join(number.to_string())) {
+        if live == most {
+            break;
+        }
+        if Lock::is_held(&path)? {
+            live += 1;
+        } else {
+            files::remove(&path)?;
+        }
+    }
+    Ok(live)
+}
+
+/// The word to whoever wants a task to start whose turn has not come.
+pub(super) fn not_its_turn(task: &Task, limit: usize) -> Result<Refusal> {
+    let directory = directory()?;
+    let own = format!("{}\n", task.directory().display());
+    let is_own = |number: &u64| {
+        let text = files::read(&directory.join(number.to_string()));
+        text.is_ok_and(|text| text.as_ref() == Some(&own))
+    };
+    let numbers = numbers(&directory)?;
+    let before = numbers.iter().position(is_own).unwrap_or_default();
+    let live = live(&directory, &numbers[..before], usize::MAX)?;
+    let place = match live.saturating_sub(limit) {
+        0 => "it is the next".into(),
+        1 => "one waits before it".into(),
+        waiting => format!("{waiting} wait before it"),
+    };
+    let config = config::path()?;
+    Ok(Refusal::new(
+        Exit::TryAgain,
+        format!("'{}' waits for its turn and starts by itself", task.id()),
+    )
+    .place(format!("{place}; max_workers is {limit} in {}", config.display()))
+    .next("wait, or stop one that runs: dispatch-reconcile stop TASK"))
 }

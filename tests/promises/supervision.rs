@@ -198,6 +198,7 @@ fn a_worker_without_a_supervisor_still_runs() {
     sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 75
 ! dispatch-spawn: the worker of 'x' is still running
+!   pid PID
 !   next: answer or note what it should know, or wait until it ends
 "#]]);
 }
@@ -417,6 +418,7 @@ fn a_running_task_is_not_resumed() {
     sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 75
 ! dispatch-spawn: the worker of 'x' is still running
+!   pid PID
 !   next: answer or note what it should know, or wait until it ends
 "#]]);
     both_run(&sandbox);

@@ -12,7 +12,7 @@ use crate::news::{Event, events};
 use crate::process::Identity;
 use crate::project::Project;
 use crate::task::{State, View, calling_host};
-use crate::worker::missing_program;
+use crate::worker::{missing_program, supervise};
 
 /// How many bytes it says at most, with the last line; every typed /dispatch pays for them.
 const BRIEF: usize = 600 - LAST;
@@ -34,6 +34,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     }
     let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();
+    supervise::mend(project);
     let mut views: Vec<View> = project.tasks().iter().filter_map(|task| task.view().ok()).collect();
     views.sort_by_key(|view| view.state);
     let mut told = Vec::new();

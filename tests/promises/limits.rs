@@ -1,0 +1,201 @@
+//! Only so many workers run at once as the config says, in the order in which they were dispatched.
+
+use std::fs;
+
+use snapbox::str;
+
+use crate::sequence::WORKS;
+use crate::support::process::kill_and_wait;
+use crate::support::text::{names, same};
+use crate::support::{PLAN, Sandbox, wait_until};
+
+fn limited(limit: usize) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("works", WORKS)]);
+    set_limit(&sandbox, limit);
+    sandbox
+}
+
+fn set_limit(sandbox: &Sandbox, limit: usize) {
+    let config = fs::read_to_string(sandbox.config_path()).expect("a config");
+    let rest = config.lines().filter(|line| !line.starts_with("max_workers"));
+    let rest: String = rest.flat_map(|line| [line, "\n"]).collect();
+    sandbox.config(&format!("max_workers: {limit}\n{rest}"));
+}
+
+fn tickets(sandbox: &Sandbox) -> Vec<String> {
+    let mut names = names(&sandbox.home().join(".dispatch/queue"));
+    names.retain(|name| name != "lock");
+    names
+}
+
+#[test]
+fn never_more_than_the_limit_run_and_the_others_follow_in_their_order() {
+    let sandbox = limited(2);
+    let ids = ["f", "e", "d", "c", "b", "a"];
+    ids.iter().for_each(|id| sandbox.dispatch(id, "works"));
+    sandbox.wait_for_log(&["start f", "start e"]);
+    for id in &ids[2..] {
+        assert_eq!(sandbox.state(id), "waiting: for its turn: 2 workers run at once");
+    }
+    assert_eq!(tickets(&sandbox), ["1", "2", "3", "4", "5", "6"]);
+    let mut log = vec!["start f".to_string(), "start e".into()];
+    // The first two end out of their order.
+    for (ends, follows) in [("e", "d"), ("f", "c"), ("d", "b"), ("c", "a"), ("b", ""), ("a", "")] {
+        sandbox.let_end(ends);
+        log.push(format!("end {ends}"));
+        if !follows.is_empty() {
+            log.push(format!("start {follows}"));
+        }
+        sandbox.wait_for_log(&log.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    wait_until("nothing is left", || tickets(&sandbox).is_empty().then_some(()));
+}
+
+#[test]
+fn whoever_waits_for_its_turn_is_told_its_place() {
+    let sandbox = limited(1);
+    sandbox.dispatch("a", "works");
+    sandbox.plan("b", PLAN);
+    sandbox.run("dispatch-spawn", &["b", "--model", "works"]).shows(str![[r#"
+exit 0
+b waits for its turn: one worker runs at once; it starts by itself. Tell the user and stop; news wakes you.
+"#]]);
+    sandbox.dispatch("c", "works");
+    sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
+exit 0
+a running 0/2 AGE works — item 1: First
+b waiting 0/2 AGE works — for its turn: one worker runs at once
+c waiting 0/2 AGE works — for its turn: one worker runs at once
+"#]]);
+    sandbox.run("dispatch-spawn", &["b", "--resume"]).shows(str![[r#"
+exit 75
+! dispatch-spawn: 'b' waits for its turn and starts by itself
+!   it is the next; max_workers is 1 in HOME/.dispatch/config.yaml
+!   next: wait, or stop one that runs: dispatch-reconcile stop TASK
+"#]]);
+    sandbox.run("dispatch-spawn", &["c", "--resume"]).shows(str![[r#"
+exit 75
+! dispatch-spawn: 'c' waits for its turn and starts by itself
+!   one waits before it; max_workers is 1 in HOME/.dispatch/config.yaml
+!   next: wait, or stop one that runs: dispatch-reconcile stop TASK
+"#]]);
+    same(
+        &sandbox.redactions().apply(&ticket(&sandbox, "2")),
+        str![[r#"
+PROJECT/.dispatch/tasks/b
+
+"#]],
+    );
+    // Its place is free when it is stopped.
+    sandbox.ok("dispatch-reconcile", &["stop", "b"]);
+    assert_eq!(tickets(&sandbox), ["1", "3"]);
+    sandbox.let_end("a");
+    sandbox.wait_for_log(&["start a", "end a", "start c"]);
+}
+
+fn ticket(sandbox: &Sandbox, number: &str) -> String {
+    let path = sandbox.home().join(".dispatch/queue").join(number);
+    fs::read_to_string(path).expect("a ticket")
+}
+
+#[test]
+fn the_limit_is_the_same_for_all_projects() {
+    let sandbox = limited(1);
+    sandbox.dispatch("a", "works");
+    let other = sandbox.home().join("other");
+    fs::create_dir_all(&other).expect("made");
+    let spawn = sandbox.call("dispatch-spawn", &["b", "--model", "works", "--plan", "-"]);
+    spawn.within(&other).input(PLAN).run().shows(str![[r#"
+exit 0
+b waits for its turn: one worker runs at once; it starts by itself. Tell the user and stop; news wakes you.
+"#]]);
+    sandbox.let_end("a");
+    sandbox.wait_for_log(&["start a", "end a", "start b"]);
+}
+
+#[test]
+fn a_dead_holder_is_passed_over() {
+    let sandbox = limited(1);
+    for id in ["a", "b", "c", "d"] {
+        sandbox.dispatch(id, "works");
+    }
+    kill_and_wait(sandbox.supervisor_of("c"));
+    kill_and_wait(sandbox.supervisor_of("a"));
+    kill_and_wait(sandbox.worker_of("a", 1));
+    sandbox.wait_for_log(&["start a", "start b"]);
+    sandbox.let_end("b");
+    sandbox.wait_for_log(&["start a", "start b", "end b", "start d"]);
+    wait_until("they are removed", || (tickets(&sandbox) == ["4"]).then_some(()));
+}
+
+#[test]
+fn the_order_outlives_the_end_of_every_supervisor() {
+    let sandbox = limited(2);
+    // Not the order of their names.
+    let ids = ["e", "d", "c", "b", "a"];
+    ids.iter().for_each(|id| sandbox.dispatch(id, "works"));
+    sandbox.wait_for_log(&["start e", "start d"]);
+    sandbox.supervisors_die(&ids);
+    kill_and_wait(sandbox.worker_of("e", 1));
+    kill_and_wait(sandbox.worker_of("d", 1));
+    sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
+exit 0
+d failed 0/2 AGE works — lost: the worker is gone and nobody saw it end
+e failed 0/2 AGE works — lost: the worker is gone and nobody saw it end
+b running 0/2 AGE works — item 1: First
+c running 0/2 AGE works — item 1: First
+a waiting 0/2 AGE works — for its turn: 2 workers run at once
+"#]]);
+    sandbox.wait_for_log(&["start e", "start d", "start c", "start b"]);
+    assert_eq!(sandbox.state("a"), "waiting: for its turn: 2 workers run at once");
+    // What was lost takes its place at the end.
+    sandbox.run("dispatch-spawn", &["e", "--resume"]).shows(str![[r#"
+exit 0
+e waits for its turn: 2 workers run at once; it starts by itself. Tell the user and stop; news wakes you.
+"#]]);
+    assert_eq!(sandbox.state("e"), "waiting: for its turn: 2 workers run at once");
+    let mut log = sandbox.log();
+    for (ends, follows) in [("c", "a"), ("b", "e")] {
+        sandbox.let_end(ends);
+        log.extend([format!("end {ends}"), format!("start {follows}")]);
+        sandbox.wait_for_log(&log.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_higher_limit_counts_at_once_and_a_broken_config_costs_no_place() {
+    let sandbox = limited(1);
+    for id in ["a", "b", "c"] {
+        sandbox.dispatch(id, "works");
+    }
+    sandbox.wait_for_log(&["start a"]);
+    set_limit(&sandbox, 2);
+    sandbox.wait_for_log(&["start a", "start b"]);
+
+    let config = fs::read_to_string(sandbox.config_path()).expect("a config");
+    sandbox.config("max_workers: [\n");
+    sandbox.let_end("a");
+    wait_until("its place is free", || (tickets(&sandbox) == ["2", "3"]).then_some(()));
+    assert_eq!(sandbox.state("c"), "waiting: for its turn: 2 workers run at once");
+    sandbox.config(&config);
+    sandbox.wait_for_log(&["start a", "start b", "end a", "start c"]);
+}
+
+#[test]
+fn a_limit_of_nothing_is_refused() {
+    let sandbox = limited(0);
+    sandbox.plan("a", PLAN);
+    sandbox.run("dispatch-spawn", &["a", "--model", "works"]).shows(str![[r#"
+exit 65
+! dispatch-spawn: the config is wrong: 'max_workers' is 0, so that nothing could run; no limit is no such line
+!   HOME/.dispatch/config.yaml, line 1, column 1: max_workers: 0
+!        ^ here
+"#]]);
+    sandbox.run("dispatch-config", &["check"]).shows(str![[r#"
+exit 65
+! dispatch-config: the config is wrong: 'max_workers' is 0, so that nothing could run; no limit is no such line
+!   HOME/.dispatch/config.yaml, line 1, column 1: max_workers: 0
+!        ^ here
+"#]]);
+}

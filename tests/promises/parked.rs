@@ -1,0 +1,254 @@
+//! A task whose worker ran into a rate limit goes on by itself when the limit has ended.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use snapbox::str;
+
+use crate::support::process::runs;
+use crate::support::text::names;
+use crate::support::{Call, PLAN, Ran, Sandbox, wait_until};
+
+/// Claude Code as it was recorded at its limit, which ends when the file `resets` says; where there
+/// is none it does not say when. It has done the first item then. Without the file `limited` it does
+/// the second.
+const CLAUDE: &str = r#"echo "$*" >>args
+cat >/dev/null
+said="You've hit your 5-hour limit · resets 2:13pm (UTC)"
+test -e resets || said='API Error: Request rejected (429)'
+echo '{"type":"system","subtype":"init","session_id":"s1"}'
+if test -e limited; then
+    printf '# Title\n\n- [x] First\n- [ ] Second\n' >"$DISPATCH_TASK_DIR/plan.md"
+    test ! -e resets || echo '{"type":"rate_limit_event","rate_limit_info":{"status":"rejected","resetsAt":'$(cat resets)'}}'
+    echo '{"type":"assistant","message":{"content":[{"type":"text","text":"'"$said"'"}]},"error":"rate_limit"}'
+    echo '{"type":"result","subtype":"success","is_error":true,"result":"'"$said"'"}'
+    exit 1
+fi
+cat "$DISPATCH_TASK_DIR/plan.md" >found
+printf '# Title\n\n- [x] First\n- [x] Second\n' >"$DISPATCH_TASK_DIR/plan.md"
+: >"$DISPATCH_TASK_DIR/ipc/.done"
+echo '{"type":"result","subtype":"success","is_error":false,"result":"done"}'"#;
+
+/// A project with a task to begin, and its worker at a limit that ends in so many seconds.
+fn limited(resets: Option<u64>) -> Sandbox {
+    let sandbox = Sandbox::with_clis(&[("claude", CLAUDE)]);
+    sandbox
+        .config("default: opus\nbackends: { claude: {} }\nmodels: { opus: { backend: claude } }\n");
+    sandbox.plan("x", PLAN);
+    fs::write(sandbox.project().join("limited"), "").expect("written");
+    if let Some(seconds) = resets {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_secs();
+        fs::write(sandbox.project().join("resets"), (now + seconds).to_string()).expect("written");
+    }
+    sandbox
+}
+
+fn end_limit(sandbox: &Sandbox) {
+    fs::remove_file(sandbox.project().join("limited")).expect("removed");
+}
+
+fn spawn(sandbox: &Sandbox) -> Call {
+    sandbox.on_machine("dispatch-spawn", &["x"])
+}
+
+fn resume(sandbox: &Sandbox) -> Ran {
+    sandbox.on_machine("dispatch-spawn", &["x", "--resume"]).run()
+}
+
+/// Waits until the task is parked after so many attempts.
+#[track_caller]
+fn wait_until_parked(sandbox: &Sandbox, attempts: usize) {
+    wait_until("the task is parked", || {
+        let parked = sandbox.state("x").starts_with("waiting: rate limit");
+        (parked && names(&sandbox.task("x", "worker")).len() == attempts).then_some(())
+    });
+}
+
+fn wait_for_end(sandbox: &Sandbox, attempt: u32) {
+    let exit = sandbox.task("x", &format!("worker/{attempt}/exit"));
+    wait_until("the end is recorded", || exit.exists().then_some(()));
+}
+
+const PARKED: &str =
+    "waiting: rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)";
+
+#[test]
+fn a_task_goes_on_in_the_same_session_when_its_limit_has_ended() {
+    let sandbox = limited(Some(1));
+    spawn(&sandbox).run().ok();
+    sandbox.wait_for_state("x", PARKED);
+    end_limit(&sandbox);
+    sandbox.wait_for_state("x", "done");
+    let args = fs::read_to_string(sandbox.project().join("args")).expect("noted");
+    let args: Vec<&str> = args.lines().collect();
+    assert!(args[0].contains(" --session-id "), "{args:?}");
+    assert!(args[1].ends_with(" --resume s1"), "{args:?}");
+    wait_for_end(&sandbox, 2);
+    // What was ticked stays so.
+    let found = fs::read_to_string(sandbox.project().join("found")).expect("noted");
+    assert_eq!(found, "# Title\n\n- [x] First\n- [ ] Second\n");
+    sandbox.on_machine("dispatch-reconcile", &["show", "x"]).run().shows(str![[r#"
+exit 0
+x — Title
+done, opus, AGE
+1. [x] First
+2. [x] Second
+attempt 1: exit code 1 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 2: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/2/output.log
+"#]]);
+}
+
+#[test]
+fn a_parked_task_says_until_when() {
+    let sandbox = limited(Some(9000));
+    spawn(&sandbox).run().ok();
+    sandbox.wait_for_state("x", PARKED);
+    sandbox.on_machine("dispatch-reconcile", &["show", "x"]).run().shows(str![[r#"
+exit 0
+x — Title
+waiting (rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)), opus, AGE
+1. [x] First
+2. [ ] Second
+attempt 1: no exit recorded, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+"#]]);
+    sandbox.on_machine("dispatch-reconcile", &["status"]).run().shows(str![[r#"
+exit 0
+x waiting 1/2 AGE opus — rate limit, until TIME: You've hit your 5-hour limit ·…
+"#]]);
+}
+
+#[test]
+fn a_limit_whose_end_nobody_knows_is_tried_again_after_a_minute() {
+    let sandbox = limited(None);
+    spawn(&sandbox).run().ok();
+    let said = "waiting: rate limit, tries again at TIME: API Error: Request rejected (429)";
+    sandbox.wait_for_state("x", said);
+    let parked: serde_json::Value = serde_json::from_str(&sandbox.read("x", "wait")).expect("JSON");
+    let until = parked["parked"]["until"].as_u64().expect("a time");
+    wait_for_end(&sandbox, 1);
+    let ended = fs::metadata(sandbox.task("x", "worker/1/exit")).and_then(|it| it.modified());
+    let ended = ended.expect("a time").duration_since(UNIX_EPOCH).expect("a time").as_secs();
+    assert!((59..=60).contains(&(until - ended)), "{until} {ended}");
+}
+
+#[test]
+fn a_limit_that_does_not_end_is_a_failure_at_last() {
+    let sandbox = limited(None);
+    spawn(&sandbox).env("DISPATCH_PARK_MS", "0").run().ok();
+    sandbox.wait_for_state("x", "failed: rate limit: API Error: Request rejected (429)");
+    sandbox.on_machine("dispatch-monitor", &["x"]).run().shows(str![[r#"
+exit 0
+#ID x failed (1/2, AGE): "rate limit: API Error: Request rejected (429)" → tell the user and ask; BIN/dispatch-spawn x --resume tries again, --model NAME with another
+"#]]);
+    assert_eq!(names(&sandbox.task("x", "worker")).len(), 9);
+}
+
+/// A time that has passed is none to wait for; the limit would be tried without a pause.
+#[test]
+fn a_reset_that_has_passed_is_no_word_about_the_end() {
+    let sandbox = limited(None);
+    fs::write(sandbox.project().join("resets"), "1000000000").expect("written");
+    spawn(&sandbox).run().ok();
+    wait_until_parked(&sandbox, 1);
+    assert!(sandbox.state("x").contains("tries again at"));
+}
+
+#[test]
+fn resume_takes_a_parked_task_over_at_once() {
+    let sandbox = limited(Some(9000));
+    spawn(&sandbox).run().ok();
+    wait_until_parked(&sandbox, 1);
+    let supervisor = sandbox.supervisor_of("x");
+    resume(&sandbox).shows(str![[r#"
+exit 0
+x started with opus. Tell the user and stop; news wakes you.
+"#]]);
+    // The limit has not ended, so it is parked again.
+    wait_until_parked(&sandbox, 2);
+    assert_eq!(sandbox.supervisor_of("x"), supervisor);
+    end_limit(&sandbox);
+    resume(&sandbox).ok();
+    sandbox.wait_for_state("x", "done");
+}
+
+/// The news of an end wakes the host, and is told only once.
+#[test]
+fn no_moment_of_a_park_looks_like_the_end_of_the_task() {
+    let sandbox = limited(Some(9000));
+    spawn(&sandbox).run().ok();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let states = scope.spawn(|| {
+            let mut states = BTreeSet::new();
+            while !over.load(Ordering::Relaxed) {
+                states.insert(sandbox.state("x"));
+            }
+            states
+        });
+        for attempts in 1..8 {
+            wait_until_parked(&sandbox, attempts);
+            resume(&sandbox).ok();
+        }
+        wait_until_parked(&sandbox, 8);
+        over.store(true, Ordering::Relaxed);
+        let states = states.join().expect("it looked");
+        assert!(states.iter().all(|it| it == PARKED || it == "running"), "{states:?}");
+    });
+}
+
+#[test]
+fn a_stopped_task_that_was_parked_begins_at_once_when_it_is_resumed() {
+    let sandbox = limited(Some(9000));
+    spawn(&sandbox).run().ok();
+    wait_until_parked(&sandbox, 1);
+    let supervisor = sandbox.supervisor_of("x");
+    sandbox.run("dispatch-reconcile", &["stop", "x"]).shows(str![[r#"
+exit 0
+x stopped
+"#]]);
+    assert!(!runs(supervisor));
+    end_limit(&sandbox);
+    resume(&sandbox).shows(str![[r#"
+exit 0
+x started with opus. Tell the user and stop; news wakes you.
+"#]]);
+    sandbox.wait_for_state("x", "done");
+}
+
+#[test]
+fn a_parked_task_outlives_the_end_of_its_supervisor() {
+    let sandbox = limited(Some(9000));
+    spawn(&sandbox).run().ok();
+    wait_until_parked(&sandbox, 1);
+    sandbox.supervisors_die(&["x"]);
+    let before = sandbox.supervisor_of("x");
+    sandbox.on_machine("dispatch-reconcile", &["status"]).run().ok();
+    let after = sandbox.supervisor_of("x");
+    assert!(after != before && runs(after));
+    assert_eq!(sandbox.state("x"), PARKED);
+    assert_eq!(names(&sandbox.task("x", "worker")), ["1"]);
+
+    // What a person did not wait for needs no supervisor to be started.
+    sandbox.supervisors_die(&["x"]);
+    end_limit(&sandbox);
+    resume(&sandbox).ok();
+    sandbox.wait_for_state("x", "done");
+}
+
+/// Others may run while it is parked.
+#[test]
+fn a_parked_task_gives_its_turn_away() {
+    let sandbox = limited(Some(9000));
+    let config = fs::read_to_string(sandbox.config_path()).expect("a config");
+    sandbox.config(&format!("max_workers: 1\n{config}"));
+    spawn(&sandbox).run().ok();
+    wait_until_parked(&sandbox, 1);
+    let queue = || names(&sandbox.home().join(".dispatch/queue"));
+    wait_until("its place is free", || (queue() == ["lock"]).then_some(()));
+    end_limit(&sandbox);
+    sandbox.plan("y", PLAN);
+    sandbox.on_machine("dispatch-spawn", &["y"]).run().ok();
+    sandbox.wait_for_state("y", "done");
+}

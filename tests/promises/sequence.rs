@@ -1,0 +1,455 @@
+//! A task that comes after others begins by itself when they are done, and says what it waits for.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::Signal;
+use snapbox::str;
+
+use crate::support::process::{kill_and_wait, runs, signal};
+use crate::support::text::same;
+use crate::support::{Host, PLAN, Sandbox, wait_until};
+
+/// It works until the test lets it, then ticks all and finishes, and then ends when it may.
+pub(crate) const WORKS: &str = r#"id=${DISPATCH_TASK_DIR##*/}
+echo "start $id" >>"$HOME/project/log"
+until test -e "$HOME/project/work-$id"; do sleep 0.02; done
+sed -i 's/\[ \]/[x]/' "$DISPATCH_TASK_DIR/plan.md"
+: >"$DISPATCH_TASK_DIR/ipc/.done"
+until test -e "$HOME/project/end-$id"; do sleep 0.02; done
+echo "end $id" >>"$HOME/project/log""#;
+
+fn project() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("works", WORKS), ("fails", "exit 7")]);
+    sandbox
+}
+
+impl Sandbox {
+    /// Dispatches a task that begins after others.
+    #[track_caller]
+    pub(crate) fn dispatch_after(&self, id: &str, befores: &[&str]) -> String {
+        self.plan(id, PLAN);
+        let mut args = vec![id, "--model", "works"];
+        befores.iter().for_each(|before| args.extend(["--after", before]));
+        self.ok("dispatch-spawn", &args)
+    }
+
+    /// Lets a worker do its work, but not end.
+    pub(crate) fn let_work(&self, id: &str) {
+        fs::write(self.project().join(format!("work-{id}")), "").expect("written");
+    }
+
+    /// Lets a worker do its work and end.
+    pub(crate) fn let_end(&self, id: &str) {
+        self.let_work(id);
+        fs::write(self.project().join(format!("end-{id}")), "").expect("written");
+    }
+
+    /// What the workers noted.
+    pub(crate) fn log(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.project().join("log")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until the workers have noted just this.
+    #[track_caller]
+    pub(crate) fn wait_for_log(&self, lines: &[&str]) {
+        wait_until(&format!("the workers noted {lines:?}"), || {
+            let log = self.log();
+            assert!(log.len() <= lines.len(), "{log:?} is more than {lines:?}");
+            (log == lines).then_some(())
+        });
+    }
+
+    /// Makes a task look as if it was dispatched a while ago.
+    pub(crate) fn age(&self, id: &str) {
+        let file = fs::File::options().write(true).open(self.task(id, "task.yaml"));
+        let then = SystemTime::now() - Duration::from_secs(60);
+        file.expect("a record").set_modified(then).expect("set");
+    }
+
+    /// Ends the supervisors of these tasks as the end of the machine does, a while ago.
+    pub(crate) fn supervisors_die(&self, ids: &[&str]) {
+        // The last first, because it may be the turn of the next when one is gone.
+        for id in ids.iter().rev() {
+            kill_and_wait(self.supervisor_of(id));
+            let lock = self.read(id, "run.lock");
+            let boot = lock.split("\"boot\":\"").nth(1).and_then(|rest| rest.split('"').next());
+            let other = lock.replace(boot.expect("a boot id"), "another-boot");
+            fs::write(self.task(id, "run.lock"), other).expect("written");
+            self.age(id);
+        }
+    }
+}
+
+#[test]
+fn a_task_begins_by_itself_when_the_one_before_it_is_done() {
+    let sandbox = project();
+    sandbox.dispatch("a", "works");
+    same(
+        &sandbox.dispatch_after("b", &["a"]),
+        str![[r#"
+b waits after a; it starts by itself. Tell the user and stop; news wakes you.
+
+"#]],
+    );
+    sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
+exit 0
+a running 0/2 AGE works — item 1: First
+b waiting 0/2 AGE works — after a
+"#]]);
+    sandbox.let_end("a");
+    sandbox.wait_for_log(&["start a", "end a", "start b"]);
+    sandbox.let_end("b");
+    sandbox.wait_for_state("b", "done");
+}
+
+#[test]
+fn a_finish_marker_is_not_enough_while_the_worker_still_runs() {
+    let sandbox = project();
+    sandbox.dispatch("a", "works");
+    sandbox.dispatch("z", "works");
+    sandbox.dispatch_after("b", &["a", "z"]);
+    assert_eq!(sandbox.state("b"), "waiting: after a, z");
+    sandbox.let_work("a");
+    sandbox.wait_for_state("a", "done");
+    // That it still waits for the one shows that it has looked at both.
+    sandbox.let_end("z");
+    sandbox.wait_for_state("b", "waiting: after a");
+    assert!(runs(sandbox.worker_of("a", 1)));
+    sandbox.let_end("a");
+    wait_until("it has begun", || {
+        (sandbox.log().get(3..) == Some(&["end a".into(), "start b".into()])).then_some(())
+    });
+}
+
+#[test]
+fn a_finished_worker_whose_end_nobody_saw_is_done() {
+    let sandbox = project();
+    sandbox.dispatch("a", "works");
+    sandbox.dispatch_after("b", &["a"]);
+    let (supervisor, worker) = (sandbox.supervisor_of("a"), sandbox.worker_of("a", 1));
+    sandbox.let_work("a");
+    sandbox.wait_for_state("a", "done");
+    kill_and_wait(supervisor);
+    kill_and_wait(worker);
+    sandbox.wait_for_state("b", "running");
+}
+
+#[test]
+fn a_task_before_it_that_is_done_already_is_no_reason_to_wait() {
+    let sandbox = project();
+    sandbox.let_end("a");
+    sandbox.dispatch("a", "works");
+    sandbox.wait_for_state("a", "done");
+    wait_until("its end", || sandbox.task("a", "worker/1/exit").exists().then_some(()));
+    same(
+        &sandbox.dispatch_after("b", &["a", "a"]),
+        str![[r#"
+b started with works. Tell the user and stop; news wakes you.
+
+"#]],
+    );
+}
+
+#[test]
+fn a_chain_of_three_runs_in_its_order() {
+    let sandbox = project();
+    for id in ["a", "b", "c"] {
+        sandbox.let_end(id);
+    }
+    sandbox.dispatch("a", "works");
+    sandbox.dispatch_after("b", &["a"]);
+    sandbox.dispatch_after("c", &["b"]);
+    sandbox.wait_for_state("c", "done");
+    sandbox.wait_for_log(&["start a", "end a", "start b", "end b", "start c", "end c"]);
+}
+
+#[test]
+fn a_failed_task_before_it_holds_it_until_that_is_resumed_and_done() {
+    let sandbox = project();
+    sandbox.dispatch("a", "fails");
+    sandbox.wait_for_state("a", "failed: exit code 7");
+    same(
+        &sandbox.dispatch_after("b", &["a"]),
+        str![[r#"
+b is held: a failed; it starts by itself when that is done. Tell the user and stop; news wakes you.
+
+"#]],
+    );
+    sandbox.run("dispatch-reconcile", &["show", "b"]).shows(str![[r#"
+exit 0
+b — Title
+waiting (held: a failed), works, AGE
+1. [ ] First
+2. [ ] Second
+"#]]);
+    sandbox.script("fails", WORKS);
+    sandbox.ok("dispatch-spawn", &["a", "--resume"]);
+    sandbox.wait_for_state("b", "waiting: after a");
+    sandbox.let_end("a");
+    sandbox.wait_for_log(&["start a", "end a", "start b"]);
+}
+
+#[test]
+fn a_task_before_it_that_cannot_go_on_by_itself_holds_it() {
+    let sandbox = project();
+    let held = |why: &str| sandbox.wait_for_state("b", &format!("waiting: held: a {why}"));
+    sandbox.dispatch("a", "works");
+    sandbox.dispatch_after("b", &["a"]);
+
+    sandbox.ok("dispatch-reconcile", &["stop", "a"]);
+    held("was stopped");
+    sandbox.ok("dispatch-spawn", &["a", "--resume"]);
+    sandbox.wait_for_state("b", "waiting: after a");
+
+    sandbox.worker("a", &["block", "1", "Which one?"]).run().ok();
+    signal(sandbox.worker_of("a", 2), Signal::SIGKILL);
+    held("is blocked");
+
+    sandbox.script("works", "exit 0\n");
+    sandbox.ok("dispatch-spawn", &["a", "--resume"]);
+    held("ended with items left");
+
+    let directory = sandbox.task("a", "");
+    fs::rename(&directory, sandbox.project().join("away")).expect("moved");
+    held("is gone");
+
+    sandbox.dispatch("a", "works");
+    held("is another task of that name now");
+    fs::remove_dir_all(&directory).expect("removed");
+    fs::rename(sandbox.project().join("away"), &directory).expect("moved back");
+    held("ended with items left");
+
+    fs::write(sandbox.task("a", "task.yaml"), "format: 1\n").expect("written");
+    held("task 'a' has a broken record");
+}
+
+#[test]
+fn an_agent_before_it_is_done_when_it_says_so() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("works", WORKS)]);
+    let config = fs::read_to_string(sandbox.config_path()).expect("a config");
+    let agent = "backends:\n  claude: { route: agent }\n";
+    let config = config.replace("backends:\n", agent);
+    sandbox.config(&config.replace("models:\n", "models:\n  opus: { backend: claude }\n"));
+    let host = Host::new(&sandbox);
+    sandbox.plan("a", PLAN);
+    host.calls(sandbox.call("dispatch-spawn", &["a", "--model", "opus"])).run().ok();
+    sandbox.dispatch_after("b", &["a"]);
+    assert_eq!(sandbox.state("b"), "waiting: after a");
+    for step in [&["tick", "1"][..], &["tick", "2"], &["finish"]] {
+        sandbox.worker("a", step).run().ok();
+    }
+    sandbox.wait_for_state("b", "running");
+
+    sandbox.plan("c", PLAN);
+    let spawn = &["c", "--model", "opus", "--after", "b"];
+    host.calls(sandbox.call("dispatch-spawn", spawn)).run().shows(str![[r#"
+exit 64
+! dispatch-spawn: an agent of the host cannot wait for other tasks
+!   only the host starts one, and it does not wait
+!   next: dispatch without --after, or take 'route: agent' out of backend 'claude'
+"#]]);
+}
+
+#[test]
+fn what_it_cannot_come_after_is_refused() {
+    let sandbox = project();
+    sandbox.dispatch("a", "works");
+    sandbox.plan("b", PLAN);
+    sandbox.run("dispatch-spawn", &["b", "--after", "c"]).shows(str![[r#"
+exit 65
+! dispatch-spawn: there is no task 'c'
+!   tasks in PROJECT: a
+"#]]);
+    sandbox.run("dispatch-spawn", &["b", "--after", "b"]).shows(str![[r#"
+exit 64
+! dispatch-spawn: 'b' cannot wait for itself
+!   next: name another task behind --after
+"#]]);
+    sandbox.run("dispatch-spawn", &["a", "--resume", "--after", "b"]).shows(str![[r#"
+exit 64
+! dispatch-spawn: the argument '--resume' cannot be used with '--after <TASK>'
+!   next: see dispatch-spawn --help
+"#]]);
+    assert!(!sandbox.task("b", "task.yaml").exists());
+}
+
+#[test]
+fn resume_starts_a_task_that_waits_for_another_at_once() {
+    let sandbox = project();
+    sandbox.dispatch("a", "works");
+    sandbox.dispatch_after("b", &["a"]);
+    let supervisor = sandbox.supervisor_of("b");
+    sandbox.run("dispatch-spawn", &["b", "--resume"]).shows(str![[r#"
+exit 0
+b started with works. Tell the user and stop; news wakes you.
+"#]]);
+    sandbox.wait_for_log(&["start a", "start b"]);
+    assert_eq!(sandbox.supervisor_of("b"), supervisor);
+    sandbox.run("dispatch-spawn", &["b", "--resume"]).shows(str![[r#"
+exit 75
+! dispatch-spawn: the worker of 'b' is still running
+!   pid PID
+!   next: answer or note what it should know, or wait until it ends
+"#]]);
+    // Nothing before it counts any more, also when it is started again.
+    sandbox.ok("dispatch-reconcile", &["stop", "b"]);
+    sandbox.ok("dispatch-spawn", &["b", "--resume"]);
+    assert_eq!(sandbox.state("b"), "running");
+}
+
+#[test]
+fn a_task_that_begins_nowhere_says_so_to_whoever_resumes_it() {
+    let sandbox = project();
+    sandbox.dispatch("a", "works");
+    sandbox.dispatch_after("b", &["a"]);
+    sandbox.config("models: { works: { backend: works } }\nbackends: { works: { command: [] } }\n");
+    sandbox.run("dispatch-spawn", &["b", "--resume"]).shows(str![[r#"
+exit 1
+! dispatch-spawn: the config is wrong: backends.works.command: invalid type: sequence
+!   HOME/.dispatch/config.yaml, line 2, column 31: backends: { works: { command: [] } }
+!        ^ here: expected a string
+"#]]);
+}
+
+#[test]
+fn a_stopped_task_waits_again_when_it_is_resumed() {
+    let sandbox = project();
+    sandbox.dispatch("a", "works");
+    sandbox.dispatch_after("b", &["a"]);
+    let supervisor = sandbox.supervisor_of("b");
+    sandbox.run("dispatch-reconcile", &["stop", "b"]).shows(str![[r#"
+exit 0
+b stopped
+"#]]);
+    assert!(!runs(supervisor));
+    sandbox.run("dispatch-spawn", &["b", "--resume"]).shows(str![[r#"
+exit 0
+b waits after a; it starts by itself. Tell the user and stop; news wakes you.
+"#]]);
+    sandbox.let_end("a");
+    sandbox.wait_for_log(&["start a", "end a", "start b"]);
+}
+
+#[test]
+fn what_waits_outlives_the_end_of_every_supervisor() {
+    let sandbox = project();
+    sandbox.dispatch("a", "works");
+    sandbox.dispatch_after("b", &["a"]);
+    sandbox.dispatch_after("c", &["b"]);
+    sandbox.supervisors_die(&["b", "c"]);
+    sandbox.let_end("a");
+    sandbox.wait_for_state("a", "done");
+    // A worker's own call starts nothing.
+    let status = || sandbox.call("dispatch-reconcile", &["status"]);
+    status().env("DISPATCH_TASK_DIR", sandbox.task("a", "")).run().ok();
+    assert_eq!(sandbox.log(), ["start a", "end a"]);
+    status().run().ok();
+    sandbox.wait_for_state("b", "running");
+    sandbox.let_end("b");
+    sandbox.wait_for_state("c", "running");
+}
+
+#[test]
+fn of_many_that_look_after_abandoned_tasks_one_starts_them() {
+    let sandbox = project();
+    sandbox.dispatch("a", "works");
+    let ids = ["b", "c", "d"];
+    ids.iter().for_each(|id| drop(sandbox.dispatch_after(id, &["a"])));
+    sandbox.supervisors_die(&ids);
+    sandbox.let_end("a");
+    sandbox.wait_for_state("a", "done");
+    let call = |n| match n % 2 {
+        0 => sandbox.call("dispatch-reconcile", &["status"]).start(),
+        _ => sandbox.call("dispatch-config", &["brief"]).start(),
+    };
+    let calls: Vec<_> = (0..6).map(call).collect();
+    calls.into_iter().for_each(|call| drop(call.end().ok()));
+    for id in ids {
+        sandbox.wait_for_state(id, "running");
+    }
+    let started = |id: &&str| sandbox.log().contains(&format!("start {id}"));
+    wait_until("each has begun", || ids.iter().all(started).then_some(()));
+    assert_eq!(sandbox.log().len(), 5);
+}
+
+#[test]
+fn a_task_whose_supervisor_never_came_is_started() {
+    for point in ["spawn:claimed", "supervisor:locked"] {
+        let sandbox = project();
+        sandbox.plan("b", PLAN);
+        sandbox.call("dispatch-spawn", &["b", "--model", "works"]).crash_at(point).run();
+        assert_eq!(sandbox.state("b"), "waiting", "{point}");
+        // Just now it may be about to come.
+        sandbox.ok("dispatch-config", &["brief"]);
+        assert_eq!(sandbox.state("b"), "waiting", "{point}");
+        sandbox.age("b");
+        sandbox.ok("dispatch-config", &["brief"]);
+        assert_eq!(sandbox.state("b"), "running", "{point}");
+    }
+}
+
+/// It commits a file that is called like its task.
+const COMMITS: &str = r#"id=${DISPATCH_TASK_DIR##*/}
+until test -e "$HOME/project/work-$id"; do sleep 0.02; done
+echo "$id" >"$id"
+git add "$id"
+git commit -q -m "Do $id"
+sed -i 's/\[ \]/[x]/' "$DISPATCH_TASK_DIR/plan.md"
+: >"$DISPATCH_TASK_DIR/ipc/.done""#;
+
+#[test]
+fn a_task_begins_where_the_branch_of_the_one_before_it_ends() {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[("works", COMMITS)]);
+    for id in ["a", "b"] {
+        sandbox.plan(id, PLAN);
+        sandbox.ok("dispatch-spawn", &[id, "--model", "works", "--worktree"]);
+    }
+    sandbox.dispatch_after("c", &["a", "b"]);
+    sandbox.git(&["commit", "-q", "--allow-empty", "-m", "Meanwhile"]);
+    let base = |id: &str| {
+        let record = sandbox.read(id, "task.yaml");
+        let base = record.lines().find_map(|line| line.trim().strip_prefix("base: "));
+        base.map(str::to_owned)
+    };
+    sandbox.let_work("a");
+    sandbox.let_work("b");
+    sandbox.wait_for_state("c", "running");
+    let end = sandbox.git(&["rev-parse", "dispatch/a"]);
+    assert_eq!(base("c").as_deref(), Some(end.trim()));
+    sandbox.let_work("c");
+    sandbox.wait_for_state("c", "done");
+    assert_eq!(sandbox.git(&["log", "--format=%s", "dispatch/c"]), "Do c\nDo a\nBegin\n");
+    let prompt = sandbox.read("c", "prompt.md");
+    let words =
+        "\nIt begins where dispatch/a ended. Before your first item, merge into it: dispatch/b.\n";
+    assert!(prompt.contains(words), "{prompt}");
+}
+
+#[test]
+fn a_branch_that_is_gone_is_told() {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[("works", COMMITS)]);
+    sandbox.plan("a", PLAN);
+    sandbox.ok("dispatch-spawn", &["a", "--model", "works", "--worktree"]);
+    sandbox.dispatch_after("b", &["a"]);
+    sandbox.supervisors_die(&["b"]);
+    sandbox.let_work("a");
+    sandbox.wait_for_state("a", "done");
+    sandbox.git(&["worktree", "remove", "--force", &worktree_of(&sandbox, "a")]);
+    sandbox.git(&["branch", "-q", "-D", "dispatch/a"]);
+    sandbox.ok("dispatch-reconcile", &["status"]);
+    sandbox.wait_for_state("b", "running");
+    let told = sandbox.read("b", "tells/001");
+    assert!(told.starts_with("the branch dispatch/a is gone: this begins at "), "{told}");
+}
+
+fn worktree_of(sandbox: &Sandbox, id: &str) -> String {
+    let record = sandbox.read(id, "task.yaml");
+    let path = record.lines().find_map(|line| line.trim().strip_prefix("path: "));
+    path.expect("a worktree").to_owned()
+}
