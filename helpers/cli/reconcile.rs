@@ -152,7 +152,11 @@ fn status(project: &Project, json: bool) -> Result<Exit> {
     let (mut views, mut broken) = (Vec::new(), Vec::new());
     for task in project.tasks() {
         match task.view() {
-            Ok(view) => views.push(view),
+            Ok(view) => {
+                // What cannot be recorded now is seen again the next time.
+                let _ = supervise::record_unknown_end(&view);
+                views.push(view);
+            }
             Err(error) => {
                 let error = format!("{error:#}");
                 let what = error.lines().next().unwrap_or_default();
@@ -269,7 +273,8 @@ fn show(task: &Task, json: bool) -> Result<Exit> {
             Some(exit) => match (exit.code, exit.signal, exit.not_started) {
                 (Some(code), ..) => format!("exit code {code} at {}", exit.at),
                 (_, Some(signal), _) => format!("signal {signal} at {}", exit.at),
-                (.., why) => format!("not started: {}", why.unwrap_or_default()),
+                (.., Some(why)) => format!("not started: {why}"),
+                _ => format!("exit status unknown, its end was seen at {}", exit.at),
             },
             None if matches!(view.state, State::Running | State::Asking) => "runs".into(),
             None => "no exit recorded".into(),

@@ -181,6 +181,14 @@ pub struct ExitRecord {
     pub milliseconds: u64,
 }
 
+impl ExitRecord {
+    /// Whether nobody saw how it ended: its supervisor died before it.
+    pub fn is_unknown(&self) -> bool {
+        let ended = self.code.is_some() || self.signal.is_some() || self.ended.is_some();
+        !ended && self.not_started.is_none()
+    }
+}
+
 /// A CLI's own name for the conversation of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {

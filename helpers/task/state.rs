@@ -149,6 +149,7 @@ fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reas
     let clean = exit.failure.is_none() && (exit.code == Some(0) || over);
     match exit {
         _ if clean && complete => (State::Done, Reason::MarkerMissing),
+        exit if exit.is_unknown() => (State::Failed, Reason::Lost),
         ExitRecord { failure: Some(failure), .. } => (State::Failed, Reason::Cli(failure.clone())),
         ExitRecord { ended: Some(why), .. } if !over => (State::Failed, Reason::Ended(why.clone())),
         ExitRecord { denied, .. } if !denied.is_empty() => {
@@ -402,6 +403,7 @@ mod tests {
                 R::Silent("noon".into()),
             ),
             (Facts { exit: None, ..ended() }, S::Failed, R::Lost),
+            (Facts { exit: exit(|_| ()), complete: true, ..ended() }, S::Failed, R::Lost),
             (Facts { finished: true, ..ended() }, S::Incomplete, R::MarkerTooEarly),
             (Facts { complete: true, ..ended() }, S::Done, R::MarkerMissing),
             (ended(), S::Incomplete, R::None),

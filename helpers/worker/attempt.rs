@@ -77,7 +77,7 @@ pub(super) fn run(
     };
     crash::point("supervisor", "started");
     starter.hears_started()?;
-    let (mut status, mut ended) = started.to_its_end(task, watch)?;
+    let (mut status, mut ended) = started.watch_to_the_end(task, watch)?;
     if let Some(again) = without_what_was_refused(task, &record, &started.listener, status)? {
         if session.is_some() {
             // A new conversation has to be told everything.
@@ -87,7 +87,7 @@ pub(super) fn run(
         // If it cannot be started again, the first end stands.
         if let Ok(second) = launch(task, &again, &attempt, None) {
             started = second;
-            (status, ended) = started.to_its_end(task, watch)?;
+            (status, ended) = started.watch_to_the_end(task, watch)?;
         }
     }
     crash::point("supervisor", "reaped");
@@ -331,7 +331,7 @@ pub(crate) fn of_the_host(name: &str) -> bool {
 impl Started {
     /// Watches the worker to its end, and ends what is left of it. Says why it was ended, if not
     /// because somebody asked.
-    fn to_its_end(
+    fn watch_to_the_end(
         &mut self,
         task: &Task,
         watch: &mut Watch,

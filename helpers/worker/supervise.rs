@@ -233,6 +233,19 @@ pub fn unpark(task: &Task) -> Result<()> {
     task.set_wait(Some(&Wait::Parked { until: wall_clock(), stated, times: 0, said }))
 }
 
+/// Records that an attempt has ended of which nobody knows how, because its supervisor died first.
+/// Until then that is only seen from its processes, whose numbers other ones may get.
+pub fn record_unknown_end(view: &View) -> Result<()> {
+    let of_a_worker = std::env::var_os(TASK_DIR).is_some();
+    let lost = view.reason == Reason::Lost && !of_a_worker;
+    let Some(attempt) = view.attempt.as_ref().filter(|_| lost) else { return Ok(()) };
+    let Some(_run_lock) = Lock::try_take(&view.task.run_lock_path())? else { return Ok(()) };
+    match attempt.exit()? {
+        Some(_) => Ok(()),
+        None => attempt.set_exit(&ExitRecord { at: now(), ..ExitRecord::default() }),
+    }
+}
+
 /// Starts a supervisor for each task that waits and has none, in the order in which they were
 /// dispatched: a crash or the end of the machine took it away, or it never came. Costs next to
 /// nothing if there is none, and does nothing inside a worker.

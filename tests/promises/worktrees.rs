@@ -132,7 +132,11 @@ push, and never touch other branches.
 #[test]
 fn a_worker_that_may_only_read_is_not_told_to_commit() {
     let sandbox = ready(&[]);
-    spawn(&sandbox, "x", "idle").args(&["--access", "read"]).run().ok();
+    let idle = sandbox.script("idle", "exec sleep 1000\n");
+    sandbox.config(&format!(
+        "backends: {{ idle: {{ command: {idle}, access: read }} }}\nmodels: {{ idle: {{ backend: idle }} }}\n"
+    ));
+    spawn(&sandbox, "x", "idle").run().ok();
     let prompt = sandbox.read("x", "prompt.md");
     assert!(prompt.contains("branch dispatch/x: never\npush"), "{prompt}");
 }
@@ -143,7 +147,7 @@ fn a_dry_run_says_what_would_run_and_makes_nothing() {
     spawn(&sandbox, "x", "idle").args(&["--dry-run"]).run().shows(str![[r#"
 exit 0
 git worktree add --quiet -b dispatch/x HOME/.dispatch/worktrees/project-HASH/x COMMIT
-sh -c 'exec sh TOP/scripts/idle "$@"' sh < PROJECT/.dispatch/tasks/x/worker/1/stdin
+sh -c 'exec sh TOP/scripts/idle "$@"' sh "$(cat PROJECT/.dispatch/tasks/x/worker/1/stdin)"
 "#]]);
     assert_eq!(names(&sandbox.home().join(".dispatch")), ["config.yaml"]);
     assert_eq!(sandbox.git(&["branch", "--list", "dispatch*"]), "");

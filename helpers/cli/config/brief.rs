@@ -39,6 +39,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     views.sort_by_key(|view| view.state);
     let mut told = Vec::new();
     for view in &views {
+        let _ = supervise::record_unknown_end(view);
         let standings = ledger::read(&view.task)?;
         // Who heard a question may be gone, or have forgotten it; it needs its answer all the same.
         let open = |event: &Event| {
