@@ -130,18 +130,6 @@ push, and never touch other branches.
 }
 
 #[test]
-fn a_worker_that_may_only_read_is_not_told_to_commit() {
-    let sandbox = ready(&[]);
-    let idle = sandbox.script("idle", "exec sleep 1000\n");
-    sandbox.config(&format!(
-        "backends: {{ idle: {{ command: {idle}, access: read }} }}\nmodels: {{ idle: {{ backend: idle }} }}\n"
-    ));
-    spawn(&sandbox, "x", "idle").run().ok();
-    let prompt = sandbox.read("x", "prompt.md");
-    assert!(prompt.contains("branch dispatch/x: never\npush"), "{prompt}");
-}
-
-#[test]
 fn a_dry_run_says_what_would_run_and_makes_nothing() {
     let sandbox = ready(&[]);
     spawn(&sandbox, "x", "idle").args(&["--dry-run"]).run().shows(str![[r#"
@@ -641,13 +629,15 @@ fn a_host_that_ignores_its_children_gets_worktrees_too() {
 
 /// A person's own worktree has the name, so git calls its record of ours otherwise.
 #[test]
-fn a_sandboxed_cli_may_write_where_git_commits() {
+fn a_sandboxed_cli_may_write_where_git_commits_unless_it_only_reads() {
     let sandbox = Sandbox::with_git();
     sandbox.config("backends: { codex: {} }\nmodels: { gpt: { backend: codex } }\n");
     let path = path_with(&sandbox, "codex", "exec sleep 1000");
     sandbox.git(&["worktree", "add", "-q", "-b", "mine", "../mine/x"]);
     spawn(&sandbox, "x", "gpt").env("PATH", &path).run().ok();
     spawn(&sandbox, "y", "gpt").args(&["--access", "read"]).env("PATH", &path).run().ok();
+    let prompt = sandbox.read("y", "prompt.md");
+    assert!(prompt.contains("branch dispatch/y: never\npush"), "{prompt}");
     let calls = wait_until("both are called", || {
         let calls = fs::read_to_string(sandbox.top().join("calls")).ok()?;
         (calls.matches("codex exec").count() == 2).then_some(calls)
