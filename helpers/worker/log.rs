@@ -74,15 +74,14 @@ impl Log {
         Ok(new)
     }
 
-    /// Moves what the log holds from there on to the old one. What is written just now may be lost;
-    /// what there is no space for is.
+    /// Moves what the log holds from there on to the old one. What is written just then, or faster
+    /// than it is read, or what there is no space for, is lost: nobody holds the worker up.
     fn cut(&self, begin: u64) -> Option<(File, u64)> {
         let copy = || -> std::io::Result<(File, u64)> {
             let mut options = File::options();
             options.read(true).write(true).create(true).truncate(true).mode(0o600);
             let mut old = options.custom_flags(nix::libc::O_NOFOLLOW).open(&self.old)?;
             let (mut at, mut buffer) = (begin, vec![0; CHUNK]);
-            // The worker may write faster than this reads.
             while at - begin < 2 * LONGEST {
                 let count = self.file.read_at(&mut buffer, at)?;
                 if count == 0 {

@@ -243,8 +243,11 @@ fn deletes_its_own_log() {
 /// A worker's log is cut while it writes it, and its supervisor stays small.
 #[test]
 fn writes_a_gigabyte() {
-    let sandbox =
-        behaves("yes 'All work and no play' | head -c 1000000000\necho; echo enough; exit 7");
+    let sandbox = behaves(
+        "yes 'All work and no play' | head -c 1000000000
+        until [ $(wc -c <\"$DISPATCH_TASK_DIR/worker/1/output.log\") -lt 8000000 ]; do :; done
+        echo; echo enough; exit 7",
+    );
     let supervisor = sandbox.supervisor_of("x");
     let size = |path: &str| fs::metadata(sandbox.task("x", path)).map_or(0, |meta| meta.len());
     let (mut logs, mut memory) = (0, 0);
