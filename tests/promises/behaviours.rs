@@ -197,12 +197,18 @@ fn does_not_exit_after_its_last_word() {
     }
 }
 
-/// A task in the background may begin another turn.
+/// `claude -p` waits for a task in the background, and begins another turn at its end.
 #[test]
 fn goes_on_after_what_looked_like_its_last_word() {
-    let sandbox = behaves_as_claude(
-        "echo '{\"type\":\"result\"}'; echo '{\"type\":\"assistant\"}'; sleep 1; exit 7",
-    );
+    let tasks = |tasks: &str| {
+        let event = r#""type":"system","subtype":"background_tasks_changed""#;
+        format!("echo '{{{event},\"tasks\":[{tasks}]}}'")
+    };
+    let (begins, ends) = (tasks(r#"{"task_id":"b1"}"#), tasks(""));
+    let result = "echo '{\"type\":\"result\"}'";
+    let sandbox = behaves_as_claude(&format!(
+        "{begins}; {result}; sleep 1; {ends}; echo '{{\"type\":\"assistant\"}}'; sleep 1; exit 7"
+    ));
     is_over(&sandbox, "failed: exit code 7: {\"type\":\"assistant\"}");
 }
 
