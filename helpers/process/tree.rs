@@ -44,9 +44,9 @@ enum Says {
 }
 
 impl Tree {
-    /// The processes that descend from `supervisor`, are in the group that `leader` leads or led, or
-    /// carry `mark`, a `NAME=value` of the environment. Whoever has another value of that name is
-    /// none of them, nor are its descendants.
+    /// The processes in the group that `leader` leads or led, and those that descend from
+    /// `supervisor` or carry `mark`, a `NAME=value` of the environment. Of the latter, who has
+    /// another value of that name is none of them, nor are its descendants.
     pub fn new(supervisor: Option<Identity>, leader: Option<Identity>, mark: String) -> Self {
         Self { supervisor, leader, mark, known: HashSet::new() }
     }
@@ -101,11 +101,11 @@ impl Tree {
                     continue;
                 }
                 let related = says[&pid] == Says::Ours
-                    || Some(*its) == group
                     || Some(*parent) == supervisor
                     || found.contains(parent)
                     || self.known.contains(identity);
-                if related && !self.is_another(pid, says[&pid]) {
+                // Who starts another task leaves the group before it says so.
+                if Some(*its) == group || (related && !self.is_another(pid, says[&pid])) {
                     found.insert(pid);
                 }
             }

@@ -77,7 +77,7 @@ pub(super) fn run(
     };
     crash::point("supervisor", "started");
     starter.hears_started()?;
-    let (mut status, mut ended) = started.watch_to_the_end(task, watch)?;
+    let (mut status, mut ended) = started.wait(task, watch)?;
     if let Some(again) = without_what_was_refused(task, &record, &started.listener, status)? {
         if session.is_some() {
             // A new conversation has to be told everything.
@@ -87,7 +87,7 @@ pub(super) fn run(
         // If it cannot be started again, the first end stands.
         if let Ok(second) = launch(task, &again, &attempt, None) {
             started = second;
-            (status, ended) = started.watch_to_the_end(task, watch)?;
+            (status, ended) = started.wait(task, watch)?;
         }
     }
     crash::point("supervisor", "reaped");
@@ -331,11 +331,7 @@ pub(crate) fn of_the_host(name: &str) -> bool {
 impl Started {
     /// Watches the worker to its end, and ends what is left of it. Says why it was ended, if not
     /// because somebody asked.
-    fn watch_to_the_end(
-        &mut self,
-        task: &Task,
-        watch: &mut Watch,
-    ) -> Result<(ExitStatus, Option<String>)> {
+    fn wait(&mut self, task: &Task, watch: &mut Watch) -> Result<(ExitStatus, Option<String>)> {
         if let Some(identity) = self.attempt.identity()? {
             watch.process(&identity);
         }
@@ -371,11 +367,16 @@ impl Started {
         };
         crash::point("supervisor", "ends");
         let Self { child, tree, log, listener, .. } = self;
-        tree.end(grace(), || {
-            process::reap_adopted(child.id());
-            let _ = log.follow(listener);
-        })?;
-        let status = child.wait().context("cannot wait for the worker")?;
+        let status = loop {
+            tree.end(grace(), || {
+                process::reap_adopted(child.id());
+                let _ = log.follow(listener);
+            })?;
+            // The system itself may hold one that was killed.
+            if let Some(status) = child.try_wait().context("cannot wait for the worker")? {
+                break status;
+            }
+        };
         self.listen();
         self.listener.end();
         self.keep_session();

@@ -15,10 +15,10 @@ use crate::task::Attempt;
 const LONGEST: u64 = 8 << 20;
 
 /// How much is still heard of a log that grows faster than it can be heard.
-const TAIL: u64 = 256 << 10;
+const TAIL: u64 = 64 << 10;
 
 /// How much is read at once.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 32 << 10;
 
 /// A worker's log from where one start of it began.
 pub(super) struct Log {

@@ -158,6 +158,11 @@ fn ignores_sigterm() {
 }
 
 #[test]
+fn says_that_it_belongs_to_another_task() {
+    runs_until_stopped("if [ -z \"$again\" ]; then again=1 DISPATCH_ATTEMPT=no exec sh \"$0\"; fi");
+}
+
+#[test]
 fn never_exits() {
     runs_until_stopped("");
 }
