@@ -105,13 +105,14 @@ fn a_parked_task_says_until_when() {
     let sandbox = limited(Some(9000));
     spawn(&sandbox).run().ok();
     sandbox.wait_for_state("x", PARKED);
+    wait_for_end(&sandbox, 1);
     sandbox.on_machine("dispatch-reconcile", &["show", "x"]).run().shows(str![[r#"
 exit 0
 x — Title
 waiting (rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)), opus, AGE
 1. [x] First
 2. [ ] Second
-attempt 1: no exit recorded, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit code 1 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 "#]]);
     sandbox.on_machine("dispatch-reconcile", &["status"]).run().shows(str![[r#"
 exit 0
