@@ -2,12 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs::DirEntry;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
-use walkdir::WalkDir;
 
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -120,17 +120,15 @@ impl Project {
 
     /// All tasks that were dispatched here, by name. What is not a task's directory is passed over.
     pub fn tasks(&self) -> Vec<Task> {
-        WalkDir::new(self.tasks_dir())
-            .min_depth(1)
-            .max_depth(1)
-            .sort_by_file_name()
-            .into_iter()
-            .filter_map(|entry| {
-                let entry = entry.ok().filter(|entry| entry.file_type().is_dir())?;
-                let id: TaskId = entry.file_name().to_str()?.parse().ok()?;
-                Some(Task::new(entry.into_path(), id)).filter(Task::was_dispatched)
-            })
-            .collect()
+        let Ok(entries) = std::fs::read_dir(self.tasks_dir()) else { return Vec::new() };
+        let task = |entry: std::io::Result<DirEntry>| {
+            let entry = entry.ok().filter(|it| it.file_type().is_ok_and(|it| it.is_dir()))?;
+            let id: TaskId = entry.file_name().to_str()?.parse().ok()?;
+            Some(Task::new(entry.path(), id)).filter(Task::was_dispatched)
+        };
+        let mut tasks: Vec<Task> = entries.filter_map(task).collect();
+        tasks.sort_by(|a, b| a.id().cmp(b.id()));
+        tasks
     }
 
     /// The task of that name.
