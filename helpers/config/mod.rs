@@ -144,7 +144,8 @@ pub struct Config {
 fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     match Option::deserialize(deserializer)? {
         Some(0) => {
-            let what = "'max_workers' is 0, so that nothing could run; no limit is no such line";
+            let what =
+                "with 'max_workers: 0' nothing could run; without the line there is no limit";
             Err(serde::de::Error::custom(what))
         }
         limit => Ok(limit),

@@ -188,13 +188,13 @@ fn a_limit_of_nothing_is_refused() {
     sandbox.plan("a", PLAN);
     sandbox.run("dispatch-spawn", &["a", "--model", "works"]).shows(str![[r#"
 exit 65
-! dispatch-spawn: the config is wrong: 'max_workers' is 0, so that nothing could run; no limit is no such line
+! dispatch-spawn: the config is wrong: with 'max_workers: 0' nothing could run; without the line there is no limit
 !   HOME/.dispatch/config.yaml, line 1, column 1: max_workers: 0
 !        ^ here
 "#]]);
     sandbox.run("dispatch-config", &["check"]).shows(str![[r#"
 exit 65
-! dispatch-config: the config is wrong: 'max_workers' is 0, so that nothing could run; no limit is no such line
+! dispatch-config: the config is wrong: with 'max_workers: 0' nothing could run; without the line there is no limit
 !   HOME/.dispatch/config.yaml, line 1, column 1: max_workers: 0
 !        ^ here
 "#]]);

@@ -9,7 +9,7 @@ use snapbox::str;
 
 use crate::support::process::runs;
 use crate::support::text::names;
-use crate::support::{Call, PLAN, Ran, Sandbox, wait_until};
+use crate::support::{Call, Host, PLAN, Ran, Sandbox, wait_until};
 
 /// Claude Code as it was recorded at its limit, which ends when the file `resets` says; where there
 /// is none it does not say when. It has done the first item then. Without the file `limited` it does
@@ -236,6 +236,40 @@ fn a_parked_task_outlives_the_end_of_its_supervisor() {
     end_limit(&sandbox);
     resume(&sandbox).ok();
     sandbox.wait_for_state("x", "done");
+}
+
+#[test]
+fn a_parked_task_can_be_given_to_another_worker() {
+    let sandbox = limited(Some(9000));
+    spawn(&sandbox).run().ok();
+    wait_until_parked(&sandbox, 1);
+    let other = sandbox.script("other", "echo other >took_over; exec sleep 1000\n");
+    let config = fs::read_to_string(sandbox.config_path()).expect("a config");
+    let config =
+        config.replace("{ claude: {} }", &format!("{{ claude: {{}}, o: {{ command: {other} }} }}"));
+    sandbox.config(&config.replace("models: {", "models: { other: { backend: o }, "));
+    let resume = sandbox.on_machine("dispatch-spawn", &["x", "--resume", "--model", "other"]);
+    resume.run().shows(str![[r#"
+exit 0
+x started with other. Tell the user and stop; news wakes you.
+"#]]);
+    wait_until("it works", || sandbox.project().join("took_over").exists().then_some(()));
+}
+
+#[test]
+fn a_parked_task_can_be_given_to_an_agent_of_the_host() {
+    let sandbox = limited(Some(9000));
+    spawn(&sandbox).run().ok();
+    wait_until_parked(&sandbox, 1);
+    let supervisor = sandbox.supervisor_of("x");
+    let host = Host::new(&sandbox);
+    let resume = sandbox.on_machine("dispatch-spawn", &["x", "--resume", "--model", "opus"]);
+    host.calls(resume).run().shows(str![[r#"
+exit 0
+x: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read PROJECT/.dispatch/tasks/x/worker/2/stdin and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
+"#]]);
+    wait_until("nobody waits any more", || (!runs(supervisor)).then_some(()));
+    assert_eq!(sandbox.state("x"), "running");
 }
 
 /// Others may run while it is parked.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use snapbox::str;
 
+use crate::support::clis::CLAUDE;
 use crate::support::process::{kill_and_wait, runs, signal};
 use crate::support::text::same;
 use crate::support::{Host, PLAN, Sandbox, wait_until};
@@ -390,6 +391,34 @@ fn a_task_whose_supervisor_never_came_is_started() {
         sandbox.ok("dispatch-config", &["brief"]);
         assert_eq!(sandbox.state("b"), "running", "{point}");
     }
+}
+
+#[test]
+fn a_supervisor_that_was_killed_before_it_could_say_what_it_waits_for_is_followed_by_another() {
+    for point in ["wait:written", "wait:published"] {
+        let sandbox = project();
+        sandbox.dispatch("a", "works");
+        sandbox.plan("b", PLAN);
+        let spawn = sandbox.call("dispatch-spawn", &["b", "--model", "works", "--after", "a"]);
+        assert_eq!(spawn.crash_at(point).run().code, Some(1), "{point}");
+        sandbox.age("b");
+        sandbox.ok("dispatch-reconcile", &["status"]);
+        assert!(runs(sandbox.supervisor_of("b")), "{point}");
+        assert_eq!(sandbox.state("b"), "waiting: after a", "{point}");
+    }
+}
+
+/// Else the host would have to start it.
+#[test]
+fn what_comes_after_another_is_no_agent() {
+    let sandbox = Sandbox::with_clis(&[("claude", CLAUDE)]);
+    sandbox
+        .config("default: opus\nbackends: { claude: {} }\nmodels: { opus: { backend: claude } }\n");
+    let host = Host::new(&sandbox);
+    let spawn = |args: &[&str]| host.calls(sandbox.on_machine("dispatch-spawn", args)).run().ok();
+    ["a", "b"].iter().for_each(|id| sandbox.plan(id, PLAN));
+    assert!(spawn(&["a"]).contains("make this Agent call now"));
+    assert!(spawn(&["b", "--after", "a"]).starts_with("b waits after a; it starts by itself"));
 }
 
 /// It commits a file that is called like its task.
