@@ -156,7 +156,6 @@ pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Re
         directory: &record.directory,
         task: task.directory(),
         writable: &writable,
-        commits: record.commits(),
         session,
         helper,
     };

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::cli::{Cli, no_gap};
+use super::cli::{Cli, no_namespaces};
 use super::heard::{Heard, Kind};
-use super::{Job, Session, words};
+use super::{Job, Session, find_program, words};
 use crate::config::Access;
 
 pub(super) static CLI: Cli = Cli {
@@ -18,7 +18,7 @@ pub(super) static CLI: Cli = Cli {
     model_flag: "--model",
     model_name: own_name,
     session,
-    gap: no_gap,
+    gap,
     event,
     line: |line, heard| heard.known_failure(&CLI, line),
     failures: &[
@@ -38,25 +38,43 @@ pub(super) static CLI: Cli = Cli {
     login: "claude auth login",
 };
 
+/// The sandbox that every command runs in; without one that works it does not begin. The rule that
+/// allows any command is there because even a sandboxed one with a variable in it is else denied.
+const SANDBOX: &str = r#"{"sandbox":{"enabled":true,"failIfUnavailable":true,"autoAllowBashIfSandboxed":true,"allowUnsandboxedCommands":false}}"#;
+
 fn argv(job: &Job) -> Vec<OsString> {
     let mut argv = words(&["claude", "-p", "--output-format", "stream-json", "--verbose"]);
     argv.push("--permission-mode".into());
-    argv.push(match job.access {
-        // Denies without asking whatever no rule allows; the one rule is the helper.
-        Access::Read => "dontAsk".into(),
-        Access::Write => "acceptEdits".into(),
-        Access::Full => "bypassPermissions".into(),
-    });
-    argv.extend(writable(job.task));
-    argv.push("--allowedTools".into());
-    argv.push(format!("Bash({} *)", super::shell_word(&job.helper.display().to_string())).into());
-    if job.commits {
-        argv.extend(words(&["Bash(git add *)", "Bash(git commit *)"]));
-    }
-    if job.access == Access::Read {
-        argv.extend(words(&["Read", "Glob", "Grep"]));
+    match job.access {
+        // Denies without asking whatever no rule allows.
+        Access::Read => {
+            let helper = super::shell_word(&job.helper.display().to_string());
+            argv.extend(words(&["dontAsk", "--allowedTools", "Read", "Glob", "Grep"]));
+            argv.push(format!("Bash({helper} *)").into());
+            argv.push(format!("Edit(/{}/**)", job.task.display()).into());
+        }
+        // Any command without asking, and each in the sandbox.
+        Access::Write => {
+            argv.extend(words(&["acceptEdits", "--allowedTools", "Bash", "--settings", SANDBOX]));
+        }
+        Access::Full => argv.push("bypassPermissions".into()),
     }
     argv
+}
+
+/// Why its sandbox would not start here.
+fn gap(access: Access) -> Option<String> {
+    if access != Access::Write || cfg!(target_os = "macos") {
+        return None;
+    }
+    let needs = [("bwrap", "bubblewrap (bwrap)"), ("socat", "socat")];
+    let missing = needs.into_iter().filter(|(program, _)| find_program(program.as_ref()).is_none());
+    let missing: Vec<_> = missing.map(|(_, name)| name).collect();
+    match missing.as_slice() {
+        [] => no_namespaces(),
+        [one] => Some(format!("its sandbox needs {one}, which is not installed")),
+        all => Some(format!("its sandbox needs {}, which are not installed", all.join(" and "))),
+    }
 }
 
 fn writable(directory: &Path) -> Vec<OsString> {

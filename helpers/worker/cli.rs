@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -48,7 +49,9 @@ impl Cli {
         if let Some(model) = job.model.filter(|_| !super::command::names_a_model(command)) {
             end.extend(words(&[self.model_flag, (self.model_name)(model)]));
         }
-        end.extend((self.session)(job.session));
+        if !super::command::names_a_session(command) {
+            end.extend((self.session)(job.session));
+        }
         end
     }
 }
@@ -61,6 +64,22 @@ pub(super) fn no_directories(_: &Path) -> Vec<OsString> {
     Vec::new()
 }
 
-pub(super) fn no_gap(_: Access) -> Option<String> {
-    None
+/// Why a sandbox made of Linux's namespaces cannot start here, if so. A sandbox that cannot start
+/// fails only when the worker is at work, and few CLIs call that an error.
+pub(super) fn no_namespaces() -> Option<String> {
+    if cfg!(target_os = "macos") {
+        return None;
+    }
+    // A system may let bwrap alone make namespaces; a CLI that brings its own asks for this too.
+    let tries = [
+        "bwrap --unshare-user --unshare-pid --unshare-net --ro-bind / / true",
+        "unshare --user --map-root-user true",
+    ];
+    let output = tries.iter().find_map(|command| {
+        let mut words = command.split(' ');
+        Command::new(words.next()?).args(words).output().ok()
+    })?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().next().unwrap_or("no user namespaces");
+    (!output.status.success()).then(|| format!("its sandbox cannot start: {said}"))
 }

@@ -1,11 +1,11 @@
 //! Codex as a worker: `codex exec` (checked with 0.169.0 on 2026-11-21).
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::cli::{Cli, no_gap, same_name};
+use super::cli::{Cli, no_namespaces, same_name};
 use super::heard::{Heard, Kind};
 use super::{Job, Session, words};
 use crate::config::Access;
@@ -18,14 +18,14 @@ pub(super) static CLI: Cli = Cli {
     model_flag: "--model",
     model_name: same_name,
     session,
-    gap: no_gap,
+    gap,
     event,
     line,
     failures: &[
         (Kind::Auth, r"unexpected status 40[13] |^Missing environment variable|^Not logged in"),
         (Kind::Auth, r"access token could not be refreshed"),
         (Kind::Quota, r"last status: 429|^You've hit your usage limit|^Quota exceeded"),
-        (Kind::Model, r"^The model .* does not exist|is not supported when using Codex with"),
+        (Kind::Model, r"The model .* does not exist|is not supported when using Codex with"),
         (Kind::Session, r"no rollout found for thread id"),
         (Kind::Untrusted, r"^Not inside a trusted directory"),
         (Kind::Sandbox, r"^(bwrap|sandbox-exec): "),
@@ -36,13 +36,30 @@ pub(super) static CLI: Cli = Cli {
 
 fn argv(job: &Job) -> Vec<OsString> {
     let sandbox = if job.access == Access::Full { "danger-full-access" } else { "workspace-write" };
-    // A worker that may only read has its task's directory as the workspace, to tick its plan.
-    let workspace = if job.access == Access::Read { job.task } else { job.directory };
     let mut argv = words(&["codex", "exec", "--json", "--skip-git-repo-check", "-s", sandbox]);
+    let workspace = if job.access == Access::Read {
+        // What its sandbox allows beside the workspace would be the project.
+        if temporary(job.directory) {
+            argv.extend(words(&["-c", "sandbox_workspace_write.exclude_slash_tmp=true"]));
+            argv.extend(words(&["-c", "sandbox_workspace_write.exclude_tmpdir_env_var=true"]));
+        }
+        // One that may only read works in its task's directory, to tick its plan.
+        job.task
+    } else {
+        job.directory
+    };
     argv.push("-C".into());
     argv.push(workspace.into());
-    argv.extend(writable(job.task));
     argv
+}
+
+/// Whether that is where every program may write.
+fn temporary(directory: &Path) -> bool {
+    ["/tmp".into(), std::env::temp_dir()].iter().any(|tmp: &PathBuf| directory.starts_with(tmp))
+}
+
+fn gap(access: Access) -> Option<String> {
+    if access == Access::Full { None } else { no_namespaces() }
 }
 
 fn writable(directory: &Path) -> Vec<OsString> {

@@ -31,6 +31,13 @@ pub(super) fn names_a_model(command: &str) -> bool {
     command.split_whitespace().any(is_model)
 }
 
+/// Whether the command says itself which conversation to have.
+pub(super) fn names_a_session(command: &str) -> bool {
+    let words = ["--session-id", "--resume", "--continue", "-r", "resume", "fork"];
+    let is_session = |word: &str| words.contains(&word.split('=').next().unwrap_or_default());
+    command.split_whitespace().any(is_session)
+}
+
 /// Past `env`, its options and assignments: a quoted or a plain word, and then an end or a space.
 static PROGRAM: LazyLock<Regex> = LazyLock::new(|| {
     let pattern = r#"(?x)
@@ -93,5 +100,14 @@ mod tests {
         assert!(names_a_model("agent --model=gpt-5"));
         assert!(names_a_model("codex exec -m gpt-5"));
         assert!(!names_a_model("codex exec --models"));
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_session() {
+        assert!(names_a_session("claude -p --resume=abc"));
+        assert!(names_a_session("claude -p --session-id abc"));
+        assert!(names_a_session("codex exec resume --last"));
+        assert!(!names_a_session("codex exec -C \"$(pwd)\""));
+        assert!(!names_a_session("env -u CLAUDECODE claude -p --dangerously-skip-permissions"));
     }
 }

@@ -50,8 +50,6 @@ pub struct Job<'a> {
     pub task: &'a Path,
     /// All directories that it must be able to write in beside its own.
     pub writable: &'a [PathBuf],
-    /// Whether it commits its work with git.
-    pub commits: bool,
     /// The conversation that it begins or continues.
     pub session: Session<'a>,
     /// The `dispatch-worker` that it calls.
@@ -182,9 +180,10 @@ pub fn listener(name: &str, settings: &Backend) -> Listener {
 }
 
 /// Why the workers of a backend cannot be held to that access on this machine, if so. A command of
-/// the config is the person's own choice.
+/// the config is the person's own choice; of a CLI that is not installed something else is said.
 pub fn gap(name: &str, settings: &Backend, access: Access) -> Option<String> {
     let cli = named(name).filter(|_| settings.command.is_none())?;
+    find_program(cli.programs[0].as_ref())?;
     (cli.gap)(access)
 }
 
