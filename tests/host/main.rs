@@ -13,6 +13,7 @@ mod story;
 
 mod agent_route;
 mod cli_route;
+mod failures;
 mod first_run;
 mod first_use;
 mod host_dies;

@@ -34,19 +34,33 @@ pub(crate) enum Part {
     },
 }
 
-/// What the model answers: one message. Several tool calls in it run in parallel, as the CLI likes.
+/// What the model answers.
 #[derive(Clone, Debug)]
-pub(crate) struct Reply(Vec<Part>);
+pub(crate) enum Reply {
+    /// One message. Several tool calls in it run in parallel, as the CLI likes.
+    Message(Vec<Part>),
+    /// An HTTP error.
+    Error {
+        /// Its status.
+        status: u16,
+        /// More headers, by name.
+        headers: Vec<(&'static str, String)>,
+        /// What the API says of it.
+        error: Value,
+    },
+    /// The connection is closed without an answer.
+    Drop,
+}
 
 impl Reply {
     /// Text, and the end of the turn.
     pub(crate) fn say(text: impl Into<String>) -> Self {
-        Self(vec![Part::Say(text.into())])
+        Self::Message(vec![Part::Say(text.into())])
     }
 
     /// One tool call.
     pub(crate) fn call(name: &str, input: Value) -> Self {
-        Self(vec![Part::Call { name: name.into(), input }])
+        Self::Message(vec![Part::Call { name: name.into(), input }])
     }
 
     /// The tool call that runs a shell command in either CLI.
@@ -59,7 +73,16 @@ impl Reply {
 
     /// This reply's parts, then those of `next`, in one message.
     pub(crate) fn and(self, next: Self) -> Self {
-        Self([self.0, next.0].concat())
+        match (self, next) {
+            (Self::Message(first), Self::Message(next)) => Self::Message([first, next].concat()),
+            _ => panic!("only messages can be joined"),
+        }
+    }
+
+    /// An HTTP error; `kind` and `message` are the API's.
+    pub(crate) fn error(status: u16, kind: &str, message: &str) -> Self {
+        let error = json!({ "type": kind, "message": message });
+        Self::Error { status, headers: Vec::new(), error }
     }
 }
 
@@ -209,10 +232,20 @@ fn read(stream: &TcpStream) -> std::io::Result<Option<Http>> {
     Ok(Some(Http { method, path, headers, body }))
 }
 
-fn respond(mut stream: &TcpStream, status: u16, kind: &str, body: &str) -> std::io::Result<()> {
+fn respond(stream: &TcpStream, status: u16, kind: &str, body: &str) -> std::io::Result<()> {
+    respond_with(stream, status, &[("content-type", kind.to_owned())], body)
+}
+
+fn respond_with(
+    mut stream: &TcpStream,
+    status: u16,
+    headers: &[(&str, String)],
+    body: &str,
+) -> std::io::Result<()> {
+    let headers: String =
+        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!(
-        "HTTP/1.1 {status} .\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\
-         connection: close\r\n\r\n",
+        "HTTP/1.1 {status} .\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );
     stream.write_all(format!("{head}{body}").as_bytes())?;
@@ -259,9 +292,18 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     } else {
         catch_unwind(script)
     };
-    let Ok(Reply(parts)) = reply else {
-        let error = json!({ "type": "error", "error": { "message": "the script failed" } });
-        return respond(stream, 400, json, &error.to_string());
+    let parts = match reply {
+        Ok(Reply::Message(parts)) => parts,
+        Ok(Reply::Error { status, mut headers, error }) => {
+            headers.push(("content-type", json.to_owned()));
+            let body = json!({ "type": "error", "error": error });
+            return respond_with(stream, status, &headers, &body.to_string());
+        }
+        Ok(Reply::Drop) => return Ok(()),
+        Err(_) => {
+            let error = json!({ "type": "error", "error": { "message": "the script failed" } });
+            return respond(stream, 400, json, &error.to_string());
+        }
     };
     let (whole, events) = match api {
         Api::Claude => claude::message(&request.model, &parts, &|kind| shared.id(kind)),
