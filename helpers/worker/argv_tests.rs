@@ -19,7 +19,6 @@ fn every_cli_is_held_to_what_it_may_do_or_says_why_not() {
                     directory: Path::new("/w"),
                     task: &directories[0],
                     writable: &directories,
-                    commits: false,
                     session,
                     helper: Path::new("/h/dispatch-worker"),
                 };

@@ -208,7 +208,8 @@ fn a_spawn_resolves_in_the_same_way_and_says_so() {
     let sandbox = sandbox();
     let spawn = |id: &str, model: &str| {
         sandbox.plan(id, PLAN);
-        sandbox.on_machine("dispatch-spawn", &[id, "--model", model]).run()
+        // Cursor's workers cannot be held to less.
+        sandbox.on_machine("dispatch-spawn", &[id, "--model", model, "--access", "full"]).run()
     };
     spawn("x", "gemini").shows(str![[r#"
 exit 0

@@ -22,7 +22,7 @@ fn the_host_hears_what_was_found_and_which_defaults_are_sensible() {
     let sandbox = machine();
     sandbox.configure(&["setup", "--json"]).run().shows(str![[r#"
 exit 0
-{"defaults":[{"name":"opus","why":"Claude, for hard tasks"},{"name":"sonnet","why":"Claude, fast and capable"},{"name":"gpt-6-codex","why":"OpenAI, first in its list"},{"name":"gemini-3.1-pro","why":"Gemini, first in its list"}],"found":[{"backend":"claude","logged_in":true,"problem":null,"program":"TOP/clis/claude","version":"2.1.329"},{"backend":"codex","logged_in":true,"problem":null,"program":"TOP/clis/codex","version":"0.169.0"},{"backend":"cursor","logged_in":true,"problem":null,"program":"TOP/clis/cursor-agent","version":"2026.01.28-fd13201"}],"full_only":[],"models":[{"backend":"claude","count":4,"notable":["opus","sonnet","haiku","fable"]},{"backend":"codex","count":3,"notable":["gpt-6-codex","gpt-6","gpt-5.3-codex"]},{"backend":"cursor","count":5,"notable":["auto","gpt-5.3-codex-low","claude-opus-5-thinking-high","gemini-3.1-pro"]}]}
+{"defaults":[{"name":"opus","why":"Claude, for hard tasks"},{"name":"sonnet","why":"Claude, fast and capable"},{"name":"gpt-6-codex","why":"OpenAI, first in its list"},{"name":"gemini-3.1-pro","why":"Gemini, first in its list"}],"found":[{"backend":"claude","logged_in":true,"problem":null,"program":"TOP/clis/claude","version":"2.1.329"},{"backend":"codex","logged_in":true,"problem":null,"program":"TOP/clis/codex","version":"0.169.0"},{"backend":"cursor","logged_in":true,"problem":null,"program":"TOP/clis/cursor-agent","version":"2026.01.28-fd13201"}],"full_only":[{"backend":"cursor","why":"its sandbox holds only as far as its own settings say"}],"models":[{"backend":"claude","count":4,"notable":["opus","sonnet","haiku","fable"]},{"backend":"codex","count":3,"notable":["gpt-6-codex","gpt-6","gpt-5.3-codex"]},{"backend":"cursor","count":5,"notable":["auto","gpt-5.3-codex-low","claude-opus-5-thinking-high","gemini-3.1-pro"]}]}
 "#]]);
     assert!(!sandbox.config_path().exists());
 }
@@ -63,6 +63,8 @@ claude 2.1.329, logged in (TOP/clis/claude)
 codex 0.169.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 opencode 1.18.33 (TOP/clis/opencode)
+cursor's workers cannot be held to the project: its sandbox holds only as far as its own settings say
+opencode's workers cannot be held to the project: it holds its own edits to the project, but not the commands that it runs
 HOME/.dispatch/config.yaml written: 13 models, default opus.
 "#]]);
     same(
@@ -138,6 +140,7 @@ exit 64
 claude 2.1.329, logged in (TOP/clis/claude)
 codex 0.169.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
+cursor's workers cannot be held to the project: its sandbox holds only as far as its own settings say
 "#]]);
     for unknown in ["opos", "auto"] {
         let ran = sandbox.configure(&["setup", "--default", unknown, "--yes"]).run();
@@ -176,12 +179,21 @@ Which model is to be the default? [1]
 "#]],
         );
         terminal.write(reply);
+        let shown = terminal.read_until("[y/N] ");
+        same(shown.split_once('\n').expect("two lines").1, str![[r#"
+cursor's workers cannot be held to the project: its sandbox holds only as far as its own settings say
+Let workers of cursor do anything, unasked? [y/N] 
+"#]]);
+        let full = if default == "opus" { "y\n" } else { "n\n" };
+        terminal.write(full);
         terminal.read_until("Write the config? [y/N] ");
         assert!(!sandbox.config_path().exists(), "nothing before the reply");
         terminal.write("y\n");
         terminal.read_until(&format!("models, default {default}.\r\n"));
         assert!(terminal.status().success());
-        assert!(sandbox.config_text().contains(&format!("\ndefault: {default}\n")), "{reply}");
+        let config = sandbox.config_text();
+        assert!(config.contains(&format!("\ndefault: {default}\n")), "{reply}");
+        assert_eq!(config.contains("  cursor: { access: full }\n"), full == "y\n", "{config}");
     }
 }
 
@@ -191,8 +203,10 @@ fn a_person_may_say_no_or_something_wrong() {
     let mut terminal = Terminal::run(sandbox.configure(&["setup"]));
     terminal.read_until("[1] ");
     terminal.write("1\n");
-    terminal.read_until("[y/N] ");
-    terminal.write("n\n");
+    for question in ["anything, unasked? [y/N] ", "Write the config? [y/N] "] {
+        terminal.read_until(question);
+        terminal.write("n\n");
+    }
     terminal.read_until("Nothing was written.\r\n");
     assert!(terminal.status().success());
     for wrong in ["9\n", "0\n", "opos\n"] {
@@ -261,6 +275,7 @@ claude 2.1.329, logged in (TOP/clis/claude)
 codex: `codex --version` did not answer in SECONDS (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 gemini: `gemini --version` did not answer in SECONDS (TOP/clis/gemini)
+cursor's workers cannot be held to the project: its sandbox holds only as far as its own settings say
 HOME/.dispatch/config.yaml written: 8 models, default opus.
 
 "#]],

@@ -651,14 +651,12 @@ codex exec
   --json
   --skip-git-repo-check -s workspace-write -C HOME/.dispatch/worktrees/project-HASH/x
   --add-dir PROJECT/.dispatch/tasks/x
-  --add-dir PROJECT/.dispatch/tasks/x
   --add-dir PROJECT/.git
   --add-dir PROJECT/.git/worktrees/x1
   --model gpt -
 codex exec
   --json
-  --skip-git-repo-check -s workspace-write -C PROJECT/.dispatch/tasks/y
-  --add-dir PROJECT/.dispatch/tasks/y
+  --skip-git-repo-check -s workspace-write -c sandbox_workspace_write.exclude_slash_tmp=true -c sandbox_workspace_write.exclude_tmpdir_env_var=true -C PROJECT/.dispatch/tasks/y
   --add-dir PROJECT/.dispatch/tasks/y
   --model gpt -
 "#]],

@@ -124,16 +124,7 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
             .into());
     }
     let mut full = full.to_vec();
-    for (backend, why) in gaps(&found) {
-        if full.iter().any(|name| name == backend) {
-            continue;
-        }
-        say(format!("{backend}'s workers cannot be held to the project: {why}"));
-        // Without a yes its tasks are refused until one is given.
-        if !yes && consent(&format!("Let {backend}'s workers do anything, unasked?"))? {
-            full.push(backend.into());
-        }
-    }
+    full.extend(unasked(&found, &full, yes)?);
     let text = text(&default, &found, &listings, &full);
     if !yes && !consent("Write the config?")? {
         say("Nothing was written.");
@@ -143,6 +134,22 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
     let count = Config::load()?.models.iter().count();
     say(format!("{} written: {count} models, default {default}.", path.display()));
     Ok(Exit::Ok)
+}
+
+/// The CLIs that cannot hold their workers to the project and may run them all the same.
+fn unasked(found: &[Found], full: &[String], yes: bool) -> Result<Vec<String>> {
+    let mut gaps = gaps(found);
+    gaps.retain(|(backend, _)| !full.iter().any(|name| name == backend));
+    for (backend, why) in &gaps {
+        say(format!("{backend}'s workers cannot be held to the project: {why}"));
+    }
+    // Inside Claude Code its workers are agents, which the host's own permissions hold.
+    gaps.retain(|(backend, _)| *backend != "claude");
+    let names: Vec<String> = gaps.into_iter().map(|(backend, _)| backend.to_owned()).collect();
+    // Without a yes their tasks are refused until one is given.
+    let asks = !yes && !names.is_empty();
+    let question = format!("Let workers of {} do anything, unasked?", names.join(", "));
+    Ok(if asks && consent(&question)? { names } else { Vec::new() })
 }
 
 /// A CLI's models as the host's model needs them to tell the person.

@@ -2,14 +2,15 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus};
 
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Call, wait_until};
+use super::{Call, DEADLINE, wait_until};
 
 /// A program that leads the session of a terminal of its own.
 pub(crate) struct Terminal {
@@ -53,8 +54,11 @@ impl Terminal {
     pub(crate) fn read_until(&mut self, end: &str) -> String {
         let mut shown = Vec::new();
         let window = self.window.as_mut().expect("the window is open");
+        let patience = PollTimeout::try_from(DEADLINE).expect("less than a month");
         while !shown.ends_with(end.as_bytes()) {
             let mut byte = [0];
+            let something = poll(&mut [PollFd::new(window.as_fd(), PollFlags::POLLIN)], patience);
+            assert_eq!(something, Ok(1), "{:?} is all", String::from_utf8_lossy(&shown));
             window.read_exact(&mut byte).unwrap_or_else(|error| {
                 panic!("{error} after {:?}", String::from_utf8_lossy(&shown))
             });
