@@ -12,18 +12,18 @@ step() {
     printf '\n== %s (%s s)\n' "$1" "$(($(date +%s) - started))"
 }
 
-# tool NAME: whether it is here; installs Debian's package of that name where that is possible.
+# tool NAME [PACKAGE]: whether it is here; installs Debian's package where that is possible.
 tool() {
     command -v "$1" >/dev/null 2>&1 && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        { apt-get update -qq && apt-get install -y -qq "$1"; } >/dev/null 2>&1 || true
+        { apt-get update -qq && apt-get install -y -qq "${2:-$1}"; } >/dev/null 2>&1 || true
     fi
     command -v "$1" >/dev/null 2>&1 && return
     if [ "${CI:-}" = true ]; then
         echo "tests/run.sh: $1 is missing and cannot be installed" >&2
         exit 1
     fi
-    echo "SKIPPED: $1 is not installed (your system's package '$1')"
+    echo "SKIPPED: $1 is not installed (your system's package '${2:-$1}')"
     return 1
 }
 
@@ -60,8 +60,11 @@ fi
 
 step 'real hosts and workers: Claude Code and Codex against a scripted model'
 if command -v npm >/dev/null 2>&1; then
-    sh tests/host/fetch.sh "$target/hosts"
-    DISPATCH_HOSTS="$target/hosts" cargo test --quiet --locked --features host-tests --test host
+    # Claude Code's sandbox is made of these.
+    if tool bwrap bubblewrap && tool socat; then
+        sh tests/host/fetch.sh "$target/hosts"
+        DISPATCH_HOSTS="$target/hosts" cargo test --quiet --locked --features host-tests --test host
+    fi
 elif [ "${CI:-}" = true ]; then
     echo 'tests/run.sh: npm is missing, so the real CLIs cannot be fetched' >&2
     exit 1
