@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 
@@ -139,6 +140,11 @@ impl Ipc {
     pub fn finish(&self, summary: &str) -> Result<()> {
         files::make_private_directory(&self.directory)?;
         files::publish(&self.directory.join(".done"), with_newline(summary).as_bytes())
+    }
+
+    /// When the finish marker was made.
+    pub fn finished_at(&self) -> Option<SystemTime> {
+        fs::metadata(self.directory.join(".done")).ok()?.modified().ok()
     }
 
     /// The summary in the finish marker (empty for a worker that only touched it), or `None` if

@@ -235,10 +235,20 @@ impl Plan {
         if !text.ends_with('\n') {
             text.push('\n');
         }
-        let body = note.trim().lines().collect::<Vec<_>>().join("\n> ");
-        text.push_str(&format!("\n> **Note from dispatcher:** {body}\n"));
+        text.push_str(&format!("\n{}", quoted_note(note)));
         *self = Self::parse(&text);
     }
+
+    /// How often a note from the dispatcher stands in the plan.
+    pub fn count_notes(&self, note: &str) -> usize {
+        self.to_string().matches(&quoted_note(note)).count()
+    }
+}
+
+/// A note as it stands in the plan.
+fn quoted_note(note: &str) -> String {
+    let body = note.trim().lines().collect::<Vec<_>>().join("\n> ");
+    format!("> **Note from dispatcher:** {body}\n")
 }
 
 impl fmt::Display for Plan {

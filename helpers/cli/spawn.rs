@@ -386,7 +386,7 @@ fn started(task: &Task, record: &Record, started: Started) -> String {
 /// The call of the host's Agent tool that starts the worker, as JSON in one line.
 fn agent_call(task: &Task, record: &Record, prompt: &Path) -> Result<String> {
     let mut call = json!({
-        "description": format!("dispatch {}", task.id()),
+        "description": worker::agent_name(task.id()),
         "subagent_type": "general-purpose",
         "run_in_background": true,
         "prompt": format!("Read {} and do what it says, to its end.", prompt.display()),

@@ -147,6 +147,7 @@ fn act(task: &Task, action: Action) -> Result<Exit> {
                 }
                 None => format!("{0}/{0} done. Now finish.", plan.items().len()),
             });
+            say_new_notes(task)?;
             Ok(Exit::Ok)
         }
         Action::Report { text } => {
@@ -227,6 +228,7 @@ fn wait(task: &Task, number: &str) -> Result<Exit> {
         say(answer.trim_end());
         crash::point("ask", "answered");
         task.ipc().receive(number)?;
+        say_new_notes(task)?;
         return Ok(Exit::Ok);
     }
     if waited + limit >= patience {
@@ -241,6 +243,14 @@ fn wait(task: &Task, number: &str) -> Result<Exit> {
         shell_word(&task.directory().display().to_string()),
     );
     Err(Refusal::new(Exit::TryAgain, "no answer yet").next(format!("call again: {again}")).into())
+}
+
+/// Says what the person has noted for the worker since it was last told.
+fn say_new_notes(task: &Task) -> Result<()> {
+    for note in task.untold_notes()? {
+        say(format!("\nA new note from the person, which is in your plan too:\n{}", note.trim()));
+    }
+    Ok(())
 }
 
 /// A shorter wait, for tests of what comes after it.

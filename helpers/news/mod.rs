@@ -7,6 +7,7 @@ pub mod ledger;
 pub mod wait;
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -18,6 +19,9 @@ use crate::worker::{self, launcher, shell_word};
 
 /// The longest quotation of a worker in one line of news, in characters.
 const LONGEST_QUOTE: usize = 600;
+
+/// How long a host program may take to report the end of its agent.
+const HOST_TELLS: Duration = Duration::from_secs(60);
 
 /// One thing that the host should hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +106,7 @@ fn stay(view: &View) -> Result<Option<Event>> {
 }
 
 /// A helper as the host calls it.
-fn command(helper: &str) -> Result<String> {
+pub fn command(helper: &str) -> Result<String> {
     Ok(shell_word(&launcher(helper)?.display().to_string()))
 }
 
@@ -213,9 +217,13 @@ pub fn finish_id(view: &View) -> String {
     short_id(&view.record.nonce, &end_key(view, State::Done))
 }
 
-/// Whether the host program tells this itself: it reports the end of its own agents.
+/// Whether the host program tells this itself, or will within a moment: it reports the end of its
+/// own agents. Of one that is not heard of, as some are dropped, the next look tells.
 pub fn told_by_host_program(view: &View, event: &Event) -> bool {
-    view.record.route == Route::Agent && event.is_end() && !view.processes.is_empty()
+    let marker = view.task.ipc().finished_at();
+    let just_now = marker.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < HOST_TELLS);
+    let agent = view.record.route == Route::Agent && !view.processes.is_empty();
+    agent && event.is_end() && view.state == State::Done && just_now
 }
 
 fn short_id(nonce: &str, key: &str) -> String {

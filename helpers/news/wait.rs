@@ -24,6 +24,9 @@ const SAFETY_SCAN_TASKS: usize = 6;
 /// How often a waiter reads everything again, whatever the time stamps say.
 const WHOLE_SCAN: Duration = Duration::from_secs(600);
 
+/// How long news may go on coming before what came is told.
+const LONGEST_STORM: Duration = Duration::from_secs(3);
+
 /// How long a second change may get the same time stamp as the first: longer than a tick of the
 /// kernel's clock.
 const TICK: Duration = Duration::from_millis(50);
@@ -132,6 +135,28 @@ impl Waiter {
                 Woken::Changed | Woken::Timeout => Look::All,
             }
         }
+    }
+
+    /// What else comes, until nothing has come for that long.
+    pub fn gather(&mut self, watch: &mut Watch, pause: Duration) -> Result<Vec<Event>> {
+        let (begin, mut last, mut all) = (Instant::now(), Instant::now(), Vec::new());
+        while begin.elapsed() < LONGEST_STORM {
+            let left = pause.saturating_sub(last.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            match watch.wait(left)? {
+                Woken::Signal(_) => break,
+                Woken::Changed | Woken::Timeout => {}
+            }
+            let changed = self.refresh(Look::All);
+            let news = self.news(&changed)?;
+            if !news.is_empty() {
+                last = Instant::now();
+            }
+            all.extend(news);
+        }
+        Ok(all)
     }
 
     /// Reads again what changed, and says which tasks were read. A task that cannot be read is left

@@ -405,8 +405,21 @@ impl Task {
             .into());
         }
         change(&mut plan)?;
+        self.put_notes_back(&mut plan)?;
         files::publish(&self.plan_path(), plan.to_string().as_bytes())?;
         Ok(plan)
+    }
+
+    /// Appends the notes that are not in the plan: new ones, and those that an editor lost.
+    fn put_notes_back(&self, plan: &mut Plan) -> Result<()> {
+        let notes: Vec<String> = self.notes()?.into_iter().map(|(_, note)| note).collect();
+        for (at, note) in notes.iter().enumerate() {
+            let due = notes[..=at].iter().filter(|other| *other == note).count();
+            if plan.count_notes(note) < due {
+                plan.append_note(note);
+            }
+        }
+        Ok(())
     }
 
     /// The plan as the last attempt found it.
@@ -417,12 +430,27 @@ impl Task {
 
     /// Keeps a note to the worker as a file and appends it to the plan.
     pub fn add_note(&self, text: &str) -> Result<()> {
-        publish_numbered(&self.notes_dir(), text)?;
-        self.edit_plan(|plan| {
-            plan.append_note(text);
-            Ok(())
-        })
-        .map(drop)
+        let plan = self.plan()?;
+        // One that is kept and never came into the plan is this one: the call before was killed, or
+        // found the plan torn.
+        if !self.notes()?.iter().any(|(_, note)| note == text && plan.count_notes(note) == 0) {
+            publish_numbered(&self.notes_dir(), text)?;
+        }
+        self.edit_plan(|_| Ok(())).map(drop)
+    }
+
+    /// The notes that came since the last attempt began or was told of some; they count as told
+    /// from now on.
+    pub fn untold_notes(&self) -> Result<Vec<String>> {
+        let Some(attempt) = self.last_attempt() else { return Ok(Vec::new()) };
+        let told = attempt.told_path();
+        let last: u32 = files::read(&told)?.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mut notes = self.notes()?;
+        notes.retain(|(name, _)| name.parse::<u32>().is_ok_and(|number| number > last));
+        if let Some((name, _)) = notes.last() {
+            files::publish(&told, name.as_bytes())?;
+        }
+        Ok(notes.into_iter().map(|(_, note)| note).collect())
     }
 
     /// The notes to the worker, oldest first.
@@ -430,9 +458,13 @@ impl Task {
         read_numbered(&self.notes_dir())
     }
 
-    /// Sends a message to the dispatcher without waiting for anything.
-    pub fn tell(&self, text: &str) -> Result<String> {
-        publish_numbered(&self.tells_dir(), text)
+    /// Sends a message to the dispatcher without waiting for anything. The same words again are the
+    /// same message: a worker whose call was killed calls again.
+    pub fn tell(&self, text: &str) -> Result<()> {
+        if self.tells()?.last().is_none_or(|(_, last)| last != text) {
+            publish_numbered(&self.tells_dir(), text)?;
+        }
+        Ok(())
     }
 
     /// The messages that were sent, oldest first.
@@ -470,6 +502,9 @@ impl Task {
         let plan = files::read(&self.plan_path())?.unwrap_or_default();
         files::publish(&attempt.plan_path(), plan.as_bytes())?;
         self.set_wait(None)?;
+        if let Some((name, _)) = self.notes()?.last() {
+            files::publish(&attempt.told_path(), name.as_bytes())?;
+        }
         Ok(attempt)
     }
 
@@ -513,6 +548,11 @@ impl Attempt {
     /// The plan as the attempt found it.
     pub fn plan_path(&self) -> PathBuf {
         self.directory.join("plan.md")
+    }
+
+    /// The number of the last note that the worker was told of.
+    fn told_path(&self) -> PathBuf {
+        self.directory.join("told")
     }
 
     /// Records which process is the worker.
@@ -568,13 +608,13 @@ fn read_yaml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     serde_yaml::from_str(&text).map(Some).with_context(|| format!("cannot read {}", path.display()))
 }
 
-fn publish_numbered(directory: &Path, text: &str) -> Result<String> {
+fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
     files::make_private_directory(directory)?;
     loop {
         let last = read_numbered(directory)?.last().and_then(|(name, _)| name.parse::<u32>().ok());
         let name = format!("{:03}", last.unwrap_or(0) + 1);
         if files::publish_new(&directory.join(&name), text.as_bytes())? {
-            return Ok(name);
+            return Ok(());
         }
     }
 }

@@ -75,6 +75,7 @@ fn the_files_of_a_finished_task_are_these_and_private() {
 600 tasks/x/worker/1/output.log
 600 tasks/x/worker/1/plan.md
 600 tasks/x/worker/1/stdin
+600 tasks/x/worker/1/told
 
 "#]],
     );
