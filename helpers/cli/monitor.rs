@@ -12,6 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::{project, run, say, some_text};
 use crate::config::Route;
+use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
@@ -20,8 +21,9 @@ use crate::news::wait::{Outcome, Waiter};
 use crate::news::{Event, command, ids_in, ids_in_transcript};
 use crate::process::{Identity, Watch};
 use crate::project::{Project, TaskId};
-use crate::task::{ExitRecord, SessionRecord, calling_host, now};
-use crate::worker::agent_name;
+use crate::task::{ExitRecord, SessionRecord, State, Task, calling_host, now};
+use crate::worker::agent::{self, name};
+use crate::worker::supervise::{self, Started};
 
 /// Claude Code ends a background command after two hours; the monitor ends by itself before.
 const HOST_LIMIT: Duration = Duration::from_secs(7000);
@@ -205,7 +207,7 @@ fn note_ended_agents(project: &Project, host: &Identity, running: &[BackgroundTa
         let open = view.exit.is_none() && !view.state.ended();
         let ours = view.record.route == Route::Agent && view.record.owner.as_ref() == Some(host);
         let Some(attempt) = view.attempt.filter(|_| ours && open) else { continue };
-        let name = agent_name(task.id());
+        let name = name(task.id());
         match running.iter().find(|agent| agent.description == name) {
             Some(agent) => attempt.set_session(&SessionRecord {
                 backend: view.record.backend,
@@ -275,7 +277,7 @@ fn answer(project: &Project, target: &str, text: &str) -> Result<Exit> {
         return Err(Refusal::new(Exit::Data, what).place(place).into());
     };
     let text = some_text(text, "the answer")?;
-    {
+    let posted = {
         // A resume, which passes answers on, comes before this or after.
         let _lock = task.lock()?;
         let received =
@@ -286,18 +288,34 @@ fn answer(project: &Project, target: &str, text: &str) -> Result<Exit> {
                 .next(format!("tell the worker with dispatch-reconcile note {id} -"))
                 .into());
         }
-        task.ipc().post_answer(&question.name, &text)?;
-    }
-    let view = task.view()?;
-    let after = if view.state.ended() {
-        let spawn = crate::worker::launcher("dispatch-spawn")?;
-        format!(
-            "; its worker has ended: {} {id} --resume goes on",
-            crate::worker::shell_word(&spawn.display().to_string())
-        )
-    } else {
-        ", its worker goes on".into()
+        task.ipc().post_answer(&question.name, &text)
     };
-    say(format!("{id}/{} answered{after}", question.name));
+    if let Err(refusal) = posted {
+        // Perhaps a call before was killed between the answer and what follows from it.
+        supervise::go_on_if_answered(&task.view()?);
+        return Err(refusal);
+    }
+    say(format!("{id}/{} answered{}", question.name, goes_on(&task)?));
     Ok(Exit::Ok)
+}
+
+/// What becomes of a task whose question was just answered.
+fn goes_on(task: &Task) -> Result<String> {
+    crash::point("answer", "posted");
+    let view = task.view()?;
+    Ok(match view.record.route {
+        Route::Cli if view.was_answered_late() => match supervise::start_answered(task)? {
+            Started::Running => ", its worker had ended and is started again".into(),
+            Started::Waiting(wait) => format!(", its worker had ended and waits {wait}"),
+        },
+        Route::Agent if view.was_answered_late() => {
+            format!("; its agent has ended: {}", agent::go_on(task, &view.record)?)
+        }
+        _ if view.state == State::Stopped => {
+            let spawn = command("dispatch-spawn")?;
+            format!("; it was stopped: {spawn} {} --resume goes on", task.id())
+        }
+        _ if view.state == State::Done => ", but it is done".into(),
+        _ => ", its worker goes on".into(),
+    })
 }

@@ -155,6 +155,7 @@ fn status(project: &Project, json: bool) -> Result<Exit> {
             Ok(view) => {
                 // What cannot be recorded now is seen again the next time.
                 let _ = supervise::record_unknown_end(&view);
+                supervise::go_on_if_answered(&view);
                 views.push(view);
             }
             Err(error) => {

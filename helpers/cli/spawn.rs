@@ -19,7 +19,7 @@ use crate::project::{Project, TASK_DIR, TaskId};
 use crate::task::{self, Before, Record, State, Task, Wait, calling_host, now, prompt, random_hex};
 use crate::worker::supervise::Started;
 use crate::worker::{
-    self, Invocation, Session, attempt, claude, gap, is_known, launcher, own_helper, supervise,
+    self, Invocation, Session, agent, attempt, gap, is_known, launcher, own_helper, supervise,
 };
 use crate::worktree;
 
@@ -74,6 +74,9 @@ pub struct Args {
     /// Be the supervisor of the task in this directory
     #[arg(long, value_name = "DIR", hide = true)]
     supervise: Option<PathBuf>,
+    /// As a supervisor, run nothing unless an answer waits for a worker
+    #[arg(long, hide = true)]
+    if_answered: bool,
 }
 
 /// Runs `dispatch-spawn`.
@@ -81,7 +84,7 @@ pub fn main() -> ExitCode {
     run(|args: Args| {
         if let Some(directory) = &args.supervise {
             // Its standard error leads nowhere; whoever started it reads its standard output.
-            return Ok(match supervise::run(directory) {
+            return Ok(match supervise::run(directory, args.if_answered) {
                 Ok(()) => Exit::Ok,
                 Err(error) => {
                     let exit = crate::error::exit_of(&error);
@@ -248,7 +251,7 @@ fn dry_run(
 ) -> Result<Exit> {
     let stdin = task.attempt(1).stdin_path();
     say(match call {
-        None => agent_call(task, record, &task.prompt_path())?,
+        None => agent::call(task, record)?,
         Some(call) if json => {
             let argv = call.with_prompt(prompt, &stdin);
             let argv: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
@@ -353,18 +356,7 @@ fn launch(task: &Task, record: &Record) -> Result<Exit> {
     match record.route {
         Route::Cli => say(started(task, record, supervise::start(task)?)),
         Route::Agent => {
-            let attempt = attempt::prepare(task, record)?;
-            // An agent lives and dies with the host process.
-            if let Some(host) = calling_host() {
-                attempt.set_identity(&host)?;
-            }
-            let prompt =
-                if attempt.number == 1 { task.prompt_path() } else { attempt.stdin_path() };
-            say(format!(
-                "{}: make this Agent call now: {}",
-                task.id(),
-                agent_call(task, record, &prompt)?
-            ));
+            say(format!("{}: {}", task.id(), agent::start(task, record)?));
         }
     }
     Ok(Exit::Ok)
@@ -381,20 +373,6 @@ fn started(task: &Task, record: &Record, started: Started) -> String {
         Started::Waiting(wait) => format!("{id} waits {wait}; it starts by itself"),
     };
     format!("{what}. Tell the user and stop; news wakes you.")
-}
-
-/// The call of the host's Agent tool that starts the worker, as JSON in one line.
-fn agent_call(task: &Task, record: &Record, prompt: &Path) -> Result<String> {
-    let mut call = json!({
-        "description": worker::agent_name(task.id()),
-        "subagent_type": "general-purpose",
-        "run_in_background": true,
-        "prompt": format!("Read {} and do what it says, to its end.", prompt.display()),
-    });
-    if let Some(tier) = record.model.as_deref().and_then(claude::tier) {
-        call["model"] = tier.into();
-    }
-    serde_json::to_string(&call).context("cannot write the call")
 }
 
 /// The config decides, then the host: Claude Code has agents of its own for Claude's models.

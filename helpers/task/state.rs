@@ -179,6 +179,8 @@ pub struct View {
     pub exit: Option<ExitRecord>,
     /// The questions without an answer, oldest first, with their text.
     pub questions: Vec<(Question, String)>,
+    /// Whether an answer is there that no worker has read.
+    pub unread_answer: bool,
     /// The text of the finish marker, if it is there.
     pub summary: Option<String>,
     /// The state.
@@ -218,8 +220,10 @@ impl View {
             return Self::load(task);
         }
         let ipc = task.ipc();
+        let asked = ipc.questions()?;
+        let unread_answer = asked.iter().any(|it| it.answered && !it.received);
         let mut questions = Vec::new();
-        for question in ipc.questions()?.into_iter().filter(Question::is_open) {
+        for question in asked.into_iter().filter(Question::is_open) {
             // A worker's plain `echo > NNN.question` is seen empty for a moment.
             let text = ipc.question(&question.name)?;
             if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
@@ -253,6 +257,7 @@ impl View {
             attempt,
             exit,
             questions,
+            unread_answer,
             summary,
             state,
             reason,
@@ -267,6 +272,17 @@ impl View {
         let before = self.plan_at_start.as_ref().and_then(|plan| plan.items().get(index));
         let before = before.map(|item| item.text.as_str());
         self.plan.items().get(index).map_or_else(String::new, |item| item.explanation(before))
+    }
+
+    /// Whether its worker is at it, or waits for an answer.
+    pub fn is_alive(&self) -> bool {
+        self.attempt.is_some() && self.exit.is_none() && !self.processes.is_empty()
+    }
+
+    /// Whether an answer came for a worker that has ended without it, so that the task goes on.
+    pub fn was_answered_late(&self) -> bool {
+        let ended = matches!(self.state, State::Blocked | State::Failed | State::Incomplete);
+        ended && self.unread_answer && !self.is_alive()
     }
 
     /// The item that the worker is at, with its number counted from 1.

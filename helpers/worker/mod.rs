@@ -1,5 +1,6 @@
 //! Workers: how each CLI is called, and the supervisor that runs one.
 
+pub mod agent;
 #[cfg(test)]
 mod argv_tests;
 pub mod attempt;
@@ -31,7 +32,6 @@ use crate::config::detect::removed_flags;
 use crate::config::{Access, Backend, PromptVia};
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::project::TaskId;
 use cli::Cli;
 use heard::Listener;
 
@@ -255,11 +255,6 @@ pub(crate) fn find_program_in(program: &OsStr, path: &OsStr) -> Option<PathBuf> 
     // An empty entry is the working directory, which is not meant where there is no PATH at all.
     let directories = std::env::split_paths(path).filter(|_| !path.is_empty());
     directories.map(|directory| directory.join(program)).find(runs)
-}
-
-/// How the host program's agent of a task is called, by which the host program names it.
-pub fn agent_name(task: &TaskId) -> String {
-    format!("dispatch {task}")
 }
 
 /// The `dispatch-worker` beside this program, which stays the same while the skill is updated.

@@ -49,6 +49,9 @@ const STARTED: &str = "started";
 /// What it says when the worker has to wait.
 const WAITS: &str = "waits";
 
+/// The option of a supervisor that is to run nothing unless an answer waits for a worker.
+const IF_ANSWERED: &str = "--if-answered";
+
 /// What became of a start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Started {
@@ -63,10 +66,19 @@ pub enum Started {
 /// # Errors
 /// What the supervisor said if it could not start the worker.
 pub fn start(task: &Task) -> Result<Started> {
+    start_if(task, None)
+}
+
+/// The same because an answer came after the worker's end. Whoever else has seen it may be faster.
+pub fn start_answered(task: &Task) -> Result<Started> {
+    start_if(task, Some(IF_ANSWERED))
+}
+
+fn start_if(task: &Task, condition: Option<&str>) -> Result<Started> {
     let program = super::own_helper()?.with_file_name("dispatch-spawn");
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = Command::new(program);
-    command.arg("--supervise").arg(task.directory()).current_dir("/");
+    command.arg("--supervise").arg(task.directory()).args(condition).current_dir("/");
     // The supervisor has no working directory that a relative path could mean.
     command.env("DISPATCH_CONFIG", std::path::absolute(config::path()?)?);
     command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
@@ -96,12 +108,15 @@ pub fn start(task: &Task) -> Result<Started> {
 
 /// The supervisor's whole life. Its standard output goes to whoever started it, until the worker
 /// runs or waits.
-pub fn run(directory: &Path) -> Result<()> {
+pub fn run(directory: &Path, if_answered: bool) -> Result<()> {
     let task = Task::at(directory)?;
     let _run_lock = Lock::take(&task.run_lock_path(), Duration::from_secs(2))?;
     crash::point("supervisor", "locked");
     let mut watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP])?;
     let mut starter = Starter::default();
+    if if_answered && !task.view()?.was_answered_late() {
+        return starter.hears_started();
+    }
     while let Some(turn) = turn::wait(&task, &mut watch, &mut starter)? {
         let ended = begin_where_others_ended(&task)
             .and_then(|()| attempt::run(&task, &mut watch, &mut starter));
@@ -110,7 +125,9 @@ pub fn run(directory: &Path) -> Result<()> {
         // First, so that the end is never seen without it. Where it cannot be noted, it is the end.
         let wait = wait.filter(|wait| task.set_wait(Some(wait)).is_ok());
         attempt::record_end(&attempt, &exit, &mut watch)?;
-        if wait.is_none() {
+        crash::point("supervisor", "ended");
+        // Whoever answers from now on sees the end, and starts the next supervisor.
+        if wait.is_none() && !task.view()?.was_answered_late() {
             break;
         }
     }
@@ -243,6 +260,16 @@ pub fn record_unknown_end(view: &View) -> Result<()> {
     match attempt.exit()? {
         Some(_) => Ok(()),
         None => attempt.set_exit(&ExitRecord { at: now(), ..ExitRecord::default() }),
+    }
+}
+
+/// Starts a worker again that has ended without the answer that is there now: whoever posted it was
+/// killed before it could.
+pub fn go_on_if_answered(view: &View) {
+    let of_a_worker = std::env::var_os(TASK_DIR).is_some();
+    if view.was_answered_late() && view.record.route == Route::Cli && !of_a_worker {
+        // What is in the way is recorded, or is there the next time too.
+        let _ = start_answered(&view.task);
     }
 }
 

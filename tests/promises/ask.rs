@@ -150,13 +150,13 @@ exit 75
 }
 
 #[test]
-fn an_answer_after_the_workers_end_says_what_goes_on() {
+fn an_answer_after_the_workers_end_starts_it_again() {
     let sandbox = running();
     assert_eq!(now(sandbox.worker("x", &["ask", "Which?"])).run().code, Some(75));
     crate::support::process::kill_and_wait(sandbox.worker_of("x", 1));
     sandbox.wait_for_state("x", "blocked");
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
 exit 0
-x/001 answered; its worker has ended: BIN/dispatch-spawn x --resume goes on
+x/001 answered, its worker had ended and is started again
 "#]]);
 }

@@ -180,10 +180,13 @@ Which model is to be the default? [1]
         );
         terminal.write(reply);
         let shown = terminal.read_until("[y/N] ");
-        same(shown.split_once('\n').expect("two lines").1, str![[r#"
+        same(
+            shown.split_once('\n').expect("two lines").1,
+            str![[r#"
 cursor's workers cannot be held to the project: its sandbox holds only as far as its own settings say
 Let workers of cursor do anything, unasked? [y/N] 
-"#]]);
+"#]],
+        );
         let full = if default == "opus" { "y\n" } else { "n\n" };
         terminal.write(full);
         terminal.read_until("Write the config? [y/N] ");

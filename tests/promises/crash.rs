@@ -367,10 +367,12 @@ fn every_named_step_is_tried() {
     same(
         &steps.join("\n"),
         str![[r#"
+answer:posted
 ask:answered
 ask:published
 spawn:claimed
 spawn:prepared
+supervisor:ended
 supervisor:ends
 supervisor:locked
 supervisor:prepared

@@ -451,16 +451,15 @@ fn resume_goes_on_with_everything_that_the_last_attempt_left() {
     sandbox.wait_for_state("x", "failed: exit code 7");
     let question = sandbox.worker("x", &["ask", "Which one?"]).env("DISPATCH_WAIT_MS", "0").run();
     assert_eq!(question.code, Some(75));
-    sandbox.ok("dispatch-monitor", &["--answer", "x", "The second one."]);
     sandbox.worker("x", &["tick", "1", "--note", "easy"]).run().ok();
     sandbox.worker("x", &["block", "2", "Still unclear."]).run().ok();
     fs::write(sandbox.task("x", "context.md"), "The second one is in b.rs.\n").expect("written");
     fs::write(sandbox.task("x", "ipc/.done"), "Too early.\n").expect("written");
 
     sandbox.script("works", "printf '%s' \"$1\" >got; exec sleep 1000\n");
-    sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
+    sandbox.run("dispatch-monitor", &["--answer", "x", "The second one."]).shows(str![[r#"
 exit 0
-x started with works. Tell the user and stop; news wakes you.
+x/001 answered, its worker had ended and is started again
 "#]]);
     assert!(!sandbox.task("x", "ipc/.done").exists());
     assert_eq!(sandbox.read("x", "worker/1/done"), "Too early.\n");

@@ -40,6 +40,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     let mut told = Vec::new();
     for view in &views {
         let _ = supervise::record_unknown_end(view);
+        supervise::go_on_if_answered(view);
         let standings = ledger::read(&view.task)?;
         // Who heard a question may be gone, or have forgotten it; it needs its answer all the same.
         let open = |event: &Event| {

@@ -1,0 +1,70 @@
+//! The agent route: the host program runs the worker itself, and dispatch only says which call its
+//! model is to make.
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::{attempt, claude, own_helper};
+use crate::files;
+use crate::news::command;
+use crate::project::TaskId;
+use crate::task::{Record, Task, calling_host, prompt};
+
+/// How the agent of a task is called, by which the host program names it.
+pub fn name(task: &TaskId) -> String {
+    format!("dispatch {task}")
+}
+
+/// The Agent call that would start the worker, as JSON in one line.
+pub fn call(task: &Task, record: &Record) -> Result<String> {
+    agent_call(task, record, &task.prompt_path().display().to_string())
+}
+
+fn agent_call(task: &Task, record: &Record, prompt: &str) -> Result<String> {
+    let mut call = json!({
+        "description": name(task.id()),
+        "subagent_type": "general-purpose",
+        "run_in_background": true,
+        "prompt": read_and_do(prompt),
+    });
+    if let Some(tier) = record.model.as_deref().and_then(claude::tier) {
+        call["model"] = tier.into();
+    }
+    serde_json::to_string(&call).context("cannot write the call")
+}
+
+fn read_and_do(prompt: &str) -> String {
+    format!("Read {prompt} and do what it says, to its end.")
+}
+
+/// Begins the next attempt, and says the call that starts its agent.
+pub fn start(task: &Task, record: &Record) -> Result<String> {
+    let attempt = attempt::prepare(task, record)?;
+    // An agent lives and dies with the host process.
+    if let Some(host) = calling_host() {
+        attempt.set_identity(&host)?;
+    }
+    let prompt = if attempt.number == 1 { task.prompt_path() } else { attempt.stdin_path() };
+    let call = agent_call(task, record, &prompt.display().to_string())?;
+    Ok(format!("make this Agent call now: {call}"))
+}
+
+/// Begins the next attempt of a task whose agent has ended, and says the call that lets the same
+/// agent go on where the host still knows it, else the one that starts another.
+pub fn go_on(task: &Task, record: &Record) -> Result<String> {
+    let Some(host) = calling_host() else {
+        let (spawn, id) = (command("dispatch-spawn")?, task.id());
+        return Ok(format!("in its session, {spawn} {id} --resume goes on"));
+    };
+    let last = task.last_attempt().context("the task was never begun")?;
+    let known = last.identity()?.as_ref() == Some(&host);
+    let Some(session) = last.session()?.filter(|_| known) else { return start(task, record) };
+    let attempt = attempt::prepare(task, record)?;
+    attempt.set_identity(&host)?;
+    attempt.set_session(&session)?;
+    let text = prompt::go_on(task, &own_helper()?)?;
+    files::publish(&attempt.stdin_path(), text.as_bytes())?;
+    let message = read_and_do(&attempt.stdin_path().display().to_string());
+    let call = json!({ "to": session.id, "message": message });
+    Ok(format!("make this SendMessage call now (ToolSearch finds it): {call}"))
+}
