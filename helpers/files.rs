@@ -8,11 +8,16 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use walkdir::WalkDir;
 
 use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::process::Identity;
+
+/// How old a temporary file is at least whose writer is taken for dead: a pid means nothing to
+/// whoever looks from outside the writer's sandbox.
+const LONGEST_WRITE: Duration = Duration::from_secs(600);
 
 /// The text of a file, or `None` if there is no such file. Text that is not UTF-8 is refused with
 /// the place of its first wrong byte.
@@ -95,6 +100,25 @@ fn written(path: &Path, content: &[u8]) -> Result<tempfile::NamedTempFile> {
     temp.as_file().sync_data().with_context(|| cannot_write(path))?;
     crash::point(name(path), "written");
     Ok(temp)
+}
+
+/// Removes the temporary files below a directory whose writer was killed.
+pub fn remove_leftovers(top: &Path) {
+    let files = WalkDir::new(top).into_iter().flatten().filter(|it| it.file_type().is_file());
+    for file in files.filter(|file| file.file_name().to_str().is_some_and(is_temporary)) {
+        let modified = file.metadata().ok().and_then(|it| it.modified().ok());
+        let age = modified.and_then(|at| at.elapsed().ok());
+        if age.is_some_and(|age| age > LONGEST_WRITE) {
+            let _ = fs::remove_file(file.path());
+        }
+    }
+}
+
+/// Whether [`written`] made that name.
+fn is_temporary(name: &str) -> bool {
+    let mut parts = name.rsplit('.');
+    let ending = parts.next() == Some("tmp") && parts.next().is_some();
+    name.starts_with('.') && ending && parts.next().is_some_and(|pid| pid.parse::<u32>().is_ok())
 }
 
 fn sync_directory(path: &Path) -> Result<()> {
@@ -218,6 +242,8 @@ impl Lock {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     #[test]
@@ -229,6 +255,22 @@ mod tests {
         assert_eq!(read(&path).expect("readable").as_deref(), Some("two"));
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_nothing_else() {
+        let home = tempfile::tempdir().expect("a directory");
+        let old = SystemTime::now() - LONGEST_WRITE * 2;
+        let files = [".plan.md.12.abc123.tmp", "plan.md", ".note.tmp", ".a.b.c.tmp", "x.1.y.tmp"];
+        for name in files {
+            let file = File::create(home.path().join(name)).expect("made");
+            file.set_modified(old).expect("an old file");
+        }
+        fs::write(home.path().join(".plan.md.13.abc123.tmp"), "at work").expect("written");
+        remove_leftovers(home.path());
+        let left: Vec<_> = fs::read_dir(home.path()).expect("there").flatten().collect();
+        assert_eq!(left.len(), files.len());
+        assert!(!home.path().join(files[0]).exists());
     }
 
     #[test]

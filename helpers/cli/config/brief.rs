@@ -35,6 +35,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();
     supervise::mend(project);
+    files::remove_leftovers(&project.tasks_dir());
     let mut views: Vec<View> = project.tasks().iter().filter_map(|task| task.view().ok()).collect();
     views.sort_by_key(|view| view.state);
     let mut told = Vec::new();
