@@ -17,6 +17,10 @@ const LONGEST: u64 = 8 << 20;
 /// How much is still heard of a log that grows faster than it can be heard.
 const TAIL: u64 = 64 << 10;
 
+/// A log that grows by so much from one look to the next is cut in haste, and so much of it kept.
+const FAST: u64 = 2 << 20;
+const FAST_TAIL: u64 = 1 << 20;
+
 /// How much is read at once.
 const CHUNK: usize = 32 << 10;
 
@@ -59,9 +63,11 @@ impl Log {
         }
         let new = end - self.heard;
         if end > LONGEST {
-            // Cut first and heard then, since hearing takes longer.
-            let begin = end - LONGEST;
-            let old = self.cut(begin);
+            // Cut first and heard then, since hearing takes longer; and who writes so much between
+            // two looks is not waited for.
+            let kept = if new > FAST { FAST_TAIL } else { LONGEST };
+            let begin = end - kept;
+            let old = self.cut(begin, kept + FAST_TAIL);
             let from = self.heard.saturating_sub(begin);
             self.heard = 0;
             if let Some((old, length)) = old {
@@ -74,15 +80,16 @@ impl Log {
         Ok(new)
     }
 
-    /// Moves what the log holds from there on to the old one. What is written just then, or faster
-    /// than it is read, or what there is no space for, is lost: nobody holds the worker up.
-    fn cut(&self, begin: u64) -> Option<(File, u64)> {
+    /// Moves what the log holds from there on, but not more than so much, to the old one. What is
+    /// written just then, or faster than it is read, or what there is no space for, is lost: nobody
+    /// holds the worker up.
+    fn cut(&self, begin: u64, most: u64) -> Option<(File, u64)> {
         let copy = || -> std::io::Result<(File, u64)> {
             let mut options = File::options();
             options.read(true).write(true).create(true).truncate(true).mode(0o600);
             let mut old = options.custom_flags(nix::libc::O_NOFOLLOW).open(&self.old)?;
             let (mut at, mut buffer) = (begin, vec![0; CHUNK]);
-            while at - begin < 2 * LONGEST {
+            while at - begin < most {
                 let count = self.file.read_at(&mut buffer, at)?;
                 if count == 0 {
                     break;
