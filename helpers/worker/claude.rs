@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::cli::{Cli, no_namespaces};
+use super::cli::{Cli, named_session, no_namespaces};
 use super::heard::{Heard, Kind};
-use super::{Job, Session, find_program, words};
+use super::{Job, find_program, words};
 use crate::config::Access;
 
 pub(super) static CLI: Cli = Cli {
@@ -17,7 +17,7 @@ pub(super) static CLI: Cli = Cli {
     writable,
     model_flag: "--model",
     model_name: own_name,
-    session,
+    session: named_session,
     gap,
     event,
     line: |line, heard| heard.known_failure(&CLI, line),
@@ -79,13 +79,6 @@ fn gap(access: Access) -> Option<String> {
 
 fn writable(directory: &Path) -> Vec<OsString> {
     vec!["--add-dir".into(), directory.into()]
-}
-
-fn session(session: Session) -> Vec<OsString> {
-    match session {
-        Session::New(id) => words(&["--session-id", id]),
-        Session::Resume(id) => words(&["--resume", id]),
-    }
 }
 
 fn event(event: &Value, heard: &mut Heard) {

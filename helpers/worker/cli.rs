@@ -60,6 +60,14 @@ pub(super) fn same_name(model: &str) -> &str {
     model
 }
 
+/// The flags of the CLIs that let us name a new session.
+pub(super) fn named_session(session: Session) -> Vec<OsString> {
+    match session {
+        Session::New(id) => words(&["--session-id", id]),
+        Session::Resume(id) => words(&["--resume", id]),
+    }
+}
+
 pub(super) fn no_directories(_: &Path) -> Vec<OsString> {
     Vec::new()
 }
