@@ -79,6 +79,7 @@ with one of
   block N - <<'EOF'                  item N cannot go on without an answer that did not come; then stop
   fail N - <<'EOF'                   item N failed and you cannot mend it: say why; then stop
   finish 'two or three sentences'    when every item is ticked: what you did or found; then stop
+Where a heredoc is refused, the text stands in single quotes in the place of the dash.
 
 If that command cannot be run here, use plain files: edit PROJECT/.dispatch/tasks/x/plan.md ('- [ ]' becomes '- [x]', '[?]'
 or '[!]', with a note on the next line, indented by two spaces); ask by writing
