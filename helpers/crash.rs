@@ -1,5 +1,5 @@
 //! Crash points: named steps at which a test makes a helper die as if by `kill -9`; and limits that
-//! a test makes shorter.
+//! a test makes shorter, or things of the system that it makes fail.
 //!
 //! Only test builds (with debug assertions) read the variables; a release helper does not hold the
 //! name of the first, which `tests/run.sh` checks.
@@ -15,6 +15,17 @@ pub fn limit(name: &str, usual: Duration) -> Duration {
     }
     let _ = name;
     usual
+}
+
+/// Whether a test wants something of the system to fail, for example `inotify`.
+#[inline]
+pub fn fails(what: &str) -> bool {
+    #[cfg(debug_assertions)]
+    if std::env::var("DISPATCH_FAIL").is_ok_and(|fails| fails == what) {
+        return true;
+    }
+    let _ = what;
+    false
 }
 
 /// Dies here if `DISPATCH_CRASH_AT` is `what:step`, for example `plan.md:written`.

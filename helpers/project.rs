@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
+use crate::process::Identity;
 use crate::task::Task;
 
 /// Names a worker's task directory in the worker's environment, and so marks a worker's processes.
@@ -106,6 +107,18 @@ impl Project {
     /// The directory with the locks of the hosts that wait here.
     pub fn hosts_dir(&self) -> PathBuf {
         self.root.join(".dispatch/hosts")
+    }
+
+    /// The lock of a host's waiting hook; where it is missing, no hook of that host ever ran here.
+    pub fn hook_lock_path(&self, host: &Identity) -> PathBuf {
+        self.hosts_dir().join(format!("{host}.lock"))
+    }
+
+    /// The lock of the monitor that a host runs because it has no hook; one of which nothing is known
+    /// shares it with all such.
+    pub fn monitor_lock_path(&self, host: Option<&Identity>) -> PathBuf {
+        let host = host.map_or_else(|| "unknown".into(), Identity::to_string);
+        self.hosts_dir().join(format!("{host}.monitor.lock"))
     }
 
     /// The lock of whoever starts supervisors for the tasks that lost theirs.

@@ -87,8 +87,16 @@ fn wait(args: &Args, project: Project) -> Result<Exit> {
     let host = calling_host();
     let limit = args.timeout.or(host.is_some().then_some(HOST_LIMIT));
     let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
+    // So that `brief` knows that this host is told.
+    let _waiting = match only.is_empty() && project.tasks_dir().is_dir() {
+        true => {
+            files::make_private_directory(&project.hosts_dir())?;
+            Lock::try_take(&project.monitor_lock_path(host.as_ref()))?
+        }
+        false => None,
+    };
     let owned = host.filter(|_| only.is_empty());
-    match Waiter::new(project, only, owned).wait(&mut watch, limit)? {
+    match Waiter::new(project, only, owned).wait(&mut watch, limit, say_slow)? {
         Outcome::News(news) => {
             news.iter().for_each(|event| say(line(event)));
             Ok(Exit::Ok)
@@ -106,6 +114,11 @@ fn wait(args: &Args, project: Project) -> Result<Exit> {
         }
         Outcome::HostDied | Outcome::Signal(_) => Ok(Exit::NothingNew),
     }
+}
+
+fn say_slow() {
+    let why = "file events are used up here (fs.inotify in sysctl)";
+    let _ = writeln!(std::io::stderr(), "dispatch-monitor: {why}: it looks every second");
 }
 
 fn line(event: &Event) -> String {
@@ -127,6 +140,7 @@ struct HookInput {
 #[serde(default)]
 struct BackgroundTask {
     id: String,
+    status: String,
     description: String,
 }
 
@@ -142,17 +156,17 @@ fn hook(args: &Args) -> Result<Exit> {
     if !project.tasks_dir().is_dir() {
         return Ok(Exit::Ok);
     }
-    acknowledge(&project, &input)?;
+    acknowledge(&project, &host, &input)?;
     if let Some(running) = &input.background_tasks {
         note_ended_agents(&project, &host, running)?;
     }
     files::make_private_directory(&project.hosts_dir())?;
-    let lock = project.hosts_dir().join(format!("{host}.lock"));
+    let lock = project.hook_lock_path(&host);
     let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
     loop {
         let Some(waiting) = Lock::try_take(&lock)? else { return Ok(Exit::Ok) };
         let mut waiter = Waiter::new(project.clone(), Vec::new(), Some(host.clone()));
-        let outcome = waiter.wait(&mut watch, None)?;
+        let outcome = waiter.wait(&mut watch, None, || ())?;
         let _waiting = Some(waiting).filter(|_| matches!(outcome, Outcome::News(_)));
         match outcome {
             // Said while the watch is there: its end takes the kernel ten times as long as the rest.
@@ -204,18 +218,31 @@ fn wake(mut news: Vec<Event>) -> Result<String> {
 fn note_ended_agents(project: &Project, host: &Identity, running: &[BackgroundTask]) -> Result<()> {
     for task in project.tasks() {
         let Ok(view) = task.view() else { continue };
-        let open = view.exit.is_none() && !view.state.ended();
-        let ours = view.record.route == Route::Agent && view.record.owner.as_ref() == Some(host);
-        let Some(attempt) = view.attempt.filter(|_| ours && open) else { continue };
-        let name = name(task.id());
-        match running.iter().find(|agent| agent.description == name) {
-            Some(agent) => attempt.set_session(&SessionRecord {
-                backend: view.record.backend,
-                id: agent.id.clone(),
-            })?,
+        let over = matches!(view.state, State::Done | State::Incomplete | State::Stopped);
+        let open = view.record.route == Route::Agent && view.exit.is_none() && !over;
+        let milliseconds = u64::try_from(view.age().as_millis()).unwrap_or(u64::MAX);
+        let Some(attempt) = view.attempt.filter(|_| open) else { continue };
+        // Another host, which lists its own, may run it.
+        if attempt.identity()?.as_ref() != Some(host) {
+            continue;
+        }
+        let (name, known) = (name(task.id()), attempt.session()?);
+        let is_it = |agent: &&BackgroundTask| {
+            let same = known.as_ref().is_some_and(|session| session.id == agent.id);
+            let over = matches!(agent.status.as_str(), "completed" | "failed" | "killed");
+            (same || agent.description == name) && !over
+        };
+        match running.iter().find(is_it) {
+            Some(agent) => {
+                let session = SessionRecord { backend: view.record.backend, id: agent.id.clone() };
+                if known.as_ref() != Some(&session) {
+                    attempt.set_session(&session)?;
+                }
+            }
             None => attempt.set_exit(&ExitRecord {
                 ended: Some("the agent ended without finishing, or was never started".into()),
                 at: now(),
+                milliseconds,
                 ..ExitRecord::default()
             })?,
         }
@@ -223,8 +250,8 @@ fn note_ended_agents(project: &Project, host: &Identity, running: &[BackgroundTa
     Ok(())
 }
 
-/// Notes which events the host has certainly seen.
-fn acknowledge(project: &Project, input: &HookInput) -> Result<()> {
+/// Notes which events of its own tasks the host has certainly seen.
+fn acknowledge(project: &Project, host: &Identity, input: &HookInput) -> Result<()> {
     let mut ids: Vec<String> = ids_in(input.prompt.as_deref().unwrap_or_default())
         .into_iter()
         .map(str::to_string)
@@ -237,11 +264,13 @@ fn acknowledge(project: &Project, input: &HookInput) -> Result<()> {
     }
     for task in project.tasks() {
         let told = ledger::read(&task)?;
+        let Ok(view) = task.view() else { continue };
+        if view.record.owner.as_ref() != Some(host) {
+            continue;
+        }
         // An agent's end is told by the host program, so it may be seen without being delivered.
-        let mut open: Vec<String> = match task.view() {
-            Ok(view) => crate::news::events(&view)?.into_iter().map(|event| event.id).collect(),
-            Err(_) => continue,
-        };
+        let events = crate::news::events(&view)?;
+        let mut open: Vec<String> = events.into_iter().map(|event| event.id).collect();
         open.extend(told.keys().cloned());
         let seen = |id: &String| told.get(id) != Some(&Standing::Acknowledged) && ids.contains(id);
         for id in open.into_iter().filter(seen) {

@@ -157,6 +157,12 @@ fn act(task: &Task, action: Action) -> Result<Exit> {
         }
         Action::Block { item, text } => {
             let text = some_text(&text, "the question")?;
+            let questions = task.ipc().questions()?;
+            if let Some(it) = questions.iter().find(|it| it.answered && !it.received) {
+                let what = format!("the answer to question {} has come", it.name);
+                let next = format!("call again with wait {}, and go on with it", it.name);
+                return Err(Refusal::new(Exit::Data, what).next(next).into());
+            }
             task.edit_plan(|plan| plan.mark(item, Marker::Blocked, &text))?;
             let context = task.context_path();
             let how = if context.is_file() {

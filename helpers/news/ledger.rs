@@ -22,7 +22,9 @@ pub enum Standing {
     /// Nobody was told.
     #[default]
     New,
-    /// It was printed for a host, which may not have seen it.
+    /// It was printed for somebody else than the host that it belongs to.
+    Shown,
+    /// It was printed for its host, which may not have seen it.
     Delivered,
     /// The host has it.
     Acknowledged,
@@ -62,6 +64,11 @@ impl Ledger {
         )
     }
 
+    /// Writes that an event is about to be printed for somebody else than its host.
+    pub fn show(&mut self, event: &Event) -> Result<()> {
+        self.write(&event.id, Standing::Shown, &format!("shown {} {}", event.id, event.key))
+    }
+
     /// Writes that the host has an event.
     pub fn acknowledge(&mut self, id: &str) -> Result<()> {
         if self.standings.get(id) == Some(&Standing::Acknowledged) {
@@ -75,10 +82,7 @@ impl Ledger {
         let line = format!("{} {what}\n", now());
         self.file.write_all(line.as_bytes()).context("cannot write the ledger of news")?;
         self.standings.insert(id.into(), standing);
-        crash::point(
-            "news",
-            if standing == Standing::Delivered { "delivered" } else { "acknowledged" },
-        );
+        crash::point("news", what.split(' ').next().unwrap_or_default());
         Ok(())
     }
 }
@@ -93,6 +97,7 @@ fn parse(text: &str) -> BTreeMap<String, Standing> {
     for line in text.lines() {
         let mut words = line.split(' ').skip(1);
         let standing = match words.next() {
+            Some("shown") => Standing::Shown,
             Some("delivered") => Standing::Delivered,
             Some("acknowledged") => Standing::Acknowledged,
             _ => continue,

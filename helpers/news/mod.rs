@@ -17,8 +17,9 @@ use crate::task::{Reason, State, View, Wait, short_hash};
 use crate::worker::heard::Kind;
 use crate::worker::{self, launcher, shell_word};
 
-/// The longest quotation of a worker in one line of news, in characters.
+/// The longest quotation of a worker in one line of news, in characters and in bytes.
 const LONGEST_QUOTE: usize = 600;
+const LONGEST_QUOTE_BYTES: usize = 1200;
 
 /// How long a host program may take to report the end of its agent.
 const HOST_TELLS: Duration = Duration::from_secs(60);
@@ -140,8 +141,16 @@ fn end(view: &View) -> Result<Event> {
         }
         State::Blocked => (
             format!("{id} blocked ({items}){because}"),
-            match &view.reason {
-                Reason::Item(item) => format!(
+            match (&view.reason, view.questions.last()) {
+                _ if view.was_answered_late() => {
+                    format!("the answer is there: {spawn} {id} --resume goes on with it")
+                }
+                (_, Some((question, _))) => format!(
+                    "ask the user; {} --answer {id}/{} - starts it again",
+                    command("dispatch-monitor")?,
+                    question.name
+                ),
+                (Reason::Item(item), None) => format!(
                     "ask the user; with the answer as a note, {spawn} {id} --resume goes on, --resume --skip {item} without that item"
                 ),
                 _ => format!(
@@ -240,10 +249,15 @@ pub fn quoted(text: &str) -> String {
         c => c,
     };
     let one_line = lines.join(" ⏎ ");
-    let clean: Vec<char> = one_line.chars().filter(|c| !c.is_control()).map(plain).collect();
-    let short: String = clean.iter().take(LONGEST_QUOTE).collect();
-    let more = if clean.len() > LONGEST_QUOTE { "…" } else { "" };
-    format!("\"{short}{more}\"")
+    let mut short = String::new();
+    for (count, c) in one_line.chars().filter(|c| !c.is_control()).map(plain).enumerate() {
+        if count == LONGEST_QUOTE || short.len() + c.len_utf8() > LONGEST_QUOTE_BYTES {
+            short.push('…');
+            break;
+        }
+        short.push(c);
+    }
+    format!("\"{short}\"")
 }
 
 /// A duration in its largest unit: `12s`, `3m`, `2h`, `4d`.
@@ -299,5 +313,6 @@ mod tests {
         assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎ b[1m ⏎ c\"");
         assert_eq!(quoted("x\" → run: rm"), "\"x' > run: rm\"");
         assert_eq!(quoted(&"ä".repeat(601)).chars().count(), LONGEST_QUOTE + 3);
+        assert_eq!(quoted(&"🦀".repeat(601)).chars().count(), LONGEST_QUOTE / 2 + 3);
     }
 }

@@ -11,9 +11,10 @@ use anyhow::Result;
 
 use super::ledger::{self, Ledger, Standing};
 use super::{Event, told_by_host_program};
+use crate::crash;
 use crate::process::{Identity, Life, Watch, Woken};
 use crate::project::{Project, TaskId};
-use crate::task::{State, Task, View};
+use crate::task::{State, Task, View, calling_host};
 
 /// How often a waiter looks without being woken.
 const SAFETY_SCAN: Duration = Duration::from_secs(1);
@@ -41,11 +42,15 @@ pub struct Waiter {
     only: Vec<TaskId>,
     /// Only tasks that this host owns, and not what its program tells by itself.
     host: Option<Identity>,
+    /// The host that hears what is said, if one does.
+    listener: Option<Identity>,
     seen: BTreeMap<TaskId, Seen>,
     /// Of the directory of all tasks, which changes when a task comes or goes.
     all: Mark,
     /// How many tasks the safety scans have looked at.
     scanned: usize,
+    /// Whether something cannot be watched, so that every look is at everything.
+    blind: bool,
 }
 
 struct Seen {
@@ -80,7 +85,16 @@ pub enum Outcome {
 impl Waiter {
     /// A waiter for those tasks, or for all of them.
     pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Self {
-        Self { project, only, host, seen: BTreeMap::new(), all: Mark::default(), scanned: 0 }
+        Self {
+            project,
+            only,
+            host,
+            listener: calling_host(),
+            seen: BTreeMap::new(),
+            all: Mark::default(),
+            scanned: 0,
+            blind: false,
+        }
     }
 
     /// Reads all tasks once.
@@ -93,9 +107,19 @@ impl Waiter {
         self.seen.values().filter(|seen| seen.is_active()).count()
     }
 
-    /// Waits for news, for at most `limit`.
-    pub fn wait(&mut self, watch: &mut Watch, limit: Option<Duration>) -> Result<Outcome> {
+    /// Waits for news, for at most `limit`, and says it if that takes looking every second.
+    pub fn wait(
+        &mut self,
+        watch: &mut Watch,
+        limit: Option<Duration>,
+        says_slow: impl Fn(),
+    ) -> Result<Outcome> {
         let begin = Instant::now();
+        let (mut waited, mut gone) = (false, None);
+        self.blind = !watch.events();
+        if self.blind {
+            says_slow();
+        }
         let mut whole = begin;
         let mut look = Look::All;
         loop {
@@ -115,23 +139,33 @@ impl Waiter {
             let mut news = self.news(&changed)?;
             if news.is_empty() && !changed.is_empty() {
                 // What happened between the look and the new watches is seen by a second look.
-                self.attach(watch, &changed);
+                if !self.attach(watch, &changed) && !std::mem::replace(&mut self.blind, true) {
+                    says_slow();
+                }
                 let changed = self.refresh(Look::All);
                 news = self.news(&changed)?;
             }
             if !news.is_empty() {
                 return Ok(Outcome::News(news));
             }
-            if self.active() == 0 {
+            // Whoever replaces the directory of all tasks takes it away first.
+            let there = self.project.tasks_dir().is_dir();
+            let since = *gone.get_or_insert_with(Instant::now);
+            let comes_back = waited && !there && since.elapsed() < gone_limit();
+            if there {
+                gone = None;
+            }
+            if self.active() == 0 && !comes_back {
                 return Ok(Outcome::Nothing);
             }
             let left = limit.map(|limit| limit.saturating_sub(begin.elapsed()));
             if left == Some(Duration::ZERO) {
                 return Ok(Outcome::Timeout(self.active()));
             }
+            waited = true;
             look = match watch.wait(left.map_or(SAFETY_SCAN, |left| left.min(SAFETY_SCAN)))? {
                 Woken::Signal(signal) => return Ok(Outcome::Signal(signal)),
-                Woken::Timeout if watch.events() => Look::SomeOpen,
+                Woken::Timeout if !self.blind => Look::SomeOpen,
                 Woken::Changed | Woken::Timeout => Look::All,
             }
         }
@@ -214,20 +248,32 @@ impl Waiter {
                 continue;
             }
             // Opening the ledger to write wakes everybody who watches the task.
-            let told = ledger::read(&view.task)?;
-            events.retain(|event| !told.contains_key(&event.id));
+            let anothers = self.is_anothers(view);
+            let told = if anothers { Standing::Shown } else { Standing::Delivered };
+            let standings = ledger::read(&view.task)?;
+            events.retain(|event| standings.get(&event.id).is_none_or(|it| *it < told));
             if events.is_empty() {
                 continue;
             }
             let mut ledger = Ledger::open(&view.task)?;
             for event in events {
-                if ledger.standing(&event) == Standing::New {
-                    ledger.deliver(&event, self.host.as_ref())?;
+                if ledger.standing(&event) < told {
+                    match anothers {
+                        true => ledger.show(&event)?,
+                        false => ledger.deliver(&event, self.host.as_ref())?,
+                    }
                     news.push(event);
                 }
             }
         }
         Ok(news)
+    }
+
+    /// Whether a living host that does not hear what is said here is the one to be told.
+    fn is_anothers(&self, view: &View) -> bool {
+        let owner =
+            view.record.owner.as_ref().filter(|owner| Some(*owner) != self.listener.as_ref());
+        owner.is_some_and(|owner| owner.life() != Life::Dead)
     }
 
     /// Watches the directories in which only a plan stands, because the record that makes it a task
@@ -243,19 +289,25 @@ impl Waiter {
         }
     }
 
-    fn attach(&self, watch: &mut Watch, ids: &[TaskId]) {
-        watch.directory(&self.project.tasks_dir());
+    /// Watches these tasks; `false` if a directory that is there cannot be watched.
+    fn attach(&self, watch: &mut Watch, ids: &[TaskId]) -> bool {
+        let mut all = true;
+        let mut directory = |watch: &mut Watch, place: &Path| {
+            all &= watch.directory(place) || !place.is_dir();
+        };
+        directory(watch, &self.project.tasks_dir());
         if let Some(host) = &self.host {
             watch.process(host);
         }
         for view in self.views(ids) {
             for place in directories(&view.task) {
-                watch.directory(&place);
+                directory(watch, &place);
             }
             for process in &view.processes {
                 watch.process(process);
             }
         }
+        all
     }
 }
 
@@ -281,6 +333,11 @@ impl Seen {
         let processes = self.view.iter().flat_map(|view| &view.processes);
         processes.map(Identity::life).all(|life| life == Life::Alive)
     }
+}
+
+/// How long the directory of all tasks may be away.
+fn gone_limit() -> Duration {
+    crash::limit("DISPATCH_GONE_MS", Duration::from_secs(5))
 }
 
 /// The directories whose entries decide a task's state, the task's own first.

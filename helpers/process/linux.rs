@@ -25,6 +25,7 @@ use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use super::tree::Process;
 use super::{Identity, Life, Signal, SignalPipe};
+use crate::crash;
 
 /// How much of an environment is looked at, in bytes; the usual limit is twice that.
 const LONGEST_ENVIRONMENT: u64 = 1 << 20;
@@ -191,6 +192,7 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(pipes: Vec<SignalPipe>) -> Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
+        let inotify = inotify.filter(|_| !crash::fails("inotify"));
         Ok(Self { pipes, inotify, processes: Vec::new() })
     }
 

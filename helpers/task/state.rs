@@ -274,15 +274,10 @@ impl View {
         self.plan.items().get(index).map_or_else(String::new, |item| item.explanation(before))
     }
 
-    /// Whether its worker is at it, or waits for an answer.
-    pub fn is_alive(&self) -> bool {
-        self.attempt.is_some() && self.exit.is_none() && !self.processes.is_empty()
-    }
-
     /// Whether an answer came for a worker that has ended without it, so that the task goes on.
     pub fn was_answered_late(&self) -> bool {
         let ended = matches!(self.state, State::Blocked | State::Failed | State::Incomplete);
-        ended && self.unread_answer && !self.is_alive()
+        ended && self.unread_answer
     }
 
     /// The item that the worker is at, with its number counted from 1.

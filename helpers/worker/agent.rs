@@ -7,8 +7,9 @@ use serde_json::json;
 use super::{attempt, claude, own_helper};
 use crate::files;
 use crate::news::command;
+use crate::process::Identity;
 use crate::project::TaskId;
-use crate::task::{Record, Task, calling_host, prompt};
+use crate::task::{Attempt, Record, Task, calling_host, prompt};
 
 /// How the agent of a task is called, by which the host program names it.
 pub fn name(task: &TaskId) -> String {
@@ -40,13 +41,21 @@ fn read_and_do(prompt: &str) -> String {
 /// Begins the next attempt, and says the call that starts its agent.
 pub fn start(task: &Task, record: &Record) -> Result<String> {
     let attempt = attempt::prepare(task, record)?;
-    // An agent lives and dies with the host process.
     if let Some(host) = calling_host() {
-        attempt.set_identity(&host)?;
+        belongs_to(task, &attempt, &host)?;
     }
     let prompt = if attempt.number == 1 { task.prompt_path() } else { attempt.stdin_path() };
     let call = agent_call(task, record, &prompt.display().to_string())?;
     Ok(format!("make this Agent call now: {call}"))
+}
+
+/// An agent lives and dies with its host process, which is the one to hear of it.
+fn belongs_to(task: &Task, attempt: &Attempt, host: &Identity) -> Result<()> {
+    attempt.set_identity(host)?;
+    if task.record()?.is_some_and(|record| record.owner.as_ref() == Some(host)) {
+        return Ok(());
+    }
+    task.change_record(|record| record.owner = Some(host.clone()))
 }
 
 /// Begins the next attempt of a task whose agent has ended, and says the call that lets the same
@@ -60,7 +69,7 @@ pub fn go_on(task: &Task, record: &Record) -> Result<String> {
     let known = last.identity()?.as_ref() == Some(&host);
     let Some(session) = last.session()?.filter(|_| known) else { return start(task, record) };
     let attempt = attempt::prepare(task, record)?;
-    attempt.set_identity(&host)?;
+    belongs_to(task, &attempt, &host)?;
     attempt.set_session(&session)?;
     let text = prompt::go_on(task, &own_helper()?)?;
     files::publish(&attempt.stdin_path(), text.as_bytes())?;

@@ -19,9 +19,9 @@ use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::Lock;
-use crate::process::{self, Watch};
+use crate::process::{self, Life, Watch};
 use crate::project::{Project, TASK_DIR};
-use crate::task::{ExitRecord, Reason, State, Task, View, Wait, now};
+use crate::task::{Attempt, ExitRecord, Reason, State, Task, View, Wait, now};
 use crate::worktree;
 
 /// How long a task is parked for the first time if the CLI does not say when its limit ends. Each
@@ -42,6 +42,9 @@ const SETTLED: Duration = Duration::from_secs(3);
 
 /// How long a supervisor may take to go on when its task need not wait any more.
 const GO_ON_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a supervisor may take to end after its last look at the task.
+const RUN_LOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a supervisor says when its worker runs; else it says its exit code and the error.
 const STARTED: &str = "started";
@@ -110,13 +113,16 @@ fn start_if(task: &Task, condition: Option<&str>) -> Result<Started> {
 /// runs or waits.
 pub fn run(directory: &Path, if_answered: bool) -> Result<()> {
     let task = Task::at(directory)?;
-    let _run_lock = Lock::take(&task.run_lock_path(), Duration::from_secs(2))?;
+    let mut starter = Starter::default();
+    let Some(_run_lock) = take_run_lock(&task, if_answered)? else {
+        return if task.wait()?.is_some() {
+            starter.hears_waits()
+        } else {
+            starter.hears_started()
+        };
+    };
     crash::point("supervisor", "locked");
     let mut watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP])?;
-    let mut starter = Starter::default();
-    if if_answered && !task.view()?.was_answered_late() {
-        return starter.hears_started();
-    }
     while let Some(turn) = turn::wait(&task, &mut watch, &mut starter)? {
         let ended = begin_where_others_ended(&task)
             .and_then(|()| attempt::run(&task, &mut watch, &mut starter));
@@ -132,6 +138,33 @@ pub fn run(directory: &Path, if_answered: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The run lock, which the last supervisor may be about to leave; `None` if it was to be taken for
+/// an answer that another has passed on.
+fn take_run_lock(task: &Task, if_answered: bool) -> Result<Option<Lock>> {
+    let path = task.run_lock_path();
+    let begin = Instant::now();
+    loop {
+        let lock = Lock::try_take(&path)?;
+        if let Some(attempt) = task.last_attempt().filter(|_| if_answered && lock.is_some()) {
+            // With this supervisor its task would look alive.
+            let worker = attempt.identity()?;
+            if worker.is_none_or(|worker| worker.life() == Life::Dead) {
+                record_unknown(&attempt)?;
+            }
+        }
+        if if_answered && !task.view()?.was_answered_late() {
+            return Ok(None);
+        }
+        if lock.is_some() {
+            return Ok(lock);
+        }
+        if begin.elapsed() > RUN_LOCK_LIMIT {
+            return Lock::take(&path, Duration::ZERO).map(Some);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Before a task's first attempt, moves its worktree to the end of the branch of the first task
@@ -257,6 +290,10 @@ pub fn record_unknown_end(view: &View) -> Result<()> {
     let lost = view.reason == Reason::Lost && !of_a_worker;
     let Some(attempt) = view.attempt.as_ref().filter(|_| lost) else { return Ok(()) };
     let Some(_run_lock) = Lock::try_take(&view.task.run_lock_path())? else { return Ok(()) };
+    record_unknown(attempt)
+}
+
+fn record_unknown(attempt: &Attempt) -> Result<()> {
     match attempt.exit()? {
         Some(_) => Ok(()),
         None => attempt.set_exit(&ExitRecord { at: now(), ..ExitRecord::default() }),

@@ -160,3 +160,61 @@ exit 0
 x/001 answered, its worker had ended and is started again
 "#]]);
 }
+
+#[test]
+fn four_hundred_questions_of_two_writers_are_all_whole_and_their_own() {
+    let sandbox = running();
+    std::thread::scope(|scope| {
+        for writer in ["one", "two"] {
+            let sandbox = &sandbox;
+            scope.spawn(move || {
+                for n in 0..200 {
+                    let ask = now(sandbox.worker("x", &["ask", "-"]));
+                    let text = format!("Question {n} of {writer}? {}", "words ".repeat(200));
+                    assert_eq!(ask.input(text).run().code, Some(75));
+                }
+            });
+        }
+    });
+    let mut asked = std::collections::BTreeSet::new();
+    for number in 1..=400 {
+        let text = sandbox.read("x", &format!("ipc/{number:03}.question"));
+        assert!(text.ends_with("words\n"), "{number}: {text:?}");
+        let start = text.split('?').next().expect("a start").to_owned();
+        assert!(asked.insert(start), "{number}: {text}");
+    }
+}
+
+#[test]
+fn more_than_999_questions_have_numbers() {
+    let sandbox = running();
+    fs::create_dir_all(sandbox.task("x", "ipc")).expect("made");
+    fs::write(sandbox.task("x", "ipc/999.question"), "Old?\n").expect("written");
+    fs::write(sandbox.task("x", "ipc/999.done"), "").expect("written");
+    let ask = sandbox.worker("x", &["ask", "Which?"]).start();
+    until_asked(&sandbox, "1000");
+    sandbox.ok("dispatch-monitor", &["--answer", "x/1000", "This."]);
+    assert_eq!(ask.end().ok(), "This.\n");
+}
+
+#[test]
+fn a_question_and_an_answer_may_be_any_text_of_any_size() {
+    let large = "All of this?\n".repeat(80_000);
+    let texts = [
+        "$(touch ran) `touch ran` 'a' \"b\" \\n %s *",
+        "a\r\nb\r\nc",
+        "🦀 ünï 日本 \u{202e}",
+        &large,
+    ];
+    for text in texts {
+        let sandbox = running();
+        let ask = sandbox.worker("x", &["ask", "-"]).input(text).start();
+        until_asked(&sandbox, "001");
+        let whole = format!("{}\n", text.trim_end());
+        assert_eq!(sandbox.read("x", "ipc/001.question"), whole);
+        assert!(sandbox.ok("dispatch-monitor", &["x"]).starts_with('#'));
+        sandbox.call("dispatch-monitor", &["--answer", "x", "-"]).input(text).run().ok();
+        assert_eq!(ask.end().ok(), whole);
+        assert!(!sandbox.project().join("ran").exists());
+    }
+}

@@ -201,3 +201,60 @@ fn a_long_question_is_in_it_all_the_same() {
     assert!(said.len() <= 700, "{} bytes:\n{said}", said.len());
     wait_until("the question is still open", || (sandbox.state("x") == "asking").then_some(()));
 }
+
+/// A host that knows no such hooks, or whose session was resumed, would never hear of its tasks.
+#[test]
+fn a_host_without_a_hook_is_told_to_run_a_monitor() {
+    let sandbox = project();
+    let host = Host::new(&sandbox);
+    dispatch(&sandbox, &host, "x", "idle");
+    let later = || {
+        let brief = host.calls(sandbox.call("dispatch-config", &["brief"]));
+        brief.env("DISPATCH_TURN_MS", "0").run()
+    };
+    later().shows(str![[r#"
+exit 0
+default: idle; models: idle, fails
+no hook wakes you here: run BIN/dispatch-monitor in the background (Bash, run_in_background, timeout 7200000, description "dispatch: x"), and again each time it ends while tasks run
+x running 0/2 AGE idle — item 1: First
+"#]]);
+    let mut monitor = host.calls(sandbox.call("dispatch-monitor", &[])).start();
+    monitor.until_it_watches();
+    later().shows(str![[r#"
+exit 0
+default: idle; models: idle, fails
+x running 0/2 AGE idle — item 1: First
+"#]]);
+    drop(monitor);
+    assert!(later().ok().contains("no hook wakes you here"));
+    // At its first hook, at the end of the turn at the latest, nothing more is said.
+    let mut hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").start();
+    hook.until_it_watches();
+    drop(hook);
+    assert!(!later().ok().contains("no hook"));
+}
+
+/// Another program than Claude Code has no hook, and says nothing of itself.
+#[test]
+fn an_unknown_host_is_told_to_run_a_monitor() {
+    let sandbox = project();
+    sandbox.dispatch("x", "idle");
+    let later =
+        || sandbox.call("dispatch-config", &["brief"]).env("DISPATCH_TURN_MS", "0").run().ok();
+    assert!(later().contains("no hook wakes you here"));
+    let mut monitor = sandbox.call("dispatch-monitor", &[]).start();
+    monitor.until_it_watches();
+    assert!(!later().contains("no hook"));
+}
+
+#[test]
+fn nothing_is_said_of_hooks_before_one_could_have_run() {
+    let sandbox = project();
+    let old = Host::new(&sandbox);
+    dispatch(&sandbox, &old, "x", "idle");
+    assert!(!brief(&sandbox, &old).ok().contains("no hook"), "it was dispatched in this turn");
+    old.die();
+    let new = Host::new(&sandbox);
+    assert!(!brief(&sandbox, &new).ok().contains("no hook"), "it adopts the task in this turn");
+    assert!(!brief(&sandbox, &new).ok().contains("no hook"));
+}

@@ -327,6 +327,19 @@ fn a_note_killed_at_any_step_can_be_made_again() {
     }
 }
 
+#[test]
+fn a_tell_killed_at_any_step_is_told_once() {
+    for point in ["001:written", "001:published"] {
+        let sandbox = running();
+        let tell = || sandbox.worker("x", &["tell", "Careful."]);
+        tell().crash_at(point).run().crashed();
+        all_is_whole(&sandbox, point);
+        tell().run().ok();
+        let said = sandbox.ok("dispatch-monitor", &["x"]);
+        assert_eq!(said.matches("says: \"Careful.\"").count(), 1, "{point}: {said}");
+    }
+}
+
 /// Delivered is written first: news may be late, and is never told twice as new.
 #[test]
 fn news_whose_teller_is_killed_is_said_again_as_said_before() {

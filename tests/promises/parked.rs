@@ -146,6 +146,22 @@ exit 0
     assert_eq!(names(&sandbox.task("x", "worker")).len(), 9);
 }
 
+#[test]
+fn a_parked_task_is_told_once_and_keeps_the_monitor_waiting() {
+    let sandbox = limited(Some(9000));
+    spawn(&sandbox).run().ok();
+    wait_until_parked(&sandbox, 1);
+    let said = sandbox.on_machine("dispatch-monitor", &["x"]).run().ok();
+    assert!(said.contains("x parked (1/2): \"rate limit, until "), "{said}");
+    let mut monitor = sandbox.on_machine("dispatch-monitor", &["x"]).start();
+    monitor.until_it_watches();
+    assert!(!monitor.has_ended());
+    end_limit(&sandbox);
+    resume(&sandbox).ok();
+    let said = monitor.end();
+    assert!(said.out.contains("x done (2/2"), "{said:?}");
+}
+
 /// A time that has passed is none to wait for; the limit would be tried without a pause.
 #[test]
 fn a_reset_that_has_passed_is_no_word_about_the_end() {

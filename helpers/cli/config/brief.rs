@@ -1,14 +1,18 @@
 //! `dispatch-config brief`: what the dispatcher must know, in a few lines.
 
+use std::io::IsTerminal;
+use std::time::Duration;
+
 use anyhow::Result;
 
 use crate::cli::reconcile::{shorten, status_line};
 use crate::cli::say;
 use crate::config::Config;
+use crate::crash;
 use crate::exit::Exit;
-use crate::files;
+use crate::files::{self, Lock};
 use crate::news::ledger::{self, Ledger, Standing};
-use crate::news::{Event, events};
+use crate::news::{Event, command, events};
 use crate::process::Identity;
 use crate::project::Project;
 use crate::task::{State, View, calling_host};
@@ -19,6 +23,9 @@ const BRIEF: usize = 600 - LAST;
 
 /// How many bytes the line takes that says how much was left out.
 const LAST: usize = 56;
+
+/// How old a task is at least before the turn that dispatched it must have ended, with a hook.
+const TURN: Duration = Duration::from_secs(60);
 
 /// What the skill's text shows the host's model at every `/dispatch`. It never fails for a reason
 /// that the model can mend by reading it.
@@ -32,6 +39,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         }
         Err(error) => lines.push(format!("config: {error:#}")),
     }
+    let own = lines.len();
     let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();
     supervise::mend(project);
@@ -62,7 +70,8 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             continue;
         }
         for event in open {
-            let before = if standings.contains_key(&event.id) { " (said before)" } else { "" };
+            let said = standings.get(&event.id) >= Some(&Standing::Delivered);
+            let before = if said { " (said before)" } else { "" };
             let full = format!("{}{before} {} → {}", event.id, event.line, event.next);
             if head + full.len() <= BRIEF {
                 lines.push(full);
@@ -75,6 +84,9 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             }
         }
     }
+    if let Some(line) = unheard(project, host.as_ref(), &views) {
+        lines.insert(own, line);
+    }
     let (text, shown) = fit(&lines, BRIEF);
     say(&text);
     acknowledge(host.as_ref(), &told, &text)?;
@@ -83,6 +95,28 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         say(format!("… and {more} more: dispatch-reconcile status"));
     }
     Ok(Exit::Ok)
+}
+
+/// What the host has to do to hear of its tasks if no hook does it: a turn after it dispatched one,
+/// none has ever run, and it has no monitor either.
+fn unheard(project: &Project, host: Option<&Identity>, views: &[View]) -> Option<String> {
+    let settled = |view: &&View| {
+        let open = matches!(view.state, State::Running | State::Asking | State::Waiting);
+        let ours = view.record.owner.as_ref() == host;
+        open && ours && !view.task.was_recorded_within(crash::limit("DISPATCH_TURN_MS", TURN))
+    };
+    let tasks: Vec<&str> = views.iter().filter(settled).map(|it| it.task.id().as_str()).collect();
+    let monitor = Lock::is_held(&project.monitor_lock_path(host)).unwrap_or(true);
+    let hook = host.is_some_and(|host| project.hook_lock_path(host).exists());
+    // A person in front of a terminal is nobody to wake.
+    if tasks.is_empty() || monitor || hook || (host.is_none() && std::io::stdout().is_terminal()) {
+        return None;
+    }
+    let monitor = command("dispatch-monitor").ok()?;
+    let tasks = shorten(&tasks.join(", "), 60);
+    Some(format!(
+        "no hook wakes you here: run {monitor} in the background (Bash, run_in_background, timeout 7200000, description \"dispatch: {tasks}\"), and again each time it ends while tasks run"
+    ))
 }
 
 /// The CLIs of the config that are not here.

@@ -1,0 +1,262 @@
+//! An answer that comes after its worker has given up starts it again, once, whoever sees it first.
+
+use std::time::{Duration, Instant};
+
+use snapbox::str;
+
+use crate::support::process::{all_of, kill_and_wait, runs, workers_of};
+use crate::support::text::names;
+use crate::support::{Host, Sandbox, binary, wait_until};
+
+/// A project with 'x' running, and its question open.
+fn asking() -> Sandbox {
+    asking_until("")
+}
+
+/// The same with a supervisor that dies at that step.
+fn asking_until(point: &str) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.plan("x", crate::support::PLAN);
+    sandbox.call("dispatch-spawn", &["x"]).crash_at(point).run().ok();
+    let ask = sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_WAIT_MS", "0").run();
+    assert_eq!(ask.code, Some(75));
+    sandbox
+}
+
+/// The same with its worker gone.
+fn blocked() -> Sandbox {
+    let sandbox = asking();
+    kill_and_wait(sandbox.worker_of("x", 1));
+    sandbox.wait_for_state("x", "blocked");
+    sandbox
+}
+
+fn attempts(sandbox: &Sandbox) -> usize {
+    names(&sandbox.task("x", "worker")).len()
+}
+
+/// Waits until the second attempt runs alone: one supervisor and one worker, which has the answer.
+#[track_caller]
+fn goes_on_once(sandbox: &Sandbox) {
+    wait_until("one supervisor and one worker run", || {
+        let all = all_of(&sandbox.home());
+        (all.len() == 2 && workers_of(&sandbox.home()).len() == 1).then_some(())
+    });
+    assert_eq!(sandbox.state("x"), "running");
+    assert_eq!(attempts(sandbox), 2);
+    let prompt = sandbox.read("x", "worker/2/stdin");
+    assert!(prompt.ends_with("It asked (001): Which?\nThe person answered: This.\n"), "{prompt}");
+    assert!(sandbox.task("x", "ipc/001.done").exists());
+}
+
+#[test]
+fn an_answer_to_a_worker_that_blocked_its_item_starts_it_again() {
+    let sandbox = blocked();
+    sandbox.worker("x", &["block", "1", "Which?"]).run().ok();
+    assert_eq!(sandbox.state("x"), "blocked: item 1: Which?");
+    sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
+exit 0
+x/001 answered, its worker had ended and is started again
+"#]]);
+    goes_on_once(&sandbox);
+}
+
+#[test]
+fn the_news_of_a_blocked_worker_says_how_the_answer_is_given() {
+    let sandbox = blocked();
+    sandbox.worker("x", &["block", "1", "Which?"]).run().ok();
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+#ID x blocked (0/2): "item 1: Which?" → ask the user; BIN/dispatch-monitor --answer x/001 - starts it again
+"#]]);
+}
+
+#[test]
+fn a_worker_of_which_nobody_knows_how_it_ended_is_started_again() {
+    let sandbox = asking();
+    kill_and_wait(sandbox.supervisor_of("x"));
+    kill_and_wait(sandbox.worker_of("x", 1));
+    sandbox.ok("dispatch-monitor", &["--answer", "x/001", "This."]);
+    goes_on_once(&sandbox);
+}
+
+/// The answer is there, and whoever posted it died before it could do anything more.
+#[test]
+fn when_the_poster_is_killed_the_next_look_starts_it() {
+    let looks: [(&str, &[&str], Option<i32>); 3] = [
+        ("dispatch-reconcile", &["status"], Some(0)),
+        ("dispatch-config", &["brief"], Some(0)),
+        ("dispatch-monitor", &["--answer", "x/001", "This."], Some(65)),
+    ];
+    for (helper, args, code) in looks {
+        let sandbox = blocked();
+        let post = sandbox.call("dispatch-monitor", &["--answer", "x", "This."]);
+        post.crash_at("answer:posted").run().crashed();
+        assert_eq!(attempts(&sandbox), 1);
+        let ran = sandbox.run(helper, args);
+        assert_eq!(ran.code, code, "{helper}: {ran:?}");
+        goes_on_once(&sandbox);
+    }
+}
+
+/// The supervisor has recorded the end and dies before it looks for an answer.
+#[test]
+fn of_several_that_see_the_answer_at_once_one_starts_it() {
+    let sandbox = asking_until("supervisor:ended");
+    let supervisor = sandbox.supervisor_of("x");
+    sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
+exit 0
+x/001 answered, its worker goes on
+"#]]);
+    kill_and_wait(sandbox.worker_of("x", 1));
+    wait_until("the supervisor is gone", || (!runs(supervisor)).then_some(()));
+    assert_eq!(attempts(&sandbox), 1);
+    let status = || sandbox.call("dispatch-reconcile", &[]).start();
+    let both = [status(), status(), status()];
+    for status in both {
+        let said = status.end().ok();
+        assert!(said.starts_with("x "), "{said}");
+    }
+    goes_on_once(&sandbox);
+}
+
+#[test]
+fn the_supervisor_itself_goes_on_with_an_answer_that_its_worker_did_not_read() {
+    let sandbox = asking();
+    let supervisor = sandbox.supervisor_of("x");
+    sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
+    kill_and_wait(sandbox.worker_of("x", 1));
+    goes_on_once(&sandbox);
+    assert_eq!(sandbox.supervisor_of("x"), supervisor);
+}
+
+/// The worker waits a short time, blocks and ends; the answer comes a little earlier each time.
+#[test]
+fn at_the_moment_when_the_worker_gives_up_the_answer_arrives_once() {
+    let helper = binary("dispatch-worker").display();
+    let script = format!(
+        "case $DISPATCH_ATTEMPT in\n*/1)\n  answer=$(DISPATCH_WAIT_MS=60 {helper} ask 'Which?') && exec sleep 1000\n  {helper} block 1 'Which?' ;;\n*) exec sleep 1000 ;;\nesac"
+    );
+    let mut late = 0;
+    for round in 0..12 {
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[("gives-up", &script)]);
+        sandbox.dispatch("x", "gives-up");
+        let question = sandbox.task("x", "ipc/001.question");
+        wait_until("it asks", || question.exists().then_some(()));
+        let asked = Instant::now();
+        let pause = Duration::from_millis(110 - 10 * round);
+        wait_until("the time has come", || (asked.elapsed() >= pause).then_some(()));
+        let ran = sandbox.run("dispatch-monitor", &["--answer", "x", "This."]);
+        assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{round}: {}", ran.out);
+        let read = sandbox.task("x", "ipc/001.done");
+        wait_until("somebody has read it", || read.exists().then_some(()));
+        if attempts(&sandbox) > 1 {
+            late += 1;
+            goes_on_once(&sandbox);
+        } else {
+            assert_eq!(sandbox.state("x"), "running");
+        }
+    }
+    assert!(late > 0, "it always came in time");
+}
+
+#[test]
+fn a_worker_cannot_block_while_its_answer_is_there() {
+    let sandbox = asking();
+    sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
+    sandbox.worker("x", &["block", "1", "Which?"]).run().shows(str![[r#"
+exit 65
+! dispatch-worker: the answer to question 001 has come
+!   next: call again with wait 001, and go on with it
+"#]]);
+    sandbox.worker("x", &["wait", "001"]).run().ok();
+    sandbox.worker("x", &["block", "1", "Which then?"]).run().ok();
+}
+
+#[test]
+fn a_stopped_task_stays_stopped() {
+    let sandbox = asking();
+    sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+    sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
+exit 0
+x/001 answered; it was stopped: BIN/dispatch-spawn x --resume goes on
+"#]]);
+    sandbox.ok("dispatch-reconcile", &[]);
+    assert_eq!((sandbox.state("x").as_str(), attempts(&sandbox)), ("stopped", 1));
+}
+
+#[test]
+fn a_task_that_is_done_stays_done() {
+    let sandbox = asking();
+    for step in [&["tick", "1"][..], &["tick", "2"], &["finish"]] {
+        sandbox.worker("x", step).run().ok();
+    }
+    kill_and_wait(sandbox.worker_of("x", 1));
+    sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
+exit 0
+x/001 answered, but it is done
+"#]]);
+    sandbox.ok("dispatch-reconcile", &[]);
+    assert_eq!((sandbox.state("x").as_str(), attempts(&sandbox)), ("done", 1));
+}
+
+#[test]
+fn what_is_no_answer_is_refused_with_a_word() {
+    let sandbox = blocked();
+    let answer =
+        |target: &str, text: &str| sandbox.run("dispatch-monitor", &["--answer", target, text]);
+    answer("x", "").shows(str![[r#"
+exit 64
+! dispatch-monitor: the answer is empty
+!   next: give the words, or - and the words on standard input
+"#]]);
+    answer("x", " \n ").shows(str![[r#"
+exit 64
+! dispatch-monitor: the answer is empty
+!   next: give the words, or - and the words on standard input
+"#]]);
+    answer("x/002", "This.").shows(str![[r#"
+exit 65
+! dispatch-monitor: 'x' has no question 002
+!   it asked 001
+"#]]);
+    sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+    answer("x", "This.").code.expect("it ends");
+    answer("x/001", "That.").shows(str![[r#"
+exit 65
+! dispatch-monitor: question 001 has an answer already
+!   PROJECT/.dispatch/tasks/x/ipc/001.answer
+!   next: what else the worker should know is a note: dispatch-reconcile note
+"#]]);
+    answer("x", "That.").shows(str![[r#"
+exit 65
+! dispatch-monitor: 'x' has no open question
+!   it asked 001
+"#]]);
+    // A later attempt was told that no answer came.
+    let gone = blocked();
+    gone.ok("dispatch-spawn", &["x", "--resume"]);
+    gone.run("dispatch-monitor", &["--answer", "x/001", "This."]).shows(str![[r#"
+exit 65
+! dispatch-monitor: nobody waits for an answer to x/001 any more
+!   next: tell the worker with dispatch-reconcile note x -
+"#]]);
+}
+
+/// Two sessions of one person answer at the same moment.
+#[test]
+fn of_two_answers_one_counts_and_one_worker_starts() {
+    let sandbox = blocked();
+    let (one, two) = (Host::new(&sandbox), Host::new(&sandbox));
+    let post = |host: &Host| {
+        host.calls(sandbox.call("dispatch-monitor", &["--answer", "x", "This."])).start()
+    };
+    let mut codes = [post(&one), post(&two)].map(|call| call.end().code);
+    codes.sort();
+    assert_eq!(codes, [Some(0), Some(65)]);
+    drop((one, two));
+    goes_on_once(&sandbox);
+}
