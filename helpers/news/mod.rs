@@ -91,7 +91,8 @@ fn stay(view: &View) -> Result<Option<Event>> {
             format!("{id} silent ({items}): {because}"),
             format!("tell the user; {} stop {id} ends it", command("dispatch-reconcile")?),
         ),
-        Reason::Waits(Wait::Parked { .. }) => (
+        // While the next attempt is made, the wait of the last is still there.
+        Reason::Waits(Wait::Parked { .. }) if view.exit.is_some() => (
             format!("parked/{attempt}"),
             format!("{id} parked ({items}): {because}"),
             "tell the user; it goes on by itself".into(),

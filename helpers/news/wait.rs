@@ -47,6 +47,8 @@ pub struct Waiter {
     seen: BTreeMap<TaskId, Seen>,
     /// Of the directory of all tasks, which changes when a task comes or goes.
     all: Mark,
+    /// When a task went away that could have brought news.
+    gone: Option<Instant>,
     /// How many tasks the safety scans have looked at.
     scanned: usize,
     /// Whether something cannot be watched, so that every look is at everything.
@@ -92,6 +94,7 @@ impl Waiter {
             listener: calling_host(),
             seen: BTreeMap::new(),
             all: Mark::default(),
+            gone: None,
             scanned: 0,
             blind: false,
         }
@@ -115,7 +118,6 @@ impl Waiter {
         says_slow: impl Fn(),
     ) -> Result<Outcome> {
         let begin = Instant::now();
-        let (mut waited, mut gone) = (false, None);
         self.blind = !watch.events();
         if self.blind {
             says_slow();
@@ -148,13 +150,8 @@ impl Waiter {
             if !news.is_empty() {
                 return Ok(Outcome::News(news));
             }
-            // Whoever replaces the directory of all tasks takes it away first.
-            let there = self.project.tasks_dir().is_dir();
-            let since = *gone.get_or_insert_with(Instant::now);
-            let comes_back = waited && !there && since.elapsed() < gone_limit();
-            if there {
-                gone = None;
-            }
+            // Whoever replaces a directory takes it away first.
+            let comes_back = self.gone.is_some_and(|since| since.elapsed() < gone_limit());
             if self.active() == 0 && !comes_back {
                 return Ok(Outcome::Nothing);
             }
@@ -162,7 +159,6 @@ impl Waiter {
             if left == Some(Duration::ZERO) {
                 return Ok(Outcome::Timeout(self.active()));
             }
-            waited = true;
             look = match watch.wait(left.map_or(SAFETY_SCAN, |left| left.min(SAFETY_SCAN)))? {
                 Woken::Signal(signal) => return Ok(Outcome::Signal(signal)),
                 Woken::Timeout if !self.blind => Look::SomeOpen,
@@ -202,7 +198,13 @@ impl Waiter {
                 self.all = Mark::of(vec![self.project.tasks_dir()]);
                 let mut tasks = self.project.tasks();
                 tasks.retain(|task| self.only.is_empty() || self.only.contains(task.id()));
-                self.seen.retain(|id, _| tasks.iter().any(|task| task.id() == id));
+                self.seen.retain(|id, seen| {
+                    let there = tasks.iter().any(|task| task.id() == id);
+                    if !there && seen.is_active() {
+                        self.gone = Some(Instant::now());
+                    }
+                    there
+                });
                 let current = |seen: &Seen| seen.mark.is_current() && seen.is_alive();
                 tasks.retain(|task| !self.seen.get(task.id()).is_some_and(current));
                 tasks
@@ -335,7 +337,7 @@ impl Seen {
     }
 }
 
-/// How long the directory of all tasks may be away.
+/// How long a task that is gone may take to come back.
 fn gone_limit() -> Duration {
     crash::limit("DISPATCH_GONE_MS", Duration::from_secs(5))
 }

@@ -4,6 +4,7 @@ use std::fs;
 
 use snapbox::str;
 
+use crate::support::process::kill_and_wait;
 use crate::support::{Host, PLAN, Running, Sandbox, wait_until};
 
 /// A project with 'x' running.
@@ -25,11 +26,20 @@ fn waiting(sandbox: &Sandbox, args: &[&str]) -> Running {
 fn until_it_waits_blind(monitor: &mut Running) {
     wait_until("the monitor waits", || {
         assert!(!monitor.has_ended(), "it has ended instead of waiting");
-        let entries = fs::read_dir(format!("/proc/{}/fdinfo", monitor.pid())).ok()?;
-        let text = |entry: fs::DirEntry| fs::read_to_string(entry.path()).unwrap_or_default();
-        let pidfd = entries.flatten().any(|entry| text(entry).contains("\nPid:"));
-        pidfd.then_some(())
+        descriptors(monitor).contains("\nPid:").then_some(())
     });
+}
+
+/// How many directories it watches.
+fn watched(monitor: &Running) -> usize {
+    descriptors(monitor).matches("inotify wd:").count()
+}
+
+/// What the system says of its open descriptors.
+fn descriptors(monitor: &Running) -> String {
+    let entries = fs::read_dir(format!("/proc/{}/fdinfo", monitor.pid())).expect("it runs");
+    let text = |entry: fs::DirEntry| fs::read_to_string(entry.path()).unwrap_or_default();
+    entries.flatten().map(text).collect()
 }
 
 #[test]
@@ -79,11 +89,19 @@ no news, and nothing is running
 fn in_a_directory_that_was_replaced_it_goes_on_hearing() {
     let sandbox = running();
     let monitor = waiting(&sandbox, &["x"]);
-    let (here, away) = (sandbox.project().join(".dispatch"), sandbox.top().join("away"));
-    fs::rename(&here, &away).expect("renamed");
-    sandbox.program("cp").arg("-r").arg(&away).arg(&here).run().ok();
+    let (here, other) = (sandbox.project().join(".dispatch/tasks"), sandbox.top().join("other"));
+    sandbox.program("cp").arg("-r").arg(&here).arg(&other).run().ok();
+    let before = watched(&monitor);
+    fs::rename(&here, sandbox.top().join("away")).expect("renamed");
+    wait_until("that is seen", || (watched(&monitor) < before).then_some(()));
+    fs::rename(&other, &here).expect("renamed");
     sandbox.worker("x", &["tell", "I am still here."]).run().ok();
-    assert!(monitor.end().ok().contains("I am still here."));
+    let said = monitor.end();
+    assert!(
+        said.out.contains("I am still here."),
+        "{said:?}\n{}",
+        sandbox.ok("dispatch-reconcile", &[])
+    );
 }
 
 #[test]
@@ -94,7 +112,8 @@ fn a_task_that_was_deleted_and_made_again_is_heard() {
     fs::rename(sandbox.task("y", ""), sandbox.top().join("away")).expect("renamed");
     sandbox.dispatch("y", "idle");
     sandbox.worker("y", &["tell", "I am new."]).run().ok();
-    assert!(monitor.end().ok().contains("I am new."));
+    let said = monitor.end();
+    assert!(said.out.contains("I am new."), "{said:?}\n{}", sandbox.ok("dispatch-reconcile", &[]));
 }
 
 #[test]
@@ -106,7 +125,7 @@ fn a_task_that_waits_for_another_keeps_it_waiting() {
     for step in [&["tick", "1"][..], &["tick", "2"], &["finish"]] {
         sandbox.worker("x", step).run().ok();
     }
-    crate::support::process::kill_and_wait(sandbox.worker_of("x", 1));
+    kill_and_wait(sandbox.worker_of("x", 1));
     sandbox.wait_for_state("y", "running");
     assert!(!monitor.has_ended());
     sandbox.worker("y", &["tell", "I run."]).run().ok();
