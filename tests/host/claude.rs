@@ -33,12 +33,19 @@ pub(crate) struct Options {
     /// What needs a permission is asked on the stream, for `wait_ask` and `answer`; without it, it
     /// is denied.
     pub(crate) asks: bool,
+    /// More arguments.
+    pub(crate) more: Vec<String>,
 }
 
 impl Options {
     /// Options with a permission mode.
     pub(crate) fn mode(mode: &str) -> Self {
         Self { mode: mode.into(), ..Self::default() }
+    }
+
+    /// The same, with these arguments too.
+    pub(crate) fn with(self, more: &[&str]) -> Self {
+        Self { more: more.iter().map(|&argument| argument.into()).collect(), ..self }
     }
 }
 
@@ -67,7 +74,8 @@ pub(crate) fn environment(home: &Path, model: &Model) -> Vec<(String, String)> {
 }
 
 fn arguments(options: &Options) -> Vec<&str> {
-    if options.mode.is_empty() { Vec::new() } else { vec!["--permission-mode", &options.mode] }
+    let mode = if options.mode.is_empty() { vec![] } else { vec!["--permission-mode", &options.mode] };
+    mode.into_iter().chain(options.more.iter().map(String::as_str)).collect()
 }
 
 /// What has been read from a Claude so far.

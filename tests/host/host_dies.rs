@@ -15,7 +15,7 @@ use super::{
     request::Request,
     skill,
     story::{
-        DEADLINE, Gate, Job, REPLY, Seat, ask, dispatcher, file, quiet, run, task, told, until,
+        DEADLINE, Gate, Job, REPLY, Seat, ask, asked, dispatcher, file, quiet, run, task, told, until,
     },
 };
 
@@ -91,13 +91,12 @@ fn take_over(home: &Home, model: &Model) -> String {
     assert_eq!(file(task.join("ipc/.done")), "The door is painted.\n");
     let told = told(model);
     assert_eq!(told.len(), before + 2, "{told:?}");
-    let last = told.last().expect("the end was told");
-    assert!(last.starts_with("paint done (1/1, ") && last.ends_with("\"The door is painted.\""));
+    assert_eq!(told[before + 1], "paint done (1/1): \"The door is painted.\"");
     shown[0].clone()
 }
 
-#[test]
-fn a_terminated_host_leaves_its_worker_and_the_question_to_the_next() {
+/// The host dies by that signal between question and answer.
+fn dies_and_leaves_worker_and_question(signal: Signal) {
     let home = skill::ready(CONFIG);
     skill::allow(&home);
     let may_ask = Gate::default();
@@ -109,7 +108,7 @@ fn a_terminated_host_leaves_its_worker_and_the_question_to_the_next() {
     until(&mut claude, &home, "paint asks (001)");
     waiter(&home);
 
-    claude.kill(Signal::SIGTERM);
+    claude.kill(signal);
     claude.wait_end(DEADLINE);
     wait_until(DEADLINE, "the end of the old waiter", || {
         home.running("dispatch-monitor").is_empty().then_some(())
@@ -118,6 +117,21 @@ fn a_terminated_host_leaves_its_worker_and_the_question_to_the_next() {
 
     // The old host may have died before its user saw the question.
     assert_eq!(take_over(&home, &model), "(said before) paint asks (001): \"Which colour?\"");
+    // Dispatched, the question; and of the new host: the question, passed on, the end; and both
+    // hosts' one call.
+    assert_eq!(asked(&model, Seat::Host).len(), 7);
+    let calls: Vec<_> = asked(&model, Seat::Claude).iter().map(|it| it.turns()).collect();
+    assert_eq!(calls, [0, 1, 2, 3, 4], "the same worker, to its end");
+}
+
+#[test]
+fn a_terminated_host_leaves_its_worker_and_the_question_to_the_next() {
+    dies_and_leaves_worker_and_question(Signal::SIGTERM);
+}
+
+#[test]
+fn so_does_one_that_was_killed() {
+    dies_and_leaves_worker_and_question(Signal::SIGKILL);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod request;
 mod skill;
 mod story;
 
+mod agent_ends;
 mod agent_route;
 mod cli_route;
 mod failures;

@@ -1,6 +1,8 @@
 //! The real skill in an empty home, installed as a person installs it.
 
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
+
+use serde_json::{Value, json};
 
 use super::process::Home;
 
@@ -61,4 +63,26 @@ pub(crate) fn allow(home: &Home) {
     allow.args(["allow", "--yes", "--bin"]).arg(&bin).env_clear().env("HOME", home.path());
     let output = allow.output().expect("dispatch-config");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Takes the hooks out of the skill, all from that one on: those of an older host.
+pub(crate) fn without_hooks(home: &Home, first: &str) {
+    let path = home.path().join(".claude/skills/dispatch/SKILL.md");
+    let text = fs::read_to_string(&path).expect("the skill");
+    let (before, rest) = text.split_once(&format!("{first}:\n")).expect("the hook");
+    let (_, after) = rest.split_once("---\n").expect("the end of the frontmatter");
+    fs::write(path, format!("{}\n---\n{after}", before.trim_end())).expect("the skill");
+}
+
+/// Has the host write the input of these hooks to a file of the home, a line each.
+pub(crate) fn record_hooks(home: &Home, hooks: &[&str]) -> PathBuf {
+    let path = home.path().join("hooks");
+    let command = format!("(cat; echo) >> '{}'", path.display());
+    let hook = json!([{ "hooks": [{ "type": "command", "command": command }] }]);
+    let hooks: Value = hooks.iter().map(|name| ((*name).to_owned(), hook.clone())).collect();
+    let settings = home.project().join(".claude");
+    fs::create_dir_all(&settings).expect("the project's settings");
+    fs::write(settings.join("settings.json"), json!({ "hooks": hooks }).to_string())
+        .expect("the project's settings");
+    path
 }

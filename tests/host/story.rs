@@ -9,7 +9,7 @@ use std::{
 };
 
 use regex::Regex;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     claude::Claude,
@@ -23,6 +23,9 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How the user's reply to a worker's question begins.
 pub(crate) const REPLY: &str = "Tell it: ";
+
+/// What the user says to a task that ended before its end.
+pub(crate) const GO_ON: &str = "Let it go on.";
 
 /// Whose model is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +95,16 @@ pub(crate) struct Job {
 /// from the skill's text, the Agent call and the command for an answer from the helpers' lines.
 pub(crate) fn dispatcher(request: &Request, jobs: &[Job]) -> Reply {
     let new = request.last_user();
-    let results = request.last_tool_results().join("\n");
+    let results = request.last_tool_results();
     if !results.is_empty() {
+        let results = results.join("\n");
         let (name, input) = request.calls().pop().expect("a result has a call");
         let command = input["command"].as_str().unwrap_or_default();
         return match name.as_str() {
             "Bash" if command.contains("dispatch-spawn") => after_spawn(&results, jobs),
+            "Bash" if results.contains(SEND) => send(request),
             "Bash" => Reply::say(format!("Passed on: {results}")),
+            "ToolSearch" => send(request),
             "Skill" => spawn(request, jobs),
             _ => Reply::say("The worker has begun."),
         };
@@ -108,6 +114,11 @@ pub(crate) fn dispatcher(request: &Request, jobs: &[Job]) -> Reply {
         let command = texts.rsplit_once("then run: ").expect("a question was told").1;
         let command = command.split(" (the answer, then EOF)").next().unwrap_or_default();
         return Reply::shell(request, &format!("{command}\n{}\nEOF", reply.trim()));
+    }
+    if new.ends_with(GO_ON) {
+        let command = Regex::new("[^ ]+/dispatch-spawn [a-z-]+ --resume").expect("an expression");
+        let texts = request.texts().join("\n");
+        return Reply::shell(request, command.find_iter(&texts).last().expect("told").as_str());
     }
     let news = news(&new);
     if !news.is_empty() {
@@ -150,6 +161,20 @@ fn after_spawn(results: &str, jobs: &[Job]) -> Reply {
     calls.reduce(Reply::and).unwrap_or_else(dispatched)
 }
 
+/// What stands before the call by which an agent is sent a message.
+const SEND: &str = "make this SendMessage call now (ToolSearch finds it): ";
+
+/// The call that the helper said to make, for which the tool may have to be found first.
+fn send(request: &Request) -> Reply {
+    if !request.tools().contains(&"SendMessage") {
+        return Reply::call("ToolSearch", json!({ "query": "select:SendMessage" }));
+    }
+    let texts = request.texts().join("\n");
+    let (_, call) = texts.rsplit_once(SEND).expect("the helper gave the call");
+    let mut call = serde_json::Deserializer::from_str(call).into_iter::<Value>();
+    Reply::call("SendMessage", call.next().expect("a call").expect("the call is JSON"))
+}
+
 /// The lines of news in a text, without their ids.
 fn news(text: &str) -> Vec<String> {
     let line = Regex::new(r"(?m)^#[0-9a-f]{8} (.+) → ").expect("an expression");
@@ -158,7 +183,13 @@ fn news(text: &str) -> Vec<String> {
 
 /// Every line of news that the host was told so far, each as often as it was told.
 pub(crate) fn told(model: &Model) -> Vec<String> {
-    asked(model, Seat::Host).iter().flat_map(|request| news(&request.last_user())).collect()
+    told_in(&asked(model, Seat::Host))
+}
+
+/// The lines of news in what is new in these requests, without how long a worker took.
+pub(crate) fn told_in(requests: &[Arc<Request>]) -> Vec<String> {
+    let lines = requests.iter().flat_map(|request| news(&request.last_user()));
+    lines.map(|line| without_age(&line)).collect()
 }
 
 /// The tools that the host called, in order.
@@ -220,6 +251,12 @@ pub(crate) fn until(claude: &mut Claude, home: &Home, text: &str) -> Vec<String>
         asked.push(format!("{who} {tool}: {what}"));
         claude.answer(&event, true);
     }
+}
+
+/// A line of news without how long the worker took.
+pub(crate) fn without_age(line: &str) -> String {
+    let age = Regex::new(r"^([^:]+ \([0-9]+/[0-9]+), [0-9]+[smh]\)").expect("an expression");
+    age.replace(line, "$1)").into_owned()
 }
 
 /// Waits until no process of the helpers is left: nobody works, and nobody can wake the host.

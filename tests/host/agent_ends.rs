@@ -1,0 +1,167 @@
+//! An agent that ends before its task does: without a word to its helper, or because nobody
+//! answered. It goes on.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::{
+    claude::{Claude, Options},
+    model::{Model, Reply},
+    process::Home,
+    request::Request,
+    skill,
+    story::{
+        DEADLINE, GO_ON, Gate, Job, REPLY, Seat, ask, asked, called, dispatcher, file, quiet, run,
+        task, told, until,
+    },
+};
+
+const CONFIG: &str = "
+default: opus
+patience: 0
+backends: { claude: {} }
+models: { opus: { backend: claude } }
+";
+
+const JOB: Job = Job { id: "paint", model: "opus", plan: "- [ ] Paint door.txt in their colour\n" };
+
+fn endpoint(agent: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Model {
+    Model::start(move |request| match Seat::of(request) {
+        Seat::Host => dispatcher(request, &[JOB]),
+        _ => agent(request),
+    })
+}
+
+fn host(home: &Home, model: &Model) -> Claude {
+    Claude::stream(home.path(), &home.project(), model, &Options::mode("acceptEdits"))
+}
+
+/// The first thing that an agent does when it is started or sent a message.
+fn read(request: &Request) -> Reply {
+    let prompt = request.last_user();
+    let path = prompt.rsplit_once("Read ").and_then(|(_, rest)| rest.split_once(" and do"));
+    Reply::call("Read", json!({ "file_path": path.expect("the prompt's path").0 }))
+}
+
+/// The last thing that an agent says after `finish`.
+fn last_word(request: &Request) -> Reply {
+    let result = request.last_tool_results().join("\n");
+    let last = result.split_once("this one message and nothing else: ");
+    Reply::say(last.expect("finish says what to say").1)
+}
+
+/// What the host told its hooks of its agents at the end of each turn.
+fn agents_at_stop(hooks: &Path) -> Vec<String> {
+    let inputs = file(hooks);
+    let inputs = inputs.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let agents = |input: Value| {
+        let agents = input["background_tasks"].as_array().expect("a list").clone();
+        let agents = agents.iter().map(|agent| {
+            let text = |key: &str| agent[key].as_str().unwrap_or_default();
+            format!("{} {}: {}", text("status"), text("id"), text("description"))
+        });
+        agents.collect::<Vec<_>>().join(", ")
+    };
+    inputs.map(agents).collect()
+}
+
+/// As the host calls the agent that asked then.
+fn running(request: &Request) -> String {
+    format!("running {}: dispatch paint", request.agent().expect("an agent"))
+}
+
+#[test]
+fn one_that_ends_without_a_word_is_known_and_resumed() {
+    let home = skill::ready(CONFIG);
+    skill::allow(&home);
+    let hooks = skill::record_hooks(&home, &["Stop"]);
+    let gate = Gate::default();
+    let may_end = gate.clone();
+    let model = endpoint(move |request| match request.turns() {
+        0 => read(request),
+        1 if !request.first_user().contains("worker/2") => {
+            may_end.pass();
+            Reply::say("I have looked at the door.")
+        }
+        1 => run(request, "tick 1"),
+        2 => run(request, "finish 'Painted.'"),
+        _ => last_word(request),
+    });
+    let mut claude = host(&home, &model);
+    claude.say("/dispatch use opus to paint the door");
+    until(&mut claude, &home, "The worker has begun.");
+    gate.open();
+    until(&mut claude, &home, "The worker says: I have looked at the door.");
+    until(&mut claude, &home, "paint failed");
+    claude.say(GO_ON);
+    until(&mut claude, &home, "The worker has begun.");
+    until(&mut claude, &home, "The worker says: paint done");
+    quiet(&home);
+    assert!(claude.end(DEADLINE).success());
+
+    assert_eq!(
+        told(&model),
+        ["paint failed (0/1): \"the agent ended without finishing, or was never started\""]
+    );
+    assert_eq!(called(&model), ["Bash", "Agent", "Bash", "Agent"]);
+    // Those, and five without a call: begun, its end, the news, begun again, done.
+    assert_eq!(asked(&model, Seat::Host).len(), 9);
+    let agents = asked(&model, Seat::Agent);
+    let [first, second] = [&agents[0], &agents[agents.len() - 1]].map(|it| running(it));
+    assert_ne!(first, second);
+    assert_eq!(agents_at_stop(&hooks), [&first, "", "", &second, ""]);
+    assert_eq!(file(task(&home, "paint").join("plan.md")), "- [x] Paint door.txt in their colour\n");
+}
+
+#[test]
+fn one_that_was_answered_late_is_sent_a_message_and_finishes() {
+    let home = skill::ready(CONFIG);
+    skill::allow(&home);
+    let hooks = skill::record_hooks(&home, &["Stop"]);
+    let gate = Gate::default();
+    let may_block = gate.clone();
+    let model = endpoint(move |request| match request.turns() {
+        0 | 4 => read(request),
+        1 => ask(request, "Which colour?"),
+        2 => {
+            may_block.pass();
+            run(request, "block 1 'Which colour?'")
+        }
+        3 => Reply::say("Nobody told me the colour."),
+        5 => {
+            let answer = request.last_tool_results().join("\n");
+            assert!(answer.contains("The person answered: green"), "{answer}");
+            run(request, "tick 1 --note green")
+        }
+        6 => run(request, "finish 'It is green.'"),
+        _ => last_word(request),
+    });
+    let mut claude = host(&home, &model);
+    claude.say("/dispatch use opus to paint the door");
+    until(&mut claude, &home, "paint asks (001)");
+    gate.open();
+    until(&mut claude, &home, "The worker says: Nobody told me");
+    until(&mut claude, &home, "paint blocked");
+    claude.say(&format!("{REPLY}green"));
+    until(&mut claude, &home, "The worker has begun.");
+    until(&mut claude, &home, "The worker says: paint done");
+    quiet(&home);
+    assert!(claude.end(DEADLINE).success());
+
+    assert_eq!(
+        told(&model),
+        ["paint asks (001): \"Which colour?\"", "paint blocked (0/1): \"item 1: Which colour?\""]
+    );
+    assert_eq!(called(&model), ["Bash", "Agent", "Bash", "ToolSearch", "SendMessage"]);
+    // Those, and six without a call: begun, the question, its end, the news, sent, done.
+    assert_eq!(asked(&model, Seat::Host).len(), 11);
+    let agents = asked(&model, Seat::Agent);
+    assert!(agents.iter().all(|it| it.agent() == agents[0].agent()), "the same agent");
+    let agent = &running(&agents[0]);
+    assert_eq!(agents_at_stop(&hooks), [agent, agent, "", "", agent, ""]);
+    assert_eq!(
+        file(task(&home, "paint").join("plan.md")),
+        "- [x] Paint door.txt in their colour\n  Which colour?\n  green\n"
+    );
+}
