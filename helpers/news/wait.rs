@@ -243,6 +243,9 @@ impl Waiter {
         let mut news = Vec::new();
         for view in self.views(ids) {
             let mut events = super::events(view)?;
+            // Until its supervisor has ended too, it may go on at once. What is done is done.
+            let may_go_on = view.is_between_attempts() && view.state != State::Done;
+            events.retain(|event| !(event.is_end() && may_go_on));
             if self.host.is_some() {
                 events.retain(|event| !told_by_host_program(view, event));
             }
@@ -319,7 +322,7 @@ impl Seen {
             State::Running | State::Asking => true,
             // Its supervisor will start it.
             State::Waiting => !view.processes.is_empty(),
-            _ => false,
+            _ => view.is_between_attempts(),
         };
         self.view.as_ref().is_some_and(active)
     }

@@ -274,6 +274,11 @@ impl View {
         self.plan.items().get(index).map_or_else(String::new, |item| item.explanation(before))
     }
 
+    /// Whether its worker has ended and its supervisor has not: it ends too, or starts the next one.
+    pub fn is_between_attempts(&self) -> bool {
+        self.record.route == Route::Cli && self.exit.is_some() && !self.processes.is_empty()
+    }
+
     /// Whether an answer came for a worker that has ended without it, so that the task goes on.
     pub fn was_answered_late(&self) -> bool {
         let ended = matches!(self.state, State::Blocked | State::Failed | State::Incomplete);
