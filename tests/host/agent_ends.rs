@@ -111,7 +111,10 @@ fn one_that_ends_without_a_word_is_known_and_resumed() {
     let [first, second] = [&agents[0], &agents[agents.len() - 1]].map(|it| running(it));
     assert_ne!(first, second);
     assert_eq!(agents_at_stop(&hooks), [&first, "", "", &second, ""]);
-    assert_eq!(file(task(&home, "paint").join("plan.md")), "- [x] Paint door.txt in their colour\n");
+    assert_eq!(
+        file(task(&home, "paint").join("plan.md")),
+        "- [x] Paint door.txt in their colour\n"
+    );
 }
 
 #[test]

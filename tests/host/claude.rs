@@ -74,7 +74,8 @@ pub(crate) fn environment(home: &Path, model: &Model) -> Vec<(String, String)> {
 }
 
 fn arguments(options: &Options) -> Vec<&str> {
-    let mode = if options.mode.is_empty() { vec![] } else { vec!["--permission-mode", &options.mode] };
+    let mode =
+        if options.mode.is_empty() { vec![] } else { vec!["--permission-mode", &options.mode] };
     mode.into_iter().chain(options.more.iter().map(String::as_str)).collect()
 }
 

@@ -11,11 +11,12 @@ use serde_json::json;
 use super::{
     claude::{Claude, Options},
     model::{Model, Reply},
-    process::{Home, runs, wait_until, watches},
+    process::{Home, runs, wait_until},
     request::Request,
     skill,
     story::{
-        DEADLINE, Gate, Job, REPLY, Seat, ask, asked, dispatcher, file, quiet, run, task, told, until,
+        DEADLINE, Gate, Job, REPLY, Seat, ask, asked, dispatcher, file, quiet, run, task, told,
+        until, waiter,
     },
 };
 
@@ -62,13 +63,6 @@ fn worker(home: &Home) -> i32 {
     let identity = file(task(home, "paint").join("worker/1/identity"));
     let pid = identity.lines().find_map(|line| line.strip_prefix("pid: ")?.parse().ok());
     pid.unwrap_or_else(|| panic!("no pid in {identity}"))
-}
-
-/// The waiter of the host that runs now, once it waits.
-fn waiter(home: &Home) -> i32 {
-    wait_until(DEADLINE, "the host's waiter", || {
-        home.running("dispatch-monitor").into_iter().find(|pid| watches(*pid))
-    })
 }
 
 /// A new host takes over, answers, and hears the end. Returns the line that showed it the question.

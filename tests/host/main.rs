@@ -3,6 +3,7 @@
 //!
 //! `fetch.sh` installs the CLIs; `DISPATCH_HOSTS` names where. No account is needed.
 
+mod background;
 mod claude;
 mod codex;
 mod model;
@@ -18,4 +19,6 @@ mod failures;
 mod first_run;
 mod first_use;
 mod host_dies;
+mod late_answer;
+mod sessions;
 mod worktree;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{
     claude::Claude,
     model::{Model, Reply},
-    process::{Home, wait_until},
+    process::{Home, wait_until, watches},
     request::{Api, Request},
 };
 
@@ -175,9 +175,9 @@ fn send(request: &Request) -> Reply {
     Reply::call("SendMessage", call.next().expect("a call").expect("the call is JSON"))
 }
 
-/// The lines of news in a text, without their ids.
-fn news(text: &str) -> Vec<String> {
-    let line = Regex::new(r"(?m)^#[0-9a-f]{8} (.+) → ").expect("an expression");
+/// The lines of news in a text, without their ids; the tool that reads files numbers lines.
+pub(crate) fn news(text: &str) -> Vec<String> {
+    let line = Regex::new(r"(?m)^(?:[0-9]+\t)?#[0-9a-f]{8} (.+) → ").expect("an expression");
     line.captures_iter(text).map(|found| found[1].to_owned()).collect()
 }
 
@@ -257,6 +257,13 @@ pub(crate) fn until(claude: &mut Claude, home: &Home, text: &str) -> Vec<String>
 pub(crate) fn without_age(line: &str) -> String {
     let age = Regex::new(r"^([^:]+ \([0-9]+/[0-9]+), [0-9]+[smh]\)").expect("an expression");
     age.replace(line, "$1)").into_owned()
+}
+
+/// The waiter of the host that runs now, once it waits.
+pub(crate) fn waiter(home: &Home) -> i32 {
+    wait_until(DEADLINE, "the host's waiter", || {
+        home.running("dispatch-monitor").into_iter().find(|pid| watches(*pid))
+    })
 }
 
 /// Waits until no process of the helpers is left: nobody works, and nobody can wake the host.

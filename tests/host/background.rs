@@ -1,0 +1,156 @@
+//! Where the host has no hook: `dispatch-monitor` as a command in the background brings the news.
+
+use regex::Regex;
+use serde_json::json;
+
+use super::{
+    claude::{Claude, Options},
+    model::{Model, Reply},
+    process::Home,
+    request::Request,
+    skill,
+    story::{
+        DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, news, quiet, run, task,
+        told, until,
+    },
+};
+
+const CONFIG: &str = "
+default: opus
+backends: { claude: { route: ROUTE } }
+models: { opus: { backend: claude } }
+";
+
+const JOB: Job = Job { id: "paint", model: "opus", plan: "- [ ] Paint door.txt in their colour\n" };
+
+/// What a good model does without the hook: after a dispatch and after an answer it starts the
+/// monitor, and when that has ended it reads what it said.
+fn watcher(request: &Request) -> Reply {
+    let new = request.last_user();
+    let last = request.calls().pop().filter(|_| !request.last_tool_results().is_empty());
+    let monitors = |command: &str| command.ends_with("dispatch-monitor");
+    let begins = |command: &str| {
+        let agents = new.contains("make this Agent call now");
+        command.contains("dispatch-spawn") && !agents || command.contains("--answer")
+    };
+    match last.as_ref().map(|(name, input)| (name.as_str(), &input["command"])) {
+        Some(("Bash", command)) if command.as_str().is_some_and(begins) => monitor(request),
+        Some(("Agent", _)) => monitor(request),
+        Some(("Bash", command)) if command.as_str().is_some_and(monitors) => {
+            Reply::say("I shall hear of it.")
+        }
+        Some(("Read", _)) if new.contains("nothing is running") => {
+            Reply::say("Nothing is running.")
+        }
+        Some(("Read", _)) => Reply::say(news(&new).join("\n")),
+        None if new.contains("Background command \"News of paint\"") => {
+            let (_, path) = new.split_once("<output-file>").expect("where its output is");
+            let path = path.split("</output-file>").next();
+            Reply::call("Read", json!({ "file_path": path }))
+        }
+        _ => dispatcher(request, &[JOB]),
+    }
+}
+
+fn monitor(request: &Request) -> Reply {
+    let texts = request.texts().join("\n");
+    let bin = Regex::new(r#""([^"]+)/dispatch-spawn""#).expect("an expression");
+    let bin = &bin.captures(&texts).expect("the skill says where")[1];
+    let command = format!("{bin}/dispatch-monitor");
+    Reply::call(
+        "Bash",
+        json!({
+            "command": command, "description": "News of paint",
+            "run_in_background": true, "timeout": 7_200_000,
+        }),
+    )
+}
+
+/// The points where the worker waits for the host, so that every run is the same.
+#[derive(Clone, Default)]
+struct Gates {
+    ask: Gate,
+    go_on: Gate,
+    end: Gate,
+}
+
+/// What either kind of worker does.
+fn painter(request: &Request, gates: &Gates) -> Reply {
+    let result = request.last_tool_results().join("\n");
+    match request.turns() {
+        0 if request.is_agent() => {
+            let prompt = request.first_user();
+            let path = prompt.split_once("Read ").and_then(|(_, rest)| rest.split_once(" and do"));
+            Reply::call("Read", json!({ "file_path": path.expect("the prompt's path").0 }))
+        }
+        0 => Reply::shell(request, "true"),
+        1 => {
+            gates.ask.pass();
+            run(request, "ask 'Which colour?'")
+        }
+        2 => {
+            gates.go_on.pass();
+            run(request, &format!("tick 1 --note '{result}'"))
+        }
+        3 => run(request, "finish 'The door is painted.'"),
+        _ => {
+            gates.end.pass();
+            Reply::say(result.split(": ").last().unwrap_or_default())
+        }
+    }
+}
+
+/// The story of either route; the monitor's last words, when the worker has finished, are `last`.
+/// Returns the home that has to live on, and the endpoint.
+#[track_caller]
+fn live(route: &str, last: &str) -> (Home, Model) {
+    let home = skill::ready(&CONFIG.replace("ROUTE", route));
+    skill::allow(&home);
+    skill::without_hooks(&home, "hooks");
+    let gates = Gates::default();
+    let of_script = gates.clone();
+    let model = Model::start(move |request| match Seat::of(request) {
+        Seat::Host => watcher(request),
+        _ => painter(request, &of_script),
+    });
+    let options = Options::mode("acceptEdits");
+    let mut claude = Claude::stream(home.path(), &home.project(), &model, &options);
+    claude.say("/dispatch use opus to paint the door");
+    until(&mut claude, &home, "I shall hear of it.");
+    gates.ask.open();
+    until(&mut claude, &home, "paint asks (001)");
+    claude.say(&format!("{REPLY}green"));
+    until(&mut claude, &home, "I shall hear of it.");
+    gates.go_on.open();
+    until(&mut claude, &home, last);
+    gates.end.open();
+    if route == "agent" {
+        until(&mut claude, &home, "The worker says: The door is painted.");
+    }
+    quiet(&home);
+    assert!(claude.end(DEADLINE).success());
+    let plan = file(task(&home, "paint").join("plan.md"));
+    assert_eq!(plan, "- [x] Paint door.txt in their colour\n  green\n");
+    (home, model)
+}
+
+#[test]
+fn for_a_worker_of_its_own() {
+    let (_home, model) = live("cli", "paint done");
+    assert_eq!(
+        told(&model),
+        ["paint asks (001): \"Which colour?\"", "paint done (1/1): \"The door is painted.\""]
+    );
+    assert_eq!(called(&model), ["Bash", "Bash", "Read", "Bash", "Bash", "Read"]);
+    // Those, and four without a call: twice the monitor's start, twice news.
+    assert_eq!(asked(&model, Seat::Host).len(), 10);
+}
+
+#[test]
+fn for_an_agent_whose_end_the_host_program_tells() {
+    let (_home, model) = live("agent", "Nothing is running.");
+    assert_eq!(told(&model), ["paint asks (001): \"Which colour?\""]);
+    assert_eq!(called(&model), ["Bash", "Agent", "Bash", "Read", "Bash", "Bash", "Read"]);
+    // Those, and five without a call: twice the monitor's start, the question, its end, the agent's.
+    assert_eq!(asked(&model, Seat::Host).len(), 12);
+}

@@ -1,0 +1,246 @@
+//! What happens to a session while its worker works: it is resumed, cleared, interrupted, or not
+//! alone; or its model heeds nothing.
+
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+
+use super::{
+    claude::{Claude, Options, Terminal},
+    model::{Model, Reply},
+    process::Home,
+    request::Request,
+    skill,
+    story::{
+        DEADLINE, GO_ON, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, task,
+        told, told_in, until, waiter,
+    },
+};
+
+const CONFIG: &str = "
+default: opus
+backends: { claude: { route: cli } }
+models: { opus: { backend: claude } }
+";
+
+const PAINT: Job = Job { id: "paint", model: "opus", plan: "- [ ] Paint it in their colour\n" };
+
+const ASKED: &str = "paint asks (001): \"Which colour?\"";
+
+const DONE: &str = "paint done (1/1): \"It is painted.\"";
+
+const SESSION: &str = "11111111-2222-4333-8444-555555555555";
+
+/// The points where the worker waits for the host, so that every run is the same.
+#[derive(Clone, Default)]
+struct Gates {
+    ask: Gate,
+    end: Gate,
+}
+
+/// A home, and an endpoint.
+fn ready(host: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> (Home, Model, Gates) {
+    let home = skill::ready(CONFIG);
+    skill::allow(&home);
+    let gates = Gates::default();
+    let of_script = gates.clone();
+    let model = Model::start(move |request| match Seat::of(request) {
+        Seat::Host => host(request),
+        _ => painter(request, &of_script),
+    });
+    (home, model, gates)
+}
+
+fn painter(request: &Request, gates: &Gates) -> Reply {
+    match request.turns() {
+        0 => {
+            gates.ask.pass();
+            run(request, "ask 'Which colour?'")
+        }
+        1 => {
+            let answer = request.last_tool_results().join("\n");
+            run(request, &format!("tick 1 --note '{answer}'"))
+        }
+        2 => {
+            gates.end.pass();
+            run(request, "finish 'It is painted.'")
+        }
+        _ => Reply::say("That is all."),
+    }
+}
+
+fn start(home: &Home, model: &Model, more: &[&str]) -> Claude {
+    let options = Options::mode("acceptEdits").with(more);
+    Claude::stream(home.path(), &home.project(), model, &options)
+}
+
+fn screen(home: &Home, model: &Model) -> Terminal {
+    let options = Options::mode("acceptEdits");
+    let terminal = Terminal::start(home.path(), &home.project(), model, &options);
+    terminal.wait_screen(DEADLINE, |screen| screen.contains('❯'));
+    terminal
+}
+
+#[track_caller]
+fn is_painted(home: &Home, id: &str) {
+    let plan = file(task(home, id).join("plan.md"));
+    assert_eq!(plan, "- [x] Paint it in their colour\n  green\n");
+}
+
+#[test]
+fn resumed_it_hears_again_what_was_asked_and_then_the_end() {
+    let (home, model, gates) = ready(|request| dispatcher(request, &[PAINT]));
+    let mut claude = start(&home, &model, &["--session-id", SESSION]);
+    claude.say("/dispatch use opus to paint it");
+    until(&mut claude, &home, "Dispatched paint.");
+    gates.ask.open();
+    until(&mut claude, &home, "paint asks (001)");
+    claude.kill(Signal::SIGTERM);
+    claude.wait_end(DEADLINE);
+
+    let mut claude = start(&home, &model, &["--resume", SESSION]);
+    claude.say("/dispatch");
+    until(&mut claude, &home, "paint asks (001)");
+    claude.say(&format!("{REPLY}green"));
+    until(&mut claude, &home, "Passed on: ");
+    gates.end.open();
+    until(&mut claude, &home, "paint done");
+    quiet(&home);
+    assert!(claude.end(DEADLINE).success());
+
+    is_painted(&home, "paint");
+    assert_eq!(told(&model), [ASKED, &format!("(said before) {ASKED}"), DONE]);
+    assert_eq!(called(&model), ["Bash", "Bash"]);
+    // Those, and five without a call: dispatched, three times news, passed on.
+    assert_eq!(asked(&model, Seat::Host).len(), 7);
+}
+
+#[test]
+fn cleared_it_still_hears_once_and_after_the_next_dispatch_always() {
+    let (home, model, gates) = ready(|request| dispatcher(request, &[PAINT]));
+    let terminal = screen(&home, &model);
+    terminal.line("/dispatch use opus to paint it");
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("Dispatched paint."));
+    waiter(&home);
+    terminal.line("/clear");
+    terminal.wait_screen(DEADLINE, |screen| !screen.contains("Dispatched paint."));
+    gates.ask.open();
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("paint asks (001)"));
+    // The skill's hook has gone with the conversation; the waiter of before was the last.
+    terminal.line(&format!("{REPLY}green"));
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("Passed on: "));
+    terminal.line("/dispatch");
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("Dispatch is ready."));
+    gates.end.open();
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("paint done"));
+    quiet(&home);
+    is_painted(&home, "paint");
+    assert_eq!(told(&model), [ASKED, DONE]);
+    assert_eq!(called(&model), ["Bash"], "since /clear");
+    // Both calls, and what follows: dispatched, the question, passed on, ready, the end.
+    assert_eq!(asked(&model, Seat::Host).len(), 7);
+}
+
+#[test]
+fn interrupted_it_hears_at_the_next_word() {
+    let busy = Gate::default();
+    let still_busy = busy.clone();
+    let (home, model, gates) = ready(move |request| {
+        if request.last_user().contains("Are you there?") {
+            return Reply::say("I am.");
+        }
+        if request.turns() == 1 {
+            // The end of the turn in which it dispatched never comes.
+            still_busy.pass();
+            return Reply::Drop;
+        }
+        dispatcher(request, &[PAINT])
+    });
+    let terminal = screen(&home, &model);
+    terminal.line("/dispatch use opus to paint it");
+    terminal.wait_screen(DEADLINE, |_| asked(&model, Seat::Host).len() == 2);
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("esc to interrupt"));
+    terminal.key("Escape");
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("Interrupted"));
+    terminal.line("Are you there?");
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("I am."));
+    waiter(&home);
+    gates.ask.open();
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("paint asks (001)"));
+    terminal.line(&format!("{REPLY}green"));
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("Passed on: "));
+    gates.end.open();
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("paint done"));
+    busy.open();
+    quiet(&home);
+    is_painted(&home, "paint");
+    assert_eq!(told(&model), [ASKED, DONE]);
+    assert_eq!(called(&model), ["Bash", "Bash"]);
+    // Those, and five without a call: the interrupted one, I am, twice news, passed on.
+    assert_eq!(asked(&model, Seat::Host).len(), 7);
+}
+
+#[test]
+fn two_of_them_in_one_project_hear_each_its_own() {
+    const JOBS: [Job; 2] = [Job { id: "door", ..PAINT }, Job { id: "wall", ..PAINT }];
+    fn job(request: &Request) -> &'static Job {
+        &JOBS[usize::from(!request.first_user().contains("the door"))]
+    }
+    let (home, model, gates) =
+        ready(|request| dispatcher(request, std::slice::from_ref(job(request))));
+    let mut hosts = [start(&home, &model, &[]), start(&home, &model, &[])];
+    for (claude, job) in hosts.iter_mut().zip(&JOBS) {
+        claude.say(&format!("/dispatch use opus to paint the {}", job.id));
+        until(claude, &home, &format!("Dispatched {}.", job.id));
+    }
+    gates.ask.open();
+    for (claude, job) in hosts.iter_mut().zip(&JOBS) {
+        until(claude, &home, &format!("{} asks (001)", job.id));
+    }
+    gates.end.open();
+    for (claude, job) in hosts.iter_mut().zip(&JOBS) {
+        claude.say(&format!("{REPLY}green"));
+        until(claude, &home, &format!("Passed on: {}/001", job.id));
+        until(claude, &home, &format!("{} done", job.id));
+    }
+    quiet(&home);
+    for (mut claude, own) in hosts.into_iter().zip(&JOBS) {
+        assert!(claude.end(DEADLINE).success());
+        is_painted(&home, own.id);
+        let mut asked = asked(&model, Seat::Host);
+        asked.retain(|request: &Arc<Request>| job(request).id == own.id);
+        let own = |line: &str| line.replace("paint ", &format!("{} ", own.id));
+        assert_eq!(told_in(&asked), [own(ASKED), own(DONE)]);
+        // Two calls, and four without: dispatched, the question, passed on, the end.
+        assert_eq!(asked.len(), 6);
+    }
+}
+
+#[test]
+fn one_that_heeds_nothing_and_whose_transcript_is_nowhere_is_woken_once_for_each_news() {
+    let (home, model, gates) = ready(|request| match request.turns() {
+        0 | 1 => dispatcher(request, &[PAINT]),
+        _ => Reply::say("Hm."),
+    });
+    // Neither the transcript nor the next prompt tells what the model was shown.
+    skill::without_hooks(&home, "  StopFailure");
+    let mut claude = start(&home, &model, &["--no-session-persistence"]);
+    claude.say("/dispatch use opus to paint it");
+    until(&mut claude, &home, "Dispatched paint.");
+    gates.ask.open();
+    until(&mut claude, &home, "Hm.");
+    for _ in 0..3 {
+        // Each of its turns ends with a new waiter, which could tell it again.
+        waiter(&home);
+        claude.say(GO_ON);
+        until(&mut claude, &home, "Hm.");
+    }
+    waiter(&home);
+
+    assert_eq!(told(&model), [ASKED]);
+    let ledger = file(task(&home, "paint").join("news"));
+    assert!(ledger.contains("delivered") && !ledger.contains("acknowledged"), "{ledger}");
+    assert_eq!(called(&model), ["Bash"]);
+    // That, dispatched, the question, and three times the user.
+    assert_eq!(asked(&model, Seat::Host).len(), 6);
+}
