@@ -3,11 +3,12 @@
 use std::{
     io::Write,
     process::{Command, Stdio},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use regex::Regex;
-use serde_json::{Value, json};
+use serde_json::json;
 use snapbox::str;
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
     process::{Home, wait_until},
     request::Request,
     skill,
-    story::{DEADLINE, run, task},
+    story::{DEADLINE, Gate, run, task},
 };
 
 const CONFIG: &str = "
@@ -41,38 +42,54 @@ impl Try {
         Self { model, access: "write", subscriber: false }
     }
 
-    /// Dispatches a task and says what it is in the end: its state, and why.
+    /// Dispatches a task and says how the end of its worker is told.
     fn ends(&self, script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> String {
         let home = skill::ready(CONFIG);
         let model = Model::start(script);
-        codex::configure(home.path(), &model);
-        self.run(
-            &home,
-            &model,
-            env!("CARGO_BIN_EXE_dispatch-spawn"),
-            &["x", "--model", self.model, "--access", self.access, "--plan", "-"],
-            "# Title\n- [ ] Run the tests\n",
-        );
-        let exit = task(&home, "x").join("worker/1/exit");
-        wait_until(DEADLINE, "the worker ends", || exit.exists().then_some(()));
-        let show = env!("CARGO_BIN_EXE_dispatch-reconcile");
-        let shown = self.run(&home, &model, show, &["show", "x", "--json"], "");
-        let shown: Value = serde_json::from_str(&shown).expect("JSON");
+        self.spawn(&home, &model, "# Title\n- [ ] Run the tests\n");
+        self.wait_for(&home, "exit");
+        self.news(&home, &model)
+    }
+
+    fn spawn(&self, home: &Home, model: &Model, plan: &str) {
+        codex::configure(home.path(), model);
+        let program = env!("CARGO_BIN_EXE_dispatch-spawn");
+        let arguments = ["x", "--model", self.model, "--access", self.access, "--plan", "-"];
+        self.run(home, model, program, &arguments, plan);
+    }
+
+    /// Waits until that is recorded of the attempt.
+    fn wait_for(&self, home: &Home, what: &str) {
+        let record = task(home, "x").join("worker/1").join(what);
+        wait_until(DEADLINE, &format!("the worker's {what}"), || record.exists().then_some(()));
+    }
+
+    /// The task's news up to that of its worker's end or silence, without what differs from run to
+    /// run.
+    fn news(&self, home: &Home, model: &Model) -> String {
+        let monitor = env!("CARGO_BIN_EXE_dispatch-monitor");
+        let monitor = || self.run(home, model, monitor, &["x", "--timeout", "10s"], "");
+        let mut news = monitor();
+        if news.lines().all(|line| line.contains(" x says: ")) {
+            news.push_str(&monitor());
+        }
         let changes = [
             ("[0-9]{4}-[0-9T:-]+Z|[0-9]+:[0-9]{2} ?[APap][Mm]( \\([A-Za-z/_]+\\))?", "TIME"),
-            (r"https?://[^ ,)]+", "PAGE"),
+            ("https?://[^ ,)\"\n]+", "PAGE"),
+            ("#[0-9a-f]{8}", "#ID"),
+            (r"(\([0-9]/[0-9]), [0-9]+[sm]\)", "$1, AGE)"),
+            ("[^ ]+/dispatch-", "dispatch-"),
         ];
-        let text = |key: &str| shown[key].as_str().unwrap_or_default().to_owned();
-        let because = changes.into_iter().fold(text("because"), |text, (what, name)| {
+        changes.into_iter().fold(news.trim_end().into(), |text, (what, name)| {
             Regex::new(what).expect("an expression").replace_all(&text, name).into_owned()
-        });
-        format!("{}: {because}", text("state"))
+        })
     }
 
     fn run(&self, home: &Home, model: &Model, program: &str, args: &[&str], input: &str) -> String {
         let mut command = Command::new(program);
         command.args(args).current_dir(home.project()).env_clear();
         command.envs(environment(home.path(), model)).env("CLAUDE_CODE_MAX_RETRIES", "0");
+        command.env("DISPATCH_SILENT_MS", "1000");
         if self.subscriber {
             command.env_remove("ANTHROPIC_API_KEY").env("CLAUDE_CODE_OAUTH_TOKEN", "dummy-token");
         }
@@ -109,8 +126,14 @@ fn works(request: &Request) -> Reply {
 
 #[test]
 fn a_worker_that_works_is_done() {
-    shows(Try::of(CLAUDE).ends(works), str!["done: "]);
-    shows(Try::of(CODEX).ends(works), str!["done: "]);
+    shows(
+        Try::of(CLAUDE).ends(works),
+        str![[r##"#ID x done (1/1, AGE): "They pass." → tell the user"##]],
+    );
+    shows(
+        Try::of(CODEX).ends(works),
+        str![[r##"#ID x done (1/1, AGE): "They pass." → tell the user"##]],
+    );
 }
 
 #[test]
@@ -118,11 +141,15 @@ fn a_key_that_is_not_taken() {
     let answer = |_: &Request| Reply::error(401, "authentication_error", "invalid key");
     shows(
         Try::of(CLAUDE).ends(answer),
-        str!["failed: not logged in: Failed to authenticate. API Error: 401 invalid key"],
+        str![[
+            r##"#ID x failed (0/1, AGE): "not logged in: Failed to authenticate. API Error: 401 invalid key" → the user must log in (claude auth login); then dispatch-spawn x --resume"##
+        ]],
     );
     shows(
         Try::of(CODEX).ends(answer),
-        str!["failed: not logged in: unexpected status 401 Unauthorized: invalid key, url: PAGE"],
+        str![[
+            r##"#ID x failed (0/1, AGE): "not logged in: unexpected status 401 Unauthorized: invalid key, url: PAGE" → the user must log in (codex login); then dispatch-spawn x --resume"##
+        ]],
     );
 }
 
@@ -143,7 +170,9 @@ fn a_limit_whose_end_is_stated() {
     };
     shows(
         Try { subscriber: true, ..Try::of(CLAUDE) }.ends(claudes),
-        str!["waiting: rate limit, until TIME: You've hit your 5-hour limit · resets TIME"],
+        str![[
+            r##"#ID x parked (0/1): "rate limit, until TIME: You've hit your 5-hour limit · resets TIME" → tell the user; it goes on by itself"##
+        ]],
     );
     let codexs = |_: &Request| Reply::Error {
         status: 429,
@@ -155,9 +184,9 @@ fn a_limit_whose_end_is_stated() {
     };
     shows(
         Try::of(CODEX).ends(codexs),
-        str![
-            "waiting: rate limit, until TIME: You've hit your usage limit. Upgrade to Pro (PAGE), visit PAGE to purchase more credits or try again at TIME."
-        ],
+        str![[
+            r##"#ID x parked (0/1): "rate limit, until TIME: You've hit your usage limit. Upgrade to Pro (PAGE), visit PAGE to purchase more credits or try again at TIME." → tell the user; it goes on by itself"##
+        ]],
     );
 }
 
@@ -166,15 +195,15 @@ fn a_limit_of_which_nothing_is_said() {
     let answer = |_: &Request| Reply::error(429, "rate_limit_error", "too many requests");
     shows(
         Try::of(CLAUDE).ends(answer),
-        str![
-            "waiting: rate limit, tries again at TIME: API Error: Request rejected (429) · too many requests"
-        ],
+        str![[
+            r##"#ID x parked (0/1): "rate limit, tries again at TIME: API Error: Request rejected (429) · too many requests" → tell the user; it goes on by itself"##
+        ]],
     );
     shows(
         Try::of(CODEX).ends(answer),
-        str![
-            "waiting: rate limit, tries again at TIME: exceeded retry limit, last status: 429 Too Many Requests"
-        ],
+        str![[
+            r##"#ID x parked (0/1): "rate limit, tries again at TIME: exceeded retry limit, last status: 429 Too Many Requests" → tell the user; it goes on by itself"##
+        ]],
     );
 }
 
@@ -186,15 +215,16 @@ fn a_model_that_nobody_knows() {
     };
     shows(
         Try::of(CLAUDE).ends(answer),
-        str![
-            "failed: no such model: There's an issue with the selected model (claude-opus-5-5). It may not exist or you may not have access to it. Run --model to pick a different model."
-        ],
+        str![[r##"
+#ID x says: "claude refused the model claude-opus-5: it works with its own" → tell the user
+#ID x failed (0/1, AGE): "no such model: There's an issue with the selected model (claude-opus-5-5). It may not exist or you may not have access to it. Run --model to pick a different model." → ask the user which model instead; dispatch-spawn x --resume --model NAME
+"##]],
     );
     shows(
         Try::of(CODEX).ends(answer),
-        str![
-            "failed: no such model: unexpected status 404 Not Found: The model `gpt-5.5` does not exist, url: PAGE"
-        ],
+        str![[
+            r##"#ID x failed (0/1, AGE): "no such model: unexpected status 404 Not Found: The model `gpt-5.5` does not exist, url: PAGE" → ask the user which model instead; dispatch-spawn x --resume --model NAME"##
+        ]],
     );
 }
 
@@ -202,13 +232,15 @@ fn a_model_that_nobody_knows() {
 fn a_connection_that_is_dropped() {
     shows(
         Try::of(CLAUDE).ends(|_| Reply::Drop),
-        str![
-            "failed: no connection: API Error: Connection dropped (ECONNRESET). Check the gateway set in ANTHROPIC_BASE_URL, then try again."
-        ],
+        str![[
+            r##"#ID x failed (0/1, AGE): "no connection: API Error: Connection dropped (ECONNRESET). Check the gateway set in ANTHROPIC_BASE_URL, then try again." → tell the user and ask; when the network is back, dispatch-spawn x --resume"##
+        ]],
     );
     shows(
         Try::of(CODEX).ends(|_| Reply::Drop),
-        str!["failed: no connection: stream disconnected before completion: error sending request"],
+        str![[
+            r##"#ID x failed (0/1, AGE): "no connection: stream disconnected before completion: error sending request" → tell the user and ask; when the network is back, dispatch-spawn x --resume"##
+        ]],
     );
 }
 
@@ -219,5 +251,63 @@ fn what_claude_may_not_do() {
         0 => Reply::shell(request, "cargo test"),
         _ => Reply::say("I may not run them."),
     });
-    shows(ends, str!["failed: denied: Bash: cargo test"]);
+    shows(
+        ends,
+        str![[
+            r##"#ID x failed (0/1, AGE): "denied: Bash: cargo test" → tell the user and ask; dispatch-spawn x --resume --access full lets it do anything"##
+        ]],
+    );
+}
+
+#[test]
+fn a_model_that_never_answers() {
+    let silent = |worker: &'static str| {
+        let home = skill::ready(CONFIG);
+        let gate = Gate::default();
+        let hangs = gate.clone();
+        let model = Model::start(move |_| {
+            hangs.pass();
+            Reply::Drop
+        });
+        let worker = Try::of(worker);
+        worker.spawn(&home, &model, "# Title\n- [ ] Run the tests\n");
+        worker.wait_for(&home, "silent");
+        let news = worker.news(&home, &model);
+        let stop = env!("CARGO_BIN_EXE_dispatch-reconcile");
+        let stopped = worker.run(&home, &model, stop, &["stop", "x"], "");
+        assert_eq!(home.processes(), [0; 0], "{stopped}");
+        gate.open();
+        format!("{news}\n{}", stopped.trim_end())
+    };
+    shows(
+        silent(CLAUDE),
+        str![[r##"
+#ID x silent (0/1): "no sign of life since TIME" → tell the user; dispatch-reconcile stop x ends it
+x stopped
+"##]],
+    );
+    shows(
+        silent(CODEX),
+        str![[r##"
+#ID x silent (0/1): "no sign of life since TIME" → tell the user; dispatch-reconcile stop x ends it
+x stopped
+"##]],
+    );
+}
+
+#[test]
+fn a_million_characters_of_context_reach_the_model() {
+    let context: String = (0..100_000).map(|n| format!("{n:06} ä\n")).collect();
+    let context = &format!("{context}{}", ".".repeat(1_000_000 - context.chars().count()));
+    for worker in [CLAUDE, CODEX] {
+        let home = skill::ready(CONFIG);
+        let model = Model::start(works);
+        let worker = Try::of(worker);
+        let plan = format!("# Title\n- [ ] Run the tests\n\n## Context\n{context}\n");
+        worker.spawn(&home, &model, &plan);
+        worker.wait_for(&home, "exit");
+        let requests = model.requests();
+        let whole = |request: &&Arc<Request>| request.first_user().contains(context);
+        assert_eq!(requests.iter().filter(whole).count(), 4, "in each of its requests");
+    }
 }
