@@ -306,6 +306,9 @@ fn answer(project: &Project, target: &str, text: &str) -> Result<Exit> {
         return Err(Refusal::new(Exit::Data, what).place(place).into());
     };
     let text = some_text(text, "the answer")?;
+    let before = task.view()?;
+    // An orphaned call of a dead worker may take the answer before it is looked at again.
+    let over = before.state.ended() && !before.is_alive();
     let posted = {
         // A resume, which passes answers on, comes before this or after.
         let _lock = task.lock()?;
@@ -324,12 +327,12 @@ fn answer(project: &Project, target: &str, text: &str) -> Result<Exit> {
         supervise::go_on_if_answered(&task.view()?);
         return Err(refusal);
     }
-    say(format!("{id}/{} answered{}", question.name, goes_on(&task)?));
+    say(format!("{id}/{} answered{}", question.name, goes_on(&task, over)?));
     Ok(Exit::Ok)
 }
 
-/// What becomes of a task whose question was just answered.
-fn goes_on(task: &Task) -> Result<String> {
+/// What becomes of a task whose question was just answered; whether it was `over` before.
+fn goes_on(task: &Task, over: bool) -> Result<String> {
     crash::point("answer", "posted");
     let view = task.view()?;
     Ok(match view.record.route {
@@ -337,7 +340,7 @@ fn goes_on(task: &Task) -> Result<String> {
             Started::Running => ", its worker had ended and is started again".into(),
             Started::Waiting(wait) => format!(", its worker had ended and waits {wait}"),
         },
-        Route::Agent if view.was_answered_late() => {
+        Route::Agent if over || view.was_answered_late() => {
             format!("; its agent has ended: {}", agent::go_on(task, &view.record)?)
         }
         _ if view.state == State::Stopped => {

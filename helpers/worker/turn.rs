@@ -158,7 +158,7 @@ fn standing(
         view.record.route == Route::Agent || view.exit.is_some() || view.processes.is_empty();
     Ok(match view.state {
         State::Done if over => Standing::Done,
-        _ if view.is_between_attempts() => Standing::Open,
+        _ if view.is_between_attempts() && view.unread_answer => Standing::Open,
         State::Failed => Standing::Held("failed".into()),
         State::Stopped => Standing::Held("was stopped".into()),
         State::Blocked => Standing::Held("is blocked".into()),

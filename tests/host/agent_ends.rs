@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{
@@ -167,4 +168,44 @@ fn one_that_was_answered_late_is_sent_a_message_and_finishes() {
         file(task(&home, "paint").join("plan.md")),
         "- [x] Paint door.txt in their colour\n  Which colour?\n  green\n"
     );
+}
+
+#[test]
+fn one_whose_host_was_killed_while_it_waited_is_followed_by_another_with_the_answer() {
+    let home = skill::ready(&CONFIG.replace("patience: 0\n", ""));
+    skill::allow(&home);
+    let model = endpoint(|request| match request.turns() {
+        0 => read(request),
+        1 if !request.first_user().contains("worker/2") => ask(request, "Which colour?"),
+        1 => {
+            let prompt = request.last_tool_results().join("\n");
+            assert!(prompt.contains("The person answered: green"), "{prompt}");
+            run(request, "tick 1 --note green")
+        }
+        2 => run(request, "finish 'It is green.'"),
+        _ => last_word(request),
+    });
+    let mut claude = host(&home, &model);
+    claude.say("/dispatch use opus to paint the door");
+    until(&mut claude, &home, "paint asks (001)");
+    claude.kill(Signal::SIGKILL);
+    claude.wait_end(DEADLINE);
+
+    let mut claude = host(&home, &model);
+    claude.say("/dispatch");
+    until(&mut claude, &home, "paint asks (001)");
+    claude.say(&format!("{REPLY}green"));
+    until(&mut claude, &home, "The worker has begun.");
+    until(&mut claude, &home, "The worker says: paint done");
+    quiet(&home);
+    assert!(claude.end(DEADLINE).success());
+
+    let plan = file(task(&home, "paint").join("plan.md"));
+    assert_eq!(plan, "- [x] Paint door.txt in their colour\n  green\n");
+    let asked_at_first = "paint asks (001): \"Which colour?\"";
+    let again = format!("(said before) {asked_at_first}");
+    assert_eq!(told(&model), [asked_at_first, &again, "paint blocked (0/1)"]);
+    assert_eq!(called(&model), ["Bash", "Agent"], "of the second host");
+    // Two calls and two without, in the first; in the second also the end.
+    assert_eq!(asked(&model, Seat::Host).len(), 9);
 }

@@ -4,7 +4,7 @@ use regex::Regex;
 use serde_json::json;
 
 use super::{
-    claude::{Claude, Options},
+    claude::{Claude, Options, Terminal},
     model::{Model, Reply},
     process::Home,
     request::Request,
@@ -100,10 +100,8 @@ fn painter(request: &Request, gates: &Gates) -> Reply {
     }
 }
 
-/// The story of either route; the monitor's last words, when the worker has finished, are `last`.
-/// Returns the home that has to live on, and the endpoint.
-#[track_caller]
-fn live(route: &str, last: &str) -> (Home, Model) {
+/// A home without the hook, and the endpoint.
+fn ready(route: &str) -> (Home, Model, Gates) {
     let home = skill::ready(&CONFIG.replace("ROUTE", route));
     skill::allow(&home);
     skill::without_hooks(&home, "hooks");
@@ -113,6 +111,14 @@ fn live(route: &str, last: &str) -> (Home, Model) {
         Seat::Host => watcher(request),
         _ => painter(request, &of_script),
     });
+    (home, model, gates)
+}
+
+/// The story of either route; the monitor's last words, when the worker has finished, are `last`.
+/// Returns the home that has to live on, and the endpoint.
+#[track_caller]
+fn live(route: &str, last: &str) -> (Home, Model) {
+    let (home, model, gates) = ready(route);
     let options = Options::mode("acceptEdits");
     let mut claude = Claude::stream(home.path(), &home.project(), &model, &options);
     claude.say("/dispatch use opus to paint the door");
@@ -129,26 +135,54 @@ fn live(route: &str, last: &str) -> (Home, Model) {
     }
     quiet(&home);
     assert!(claude.end(DEADLINE).success());
-    let plan = file(task(&home, "paint").join("plan.md"));
-    assert_eq!(plan, "- [x] Paint door.txt in their colour\n  green\n");
     (home, model)
+}
+
+/// What is true after the story of a worker of its own.
+#[track_caller]
+fn check_own(home: &Home, model: &Model) {
+    let plan = file(task(home, "paint").join("plan.md"));
+    assert_eq!(plan, "- [x] Paint door.txt in their colour\n  green\n");
+    assert_eq!(
+        told(model),
+        ["paint asks (001): \"Which colour?\"", "paint done (1/1): \"The door is painted.\""]
+    );
+    assert_eq!(called(model), ["Bash", "Bash", "Read", "Bash", "Bash", "Read"]);
+    // Those, and four without a call: twice the monitor's start, twice news.
+    assert_eq!(asked(model, Seat::Host).len(), 10);
 }
 
 #[test]
 fn for_a_worker_of_its_own() {
-    let (_home, model) = live("cli", "paint done");
-    assert_eq!(
-        told(&model),
-        ["paint asks (001): \"Which colour?\"", "paint done (1/1): \"The door is painted.\""]
-    );
-    assert_eq!(called(&model), ["Bash", "Bash", "Read", "Bash", "Bash", "Read"]);
-    // Those, and four without a call: twice the monitor's start, twice news.
-    assert_eq!(asked(&model, Seat::Host).len(), 10);
+    let (home, model) = live("cli", "paint done");
+    check_own(&home, &model);
+}
+
+#[test]
+fn for_a_worker_of_its_own_on_the_screen() {
+    let (home, model, gates) = ready("cli");
+    let options = Options::mode("acceptEdits");
+    let terminal = Terminal::start(home.path(), &home.project(), &model, &options);
+    terminal.wait_screen(DEADLINE, |screen| screen.contains('❯'));
+    terminal.line("/dispatch use opus to paint the door");
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("I shall hear of it."));
+    gates.ask.open();
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("paint asks (001)"));
+    terminal.line(&format!("{REPLY}green"));
+    let twice = |screen: &str| screen.matches("I shall hear of it.").count() == 2;
+    terminal.wait_screen(DEADLINE, twice);
+    gates.go_on.open();
+    terminal.wait_screen(DEADLINE, |screen| screen.contains("paint done"));
+    gates.end.open();
+    quiet(&home);
+    check_own(&home, &model);
 }
 
 #[test]
 fn for_an_agent_whose_end_the_host_program_tells() {
-    let (_home, model) = live("agent", "Nothing is running.");
+    let (home, model) = live("agent", "Nothing is running.");
+    let plan = file(task(&home, "paint").join("plan.md"));
+    assert_eq!(plan, "- [x] Paint door.txt in their colour\n  green\n");
     assert_eq!(told(&model), ["paint asks (001): \"Which colour?\""]);
     assert_eq!(called(&model), ["Bash", "Agent", "Bash", "Read", "Bash", "Bash", "Read"]);
     // Those, and five without a call: twice the monitor's start, the question, its end, the agent's.

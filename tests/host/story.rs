@@ -101,7 +101,9 @@ pub(crate) fn dispatcher(request: &Request, jobs: &[Job]) -> Reply {
         let (name, input) = request.calls().pop().expect("a result has a call");
         let command = input["command"].as_str().unwrap_or_default();
         return match name.as_str() {
-            "Bash" if command.contains("dispatch-spawn") => after_spawn(&results, jobs),
+            "Bash" if command.contains("dispatch-spawn") || results.contains(START) => {
+                after_spawn(&results, jobs)
+            }
             "Bash" if results.contains(SEND) => send(request),
             "Bash" => Reply::say(format!("Passed on: {results}")),
             "ToolSearch" => send(request),
@@ -152,7 +154,7 @@ pub(crate) fn spawn(request: &Request, jobs: &[Job]) -> Reply {
 }
 
 fn after_spawn(results: &str, jobs: &[Job]) -> Reply {
-    let calls = results.lines().filter_map(|line| line.split_once("make this Agent call now: "));
+    let calls = results.lines().filter_map(|line| line.split_once(START));
     let calls = calls.map(|(_, call)| {
         Reply::call("Agent", serde_json::from_str(call).expect("the call is JSON"))
     });
@@ -160,6 +162,9 @@ fn after_spawn(results: &str, jobs: &[Job]) -> Reply {
     let dispatched = || Reply::say(format!("Dispatched {}.", ids.join(" and ")));
     calls.reduce(Reply::and).unwrap_or_else(dispatched)
 }
+
+/// What stands before the call by which an agent is started.
+const START: &str = "make this Agent call now: ";
 
 /// What stands before the call by which an agent is sent a message.
 const SEND: &str = "make this SendMessage call now (ToolSearch finds it): ";
