@@ -306,9 +306,9 @@ fn answer(project: &Project, target: &str, text: &str) -> Result<Exit> {
         return Err(Refusal::new(Exit::Data, what).place(place).into());
     };
     let text = some_text(text, "the answer")?;
-    let before = task.view()?;
     // An orphaned call of a dead worker may take the answer before it is looked at again.
-    let over = before.state.ended() && !before.is_alive();
+    let before = task.view()?.state;
+    let over = before.ended() && before != State::Done;
     let posted = {
         // A resume, which passes answers on, comes before this or after.
         let _lock = task.lock()?;
