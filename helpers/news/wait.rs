@@ -189,6 +189,22 @@ impl Waiter {
         Ok(all)
     }
 
+    /// What was told before and perhaps never heard, beside this news: it is no reason to wake the
+    /// host, and is said again when there is one.
+    pub fn unheard(&self, news: &[Event]) -> Result<Vec<Event>> {
+        let mut unheard = Vec::new();
+        for view in self.seen.values().filter_map(|seen| seen.view.as_ref()) {
+            let mut told = ledger::read(&view.task)?;
+            let is_news = |id: &String| news.iter().any(|event| event.id == *id);
+            told.retain(|id, standing| *standing == Standing::Delivered && !is_news(id));
+            if !told.is_empty() {
+                let events = super::events(view)?.into_iter();
+                unheard.extend(events.filter(|event| told.contains_key(&event.id)));
+            }
+        }
+        Ok(unheard)
+    }
+
     /// Reads again what changed, and says which tasks were read. A task that cannot be read is left
     /// to `dispatch-reconcile`, which says why.
     fn refresh(&mut self, look: Look) -> Vec<TaskId> {

@@ -30,6 +30,7 @@ mod plan_lock;
 mod prompt;
 mod resume;
 mod sequence;
+mod simulation;
 mod skill;
 mod supervision;
 mod support;

@@ -46,7 +46,8 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     files::remove_leftovers(&project.tasks_dir());
     let mut views: Vec<View> = project.tasks().iter().filter_map(|task| task.view().ok()).collect();
     views.sort_by_key(|view| view.state);
-    let mut told = Vec::new();
+    // Tasks without news come last, so that they never keep news out.
+    let (mut told, mut quiet) = (Vec::new(), Vec::new());
     for view in &views {
         let _ = supervise::record_unknown_end(view);
         supervise::go_on_if_answered(view);
@@ -66,7 +67,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         }
         if open.is_empty() || !mine {
             let whose = if mine { "" } else { " (another session's)" };
-            lines.push(format!("{}{whose}", status_line(view)));
+            quiet.push(format!("{}{whose}", status_line(view)));
             continue;
         }
         for event in open {
@@ -84,12 +85,20 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             }
         }
     }
+    lines.extend(quiet);
     if let Some(line) = unheard(project, host.as_ref(), &views) {
         lines.insert(own, line);
     }
-    let (text, shown) = fit(&lines, BRIEF);
+    let (mut text, shown) = fit(&lines, BRIEF);
+    told.retain(|(_, event)| text.contains(&event.id));
+    if let Some(host) = &host {
+        deliver(host, &told, &mut text)?;
+    }
     say(&text);
-    acknowledge(host.as_ref(), &told, &text)?;
+    if host.is_some() {
+        // What a host's model was shown in full, it has.
+        told.iter().try_for_each(|(view, it)| Ledger::open(&view.task)?.acknowledge(&it.id))?;
+    }
     if shown < lines.len() {
         let more = lines.len() - shown;
         say(format!("… and {more} more: dispatch-reconcile status"));
@@ -139,13 +148,16 @@ fn old_format(config: &Config) -> Option<String> {
     })
 }
 
-/// What a host's model was shown in full, it has.
-fn acknowledge(host: Option<&Identity>, told: &[(&View, Event)], text: &str) -> Result<()> {
-    let Some(host) = host else { return Ok(()) };
-    for (view, event) in told.iter().filter(|(_, event)| text.contains(&event.id)) {
+/// Marks events as delivered, before they are printed as for a waiter, which may be telling the
+/// same ones now.
+fn deliver(host: &Identity, told: &[(&View, Event)], text: &mut String) -> Result<()> {
+    for (view, event) in told {
         let mut ledger = Ledger::open(&view.task)?;
-        ledger.deliver(event, Some(host))?;
-        ledger.acknowledge(&event.id)?;
+        if ledger.standing(event) == Standing::New {
+            ledger.deliver(event, Some(host))?;
+        } else if !text.contains(&format!("{} (said before)", event.id)) {
+            *text = text.replace(&event.id, &format!("{} (said before)", event.id));
+        }
     }
     Ok(())
 }

@@ -439,6 +439,10 @@ impl Host {
         call.env("CLAUDE_PID", self.0.pid().to_string()).env("CLAUDECODE", "1")
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+
     pub(crate) fn die(self) {
         drop(self);
     }
