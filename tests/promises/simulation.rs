@@ -211,7 +211,7 @@ impl World {
         let fate = self.dice.below(1000);
         if fate < DROPPED {
             self.counts.dropped += 1;
-            if fate % 2 == 0 {
+            if fate.is_multiple_of(2) {
                 self.write("queue-operation", &wake);
             }
         } else if fate < DROPPED + DOUBLED {
