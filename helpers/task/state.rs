@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::{Attempt, ExitRecord, LAST_WORD, Record, Task, Wait};
 use crate::config::Route;
@@ -249,6 +249,10 @@ impl View {
         };
         let (state, reason) = derive(&facts);
         let plan_at_start = task.plan_at_start()?;
+        // What is missing of a task that went away meanwhile says nothing.
+        if !task.was_dispatched() {
+            bail!("'{}' is gone", task.id());
+        }
         let task = task.clone();
         Ok(Self {
             task,
