@@ -280,7 +280,8 @@ impl View {
 
     /// Whether its worker has ended and its supervisor has not: it ends too, or starts the next one.
     pub fn is_between_attempts(&self) -> bool {
-        self.record.route == Route::Cli && self.exit.is_some() && !self.processes.is_empty()
+        let ended = self.record.route == Route::Cli && self.exit.is_some();
+        ended && Lock::is_held(&self.task.run_lock_path()).unwrap_or(false)
     }
 
     /// Whether an answer came for a worker that has ended without it, so that the task goes on.

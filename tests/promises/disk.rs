@@ -124,8 +124,8 @@ fn the_ledger_has_one_line_for_each_event_and_step() {
         str![[r#"
 TIME delivered #ID question/001 HOST
 TIME delivered #ID tell/001 HOST
-TIME acknowledged #ID
 TIME delivered #ID end/1/done HOST
+TIME acknowledged #ID
 TIME acknowledged #ID
 
 "#]],
