@@ -19,8 +19,9 @@ use crate::task::{State, Task, View, calling_host};
 /// How often a waiter looks without being woken.
 const SAFETY_SCAN: Duration = Duration::from_secs(1);
 
-/// How many tasks one such look is at, in turn, so that waiting for many costs as little as for few.
-const SAFETY_SCAN_TASKS: usize = 6;
+/// Of how many tasks one such look is at everything, in turn; of the others it is at the questions.
+/// A look at a place takes microseconds, and each has half a dozen.
+const SAFETY_SCAN_TASKS: usize = 2;
 
 /// How often a waiter reads everything again, whatever the time stamps say.
 const WHOLE_SCAN: Duration = Duration::from_secs(600);
@@ -66,8 +67,9 @@ struct Seen {
 enum Look {
     /// All that there are now.
     All,
-    /// The next few of those that somebody worked at, or was about to.
-    SomeOpen,
+    /// Those that somebody worked at, or was about to: whether they ask or have finished, and
+    /// everything else of the next few.
+    Open,
 }
 
 /// How a wait ended.
@@ -122,6 +124,7 @@ impl Waiter {
         if self.blind {
             says_slow();
         }
+        let host_is_watched = self.host.as_ref().is_some_and(|host| watch.process(host));
         let mut whole = begin;
         let mut look = Look::All;
         loop {
@@ -131,7 +134,8 @@ impl Waiter {
                 self.seen.values_mut().for_each(|seen| seen.mark.settled = false);
             }
             // Before anything is told: what a dead host is told, nobody hears.
-            if self.host.as_ref().is_some_and(|host| host.life() == Life::Dead) {
+            let may_be_dead = look == Look::All || !host_is_watched;
+            if may_be_dead && self.host.as_ref().is_some_and(|host| host.life() == Life::Dead) {
                 return Ok(Outcome::HostDied);
             }
             if look == Look::All {
@@ -161,7 +165,7 @@ impl Waiter {
             }
             look = match watch.wait(left.map_or(SAFETY_SCAN, |left| left.min(SAFETY_SCAN)))? {
                 Woken::Signal(signal) => return Ok(Outcome::Signal(signal)),
-                Woken::Timeout if !self.blind => Look::SomeOpen,
+                Woken::Timeout if !self.blind => Look::Open,
                 Woken::Changed | Woken::Timeout => Look::All,
             }
         }
@@ -225,13 +229,17 @@ impl Waiter {
                 tasks.retain(|task| !self.seen.get(task.id()).is_some_and(current));
                 tasks
             }
-            Look::SomeOpen => {
+            Look::Open => {
                 let open: Vec<_> = self.seen.values().filter(|seen| seen.is_open()).collect();
-                let some = SAFETY_SCAN_TASKS.min(open.len());
-                let next = open.iter().cycle().skip(self.scanned % open.len().max(1)).take(some);
-                let changed = next.filter(|seen| !seen.mark.is_current());
-                self.scanned = self.scanned.wrapping_add(some);
-                changed.filter_map(|seen| Some(seen.view.as_ref()?.task.clone())).collect()
+                let first = self.scanned % open.len().max(1);
+                self.scanned = self.scanned.wrapping_add(SAFETY_SCAN_TASKS);
+                let in_turn =
+                    |at: usize| (at + open.len() - first) % open.len() < SAFETY_SCAN_TASKS;
+                let changed = open.iter().enumerate().filter(|(at, seen)| match in_turn(*at) {
+                    true => !seen.mark.is_current(),
+                    false => !seen.mark.is_current_at(IPC),
+                });
+                changed.filter_map(|(_, seen)| Some(seen.view.as_ref()?.task.clone())).collect()
             }
         };
         let mut read = Vec::new();
@@ -361,6 +369,9 @@ fn gone_limit() -> Duration {
     crash::limit("DISPATCH_GONE_MS", Duration::from_secs(5))
 }
 
+/// Which of a task's directories is that of its questions and of its finish marker.
+const IPC: usize = 1;
+
 /// The directories whose entries decide a task's state, the task's own first.
 fn directories(task: &Task) -> Vec<PathBuf> {
     let mut places = vec![
@@ -399,9 +410,17 @@ impl Mark {
 
     /// Whether nothing changed since.
     fn is_current(&self) -> bool {
-        let same = |(place, then): &(PathBuf, Stamp)| stamp(place).as_ref() == Some(then);
-        self.settled && self.stamps.iter().all(same)
+        self.settled && self.stamps.iter().all(is_same)
     }
+
+    /// The same of one place. Those before it are there.
+    fn is_current_at(&self, place: usize) -> bool {
+        self.settled && self.stamps.get(place).is_none_or(is_same)
+    }
+}
+
+fn is_same((place, then): &(PathBuf, Stamp)) -> bool {
+    stamp(place).as_ref() == Some(then)
 }
 
 /// What changes when a directory's entries or a file's content do.
