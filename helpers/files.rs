@@ -82,6 +82,16 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Removes a directory with all that is in it; one that is not there is fine.
+pub fn remove_directory(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A temporary file beside `path`, complete and on disk. Its name holds the writer's pid, so that
 /// a leftover can be told from a write that is under way.
 fn written(path: &Path, content: &[u8]) -> Result<tempfile::NamedTempFile> {

@@ -104,6 +104,11 @@ impl Project {
         self.root.join(".dispatch/tasks")
     }
 
+    /// The directory with the reports of tasks that were removed.
+    pub fn reports_dir(&self) -> PathBuf {
+        self.root.join(".dispatch/reports")
+    }
+
     /// The directory with the locks of the hosts that wait here.
     pub fn hosts_dir(&self) -> PathBuf {
         self.root.join(".dispatch/hosts")

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
-use super::{project, run, say, some_text};
+use super::{clean, merge, project, run, say, some_text};
 use crate::config::Route;
 use crate::crash;
 use crate::error::Refusal;
@@ -56,6 +56,13 @@ enum Action {
         /// The task's id
         task: String,
     },
+    /// Bring a task's branch back into the one that is checked out here
+    Merge {
+        /// The task's id
+        task: String,
+    },
+    /// Remove finished tasks, with worktrees of which nothing would be lost
+    Clean(clean::Args),
     /// Tell a running worker something: a note at the end of its plan
     Note {
         /// The task's id
@@ -75,6 +82,10 @@ pub fn main() -> ExitCode {
             Action::Status => status(&project, args.json),
             Action::Show { task: id } => show(&task(id)?, args.json),
             Action::Stop { task: id } => stop(&task(id)?),
+            Action::Merge { task: id } => {
+                merge::merge(&project, &super::directory(args.directory.as_deref())?, &task(id)?)
+            }
+            Action::Clean(clean) => clean::clean(&project, clean),
             Action::Note { task: id, text } => {
                 task(id)?.add_note(&some_text(text, "the note")?)?;
                 say(format!("noted in the plan of {id}"));

@@ -13,7 +13,7 @@ use crate::support::text::{names, same};
 use crate::support::{Call, Host, PLAN, Ran, Sandbox, binary, wait_until};
 
 /// A worker that commits a file named after its task and finishes.
-fn commits() -> String {
+pub(crate) fn commits() -> String {
     let helper = binary("dispatch-worker").display();
     format!(
         "set -e
@@ -24,7 +24,7 @@ git add . && git commit -q -m \"Work of $id\"
     )
 }
 
-fn ready(workers: &[(&str, &str)]) -> Sandbox {
+pub(crate) fn ready(workers: &[(&str, &str)]) -> Sandbox {
     let sandbox = Sandbox::with_git();
     sandbox.workers(workers);
     sandbox
@@ -36,7 +36,7 @@ fn spawn(sandbox: &Sandbox, id: &str, model: &str) -> Call {
 }
 
 #[track_caller]
-fn dispatch(sandbox: &Sandbox, id: &str, model: &str) -> Ran {
+pub(crate) fn dispatch(sandbox: &Sandbox, id: &str, model: &str) -> Ran {
     let ran = spawn(sandbox, id, model).run();
     assert_eq!(ran.code, Some(0), "{}", ran.err);
     ran
@@ -44,7 +44,7 @@ fn dispatch(sandbox: &Sandbox, id: &str, model: &str) -> Ran {
 
 /// Waits until a task's supervisor has ended too.
 #[track_caller]
-fn until_over(sandbox: &Sandbox, id: &str) {
+pub(crate) fn until_over(sandbox: &Sandbox, id: &str) {
     wait_until("the supervisor ends", || (!runs(sandbox.supervisor_of(id))).then_some(()));
 }
 
@@ -57,22 +57,22 @@ fn worktree(show: Call) -> (PathBuf, String, String) {
 }
 
 #[track_caller]
-fn worktree_of(sandbox: &Sandbox, id: &str) -> (PathBuf, String, String) {
+pub(crate) fn worktree_of(sandbox: &Sandbox, id: &str) -> (PathBuf, String, String) {
     worktree(sandbox.call("dispatch-reconcile", &["show", id, "--json"]))
 }
 
-fn commit(sandbox: &Sandbox, revision: &str) -> String {
+pub(crate) fn commit(sandbox: &Sandbox, revision: &str) -> String {
     sandbox.git(&["rev-parse", "--verify", revision]).trim().to_owned()
 }
 
 /// The machine's git.
-fn real_git(sandbox: &Sandbox) -> String {
+pub(crate) fn real_git(sandbox: &Sandbox) -> String {
     let found = sandbox.program("sh").args(&["-c", "command -v git"]).run().ok();
     found.trim().to_owned()
 }
 
 /// A machine that has one more CLI, by its `PATH`.
-fn path_with(sandbox: &Sandbox, cli: &str, script: &str) -> String {
+pub(crate) fn path_with(sandbox: &Sandbox, cli: &str, script: &str) -> String {
     let clis = sandbox.top().join("clis");
     fs::create_dir_all(&clis).expect("made");
     sandbox.add_cli(cli, script);

@@ -1,13 +1,16 @@
 //! Worktrees: a checkout of its own for a task, outside the project's directory, so that whoever
-//! deletes `.dispatch/` loses no work. Nothing here ever removes what a worker may have written.
+//! deletes `.dispatch/` loses no work. Nothing here removes what is not safe elsewhere.
+
+mod git;
+mod merge;
+mod remove;
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -15,37 +18,18 @@ use serde::{Deserialize, Serialize};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
-use crate::process;
 use crate::project::TaskId;
 use crate::task::short_hash;
 use crate::worker::shell_word;
 
-/// The first git with `rev-parse --path-format` and all of `worktree` that is used here.
-const OLDEST_GIT: (u32, u32) = (2, 31);
+pub(crate) use git::OF_ANOTHER_REPOSITORY;
+pub use merge::Merged;
+pub use remove::orphans;
+
+use git::{check_version, git, last_line, on, patiently, run, stdout, text};
 
 /// How long it waits while other tasks make their worktrees of the same repository.
 const TURN_LIMIT: Duration = Duration::from_secs(120);
-
-/// How long it tries again while another program holds one of git's locks.
-const GIT_LOCK_LIMIT: Duration = Duration::from_secs(30);
-
-/// What ties a git process to a repository other than the one that it stands in: what
-/// `git rev-parse --local-env-vars` lists, without the person's own configuration.
-pub(crate) const OF_ANOTHER_REPOSITORY: [&str; 13] = [
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_COMMON_DIR",
-    "GIT_DIR",
-    "GIT_GRAFT_FILE",
-    "GIT_IMPLICIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_NAMESPACE",
-    "GIT_NO_REPLACE_OBJECTS",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_PREFIX",
-    "GIT_REPLACE_REF_BASE",
-    "GIT_SHALLOW_FILE",
-    "GIT_WORK_TREE",
-];
 
 /// A task's own checkout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,12 +171,28 @@ fn is_directory_in(commit: &str, path: &Path, here: &Path) -> Result<bool> {
 
 /// How many changes of a checkout are in no commit; what dispatch keeps there is none.
 fn uncommitted(here: &Path) -> Result<usize> {
-    let asked = run(git(here)
-        .env("GIT_OPTIONAL_LOCKS", "0")
-        .args(["status", "--porcelain", "-z", "--no-renames", "--", ":(top)"])
-        .arg(":(top,exclude).dispatch"))?;
-    let changes = stdout(asked, "cannot look for uncommitted changes")?;
-    Ok(changes.iter().filter(|&&byte| byte == 0).count())
+    let outside = ["--untracked-files=normal", "--", ":(top)", ":(top,exclude).dispatch"];
+    Ok(changes(git(here).args(STATUS).args(outside))?.len())
+}
+
+/// Git's list of what is in no commit, to be followed by what is to be looked at.
+const STATUS: [&str; 4] = ["status", "--porcelain", "-z", "--no-renames"];
+
+/// The paths that such a list names.
+fn changes(status: &mut Command) -> Result<Vec<String>> {
+    let listed = run(status.env("GIT_OPTIONAL_LOCKS", "0"))?;
+    let listed = stdout(listed, "cannot look for uncommitted changes")?;
+    let entries = listed.split(|&byte| byte == 0).filter_map(|entry| entry.get(3..));
+    Ok(entries.map(|path| String::from_utf8_lossy(path).into_owned()).collect())
+}
+
+/// The first of some paths and how many more there are.
+pub fn first_of(paths: &[String]) -> String {
+    let first = paths.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match paths.len().saturating_sub(3) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }
 
 impl Worktree {
@@ -216,6 +216,7 @@ impl Worktree {
             return Ok(Vec::new());
         }
         let _lock = self.lock()?;
+        self.put_back()?;
         let deleted = self.path.symlink_metadata().is_err();
         if deleted {
             files::make_private_directory(&self.path)?;
@@ -273,18 +274,10 @@ impl Worktree {
     }
 
     fn add(&self) -> Result<Vec<String>> {
-        let begin = Instant::now();
-        let mut pause = Duration::from_millis(20);
-        let added = loop {
+        let added = patiently(|| {
             let mut add = on(&self.repository);
-            add.args(self.add_args(self.has_branch()?));
-            let added = run(&mut add)?;
-            if added.status.success() || !held(&added) || begin.elapsed() > GIT_LOCK_LIMIT {
-                break added;
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_secs(1));
-        };
+            run(add.args(self.add_args(self.has_branch()?)))
+        })?;
         let mut remarks = Vec::new();
         if !added.status.success() {
             if self.entry().is_none_or(|entry| half_made(&entry)) {
@@ -317,11 +310,16 @@ impl Worktree {
         format!("git {}", words.join(" "))
     }
 
-    /// Git's own directory for it, whose name may differ from that of the worktree. What its `.git`
-    /// says is believed only of this repository: the worker may have written anything there.
+    /// Git's own directory for it, whose name may differ from that of the worktree.
     fn entry(&self) -> Option<PathBuf> {
-        let text = files::read(&self.path.join(".git")).ok()??;
-        let entry = self.path.join(text.strip_prefix("gitdir:")?.trim()).canonicalize().ok()?;
+        self.entry_of(&self.path)
+    }
+
+    /// The same for a checkout in another place. What its `.git` says is believed only of this
+    /// repository: the worker may have written anything there.
+    fn entry_of(&self, checkout: &Path) -> Option<PathBuf> {
+        let text = files::read(&checkout.join(".git")).ok()??;
+        let entry = checkout.join(text.strip_prefix("gitdir:")?.trim()).canonicalize().ok()?;
         let entries = self.repository.join("worktrees").canonicalize().ok()?;
         (entry.parent() == Some(&entries)).then_some(entry)
     }
@@ -401,81 +399,4 @@ fn fill_submodule(top: &Path, path: &Path, name: &str, clone: &Path) -> Result<(
     update.args(["-c", "protocol.allow=never", "-c", "protocol.file.allow=always", "-c"]).arg(url);
     update.args(["submodule", "--quiet", "update", "--init", "--"]).arg(path);
     stdout(run(&mut update)?, "cannot fill a submodule").map(drop)
-}
-
-fn check_version() -> Result<()> {
-    let said = text(&stdout(run(Command::new("git").arg("version"))?, "git does not work")?);
-    let number = said.trim_start_matches("git version ");
-    let mut parts = number.split('.').map_while(|part| part.parse::<u32>().ok());
-    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    if version >= OLDEST_GIT {
-        return Ok(());
-    }
-    Err(no_git("git is too old for worktrees", &format!("it is git {number}")).into())
-}
-
-fn no_git(what: &str, place: &str) -> Refusal {
-    let (major, minor) = OLDEST_GIT;
-    Refusal::new(Exit::Unavailable, what)
-        .place(place)
-        .next(format!("install git {major}.{minor} or newer, or dispatch without --worktree"))
-}
-
-/// Git in that directory.
-fn git(directory: &Path) -> Command {
-    let mut git = Command::new("git");
-    git.arg("-C").arg(directory);
-    git
-}
-
-/// Git on that repository, wherever its checkouts are.
-fn on(repository: &Path) -> Command {
-    let mut git = Command::new("git");
-    git.arg([OsStr::new("--git-dir="), repository.as_os_str()].join(OsStr::new("")));
-    git.current_dir(repository);
-    git
-}
-
-/// Runs a git that asks nobody, and returns how it ended and all that it said.
-fn run(git: &mut Command) -> Result<Output> {
-    for name in OF_ANOTHER_REPOSITORY {
-        git.env_remove(name);
-    }
-    // Some of its messages are understood here.
-    git.env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0").stdin(Stdio::null());
-    process::expect_children()?;
-    match git.output() {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Err(no_git("git is not installed", "'git' is not in PATH").into())
-        }
-        output => output.context("cannot run git"),
-    }
-}
-
-/// What git printed, if it did what it was asked; else `what` could not be done, in git's words.
-fn stdout(output: Output, what: &str) -> Result<Vec<u8>> {
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    Err(Refusal::new(Exit::CannotCreate, what).place(last_line(&output)).into())
-}
-
-/// Git's error, which is the first line that says it is one, or else the last that it said.
-fn last_line(output: &Output) -> String {
-    let said = String::from_utf8_lossy(&output.stderr);
-    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
-    let error = lines().find(|line| line.starts_with("fatal: ") || line.starts_with("error: "));
-    error.or(lines().next_back()).map_or_else(|| output.status.to_string(), str::to_owned)
-}
-
-/// Whether git failed because another program holds one of its locks for a moment.
-fn held(output: &Output) -> bool {
-    let said = String::from_utf8_lossy(&output.stderr);
-    // Where a branch's name is in the way for good, it says so in the same words.
-    let moment = said.contains("cannot lock ref") && !said.contains("cannot create");
-    moment || said.contains(".lock': File exists") || said.contains("could not lock config file")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).trim_end_matches('\n').to_owned()
 }

@@ -1,0 +1,232 @@
+//! `dispatch-reconcile clean`: removes finished tasks, and nothing that is nowhere else.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+
+use super::merge::{at_rest, at_work, refuse_worker};
+use super::say;
+use crate::crash;
+use crate::exit::Exit;
+use crate::files;
+use crate::news::ledger::{self, Standing};
+use crate::news::{events, short_duration};
+use crate::process::Life;
+use crate::project::{Project, TaskId};
+use crate::task::{State, Task, View, calling_host};
+use crate::worktree::{self, Worktree};
+
+/// What is to be removed.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The tasks, also such as failed or were stopped; all that are done if none is named
+    #[arg(value_name = "TASK")]
+    tasks: Vec<String>,
+    /// Only those that ended so long ago
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What becomes of a task.
+enum Fate {
+    /// It goes, and this with it.
+    Removed(String),
+    /// It stays, for that reason.
+    Kept(String),
+    /// It was not meant.
+    Passed,
+}
+
+/// Removes the tasks that are meant, and says of each what became of it.
+pub(super) fn clean(project: &Project, args: &Args) -> Result<Exit> {
+    refuse_worker()?;
+    let named = args.tasks.iter().map(|id| project.existing_task(&id.parse::<TaskId>()?));
+    let named = named.collect::<Result<Vec<_>>>()?;
+    let all = project.tasks();
+    if !args.dry_run {
+        remove_leftovers(project)?;
+    }
+    let known: Vec<Worktree> = all.iter().filter_map(worktree_of).collect();
+    let (mut said, mut exit) = (false, Exit::Ok);
+    for task in if named.is_empty() { &all } else { &named } {
+        let id = task.id();
+        let fate = fate(project, task, args, &all)
+            .unwrap_or_else(|error| Fate::Kept(format!("{error:#}").replace("\n  ", "; ")));
+        match fate {
+            Fate::Removed(what) if args.dry_run => say(format!("would remove {id}{what}")),
+            Fate::Removed(what) => say(format!("removed {id}{what}")),
+            Fate::Kept(why) => {
+                say(format!("kept {id}: {why}"));
+                if !named.is_empty() {
+                    exit = Exit::Failed;
+                }
+            }
+            Fate::Passed => continue,
+        }
+        said = true;
+    }
+    if named.is_empty() {
+        for orphan in worktree::orphans(project.root(), &known)? {
+            say(format!("orphaned, of no task here: {orphan}"));
+            said = true;
+        }
+    }
+    if !said {
+        say("nothing to clean");
+    }
+    Ok(exit)
+}
+
+fn worktree_of(task: &Task) -> Option<Worktree> {
+    task.record().ok()??.worktree
+}
+
+fn fate(project: &Project, task: &Task, args: &Args, all: &[Task]) -> Result<Fate> {
+    let view = task.view()?;
+    let named = !args.tasks.is_empty();
+    if let Some(why) = not_finished(&view, named)? {
+        return Ok(why);
+    }
+    let age = SystemTime::now().duration_since(ended(&view)).unwrap_or_default();
+    if args.older_than.is_some_and(|least| age < least) {
+        let why = Fate::Kept(format!("it ended {} ago", short_duration(age)));
+        return Ok(if named { why } else { Fate::Passed });
+    }
+    if let Some(other) = all.iter().find(|other| comes_after(other, &view)) {
+        return Ok(Fate::Kept(format!("'{}' begins where it ended", other.id())));
+    }
+    if !named && is_untold(&view)? {
+        return Ok(Fate::Kept("its session was not told of its end yet".into()));
+    }
+    if args.dry_run {
+        let needed = view.record.worktree.as_ref().map(Worktree::needed).transpose()?.flatten();
+        return Ok(match needed {
+            Some(why) => Fate::Kept(why),
+            None => Fate::Removed(what_goes(&view, &report_to_keep(project, task)?)),
+        });
+    }
+    let (held, _run_lock) = at_rest(task)?;
+    // It may have gone on, or be another by now.
+    if held.record.nonce != view.record.nonce {
+        return Ok(Fate::Passed);
+    }
+    if held.state != view.state {
+        return Ok(Fate::Kept(format!("it is {} now", held.state)));
+    }
+    if let Some(worktree) = &held.record.worktree
+        && let Some(why) = worktree.remove()?
+    {
+        return Ok(Fate::Kept(why));
+    }
+    let report = report_to_keep(project, task)?;
+    if let Some((path, bytes)) = &report {
+        files::make_private_directory(path.parent().context("a report without a directory")?)?;
+        files::publish(path, bytes)?;
+    }
+    crash::point("clean", "report");
+    // In one step, because a part of a task would be a task without its past.
+    let aside = task.directory().with_file_name(format!(".{}.removed", task.id()));
+    {
+        let _lock = task.lock()?;
+        files::remove_directory(&aside)?;
+        std::fs::rename(task.directory(), &aside)
+            .with_context(|| format!("cannot remove {}", task.directory().display()))?;
+    }
+    crash::point("clean", "task");
+    files::remove_directory(&aside)?;
+    Ok(Fate::Removed(what_goes(&held, &report)))
+}
+
+/// Why it is not for removal; `None` if it is.
+fn not_finished(view: &View, named: bool) -> Result<Option<Fate>> {
+    let at_work = at_work(view)?;
+    let why = match view.state {
+        State::Done => at_work,
+        State::Stopped | State::Failed | State::Incomplete if named => at_work,
+        State::Stopped | State::Failed | State::Incomplete | State::Blocked if !named => {
+            return Ok(Some(match at_work {
+                None => Fate::Kept(format!("{}; name it to remove it", view.state)),
+                Some(_) => Fate::Passed,
+            }));
+        }
+        _ if !named => return Ok(Some(Fate::Passed)),
+        state => at_work.or(Some(format!("it is {state}"))),
+    };
+    Ok(why.map(Fate::Kept))
+}
+
+/// When its last worker ended, as far as that is known.
+fn ended(view: &View) -> SystemTime {
+    let parsed = |time: &str| humantime::parse_rfc3339(time).ok();
+    let marker = view.task.ipc().directory().join(".done");
+    let marker = || std::fs::metadata(marker).and_then(|it| it.modified()).ok();
+    let exit = view.exit.as_ref().and_then(|exit| parsed(&exit.at));
+    exit.or_else(marker).or_else(|| parsed(&view.record.created)).unwrap_or_else(SystemTime::now)
+}
+
+/// Whether another task waits for this one.
+fn comes_after(other: &Task, view: &View) -> bool {
+    let Ok(Some(record)) = other.record() else { return false };
+    let waits = || other.view().is_ok_and(|other| other.state == State::Waiting);
+    record.after.iter().any(|before| before.nonce == view.record.nonce) && waits()
+}
+
+/// Whether a session lives that is to be told of its end, and is another than the one that calls.
+fn is_untold(view: &View) -> Result<bool> {
+    let owner = view.record.owner.as_ref().filter(|owner| owner.life() != Life::Dead);
+    if owner.is_none() || owner == calling_host().as_ref() {
+        return Ok(false);
+    }
+    let told = ledger::read(&view.task)?;
+    let is_new = |id: &str| told.get(id).copied().unwrap_or_default() == Standing::New;
+    Ok(events(view)?.iter().any(|event| is_new(&event.id)))
+}
+
+/// Where a task's report is kept, and its bytes. One that was kept by a call that was killed is in
+/// its place already.
+fn report_to_keep(project: &Project, task: &Task) -> Result<Option<(PathBuf, Vec<u8>)>> {
+    let path = task.report_path();
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let cannot_read = |path: &Path| format!("cannot read {}", path.display());
+    let bytes = std::fs::read(&path).with_context(|| cannot_read(&path))?;
+    let directory = project.reports_dir();
+    for n in 1.. {
+        let name =
+            if n == 1 { format!("{}.md", task.id()) } else { format!("{}-{n}.md", task.id()) };
+        let kept = directory.join(name);
+        if kept.symlink_metadata().is_err()
+            || std::fs::read(&kept).with_context(|| cannot_read(&kept))? == bytes
+        {
+            return Ok(Some((kept, bytes)));
+        }
+    }
+    Ok(None)
+}
+
+/// What goes with a task, and what stays of it.
+fn what_goes(view: &View, report: &Option<(PathBuf, Vec<u8>)>) -> String {
+    let worktree = view.record.worktree.as_ref();
+    let worktree = worktree.map(|it| format!(" with its worktree and branch {}", it.branch));
+    let report = report.as_ref().map(|(path, _)| format!("; report: {}", path.display()));
+    worktree.unwrap_or_default() + &report.unwrap_or_default()
+}
+
+/// Removes what is left of tasks whose removal was killed.
+fn remove_leftovers(project: &Project) -> Result<()> {
+    let entries = std::fs::read_dir(project.tasks_dir()).into_iter().flatten().flatten();
+    let is_removed = |name: &OsStr| {
+        let name = name.as_encoded_bytes();
+        name.starts_with(b".") && name.ends_with(b".removed")
+    };
+    for entry in entries.filter(|entry| is_removed(&entry.file_name())) {
+        files::remove_directory(&entry.path())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! `dispatch-reconcile merge`: brings a task's branch back.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::say;
+use crate::config::Route;
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files::Lock;
+use crate::project::{Project, TASK_DIR};
+use crate::task::{State, Task, View};
+use crate::worker::supervise;
+use crate::worktree::first_of;
+
+/// Merges a task's branch into the one that is checked out `here`, or else in the project.
+pub(super) fn merge(project: &Project, here: &Path, task: &Task) -> Result<Exit> {
+    refuse_worker()?;
+    let id = task.id();
+    let (view, _run_lock) = at_rest(task)?;
+    let Some(worktree) = &view.record.worktree else {
+        return Err(Refusal::new(Exit::Data, format!("'{id}' has no branch of its own to merge"))
+            .place(format!("it worked in {}", view.record.directory.display()))
+            .next("what it did is there already")
+            .into());
+    };
+    let path = worktree.path.display();
+    let changed = worktree.changes()?;
+    if !changed.is_empty() {
+        let what = format!("the worktree of '{id}' has changes that are not committed");
+        let next = match view.state {
+            State::Done => format!("git -C {path} add --all && git -C {path} commit"),
+            _ => format!("dispatch-spawn {id} --resume, or git -C {path} commit"),
+        };
+        return Err(Refusal::new(Exit::Data, what)
+            .place(format!("{} in {path}", first_of(&changed)))
+            .next(next)
+            .into());
+    }
+    let branch = &worktree.branch;
+    let checked_out = worktree.checked_out()?;
+    if checked_out.as_ref() != Some(branch) {
+        let other = checked_out.unwrap_or_else(|| "no branch".into());
+        return Err(Refusal::new(Exit::Data, format!("the worktree of '{id}' is not on {branch}"))
+            .place(format!("{path} is on {other}"))
+            .next(format!("git -C {path} switch {branch}, or merge what is there yourself"))
+            .into());
+    }
+    let merged = worktree.merge(&[here, project.root()])?;
+    let into = &merged.into;
+    let what = match (merged.commits, merged.fast_forward) {
+        (0, _) => format!("nothing to merge, {into} has all of it"),
+        (1, true) => format!("1 commit into {into} (fast-forward)"),
+        (1, false) => format!("1 commit into {into} (merge commit)"),
+        (commits, true) => format!("{commits} commits into {into} (fast-forward)"),
+        (commits, false) => format!("{commits} commits into {into} (merge commit)"),
+    };
+    say(format!("{branch}: {what}; dispatch-reconcile clean {id} removes the task"));
+    Ok(Exit::Ok)
+}
+
+/// Refuses a worker, which is told to leave other branches alone.
+pub(super) fn refuse_worker() -> Result<(), Refusal> {
+    match std::env::var_os(TASK_DIR) {
+        Some(_) => Err(Refusal::new(Exit::Usage, "a worker does not merge or clean")
+            .next("leave that to the session that dispatched")),
+        None => Ok(()),
+    }
+}
+
+/// A task at which no worker is, and its run lock, so that none begins meanwhile.
+///
+/// # Errors
+/// [`Exit::TryAgain`] if there is one or it begins by itself.
+pub(super) fn at_rest(task: &Task) -> Result<(View, Lock)> {
+    supervise::record_unknown_end(&task.view()?)?;
+    let view = task.view()?;
+    if let Some(why) = at_work(&view)? {
+        return Err(not_yet(task, why).into());
+    }
+    let lock = Lock::try_take(&task.run_lock_path())?;
+    let seen = view.attempt.as_ref().map(|attempt| attempt.number);
+    let last = task.last_attempt().map(|attempt| attempt.number);
+    match lock.filter(|_| last == seen) {
+        Some(lock) => Ok((view, lock)),
+        None => Err(not_yet(task, "its worker is running".into()).into()),
+    }
+}
+
+/// Why a task is not at rest.
+pub(super) fn at_work(view: &View) -> Result<Option<String>> {
+    let working = match view.record.route {
+        // Nobody hears of the end of an agent that its host does not tell.
+        Route::Agent => view.is_alive() && view.state != State::Done,
+        Route::Cli => view.is_alive() || Lock::is_held(&view.task.run_lock_path())?,
+    };
+    Ok(match view.state {
+        State::Waiting => Some(format!("it waits: {}", view.because())),
+        _ if working => Some("its worker is running".into()),
+        _ if view.was_answered_late() => Some("it goes on with an answer".into()),
+        _ => None,
+    })
+}
+
+fn not_yet(task: &Task, why: String) -> Refusal {
+    let id = task.id();
+    Refusal::new(Exit::TryAgain, format!("'{id}' has not ended"))
+        .place(why)
+        .next(format!("wait until it has, or end it: dispatch-reconcile stop {id}"))
+}

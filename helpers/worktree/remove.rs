@@ -1,0 +1,290 @@
+//! Removing a worktree and its branch when all that is in them is safe elsewhere, and only then.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use walkdir::WalkDir;
+
+use super::git::{git, on, patiently, run, stdout, text};
+use super::merge::{count, unfinished};
+use super::{STATUS, Worktree, changes, commit, directory_of, first_of};
+use crate::crash;
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files;
+
+impl Worktree {
+    /// The files in it that are in no commit.
+    pub fn changes(&self) -> Result<Vec<String>> {
+        if self.path.symlink_metadata().is_err() {
+            return Ok(Vec::new());
+        }
+        // Git would answer for the repository around it.
+        if self.entry().is_none() {
+            let what = format!("{} is not the worktree any more", self.path.display());
+            return Err(Refusal::new(Exit::Data, what)
+                .next("put its .git back, or move it away and call again")
+                .into());
+        }
+        // Whatever the person's configuration hides.
+        let all = ["--untracked-files=normal", "--ignore-submodules=none"];
+        changes(git(&self.path).args(STATUS).args(all))
+    }
+
+    /// The branch that is checked out in it; `None` if it is there and none is.
+    pub fn checked_out(&self) -> Result<Option<String>> {
+        if self.path.symlink_metadata().is_err() {
+            return Ok(Some(self.branch.clone()));
+        }
+        let head = run(git(&self.path).args(["symbolic-ref", "--quiet", "HEAD"]))?;
+        Ok(text(&head.stdout).strip_prefix("refs/heads/").map(str::to_owned))
+    }
+
+    /// Why it has to be kept; `None` if nothing would be lost with it.
+    pub fn needed(&self) -> Result<Option<String>> {
+        if !self.repository.is_dir() {
+            return Ok(Some(format!("its repository {} is gone", self.repository.display())));
+        }
+        let path = self.path.display();
+        let entry = match (self.path.symlink_metadata().is_ok(), self.entry()) {
+            (true, None) => return Ok(Some(format!("{path} is not its worktree any more"))),
+            (true, entry) => entry,
+            (false, _) => self.entry_of_deleted()?,
+        };
+        if let Some(entry) = &entry {
+            if entry.join("locked").exists() {
+                return Ok(Some(format!("its worktree is locked: git worktree unlock {path}")));
+            }
+            if let Some(what) = unfinished(entry) {
+                return Ok(Some(format!("an unfinished {what} is in {path}")));
+            }
+            if let Some(changed) = self.unsaved(entry)? {
+                return Ok(Some(changed));
+            }
+            if let Some(submodule) = self.submodule_with_commits(entry)? {
+                return Ok(Some(format!("the submodule {submodule} in {path} has own commits")));
+            }
+        }
+        self.unmerged(entry.as_deref())
+    }
+
+    /// What is in its checkout and in no commit.
+    fn unsaved(&self, entry: &Path) -> Result<Option<String>> {
+        let path = self.path.display();
+        if self.path.symlink_metadata().is_err() {
+            let staged = run(on(entry).args(["diff-index", "--cached", "--quiet", "HEAD"]))?;
+            let why = format!("{path} was deleted with staged changes, which git still has");
+            return Ok((!staged.status.success()).then_some(why));
+        }
+        let mut changed = self.changes()?;
+        // Git was told to overlook these, so a change in them is seen nowhere.
+        let listed = run(git(&self.path).args(["ls-files", "-v", "-z"]))?;
+        let listed = stdout(listed, "cannot list the files of the worktree")?;
+        let overlooked = listed.split(|&byte| byte == 0).filter_map(|line| {
+            let tag = line.first().filter(|tag| tag.is_ascii_lowercase() || **tag == b'S')?;
+            let name = String::from_utf8_lossy(line.get(2..)?).into_owned();
+            (*tag != b'S' || self.path.join(&name).exists()).then_some(name)
+        });
+        changed.extend(overlooked);
+        if !changed.is_empty() {
+            return Ok(Some(format!("not committed in {path}: {}", first_of(&changed))));
+        }
+        // A report that its worker wrote there, and not where the task is, is ignored by git.
+        let mut ignored = git(&self.path);
+        ignored.args(["ls-files", "--others", "--ignored", "--exclude-standard", "-z"]);
+        let ignored = run(ignored.args(["--", ":(glob)**/.dispatch/**"]))?;
+        let ignored = stdout(ignored, "cannot list the files of the worktree")?;
+        let first = ignored.split(|&byte| byte == 0).next().filter(|first| !first.is_empty());
+        Ok(first.map(|first| format!("{} is in {path}", String::from_utf8_lossy(first))))
+    }
+
+    /// The first submodule with a commit that is nowhere but in this worktree.
+    fn submodule_with_commits(&self, entry: &Path) -> Result<Option<String>> {
+        let modules = entry.join("modules");
+        let found = WalkDir::new(&modules).into_iter().filter_map(Result::ok);
+        let is_repository = |it: &walkdir::DirEntry| {
+            it.path().join("HEAD").is_file() && it.path().join("objects").is_dir()
+        };
+        for module in found.filter(is_repository) {
+            let name = module.path().strip_prefix(&modules).unwrap_or(module.path());
+            let clone = self.repository.join("modules").join(name);
+            let mut tips = on(module.path());
+            tips.args(["rev-list", "--no-walk", "HEAD", "--all", "--not", "--remotes"]);
+            let tips = text(&stdout(run(&mut tips)?, "cannot look into a submodule")?);
+            for tip in tips.lines() {
+                if !clone.is_dir()
+                    || !run(on(&clone).args(["cat-file", "-e", tip]))?.status.success()
+                {
+                    return Ok(Some(name.display().to_string()));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Why its branch has to be kept, or what is checked out in its place.
+    fn unmerged(&self, entry: Option<&Path>) -> Result<Option<String>> {
+        let own = format!("refs/heads/{}", self.branch);
+        let branch = commit(&self.repository, &own)?;
+        if let Some(other) = self.checked_out_elsewhere(&own)? {
+            return Ok(Some(format!("{} is checked out in {other}", self.branch)));
+        }
+        let stash = run(on(&self.repository).args(["stash", "list", "--format=%gs"]))?;
+        let on_branch = format!("on {}: ", self.branch).to_lowercase();
+        if text(&stash.stdout).lines().any(|line| line.to_lowercase().contains(&on_branch)) {
+            return Ok(Some(format!("a stash was made on {}: git stash list", self.branch)));
+        }
+        let head = entry.map(|entry| commit(entry, "HEAD")).transpose()?.flatten();
+        let detached = head.filter(|head| Some(head) != branch.as_ref());
+        let path = self.path.display().to_string();
+        for (tip, place) in branch.iter().zip([&self.branch]).chain(detached.iter().zip([&path])) {
+            let commits = self.only_here(tip)?;
+            if commits > 0 && !(*tip == self.base && self.was_checked_out(tip)?) {
+                let s = if commits == 1 { " is" } else { "s are" };
+                let why = format!("not merged: {commits} commit{s} only in {place}");
+                return Ok(Some(why));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How many commits of `tip` are reachable from no other branch. What was pushed of this one is
+    /// another's to keep, and does not count.
+    fn only_here(&self, tip: &str) -> Result<usize> {
+        let own = format!("--exclude={}", self.branch);
+        let pushed = format!("--exclude=*/{}", self.branch);
+        let others = [tip, "--not", &own, "--branches", &pushed, "--remotes"];
+        count(&self.repository, &others)
+    }
+
+    /// Whether the person's own checkout was once at that commit, so that it is no worker's. That it
+    /// is on no branch any more was the person's doing.
+    fn was_checked_out(&self, tip: &str) -> Result<bool> {
+        let reflog = run(on(&self.repository).args(["reflog", "show", "--format=%H", "HEAD"]))?;
+        Ok(text(&reflog.stdout).lines().any(|line| line == tip))
+    }
+
+    /// Another checkout that has the branch, whose commits would have no branch then.
+    fn checked_out_elsewhere(&self, branch: &str) -> Result<Option<String>> {
+        let listed = run(on(&self.repository).args(["worktree", "list", "--porcelain"]))?;
+        let listed = text(&stdout(listed, "cannot list the worktrees")?);
+        let line = format!("branch {branch}");
+        let of_it = listed.split("\n\n").filter(|entry| entry.lines().any(|it| it == line));
+        let mut paths = of_it.filter_map(|entry| entry.lines().next()?.strip_prefix("worktree "));
+        Ok(paths.find(|path| Path::new(path) != self.path).map(str::to_owned))
+    }
+
+    /// Removes the worktree and the branch, or says why they have to be kept. What was begun by
+    /// another who was killed is finished.
+    pub fn remove(&self) -> Result<Option<String>> {
+        if !self.repository.is_dir() {
+            return self.needed();
+        }
+        let _lock = self.lock()?;
+        self.put_back()?;
+        if let Some(why) = self.needed()? {
+            return Ok(Some(why));
+        }
+        let own = format!("refs/heads/{}", self.branch);
+        let tip = commit(&self.repository, &own)?;
+        let aside = self.aside();
+        if let Some(entry) = self.entry() {
+            // In one step, so that one that is half removed is never taken for one with changes.
+            rename(&self.path, &aside)?;
+            crash::point("clean", "moved");
+            // What somebody wrote meanwhile.
+            let mut tree = on(&entry);
+            tree.arg("--work-tree").arg(&aside).args(STATUS).current_dir(&aside);
+            let late = changes(tree.args(["--untracked-files=normal", "--ignore-submodules=all"]));
+            if !late.as_ref().is_ok_and(Vec::is_empty) {
+                rename(&aside, &self.path)?;
+                let path = self.path.display();
+                return Ok(Some(format!("not committed in {path}: {}", first_of(&late?))));
+            }
+        }
+        if self.entry_of_deleted()?.is_some() {
+            let forget = || run(on(&self.repository).args(["worktree", "remove"]).arg(&self.path));
+            stdout(patiently(forget)?, "cannot remove the worktree")?;
+            crash::point("clean", "forgotten");
+        }
+        files::remove_directory(&aside)?;
+        crash::point("clean", "removed");
+        if let Some(tip) = tip {
+            let delete = || run(on(&self.repository).args(["update-ref", "-d", &own, &tip]));
+            stdout(patiently(delete)?, &format!("cannot delete the branch {}", self.branch))?;
+            // Else a later branch of that name would inherit it; mostly there is none.
+            let section = format!("branch.{}", self.branch);
+            run(on(&self.repository).args(["config", "--remove-section", &section]))?;
+        }
+        crash::point("clean", "branch");
+        Ok(None)
+    }
+
+    /// Where its directory is while it is removed.
+    fn aside(&self) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        self.path.with_file_name(format!(".{name}.removed"))
+    }
+
+    /// Undoes what one did who was killed while removing it, for as long as git knows it.
+    pub(super) fn put_back(&self) -> Result<()> {
+        let aside = self.aside();
+        let known = self.entry_of(&aside).is_some() && self.entry_of_deleted()?.is_some();
+        if known && self.path.symlink_metadata().is_err() {
+            rename(&aside, &self.path)?;
+        }
+        Ok(())
+    }
+
+    /// Git's own directory for it where the worktree itself is not there.
+    fn entry_of_deleted(&self) -> Result<Option<PathBuf>> {
+        let entries = match std::fs::read_dir(self.repository.join("worktrees")) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            entries => entries.context("cannot list the worktrees of the repository")?,
+        };
+        let parent = self.path.parent().and_then(|parent| parent.canonicalize().ok());
+        let is_own = |entry: &PathBuf| {
+            let text = files::read(&entry.join("gitdir")).ok().flatten().unwrap_or_default();
+            let checkout = entry.join(text.trim());
+            let checkout = checkout.parent().filter(|it| it.file_name() == self.path.file_name());
+            let above = checkout.and_then(Path::parent).and_then(|it| it.canonicalize().ok());
+            parent.is_some() && above == parent
+        };
+        Ok(entries.flatten().map(|entry| entry.path()).find(is_own))
+    }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to)
+        .with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
+}
+
+/// The worktrees and branches that dispatch made in the repository around `here` and that are none
+/// of these.
+pub fn orphans(here: &Path, known: &[Worktree]) -> Result<Vec<String>> {
+    let asked = run(git(here).args(["rev-parse", "--path-format=absolute", "--git-common-dir"]))?;
+    let Ok(repository) = Path::new(&text(&asked.stdout)).canonicalize() else {
+        return Ok(Vec::new());
+    };
+    let mut orphans = Vec::new();
+    let directory = directory_of(&repository)?;
+    let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+    names.sort();
+    for name in names.iter().filter(|name| !name.as_encoded_bytes().starts_with(b".")) {
+        let path = directory.join(name);
+        if known.iter().all(|worktree| worktree.path != path) {
+            orphans.push(format!("worktree {}", path.display()));
+        }
+    }
+    let own = ["--format=%(refname)", "refs/heads/dispatch/"];
+    let branches = run(on(&repository).arg("for-each-ref").args(own))?;
+    let branches = text(&stdout(branches, "cannot list the branches")?);
+    for branch in branches.lines().filter_map(|name| name.strip_prefix("refs/heads/")) {
+        if known.iter().all(|worktree| worktree.branch != branch) {
+            orphans.push(format!("branch {branch}"));
+        }
+    }
+    Ok(orphans)
+}

@@ -1,0 +1,316 @@
+//! `clean` removes what is finished and safe elsewhere, and says what it keeps and why.
+
+use std::fs;
+use std::path::PathBuf;
+
+use snapbox::str;
+
+use crate::support::text::{names, tree};
+use crate::support::{Host, PLAN, Sandbox};
+use crate::worktrees::{commits, dispatch, ready, until_over, worktree_of};
+
+fn project() -> Sandbox {
+    // A second task of a name has something to commit too.
+    let commits = commits().replace("echo work >", "echo work >>");
+    ready(&[("commits", &commits), ("fails", "exit 7")])
+}
+
+/// Dispatches a task that commits and is done.
+fn do_task(sandbox: &Sandbox, id: &str) -> PathBuf {
+    dispatch(sandbox, id, "commits");
+    sandbox.wait_for_state(id, "done");
+    until_over(sandbox, id);
+    worktree_of(sandbox, id).0
+}
+
+fn merged(sandbox: &Sandbox, id: &str) -> PathBuf {
+    let path = do_task(sandbox, id);
+    sandbox.ok("dispatch-reconcile", &["merge", id]);
+    path
+}
+
+fn fail_task(sandbox: &Sandbox, id: &str) -> PathBuf {
+    dispatch(sandbox, id, "fails");
+    sandbox.wait_for_state(id, "failed: exit code 7");
+    until_over(sandbox, id);
+    worktree_of(sandbox, id).0
+}
+
+/// What is left of a task: its directory, its worktree, its branch.
+fn left(sandbox: &Sandbox, id: &str, worktree: &PathBuf) -> (bool, bool, bool) {
+    let branch = sandbox.git(&["branch", "--list", &format!("dispatch/{id}")]);
+    (sandbox.task(id, "").exists(), worktree.exists(), !branch.is_empty())
+}
+
+#[test]
+fn what_is_done_and_merged_goes_and_its_report_stays() {
+    let sandbox = project();
+    let x = merged(&sandbox, "x");
+    fs::write(sandbox.task("x", "output.md"), "All fine.\n").expect("written");
+    let y = do_task(&sandbox, "y");
+    let z = fail_task(&sandbox, "z");
+    sandbox.dispatch("w", "idle");
+    let before = tree(&[sandbox.home()]);
+    let dry = sandbox.run("dispatch-reconcile", &["clean", "--dry-run"]);
+    dry.shows(str![[r#"
+exit 0
+would remove x with its worktree and branch dispatch/x; report: PROJECT/.dispatch/reports/x.md
+kept y: not merged: 1 commit is only in dispatch/y
+kept z: failed; name it to remove it
+"#]]);
+    assert_eq!(tree(&[sandbox.home()]), before);
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
+exit 0
+removed x with its worktree and branch dispatch/x; report: PROJECT/.dispatch/reports/x.md
+kept y: not merged: 1 commit is only in dispatch/y
+kept z: failed; name it to remove it
+"#]]);
+    assert_eq!(left(&sandbox, "x", &x), (false, false, false));
+    assert_eq!(left(&sandbox, "y", &y), (true, true, true));
+    assert_eq!(left(&sandbox, "z", &z), (true, true, true));
+    let report = fs::read_to_string(sandbox.project().join(".dispatch/reports/x.md"));
+    assert_eq!(report.expect("kept"), "All fine.\n");
+    assert_eq!(sandbox.git(&["worktree", "list"]).lines().count(), 3);
+    // By name also what failed; and never what runs.
+    sandbox.run("dispatch-reconcile", &["clean", "z", "w"]).shows(str![[r#"
+exit 1
+removed z with its worktree and branch dispatch/z
+kept w: its worker is running
+"#]]);
+    assert_eq!(left(&sandbox, "z", &z), (false, false, false));
+    // The name is free again, and a second report does not replace the first.
+    merged(&sandbox, "x");
+    fs::write(sandbox.task("x", "output.md"), "Better.\n").expect("written");
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 0
+removed x with its worktree and branch dispatch/x; report: PROJECT/.dispatch/reports/x-2.md
+"#]]);
+    assert_eq!(names(&sandbox.project().join(".dispatch/reports")), ["x-2.md", "x.md"]);
+}
+
+#[test]
+fn what_is_nowhere_else_is_kept() {
+    let sandbox = project();
+    let x = merged(&sandbox, "x");
+    let git = |args: &[&str]| sandbox.program("git").args(args).within(&x).run().ok();
+    let kept = || {
+        let ran = sandbox.run("dispatch-reconcile", &["clean", "x"]);
+        assert_eq!(left(&sandbox, "x", &x), (true, true, true), "{ran:?}");
+        ran
+    };
+    fs::write(x.join("new"), "New.\n").expect("written");
+    kept().shows(str![[r#"
+exit 1
+kept x: not committed in HOME/.dispatch/worktrees/project-HASH/x: new
+"#]]);
+    git(&["stash", "-q", "-u"]);
+    kept().shows(str![[r#"
+exit 1
+kept x: a stash was made on dispatch/x: git stash list
+"#]]);
+    git(&["stash", "drop", "-q"]);
+    git(&["update-index", "--assume-unchanged", "README"]);
+    fs::write(x.join("README"), "Overlooked.\n").expect("written");
+    kept().shows(str![[r#"
+exit 1
+kept x: not committed in HOME/.dispatch/worktrees/project-HASH/x: README
+"#]]);
+    git(&["update-index", "--no-assume-unchanged", "README"]);
+    git(&["checkout", "-q", "README"]);
+    let report = x.join(".dispatch/tasks/x/output.md");
+    fs::create_dir_all(report.parent().expect("a directory")).expect("made");
+    fs::write(&report, "Misplaced.\n").expect("written");
+    kept().shows(str![[r#"
+exit 1
+kept x: .dispatch/tasks/x/output.md is in HOME/.dispatch/worktrees/project-HASH/x
+"#]]);
+    fs::remove_file(&report).expect("removed");
+    git(&["checkout", "-q", "--detach"]);
+    git(&["commit", "-q", "--allow-empty", "-m", "Detached"]);
+    kept().shows(str![[r#"
+exit 1
+kept x: not merged: 1 commit is only in HOME/.dispatch/worktrees/project-HASH/x
+"#]]);
+    git(&["checkout", "-q", "dispatch/x"]);
+    fs::write(sandbox.project().join(".git/worktrees/x/BISECT_LOG"), "").expect("written");
+    kept().shows(str![[r#"
+exit 1
+kept x: an unfinished bisect is in HOME/.dispatch/worktrees/project-HASH/x
+"#]]);
+    fs::remove_file(sandbox.project().join(".git/worktrees/x/BISECT_LOG")).expect("removed");
+    sandbox.git(&["worktree", "lock", &x.display().to_string()]);
+    kept().shows(str![[r#"
+exit 1
+kept x: its worktree is locked: git worktree unlock HOME/.dispatch/worktrees/project-HASH/x
+"#]]);
+    sandbox.git(&["worktree", "unlock", &x.display().to_string()]);
+    git(&["checkout", "-q", "-b", "aside"]);
+    sandbox.git(&["checkout", "-q", "dispatch/x"]);
+    kept().shows(str![[r#"
+exit 1
+kept x: dispatch/x is checked out in PROJECT
+"#]]);
+    sandbox.git(&["checkout", "-q", "main"]);
+    // What was pushed under its own name is not merged.
+    sandbox.git(&["reset", "-q", "--hard", "HEAD~"]);
+    git(&["checkout", "-q", "dispatch/x"]);
+    sandbox.git(&["branch", "-q", "-D", "aside"]);
+    sandbox.git(&["update-ref", "refs/remotes/origin/dispatch/x", "dispatch/x"]);
+    kept().shows(str![[r#"
+exit 1
+kept x: not merged: 1 commit is only in dispatch/x
+"#]]);
+    sandbox.git(&["update-ref", "refs/remotes/origin/main", "dispatch/x"]);
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 0
+removed x with its worktree and branch dispatch/x
+"#]]);
+    assert_eq!(left(&sandbox, "x", &x), (false, false, false));
+}
+
+#[test]
+fn what_was_staged_in_a_deleted_worktree_is_kept() {
+    let sandbox = project();
+    let x = merged(&sandbox, "x");
+    fs::write(x.join("new"), "New.\n").expect("written");
+    sandbox.program("git").args(&["add", "new"]).within(&x).run().ok();
+    fs::remove_dir_all(&x).expect("removed");
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
+exit 0
+kept x: HOME/.dispatch/worktrees/project-HASH/x was deleted with staged changes, which git still has
+"#]]);
+    assert_eq!(left(&sandbox, "x", &x), (true, false, true));
+    // Git has forgotten it, and with it what was staged.
+    sandbox.git(&["worktree", "prune"]);
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
+exit 0
+removed x with its worktree and branch dispatch/x
+"#]]);
+    assert_eq!(left(&sandbox, "x", &x), (false, false, false));
+}
+
+#[test]
+fn commits_in_a_submodule_are_kept() {
+    let sandbox = project();
+    let git = |directory: PathBuf, args: &[&str]| {
+        let call = sandbox.program("git").args(&["-c", "protocol.file.allow=always"]).args(args);
+        assert_eq!(call.within(directory).run().code, Some(0), "{args:?}");
+    };
+    sandbox.git(&["init", "-q", "-b", "main", "../lib"]);
+    git(sandbox.home().join("lib"), &["commit", "-q", "--allow-empty", "-m", "Begin"]);
+    git(sandbox.project(), &["submodule", "--quiet", "add", "../lib", "lib"]);
+    git(sandbox.project(), &["commit", "-q", "-m", "Lib"]);
+    let x = fail_task(&sandbox, "x");
+    git(x.join("lib"), &["checkout", "-q", "-b", "own"]);
+    git(x.join("lib"), &["commit", "-q", "--allow-empty", "-m", "Own"]);
+    git(x.join("lib"), &["checkout", "-q", "main"]);
+    let clean = || sandbox.run("dispatch-reconcile", &["clean", "x"]);
+    clean().shows(str![[r#"
+exit 1
+kept x: the submodule lib in HOME/.dispatch/worktrees/project-HASH/x has own commits
+"#]]);
+    git(x.join("lib"), &["branch", "-q", "-D", "own"]);
+    clean().shows(str![[r#"
+exit 0
+removed x with its worktree and branch dispatch/x
+"#]]);
+    assert_eq!(left(&sandbox, "x", &x), (false, false, false));
+}
+
+#[test]
+fn a_task_that_another_waits_for_is_kept_and_commits_that_only_it_holds_too() {
+    let sandbox = project();
+    let hook = fail_task(&sandbox, "a");
+    let git = |args: &[&str]| sandbox.program("git").args(args).within(&hook).run().ok();
+    git(&["commit", "-q", "--allow-empty", "-m", "Of a"]);
+    let after = sandbox.call("dispatch-spawn", &["b", "--after", "a", "--plan", "-"]);
+    after.args(&["--model", "fails"]).input(PLAN).run().ok();
+    sandbox.run("dispatch-reconcile", &["clean", "a"]).shows(str![[r#"
+exit 1
+kept a: 'b' begins where it ended
+"#]]);
+    sandbox.ok("dispatch-spawn", &["b", "--resume"]);
+    sandbox.wait_for_state("b", "failed: exit code 7");
+    until_over(&sandbox, "b");
+    let (path, ..) = worktree_of(&sandbox, "b");
+    sandbox.program("git").args(&["merge", "-q", "dispatch/a"]).within(&path).run().ok();
+    // One of the two holds the commit, whichever goes first.
+    sandbox.run("dispatch-reconcile", &["clean", "a", "b"]).shows(str![[r#"
+exit 1
+removed a with its worktree and branch dispatch/a
+kept b: not merged: 1 commit is only in dispatch/b
+"#]]);
+}
+
+#[test]
+fn only_what_ended_long_ago_and_was_told_goes_by_itself() {
+    let sandbox = project();
+    let host = Host::new(&sandbox);
+    sandbox.plan("x", PLAN);
+    host.calls(sandbox.call("dispatch-spawn", &["x", "--model", "commits"])).run().ok();
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
+exit 0
+kept x: its session was not told of its end yet
+"#]]);
+    host.die();
+    sandbox.run("dispatch-reconcile", &["clean", "--older-than", "1h"]).shows(str![[r#"
+exit 0
+nothing to clean
+"#]]);
+    let exit = sandbox.read("x", "worker/1/exit");
+    let at = exit.lines().find(|line| line.starts_with("at: ")).expect("a time");
+    let old = exit.replace(at, "at: 2020-01-01T00:00:00Z");
+    fs::write(sandbox.task("x", "worker/1/exit"), old).expect("written");
+    sandbox.run("dispatch-reconcile", &["clean", "--older-than", "1h"]).shows(str![[r#"
+exit 0
+removed x
+"#]]);
+    assert_eq!(names(&sandbox.project().join(".dispatch/tasks")), [""; 0]);
+}
+
+#[test]
+fn what_is_of_no_task_is_named_and_left_alone() {
+    let sandbox = project();
+    let x = do_task(&sandbox, "x");
+    fs::remove_dir_all(sandbox.project().join(".dispatch")).expect("removed");
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
+exit 0
+orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x
+orphaned, of no task here: branch dispatch/x
+"#]]);
+    assert_eq!(left(&sandbox, "x", &x), (false, true, true));
+}
+
+#[test]
+fn a_removal_killed_at_any_step_is_finished_by_the_next() {
+    let sandbox = project();
+    let points = ["moved", "forgotten", "removed", "branch", "report", "task"];
+    for point in points {
+        let x = merged(&sandbox, "x");
+        fs::write(sandbox.task("x", "output.md"), "All fine.\n").expect("written");
+        let clean = || sandbox.call("dispatch-reconcile", &["clean"]);
+        clean().crash_at(&format!("clean:{point}")).run().crashed();
+        let again = clean().run().ok();
+        let done = if point == "task" { "nothing to clean\n" } else { "removed x " };
+        assert!(again.starts_with(done), "{point}: {again}");
+        assert_eq!(left(&sandbox, "x", &x), (false, false, false), "{point}");
+        assert_eq!(names(&sandbox.project().join(".dispatch/tasks")), [""; 0], "{point}");
+        assert_eq!(names(&sandbox.project().join(".dispatch/reports")), ["x.md"], "{point}");
+        assert!(names(x.parent().expect("a directory")).is_empty(), "{point}");
+    }
+}
+
+#[test]
+fn a_task_whose_removal_was_killed_can_go_on() {
+    let sandbox = project();
+    let x = fail_task(&sandbox, "x");
+    let clean = sandbox.call("dispatch-reconcile", &["clean", "x"]);
+    clean.crash_at("clean:moved").run().crashed();
+    assert!(!x.exists());
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    assert_eq!(names(&x), [".git", "README"]);
+    assert_eq!(names(x.parent().expect("a directory")), ["x"]);
+}

@@ -1,0 +1,306 @@
+//! `merge` brings a task's branch back wholly, or changes nothing and says why.
+
+use std::fs;
+use std::path::Path;
+
+use snapbox::str;
+
+use crate::support::text::{names, same, tree};
+use crate::support::{Sandbox, wait_until};
+use crate::worktrees::{
+    commit, commits, dispatch, path_with, ready, real_git, until_over, worktree_of,
+};
+
+/// A project in which task 'x' has committed the file work-x and is done.
+fn done() -> Sandbox {
+    let sandbox = ready(&[("commits", &commits()), ("fails", "exit 7")]);
+    dispatch(&sandbox, "x", "commits");
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    sandbox
+}
+
+/// A commit in the project that changes that file.
+fn commit_file(sandbox: &Sandbox, name: &str) {
+    fs::write(sandbox.project().join(name), "The person's.\n").expect("written");
+    sandbox.git(&["add", name]);
+    sandbox.git(&["commit", "-q", "-m", "Meanwhile"]);
+}
+
+/// Puts a hook in place that no other thread's fork has open for writing.
+fn hook(sandbox: &Sandbox, name: &str, script: &str) {
+    let path = sandbox.project().join(".git/hooks").join(name);
+    let put = "mkdir -p \"${1%/*}\"; cat >\"$1\" && chmod +x \"$1\"";
+    let put = sandbox.program("sh").args(&["-c", put, "sh"]).arg(path);
+    put.input(format!("#!/bin/sh\n{script}\n")).run().ok();
+}
+
+/// Everything that a merge could change.
+fn all_of(sandbox: &Sandbox) -> impl PartialEq + std::fmt::Debug + use<> {
+    let mut files = tree(&[sandbox.project()]);
+    let ours = |path: &Path| {
+        let text = path.to_string_lossy();
+        !text.contains("/.git/") && !text.contains("/.dispatch/")
+    };
+    files.retain(|path, _| ours(path));
+    let status = sandbox.git(&["status", "--porcelain=v2", "--branch"]);
+    let git = sandbox.project().join(".git");
+    (files, status, git.join("MERGE_HEAD").exists(), sandbox.git(&["for-each-ref"]))
+}
+
+#[test]
+fn a_branch_comes_back_without_a_merge_commit_where_none_is_needed() {
+    let sandbox = done();
+    sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
+exit 0
+dispatch/x: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
+"#]]);
+    assert_eq!(commit(&sandbox, "main"), commit(&sandbox, "dispatch/x"));
+    assert_eq!(names(&sandbox.project()), [".dispatch", ".git", "README", "work-x"]);
+    sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
+exit 0
+dispatch/x: nothing to merge, main has all of it; dispatch-reconcile clean x removes the task
+"#]]);
+}
+
+#[test]
+fn a_branch_comes_back_with_a_merge_commit_and_untracked_files_stay() {
+    let sandbox = done();
+    commit_file(&sandbox, "other");
+    fs::write(sandbox.project().join("notes"), "Mine.\n").expect("written");
+    sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
+exit 0
+dispatch/x: 1 commit into main (merge commit); dispatch-reconcile clean x removes the task
+"#]]);
+    assert_eq!(sandbox.git(&["log", "-1", "--format=%s"]), "Merge branch 'dispatch/x'\n");
+    let files = [".dispatch", ".git", "README", "notes", "other", "work-x"];
+    assert_eq!(names(&sandbox.project()), files);
+}
+
+#[test]
+fn it_comes_into_the_checkout_in_which_the_person_is() {
+    let sandbox = done();
+    sandbox.git(&["worktree", "add", "-q", "-b", "mine", "../linked"]);
+    let linked = sandbox.home().join("linked");
+    let before = commit(&sandbox, "main");
+    let merge = |place: &Path| sandbox.call("dispatch-reconcile", &["merge", "x"]).within(place);
+    merge(&linked).run().shows(str![[r#"
+exit 0
+dispatch/x: 1 commit into mine (fast-forward); dispatch-reconcile clean x removes the task
+"#]]);
+    assert_eq!(commit(&sandbox, "main"), before);
+    // A task's own checkout is none of the person's.
+    merge(&worktree_of(&sandbox, "x").0).run().shows(str![[r#"
+exit 0
+dispatch/x: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
+"#]]);
+}
+
+#[test]
+fn a_conflict_is_told_with_its_files_and_changes_nothing() {
+    let sandbox = done();
+    commit_file(&sandbox, "work-x");
+    let before = all_of(&sandbox);
+    let merge = || sandbox.call("dispatch-reconcile", &["merge", "x"]);
+    let told = str![[r#"
+exit 1
+! dispatch-reconcile: dispatch/x cannot be merged into main: conflicts, and nothing was changed
+!   work-x
+!   next: git -C HOME/.dispatch/worktrees/project-HASH/x merge main, and settle them there
+"#]];
+    merge().run().shows(told);
+    assert_eq!(all_of(&sandbox), before);
+    // A git that cannot tell before has to try.
+    let git = real_git(&sandbox);
+    let old = format!("case \"$*\" in *merge-tree*) exit 129 ;; esac; exec {git} \"$@\"");
+    let path = path_with(&sandbox, "git", &old);
+    merge().env("PATH", path).run().shows(str![[r#"
+exit 1
+! dispatch-reconcile: dispatch/x cannot be merged into main: conflicts, and nothing was changed
+!   work-x
+!   next: git -C HOME/.dispatch/worktrees/project-HASH/x merge main, and settle them there
+"#]]);
+    assert_eq!(all_of(&sandbox), before);
+}
+
+#[test]
+fn what_is_not_committed_here_is_never_at_risk() {
+    let sandbox = done();
+    let merge = || sandbox.run("dispatch-reconcile", &["merge", "x"]);
+    fs::write(sandbox.project().join("README"), "Changed.\n").expect("written");
+    let before = all_of(&sandbox);
+    merge().shows(str![[r#"
+exit 65
+! dispatch-reconcile: main has changes that are not committed
+!   README in PROJECT
+!   next: commit or stash them, and call again
+"#]]);
+    assert_eq!(all_of(&sandbox), before);
+    sandbox.git(&["checkout", "-q", "README"]);
+    fs::write(sandbox.project().join("work-x"), "Untracked.\n").expect("written");
+    let before = all_of(&sandbox);
+    merge().shows(str![[r#"
+exit 1
+! dispatch-reconcile: dispatch/x cannot be merged into main; nothing was changed
+!   error: The following untracked working tree files would be overwritten by merge: work-x
+!   next: see to that, and call again
+"#]]);
+    assert_eq!(all_of(&sandbox), before);
+    fs::remove_file(sandbox.project().join("work-x")).expect("removed");
+    fs::write(sandbox.project().join(".git/MERGE_HEAD"), commit(&sandbox, "main"))
+        .expect("written");
+    merge().shows(str![[r#"
+exit 65
+! dispatch-reconcile: main is in the middle of a merge
+!   PROJECT
+!   next: finish it, or end it with git merge --abort; then call again
+"#]]);
+}
+
+#[test]
+fn there_has_to_be_a_branch_on_either_side() {
+    let sandbox = done();
+    let merge = |id: &str| sandbox.run("dispatch-reconcile", &["merge", id]);
+    sandbox.git(&["checkout", "-q", "--detach"]);
+    merge("x").shows(str![[r#"
+exit 65
+! dispatch-reconcile: there is no branch to merge into
+!   HEAD of PROJECT is detached
+!   next: git -C PROJECT switch BRANCH, and call again
+"#]]);
+    sandbox.git(&["checkout", "-q", "main"]);
+    let (path, ..) = worktree_of(&sandbox, "x");
+    let git = |args: &[&str]| sandbox.program("git").args(args).within(&path).run().ok();
+    git(&["checkout", "-q", "-b", "aside"]);
+    merge("x").shows(str![[r#"
+exit 65
+! dispatch-reconcile: the worktree of 'x' is not on dispatch/x
+!   HOME/.dispatch/worktrees/project-HASH/x is on aside
+!   next: git -C HOME/.dispatch/worktrees/project-HASH/x switch dispatch/x, or merge what is there yourself
+"#]]);
+    git(&["checkout", "-q", "--detach"]);
+    merge("x").shows(str![[r#"
+exit 65
+! dispatch-reconcile: the worktree of 'x' is not on dispatch/x
+!   HOME/.dispatch/worktrees/project-HASH/x is on no branch
+!   next: git -C HOME/.dispatch/worktrees/project-HASH/x switch dispatch/x, or merge what is there yourself
+"#]]);
+    sandbox.git(&["branch", "-q", "-D", "dispatch/x"]);
+    git(&["checkout", "-q", "--orphan", "dispatch/x"]);
+    git(&["rm", "-q", "-r", "--cached", "."]);
+    git(&["clean", "-qfdx"]);
+    merge("x").shows(str![[r#"
+exit 65
+! dispatch-reconcile: the branch dispatch/x is gone
+!   it is not in PROJECT/.git
+"#]]);
+    sandbox.dispatch("y", "fails");
+    sandbox.wait_for_state("y", "failed: exit code 7");
+    until_over(&sandbox, "y");
+    merge("y").shows(str![[r#"
+exit 65
+! dispatch-reconcile: 'y' has no branch of its own to merge
+!   it worked in PROJECT
+!   next: what it did is there already
+"#]]);
+}
+
+#[test]
+fn what_the_worker_left_uncommitted_is_committed_first() {
+    let sandbox = done();
+    let (path, ..) = worktree_of(&sandbox, "x");
+    for name in ["a", "b", "c", "d"] {
+        fs::write(path.join(name), "Left.\n").expect("written");
+    }
+    sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
+exit 65
+! dispatch-reconcile: the worktree of 'x' has changes that are not committed
+!   a, b, c and 1 more in HOME/.dispatch/worktrees/project-HASH/x
+!   next: git -C HOME/.dispatch/worktrees/project-HASH/x add --all && git -C HOME/.dispatch/worktrees/project-HASH/x commit
+"#]]);
+    dispatch(&sandbox, "y", "fails");
+    sandbox.wait_for_state("y", "failed: exit code 7");
+    until_over(&sandbox, "y");
+    fs::write(worktree_of(&sandbox, "y").0.join("README"), "Left.\n").expect("written");
+    sandbox.run("dispatch-reconcile", &["merge", "y"]).shows(str![[r#"
+exit 65
+! dispatch-reconcile: the worktree of 'y' has changes that are not committed
+!   README in HOME/.dispatch/worktrees/project-HASH/y
+!   next: dispatch-spawn y --resume, or git -C HOME/.dispatch/worktrees/project-HASH/y commit
+"#]]);
+}
+
+#[test]
+fn a_task_that_has_not_ended_is_not_merged() {
+    let sandbox = ready(&[]);
+    dispatch(&sandbox, "x", "idle");
+    sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
+exit 75
+! dispatch-reconcile: 'x' has not ended
+!   its worker is running
+!   next: wait until it has, or end it: dispatch-reconcile stop x
+"#]]);
+    let wait = sandbox.call("dispatch-spawn", &["y", "--after", "x", "--plan", "-"]);
+    wait.input(crate::support::PLAN).run().ok();
+    sandbox.run("dispatch-reconcile", &["merge", "y"]).shows(str![[r#"
+exit 75
+! dispatch-reconcile: 'y' has not ended
+!   it waits: after x
+!   next: wait until it has, or end it: dispatch-reconcile stop y
+"#]]);
+    let inside = sandbox.call("dispatch-reconcile", &["merge", "x"]);
+    inside.env("DISPATCH_TASK_DIR", sandbox.task("x", "")).run().shows(str![[r#"
+exit 64
+! dispatch-reconcile: a worker does not merge or clean
+!   next: leave that to the session that dispatched
+"#]]);
+}
+
+#[test]
+fn a_hook_that_refuses_is_heard_and_all_is_as_before() {
+    let sandbox = done();
+    // It refuses when the files of a fast-forward are changed already.
+    let refuses = "grep -q refs/heads/main && test \"$1\" = prepared || exit 0
+echo 'main is frozen' >&2; exit 1";
+    hook(&sandbox, "reference-transaction", refuses);
+    let before = all_of(&sandbox);
+    sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
+exit 1
+! dispatch-reconcile: dispatch/x cannot be merged into main; nothing was changed
+!   main is frozen (fatal: ref updates aborted by hook)
+!   next: see to that, and call again
+"#]]);
+    assert_eq!(all_of(&sandbox), before);
+    hook(&sandbox, "reference-transaction", "exit 0");
+    commit_file(&sandbox, "other");
+    hook(&sandbox, "pre-merge-commit", "echo 'lint: 3 errors' >&2; exit 1");
+    let before = all_of(&sandbox);
+    sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
+exit 1
+! dispatch-reconcile: dispatch/x cannot be merged into main; nothing was changed
+!   lint: 3 errors
+!   next: see to that, and call again
+"#]]);
+    assert_eq!(all_of(&sandbox), before);
+}
+
+#[test]
+fn another_programs_lock_is_waited_for() {
+    let sandbox = done();
+    let path = path_with(&sandbox, "git", &format!("exec {} \"$@\"", real_git(&sandbox)));
+    let lock = sandbox.project().join(".git/index.lock");
+    fs::write(&lock, "").expect("written");
+    let merge = sandbox.call("dispatch-reconcile", &["merge", "x"]).env("PATH", path).start();
+    wait_until("git is asked again", || {
+        let calls = fs::read_to_string(sandbox.top().join("calls")).unwrap_or_default();
+        (calls.matches(" merge --quiet ").count() > 1).then_some(())
+    });
+    fs::remove_file(&lock).expect("removed");
+    same(
+        &merge.end().ok(),
+        str![[r#"
+dispatch/x: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
+
+"#]],
+    );
+}
