@@ -1,5 +1,6 @@
 //! `dispatch-reconcile clean`: removes finished tasks, and nothing that is nowhere else.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -51,11 +52,14 @@ pub(super) fn clean(project: &Project, args: &Args) -> Result<Exit> {
     if !args.dry_run {
         remove_leftovers(project)?;
     }
-    let known: Vec<Worktree> = all.iter().filter_map(worktree_of).collect();
+    // Of one whose record is broken nobody knows which is its worktree.
+    let known = all.iter().map(|task| Ok(task.record()?.and_then(|it| it.worktree)));
+    let known = known.collect::<Result<Vec<_>>>().map(|known| known.into_iter().flatten());
+    let awaited = awaited(&all);
     let (mut said, mut exit) = (false, Exit::Ok);
     for task in if named.is_empty() { &all } else { &named } {
         let id = task.id();
-        let fate = fate(project, task, args, &all)
+        let fate = fate(project, task, args, &awaited)
             .unwrap_or_else(|error| Fate::Kept(format!("{error:#}").replace("\n  ", "; ")));
         match fate {
             Fate::Removed(what) if args.dry_run => say(format!("would remove {id}{what}")),
@@ -70,8 +74,10 @@ pub(super) fn clean(project: &Project, args: &Args) -> Result<Exit> {
         }
         said = true;
     }
-    if named.is_empty() {
-        for orphan in worktree::orphans(project.root(), &known)? {
+    if named.is_empty()
+        && let Ok(known) = known
+    {
+        for orphan in worktree::orphans(project.root(), &known.collect::<Vec<_>>())? {
             say(format!("orphaned, of no task here: {orphan}"));
             said = true;
         }
@@ -82,11 +88,13 @@ pub(super) fn clean(project: &Project, args: &Args) -> Result<Exit> {
     Ok(exit)
 }
 
-fn worktree_of(task: &Task) -> Option<Worktree> {
-    task.record().ok()??.worktree
-}
-
-fn fate(project: &Project, task: &Task, args: &Args, all: &[Task]) -> Result<Fate> {
+/// What is to become of a task, once it has.
+fn fate(
+    project: &Project,
+    task: &Task,
+    args: &Args,
+    awaited: &BTreeMap<String, TaskId>,
+) -> Result<Fate> {
     let view = task.view()?;
     let named = !args.tasks.is_empty();
     if let Some(why) = not_finished(&view, named)? {
@@ -97,8 +105,8 @@ fn fate(project: &Project, task: &Task, args: &Args, all: &[Task]) -> Result<Fat
         let why = Fate::Kept(format!("it ended {} ago", short_duration(age)));
         return Ok(if named { why } else { Fate::Passed });
     }
-    if let Some(other) = all.iter().find(|other| comes_after(other, &view)) {
-        return Ok(Fate::Kept(format!("'{}' begins where it ended", other.id())));
+    if let Some(other) = awaited.get(&view.record.nonce) {
+        return Ok(Fate::Kept(format!("'{other}' begins when it is done")));
     }
     if !named && is_untold(&view)? {
         return Ok(Fate::Kept("its session was not told of its end yet".into()));
@@ -107,7 +115,7 @@ fn fate(project: &Project, task: &Task, args: &Args, all: &[Task]) -> Result<Fat
         let needed = view.record.worktree.as_ref().map(Worktree::needed).transpose()?.flatten();
         return Ok(match needed {
             Some(why) => Fate::Kept(why),
-            None => Fate::Removed(what_goes(&view, &report_to_keep(project, task)?)),
+            None => Fate::Removed(what_goes(&view, report_to_keep(project, task)?.map(|it| it.0))),
         });
     }
     let (held, _run_lock) = at_rest(task)?;
@@ -123,11 +131,7 @@ fn fate(project: &Project, task: &Task, args: &Args, all: &[Task]) -> Result<Fat
     {
         return Ok(Fate::Kept(why));
     }
-    let report = report_to_keep(project, task)?;
-    if let Some((path, bytes)) = &report {
-        files::make_private_directory(path.parent().context("a report without a directory")?)?;
-        files::publish(path, bytes)?;
-    }
+    let report = keep_report(project, task)?;
     crash::point("clean", "report");
     // In one step, because a part of a task would be a task without its past.
     let aside = task.directory().with_file_name(format!(".{}.removed", task.id()));
@@ -139,7 +143,7 @@ fn fate(project: &Project, task: &Task, args: &Args, all: &[Task]) -> Result<Fat
     }
     crash::point("clean", "task");
     files::remove_directory(&aside)?;
-    Ok(Fate::Removed(what_goes(&held, &report)))
+    Ok(Fate::Removed(what_goes(&held, report)))
 }
 
 /// Why it is not for removal; `None` if it is.
@@ -147,13 +151,11 @@ fn not_finished(view: &View, named: bool) -> Result<Option<Fate>> {
     let at_work = at_work(view)?;
     let why = match view.state {
         State::Done => at_work,
-        State::Stopped | State::Failed | State::Incomplete if named => at_work,
-        State::Stopped | State::Failed | State::Incomplete | State::Blocked if !named => {
-            return Ok(Some(match at_work {
-                None => Fate::Kept(format!("{}; name it to remove it", view.state)),
-                Some(_) => Fate::Passed,
-            }));
-        }
+        State::Stopped | State::Failed | State::Incomplete | State::Blocked => match at_work {
+            None if !named => Some(format!("{}; name it to remove it", view.state)),
+            Some(_) if !named => return Ok(Some(Fate::Passed)),
+            at_work => at_work,
+        },
         _ if !named => return Ok(Some(Fate::Passed)),
         state => at_work.or(Some(format!("it is {state}"))),
     };
@@ -169,11 +171,16 @@ fn ended(view: &View) -> SystemTime {
     exit.or_else(marker).or_else(|| parsed(&view.record.created)).unwrap_or_else(SystemTime::now)
 }
 
-/// Whether another task waits for this one.
-fn comes_after(other: &Task, view: &View) -> bool {
-    let Ok(Some(record)) = other.record() else { return false };
-    let waits = || other.view().is_ok_and(|other| other.state == State::Waiting);
-    record.after.iter().any(|before| before.nonce == view.record.nonce) && waits()
+/// The tasks for which another waits, by their nonces.
+fn awaited(all: &[Task]) -> BTreeMap<String, TaskId> {
+    let mut awaited = BTreeMap::new();
+    for task in all.iter().filter(|task| task.last_attempt().is_none()) {
+        let view = task.view().ok().filter(|view| view.state == State::Waiting);
+        for before in view.into_iter().flat_map(|view| view.record.after) {
+            awaited.insert(before.nonce, task.id().clone());
+        }
+    }
+    awaited
 }
 
 /// Whether a session lives that is to be told of its end, and is another than the one that calls.
@@ -210,11 +217,26 @@ fn report_to_keep(project: &Project, task: &Task) -> Result<Option<(PathBuf, Vec
     Ok(None)
 }
 
+/// Keeps a task's report where it outlives the task.
+fn keep_report(project: &Project, task: &Task) -> Result<Option<PathBuf>> {
+    loop {
+        let Some((path, bytes)) = report_to_keep(project, task)? else { return Ok(None) };
+        if path.exists() {
+            return Ok(Some(path));
+        }
+        files::make_private_directory(&project.reports_dir())?;
+        // Else another of that name was faster.
+        if files::publish_new(&path, &bytes)? {
+            return Ok(Some(path));
+        }
+    }
+}
+
 /// What goes with a task, and what stays of it.
-fn what_goes(view: &View, report: &Option<(PathBuf, Vec<u8>)>) -> String {
+fn what_goes(view: &View, report: Option<PathBuf>) -> String {
     let worktree = view.record.worktree.as_ref();
     let worktree = worktree.map(|it| format!(" with its worktree and branch {}", it.branch));
-    let report = report.as_ref().map(|(path, _)| format!("; report: {}", path.display()));
+    let report = report.map(|path| format!("; report: {}", path.display()));
     worktree.unwrap_or_default() + &report.unwrap_or_default()
 }
 

@@ -1,7 +1,7 @@
 //! `clean` removes what is finished and safe elsewhere, and says what it keeps and why.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use snapbox::str;
 
@@ -37,7 +37,7 @@ fn fail_task(sandbox: &Sandbox, id: &str) -> PathBuf {
 }
 
 /// What is left of a task: its directory, its worktree, its branch.
-fn left(sandbox: &Sandbox, id: &str, worktree: &PathBuf) -> (bool, bool, bool) {
+fn left(sandbox: &Sandbox, id: &str, worktree: &Path) -> (bool, bool, bool) {
     let branch = sandbox.git(&["branch", "--list", &format!("dispatch/{id}")]);
     (sandbox.task(id, "").exists(), worktree.exists(), !branch.is_empty())
 }
@@ -281,6 +281,25 @@ orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x
 orphaned, of no task here: branch dispatch/x
 "#]]);
     assert_eq!(left(&sandbox, "x", &x), (false, true, true));
+}
+
+#[test]
+fn a_task_that_cannot_be_read_is_kept_and_nothing_counts_as_orphaned() {
+    let sandbox = project();
+    do_task(&sandbox, "x");
+    fs::write(sandbox.task("x", "task.yaml"), "format: 1\n").expect("written");
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#""#]]);
+}
+
+#[test]
+fn a_blocked_task_goes_only_by_name() {
+    let sandbox = project();
+    sandbox.dispatch("x", "fails");
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    until_over(&sandbox, "x");
+    sandbox.worker("x", &["block", "1", "Which one?"]).run().ok();
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#""#]]);
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#""#]]);
 }
 
 #[test]

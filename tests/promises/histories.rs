@@ -85,7 +85,8 @@ impl World {
 
     fn checkout(&self, task: &str) -> PathBuf {
         let all = self.sandbox.home().join(".dispatch/worktrees");
-        all.join(&names(&all).into_iter().find(|it| !it.contains(".lock")).expect("one")).join(task)
+        let project = names(&all).into_iter().find(|it| !it.ends_with(".lock"));
+        all.join(project.expect("one of this project")).join(task)
     }
 
     fn git_in(&self, checkout: &PathBuf, args: &[&str]) -> Ran {
