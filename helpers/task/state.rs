@@ -278,6 +278,11 @@ impl View {
         self.plan.items().get(index).map_or_else(String::new, |item| item.explanation(before))
     }
 
+    /// Whether its worker is at it. Of an agent that is only known while its host says so.
+    pub fn is_alive(&self) -> bool {
+        self.attempt.is_some() && self.exit.is_none() && !self.processes.is_empty()
+    }
+
     /// Whether its worker has ended and its supervisor has not: it ends too, or starts the next one.
     pub fn is_between_attempts(&self) -> bool {
         let ended = self.record.route == Route::Cli && self.exit.is_some();
