@@ -383,6 +383,13 @@ fn every_named_step_is_tried() {
 answer:posted
 ask:answered
 ask:published
+clean:branch
+clean:forgotten
+clean:moved
+clean:removed
+clean:report
+clean:task
+merge:merged
 spawn:claimed
 spawn:prepared
 supervisor:ended

@@ -296,13 +296,9 @@ fn stop_of_a_worker_that_was_lost_makes_it_stopped() {
 
 #[test]
 fn a_task_that_only_waits_can_be_stopped() {
-    let sandbox = ready(&[("fails", "exit 7")]);
-    sandbox.ok("dispatch-spawn", &["x", "--model", "fails"]);
-    sandbox.wait_for_state("x", "failed: exit code 7");
-    wait_until("it is over", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
-    let parked = r#"{"parked":{"until":99999999999,"stated":true,"times":1,"said":"limit"}}"#;
-    fs::write(sandbox.task("x", "wait"), parked).expect("written");
-    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    let sandbox = ready(&[]);
+    sandbox.dispatch("before", "idle");
+    sandbox.ok("dispatch-spawn", &["x", "--after", "before"]);
     let supervisor = sandbox.supervisor_of("x");
     assert!(runs(supervisor));
     sandbox.run("dispatch-reconcile", &["stop", "x"]).shows(str![[r#"
