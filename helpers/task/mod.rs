@@ -1,16 +1,15 @@
 //! One task: its directory, what was decided about it, and its attempts.
 
+mod attempt;
 pub mod prompt;
+mod record;
 pub mod state;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 
-use crate::config::{Access, Route};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
@@ -18,192 +17,19 @@ use crate::ipc::Ipc;
 use crate::plan::Plan;
 use crate::process::{Identity, Life};
 use crate::project::TaskId;
-use crate::worker::heard::{Failure, Usage};
-use crate::worktree::Worktree;
 
+pub use attempt::{Attempt, ExitRecord, LAST_WORD, SessionRecord};
+pub use record::{Before, FORMAT, Record, Wait};
 pub use state::{Reason, State, View};
 
 /// How long a helper waits for the plan's lock, which is held for milliseconds only.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
-
-/// How much of a log's end is shown at most, in bytes.
-const LOG_END: u64 = 64 << 10;
-
-/// The format of task.yaml that this version writes.
-pub const FORMAT: u32 = 1;
 
 /// The directory of one task.
 #[derive(Clone, Debug)]
 pub struct Task {
     directory: PathBuf,
     id: TaskId,
-}
-
-/// What was decided when the task was dispatched: `task.yaml`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Record {
-    /// The format of this file.
-    pub format: u32,
-    /// Random; tells this task from an earlier one of the same name.
-    pub nonce: String,
-    /// The name that the person used: a model or an alias.
-    pub name: String,
-    /// The model's id, if the backend is told one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    /// The backend in the config.
-    pub backend: String,
-    /// How the worker is started.
-    pub route: Route,
-    /// What the worker may do.
-    pub access: Access,
-    /// Where the worker works.
-    pub directory: PathBuf,
-    /// The worktree that it works in, if it has one of its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub worktree: Option<Worktree>,
-    /// The tasks that have to be done before it begins.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub after: Vec<Before>,
-    /// The host process that is told the news.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub owner: Option<Identity>,
-    /// When it was dispatched, to show.
-    pub created: String,
-    /// Whether the person asked to stop it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub stop: bool,
-}
-
-impl Record {
-    /// Whether its worker commits: it has a worktree of its own, and may write there.
-    pub fn commits(&self) -> bool {
-        self.worktree.is_some() && self.access != Access::Read
-    }
-}
-
-/// A task that has to be done before another begins.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Before {
-    /// Its name.
-    pub task: String,
-    /// Its nonce, so that a later task of the same name does not count.
-    pub nonce: String,
-    /// The branch that it works on, if it has a worktree of its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub branch: Option<String>,
-}
-
-/// What a task without a worker waits for, as its supervisor sees it: the file `wait`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Wait {
-    /// The end of these tasks.
-    After(Vec<String>),
-    /// A task before it that cannot end done by itself.
-    Held {
-        /// Its name.
-        task: String,
-        /// What is in the way, in a person's words.
-        why: String,
-    },
-    /// Its turn.
-    Turn {
-        /// How many workers run at once.
-        limit: usize,
-    },
-    /// The end of a rate limit.
-    Parked {
-        /// In seconds since 1970.
-        until: u64,
-        /// Whether the CLI said when; else it is a guess.
-        stated: bool,
-        /// How many times in a row it was parked.
-        times: u32,
-        /// What the CLI said.
-        said: String,
-    },
-}
-
-impl fmt::Display for Wait {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::After(tasks) => write!(f, "after {}", tasks.join(", ")),
-            Self::Held { task, why } => write!(f, "held: {task} {why}"),
-            Self::Turn { limit: 1 } => write!(f, "for its turn: one worker runs at once"),
-            Self::Turn { limit } => write!(f, "for its turn: {limit} workers run at once"),
-            Self::Parked { until, stated, said, .. } => {
-                let until = UNIX_EPOCH + Duration::from_secs(*until);
-                let until = humantime::format_rfc3339_seconds(until);
-                let how = if *stated { "until" } else { "tries again at" };
-                write!(f, "rate limit, {how} {until}: {said}")
-            }
-        }
-    }
-}
-
-/// The one key that every format of task.yaml has.
-#[derive(Deserialize)]
-struct Format {
-    format: u32,
-}
-
-/// Why a worker was ended that had said its last word; its items and marker decide what it was.
-pub const LAST_WORD: &str = "it did not exit after its last word";
-
-/// How an attempt ended, as its supervisor saw it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ExitRecord {
-    /// The exit code, if the worker exited by itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<i32>,
-    /// The signal that ended it, if one did.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub signal: Option<i32>,
-    /// Why it could not be started, if so.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub not_started: Option<String>,
-    /// Why its supervisor ended it, if it did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended: Option<String>,
-    /// How the CLI says that it failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
-    /// What the worker was not allowed to do.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub denied: Vec<String>,
-    /// What it used.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
-    /// When it ended, to show.
-    pub at: String,
-    /// How many milliseconds it ran, on the monotonic clock.
-    pub milliseconds: u64,
-}
-
-impl ExitRecord {
-    /// Whether nobody saw how it ended: its supervisor died before it.
-    pub fn is_unknown(&self) -> bool {
-        let ended = self.code.is_some() || self.signal.is_some() || self.ended.is_some();
-        !ended && self.not_started.is_none()
-    }
-}
-
-/// A CLI's own name for the conversation of an attempt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionRecord {
-    /// The backend that knows it.
-    pub backend: String,
-    /// The name.
-    pub id: String,
-}
-
-/// One run of a worker: the directory `worker/<n>`.
-#[derive(Clone, Debug)]
-pub struct Attempt {
-    /// Its number; they count from 1.
-    pub number: u32,
-    directory: PathBuf,
 }
 
 impl Task {
@@ -327,7 +153,7 @@ impl Task {
                 .next("restore the file, or dispatch the plan again under another id")
         };
         // First, because a newer format may have other keys.
-        let Format { format } = serde_yaml::from_str(&text).map_err(broken)?;
+        let record::Format { format } = serde_yaml::from_str(&text).map_err(broken)?;
         if format > FORMAT {
             return Err(Refusal::new(Exit::Data, "that task was made by a newer dispatch")
                 .place(format!("{}: format {format}", path.display()))
@@ -498,7 +324,7 @@ impl Task {
     pub fn new_attempt(&self) -> Result<Attempt> {
         let next = self.last_attempt().map_or(1, |attempt| attempt.number + 1);
         let attempt = self.attempt(next);
-        files::make_private_directory(&attempt.directory)?;
+        files::make_private_directory(attempt.directory())?;
         let plan = files::read(&self.plan_path())?.unwrap_or_default();
         files::publish(&attempt.plan_path(), plan.as_bytes())?;
         self.set_wait(None)?;
@@ -512,100 +338,6 @@ impl Task {
     pub fn view(&self) -> Result<View> {
         View::load(self)
     }
-}
-
-impl Attempt {
-    /// Its directory.
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    /// What the worker reads on its standard input.
-    pub fn stdin_path(&self) -> PathBuf {
-        self.directory.join("stdin")
-    }
-
-    /// What the worker wrote to its standard output and error.
-    pub fn log_path(&self) -> PathBuf {
-        self.directory.join("output.log")
-    }
-
-    /// What stood in the log before it was cut, if it grew too long.
-    pub fn old_log_path(&self) -> PathBuf {
-        self.directory.join("output.log.1")
-    }
-
-    /// The end of the log, for a person; that of the old one if it was just cut.
-    pub fn log_end(&self) -> String {
-        let end = |path: &Path| files::read_end(path, LOG_END).unwrap_or_default();
-        let mut bytes = end(&self.log_path());
-        if bytes.iter().all(u8::is_ascii_whitespace) {
-            bytes = end(&self.old_log_path());
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// The plan as the attempt found it.
-    pub fn plan_path(&self) -> PathBuf {
-        self.directory.join("plan.md")
-    }
-
-    /// The number of the last note that the worker was told of.
-    fn told_path(&self) -> PathBuf {
-        self.directory.join("told")
-    }
-
-    /// Records which process is the worker.
-    pub fn set_identity(&self, identity: &Identity) -> Result<()> {
-        let text = serde_yaml::to_string(identity)?;
-        files::publish(&self.directory.join("identity"), text.as_bytes())
-    }
-
-    /// Which process is the worker; `None` for an agent, or before it is started.
-    pub fn identity(&self) -> Result<Option<Identity>> {
-        read_yaml(&self.directory.join("identity"))
-    }
-
-    /// Keeps the CLI's name for the conversation.
-    pub fn set_session(&self, session: &SessionRecord) -> Result<()> {
-        let text = serde_yaml::to_string(session)?;
-        files::publish(&self.directory.join("session"), text.as_bytes())
-    }
-
-    /// The CLI's name for the conversation, if it is known.
-    pub fn session(&self) -> Result<Option<SessionRecord>> {
-        read_yaml(&self.directory.join("session"))
-    }
-
-    /// Says since when the worker has shown no sign of life, or that it has shown one again.
-    pub fn set_silent(&self, since: Option<&str>) -> Result<()> {
-        let path = self.directory.join("silent");
-        match since {
-            Some(since) => files::publish(&path, since.as_bytes()),
-            None => files::remove(&path),
-        }
-    }
-
-    /// Since when the worker has shown no sign of life, if for longer than the config allows.
-    pub fn silent(&self) -> Result<Option<String>> {
-        files::read(&self.directory.join("silent"))
-    }
-
-    /// Records how it ended.
-    pub fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
-        let text = serde_yaml::to_string(exit)?;
-        files::publish(&self.directory.join("exit"), text.as_bytes())
-    }
-
-    /// How it ended; `None` while it runs, or if nobody was there to see it.
-    pub fn exit(&self) -> Result<Option<ExitRecord>> {
-        read_yaml(&self.directory.join("exit"))
-    }
-}
-
-fn read_yaml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let Some(text) = files::read(path)? else { return Ok(None) };
-    serde_yaml::from_str(&text).map(Some).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn publish_numbered(directory: &Path, text: &str) -> Result<()> {

@@ -1,0 +1,165 @@
+//! One run of a worker: the directory `worker/<n>`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+use crate::process::Identity;
+use crate::worker::heard::{Failure, Usage};
+
+/// How much of a log's end is shown at most, in bytes.
+const LOG_END: u64 = 64 << 10;
+
+/// Why a worker was ended that had said its last word; its items and marker decide what it was.
+pub const LAST_WORD: &str = "it did not exit after its last word";
+
+/// How an attempt ended, as its supervisor saw it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// The exit code, if the worker exited by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// The signal that ended it, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Why it could not be started, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_started: Option<String>,
+    /// Why its supervisor ended it, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
+    /// How the CLI says that it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// What the worker was not allowed to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied: Vec<String>,
+    /// What it used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// When it ended, to show.
+    pub at: String,
+    /// How many milliseconds it ran, on the monotonic clock.
+    pub milliseconds: u64,
+}
+
+impl ExitRecord {
+    /// Whether nobody saw how it ended: its supervisor died before it.
+    pub fn is_unknown(&self) -> bool {
+        let ended = self.code.is_some() || self.signal.is_some() || self.ended.is_some();
+        !ended && self.not_started.is_none()
+    }
+}
+
+/// A CLI's own name for the conversation of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// The backend that knows it.
+    pub backend: String,
+    /// The name.
+    pub id: String,
+}
+
+/// One run of a worker: the directory `worker/<n>`.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// Its number; they count from 1.
+    pub number: u32,
+    pub(super) directory: PathBuf,
+}
+
+impl Attempt {
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What the worker reads on its standard input.
+    pub fn stdin_path(&self) -> PathBuf {
+        self.directory.join("stdin")
+    }
+
+    /// What the worker wrote to its standard output and error.
+    pub fn log_path(&self) -> PathBuf {
+        self.directory.join("output.log")
+    }
+
+    /// What stood in the log before it was cut, if it grew too long.
+    pub fn old_log_path(&self) -> PathBuf {
+        self.directory.join("output.log.1")
+    }
+
+    /// The end of the log, for a person; that of the old one if it was just cut.
+    pub fn log_end(&self) -> String {
+        let end = |path: &Path| files::read_end(path, LOG_END).unwrap_or_default();
+        let mut bytes = end(&self.log_path());
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            bytes = end(&self.old_log_path());
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The plan as the attempt found it.
+    pub fn plan_path(&self) -> PathBuf {
+        self.directory.join("plan.md")
+    }
+
+    /// The number of the last note that the worker was told of.
+    pub(super) fn told_path(&self) -> PathBuf {
+        self.directory.join("told")
+    }
+
+    /// Records which process is the worker.
+    pub fn set_identity(&self, identity: &Identity) -> Result<()> {
+        let text = serde_yaml::to_string(identity)?;
+        files::publish(&self.directory.join("identity"), text.as_bytes())
+    }
+
+    /// Which process is the worker; `None` for an agent, or before it is started.
+    pub fn identity(&self) -> Result<Option<Identity>> {
+        read_yaml(&self.directory.join("identity"))
+    }
+
+    /// Keeps the CLI's name for the conversation.
+    pub fn set_session(&self, session: &SessionRecord) -> Result<()> {
+        let text = serde_yaml::to_string(session)?;
+        files::publish(&self.directory.join("session"), text.as_bytes())
+    }
+
+    /// The CLI's name for the conversation, if it is known.
+    pub fn session(&self) -> Result<Option<SessionRecord>> {
+        read_yaml(&self.directory.join("session"))
+    }
+
+    /// Says since when the worker has shown no sign of life, or that it has shown one again.
+    pub fn set_silent(&self, since: Option<&str>) -> Result<()> {
+        let path = self.directory.join("silent");
+        match since {
+            Some(since) => files::publish(&path, since.as_bytes()),
+            None => files::remove(&path),
+        }
+    }
+
+    /// Since when the worker has shown no sign of life, if for longer than the config allows.
+    pub fn silent(&self) -> Result<Option<String>> {
+        files::read(&self.directory.join("silent"))
+    }
+
+    /// Records how it ended.
+    pub fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
+        let text = serde_yaml::to_string(exit)?;
+        files::publish(&self.directory.join("exit"), text.as_bytes())
+    }
+
+    /// How it ended; `None` while it runs, or if nobody was there to see it.
+    pub fn exit(&self) -> Result<Option<ExitRecord>> {
+        read_yaml(&self.directory.join("exit"))
+    }
+}
+
+fn read_yaml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Some(text) = files::read(path)? else { return Ok(None) };
+    serde_yaml::from_str(&text).map(Some).with_context(|| format!("cannot read {}", path.display()))
+}
