@@ -78,13 +78,18 @@ impl Worktree {
             return Ok((!staged.status.success()).then_some(why));
         }
         let mut changed = self.changes()?;
-        // Git was told to overlook these, so a change in them is seen nowhere.
-        let listed = run(git(&self.path).args(["ls-files", "-v", "-z"]))?;
+        let listed = run(git(&self.path).args(["ls-files", "-v", "--stage", "-z"]))?;
         let listed = stdout(listed, "cannot list the files of the worktree")?;
         let overlooked = listed.split(|&byte| byte == 0).filter_map(|line| {
-            let tag = line.first().filter(|tag| tag.is_ascii_lowercase() || **tag == b'S')?;
-            let name = String::from_utf8_lossy(line.get(2..)?).into_owned();
-            (*tag != b'S' || self.path.join(&name).exists()).then_some(name)
+            let line = String::from_utf8_lossy(line);
+            let (about, name) = line.split_once('\t')?;
+            let path = self.path.join(name);
+            // Git was told to overlook a change in the first two. The last is a repository of its
+            // own, and of what is in that only the name of a commit is in this one.
+            let overlooked = about.starts_with(|tag: char| tag.is_ascii_lowercase())
+                || about.starts_with('S') && path.exists()
+                || about.contains(" 160000 ") && path.join(".git").is_dir();
+            overlooked.then(|| name.to_owned())
         });
         changed.extend(overlooked);
         if !changed.is_empty() {
@@ -110,7 +115,7 @@ impl Worktree {
             let name = module.path().strip_prefix(&modules).unwrap_or(module.path());
             let clone = self.repository.join("modules").join(name);
             let mut tips = on(module.path());
-            tips.args(["rev-list", "--no-walk", "HEAD", "--all", "--not", "--remotes"]);
+            tips.args(["rev-list", "HEAD", "--all", "--not", "--remotes"]);
             let tips = text(&stdout(run(&mut tips)?, "cannot look into a submodule")?);
             for tip in tips.lines() {
                 if !clone.is_dir()
@@ -183,11 +188,12 @@ impl Worktree {
         }
         let _lock = self.lock()?;
         self.put_back()?;
+        let own = format!("refs/heads/{}", self.branch);
+        // Before it is looked at, so that the one that goes is the one that was.
+        let tip = commit(&self.repository, &own)?;
         if let Some(why) = self.needed()? {
             return Ok(Some(why));
         }
-        let own = format!("refs/heads/{}", self.branch);
-        let tip = commit(&self.repository, &own)?;
         let aside = self.aside();
         if let Some(entry) = self.entry() {
             // In one step, so that one that is half removed is never taken for one with changes.

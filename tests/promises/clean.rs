@@ -218,6 +218,27 @@ removed x with its worktree and branch dispatch/x
 }
 
 #[test]
+fn a_repository_of_its_own_in_a_worktree_is_kept() {
+    let sandbox = project();
+    let x = fail_task(&sandbox, "x");
+    for (directory, args) in [
+        (&x, ["init", "-q", "-b", "main", "own"]),
+        (&x.join("own"), ["commit", "-q", "--allow-empty", "-m", "Own"]),
+        (&x, ["-c", "advice.addEmbeddedRepo=false", "add", "-v", "own"]),
+        (&x, ["commit", "-q", "--no-status", "-m", "Add it"]),
+    ] {
+        let ran = sandbox.program("git").args(&args).within(directory).run();
+        assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
+    }
+    sandbox.git(&["merge", "-q", "dispatch/x"]);
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 1
+kept x: not committed in HOME/.dispatch/worktrees/project-HASH/x: own
+"#]]);
+    assert_eq!(left(&sandbox, "x", &x), (true, true, true));
+}
+
+#[test]
 fn a_task_that_another_waits_for_is_kept_and_commits_that_only_it_holds_too() {
     let sandbox = project();
     let hook = fail_task(&sandbox, "a");
@@ -227,7 +248,7 @@ fn a_task_that_another_waits_for_is_kept_and_commits_that_only_it_holds_too() {
     after.args(&["--model", "fails"]).input(PLAN).run().ok();
     sandbox.run("dispatch-reconcile", &["clean", "a"]).shows(str![[r#"
 exit 1
-kept a: 'b' begins where it ended
+kept a: 'b' begins when it is done
 "#]]);
     sandbox.ok("dispatch-spawn", &["b", "--resume"]);
     sandbox.wait_for_state("b", "failed: exit code 7");
@@ -288,7 +309,10 @@ fn a_task_that_cannot_be_read_is_kept_and_nothing_counts_as_orphaned() {
     let sandbox = project();
     do_task(&sandbox, "x");
     fs::write(sandbox.task("x", "task.yaml"), "format: 1\n").expect("written");
-    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#""#]]);
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
+exit 0
+kept x: task 'x' has a broken record; PROJECT/.dispatch/tasks/x/task.yaml: missing field `nonce`; next: restore the file, or dispatch the plan again under another id
+"#]]);
 }
 
 #[test]
@@ -298,8 +322,14 @@ fn a_blocked_task_goes_only_by_name() {
     sandbox.wait_for_state("x", "failed: exit code 7");
     until_over(&sandbox, "x");
     sandbox.worker("x", &["block", "1", "Which one?"]).run().ok();
-    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#""#]]);
-    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#""#]]);
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
+exit 0
+kept x: blocked; name it to remove it
+"#]]);
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 0
+removed x
+"#]]);
 }
 
 #[test]

@@ -295,7 +295,8 @@ fn in_no_history_is_any_work_lost() {
     let first = number("HISTORY_SEED").unwrap_or(now.as_nanos() as u64);
     println!("HISTORY_SEED={first}");
     let most = number("HISTORIES");
-    let (next, merged, removed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let next = AtomicU64::new(0);
+    let [lived, merged, removed] = [const { AtomicU64::new(0) }; 3];
     let begin = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -307,6 +308,7 @@ fn in_no_history_is_any_work_lost() {
                         break;
                     }
                     world.history(first.wrapping_add(history));
+                    lived.fetch_add(1, Ordering::Relaxed);
                     merged.fetch_add(std::mem::take(&mut world.merged), Ordering::Relaxed);
                     removed.fetch_add(std::mem::take(&mut world.removed), Ordering::Relaxed);
                     if n % REPOSITORY == 0 {
@@ -316,6 +318,6 @@ fn in_no_history_is_any_work_lost() {
             });
         }
     });
-    println!("{next:?} histories, {merged:?} merges, {removed:?} removals");
+    println!("{lived:?} histories, {merged:?} merges, {removed:?} removals");
     assert!(merged.into_inner() > 0 && removed.into_inner() > 0, "nothing was put to the test");
 }
