@@ -138,7 +138,14 @@ fn end(view: &View) -> Result<Event> {
             };
             let branch = view.record.worktree.as_ref();
             let branch = branch.map_or_else(String::new, |it| format!(" on branch {}", it.branch));
-            (format!("{id} done ({items}, {age}){branch}{summary}{report}"), "tell the user".into())
+            let next = match view.record.worktree {
+                Some(_) => {
+                    let merge = command("dispatch-reconcile")?;
+                    format!("tell the user; if they want it, {merge} merge {id} brings it back")
+                }
+                None => "tell the user".into(),
+            };
+            (format!("{id} done ({items}, {age}){branch}{summary}{report}"), next)
         }
         State::Blocked => (
             format!("{id} blocked ({items}){because}"),

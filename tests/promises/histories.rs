@@ -13,7 +13,7 @@ use crate::support::{PLAN, Ran, Sandbox, wait_until};
 use crate::worktrees::{commits, ready};
 
 /// For how long it goes on where nobody says how many histories there are to be.
-const TIME: Duration = Duration::from_secs(10);
+const TIME: Duration = Duration::from_secs(5);
 
 /// After so many histories the repository is a new one.
 const REPOSITORY: u64 = 20;

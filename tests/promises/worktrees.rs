@@ -101,7 +101,7 @@ attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.lo
 "#]]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x done (2/2, AGE) on branch dispatch/x: "Fine." → tell the user
+#ID x done (2/2, AGE) on branch dispatch/x: "Fine." → tell the user; if they want it, BIN/dispatch-reconcile merge x brings it back
 "#]]);
     let (path, branch, base) = worktree_of(&sandbox, "x");
     assert_eq!((branch.as_str(), base), ("dispatch/x", before.clone()));
