@@ -160,31 +160,54 @@ fn for_a_worker_of_its_own() {
 
 #[test]
 fn for_a_worker_of_its_own_on_the_screen() {
-    let (home, model, gates) = ready("cli");
+    let (home, model) = on_the_screen("cli", "paint done");
+    check_own(&home, &model);
+}
+
+/// The same story with a person in front of the host's screen.
+#[track_caller]
+fn on_the_screen(route: &str, last: &str) -> (Home, Model) {
+    let (home, model, gates) = ready(route);
     let options = Options::mode("acceptEdits");
     let terminal = Terminal::start(home.path(), &home.project(), &model, &options);
-    terminal.wait_screen(DEADLINE, |screen| screen.contains('❯'));
+    let shows = |text: &str| terminal.wait_screen(DEADLINE, |screen| screen.contains(text));
+    shows("❯");
     terminal.line("/dispatch use opus to paint the door");
-    terminal.wait_screen(DEADLINE, |screen| screen.contains("I shall hear of it."));
+    shows("I shall hear of it.");
     gates.ask.open();
-    terminal.wait_screen(DEADLINE, |screen| screen.contains("paint asks (001)"));
+    shows("paint asks (001)");
     terminal.line(&format!("{REPLY}green"));
     let twice = |screen: &str| screen.matches("I shall hear of it.").count() == 2;
     terminal.wait_screen(DEADLINE, twice);
     gates.go_on.open();
-    terminal.wait_screen(DEADLINE, |screen| screen.contains("paint done"));
+    shows(last);
     gates.end.open();
+    if route == "agent" {
+        shows("The worker says: The door is painted.");
+    }
     quiet(&home);
-    check_own(&home, &model);
+    (home, model)
 }
 
 #[test]
 fn for_an_agent_whose_end_the_host_program_tells() {
     let (home, model) = live("agent", "Nothing is running.");
-    let plan = file(task(&home, "paint").join("plan.md"));
+    check_agents(&home, &model);
+}
+
+#[test]
+fn for_an_agent_on_the_screen() {
+    let (home, model) = on_the_screen("agent", "Nothing is running.");
+    check_agents(&home, &model);
+}
+
+/// What is true after the story of an agent.
+#[track_caller]
+fn check_agents(home: &Home, model: &Model) {
+    let plan = file(task(home, "paint").join("plan.md"));
     assert_eq!(plan, "- [x] Paint door.txt in their colour\n  green\n");
-    assert_eq!(told(&model), ["paint asks (001): \"Which colour?\""]);
-    assert_eq!(called(&model), ["Bash", "Agent", "Bash", "Read", "Bash", "Bash", "Read"]);
+    assert_eq!(told(model), ["paint asks (001): \"Which colour?\""]);
+    assert_eq!(called(model), ["Bash", "Agent", "Bash", "Read", "Bash", "Bash", "Read"]);
     // Those, and five without a call: twice the monitor's start, the question, its end, the agent's.
-    assert_eq!(asked(&model, Seat::Host).len(), 12);
+    assert_eq!(asked(model, Seat::Host).len(), 12);
 }
