@@ -188,13 +188,14 @@ impl Queue {
         let mut all_watched = watch.directory(&directory()?) && watch.events();
         all_watched &= config.parent().is_some_and(|directory| watch.directory(directory));
         let scan = if all_watched { SAFETY_SCAN } else { BLIND_SCAN };
-        let config = Config::load();
-        if let Ok(config) = &config {
+        // One without any name is one that an editor has emptied and is about to write.
+        let config = Config::load().ok().filter(|config| config.names().next().is_some());
+        if let Some(config) = &config {
             self.limit = config.max_workers;
         }
         let Some(limit) = self.limit else { return Ok(None) };
         // Without a config no worker can be called, so its turn comes when it can be read again.
-        let waits = config.is_err() || !ticket.is_up(limit)?;
+        let waits = config.is_none() || !ticket.is_up(limit)?;
         Ok(waits.then_some(Pause(Wait::Turn { limit }, scan)))
     }
 }
