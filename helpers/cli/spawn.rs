@@ -295,14 +295,24 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
             .next("dispatch what is to be done now as a new task")
             .into());
     }
+    // All of it is looked at before anything is changed.
+    let mut left = view.plan;
+    skip(&mut left, &args.skip)?;
+    let nothing_left = !args.skip.is_empty() && left.complete();
+    if nothing_left && waits {
+        return Err(Refusal::new(Exit::Data, format!("nothing would be left of '{id}'"))
+            .place("it waits, and would begin all the same")
+            .next(format!("stop it: dispatch-reconcile stop {id}"))
+            .into());
+    }
     let mut record = view.record;
     if args.model.is_some() || args.access.is_some() {
         change_worker(args, task, &mut record)?;
     }
-    for &item in &args.skip {
-        task.edit_plan(|plan| plan.mark(item, Marker::Done, "skipped: the user does not want it"))?;
+    if !args.skip.is_empty() {
+        task.edit_plan(|plan| skip(plan, &args.skip))?;
     }
-    if !args.skip.is_empty() && task.plan()?.complete() {
+    if nothing_left {
         let items: Vec<_> = args.skip.iter().map(usize::to_string).collect();
         let what = format!("Nothing was left but what the user skipped: {}.", items.join(", "));
         task.ipc().finish(&what)?;
@@ -319,6 +329,11 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
         return Ok(Exit::Ok);
     }
     launch(task, &record)
+}
+
+fn skip(plan: &mut Plan, items: &[usize]) -> Result<(), Refusal> {
+    let mut items = items.iter();
+    items.try_for_each(|&it| plan.mark(it, Marker::Done, "skipped: the user does not want it"))
 }
 
 /// Gives what is left of a task to another worker, or to the same one with other access.

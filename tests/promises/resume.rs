@@ -93,6 +93,10 @@ Nothing was left but what the user skipped: 2, 3.
 fn an_item_that_is_not_there_is_not_skipped_and_nothing_is_started() {
     let sandbox = failed();
     let before = sandbox.read("x", "plan.md");
+    let record = sandbox.read("x", "task.yaml");
+    let both = ["x", "--resume", "--model", "does", "--skip", "2", "--skip", "4"];
+    assert_eq!(sandbox.run("dispatch-spawn", &both).code, Some(65));
+    assert_eq!(sandbox.read("x", "task.yaml"), record);
     sandbox.run("dispatch-spawn", &["x", "--resume", "--skip", "4"]).shows(str![[r#"
 exit 65
 ! dispatch-spawn: the plan has no item 4
@@ -105,6 +109,22 @@ exit 64
 ! dispatch-spawn: the following required arguments were not provided: --resume
 !   next: see dispatch-spawn --help
 "#]]);
+}
+
+#[test]
+fn a_task_that_waits_is_not_said_to_be_done() {
+    let sandbox = ready();
+    sandbox.dispatch("before", "idle");
+    sandbox.ok("dispatch-spawn", &["x", "--model", "does", "--after", "before"]);
+    let skip = ["x", "--resume", "--skip", "1", "--skip", "2", "--skip", "3"];
+    sandbox.run("dispatch-spawn", &skip).shows(str![[r#"
+exit 65
+! dispatch-spawn: nothing would be left of 'x'
+!   it waits, and would begin all the same
+!   next: stop it: dispatch-reconcile stop x
+"#]]);
+    assert_eq!(sandbox.state("x"), "waiting: after before");
+    assert!(!sandbox.read("x", "plan.md").contains("[x]"));
 }
 
 #[test]
