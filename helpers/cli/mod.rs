@@ -1,8 +1,6 @@
 //! The command lines of the five helpers: arguments in, one line and an exit code out.
 
-mod clean;
 pub mod config;
-mod merge;
 pub mod monitor;
 pub mod reconcile;
 pub mod spawn;

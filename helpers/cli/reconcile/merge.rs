@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::say;
+use crate::cli::say;
 use crate::config::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;

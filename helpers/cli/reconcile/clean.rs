@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 
 use super::merge::{at_rest, at_work, refuse_worker};
-use super::say;
+use crate::cli::say;
 use crate::crash;
 use crate::exit::Exit;
 use crate::files;

@@ -1,0 +1,91 @@
+//! `dispatch-reconcile`: what is true of all tasks now.
+
+mod clean;
+mod merge;
+mod show;
+mod status;
+mod stop;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use super::{directory, project, run, say, some_text};
+use crate::exit::Exit;
+use crate::project::TaskId;
+use crate::task::Task;
+
+pub(super) use status::{shorten, status_line};
+
+/// Shows what is true of all tasks now.
+#[derive(Debug, Parser)]
+#[command(
+    name = "dispatch-reconcile",
+    version,
+    after_help = "Examples:\n  dispatch-reconcile\n  dispatch-reconcile show fix-login-bug"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Work in this directory
+    #[arg(short = 'C', global = true, value_name = "DIR")]
+    directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// One line a task, most urgent first (the default)
+    Status,
+    /// All about one task
+    Show {
+        /// The task's id
+        task: String,
+    },
+    /// End a task's worker
+    Stop {
+        /// The task's id
+        task: String,
+    },
+    /// Bring a task's branch back into the one that is checked out here
+    Merge {
+        /// The task's id
+        task: String,
+    },
+    /// Remove finished tasks, with worktrees of which nothing would be lost
+    Clean(clean::Args),
+    /// Tell a running worker something: a note at the end of its plan
+    Note {
+        /// The task's id
+        task: String,
+        /// What to tell it; - is standard input
+        #[arg(allow_hyphen_values = true)]
+        text: String,
+    },
+}
+
+/// Runs `dispatch-reconcile`.
+pub fn main() -> ExitCode {
+    run(|args: Args| {
+        let project = project(args.directory.as_deref())?;
+        let task = |id: &str| -> Result<Task> { project.existing_task(&id.parse::<TaskId>()?) };
+        match args.action.as_ref().unwrap_or(&Action::Status) {
+            Action::Status => status::status(&project, args.json),
+            Action::Show { task: id } => show::show(&task(id)?, args.json),
+            Action::Stop { task: id } => stop::stop(&task(id)?),
+            Action::Merge { task: id } => {
+                merge::merge(&project, &directory(args.directory.as_deref())?, &task(id)?)
+            }
+            Action::Clean(clean) => clean::clean(&project, clean),
+            Action::Note { task: id, text } => {
+                task(id)?.add_note(&some_text(text, "the note")?)?;
+                say(format!("noted in the plan of {id}"));
+                Ok(Exit::Ok)
+            }
+        }
+    })
+}

@@ -1,0 +1,82 @@
+//! `dispatch-reconcile stop`: ends a task's worker.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::cli::say;
+use crate::config::Route;
+use crate::crash;
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files::Lock;
+use crate::news::short_duration;
+use crate::process::{Life, Signal, Watch};
+use crate::task::{State, Task};
+use crate::worker::attempt;
+
+/// How long a worker may take to end when it is asked to.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Ends a task's worker through its supervisor, which records the end; without one, here.
+pub(super) fn stop(task: &Task) -> Result<Exit> {
+    let id = task.id();
+    let view = task.view()?;
+    if view.record.route == Route::Agent {
+        return Err(Refusal::new(Exit::Failed, format!("'{id}' is an agent of the host"))
+            .next("stop it there: the host's TaskStop tool, or its list of agents")
+            .into());
+    }
+    if view.exit.is_some() && view.processes.is_empty() && view.state != State::Waiting {
+        say(format!("{id} has ended already: {}", view.state));
+        return Ok(Exit::Ok);
+    }
+    let supervisor = Lock::holder(&task.run_lock_path())?;
+    let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
+    // Before it is asked, because one that only waits ends as soon as it sees that.
+    let mut how = match alive() {
+        Some(_) => "",
+        None => "; its supervisor was dead, and nothing of it is left",
+    };
+    // Where there is no space for it now, the worker is ended first, which may have used it up.
+    let asked = task.change_record(|record| record.stop = true);
+    let begin = Instant::now();
+    if let Some(supervisor) = alive() {
+        let mut watch = Watch::new(&[])?;
+        watch.process(supervisor);
+        supervisor.signal(Signal::SIGTERM)?;
+        let limit = crash::limit("DISPATCH_STOP_MS", STOP_LIMIT);
+        while alive().is_some() && begin.elapsed() < limit {
+            watch.wait(Duration::from_millis(100))?;
+        }
+    }
+    // Of a supervisor that saw to it nothing is left; this makes sure.
+    if let Some(attempt) = task.last_attempt() {
+        let record = &view.record;
+        let left =
+            attempt::tree(alive().cloned(), record, &attempt)?.end(attempt::grace(), || ())?;
+        if !left.is_empty() {
+            let left: Vec<_> = left.iter().map(|process| process.pid.to_string()).collect();
+            return Err(Refusal::new(Exit::TryAgain, format!("'{id}' does not end"))
+                .place(format!(
+                    "asked to {} ago; left: {}",
+                    short_duration(begin.elapsed()),
+                    left.join(", ")
+                ))
+                .next(format!("look again: dispatch-reconcile show {id}"))
+                .into());
+        }
+    }
+    if let Some(supervisor) = alive() {
+        how = "; its supervisor did not react, and nothing of it is left";
+        supervisor.signal(Signal::SIGKILL)?;
+        let mut watch = Watch::new(&[])?;
+        watch.process(supervisor);
+        while alive().is_some() && begin.elapsed() < 2 * STOP_LIMIT {
+            watch.wait(Duration::from_millis(100))?;
+        }
+    }
+    asked.or_else(|_| task.change_record(|record| record.stop = true))?;
+    say(format!("{id} {}{how}", task.view()?.state));
+    Ok(Exit::Ok)
+}
