@@ -14,7 +14,7 @@ use anyhow::Result;
 use crate::config::{Choice, Config, Route};
 use crate::plan::Marker;
 use crate::task::{Reason, State, View, Wait, short_hash};
-use crate::worker::heard::Kind;
+use crate::worker::heard::{Failure, Kind};
 use crate::worker::{self, launcher, shell_word};
 
 /// The longest quotation of a worker in one line of news, in characters and in bytes.
@@ -180,46 +180,97 @@ fn end(view: &View) -> Result<Event> {
     Ok(Event::new(view, end_key(view, view.state), line, next))
 }
 
-/// What mends a failure.
-fn remedy(view: &View, spawn: &str) -> String {
-    let resume = format!("{spawn} {} --resume", view.task.id());
-    let (ask, then) = ("tell the user and ask;", "tries again");
-    match &view.reason {
-        Reason::Item(item) => {
-            format!("{ask} {resume} {then}, --resume --skip {item} goes on without that item")
+/// What mends a task that does not get on by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// The answer to that question.
+    Answer(String),
+    /// One more attempt, with that option.
+    Resume(&'static str),
+    /// That command, for its user to log in, and then one more attempt.
+    Login(String),
+    /// Another flag in the command of that backend.
+    Flag(String),
+    /// An end to it.
+    Stop,
+}
+
+impl Remedy {
+    /// What mends a task, if anything has to.
+    pub fn of(view: &View) -> Option<Self> {
+        let open = view.questions.last().map(|(question, _)| question.name.clone());
+        let full = || match choice(view).is_some_and(|choice| choice.settings.command.is_some()) {
+            true => Self::Flag(view.record.backend.clone()),
+            false => Self::Resume(" --access full"),
+        };
+        Some(match (view.state, &view.reason) {
+            (State::Asking, _) => Self::Answer(view.questions.first()?.0.name.clone()),
+            (State::Blocked, _) if !view.was_answered_late() => {
+                open.map_or(Self::Resume(""), Self::Answer)
+            }
+            (State::Running, Reason::Silent(_)) => Self::Stop,
+            (State::Waiting, Reason::Waits(Wait::Held { .. })) => Self::Resume(""),
+            (_, Reason::Denied(_)) => full(),
+            (_, Reason::Cli(failure)) => match failure.kind {
+                Kind::Sandbox => full(),
+                Kind::Model => Self::Resume(" --model NAME"),
+                Kind::Auth => {
+                    let choice = choice(view);
+                    let login = choice.and_then(|it| worker::login(&it.backend, &it.settings));
+                    Self::Login(login.unwrap_or("with its CLI").into())
+                }
+                _ => Self::Resume(""),
+            },
+            (State::Blocked | State::Failed | State::Incomplete, _) => Self::Resume(""),
+            _ => return None,
+        })
+    }
+
+    /// The one command, for that task.
+    pub fn command(&self, id: &str) -> String {
+        match self {
+            Self::Answer(question) => format!("dispatch-monitor --answer {id}/{question} -"),
+            Self::Resume(option) => format!("dispatch-spawn {id} --resume{option}"),
+            Self::Login(command) => command.clone(),
+            Self::Flag(backend) => format!("another flag in backends.{backend}.command"),
+            Self::Stop => format!("dispatch-reconcile stop {id}"),
         }
-        Reason::NotStarted(_) => format!("{ask} {resume} {then}, --model NAME with another"),
-        Reason::Denied(_) => format!("{ask} {} lets it do anything", full_access(view, &resume)),
-        Reason::Cli(failure) => match failure.kind {
-            Kind::Auth => {
-                let choice = choice(view);
-                let login = choice.and_then(|it| worker::login(&it.backend, &it.settings));
-                let login = login.unwrap_or("its CLI");
-                format!("the user must log in ({login}); then {resume}")
-            }
-            Kind::Quota => format!("{ask} {resume} {then}, --model NAME with another"),
-            Kind::Model => format!("ask the user which model instead; {resume} --model NAME"),
-            Kind::Sandbox => {
-                format!("{ask} {} works without a sandbox", full_access(view, &resume))
-            }
-            Kind::Untrusted => {
-                let directory = view.record.directory.display();
-                format!("the user must let it trust {directory}; then {resume}")
-            }
-            Kind::Network => format!("{ask} when the network is back, {resume}"),
-            Kind::Session | Kind::Crash => {
-                format!("{ask} {resume} {then}, --model NAME with another")
-            }
-        },
-        _ => format!("{ask} {resume} {then}"),
     }
 }
 
-/// What lets the worker do anything.
-fn full_access(view: &View, resume: &str) -> String {
-    match choice(view).is_some_and(|choice| choice.settings.command.is_some()) {
-        true => format!("another flag in backends.{}.command of the config", view.record.backend),
-        false => format!("{resume} --access full"),
+/// What a host is told to do about a failure.
+fn remedy(view: &View, spawn: &str) -> String {
+    let resume = format!("{spawn} {} --resume", view.task.id());
+    let (ask, then) = ("tell the user and ask;", "tries again");
+    let lets = match view.reason {
+        Reason::Denied(_) => "lets it do anything",
+        _ => "works without a sandbox",
+    };
+    match (Remedy::of(view), &view.reason) {
+        (Some(Remedy::Login(login)), _) => format!("the user must log in ({login}); then {resume}"),
+        (Some(Remedy::Flag(backend)), _) => {
+            format!("{ask} another flag in backends.{backend}.command of the config {lets}")
+        }
+        (Some(Remedy::Resume(option @ " --access full")), _) => {
+            format!("{ask} {resume}{option} {lets}")
+        }
+        (Some(Remedy::Resume(option @ " --model NAME")), _) => {
+            format!("ask the user which model instead; {resume}{option}")
+        }
+        (_, Reason::Item(item)) => {
+            format!("{ask} {resume} {then}, --resume --skip {item} goes on without that item")
+        }
+        (_, Reason::Cli(Failure { kind: Kind::Untrusted, .. })) => {
+            let directory = view.record.directory.display();
+            format!("the user must let it trust {directory}; then {resume}")
+        }
+        (_, Reason::Cli(Failure { kind: Kind::Network, .. })) => {
+            format!("{ask} when the network is back, {resume}")
+        }
+        (_, Reason::NotStarted(_) | Reason::Cli(_)) => {
+            format!("{ask} {resume} {then}, --model NAME with another")
+        }
+        _ => format!("{ask} {resume} {then}"),
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
+use crate::plan::Plan;
 use crate::process::Identity;
 use crate::worker::heard::{Failure, Usage};
 
@@ -104,6 +105,11 @@ impl Attempt {
     /// The plan as the attempt found it.
     pub fn plan_path(&self) -> PathBuf {
         self.directory.join("plan.md")
+    }
+
+    /// That plan, if the attempt came so far.
+    pub fn plan(&self) -> Result<Option<Plan>> {
+        Ok(files::read(&self.plan_path())?.map(|text| Plan::parse(&text)))
     }
 
     /// The number of the last note that the worker was told of.

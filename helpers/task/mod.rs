@@ -20,7 +20,7 @@ use crate::project::TaskId;
 
 pub use attempt::{Attempt, ExitRecord, LAST_WORD, SessionRecord};
 pub use record::{Before, FORMAT, Record, Wait};
-pub use state::{Reason, State, View};
+pub use state::{Label, Reason, State, View};
 
 /// How long a helper waits for the plan's lock, which is held for milliseconds only.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
@@ -136,6 +136,14 @@ impl Task {
         self.record_path().is_file()
     }
 
+    /// For how long it has been done, by its marker and its plan only. `None` if it is not, or may be
+    /// about to go on.
+    pub fn done_for(&self) -> Option<Duration> {
+        let since = self.ipc().finished_at()?;
+        let over = self.plan().is_ok_and(|plan| plan.complete());
+        since.elapsed().ok().filter(|_| over && self.directory.join("worker").exists())
+    }
+
     /// Whether its record was written so short a time ago.
     pub fn was_recorded_within(&self, time: Duration) -> bool {
         let modified = std::fs::metadata(self.record_path()).and_then(|it| it.modified());
@@ -152,15 +160,19 @@ impl Task {
                 .place(format!("{}: {error}", path.display()))
                 .next("restore the file, or dispatch the plan again under another id")
         };
-        // First, because a newer format may have other keys.
-        let record::Format { format } = serde_yaml::from_str(&text).map_err(broken)?;
+        let record: Result<Record, _> = serde_yaml::from_str(&text);
+        // A newer format may have other keys.
+        let format = match &record {
+            Ok(record) => record.format,
+            Err(_) => serde_yaml::from_str::<record::Format>(&text).map_err(broken)?.format,
+        };
         if format > FORMAT {
             return Err(Refusal::new(Exit::Data, "that task was made by a newer dispatch")
                 .place(format!("{}: format {format}", path.display()))
                 .next("install this version's helpers anew: sh install.sh")
                 .into());
         }
-        Ok(Some(serde_yaml::from_str(&text).map_err(broken)?))
+        Ok(Some(record.map_err(broken)?))
     }
 
     /// Claims the name for this record; `false` if it is taken.
@@ -250,8 +262,7 @@ impl Task {
 
     /// The plan as the last attempt found it.
     pub fn plan_at_start(&self) -> Result<Option<Plan>> {
-        let Some(attempt) = self.last_attempt() else { return Ok(None) };
-        Ok(files::read(&attempt.plan_path())?.map(|text| Plan::parse(&text)))
+        self.last_attempt().map_or(Ok(None), |attempt| attempt.plan())
     }
 
     /// Keeps a note to the worker as a file and appends it to the plan.

@@ -11,10 +11,10 @@ use crate::files::Lock;
 use crate::ipc::Question;
 use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
-use crate::worker::heard::Failure;
+use crate::worker::heard::{Failure, Usage};
 
-/// The state of a task. Ordered by urgency for a person, most urgent first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+/// The state of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// A running worker waits for an answer.
@@ -87,6 +87,58 @@ pub enum Reason {
     MarkerMissing,
     /// It said that it is finished and left items unticked.
     MarkerTooEarly,
+}
+
+/// A task's state and its reason in one word. Ordered by urgency for a person, most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Label {
+    /// A running worker waits for an answer.
+    Asking,
+    /// The worker stopped because it needs an answer.
+    Blocked,
+    /// The worker stopped because of an error.
+    Failed,
+    /// The worker stopped because it was not allowed to do something.
+    Denied,
+    /// The worker runs and has shown no sign of life for long.
+    Silent,
+    /// The worker is gone and nobody saw it end.
+    Lost,
+    /// The worker ended by itself and left items unticked.
+    Incomplete,
+    /// A task before it cannot end by itself.
+    Held,
+    /// It waits for the end of a rate limit.
+    Parked,
+    /// A worker is at it.
+    Running,
+    /// It waits for its turn, or for the tasks before it.
+    Queued,
+    /// The person stopped it.
+    Stopped,
+    /// It is done.
+    Done,
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Asking => "asking",
+            Self::Blocked => "blocked",
+            Self::Failed => "failed",
+            Self::Denied => "denied",
+            Self::Silent => "silent",
+            Self::Lost => "lost",
+            Self::Incomplete => "incomplete",
+            Self::Held => "held",
+            Self::Parked => "parked",
+            Self::Running => "running",
+            Self::Queued => "queued",
+            Self::Stopped => "stopped",
+            Self::Done => "done",
+        })
+    }
 }
 
 /// What the table looks at.
@@ -189,7 +241,6 @@ pub struct View {
     pub reason: Reason,
     /// The processes whose death changes the state.
     pub processes: Vec<Identity>,
-    plan_at_start: Option<Plan>,
 }
 
 impl View {
@@ -232,10 +283,12 @@ impl View {
         }
         let plan = task.plan()?;
         let summary = ipc.finished()?;
+        // While there is no attempt, or the next is waited for, a supervisor has no worker.
+        let unended = attempt.as_ref().filter(|_| exit.is_none() && wait.is_none());
+        let at_work = unended.filter(|_| !processes.is_empty());
         let facts = Facts {
             attempted: attempt.is_some(),
-            // While there is no attempt, or the next is waited for, a supervisor has no worker.
-            alive: attempt.is_some() && exit.is_none() && wait.is_none() && !processes.is_empty(),
+            alive: at_work.is_some(),
             agent: record.route == Route::Agent,
             stop: record.stop,
             finished: summary.is_some(),
@@ -245,10 +298,9 @@ impl View {
             failed: plan.first(Marker::Failed).map(|(number, _)| number),
             exit: exit.clone(),
             wait,
-            silent: attempt.as_ref().map(Attempt::silent).transpose()?.flatten(),
+            silent: at_work.map(Attempt::silent).transpose()?.flatten(),
         };
         let (state, reason) = derive(&facts);
-        let plan_at_start = task.plan_at_start()?;
         // What is missing of a task that went away meanwhile says nothing.
         if !task.was_dispatched() {
             bail!("'{}' is gone", task.id());
@@ -266,14 +318,14 @@ impl View {
             state,
             reason,
             processes,
-            plan_at_start,
         })
     }
 
     /// What the worker wrote about an item beside its marker.
     pub fn explanation(&self, number: usize) -> String {
         let index = number.saturating_sub(1);
-        let before = self.plan_at_start.as_ref().and_then(|plan| plan.items().get(index));
+        let before = self.attempt.as_ref().and_then(|attempt| attempt.plan().ok()?);
+        let before = before.as_ref().and_then(|plan| plan.items().get(index));
         let before = before.map(|item| item.text.as_str());
         self.plan.items().get(index).map_or_else(String::new, |item| item.explanation(before))
     }
@@ -293,6 +345,35 @@ impl View {
     pub fn was_answered_late(&self) -> bool {
         let ended = matches!(self.state, State::Blocked | State::Failed | State::Incomplete);
         ended && self.unread_answer
+    }
+
+    /// The state and its reason in one word.
+    pub fn label(&self) -> Label {
+        match (self.state, &self.reason) {
+            (State::Asking, _) => Label::Asking,
+            (State::Blocked, _) => Label::Blocked,
+            (State::Failed, Reason::Denied(_)) => Label::Denied,
+            (State::Failed, Reason::Lost) => Label::Lost,
+            (State::Failed, _) => Label::Failed,
+            (State::Incomplete, _) => Label::Incomplete,
+            (State::Stopped, _) => Label::Stopped,
+            (State::Running, Reason::Silent(_)) => Label::Silent,
+            (State::Running, _) => Label::Running,
+            (State::Waiting, Reason::Waits(Wait::Held { .. })) => Label::Held,
+            (State::Waiting, Reason::Waits(Wait::Parked { .. })) => Label::Parked,
+            (State::Waiting, _) => Label::Queued,
+            (State::Done, _) => Label::Done,
+        }
+    }
+
+    /// What all attempts together used, as far as their CLIs said.
+    pub fn usage(&self) -> Option<Usage> {
+        let last = self.attempt.as_ref()?.number;
+        let before = (1..last).filter_map(|number| self.task.attempt(number).exit().ok()?);
+        let mut used = before.chain(self.exit.clone()).filter_map(|exit| exit.usage);
+        let mut total = used.next()?;
+        used.for_each(|usage| total.add(&usage));
+        Some(total)
     }
 
     /// The item that the worker is at, with its number counted from 1.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
 
-use super::heard::{Kind, Listener};
+use super::heard::{Heard, Kind, Listener, Usage};
 use super::log::Log;
 use super::supervise::Starter;
 use super::{Invocation, Job, Session, invocation, listener};
@@ -92,13 +92,14 @@ pub(super) fn run(
     }
     crash::point("supervisor", "reaped");
     let heard = started.listener.heard().clone();
+    let usage = usage(task, &attempt, &heard)?;
     let exit = ExitRecord {
         code: status.code(),
         signal: status.signal(),
         ended,
         failure: heard.failure,
         denied: heard.denied,
-        usage: heard.usage,
+        usage,
         at: now(),
         milliseconds: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
         ..ExitRecord::default()
@@ -141,6 +142,21 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
     };
     files::publish(&attempt.stdin_path(), text.as_bytes())?;
     Ok(attempt)
+}
+
+/// What an attempt used itself: some CLIs count the attempts that it was resumed from again.
+fn usage(task: &Task, attempt: &Attempt, heard: &Heard) -> Result<Option<Usage>> {
+    let Some(mut usage) = heard.usage.clone() else { return Ok(None) };
+    for number in (1..attempt.number).filter(|_| heard.usage_of_session) {
+        let before = task.attempt(number);
+        let session = before.session()?.map(|session| session.id);
+        if let Some(ExitRecord { usage: Some(before), .. }) = before.exit()?
+            && session == heard.session
+        {
+            usage = usage.since(&before);
+        }
+    }
+    Ok(Some(usage))
 }
 
 /// How the task's worker is called, by the config as it is now.

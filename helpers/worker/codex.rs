@@ -86,7 +86,7 @@ fn event(event: &Value, heard: &mut Heard) {
         Some("turn.completed") => {
             heard.over = true;
             let count = |name: &str| event["usage"][name].as_u64().unwrap_or_default();
-            heard.used(count("input_tokens"), count("output_tokens"), None);
+            heard.session_used(count("input_tokens"), count("output_tokens"));
         }
         _ => {}
     }

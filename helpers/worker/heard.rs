@@ -85,6 +85,39 @@ pub struct Usage {
     pub cost_usd: Option<f64>,
 }
 
+impl Usage {
+    /// Adds what was used beside it.
+    pub fn add(&mut self, other: &Self) {
+        self.input_tokens += other.input_tokens;
+        self.output_tokens += other.output_tokens;
+        if let Some(cost) = other.cost_usd {
+            *self.cost_usd.get_or_insert_default() += cost;
+        }
+    }
+
+    /// What is left of it without what was used before.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            input_tokens: self.input_tokens.saturating_sub(before.input_tokens),
+            output_tokens: self.output_tokens.saturating_sub(before.output_tokens),
+            cost_usd: self.cost_usd.map(|cost| cost - before.cost_usd.unwrap_or_default()),
+        }
+    }
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short = |count: u64| match count {
+            0..1000 => count.to_string(),
+            1000..1_000_000 => format!("{:.1}k", count as f64 / 1e3),
+            _ => format!("{:.1}M", count as f64 / 1e6),
+        };
+        write!(f, "{} tokens in, {} out", short(self.input_tokens), short(self.output_tokens))?;
+        self.cost_usd.map_or(Ok(()), |cost| write!(f, ", ${cost:.2}"))
+    }
+}
+
 /// All that was heard of one attempt so far.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Heard {
@@ -98,6 +131,8 @@ pub struct Heard {
     pub denied: Vec<String>,
     /// What it used.
     pub usage: Option<Usage>,
+    /// Whether that counts the whole session, with the attempts that it was resumed from.
+    pub usage_of_session: bool,
     /// The last failure that it did not recover from.
     pub failure: Option<Failure>,
     /// When a limit ends of which no failure was heard yet.
@@ -163,12 +198,14 @@ impl Heard {
 
     /// Adds what one more turn used.
     pub(super) fn used(&mut self, input_tokens: u64, output_tokens: u64, cost_usd: Option<f64>) {
-        let usage = self.usage.get_or_insert_default();
-        usage.input_tokens += input_tokens;
-        usage.output_tokens += output_tokens;
-        if let Some(cost) = cost_usd {
-            *usage.cost_usd.get_or_insert_default() += cost;
-        }
+        let turn = Usage { input_tokens, output_tokens, cost_usd };
+        self.usage.get_or_insert_default().add(&turn);
+    }
+
+    /// Keeps what the session used from its beginning on.
+    pub(super) fn session_used(&mut self, input_tokens: u64, output_tokens: u64) {
+        self.usage = Some(Usage { input_tokens, output_tokens, cost_usd: None });
+        self.usage_of_session = true;
     }
 }
 

@@ -150,7 +150,7 @@ fn the_tasks_of_a_live_host_stay_its_own() {
     brief(&sandbox, &two).shows(str![[r#"
 exit 0
 default: idle; models: idle, fails
-x asking 0/2 AGE idle — 001: "Which?" (another session's)
+x asking 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 - (another session's)
 "#]]);
     let hook = one.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
     assert_eq!(hook.code, Some(2));

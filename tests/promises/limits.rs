@@ -65,8 +65,8 @@ b waits for its turn: one worker runs at once; it starts by itself. Tell the use
     sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
 exit 0
 a running 0/2 AGE works — item 1: First
-b waiting 0/2 AGE works — for its turn: one worker runs at once
-c waiting 0/2 AGE works — for its turn: one worker runs at once
+b queued 0/2 AGE works — for its turn: one worker runs at once
+c queued 0/2 AGE works — for its turn: one worker runs at once
 "#]]);
     sandbox.run("dispatch-spawn", &["b", "--resume"]).shows(str![[r#"
 exit 75
@@ -141,11 +141,11 @@ fn the_order_outlives_the_end_of_every_supervisor() {
     kill_and_wait(sandbox.worker_of("d", 1));
     sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
 exit 0
-d failed 0/2 AGE works — lost: the worker is gone and nobody saw it end
-e failed 0/2 AGE works — lost: the worker is gone and nobody saw it end
+d lost 0/2 AGE works — the worker is gone and nobody saw it end → dispatch-spawn d --resume
+e lost 0/2 AGE works — the worker is gone and nobody saw it end → dispatch-spawn e --resume
 b running 0/2 AGE works — item 1: First
 c running 0/2 AGE works — item 1: First
-a waiting 0/2 AGE works — for its turn: 2 workers run at once
+a queued 0/2 AGE works — for its turn: 2 workers run at once
 "#]]);
     sandbox.wait_for_log(&["start e", "start d", "start c", "start b"]);
     assert_eq!(sandbox.state("a"), "waiting: for its turn: 2 workers run at once");

@@ -116,7 +116,7 @@ attempt 1: exit code 1 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.lo
 "#]]);
     sandbox.on_machine("dispatch-reconcile", &["status"]).run().shows(str![[r#"
 exit 0
-x waiting 1/2 AGE opus — rate limit, until TIME: You've hit your 5-hour limit ·…
+x parked 1/2 AGE opus — rate limit, until TIME: You've hit your 5-hour limit · …
 "#]]);
 }
 

@@ -98,7 +98,7 @@ b waits after a; it starts by itself. Tell the user and stop; news wakes you.
     sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
 exit 0
 a running 0/2 AGE works — item 1: First
-b waiting 0/2 AGE works — after a
+b queued 0/2 AGE works — after a
 "#]]);
     sandbox.let_end("a");
     sandbox.wait_for_log(&["start a", "end a", "start b"]);

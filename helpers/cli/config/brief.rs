@@ -45,7 +45,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     supervise::mend(project);
     files::remove_leftovers(&project.tasks_dir());
     let mut views: Vec<View> = project.tasks().iter().filter_map(|task| task.view().ok()).collect();
-    views.sort_by_key(|view| view.state);
+    views.sort_by_key(View::label);
     // Tasks without news come last, so that they never keep news out.
     let (mut told, mut quiet) = (Vec::new(), Vec::new());
     for view in &views {

@@ -40,7 +40,11 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// One line a task, most urgent first (the default)
-    Status,
+    Status {
+        /// Also the tasks that were done over a day ago, and what all of them cost
+        #[arg(long)]
+        all: bool,
+    },
     /// All about one task
     Show {
         /// The task's id
@@ -73,8 +77,8 @@ pub fn main() -> ExitCode {
     run(|args: Args| {
         let project = project(args.directory.as_deref())?;
         let task = |id: &str| -> Result<Task> { project.existing_task(&id.parse::<TaskId>()?) };
-        match args.action.as_ref().unwrap_or(&Action::Status) {
-            Action::Status => status::status(&project, args.json),
+        match args.action.as_ref().unwrap_or(&Action::Status { all: false }) {
+            Action::Status { all } => status::status(&project, *all, args.json),
             Action::Show { task: id } => show::show(&task(id)?, args.json),
             Action::Stop { task: id } => stop::stop(&task(id)?),
             Action::Merge { task: id } => {
