@@ -12,6 +12,7 @@ use crate::ipc::Question;
 use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
 use crate::worker::heard::{Failure, Usage};
+use crate::worker::output;
 
 /// The state of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -411,8 +412,7 @@ impl View {
 
     /// The last line of the worker's log, as `: …`.
     fn last_words(&self) -> String {
-        let log = self.attempt.as_ref().map(Attempt::log_end).unwrap_or_default();
-        let last = log.lines().map(str::trim).rfind(|line| !line.is_empty());
+        let last = self.attempt.iter().flat_map(|attempt| output::last_lines(attempt, 1)).next();
         last.map_or_else(String::new, |line| format!(": {line}"))
     }
 }

@@ -279,7 +279,7 @@ impl Listener {
 }
 
 /// Without terminal colours, and with plain apostrophes.
-fn plain(line: &str) -> String {
+pub(super) fn plain(line: &str) -> String {
     let mut plain = String::with_capacity(line.len());
     let mut rest = line.chars();
     while let Some(c) = rest.next() {

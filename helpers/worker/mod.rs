@@ -16,6 +16,7 @@ mod gemini;
 pub mod heard;
 mod log;
 mod opencode;
+pub mod output;
 mod qwen;
 #[cfg(test)]
 mod recorded_tests;

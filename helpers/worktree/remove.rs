@@ -32,6 +32,20 @@ impl Worktree {
         changes(git(&self.path).args(STATUS).args(all))
     }
 
+    /// What is in it, for a person: its commits, and the files that are in none.
+    pub fn standing(&self) -> Result<String> {
+        if self.path.symlink_metadata().is_err() {
+            return Ok("deleted".into());
+        }
+        let commits = count(&self.repository, &[&format!("{}..{}", self.base, self.branch)])?;
+        let commits = if commits == 1 { "1 commit".into() } else { format!("{commits} commits") };
+        let changed = self.changes()?;
+        Ok(match changed.is_empty() {
+            true => commits,
+            false => format!("{commits}, not committed: {}", first_of(&changed)),
+        })
+    }
+
     /// The branch that is checked out in it; `None` if it is there and none is.
     pub fn checked_out(&self) -> Result<Option<String>> {
         if self.path.symlink_metadata().is_err() {

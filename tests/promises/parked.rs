@@ -97,6 +97,7 @@ done, opus, AGE
 2. [x] Second
 attempt 1: exit code 1 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 attempt 2: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/2/output.log
+output: "done"
 "#]]);
 }
 
@@ -109,10 +110,11 @@ fn a_parked_task_says_until_when() {
     sandbox.on_machine("dispatch-reconcile", &["show", "x"]).run().shows(str![[r#"
 exit 0
 x — Title
-waiting (rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)), opus, AGE
+parked (rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)), opus, AGE
 1. [x] First
 2. [ ] Second
 attempt 1: exit code 1 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+output: "You've hit your 5-hour limit · resets 2:13pm (UTC)"
 "#]]);
     sandbox.on_machine("dispatch-reconcile", &["status"]).run().shows(str![[r#"
 exit 0

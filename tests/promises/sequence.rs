@@ -182,7 +182,8 @@ b is held: a failed; it starts by itself when that is done. Tell the user and st
     sandbox.run("dispatch-reconcile", &["show", "b"]).shows(str![[r#"
 exit 0
 b — Title
-waiting (held: a failed), works, AGE
+held (a failed), works, AGE
+next: dispatch-spawn b --resume
 1. [ ] First
 2. [ ] Second
 "#]]);

@@ -166,9 +166,12 @@ no such file: "a"
 exit 0
 x — Title
 failed (exit code 7: no such file: "a"), fails, AGE
+next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
 attempt 1: exit code 7 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+output: "begin"
+output: "no such file: 'a'"
 "#]]);
 }
 

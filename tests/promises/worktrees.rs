@@ -93,11 +93,14 @@ x started with commits. Tell the user and stop; news wakes you.
 exit 0
 x — Title
 done, commits, AGE
-worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT)
+worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT): 1 commit
 1. [x] First
 2. [x] Second
 summary: "Fine."
 attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+output: "1/2 done. Next is item 2: Second"
+output: "2/2 done. Now finish."
+output: "Finished. Stop now."
 "#]]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0

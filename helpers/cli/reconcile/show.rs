@@ -6,8 +6,12 @@ use super::status::as_json;
 use crate::cli::say;
 use crate::exit::Exit;
 use crate::news::ledger::{self, Ledger, Standing};
-use crate::news::{events, quoted, short_duration};
-use crate::task::{ExitRecord, State, Task, View, calling_host};
+use crate::news::{Remedy, events, quoted, short_duration};
+use crate::task::{ExitRecord, Task, View, calling_host};
+use crate::worker::output;
+
+/// How many lines of the worker's output are shown.
+const LAST_LINES: usize = 3;
 
 /// A host that is shown all about a task has its news: nobody needs to wake it for that.
 fn acknowledge_shown(view: &View) -> Result<()> {
@@ -31,12 +35,20 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         say(serde_json::to_string(&as_json(&view))?);
         return Ok(Exit::Ok);
     }
-    let record = &view.record;
-    let because = view.because();
-    let because = if because.is_empty() { because } else { format!(" ({because})") };
+    let (record, label, because) = (&view.record, view.label(), view.because());
+    let because = because.strip_prefix(&format!("{label}: ")).unwrap_or(&because);
+    let because = if because.is_empty() { String::new() } else { format!(" ({because})") };
     say(format!("{} — {}", task.id(), view.plan.title().unwrap_or("no title")));
-    say(format!("{}{because}, {}, {}", view.state, record.name, short_duration(view.age())));
-    record.worktree.iter().for_each(|worktree| say(format!("worktree: {worktree}")));
+    say(format!("{label}{because}, {}, {}", record.name, short_duration(view.age())));
+    if let Some(remedy) = Remedy::of(&view) {
+        say(format!("next: {}", remedy.command(task.id().as_str())));
+    }
+    if let Some(worktree) = &record.worktree {
+        let standing = worktree
+            .standing()
+            .unwrap_or_else(|error| format!("{error:#}").lines().next().unwrap_or_default().into());
+        say(format!("worktree: {worktree}: {standing}"));
+    }
     for (number, item) in (1..).zip(view.plan.items()) {
         say(format!("{number}. {} {}", item.marker, item.text));
         item.notes.iter().for_each(|note| say(format!("      {note}")));
@@ -60,7 +72,10 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     }
     for number in 1..=view.attempt.as_ref().map_or(0, |attempt| attempt.number) {
         let attempt = task.attempt(number);
-        let end = match attempt.exit()? {
+        let exit = attempt.exit()?;
+        let used = exit.as_ref().and_then(|exit| exit.usage.as_ref());
+        let used = used.map_or_else(String::new, |usage| format!(", {usage}"));
+        let end = match exit {
             Some(ExitRecord { ended: Some(why), at, .. }) => format!("ended at {at}: {why}"),
             Some(exit) => match (exit.code, exit.signal, exit.not_started) {
                 (Some(code), ..) => format!("exit code {code} at {}", exit.at),
@@ -68,12 +83,20 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
                 (.., Some(why)) => format!("not started: {why}"),
                 _ => format!("exit status unknown, its end was seen at {}", exit.at),
             },
-            None if matches!(view.state, State::Running | State::Asking) => "runs".into(),
+            None if view.is_alive() => "runs".into(),
             None => "no exit recorded".into(),
         };
         let log = attempt.log_path();
         let log = if log.is_file() { format!(", log {}", log.display()) } else { String::new() };
-        say(format!("attempt {number}: {end}{log}"));
+        say(format!("attempt {number}: {end}{used}{log}"));
+    }
+    if let Some(usage) =
+        view.usage().filter(|_| view.attempt.as_ref().is_some_and(|it| it.number > 1))
+    {
+        say(format!("in total {usage}"));
+    }
+    for line in view.attempt.iter().flat_map(|attempt| output::last_lines(attempt, LAST_LINES)) {
+        say(format!("output: {}", quoted(&line)));
     }
     let report = task.report_path();
     if report.is_file() {

@@ -1,0 +1,93 @@
+//! What a worker wrote, as a person reads it. Most CLIs write a line of JSON for each event.
+
+use serde_json::Value;
+
+use super::heard::plain;
+use crate::task::Attempt;
+
+/// Where the words of an event stand, in the events of the CLIs that dispatch knows.
+const WORDS: [&str; 8] =
+    ["text", "result", "content", "command", "message", "finalText", "aggregated_output", "output"];
+
+/// Where other things stand that have one of those names.
+const OTHER: [&str; 3] = ["usage", "tool_use_result", "tools"];
+
+/// The last lines of what an attempt wrote, the oldest first.
+pub fn last_lines(attempt: &Attempt, count: usize) -> Vec<String> {
+    let log = attempt.log_end();
+    let mut lines: Vec<String> = log.lines().rev().filter_map(in_words).take(count).collect();
+    lines.reverse();
+    lines.dedup();
+    lines
+}
+
+/// The words of a line; `None` if it has none.
+pub fn in_words(line: &str) -> Option<String> {
+    let line = plain(line);
+    let words = match serde_json::from_str::<Value>(&line) {
+        Ok(event @ Value::Object(_)) => words_of(&event)?,
+        // The beginning of an event was cut off with the older part of the log.
+        _ if line.ends_with('}') && line.contains("\":") => return None,
+        _ => line,
+    };
+    Some(words.trim().to_owned()).filter(|words| !words.is_empty())
+}
+
+/// The first words in an event.
+fn words_of(event: &Value) -> Option<String> {
+    match event {
+        Value::Object(fields) => {
+            let named = WORDS.iter().filter_map(|name| fields.get(*name));
+            let text = named.clone().find_map(|it| it.as_str().filter(|it| !it.trim().is_empty()));
+            let inside = || {
+                let others = fields.iter().filter(|(name, _)| !OTHER.contains(&name.as_str()));
+                named.chain(others.map(|(_, it)| it)).find_map(|it| match it {
+                    Value::Object(_) | Value::Array(_) => words_of(it),
+                    _ => None,
+                })
+            };
+            // Beside the words there may be a name for the error.
+            let error = || fields.get("error")?.as_str().map(str::to_owned);
+            text.map(str::to_owned).or_else(inside).or_else(error)
+        }
+        Value::Array(all) => all.iter().find_map(words_of),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_shown_in_its_words() {
+        let rows = [
+            ("Plain text", Some("Plain text")),
+            ("\u{1b}[31mred\u{1b}[0m", Some("red")),
+            ("  ", None),
+            (r#"{"type":"thread.started","thread_id":"t1"}"#, None),
+            (r#"{"type":"turn.completed","usage":{"input_tokens":1}}"#, None),
+            (
+                r#"{"type":"item.completed","item":{"id":"i","type":"agent_message","text":"Hello"}}"#,
+                Some("Hello"),
+            ),
+            (
+                r#"{"type":"item.completed","item":{"command":"ls -l","aggregated_output":"a"}}"#,
+                Some("ls -l"),
+            ),
+            (
+                r#"{"type":"assistant","message":{"content":[{"type":"text","text":"I read."}]}}"#,
+                Some("I read."),
+            ),
+            (
+                r#"{"type":"assistant","message":{"content":[{"type":"tool_use","name":"Bash","input":{"command":"cargo test"}}]}}"#,
+                Some("cargo test"),
+            ),
+            (r#"{"type":"result","subtype":"success","result":"All done."}"#, Some("All done.")),
+            (r#"ame":"Bash","input":{"command":"cut off"}}"#, None),
+        ];
+        for (line, words) in rows {
+            assert_eq!(in_words(line).as_deref(), words, "{line}");
+        }
+    }
+}
