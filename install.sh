@@ -79,7 +79,7 @@ case $0 in
     *) folder=. ;;
 esac
 folder=$(CDPATH='' cd -- "$folder" && pwd)
-version=$(sed -n '/^version = "/{s///;s/".*//;p;q;}' "$folder/Cargo.toml")
+version=$(cat "$folder/helpers/VERSION")
 
 home=${DISPATCH_HOME:-${XDG_DATA_HOME:-${HOME:+$HOME/.local/share}}}
 [ -n "$home" ] || fail 73 "install.sh: HOME is not set, so there is no place for the helpers" \
@@ -105,9 +105,7 @@ trap 'exit 143' TERM
 helpers='dispatch-config dispatch-spawn dispatch-monitor dispatch-reconcile dispatch-worker'
 
 in_place() {
-    for helper in $helpers; do
-        [ -x "$place/$helper" ] || return 1
-    done
+    [ -x "$place/dispatch" ]
 }
 
 build_helpers() {
@@ -129,21 +127,20 @@ build_helpers() {
     built=$target/release
 }
 
-# Every helper is whole at every moment: a new version appears by one rename, and in a version that
-# is there each helper is replaced by one rename, so that running workers never miss one.
+# One program and five links to it. It is whole at every moment: a new version appears by one rename,
+# and in a version that is there the program is replaced by one, so that running workers never miss it.
 put_in_place() {
     stage=$(mktemp -d "$home/.install.XXXXXX")
     mkdir "$stage/new"
+    cp -- "$built/dispatch" "$stage/new/dispatch" ||
+        fail 1 "install.sh: the build left no $built/dispatch; nothing was installed"
+    chmod 755 "$stage/new/dispatch"
     for helper in $helpers; do
-        cp -- "$built/$helper" "$stage/new/$helper" ||
-            fail 1 "install.sh: the build left no $built/$helper; nothing was installed"
-        chmod 755 "$stage/new/$helper"
+        ln -s dispatch "$stage/new/$helper"
     done
     if [ -d "$place" ]; then
-        for helper in $helpers; do
-            if ! [ -x "$place/$helper" ] || ! cmp -s -- "$stage/new/$helper" "$place/$helper"; then
-                mv -f -- "$stage/new/$helper" "$place/$helper"
-            fi
+        for name in dispatch $helpers; do
+            mv -f -- "$stage/new/$name" "$place/$name"
         done
     else
         mv -- "$stage/new" "$place"

@@ -5,6 +5,9 @@
 //! Everything happens in temporary homes on the disk that holds the target directory, since where
 //! a sync costs nothing the numbers would flatter.
 
+#[path = "../tests/helpers/mod.rs"]
+mod helpers;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,19 +16,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use dispatch::HELPERS;
 use dispatch::config::{Config, Mention};
 use dispatch::files::Lock;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-
-const HELPERS: [(&str, &str); 5] = [
-    ("dispatch-config", env!("CARGO_BIN_EXE_dispatch-config")),
-    ("dispatch-spawn", env!("CARGO_BIN_EXE_dispatch-spawn")),
-    ("dispatch-monitor", env!("CARGO_BIN_EXE_dispatch-monitor")),
-    ("dispatch-reconcile", env!("CARGO_BIN_EXE_dispatch-reconcile")),
-    ("dispatch-worker", env!("CARGO_BIN_EXE_dispatch-worker")),
-];
 
 /// A worker that stays and one that ends at once. Should the benchmark be killed, the first ends by
 /// itself, and with the last one also a monitor.
@@ -214,16 +210,12 @@ impl Machine {
     }
 }
 
-/// What the five helpers take on disk, as they were built here: with the machine's own libc.
+/// What the five helpers take on disk, which are one program, as it was built here: with the machine's own libc.
 fn sizes(_: &Scale, table: &mut Table) -> Result<()> {
-    let mut sum = 0;
-    for (name, path) in HELPERS {
-        let bytes = fs::metadata(path).with_context(|| path.to_owned())?.len();
-        table.value(&format!("size of {name}"), &format!("{} K", bytes / 1024), "", true);
-        sum += bytes;
-    }
+    let program = helpers::path("dispatch-config").canonicalize()?;
+    let bytes = fs::metadata(program)?.len();
     let limit = 4 << 20;
-    table.value("size of all five", &format!("{} K", sum / 1024), "4096 K", sum <= limit);
+    table.value("size of all five", &format!("{} K", bytes / 1024), "4096 K", bytes <= limit);
     Ok(())
 }
 
@@ -233,12 +225,11 @@ fn helper_start(scale: &Scale, table: &mut Table) -> Result<()> {
     let mut shell = home.command(Path::new("sh"));
     shell.args(["-c", "true"]);
     let mut commands = vec![("sh -c true".to_owned(), shell)];
-    for (name, binary) in HELPERS {
-        let launcher = launcher(name);
+    for name in HELPERS {
         for (what, path) in
-            [(name.to_owned(), binary.as_ref()), (format!("bin/{name}"), &*launcher)]
+            [(name.to_owned(), home.helper(name)), (format!("bin/{name}"), launcher(name))]
         {
-            let mut command = home.command(path);
+            let mut command = home.command(&path);
             command.arg("--version");
             commands.push((format!("{what} --version"), command));
         }
@@ -664,10 +655,7 @@ impl Home {
         let home = Self { directory };
         fs::create_dir_all(home.path(".dispatch"))?;
         fs::write(home.path(".dispatch/config.yaml"), CONFIG)?;
-        fs::create_dir_all(home.helper(""))?;
-        for (name, binary) in HELPERS {
-            fs::copy(binary, home.helper(name))?;
-        }
+        helpers::install(&home.path("helpers"));
         Ok(home)
     }
 
@@ -676,7 +664,7 @@ impl Home {
     }
 
     fn helper(&self, name: &str) -> PathBuf {
-        self.path("helpers").join(env!("CARGO_PKG_VERSION")).join(name)
+        self.path("helpers").join(helpers::VERSION.trim_end()).join(name)
     }
 
     fn command(&self, program: &Path) -> Command {

@@ -1,7 +1,7 @@
 //! The helpers of the dispatch skill.
 //!
-//! A host's model calls five small programs; each is a thin `main` over [`cli`]. What they share is
-//! here, one module for each word of the domain: a [`project`] holds tasks, a [`task`] has a
+//! A host's model calls five helpers; one small program is all of them ([`cli::main`]). What they
+//! share is here, one module for each word of the domain: a [`project`] holds tasks, a [`task`] has a
 //! [`plan`], talks over [`ipc`], is done by a [`worker`] whose [`process`] is watched, and becomes
 //! [`news`] for the host.
 
@@ -19,3 +19,12 @@ pub mod project;
 pub mod task;
 pub mod worker;
 pub mod worktree;
+
+/// The names of the helpers.
+pub const HELPERS: [&str; 5] = [
+    "dispatch-config",
+    "dispatch-spawn",
+    "dispatch-monitor",
+    "dispatch-reconcile",
+    "dispatch-worker",
+];

@@ -31,7 +31,11 @@ step 'form: rustfmt, clippy, shellcheck'
 cargo fmt --check
 cargo clippy --quiet --locked --all-targets --features host-tests -- -D warnings
 if tool shellcheck; then
-    shellcheck bin/* install.sh tests/*.sh tests/host/fetch.sh .ci/run
+    shellcheck bin/* install.sh helpers/version.sh tests/*.sh tests/host/fetch.sh .ci/run
+fi
+if [ "$(sh helpers/version.sh)" != "$(cat helpers/VERSION)" ]; then
+    echo 'tests/run.sh: helpers/VERSION is of other sources; sh helpers/version.sh >helpers/VERSION' >&2
+    exit 1
 fi
 
 step 'the helpers'
@@ -50,8 +54,8 @@ demo() {
 }
 demo sh "$fresh/clone/install.sh" --demo --answer 'the fresh clone' </dev/null >"$fresh/demo.txt"
 grep -q 'Hello, the fresh clone!' "$fresh/demo.txt"
-if grep -q DISPATCH_CRASH_AT "$fresh"/home/.local/share/dispatch/*/dispatch-*; then
-    echo 'tests/run.sh: a release helper reads the crash points of the tests' >&2
+if grep -q DISPATCH_CRASH_AT "$fresh"/home/.local/share/dispatch/*/dispatch; then
+    echo 'tests/run.sh: the release program reads the crash points of the tests' >&2
     exit 1
 fi
 if tool tmux; then

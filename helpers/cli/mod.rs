@@ -13,9 +13,33 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 
+use crate::HELPERS;
 use crate::error::{Refusal, exit_of};
 use crate::exit::Exit;
 use crate::project::Project;
+
+/// Runs the helper by whose name this program was called.
+pub fn main() -> ExitCode {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&called).file_name().unwrap_or_default().to_string_lossy();
+    match &*name {
+        "dispatch-config" => config::main(),
+        "dispatch-spawn" => spawn::main(),
+        "dispatch-monitor" => monitor::main(),
+        "dispatch-reconcile" => reconcile::main(),
+        "dispatch-worker" => worker::main(),
+        _ => {
+            let refusal = Refusal::new(
+                Exit::Usage,
+                "this program has five names, and does nothing by another",
+            )
+            .place(HELPERS.join(", "))
+            .next("call it by one of them; install.sh puts links of these names beside it");
+            let _ = writeln!(std::io::stderr(), "{name}: {refusal}");
+            Exit::Usage.into()
+        }
+    }
+}
 
 /// Reads the arguments, runs the helper, and says an error as a person reads it.
 fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {

@@ -16,16 +16,9 @@ use jsonc_parser::common::{Range, Ranged};
 use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 use serde_json::{Value, json};
 
+use crate::HELPERS;
 use crate::error::Refusal;
 use crate::exit::Exit;
-
-const HELPERS: [&str; 5] = [
-    "dispatch-config",
-    "dispatch-spawn",
-    "dispatch-monitor",
-    "dispatch-reconcile",
-    "dispatch-worker",
-];
 
 /// White space of JSON.
 const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];

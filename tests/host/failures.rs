@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    path::Path,
     process::{Command, Stdio},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -13,7 +14,7 @@ use snapbox::str;
 
 use super::{
     claude::environment,
-    codex,
+    codex, helpers,
     model::{Model, Reply},
     process::{Home, wait_until},
     request::Request,
@@ -53,7 +54,7 @@ impl Try {
 
     fn spawn(&self, home: &Home, model: &Model, plan: &str) {
         codex::configure(home.path(), model);
-        let program = env!("CARGO_BIN_EXE_dispatch-spawn");
+        let program = helpers::path("dispatch-spawn");
         let arguments = ["x", "--model", self.model, "--access", self.access, "--plan", "-"];
         self.run(home, model, program, &arguments, plan);
     }
@@ -67,7 +68,7 @@ impl Try {
     /// The task's news up to that of its worker's end or silence, without what differs from run to
     /// run.
     fn news(&self, home: &Home, model: &Model) -> String {
-        let monitor = env!("CARGO_BIN_EXE_dispatch-monitor");
+        let monitor = helpers::path("dispatch-monitor");
         let monitor = || self.run(home, model, monitor, &["x", "--timeout", "10s"], "");
         let mut news = monitor();
         if news.lines().all(|line| line.contains(" x says: ")) {
@@ -85,7 +86,14 @@ impl Try {
         })
     }
 
-    fn run(&self, home: &Home, model: &Model, program: &str, args: &[&str], input: &str) -> String {
+    fn run(
+        &self,
+        home: &Home,
+        model: &Model,
+        program: &Path,
+        args: &[&str],
+        input: &str,
+    ) -> String {
         let mut command = Command::new(program);
         command.args(args).current_dir(home.project()).env_clear();
         command.envs(environment(home.path(), model)).env("CLAUDE_CODE_MAX_RETRIES", "0");
@@ -273,7 +281,7 @@ fn a_model_that_never_answers() {
         worker.spawn(&home, &model, "# Title\n- [ ] Run the tests\n");
         worker.wait_for(&home, "silent");
         let news = worker.news(&home, &model);
-        let stop = env!("CARGO_BIN_EXE_dispatch-reconcile");
+        let stop = helpers::path("dispatch-reconcile");
         let stopped = worker.run(&home, &model, stop, &["stop", "x"], "");
         assert_eq!(home.processes(), [0; 0], "{stopped}");
         gate.open();

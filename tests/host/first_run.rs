@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     claude::{Claude, Options},
-    codex,
+    codex, helpers,
     model::{Model, Reply},
     process::{HOSTS, Home, path},
     request::Request,
@@ -24,7 +24,7 @@ fn all_clis() -> String {
 
 /// What `dispatch-config` says in that home, as JSON.
 fn config(home: &Home, arguments: &[&str]) -> Value {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dispatch-config"));
+    let mut command = Command::new(helpers::path("dispatch-config"));
     command.args(arguments).env_clear().env("HOME", home.path()).env("PATH", all_clis());
     let output = command.current_dir(home.project()).output().expect("dispatch-config");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

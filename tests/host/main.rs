@@ -6,6 +6,8 @@
 mod background;
 mod claude;
 mod codex;
+#[path = "../helpers/mod.rs"]
+mod helpers;
 mod model;
 mod process;
 mod request;

@@ -4,19 +4,10 @@ use std::{fs, path::PathBuf, process::Command};
 
 use serde_json::{Value, json};
 
-use super::process::Home;
+use super::{helpers, process::Home};
 
 /// What an installer of skills copies, as far as the skill reads it.
-const SKILL: [&str; 5] = ["SKILL.md", "Cargo.toml", "install.sh", "bin", "references"];
-
-/// The helpers as this build made them.
-const HELPERS: [(&str, &str); 5] = [
-    ("dispatch-config", env!("CARGO_BIN_EXE_dispatch-config")),
-    ("dispatch-spawn", env!("CARGO_BIN_EXE_dispatch-spawn")),
-    ("dispatch-monitor", env!("CARGO_BIN_EXE_dispatch-monitor")),
-    ("dispatch-reconcile", env!("CARGO_BIN_EXE_dispatch-reconcile")),
-    ("dispatch-worker", env!("CARGO_BIN_EXE_dispatch-worker")),
-];
+const SKILL: [&str; 5] = ["SKILL.md", "helpers", "install.sh", "bin", "references"];
 
 /// A new home with the skill, its helpers and this config.
 pub(crate) fn ready(config: &str) -> Home {
@@ -42,12 +33,7 @@ pub(crate) fn install(home: &Home) {
 
 /// Puts the helpers where the skill's launchers look for them.
 pub(crate) fn install_helpers(home: &Home) {
-    let version = concat!(".local/share/dispatch/", env!("CARGO_PKG_VERSION"));
-    let directory = home.path().join(version);
-    fs::create_dir_all(&directory).expect("the helpers' directory");
-    for (name, binary) in HELPERS {
-        fs::copy(binary, directory.join(name)).expect("a helper");
-    }
+    helpers::install(&home.path().join(".local/share/dispatch"));
 }
 
 /// Writes the config.

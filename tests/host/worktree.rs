@@ -3,12 +3,13 @@
 use std::{
     fs,
     io::Write,
+    path::Path,
     process::{Command, Stdio},
 };
 
 use super::{
     claude::environment,
-    codex,
+    codex, helpers,
     model::{Model, Reply},
     process::wait_until,
     request::Request,
@@ -39,7 +40,7 @@ fn commits_in_its_worktree(name: &str) {
     codex::configure(home.path(), &model);
     let settings = "[user]\n\tname = Tester\n\temail = tester@example.com\n";
     fs::write(home.path().join(".gitconfig"), settings).expect("git's settings");
-    let call = |program: &str, args: &[&str], input: &str| {
+    let call = |program: &Path, args: &[&str], input: &str| {
         let mut command = Command::new(program);
         command.args(args).current_dir(home.project()).env_clear();
         command.envs(environment(home.path(), &model)).env("GIT_CONFIG_NOSYSTEM", "1");
@@ -50,19 +51,19 @@ fn commits_in_its_worktree(name: &str) {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("UTF-8")
     };
-    call("git", &["init", "-q", "-b", "main"], "");
-    call("git", &["commit", "-q", "--allow-empty", "-m", "Begin"], "");
-    let spawn = env!("CARGO_BIN_EXE_dispatch-spawn");
+    call(Path::new("git"), &["init", "-q", "-b", "main"], "");
+    call(Path::new("git"), &["commit", "-q", "--allow-empty", "-m", "Begin"], "");
+    let spawn = helpers::path("dispatch-spawn");
     let args = ["x", "--model", name, "--worktree", "--plan", "-"];
     call(spawn, &args, "# Title\n- [ ] Commit something\n");
     let exit = task(&home, "x").join("worker/1/exit");
     wait_until(DEADLINE, "the worker ends", || exit.exists().then_some(()));
-    let log = call("git", &["log", "--format=%s", "dispatch/x"], "");
+    let log = call(Path::new("git"), &["log", "--format=%s", "dispatch/x"], "");
     let said = file(task(&home, "x").join("worker/1/output.log"));
     assert_eq!(log, "Work\nBegin\n", "{said}");
     assert_eq!(file(task(&home, "x").join("ipc/.done")), "Committed.\n");
-    assert_eq!(call("git", &["log", "--format=%s"], ""), "Begin\n");
-    assert_eq!(call("git", &["status", "--porcelain"], ""), "");
+    assert_eq!(call(Path::new("git"), &["log", "--format=%s"], ""), "Begin\n");
+    assert_eq!(call(Path::new("git"), &["status", "--porcelain"], ""), "");
 }
 
 #[test]

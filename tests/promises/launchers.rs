@@ -4,18 +4,12 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use dispatch::HELPERS;
 use snapbox::str;
 
+use crate::support::helpers::{VERSION, install};
 use crate::support::text::same;
 use crate::support::{Call, PLAN, Sandbox, binary, repository};
-
-const HELPERS: [&str; 5] = [
-    "dispatch-config",
-    "dispatch-spawn",
-    "dispatch-monitor",
-    "dispatch-reconcile",
-    "dispatch-worker",
-];
 
 /// The skill's folder, copied to a path with spaces.
 fn skill(sandbox: &Sandbox) -> PathBuf {
@@ -24,17 +18,15 @@ fn skill(sandbox: &Sandbox) -> PathBuf {
     // By another program: what this one has open for writing, a fork of another test has too, and
     // then it cannot be executed.
     let copy = sandbox.program("cp").arg("-R").arg(repository("bin"));
-    copy.arg(repository("Cargo.toml")).arg(&folder).run().ok();
+    copy.arg(&folder).run().ok();
+    set_version(&folder, VERSION);
     folder
 }
 
-/// Puts the helpers in place as install.sh does.
-fn install(home: &Path) {
-    let version = home.join(env!("CARGO_PKG_VERSION"));
-    fs::create_dir_all(&version).expect("made");
-    for helper in HELPERS {
-        symlink(binary(helper), version.join(helper)).expect("linked");
-    }
+/// Says which version of the helpers goes with the skill in this folder.
+fn set_version(folder: &Path, version: &str) {
+    fs::create_dir_all(folder.join("helpers")).expect("made");
+    fs::write(folder.join("helpers/VERSION"), version).expect("written");
 }
 
 fn launch(sandbox: &Sandbox, launcher: &Path, args: &[&str]) -> Call {
@@ -61,9 +53,8 @@ fn a_missing_helper_is_named_with_the_command_in_one_line() {
     let folder = skill(&sandbox);
     let ran = launch(&sandbox, &folder.join("bin/dispatch-spawn"), &["x"]).run();
     assert_eq!(ran.code, Some(69));
-    let version = env!("CARGO_PKG_VERSION");
     same(
-        sandbox.redactions().apply(&ran.err).replace(version, "VERSION").trim_end(),
+        sandbox.redactions().apply(&ran.err).replace(VERSION.trim_end(), "VERSION").trim_end(),
         str![[
             r#"dispatch-spawn VERSION is not installed; run: sh "HOME/my skills/dispatch/install.sh""#
         ]],
@@ -73,18 +64,17 @@ fn a_missing_helper_is_named_with_the_command_in_one_line() {
 }
 
 #[test]
-fn a_helper_of_another_version_is_not_used() {
+fn helpers_of_other_sources_are_not_used() {
     let sandbox = Sandbox::new();
     let folder = skill(&sandbox);
     install(&sandbox.home().join(".local/share/dispatch"));
-    let manifest = folder.join("Cargo.toml");
-    let text = fs::read_to_string(&manifest).expect("text");
-    let version = format!("version = \"{}\"", env!("CARGO_PKG_VERSION"));
-    fs::write(&manifest, text.replacen(&version, "version = \"99.0.1\"", 1)).expect("written");
-    let ran = launch(&sandbox, &folder.join("bin/dispatch-config"), &["path"]).run();
-    assert_eq!(ran.code, Some(69));
-    assert!(ran.err.starts_with("dispatch-config 99.0.1 is not installed"), "{}", ran.err);
-    fs::remove_file(&manifest).expect("removed");
+    for other in ["0.1.0-00000000\n", "0.1.0\n", "", "\n"] {
+        set_version(&folder, other);
+        let ran = launch(&sandbox, &folder.join("bin/dispatch-config"), &["path"]).run();
+        assert_eq!((ran.code, ran.out.as_str()), (Some(69), ""), "{other:?}");
+        assert!(ran.err.contains(" is not installed; run: "), "{}", ran.err);
+    }
+    fs::remove_dir_all(folder.join("helpers")).expect("removed");
     let ran = launch(&sandbox, &folder.join("bin/dispatch-config"), &["path"]).run();
     assert_eq!(ran.code, Some(69), "{}", ran.err);
 }
@@ -164,15 +154,36 @@ exit 0
 }
 
 #[test]
-fn the_version_stands_in_one_place() {
+fn the_one_program_behind_the_helpers_does_nothing_by_another_name() {
+    let sandbox = Sandbox::new();
+    let program = binary("dispatch-spawn").canonicalize().expect("a file");
+    assert!(
+        HELPERS.iter().all(|helper| { binary(helper).canonicalize().expect("a file") == program })
+    );
+    sandbox.program(&program).args(&["x", "--plan", "-"]).run().shows(str![[r#"
+exit 64
+! dispatch: this program has five names, and does nothing by another
+!   dispatch-config, dispatch-spawn, dispatch-monitor, dispatch-reconcile, dispatch-worker
+!   next: call it by one of them; install.sh puts links of these names beside it
+"#]]);
+    let other = sandbox.home().join("dispatch-workers");
+    symlink(&program, &other).expect("linked");
+    let ran = sandbox.program(&other).run();
+    assert_eq!((ran.code, ran.out.as_str()), (Some(64), ""));
+    assert!(ran.err.starts_with("dispatch-workers: this program has five names"), "{}", ran.err);
+}
+
+#[test]
+fn the_version_stands_in_one_place_and_in_the_file_made_from_it() {
     let version = env!("CARGO_PKG_VERSION");
+    assert!(VERSION.starts_with(&format!("{version}-")) && VERSION.ends_with('\n'), "{VERSION}");
     let manifest = fs::read_to_string(repository("Cargo.toml")).expect("text");
     assert_eq!(manifest.matches(version).count(), 1);
     let mut looked = 0;
     for place in ["SKILL.md", "README.md", "install.sh", "bin", "references", "helpers"] {
         for entry in walkdir::WalkDir::new(repository(place)) {
             let entry = entry.expect("readable");
-            if entry.file_type().is_file() {
+            if entry.file_type().is_file() && !entry.path().ends_with("helpers/VERSION") {
                 let text = fs::read_to_string(entry.path()).expect("text");
                 assert!(!text.contains(version), "{}", entry.path().display());
                 looked += 1;

@@ -3,6 +3,8 @@
 //! survives the test.
 
 pub(crate) mod clis;
+#[path = "../../helpers/mod.rs"]
+pub(crate) mod helpers;
 pub(crate) mod process;
 pub(crate) mod terminal;
 pub(crate) mod text;
@@ -16,6 +18,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+pub(crate) use helpers::path as binary;
 use text::Redactions;
 
 /// Longer than anything here takes, also on a busy machine.
@@ -35,18 +38,6 @@ pub(crate) fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>
         assert!(begin.elapsed() < DEADLINE, "this never came true: {what}");
         std::thread::sleep(Duration::from_millis(3));
     }
-}
-
-/// The path of a helper as cargo built it.
-pub(crate) fn binary(name: &str) -> &'static Path {
-    Path::new(match name {
-        "dispatch-config" => env!("CARGO_BIN_EXE_dispatch-config"),
-        "dispatch-spawn" => env!("CARGO_BIN_EXE_dispatch-spawn"),
-        "dispatch-monitor" => env!("CARGO_BIN_EXE_dispatch-monitor"),
-        "dispatch-reconcile" => env!("CARGO_BIN_EXE_dispatch-reconcile"),
-        "dispatch-worker" => env!("CARGO_BIN_EXE_dispatch-worker"),
-        other => panic!("there is no helper {other}"),
-    })
 }
 
 /// The repository's own files.

@@ -1,5 +1,0 @@
-//! `dispatch-reconcile`: see [`dispatch::cli::reconcile`].
-
-fn main() -> std::process::ExitCode {
-    dispatch::cli::reconcile::main()
-}

@@ -1,5 +1,0 @@
-//! `dispatch-worker`: see [`dispatch::cli::worker`].
-
-fn main() -> std::process::ExitCode {
-    dispatch::cli::worker::main()
-}

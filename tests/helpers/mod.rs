@@ -1,0 +1,51 @@
+//! The helpers as this build made them, for all tests and benchmarks.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use dispatch::HELPERS;
+
+/// The one program that all of them are.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_dispatch");
+
+/// The version that the launchers look for.
+pub(crate) const VERSION: &str = include_str!("../../helpers/VERSION");
+
+/// The path of a helper: its name beside the built program, because a helper looks for the others
+/// there.
+pub(crate) fn path(name: &str) -> &'static Path {
+    static PATHS: LazyLock<[PathBuf; 5]> = LazyLock::new(|| HELPERS.map(linked));
+    let path = PATHS.iter().find(|path| path.ends_with(name));
+    path.unwrap_or_else(|| panic!("there is no helper {name}"))
+}
+
+/// Links the name to the program. Tests that run beside this one do the same, and an older build
+/// may have left a program of that name.
+fn linked(name: &str) -> PathBuf {
+    let path = Path::new(PROGRAM).with_file_name(name);
+    if fs::read_link(&path).ok().as_deref() != Some(Path::new("dispatch")) {
+        let new = path.with_file_name(format!("{name}.{}", std::process::id()));
+        symlink("dispatch", &new).expect("linked");
+        fs::rename(new, &path).expect("in place");
+    }
+    path
+}
+
+/// Puts the helpers where launchers look that are told this home, as install.sh does.
+pub(crate) fn install(home: &Path) {
+    let place = home.join(VERSION.trim_end());
+    fs::create_dir_all(&place).expect("made");
+    let program = place.join("dispatch");
+    if fs::hard_link(PROGRAM, &program).is_err() {
+        // By another process: what this one has open for writing, a fork of another test has too,
+        // and then it cannot be executed.
+        let copied = Command::new("cp").arg(PROGRAM).arg(&program).status().expect("cp");
+        assert!(copied.success(), "{}", program.display());
+    }
+    for name in HELPERS {
+        symlink("dispatch", place.join(name)).expect("linked");
+    }
+}
