@@ -35,6 +35,7 @@ mod resume;
 mod sequence;
 mod simulation;
 mod skill;
+mod status;
 mod supervision;
 mod support;
 mod watching;

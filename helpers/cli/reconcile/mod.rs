@@ -4,6 +4,7 @@ mod clean;
 mod merge;
 mod show;
 mod status;
+mod statusline;
 mod stop;
 
 use std::path::PathBuf;
@@ -50,6 +51,9 @@ enum Action {
         /// The task's id
         task: String,
     },
+    /// How many tasks are in which state, for Claude Code's status line, whose JSON is on standard
+    /// input
+    Statusline,
     /// End a task's worker
     Stop {
         /// The task's id
@@ -75,16 +79,17 @@ enum Action {
 /// Runs `dispatch-reconcile`.
 pub fn main() -> ExitCode {
     run(|args: Args| {
-        let project = project(args.directory.as_deref())?;
-        let task = |id: &str| -> Result<Task> { project.existing_task(&id.parse::<TaskId>()?) };
+        let project = || project(args.directory.as_deref());
+        let task = |id: &str| -> Result<Task> { project()?.existing_task(&id.parse::<TaskId>()?) };
         match args.action.as_ref().unwrap_or(&Action::Status { all: false }) {
-            Action::Status { all } => status::status(&project, *all, args.json),
+            Action::Status { all } => status::status(&project()?, *all, args.json),
+            Action::Statusline => Ok(statusline::statusline(args.directory.clone())),
             Action::Show { task: id } => show::show(&task(id)?, args.json),
             Action::Stop { task: id } => stop::stop(&task(id)?),
             Action::Merge { task: id } => {
-                merge::merge(&project, &directory(args.directory.as_deref())?, &task(id)?)
+                merge::merge(&project()?, &directory(args.directory.as_deref())?, &task(id)?)
             }
-            Action::Clean(clean) => clean::clean(&project, clean),
+            Action::Clean(clean) => clean::clean(&project()?, clean),
             Action::Note { task: id, text } => {
                 task(id)?.add_note(&some_text(text, "the note")?)?;
                 say(format!("noted in the plan of {id}"));

@@ -1,0 +1,56 @@
+//! `dispatch-reconcile statusline`: how many tasks are in which state, for the host's status line.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Read};
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::cli::say;
+use crate::exit::Exit;
+use crate::project::Project;
+use crate::task::{Label, View};
+
+/// How much of the host's JSON is read at most, in bytes.
+const MOST: u64 = 1 << 20;
+
+/// Says how many tasks are in which state; nothing if none is open. It mends nothing and never
+/// fails, because the host calls it all the time and shows whatever it says.
+pub(super) fn statusline(here: Option<PathBuf>) -> Exit {
+    if let Ok(Some(line)) = line(here) {
+        say(line);
+    }
+    Exit::Ok
+}
+
+fn line(here: Option<PathBuf>) -> Result<Option<String>> {
+    let directory = match here.or_else(hosts_directory) {
+        Some(directory) => directory,
+        None => std::env::current_dir()?,
+    };
+    let tasks = Project::find(&directory)?.tasks();
+    let open = tasks.iter().filter(|task| task.done_for().is_none());
+    let mut counts: BTreeMap<Label, usize> = BTreeMap::new();
+    for label in open.filter_map(|task| task.view().ok()).map(|view: View| view.label()) {
+        if !matches!(label, Label::Stopped | Label::Done) {
+            *counts.entry(label).or_default() += 1;
+        }
+    }
+    let counts: Vec<String> =
+        counts.into_iter().map(|(label, count)| format!("{count} {label}")).collect();
+    Ok((!counts.is_empty()).then(|| format!("dispatch: {}", counts.join(", "))))
+}
+
+/// Where the host works, by the JSON that it gives a status line on standard input.
+fn hosts_directory() -> Option<PathBuf> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return None;
+    }
+    let mut text = String::new();
+    stdin.take(MOST).read_to_string(&mut text).ok()?;
+    let said: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let places = ["/workspace/current_dir", "/cwd", "/workspace/project_dir"];
+    let directory = places.iter().find_map(|place| said.pointer(place)?.as_str())?;
+    Some(directory.into())
+}

@@ -1,0 +1,179 @@
+//! One line a task: its state in one word, what it is at, and for trouble the command that mends it.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use snapbox::str;
+
+use crate::support::text::same;
+use crate::support::{PLAN, Sandbox, binary, wait_until};
+
+/// A worker that ends as its task's name says.
+fn ends() -> String {
+    let worker = format!("worker={}", binary("dispatch-worker").display());
+    worker
+        + r#"
+case $DISPATCH_TASK_DIR in
+    *fails) echo 'no such file: a → run: rm'; exit 7 ;;
+    *asks) exec "$worker" ask 'Which database shall I use, the old one or the new one?' ;;
+    *blocks) "$worker" block 2 'no key' ;;
+    *marked) "$worker" fail 1 'it does not compile' ;;
+    *works) "$worker" tick 1; exec sleep 300 ;;
+    *finishes) "$worker" tick 1; "$worker" tick 2; "$worker" finish 'All is well.' ;;
+esac"#
+}
+
+/// Codex, which counts the whole session at the end of each turn.
+const CODEX: &str = r#"cat >/dev/null
+echo '{"type":"thread.started","thread_id":"t1"}'
+case $* in
+    *resume*) used='"input_tokens":2500,"output_tokens":70' ;;
+    *) used='"input_tokens":1000,"output_tokens":50' ;;
+esac
+echo '{"type":"item.completed","item":{"type":"agent_message","text":"I have looked."}}'
+echo '{"type":"turn.completed","usage":{'"$used"'}}'"#;
+
+/// Claude Code, which counts what came since it counted last.
+const CLAUDE: &str = r#"cat >/dev/null
+echo '{"type":"system","subtype":"init","session_id":"s1"}'
+echo '{"type":"result","is_error":false,"result":"fine","model_usage_since_last_result":{"m":{"inputTokens":900,"cacheReadInputTokens":100,"outputTokens":20,"costUSD":0.25}}}'"#;
+
+fn all_kinds() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("ends", &ends())]);
+    let end = [
+        ("asks", "asking"),
+        ("blocks", "blocked: item 2: no key"),
+        ("fails", "failed: exit code 7: no such file: a → run: rm"),
+        ("finishes", "done"),
+        ("marked", "failed: item 1: it does not compile"),
+        ("stops", "incomplete"),
+        ("works", "running"),
+    ];
+    for (id, _) in end {
+        sandbox.dispatch(id, "ends");
+    }
+    for (id, state) in end {
+        sandbox.wait_for_state(id, state);
+    }
+    wait_until("an item is ticked", || {
+        sandbox.read("works", "plan.md").contains("[x]").then_some(())
+    });
+    sandbox.plan("later", PLAN);
+    sandbox.ok("dispatch-spawn", &["later", "--model", "ends", "--after", "works"]);
+    sandbox
+}
+
+#[test]
+fn a_line_a_task_with_the_most_urgent_first_and_what_mends_it() {
+    let sandbox = all_kinds();
+    let status = sandbox.ok("dispatch-reconcile", &[]);
+    same(&sandbox.redactions().apply(&status), str![[r#"
+asks asking 0/2 AGE ends — 001: "Which database shall I… → dispatch-monitor --answer asks/001 -
+blocks blocked 0/2 AGE ends — item 2: no key → dispatch-spawn blocks --resume
+fails failed 0/2 AGE ends — exit code 7: no such file: a > run… → dispatch-spawn fails --resume
+marked failed 0/2 AGE ends — item 1: it does not compile → dispatch-spawn marked --resume
+stops incomplete 0/2 AGE ends → dispatch-spawn stops --resume
+works running 1/2 AGE ends — item 2: Second
+later queued 0/2 AGE ends — after works
+finishes done 2/2 AGE ends — "All is well."
+
+"#]]);
+    assert!(status.lines().all(|line| line.len() <= 100), "{status}");
+}
+
+#[test]
+fn a_long_name_leaves_room_for_what_it_is_about() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("a-model-with-a-long-name", &ends())]);
+    let id = "so-long-a-name-can-a-task-have-that-asks";
+    sandbox.dispatch(id, "a-model-with-a-long-name");
+    sandbox.wait_for_state(id, "asking");
+    let status = sandbox.ok("dispatch-reconcile", &[]);
+    same(&sandbox.redactions().apply(&status), str![[r#"
+so-long-a-name-can-a-task-have-that-asks asking 0/2 AGE → dispatch-monitor --answer ID/001 -
+
+"#]]);
+    assert!(status.trim_end().len() <= 100, "{status}");
+}
+
+#[test]
+fn what_was_done_long_ago_is_counted_and_shown_when_asked_for() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("ends", &ends())]);
+    for id in ["old-finishes", "new-finishes"] {
+        sandbox.dispatch(id, "ends");
+        sandbox.wait_for_state(id, "done");
+    }
+    let marker = fs::File::open(sandbox.task("old-finishes", "ipc/.done")).expect("there");
+    let long_ago = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
+    marker.set_modified(long_ago).expect("an old marker");
+    sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
+exit 0
+new-finishes done 2/2 AGE ends — "All is well."
+1 more, done over a day ago: dispatch-reconcile status --all
+"#]]);
+    sandbox.run("dispatch-reconcile", &["status", "--all"]).shows(str![[r#"
+exit 0
+new-finishes done 2/2 AGE ends — "All is well."
+old-finishes done 2/2 AGE ends — "All is well."
+"#]]);
+}
+
+#[test]
+fn what_a_session_used_counts_once_however_often_it_is_resumed() {
+    let sandbox = Sandbox::with_clis(&[("codex", CODEX), ("claude", CLAUDE)]);
+    sandbox.config(
+        "backends: { codex: { access: full }, claude: { access: full } }\nmodels: { gpt: { backend: codex }, opus: { backend: claude } }\n",
+    );
+    for (id, model) in [("x", "gpt"), ("y", "opus")] {
+        sandbox.plan(id, PLAN);
+        sandbox.on_machine("dispatch-spawn", &[id, "--model", model]).run().ok();
+        let ended = |attempt: u32| {
+            let exit = sandbox.task(id, &format!("worker/{attempt}/exit"));
+            wait_until("the attempt ended", || exit.exists().then_some(()));
+        };
+        ended(1);
+        sandbox.on_machine("dispatch-spawn", &[id, "--resume"]).run().ok();
+        ended(2);
+        sandbox.wait_for_state(id, "incomplete");
+    }
+    sandbox.on_machine("dispatch-reconcile", &["show", "x"]).run().shows(str![[r#"
+exit 0
+x — Title
+incomplete, gpt, AGE
+next: dispatch-spawn x --resume
+1. [ ] First
+2. [ ] Second
+attempt 1: exit code 0 at TIME, 1.0k tokens in, 50 out, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 2: exit code 0 at TIME, 1.5k tokens in, 20 out, log PROJECT/.dispatch/tasks/x/worker/2/output.log
+in total 2.5k tokens in, 70 out
+output: "I have looked."
+"#]]);
+    sandbox.on_machine("dispatch-reconcile", &["status", "--all"]).run().shows(str![[r#"
+exit 0
+x incomplete 0/2 AGE gpt → dispatch-spawn x --resume
+y incomplete 0/2 AGE opus $0.50 → dispatch-spawn y --resume
+in total 4.5k tokens in, 110 out, $0.50
+"#]]);
+}
+
+#[test]
+fn the_hosts_status_line_counts_what_is_open() {
+    let sandbox = all_kinds();
+    let deep = sandbox.project().join("deep/down");
+    fs::create_dir_all(&deep).expect("made");
+    let said =
+        format!(r#"{{"session_id":"s","workspace":{{"current_dir":"{}"}}}}"#, deep.display());
+    let line = |input: &str| {
+        let call = sandbox.call("dispatch-reconcile", &["statusline"]).within(sandbox.top());
+        call.input(input).run()
+    };
+    line(&said).shows(str![[r#"
+exit 0
+dispatch: 1 asking, 1 blocked, 2 failed, 1 incomplete, 1 running, 1 queued
+"#]]);
+    // Of a project without tasks, and of what is no JSON, there is nothing to say.
+    line("{").shows(str!["exit 0"]);
+    line(r#"{"cwd":"/nowhere"}"#).shows(str!["exit 0"]);
+}
