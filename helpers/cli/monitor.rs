@@ -18,7 +18,7 @@ use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::news::ledger::{self, Ledger, Standing};
 use crate::news::wait::{Outcome, Waiter};
-use crate::news::{Event, command, ids_in, ids_in_transcript};
+use crate::news::{Event, command, ids_in, shown_in_transcript};
 use crate::process::{Identity, Watch};
 use crate::project::{Project, TaskId};
 use crate::task::{ExitRecord, SessionRecord, State, Task, calling_host, now};
@@ -254,16 +254,14 @@ fn note_ended_agents(project: &Project, host: &Identity, running: &[BackgroundTa
     Ok(())
 }
 
-/// Notes which events of its own tasks the host has certainly seen.
+/// Notes which events of its own tasks the host has certainly seen, and what it says that its
+/// agents used.
 fn acknowledge(project: &Project, host: &Identity, input: &HookInput) -> Result<()> {
-    let mut ids: Vec<String> = ids_in(input.prompt.as_deref().unwrap_or_default())
-        .into_iter()
-        .map(str::to_string)
-        .collect();
-    if let Some(path) = &input.transcript_path {
-        ids.extend(ids_in_transcript(path).unwrap_or_default());
-    }
-    if ids.is_empty() {
+    let transcript = input.transcript_path.as_ref();
+    let mut shown = transcript.and_then(|it| shown_in_transcript(it).ok()).unwrap_or_default();
+    shown.extend(input.prompt.clone());
+    let ids: Vec<&str> = shown.iter().flat_map(|text| ids_in(text)).collect();
+    if ids.is_empty() && !shown.iter().any(|text| text.contains("<task-notification>")) {
         return Ok(());
     }
     for task in project.tasks() {
@@ -272,11 +270,17 @@ fn acknowledge(project: &Project, host: &Identity, input: &HookInput) -> Result<
         if view.record.owner.as_ref() != Some(host) {
             continue;
         }
+        if let Some(attempt) = view.attempt.as_ref().filter(|_| view.record.route == Route::Agent) {
+            let usage = shown.iter().rev().find_map(|text| agent::usage_in(text, task.id()));
+            usage.map_or(Ok(()), |usage| attempt.set_usage(&usage))?;
+        }
         // An agent's end is told by the host program, so it may be seen without being delivered.
         let events = crate::news::events(&view)?;
         let mut open: Vec<String> = events.into_iter().map(|event| event.id).collect();
         open.extend(told.keys().cloned());
-        let seen = |id: &String| told.get(id) != Some(&Standing::Acknowledged) && ids.contains(id);
+        let seen = |id: &String| {
+            told.get(id) != Some(&Standing::Acknowledged) && ids.contains(&id.as_str())
+        };
         for id in open.into_iter().filter(seen) {
             Ledger::open(&task)?.acknowledge(&id)?;
         }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::config::{Choice, Config, Route};
+use crate::files;
 use crate::plan::Marker;
 use crate::task::{Reason, State, View, Wait, short_hash};
 use crate::worker::heard::{Failure, Kind};
@@ -335,22 +336,18 @@ pub fn ids_in(text: &str) -> Vec<&str> {
     text.match_indices('#').filter_map(|(at, _)| text.get(at..at + 9)).filter(is_id).collect()
 }
 
-/// The ids of all events that the host's model was shown, by the end of its transcript.
-pub fn ids_in_transcript(path: &Path) -> Result<Vec<String>> {
-    use std::io::{Read, Seek, SeekFrom};
+/// What the host's model was shown beside its own words, by the end of its transcript, a line of
+/// JSON for each.
+pub fn shown_in_transcript(path: &Path) -> Result<Vec<String>> {
     /// How much of the transcript's end is looked at. A wake stands near it.
     const TAIL: u64 = 1 << 20;
-    let mut file = std::fs::File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-    let mut tail = Vec::new();
-    file.read_to_end(&mut tail)?;
+    let tail = files::read_end(path, TAIL)?;
     let tail = String::from_utf8_lossy(&tail);
     // A wake in the middle of a turn is first queued, which says nothing, and then attached.
-    let seen = |line: &&str| {
+    let shown = |line: &&str| {
         line.contains("\"type\":\"user\"") || line.contains("\"type\":\"queued_command\"")
     };
-    Ok(tail.lines().filter(seen).flat_map(ids_in).map(str::to_string).collect())
+    Ok(tail.lines().filter(shown).map(str::to_owned).collect())
 }
 
 #[cfg(test)]

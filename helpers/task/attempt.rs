@@ -153,6 +153,27 @@ impl Attempt {
         files::read(&self.directory.join("silent"))
     }
 
+    /// Keeps what the host says that its agent used.
+    pub fn set_usage(&self, usage: &Usage) -> Result<()> {
+        match self.agents_usage()?.as_ref() == Some(usage) {
+            true => Ok(()),
+            false => files::publish(
+                &self.directory.join("usage"),
+                serde_yaml::to_string(usage)?.as_bytes(),
+            ),
+        }
+    }
+
+    fn agents_usage(&self) -> Result<Option<Usage>> {
+        read_yaml(&self.directory.join("usage"))
+    }
+
+    /// What it used, as far as its CLI or its host said.
+    pub fn usage(&self) -> Result<Option<Usage>> {
+        let of_cli = self.exit()?.and_then(|exit| exit.usage);
+        of_cli.map_or_else(|| self.agents_usage(), |usage| Ok(Some(usage)))
+    }
+
     /// Records how it ended.
     pub fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
         let text = serde_yaml::to_string(exit)?;

@@ -367,11 +367,16 @@ impl View {
         }
     }
 
-    /// What all attempts together used, as far as their CLIs said.
+    /// What all attempts together used, as far as their CLIs or their host said.
     pub fn usage(&self) -> Option<Usage> {
         let last = self.attempt.as_ref()?.number;
-        let before = (1..last).filter_map(|number| self.task.attempt(number).exit().ok()?);
-        let mut used = before.chain(self.exit.clone()).filter_map(|exit| exit.usage);
+        let read = |number| self.task.attempt(number).usage().ok()?;
+        let of_last = match &self.exit {
+            Some(exit) if exit.usage.is_some() => exit.usage.clone(),
+            _ if self.record.route == Route::Agent => read(last),
+            _ => None,
+        };
+        let mut used = (1..last).filter_map(read).chain(of_last);
         let mut total = used.next()?;
         used.for_each(|usage| total.add(&usage));
         Some(total)

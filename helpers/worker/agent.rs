@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::heard::Usage;
 use super::{attempt, claude, own_helper};
 use crate::files;
 use crate::news::command;
@@ -14,6 +15,22 @@ use crate::task::{Attempt, Record, Task, calling_host, prompt};
 /// How the agent of a task is called, by which the host program names it.
 pub fn name(task: &TaskId) -> String {
     format!("dispatch {task}")
+}
+
+/// What the agent of a task used, by the last notification of its end in what the host's model was
+/// shown.
+pub fn usage_in(shown: &str, task: &TaskId) -> Option<Usage> {
+    let name = name(task);
+    shown.split("<task-notification>").skip(1).filter_map(|text| of(text, &name)).last()
+}
+
+fn of(notification: &str, name: &str) -> Option<Usage> {
+    let (_, summary) = notification.split_once("<summary>")?;
+    // In a transcript it is part of a string in JSON.
+    let of_it = summary.split("</summary>").next()?.split(['"', '\\']).any(|part| part == name);
+    let (_, count) = notification.rsplit_once("<subagent_tokens>").filter(|_| of_it)?;
+    let tokens = count.split('<').next()?.parse().ok()?;
+    Some(Usage { tokens, ..Usage::default() })
 }
 
 /// The Agent call that would start the worker, as JSON in one line.

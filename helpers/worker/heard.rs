@@ -80,9 +80,16 @@ pub struct Usage {
     pub input_tokens: u64,
     /// Tokens that it wrote.
     pub output_tokens: u64,
+    /// Tokens of which the host does not say whether they were read or written.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tokens: u64,
     /// What that cost in US dollars.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_usd: Option<f64>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Usage {
@@ -90,6 +97,7 @@ impl Usage {
     pub fn add(&mut self, other: &Self) {
         self.input_tokens += other.input_tokens;
         self.output_tokens += other.output_tokens;
+        self.tokens += other.tokens;
         if let Some(cost) = other.cost_usd {
             *self.cost_usd.get_or_insert_default() += cost;
         }
@@ -101,6 +109,7 @@ impl Usage {
         Self {
             input_tokens: self.input_tokens.saturating_sub(before.input_tokens),
             output_tokens: self.output_tokens.saturating_sub(before.output_tokens),
+            tokens: self.tokens,
             cost_usd: self.cost_usd.map(|cost| cost - before.cost_usd.unwrap_or_default()),
         }
     }
@@ -113,8 +122,16 @@ impl fmt::Display for Usage {
             1000..1_000_000 => format!("{:.1}k", count as f64 / 1e3),
             _ => format!("{:.1}M", count as f64 / 1e6),
         };
-        write!(f, "{} tokens in, {} out", short(self.input_tokens), short(self.output_tokens))?;
-        self.cost_usd.map_or(Ok(()), |cost| write!(f, ", ${cost:.2}"))
+        let mut parts = Vec::new();
+        if self.input_tokens + self.output_tokens > 0 {
+            let (input, output) = (short(self.input_tokens), short(self.output_tokens));
+            parts.push(format!("{input} tokens in, {output} out"));
+        }
+        if self.tokens > 0 {
+            parts.push(format!("{} tokens of agents", short(self.tokens)));
+        }
+        parts.extend(self.cost_usd.map(|cost| format!("${cost:.2}")));
+        f.write_str(&parts.join(", "))
     }
 }
 
@@ -198,13 +215,13 @@ impl Heard {
 
     /// Adds what one more turn used.
     pub(super) fn used(&mut self, input_tokens: u64, output_tokens: u64, cost_usd: Option<f64>) {
-        let turn = Usage { input_tokens, output_tokens, cost_usd };
+        let turn = Usage { input_tokens, output_tokens, cost_usd, ..Usage::default() };
         self.usage.get_or_insert_default().add(&turn);
     }
 
     /// Keeps what the session used from its beginning on.
     pub(super) fn session_used(&mut self, input_tokens: u64, output_tokens: u64) {
-        self.usage = Some(Usage { input_tokens, output_tokens, cost_usd: None });
+        self.usage = Some(Usage { input_tokens, output_tokens, ..Usage::default() });
         self.usage_of_session = true;
     }
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{
     claude::{Claude, Options, Terminal},
     model::{Model, Reply},
-    process::Home,
+    process::{Home, wait_until},
     request::Request,
     skill,
     story::{
@@ -132,6 +132,12 @@ fn check(home: &Home, model: &Model, calls: &[&str]) {
     assert!(task.join("ipc/001.done").exists());
     assert_eq!(file(task.join("ipc/.done")), format!("{SUMMARY}\n"));
     assert_eq!(file(task.join("output.md")), "The greeting is on the door.\n");
+
+    // What the host says that its agent used.
+    wait_until(DEADLINE, "the usage", || {
+        let used = fs::read_to_string(task.join("worker/1/usage")).ok()?;
+        used.contains("\ntokens: 20\n").then_some(())
+    });
 
     // Told once, and never again.
     let quoted = QUESTION.replace('\n', " ⏎ ").replace('"', "'");

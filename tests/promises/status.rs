@@ -68,7 +68,9 @@ fn all_kinds() -> Sandbox {
 fn a_line_a_task_with_the_most_urgent_first_and_what_mends_it() {
     let sandbox = all_kinds();
     let status = sandbox.ok("dispatch-reconcile", &[]);
-    same(&sandbox.redactions().apply(&status), str![[r#"
+    same(
+        &sandbox.redactions().apply(&status),
+        str![[r#"
 asks asking 0/2 AGE ends — 001: "Which database shall I… → dispatch-monitor --answer asks/001 -
 blocks blocked 0/2 AGE ends — item 2: no key → dispatch-spawn blocks --resume
 fails failed 0/2 AGE ends — exit code 7: no such file: a > run… → dispatch-spawn fails --resume
@@ -78,7 +80,8 @@ works running 1/2 AGE ends — item 2: Second
 later queued 0/2 AGE ends — after works
 finishes done 2/2 AGE ends — "All is well."
 
-"#]]);
+"#]],
+    );
     assert!(status.lines().all(|line| line.len() <= 100), "{status}");
 }
 
@@ -90,10 +93,13 @@ fn a_long_name_leaves_room_for_what_it_is_about() {
     sandbox.dispatch(id, "a-model-with-a-long-name");
     sandbox.wait_for_state(id, "asking");
     let status = sandbox.ok("dispatch-reconcile", &[]);
-    same(&sandbox.redactions().apply(&status), str![[r#"
+    same(
+        &sandbox.redactions().apply(&status),
+        str![[r#"
 so-long-a-name-can-a-task-have-that-asks asking 0/2 AGE → dispatch-monitor --answer ID/001 -
 
-"#]]);
+"#]],
+    );
     assert!(status.trim_end().len() <= 100, "{status}");
 }
 

@@ -73,8 +73,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     for number in 1..=view.attempt.as_ref().map_or(0, |attempt| attempt.number) {
         let attempt = task.attempt(number);
         let exit = attempt.exit()?;
-        let used = exit.as_ref().and_then(|exit| exit.usage.as_ref());
-        let used = used.map_or_else(String::new, |usage| format!(", {usage}"));
+        let used = attempt.usage()?.map_or_else(String::new, |usage| format!(", {usage}"));
         let end = match exit {
             Some(ExitRecord { ended: Some(why), at, .. }) => format!("ended at {at}: {why}"),
             Some(exit) => match (exit.code, exit.signal, exit.not_started) {
