@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use dispatch::HELPERS;
@@ -70,12 +70,13 @@ const QUICK: Scale =
     Scale { questions: 100, spawns: 15, idle: Duration::from_secs(10), starts: 60, loops: 20 };
 
 type Part = fn(&Scale, &mut Table) -> Result<()>;
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("sizes", sizes),
     ("start", helper_start),
     ("resolve", request_resolved),
     ("spawn", spawn_returns),
     ("news", question_to_line),
+    ("status", status_of_many),
     ("idle", idle_monitor),
     ("side", side_by_side),
 ];
@@ -310,6 +311,62 @@ fn spawn_returns(scale: &Scale, table: &mut Table) -> Result<()> {
         table.times(what, &times, "p50 <= 50 ms", met);
     }
     Ok(())
+}
+
+/// `status` over many tasks, of which nine in ten were done days ago, and the rest waits for the
+/// person; with `--all` of all of them.
+fn status_of_many(scale: &Scale, table: &mut Table) -> Result<()> {
+    let home = Home::new()?;
+    let project = home.project("status")?;
+    project.spawn(&home.helper("dispatch-spawn"), "t0", "ends")?;
+    project.until_ended("t0")?;
+    let (mut count, mut thousand) = (1, None);
+    for (tasks, rounds) in [(20, scale.starts), (1_000, scale.spawns), (10_000, 5)] {
+        for number in count..tasks {
+            project.copy_task("t0", &format!("t{number}"), number % 10 != 0)?;
+        }
+        count = tasks;
+        for args in [&["statusline"][..], &["status"], &["status", "--all"]] {
+            let (mut times, mut most) = (Vec::new(), 0);
+            for _ in 0..rounds {
+                let mut status = home.command(&home.helper("dispatch-reconcile"));
+                status.args(args).current_dir(&project.root).stdout(Stdio::null());
+                let begin = Instant::now();
+                most = kilobytes_of(status.spawn()?)?.max(most);
+                times.push(begin.elapsed());
+            }
+            let times = Times::new(times);
+            let median = times.at(0.5);
+            let (limit, met) = match (tasks, args) {
+                (20, ["statusline"]) => {
+                    ("p50 <= 10 ms".into(), median <= Duration::from_millis(10))
+                }
+                (1_000, ["status"]) => {
+                    thousand = Some(median);
+                    let met = median <= Duration::from_millis(50) && most <= 20 << 10;
+                    (format!("50 ms, 20M: {:.1}M", most as f64 / 1024.0), met)
+                }
+                (10_000, ["status"]) => {
+                    let ratio = thousand.map_or(1.0, |it| median.as_secs_f64() / it.as_secs_f64());
+                    (format!("{ratio:.1} of 12 x"), ratio <= 12.0)
+                }
+                _ => (String::new(), true),
+            };
+            table.times(&format!("{}, {tasks} tasks", args.join(" ")), &times, &limit, met);
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the end of a process, and says how much memory it had at most.
+fn kilobytes_of(child: Child) -> Result<i64> {
+    let (mut status, pid) = (0, i32::try_from(child.id())?);
+    // SAFETY: all fields of a rusage are numbers, for which zero is a value.
+    let mut usage: nix::libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both places are ours, and the process is a child that nobody else waits for.
+    let ended = unsafe { nix::libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
+    ensure!(ended == pid && status == 0, "process {pid} ended with {status}");
+    Ok(usage.ru_maxrss)
 }
 
 /// From the moment a worker publishes a question to the moment its line is read from a monitor; of
@@ -714,6 +771,25 @@ impl Project<'_> {
     fn run(&self, count: usize) -> Result<()> {
         for number in 0..count {
             self.spawn(&self.home.helper("dispatch-spawn"), &name_of(number), "stays")?;
+        }
+        Ok(())
+    }
+
+    /// Puts a task beside another that is like it, but that it was done days ago if so.
+    fn copy_task(&self, from: &str, to: &str, done: bool) -> Result<()> {
+        for entry in walkdir::WalkDir::new(self.task(from)) {
+            let entry = entry?;
+            let path = self.task(to).join(entry.path().strip_prefix(self.task(from))?);
+            match entry.file_type().is_dir() {
+                true => fs::create_dir_all(path)?,
+                false => fs::copy(entry.path(), path).map(drop)?,
+            }
+        }
+        if done {
+            fs::write(self.task(to).join("plan.md"), PLAN.replace("[ ]", "[x]"))?;
+            fs::create_dir_all(self.task(to).join("ipc"))?;
+            let marker = File::create(self.task(to).join("ipc/.done"))?;
+            marker.set_modified(SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60))?;
         }
         Ok(())
     }
