@@ -189,8 +189,7 @@ fn without_rules_the_person_is_asked_for_each_of_these_and_nothing_else() {
     assert_eq!(
         permitted,
         [
-            "agent Bash: dispatch-worker tick 1 --note 'it is of oak'",
-            "agent Bash: dispatch-worker ask - <<'EOF'",
+            // What the skill's own rules allow lasts until the user's next message.
             "host Bash: dispatch-monitor --answer greet/001 - <<'EOF'",
             "agent Write: ~/project/greeting.txt",
             "agent Bash: dispatch-worker tick 2",

@@ -46,6 +46,6 @@ fn without_a_config_the_skill_says_so_and_knows_what_to_read() {
     let text = shown(&home);
     assert!(text.contains("State now:\nconfig: there is no config yet"), "{text}");
     let setup = home.path().join(".claude/skills/dispatch/references/first-run-setup.md");
-    assert!(text.contains(&format!("read `{}`", setup.display())), "{text}");
+    assert!(text.contains(&format!("`{}`", setup.display())), "{text}");
     assert!(setup.is_file());
 }

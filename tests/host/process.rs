@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeSet,
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -101,11 +104,13 @@ impl Home {
             .collect()
     }
 
-    /// Those of them that run that program.
-    pub(crate) fn running(&self, program: &str) -> Vec<i32> {
+    /// Those of them that run that helper, which are one program by five names.
+    pub(crate) fn running(&self, helper: &str) -> Vec<i32> {
         let mut all = self.processes();
         all.retain(|pid| {
-            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with(program))
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let name = line.split(|&byte| byte == 0).next().unwrap_or_default();
+            Path::new(OsStr::from_bytes(name)).ends_with(helper)
         });
         all
     }
