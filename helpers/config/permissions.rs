@@ -20,6 +20,9 @@ use crate::HELPERS;
 use crate::error::Refusal;
 use crate::exit::Exit;
 
+/// Lets a model call the skill for a request without the slash.
+const SKILL: &str = "Skill(dispatch)";
+
 /// White space of JSON.
 const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
@@ -29,7 +32,7 @@ pub fn rules(bin: &Path) -> Vec<String> {
     let bin = bin.to_string_lossy();
     let quote = if bin.contains(' ') { "\"" } else { "" };
     let rule = |helper| format!("Bash({quote}{bin}/{helper}{quote} *)");
-    HELPERS.into_iter().map(rule).chain(iter::once("Skill(dispatch)".into())).collect()
+    HELPERS.into_iter().map(rule).chain(iter::once(SKILL.into())).collect()
 }
 
 /// The user's Claude settings file, which need not exist.
@@ -62,6 +65,22 @@ pub fn remove(text: Option<&str>, rules: &[String]) -> Result<Option<String>> {
     let before = text.unwrap_or_default();
     let by_hand = format!("take out of permissions.allow by hand: {}", list(rules));
     Ok(removed(before, rules).map_err(|wrong| wrong.refusal(before, &by_hand))?)
+}
+
+/// Those of the `rules` that the settings `text` does not allow yet.
+pub fn missing(text: Option<&str>, rules: &[String]) -> Vec<String> {
+    match Settings::parse(text.unwrap_or_default()) {
+        Ok(settings) => settings.missing(rules),
+        Err(_) => rules.to_vec(),
+    }
+}
+
+/// The rules in the settings `text` that name a helper or the skill, whoever put them in.
+pub fn for_dispatch(text: Option<&str>) -> Vec<String> {
+    let Ok(settings) = Settings::parse(text.unwrap_or_default()) else { return Vec::new() };
+    let named = |rule: &str| HELPERS.iter().any(|helper| rule.contains(&format!("/{helper}")));
+    let ours = settings.allowed().filter(|rule| named(rule) || *rule == SKILL);
+    ours.map(String::from).collect()
 }
 
 /// Why a text is left as it is: in words, and the byte that shows it.
@@ -104,12 +123,7 @@ fn added(before: &str, rules: &[String]) -> Result<Option<String>, Wrong> {
     let empty = before.trim_matches(SPACE).is_empty();
     let base = if empty { "{}\n" } else { before };
     let settings = Settings::parse(base)?;
-    let mut missing: Vec<String> = Vec::new();
-    for rule in rules {
-        if settings.allowed().all(|allowed| allowed != rule) && !missing.contains(rule) {
-            missing.push(rule.clone());
-        }
-    }
+    let missing = settings.missing(rules);
     if missing.is_empty() {
         return Ok(None);
     }
@@ -228,6 +242,17 @@ impl<'a> Settings<'a> {
     fn allowed(&self) -> impl Iterator<Item = &str> {
         let elements = self.allow().map(|allow| allow.elements.as_slice()).unwrap_or_default();
         elements.iter().filter_map(as_rule)
+    }
+
+    /// Those of the rules that are not in it, each once.
+    fn missing(&self, rules: &[String]) -> Vec<String> {
+        let mut missing: Vec<String> = Vec::new();
+        for rule in rules {
+            if self.allowed().all(|allowed| allowed != rule) && !missing.contains(rule) {
+                missing.push(rule.clone());
+            }
+        }
+        missing
     }
 
     /// Where the rules go, and the text to put in there.

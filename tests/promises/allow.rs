@@ -30,6 +30,10 @@ fn allow(sandbox: &Sandbox, more: &[&str]) -> Call {
     sandbox.call("dispatch-config", &["allow", "--bin", "/skills/dispatch/bin"]).args(more)
 }
 
+fn disallow(sandbox: &Sandbox) -> Call {
+    sandbox.call("dispatch-config", &["allow", "--remove", "--yes"])
+}
+
 fn text(sandbox: &Sandbox) -> String {
     fs::read_to_string(settings(sandbox)).expect("readable")
 }
@@ -76,7 +80,7 @@ exit 0
 nothing to change in HOME/.claude/settings.json
 "#]]);
 
-    allow(&sandbox, &["--remove", "--yes"]).run().shows(str![[r#"
+    disallow(&sandbox).run().shows(str![[r#"
 exit 0
 These permission rules will be taken out of HOME/.claude/settings.json:
   Bash(/skills/dispatch/bin/dispatch-config *)
@@ -88,11 +92,80 @@ These permission rules will be taken out of HOME/.claude/settings.json:
 Done.
 "#]]);
     assert_eq!(text(&sandbox), SETTINGS);
-    allow(&sandbox, &["--remove", "--yes"]).run().shows(str![[r#"
+    disallow(&sandbox).run().shows(str![[r#"
 exit 0
 nothing to change in HOME/.claude/settings.json
 "#]]);
     assert_eq!(names(&sandbox.home().join(".claude")), ["settings.json"]);
+}
+
+#[test]
+fn rules_that_were_there_before_stay() {
+    let mine = r#"{"permissions": {"allow": ["Skill(dispatch)", "Bash(/skills/dispatch/bin/dispatch-config *)"]}}"#;
+    let sandbox = with_settings(mine);
+    allow(&sandbox, &["--yes"]).run().shows(str![[r#"
+exit 0
+These permission rules will be added to HOME/.claude/settings.json:
+  Bash(/skills/dispatch/bin/dispatch-spawn *)
+  Bash(/skills/dispatch/bin/dispatch-monitor *)
+  Bash(/skills/dispatch/bin/dispatch-reconcile *)
+  Bash(/skills/dispatch/bin/dispatch-worker *)
+Done.
+"#]]);
+    // Another copy of the skill.
+    let other = ["allow", "--yes", "--bin", "/other skills/dispatch/bin"];
+    sandbox.ok("dispatch-config", &other);
+    disallow(&sandbox).run().shows(str![[r#"
+exit 0
+Skill(dispatch) stays, because it was not added by this
+Bash(/skills/dispatch/bin/dispatch-config *) stays, because it was not added by this
+These permission rules will be taken out of HOME/.claude/settings.json:
+  Bash(/skills/dispatch/bin/dispatch-spawn *)
+  Bash(/skills/dispatch/bin/dispatch-monitor *)
+  Bash(/skills/dispatch/bin/dispatch-reconcile *)
+  Bash(/skills/dispatch/bin/dispatch-worker *)
+  Bash("/other skills/dispatch/bin/dispatch-config" *)
+  Bash("/other skills/dispatch/bin/dispatch-spawn" *)
+  Bash("/other skills/dispatch/bin/dispatch-monitor" *)
+  Bash("/other skills/dispatch/bin/dispatch-reconcile" *)
+  Bash("/other skills/dispatch/bin/dispatch-worker" *)
+Done.
+"#]]);
+    assert_eq!(text(&sandbox), mine);
+    disallow(&sandbox).run().shows(str![[r#"
+exit 0
+Skill(dispatch) stays, because it was not added by this
+Bash(/skills/dispatch/bin/dispatch-config *) stays, because it was not added by this
+nothing to change in HOME/.claude/settings.json
+"#]]);
+    assert_eq!(text(&sandbox), mine);
+    assert_eq!(names(&sandbox.home().join(".dispatch")), [""; 0]);
+}
+
+#[test]
+fn rules_that_the_person_took_out_and_put_in_again_stay() {
+    let sandbox = with_settings(SETTINGS);
+    allow(&sandbox, &["--yes"]).run().ok();
+    let with_rules = text(&sandbox);
+    fs::write(settings(&sandbox), SETTINGS).expect("written");
+    disallow(&sandbox).run().ok();
+    fs::write(settings(&sandbox), &with_rules).expect("written");
+    disallow(&sandbox).run().ok();
+    assert_eq!(text(&sandbox), with_rules);
+}
+
+#[test]
+fn rules_are_only_shown_in_a_dry_run() {
+    let sandbox = with_settings(SETTINGS);
+    let before = tree(&[sandbox.home()]);
+    let shown = allow(&sandbox, &["--dry-run"]).run().ok();
+    assert!(shown.contains("  Skill(dispatch)\n") && shown.ends_with("Nothing was changed.\n"));
+    assert_eq!(tree(&[sandbox.home()]), before);
+    allow(&sandbox, &["--yes"]).run().ok();
+    let before = tree(&[sandbox.home()]);
+    let shown = disallow(&sandbox).arg("--dry-run").run().ok();
+    assert!(shown.contains("  Skill(dispatch)\n") && shown.ends_with("Nothing was changed.\n"));
+    assert_eq!(tree(&[sandbox.home()]), before);
 }
 
 #[test]
@@ -163,7 +236,7 @@ fn linked_settings_stay_a_link() {
     allow(&sandbox, &["--yes"]).run().ok();
     assert!(settings(&sandbox).is_symlink());
     assert!(text(&sandbox).contains("Skill(dispatch)"));
-    allow(&sandbox, &["--remove", "--yes"]).run().ok();
+    disallow(&sandbox).run().ok();
     assert_eq!(fs::read_to_string(dotfiles.join("claude.json")).expect("there"), SETTINGS);
     assert_eq!(names(&dotfiles), ["claude.json"]);
 }

@@ -94,14 +94,17 @@ enum Action {
     /// Add rules to Claude Code's settings that let it run the helpers unasked
     Allow {
         /// The directory of the launchers
-        #[arg(long, value_name = "DIR", required = true)]
+        #[arg(long, value_name = "DIR", required_unless_present = "remove")]
         bin: Vec<PathBuf>,
-        /// Take the rules out again
-        #[arg(long)]
+        /// Take out all the rules that were added
+        #[arg(long, conflicts_with = "bin")]
         remove: bool,
         /// Do it without asking
         #[arg(long)]
         yes: bool,
+        /// Only show the rules
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -129,7 +132,14 @@ pub fn main() -> ExitCode {
             say(config::path()?.display().to_string());
             Ok(Exit::Ok)
         }
-        Action::Allow { bin, remove, yes } => allow::allow(&bin, remove, yes),
+        Action::Allow { bin, remove, yes, dry_run } => {
+            let agreed = match (dry_run, yes) {
+                (true, _) => allow::Agreed::DryRun,
+                (_, true) => allow::Agreed::Yes,
+                _ => allow::Agreed::Ask,
+            };
+            if remove { allow::disallow(agreed) } else { allow::allow(&bin, agreed) }
+        }
     })
 }
 
