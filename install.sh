@@ -1,25 +1,33 @@
 #!/bin/sh
-# Builds the helpers of the dispatch skill and puts them in place. Only a person runs this.
+# Puts the helpers of the dispatch skill in place, and takes them away. Only a person runs this.
 #
-# The binaries live outside the skill's folder, because an update of the skill wipes that folder.
+# They live outside the skill's folder, because an update of the skill wipes that folder.
 set -eu
 
 usage() {
     cat <<'EOF'
-usage: sh install.sh [--build] [--allow [--yes]] [--demo [--answer TEXT]]
+usage: sh install.sh [--build] [--allow] [--demo [--answer TEXT]] [--yes] [--dry-run]
+       sh install.sh --disallow | --uninstall [--yes] [--dry-run]
 
-Builds the helpers from this folder's sources (needs Rust's cargo) and puts
-them into ${DISPATCH_HOME:-${XDG_DATA_HOME:-~/.local/share}/dispatch}/<version>.
+Puts the helpers of exactly these sources into
+${DISPATCH_HOME:-${XDG_DATA_HOME:-~/.local/share}/dispatch}/<version>: keeps
+those that are there, else downloads those that were published for these sources
+and checks their SHA-256, else builds them with Rust's cargo.
 
-  --build         build or fail: without cargo, do not make do with helpers of
-                  this version that are in place already
+  --build         build them, whatever is there or could be downloaded
   --allow         then show the permission rules that let Claude Code call the
                   helpers, and add them to your Claude settings if you agree
-  --yes           agree to --allow without being asked
   --demo          then run one task with a demo worker, from plan to report
   --answer TEXT   answer the demo's question with TEXT if there is no terminal
+  --disallow      show the rules that --allow added, and take out exactly those
+                  if you agree
+  --uninstall     take out the rules and remove the helpers of all versions if
+                  you agree; your config, tasks and worktrees stay
+  --yes           agree without being asked
+  --dry-run       say what would be done, and do nothing
   --help          show this
 
+DISPATCH_DOWNLOADS names another https address to download from.
 example: sh install.sh --demo
 EOF
 }
@@ -36,31 +44,21 @@ say() {
     printf '%s\n' "$@"
 }
 
-# Text as a block: indented and no wider than a terminal, but for a long word, which may be a path.
-block() {
-    awk '{
-        while (length($0) > 74) {
-            space = match(substr($0, 1, 75), / [^ ]*$/) ? RSTART : index($0, " ")
-            if (space < 2) break
-            print "    " substr($0, 1, space - 1)
-            $0 = substr($0, space + 1)
-        }
-        print ($0 == "" ? "" : "    " $0)
-    }'
-}
-
-build=no allow=no yes=no tour=no answer=
+job=install build=no allow=no tour=no answer='' yes=no dry=no
 while [ $# -gt 0 ]; do
     case $1 in
         --build) build=yes ;;
         --allow) allow=yes ;;
-        --yes) yes=yes ;;
         --demo) tour=yes ;;
         --answer)
             [ $# -gt 1 ] || fail 64 "install.sh: --answer needs a text"
             answer=$2
             shift
             ;;
+        --disallow) job=disallow ;;
+        --uninstall) job=uninstall ;;
+        --yes) yes=yes ;;
+        --dry-run) dry=yes ;;
         --help | -h)
             usage
             exit 0
@@ -69,8 +67,10 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-if [ $allow = yes ] && [ $yes = no ] && ! [ -t 0 ]; then
-    fail 64 "install.sh: --allow asks for your consent, and there is no terminal to ask in" \
+[ $job = install ] || [ $build$allow$tour = nonono ] ||
+    fail 64 "install.sh: --$job goes with no other job" "  next: sh install.sh --help"
+if [ $job$allow != installno ] && [ $yes$dry = nono ] && ! [ -t 0 ]; then
+    fail 64 "install.sh: this asks for your consent, and there is no terminal to ask in" \
         "  next: add --yes to agree; nothing was changed"
 fi
 
@@ -79,16 +79,14 @@ case $0 in
     *) folder=. ;;
 esac
 folder=$(CDPATH='' cd -- "$folder" && pwd)
-version=$(cat "$folder/helpers/VERSION")
+version=$(cat -- "$folder/helpers/VERSION")
+helpers='dispatch-config dispatch-spawn dispatch-monitor dispatch-reconcile dispatch-worker'
 
 home=${DISPATCH_HOME:-${XDG_DATA_HOME:-${HOME:+$HOME/.local/share}}}
 [ -n "$home" ] || fail 73 "install.sh: HOME is not set, so there is no place for the helpers" \
     "  next: set HOME or DISPATCH_HOME"
 [ -n "${DISPATCH_HOME:-}" ] || home=$home/dispatch
-if ! { mkdir -p -- "$home" && [ -w "$home" ]; } 2>/dev/null; then
-    fail 73 "install.sh: cannot write to $home" "  next: set DISPATCH_HOME to a folder of yours"
-fi
-home=$(CDPATH='' cd -- "$home" && pwd)
+[ ! -d "$home" ] || home=$(CDPATH='' cd -- "$home" && pwd)
 place=$home/$version
 export DISPATCH_HOME="$home"
 
@@ -102,10 +100,65 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-helpers='dispatch-config dispatch-spawn dispatch-monitor dispatch-reconcile dispatch-worker'
+# --- The helpers ---
 
 in_place() {
-    [ -x "$place/dispatch" ]
+    for name in dispatch $helpers; do
+        [ -x "$place/$name" ] || return 1
+    done
+}
+
+# What the system calls itself in the name of an archive.
+system() {
+    kernel=$(uname -s) machine=$(uname -m)
+    case $kernel in
+        Linux) kernel=linux ;;
+        Darwin) kernel=macos ;;
+    esac
+    case $machine in
+        amd64) machine=x86_64 ;;
+        arm64) machine=aarch64 ;;
+    esac
+    say "$kernel-$machine"
+}
+
+# Finds out what was published of exactly these sources for this system: an archive and its hash.
+published() {
+    archive=dispatch-$version-$(system).tar.gz
+    hash=$(sed -n "s/^\([0-9a-f]\{64\}\)  $archive\$/\1/p" "$folder/helpers/RELEASE" 2>/dev/null) || return 1
+    base=${DISPATCH_DOWNLOADS:-$(sed -n 's/^from //p' "$folder/helpers/RELEASE")}
+    [ -n "$hash" ] && [ -n "$base" ]
+}
+
+sha256() {
+    if command -v sha256sum >/dev/null 2>&1; then
+        sha256sum
+    else
+        shasum -a 256
+    fi | cut -d ' ' -f 1
+}
+
+# Downloads the archive, and takes nothing out of it before its hash is seen to be right.
+download() {
+    case $base in
+        https://*) ;;
+        http://127.0.0.1:*) ;; # a server of the tests
+        *) fail 64 "install.sh: $base is no https address" "  next: set DISPATCH_DOWNLOADS to one" ;;
+    esac
+    say "Downloading $base/$archive ..."
+    if command -v curl >/dev/null 2>&1; then
+        curl --fail --silent --show-error --location --proto "=${base%%:*}" --connect-timeout 15 \
+            --max-time 600 --output "$stage/$archive" "$base/$archive" || return 1
+    else
+        wget -q -O "$stage/$archive" "$base/$archive" || return 1
+    fi
+    found=$(sha256 <"$stage/$archive")
+    [ "$found" = "$hash" ] ||
+        fail 1 "install.sh: $base/$archive is not what was published; nothing was installed" \
+            "  its SHA-256 is $found, not $hash" "  next: sh \"$folder/install.sh\" --build"
+    tar -xzf "$stage/$archive" -C "$stage" dispatch ||
+        fail 1 "install.sh: $archive holds no helpers; nothing was installed"
+    built=$stage
 }
 
 build_helpers() {
@@ -127,13 +180,11 @@ build_helpers() {
     built=$target/release
 }
 
-# One program and five links to it. It is whole at every moment: a new version appears by one rename,
-# and in a version that is there the program is replaced by one, so that running workers never miss it.
+# One program and five links to it, whole at every moment: a new version appears by one rename, and
+# in a version that is there each name is replaced by one, so that running workers never miss any.
 put_in_place() {
-    stage=$(mktemp -d "$home/.install.XXXXXX")
     mkdir "$stage/new"
-    cp -- "$built/dispatch" "$stage/new/dispatch" ||
-        fail 1 "install.sh: the build left no $built/dispatch; nothing was installed"
+    cp -- "$built/dispatch" "$stage/new/dispatch" || fail 1 "install.sh: nothing was installed"
     chmod 755 "$stage/new/dispatch"
     for helper in $helpers; do
         ln -s dispatch "$stage/new/$helper"
@@ -148,18 +199,46 @@ put_in_place() {
         rm -rf -- "$place/new"
     fi
     clean_up
+    say "The helpers of dispatch $version are in $place"
 }
 
-if command -v cargo >/dev/null 2>&1; then
-    build_helpers
-    put_in_place
-elif [ $build = no ] && in_place; then
-    say "There is no cargo here; keeping the helpers that are in place."
-else
-    fail 69 "install.sh: building the helpers needs Rust, and there is no cargo on the PATH" \
-        "  next: install Rust (your system's package 'cargo' or 'rustup'), then run this again"
-fi
-say "The helpers of dispatch $version are in $place"
+install_helpers() {
+    # Somebody's own changes need their own build.
+    [ "$(sh "$folder/helpers/version.sh")" = "$version" ] || build=yes
+    if [ $build = no ] && in_place; then
+        say "The helpers of dispatch $version are in $place already"
+        return
+    fi
+    if [ $dry = no ]; then
+        stage=$({ mkdir -p -- "$home" && mktemp -d "$home/.install.XXXXXX"; } 2>/dev/null) ||
+            fail 73 "install.sh: cannot write to $home" "  next: set DISPATCH_HOME to a folder of yours"
+    fi
+    why="dispatch $version is to be built"
+    if [ $build = no ] && published; then
+        if [ $dry = yes ]; then
+            say "Would download $base/$archive" "  check that its SHA-256 is $hash" \
+                "  and put the helpers into $place"
+            return
+        elif download; then
+            put_in_place
+            return
+        fi
+        why="$base/$archive could not be downloaded"
+        say "install.sh: $why" >&2
+    elif [ $build = no ]; then
+        why="there is no download of dispatch $version for $(system)"
+    fi
+    command -v cargo >/dev/null 2>&1 || fail 69 "install.sh: $why, and there is no cargo on the PATH" \
+        "  next: install Rust (your system's package 'cargo' or 'rustup'), then: sh \"$folder/install.sh\""
+    if [ $dry = yes ]; then
+        say "Would build dispatch $version with cargo" "  and put the helpers into $place"
+    else
+        build_helpers
+        put_in_place
+    fi
+}
+
+# --- Permission rules ---
 
 # Claude Code keeps the path of a symlinked skill, and its rules compare paths as they are typed.
 allow_helpers() {
@@ -169,175 +248,92 @@ allow_helpers() {
         [ "$(cd -P -- "$linked" && pwd -P)" = "$(cd -P -- "$folder" && pwd -P)" ]; then
         set -- "$@" --bin "$linked/bin"
     fi
-    [ $yes = no ] || set -- "$@" --yes
     say ""
+    if [ $dry = yes ] && ! in_place; then
+        say "Would then show the permission rules, and add them to your Claude settings if you agree"
+    else
+        rules "$@"
+    fi
+}
+
+rules() {
+    [ "$yes" = no ] || set -- "$@" --yes
+    [ "$dry" = no ] || set -- "$@" --dry-run
     sh "$folder/bin/dispatch-config" allow "$@"
 }
 
-[ $allow = no ] || allow_helpers
-[ $tour = yes ] || exit 0
+# --- The end ---
 
-# --- The demo: the main job with a scripted worker, in a folder of its own ---
-
-task=hello-tour
-demo=$home/demo
-project=$demo/project
-directory=$project/.dispatch/tasks/$task
-
-helper() {
-    name=$1
-    shift
-    sh "$folder/bin/dispatch-$name" "$@"
-}
-
-stop_worker() {
-    helper reconcile stop $task >/dev/null 2>&1 || true
-}
-
-demo_failed() {
-    stop_worker
-    fail 1 "install.sh: the demo did not end well: $1" "  see $directory"
-}
-
-fresh_demo() {
-    export DISPATCH_CONFIG="$demo/config.yaml"
-    # It is not the task of a host or a worker that this may be running in.
-    unset DISPATCH_TASK_DIR CLAUDECODE CLAUDE_PID CLAUDE_CODE_SESSION_ID
-    # Only what an earlier demo made is wiped.
-    if [ -L "$demo" ] || { [ -e "$demo" ] && ! [ -f "$demo/.dispatch-demo" ]; }; then
-        fail 73 "install.sh: $demo is not from an earlier demo, so it stays" \
-            "  next: move it away and run this again"
-    fi
-    if [ -d "$directory" ]; then
-        cd -- "$project"
-        stop_worker
-        cd -- "$home"
-    fi
-    rm -rf -- "$demo"
-    # The bare .git says that the project begins here, should the home directory be a repository.
-    mkdir -- "$demo"
-    : >"$demo/.dispatch-demo"
-    mkdir -p -- "$project/.git"
-    : >"$project/.git/HEAD"
-
-    # The path as a word of the shell, in a double-quoted string of YAML.
-    quoted=$(say "$place/dispatch-worker" | sed "s/'/'\\\\''/g; s/[\\\\\"]/\\\\&/g")
-    cat >"$demo/config.yaml" <<EOF
-default: demo
-backends:
-  demo:
-    command: "'$quoted' demo"
-models:
-  demo: { backend: demo }
-EOF
-    cd -- "$project"
-}
-
-# The plan's ticked items that were not shown yet, and how many are ticked now.
-show_ticks() {
-    ticks=$(sed -n 's/^- \[x\] //p' "$directory/plan.md")
-    [ -n "$ticks" ] || return 0
-    say "$ticks" | tail -n "+$((shown + 1))" | sed 's/^/    [x] /'
-    shown=$(say "$ticks" | wc -l)
-}
-
-# The oldest question without an answer, or nothing.
-open_question() {
-    for question in "$directory"/ipc/*.question; do
-        if [ -f "$question" ] && [ ! -e "${question%.question}.answer" ]; then
-            say "$question"
-            return
-        fi
+# What --uninstall removes, a line each: only what this script and the helpers made.
+ours() {
+    for entry in "$home"/[0-9]*; do
+        [ ! -x "$entry/dispatch-config" ] || say "$entry"
+    done
+    [ ! -e "$home/build/CACHEDIR.TAG" ] || say "$home/build"
+    [ ! -e "$home/demo/.dispatch-demo" ] || say "$home/demo"
+    for entry in "$home"/.install.?????? "$own/models.json" "$own/queue"; do
+        [ ! -e "$entry" ] || say "$entry"
     done
 }
 
-answer_question() {
-    say "" "    The worker asks:"
-    block <"$1"
-    text=$answer
-    if [ -t 0 ]; then
-        printf '    Your answer: '
-        read -r text || say ""
-    fi
-    if [ -z "$text" ]; then
-        text='Your choice; keep it short.'
-        say "    No answer given, so the demo gives its own: $text"
-    elif ! [ -t 0 ]; then
-        say "    Your answer, from --answer: $text"
-    fi
-    say ""
-    helper monitor --answer "$task" - >/dev/null <<EOF || demo_failed "the answer was not taken"
-$text
-EOF
-    # The time that a person thinks is not the worker's.
-    deadline=$(($(date +%s) + 60))
+# The tasks of the supervisors that run these helpers. Their command lines begin with the real path.
+running() {
+    [ -d "$home" ] || return 0
+    ps -A -ww -o args= 2>/dev/null | HELPERS="$(cd -P -- "$home" && pwd -P)/" awk '
+        index($0, ENVIRON["HELPERS"]) == 1 && sub(/^.*[/]dispatch-spawn --supervise /, "  ")'
 }
 
-follow() {
-    deadline=$(($(date +%s) + 60))
-    shown=0
-    last='' asked=''
-    while :; do
-        ended=no
-        [ ! -e "$directory/ipc/.done" ] || ended=yes
-        code=0
-        news=$(helper monitor "$task" --timeout 1s) || code=$?
-        [ $code = 0 ] || [ $code = 3 ] || demo_failed "dispatch-monitor ended with $code"
-        show_ticks
-        if [ "$news" != "$last" ] && [ -n "$news" ]; then
-            say "$news" | block
-        elif [ $code = 0 ]; then
-            sleep 1 # it said nothing new and did not wait, so do not ask again at once
-        fi
-        last=$news
-        # The monitor speaks of a question first; if it does not, the next round asks all the same.
-        question=$(open_question)
-        if [ -n "$question" ] && { [ $code = 0 ] || [ "$question" = "$asked" ]; }; then
-            answer_question "$question"
-        fi
-        asked=$question
-        if [ -e "$directory/ipc/.done" ]; then
-            case $ended$news in
-                yes* | *done*) return ;;
-            esac
-        fi
-        [ "$(date +%s)" -lt $deadline ] || demo_failed "60 seconds are over"
+uninstall() {
+    own=${HOME:-}/.dispatch
+    tasks=$(running)
+    [ -z "$tasks" ] || fail 75 "install.sh: workers still run and need the helpers; nothing was removed" \
+        "$tasks" "  next: wait, or end each in its project: dispatch-reconcile stop TASK"
+    if [ -e "$own/allowed.json" ]; then
+        in_place || fail 69 "install.sh: the permission rules cannot be taken out without helpers" \
+            "  next: sh \"$folder/install.sh\", then this again; nothing was removed"
+        shown=$(dry=yes rules --remove)
+        say "$shown" | sed '/^Nothing was changed\.$/d'
+    fi
+    all=$(ours)
+    if [ -z "$all" ] && [ ! -e "$own/allowed.json" ]; then
+        say "There is nothing to remove."
+        return
+    fi
+    say "These will be removed:" "$all" | sed '2,$s/^/  /'
+    if [ $yes$dry = nono ]; then
+        printf 'Go on? [y/N] '
+        read -r reply || say ""
+        case $reply in
+            y | Y | yes) yes=yes ;;
+            *) dry=yes ;;
+        esac
+    fi
+    if [ $dry = yes ]; then
+        say "Nothing was removed."
+        return
+    fi
+    [ ! -e "$own/allowed.json" ] || rules --remove >/dev/null
+    say "$all" | while read -r entry; do
+        [ -z "$entry" ] || rm -rf -- "$entry"
     done
+    rmdir -- "$home" "$own" 2>/dev/null || true
+    say "Removed. This stays:"
+    for entry in "$folder" "$own/config.yaml" "$own/worktrees" "$own/allowed.json" "$home"; do
+        [ ! -e "$entry" ] || say "  $entry"
+    done
+    say "  .dispatch in each project that had tasks"
 }
 
-run_demo() {
-    say "" "The demo: one task, one background worker, one question. No account needed."
-    fresh_demo
-    trap 'stop_worker; say "" "Stopped."; exit 130' INT
-    trap 'stop_worker; exit 143' TERM HUP
-
-    plan=$(
-        cat <<'EOF'
-# Hello tour
-
-- [ ] Read the plan and its context
-- [ ] Ask how to greet
-- [ ] Write the greeting
-- [ ] Write a summary of the tour to .dispatch/tasks/hello-tour/output.md
-
-## Context
-
-This is the demo. Work only in this folder; ask once, use the answer, and
-finish with a summary of one line.
-EOF
-    )
-    say "" "1. You ask for something, and the session writes a plan:"
-    say "$plan" | block
-    say "" "2. A worker in the background takes it, and the session is free again:"
-    started=$(say "$plan" | helper spawn $task --plan -) ||
-        demo_failed "dispatch-spawn ended with $?"
-    say "$started" | block
-    say "" "3. News comes by itself, a line each; a question waits for your answer:"
-    follow
-    [ -f "$directory/output.md" ] || demo_failed "there is no report"
-    say "" "4. Done. The worker's report, .dispatch/tasks/$task/output.md:"
-    block <"$directory/output.md"
-    say "" "Everything of the demo is in" "    $demo"
-}
-
-run_demo
+case $job in
+    disallow) rules --remove ;;
+    uninstall) uninstall ;;
+    install)
+        install_helpers
+        [ $allow = no ] || allow_helpers
+        if [ $tour$dry = yesyes ]; then
+            say "Would then run the demo in $home/demo"
+        elif [ $tour = yes ]; then
+            sh "$folder/helpers/demo.sh" "$folder" "$home" "$answer"
+        fi
+        ;;
+esac

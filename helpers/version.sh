@@ -10,8 +10,11 @@ esac
 version=$(sed -n '/^version = "/{s///;s/".*//;p;q;}' Cargo.toml)
 if command -v sha256sum >/dev/null 2>&1; then
     sha=sha256sum
-else
+elif command -v shasum >/dev/null 2>&1; then
     sha='shasum -a 256'
+else
+    echo 'helpers/version.sh: there is neither sha256sum nor shasum' >&2
+    exit 69
 fi
 hash=$(
     find Cargo.toml Cargo.lock helpers -type f \( -name '*.rs' -o -name 'Cargo.*' \) |

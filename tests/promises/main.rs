@@ -22,6 +22,7 @@ mod disk;
 mod files_only;
 mod histories;
 mod hook;
+mod install;
 mod late_answers;
 mod launchers;
 mod limits;

@@ -1,0 +1,517 @@
+//! `install.sh` puts helpers in place that are those of its sources, whole, or nothing at all; and
+//! takes away what it put there.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+
+use snapbox::str;
+
+use crate::support::terminal::Terminal;
+use crate::support::text::{names, same, tree};
+use crate::support::{Call, PLAN, Ran, Sandbox, helpers, repository};
+
+/// What install.sh may call; neither cargo nor a program that downloads.
+const TOOLS: [&str; 24] = [
+    "awk",
+    "cat",
+    "chmod",
+    "cp",
+    "cut",
+    "find",
+    "gzip",
+    "ln",
+    "mkdir",
+    "mktemp",
+    "mv",
+    "ps",
+    "readlink",
+    "rm",
+    "rmdir",
+    "sed",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "tail",
+    "tar",
+    "uname",
+    "wc",
+];
+
+/// Stands for the program in an archive: it says its name and what it was asked.
+const PROGRAM: &str = "#!/bin/sh\necho \"${0##*/} $*\"\n";
+
+/// A copy of the skill at a path with spaces, and a machine with few tools.
+struct Copy {
+    sandbox: Sandbox,
+    folder: PathBuf,
+    version: String,
+}
+
+impl Copy {
+    fn new() -> Self {
+        let sandbox = Sandbox::new();
+        let folder = sandbox.home().join("my skills/dispatch");
+        fs::create_dir_all(&folder).expect("made");
+        let copy = sandbox.program("cp").arg("-R");
+        let copied = ["bin", "helpers", "install.sh", "Cargo.toml", "Cargo.lock"];
+        let copy = copied.iter().fold(copy, |copy, name| copy.arg(repository(name)));
+        copy.arg(&folder).run().ok();
+        let version = sandbox.program("sh").arg(folder.join("helpers/version.sh")).run().ok();
+        fs::write(folder.join("helpers/VERSION"), &version).expect("written");
+        let copy = Self { sandbox, folder, version: version.trim_end().into() };
+        fs::create_dir_all(copy.tools()).expect("made");
+        TOOLS.iter().for_each(|name| copy.tool(name));
+        copy
+    }
+
+    fn tools(&self) -> PathBuf {
+        self.sandbox.top().join("tools")
+    }
+
+    /// Makes one more of the machine's programs callable.
+    fn tool(&self, name: &str) {
+        let path = self.sandbox.program("which").arg(name).run().ok();
+        let linked = std::os::unix::fs::symlink(path.trim_end(), self.tools().join(name));
+        linked.expect("linked");
+    }
+
+    /// A cargo that builds the stand-in.
+    fn cargo(&self) {
+        let script = format!(
+            "cat >cargo <<'EOF'\n#!/bin/sh\nfor target; do :; done\nmkdir -p \"$target/release\"\n\
+             : >\"$target/CACHEDIR.TAG\"\ncat >\"$target/release/dispatch\" <<'EOP'\n{PROGRAM}EOP\nEOF\n\
+             chmod 755 cargo"
+        );
+        self.sandbox.program("sh").args(&["-c", &script]).within(self.tools()).run().ok();
+    }
+
+    /// Makes the archive of these sources, says in the copy that it was published, and returns it.
+    fn publish(&self) -> Vec<u8> {
+        let system = self.sandbox.program("sh").args(&[
+            "-c",
+            "uname -sm | tr A-Z a-z | sed 's/darwin/macos/; s/arm64/aarch64/; s/ /-/'",
+        ]);
+        let name = format!("dispatch-{}-{}.tar.gz", self.version, system.run().ok().trim_end());
+        let script = format!(
+            "cat >dispatch; chmod 755 dispatch; tar -czf {name} dispatch; rm dispatch; sha256sum {name}"
+        );
+        let made = self.sandbox.program("sh").args(&["-c", &script]).within(self.sandbox.top());
+        let hash = made.input(PROGRAM).run().ok();
+        let release = format!("from ADDRESS\n{hash}");
+        fs::write(self.folder.join("helpers/RELEASE"), release).expect("written");
+        fs::read(self.sandbox.top().join(name)).expect("an archive")
+    }
+
+    fn install(&self, args: &[&str]) -> Call {
+        let call = self.sandbox.program("sh").arg(self.folder.join("install.sh"));
+        call.args(args).env("PATH", self.tools())
+    }
+
+    fn data(&self) -> PathBuf {
+        self.sandbox.home().join(".local/share/dispatch")
+    }
+
+    fn place(&self) -> PathBuf {
+        self.data().join(&self.version)
+    }
+
+    /// The real helpers, as if they had been installed.
+    fn put_in_place(&self) {
+        helpers::install(&self.data());
+        let built = self.data().join(helpers::VERSION.trim_end());
+        if built != self.place() {
+            fs::rename(built, self.place()).expect("moved");
+        }
+    }
+
+    fn said(&self, text: &str) -> String {
+        let text = text.replace(&self.version, "VERSION");
+        self.sandbox.redactions().apply(&text)
+    }
+
+    #[track_caller]
+    fn works(&self) {
+        let worker = self.sandbox.program(self.folder.join("bin/dispatch-worker"));
+        assert_eq!(worker.args(&["tick", "1"]).run().ok(), "dispatch-worker tick 1\n");
+        let found = names(&self.place());
+        assert_eq!(
+            found,
+            [
+                "dispatch",
+                "dispatch-config",
+                "dispatch-monitor",
+                "dispatch-reconcile",
+                "dispatch-spawn",
+                "dispatch-worker"
+            ]
+        );
+    }
+
+    /// Nothing is in place, nothing half done is left.
+    #[track_caller]
+    fn has_nothing(&self) {
+        assert!(
+            !self.data().exists() || names(&self.data()).is_empty(),
+            "{:?}",
+            names(&self.data())
+        );
+    }
+
+    #[track_caller]
+    fn refused(&self, ran: &Ran, code: i32, expected: impl snapbox::IntoData) {
+        assert_eq!(ran.code, Some(code), "{}{}", ran.out, ran.err);
+        same(self.said(&ran.err).trim_end(), expected);
+        self.has_nothing();
+    }
+}
+
+/// Answers every request with these bytes, of which it promises `length`; returns its address.
+fn serve(bytes: Vec<u8>, length: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let lines = BufReader::new(stream.try_clone().expect("a reader")).lines();
+            let path = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).next();
+            assert!(path.is_some_and(|path| path.contains("/dispatch-")));
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&bytes));
+        }
+    });
+    format!("{}://{address}", "http")
+}
+
+fn serve_whole(bytes: Vec<u8>) -> String {
+    let length = bytes.len();
+    serve(bytes, length)
+}
+
+#[test]
+fn what_was_published_is_downloaded_once_and_put_in_place() {
+    for tool in ["curl", "wget"] {
+        let copy = Copy::new();
+        copy.tool(tool);
+        let server = serve_whole(copy.publish());
+        let ran = copy.install(&[]).env("DISPATCH_DOWNLOADS", &server).run();
+        let said = ran.ok().replace(&server, "SERVER");
+        assert!(said.starts_with("Downloading SERVER/dispatch-"), "{said}");
+        copy.works();
+        assert_eq!(names(&copy.data()), [copy.version.as_str()]);
+        let again = copy.install(&[]).run().ok();
+        same(
+            copy.said(&again).trim_end(),
+            str![
+                "The helpers of dispatch VERSION are in HOME/.local/share/dispatch/VERSION already"
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_download_that_was_tampered_with_is_refused() {
+    let copy = Copy::new();
+    copy.tool("curl");
+    copy.cargo();
+    let mut bytes = copy.publish();
+    *bytes.last_mut().expect("a byte") ^= 1;
+    let ran = copy.install(&[]).env("DISPATCH_DOWNLOADS", serve_whole(bytes)).run();
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains(" is not what was published; nothing was installed\n"), "{}", ran.err);
+    copy.has_nothing();
+}
+
+#[test]
+fn half_a_download_is_refused() {
+    let copy = Copy::new();
+    copy.tool("curl");
+    let bytes = copy.publish();
+    let half = bytes[..bytes.len() / 2].to_vec();
+    let ran = copy.install(&[]).env("DISPATCH_DOWNLOADS", serve_whole(half.clone())).run();
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains(" is not what was published; nothing was installed\n"), "{}", ran.err);
+    copy.has_nothing();
+    let ran = copy.install(&[]).env("DISPATCH_DOWNLOADS", serve(half, bytes.len())).run();
+    assert_eq!(ran.code, Some(69));
+    assert!(ran.err.contains(" could not be downloaded, and there is no cargo"), "{}", ran.err);
+    copy.has_nothing();
+}
+
+#[test]
+fn without_the_network_it_is_built() {
+    let copy = Copy::new();
+    copy.publish();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    drop(listener);
+    for tool in ["curl", "wget"] {
+        copy.tool(tool);
+        let offline =
+            |args| copy.install(args).env("DISPATCH_DOWNLOADS", format!("{}://{address}", "http"));
+        let ran = offline(&[]).run();
+        assert_eq!(ran.code, Some(69), "{}", ran.err);
+        copy.has_nothing();
+        if tool == "wget" {
+            copy.cargo();
+            offline(&[]).run();
+            copy.works();
+        }
+        fs::remove_file(copy.tools().join(tool)).expect("removed");
+    }
+}
+
+#[test]
+fn without_a_download_and_without_cargo_it_says_what_is_needed() {
+    let copy = Copy::new();
+    let system = "for linux-x86_64";
+    let ran = copy.install(&[]).run();
+    let err = copy.said(&ran.err);
+    let place = err.find(" for ").expect("a system")..err.find(", and").expect("a reason");
+    assert_eq!(ran.code, Some(69));
+    same(
+        err.replace(&err[place], &format!(" {system}")).trim_end(),
+        str![[r#"
+install.sh: there is no download of dispatch VERSION for linux-x86_64, and there is no cargo on the PATH
+  next: install Rust (your system's package 'cargo' or 'rustup'), then: sh "HOME/my skills/dispatch/install.sh"
+"#]],
+    );
+    copy.has_nothing();
+    copy.refused(
+        &copy.install(&["--build"]).run(),
+        69,
+        str![[r#"
+install.sh: dispatch VERSION is to be built, and there is no cargo on the PATH
+  next: install Rust (your system's package 'cargo' or 'rustup'), then: sh "HOME/my skills/dispatch/install.sh"
+"#]],
+    );
+}
+
+#[test]
+fn what_was_published_of_other_sources_is_not_taken() {
+    let copy = Copy::new();
+    copy.tool("curl");
+    copy.cargo();
+    let server = serve_whole(copy.publish());
+    let main = copy.folder.join("helpers/main.rs");
+    fs::write(&main, "// Mine.\n").expect("written");
+    let said = copy.install(&[]).env("DISPATCH_DOWNLOADS", &server).run().ok();
+    assert!(said.starts_with("Building dispatch "), "{said}");
+    copy.works();
+    // And those in place are not taken for those of the new change.
+    fs::write(&main, "// Mine again.\n").expect("written");
+    let said = copy.install(&[]).env("DISPATCH_DOWNLOADS", &server).run().ok();
+    assert!(said.starts_with("Building dispatch "), "{said}");
+}
+
+#[test]
+fn only_an_https_address_is_downloaded_from() {
+    let copy = Copy::new();
+    copy.tool("curl");
+    copy.publish();
+    for address in ["ftp://127.0.0.1:1", "http://example.com", "file:///tmp", "x"] {
+        let ran = copy.install(&[]).env("DISPATCH_DOWNLOADS", address).run();
+        assert_eq!(ran.code, Some(64));
+        assert!(ran.err.contains(" is no https address\n"), "{}", ran.err);
+        copy.has_nothing();
+    }
+}
+
+#[test]
+fn a_home_that_cannot_be_written_is_named() {
+    let copy = Copy::new();
+    copy.cargo();
+    copy.refused(
+        &copy.install(&[]).env("HOME", "/dev/null").run(),
+        73,
+        str![[r#"
+install.sh: cannot write to /dev/null/.local/share/dispatch
+  next: set DISPATCH_HOME to a folder of yours
+"#]],
+    );
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_done_and_does_nothing() {
+    let copy = Copy::new();
+    copy.cargo();
+    let dry = |args: &[&str]| {
+        let before = tree(&[copy.sandbox.home()]);
+        let said = copy.install(args).arg("--dry-run").run().ok();
+        assert_eq!(tree(&[copy.sandbox.home()]), before, "{args:?}");
+        copy.said(&said)
+    };
+    same(
+        &dry(&["--allow", "--demo"]),
+        str![[r#"
+Would build dispatch VERSION with cargo
+  and put the helpers into HOME/.local/share/dispatch/VERSION
+
+Would then show the permission rules, and add them to your Claude settings if you agree
+Would then run the demo in HOME/.local/share/dispatch/demo
+
+"#]],
+    );
+    assert_eq!(dry(&["--uninstall"]), "There is nothing to remove.\n");
+    copy.publish();
+    let said = dry(&[]);
+    assert!(said.starts_with("Would download ADDRESS/dispatch-VERSION-"), "{said}");
+    copy.put_in_place();
+    let said = dry(&["--allow"]);
+    assert!(
+        said.contains("  Skill(dispatch)\n") && said.ends_with("Nothing was changed.\n"),
+        "{said}"
+    );
+    copy.install(&["--allow", "--yes"]).run().ok();
+    let said = dry(&["--disallow"]);
+    assert!(
+        said.contains("  Skill(dispatch)\n") && said.ends_with("Nothing was changed.\n"),
+        "{said}"
+    );
+    same(
+        &dry(&["--uninstall"]),
+        str![[r#"
+These permission rules will be taken out of HOME/.claude/settings.json:
+  Bash("HOME/my skills/dispatch/bin/dispatch-config" *)
+  Bash("HOME/my skills/dispatch/bin/dispatch-spawn" *)
+  Bash("HOME/my skills/dispatch/bin/dispatch-monitor" *)
+  Bash("HOME/my skills/dispatch/bin/dispatch-reconcile" *)
+  Bash("HOME/my skills/dispatch/bin/dispatch-worker" *)
+  Skill(dispatch)
+These will be removed:
+  HOME/.local/share/dispatch/VERSION
+Nothing was removed.
+
+"#]],
+    );
+}
+
+#[test]
+fn rules_are_added_and_taken_out_and_strange_settings_stay() {
+    let copy = Copy::new();
+    copy.put_in_place();
+    let settings = copy.sandbox.home().join(".claude/settings.json");
+    fs::create_dir_all(settings.parent().expect("a directory")).expect("made");
+    fs::write(&settings, "{\"model\": \"opus\"}").expect("written");
+    copy.install(&["--allow", "--yes"]).run().ok();
+    let rules = fs::read_to_string(&settings).expect("settings");
+    let bin = copy.folder.join("bin/dispatch-spawn");
+    assert!(rules.contains(&format!(r#""Bash(\"{}\" *)""#, bin.display())), "{rules}");
+    copy.install(&["--disallow", "--yes"]).run().ok();
+    assert_eq!(fs::read_to_string(&settings).expect("settings"), "{\"model\": \"opus\"}");
+    for text in ["{} // mine", "[]", r#"{"permissions": {"allow": {}}}"#] {
+        fs::write(&settings, text).expect("written");
+        let ran = copy.install(&["--allow", "--yes"]).run();
+        assert_eq!(ran.code, Some(65));
+        assert!(ran.err.contains(r#"put in by hand: "permissions": {"allow": ["#), "{}", ran.err);
+        assert_eq!(fs::read_to_string(&settings).expect("settings"), text);
+    }
+}
+
+#[test]
+fn what_needs_consent_asks_for_it() {
+    let copy = Copy::new();
+    copy.put_in_place();
+    for job in ["--allow", "--disallow", "--uninstall"] {
+        let before = tree(&[copy.sandbox.home()]);
+        let ran = copy.install(&[job]).run();
+        assert_eq!((ran.code, ran.out.as_str()), (Some(64), ""), "{job}");
+        assert!(ran.err.contains("next: add --yes to agree; nothing was changed"), "{}", ran.err);
+        assert_eq!(tree(&[copy.sandbox.home()]), before);
+    }
+    let ran = copy.install(&["--uninstall", "--allow", "--yes"]).run();
+    assert_eq!(ran.code, Some(64));
+    let mut terminal = Terminal::run(copy.install(&["--uninstall"]));
+    terminal.read_until("Go on? [y/N] ");
+    terminal.write("n\n");
+    terminal.read_until("Nothing was removed.\r\n");
+    assert!(terminal.status().success());
+    assert!(copy.place().exists());
+}
+
+#[test]
+fn uninstalling_takes_what_was_installed_and_leaves_what_is_the_persons() {
+    let copy = Copy::new();
+    copy.put_in_place();
+    let home = copy.sandbox.home();
+    let own = home.join(".dispatch");
+    copy.sandbox.workers(&[]);
+    for (path, text) in [
+        (own.join("worktrees/project-1/x/README"), "work"),
+        (own.join("models.json"), "[]"),
+        (copy.data().join("mine/dispatch"), "not of an install"),
+        (copy.data().join("build/CACHEDIR.TAG"), ""),
+    ] {
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, text).expect("written");
+    }
+    copy.install(&["--allow", "--yes"]).run().ok();
+    let said = copy.install(&["--uninstall", "--yes"]).run().ok();
+    same(
+        &copy.said(&said),
+        str![[r#"
+These permission rules will be taken out of HOME/.claude/settings.json:
+  Bash("HOME/my skills/dispatch/bin/dispatch-config" *)
+  Bash("HOME/my skills/dispatch/bin/dispatch-spawn" *)
+  Bash("HOME/my skills/dispatch/bin/dispatch-monitor" *)
+  Bash("HOME/my skills/dispatch/bin/dispatch-reconcile" *)
+  Bash("HOME/my skills/dispatch/bin/dispatch-worker" *)
+  Skill(dispatch)
+These will be removed:
+  HOME/.local/share/dispatch/VERSION
+  HOME/.local/share/dispatch/build
+  HOME/.dispatch/models.json
+Removed. This stays:
+  HOME/my skills/dispatch
+  HOME/.dispatch/config.yaml
+  HOME/.dispatch/worktrees
+  HOME/.local/share/dispatch
+  .dispatch in each project that had tasks
+
+"#]],
+    );
+    assert_eq!(names(&own), ["config.yaml", "worktrees"]);
+    assert_eq!(names(&copy.data()), ["mine"]);
+    assert_eq!(fs::read_to_string(home.join(".claude/settings.json")).expect("settings"), "{}\n");
+    assert_eq!(copy.install(&["--uninstall", "--yes"]).run().ok(), "There is nothing to remove.\n");
+}
+
+#[test]
+fn helpers_that_workers_still_need_are_not_removed() {
+    let copy = Copy::new();
+    copy.put_in_place();
+    copy.sandbox.workers(&[]);
+    let helper = |name: &str| copy.sandbox.program(copy.folder.join("bin").join(name));
+    helper("dispatch-spawn").args(&["x", "--plan", "-"]).input(PLAN).run().ok();
+    let ran = copy.install(&["--uninstall", "--yes"]).run();
+    assert_eq!((ran.code, ran.out.as_str()), (Some(75), ""));
+    same(
+        copy.said(&ran.err).trim_end(),
+        str![[r#"
+install.sh: workers still run and need the helpers; nothing was removed
+  PROJECT/.dispatch/tasks/x
+  next: wait, or end each in its project: dispatch-reconcile stop TASK
+"#]],
+    );
+    assert!(copy.place().exists());
+    helper("dispatch-reconcile").args(&["stop", "x"]).run().ok();
+    copy.install(&["--uninstall", "--yes"]).run().ok();
+    copy.has_nothing();
+}
+
+#[test]
+fn helpers_are_replaced_while_they_run() {
+    let copy = Copy::new();
+    copy.cargo();
+    copy.put_in_place();
+    copy.sandbox.workers(&[]);
+    copy.sandbox.plan("x", PLAN);
+    let spawn = copy.sandbox.program(copy.folder.join("bin/dispatch-spawn"));
+    spawn.arg("x").run().ok();
+    copy.install(&["--build"]).run().ok();
+    copy.works();
+    assert_eq!(copy.sandbox.state("x"), "running");
+}
