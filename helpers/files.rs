@@ -5,18 +5,19 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use walkdir::WalkDir;
 
 use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::process::Identity;
+use crate::process::{Identity, Life};
+use crate::task::short_hash;
 
-/// How old a temporary file is at least whose writer is taken for dead: a pid means nothing to
-/// whoever looks from outside the writer's sandbox.
+/// How old a temporary file is at least whose writer is taken for dead without being known: it
+/// belongs to another pid namespace, as a sandbox has one.
 const LONGEST_WRITE: Duration = Duration::from_secs(600);
 
 /// The text of a file, or `None` if there is no such file. Text that is not UTF-8 is refused with
@@ -92,16 +93,16 @@ pub fn remove_directory(path: &Path) -> Result<()> {
     }
 }
 
-/// A temporary file beside `path`, complete and on disk. Its name holds the writer's pid, so that
-/// a leftover can be told from a write that is under way.
+/// A temporary file beside `path`, complete and on disk. Its name holds the writer, so that a
+/// leftover can be told from a write that is under way.
 fn written(path: &Path, content: &[u8]) -> Result<tempfile::NamedTempFile> {
     let directory = path.parent().context("a file without a directory")?;
-    let mode = match fs::metadata(path) {
-        Ok(old) => old.permissions().mode() & 0o777,
-        Err(_) => 0o600,
+    let mode = match fs::symlink_metadata(path) {
+        Ok(old) if old.is_file() => old.permissions().mode() & 0o777,
+        _ => 0o600,
     };
     let mut temp = tempfile::Builder::new()
-        .prefix(&format!(".{}.{}.", name(path), std::process::id()))
+        .prefix(&format!(".{}.{}.", name(path), *WRITER))
         .suffix(".tmp")
         .permissions(fs::Permissions::from_mode(mode))
         .tempfile_in(directory)
@@ -112,23 +113,63 @@ fn written(path: &Path, content: &[u8]) -> Result<tempfile::NamedTempFile> {
     Ok(temp)
 }
 
-/// Removes the temporary files below a directory whose writer was killed.
-pub fn remove_leftovers(top: &Path) {
-    let files = WalkDir::new(top).into_iter().flatten().filter(|it| it.file_type().is_file());
-    for file in files.filter(|file| file.file_name().to_str().is_some_and(is_temporary)) {
-        let modified = file.metadata().ok().and_then(|it| it.modified().ok());
-        let age = modified.and_then(|at| at.elapsed().ok());
-        if age.is_some_and(|age| age > LONGEST_WRITE) {
-            let _ = fs::remove_file(file.path());
-        }
-    }
+/// This process in the names of its temporary files: its number and start time, and what tells the
+/// boot and the pid namespace in which these mean something.
+static WRITER: LazyLock<String> = LazyLock::new(|| match Identity::own() {
+    Ok(own) => format!("{}-{}-{}", own.pid, own.start, place(&own)),
+    Err(_) => std::process::id().to_string(),
+});
+
+fn place(of: &Identity) -> String {
+    let namespace = of.namespace.as_deref().unwrap_or_default();
+    short_hash(format!("{}/{namespace}", of.boot).as_bytes())
 }
 
-/// Whether [`written`] made that name.
-fn is_temporary(name: &str) -> bool {
-    let mut parts = name.rsplit('.');
+/// Removes the temporary files in a directory whose writer is dead. Returns how many it removed, and
+/// how many are left.
+pub fn remove_leftovers(directory: &Path) -> (usize, usize) {
+    let (mut removed, mut left) = (0, 0);
+    for file in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = file.file_name();
+        let Some(writer) = name.to_str().and_then(writer_of) else { continue };
+        if !file.file_type().is_ok_and(|it| it.is_file()) {
+            continue;
+        }
+        let dead = match life(writer) {
+            Life::Alive => false,
+            Life::Dead => true,
+            Life::Unknown => {
+                let modified = file.metadata().and_then(|it| it.modified()).ok();
+                let age = modified.and_then(|at| at.elapsed().ok());
+                age.is_some_and(|age| age > LONGEST_WRITE)
+            }
+        };
+        match dead && fs::remove_file(file.path()).is_ok() {
+            true => removed += 1,
+            false => left += 1,
+        }
+    }
+    (removed, left)
+}
+
+/// Who wrote a file of that name, if [`written`] made it.
+fn writer_of(name: &str) -> Option<&str> {
+    let mut parts = name.strip_prefix('.')?.rsplit('.');
     let ending = parts.next() == Some("tmp") && parts.next().is_some();
-    name.starts_with('.') && ending && parts.next().is_some_and(|pid| pid.parse::<u32>().is_ok())
+    parts.next().filter(|writer| {
+        ending && writer.split('-').next().is_some_and(|pid| pid.parse::<u32>().is_ok())
+    })
+}
+
+/// Whether such a writer lives.
+fn life(writer: &str) -> Life {
+    let known = || {
+        let mut parts = writer.split('-');
+        let (pid, start) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let here = Identity::own().ok()?;
+        (parts.next() == Some(&place(&here))).then_some(Identity { pid, start, ..here })
+    };
+    known().map_or(Life::Unknown, |writer| writer.life())
 }
 
 fn sync_directory(path: &Path) -> Result<()> {
@@ -153,6 +194,11 @@ pub fn make_private_directory(path: &Path) -> Result<()> {
         .mode(0o700)
         .create(path)
         .with_context(|| format!("cannot make the directory {}", path.display()))
+}
+
+/// Gives a file that time as that of its last change, and makes it if there is none.
+pub fn touch(path: &Path, time: SystemTime) -> Result<()> {
+    open_append(path)?.set_modified(time).with_context(|| cannot_write(path))
 }
 
 /// Opens a file to append to; a symlink in its place is refused.
@@ -252,7 +298,7 @@ impl Lock {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
+    use std::collections::BTreeSet;
 
     use super::*;
 
@@ -268,19 +314,33 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_writer_left_is_removed_and_nothing_else() {
+    fn what_a_dead_writer_left_is_removed_and_nothing_else() {
         let home = tempfile::tempdir().expect("a directory");
-        let old = SystemTime::now() - LONGEST_WRITE * 2;
-        let files = [".plan.md.12.abc123.tmp", "plan.md", ".note.tmp", ".a.b.c.tmp", "x.1.y.tmp"];
-        for name in files {
+        let make = |name: &str, age: Duration| {
             let file = File::create(home.path().join(name)).expect("made");
-            file.set_modified(old).expect("an old file");
-        }
-        fs::write(home.path().join(".plan.md.13.abc123.tmp"), "at work").expect("written");
-        remove_leftovers(home.path());
-        let left: Vec<_> = fs::read_dir(home.path()).expect("there").flatten().collect();
-        assert_eq!(left.len(), files.len());
-        assert!(!home.path().join(files[0]).exists());
+            file.set_modified(SystemTime::now() - age).expect("dated");
+        };
+        let own = Identity::own().expect("known");
+        let of =
+            |pid: u32, start: u64, place: &str| format!(".plan.md.{pid}-{start}-{place}.x.tmp");
+        let here = place(&own);
+        let alive = of(own.pid, own.start, &here);
+        let kept = ["plan.md", ".note.tmp", ".a.b.c.tmp", "x.1.y.tmp", &alive];
+        kept.iter().for_each(|name| make(name, LONGEST_WRITE * 2));
+        // Nobody knows yet whether these are dead.
+        let young = [".plan.md.12.abc123.tmp", &of(1, 1, "elsewher")];
+        young.iter().for_each(|name| make(name, Duration::ZERO));
+        // The first number was used again, and the others are of another time or place.
+        make(&of(own.pid, own.start + 1, &here), Duration::ZERO);
+        make(".plan.md.13.abc123.tmp", LONGEST_WRITE * 2);
+        make(&of(own.pid, own.start, "elsewher"), LONGEST_WRITE * 2);
+
+        assert_eq!(remove_leftovers(home.path()), (3, 3));
+        let there = fs::read_dir(home.path()).expect("a directory").flatten();
+        let there: BTreeSet<_> = there.filter_map(|it| it.file_name().into_string().ok()).collect();
+        let expected = kept.into_iter().chain(young).map(str::to_owned).collect();
+        assert_eq!(there, expected);
+        assert_eq!(remove_leftovers(home.path()), (0, 3));
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod news;
 pub mod plan;
 pub mod process;
 pub mod project;
+pub mod repair;
 pub mod task;
 pub mod worker;
 pub mod worktree;

@@ -131,6 +131,24 @@ impl Project {
         self.root.join(".dispatch/mend.lock")
     }
 
+    /// The file whose time says when temporary files were last looked for.
+    pub fn swept_path(&self) -> PathBuf {
+        self.root.join(".dispatch/swept")
+    }
+
+    /// The directories, beside those of tasks, in which helpers write files.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let git = common_directory(&self.root).map(|common| common.join("info"));
+        let own = [self.root.join(".dispatch"), self.tasks_dir(), self.reports_dir()];
+        own.into_iter().chain(git).collect()
+    }
+
+    /// Git's common directory, if the project is a repository and not one that others are in too.
+    pub fn repository(&self) -> Option<PathBuf> {
+        let is_home = std::env::home_dir().is_some_and(|home| home == self.root);
+        common_directory(&self.root).filter(|_| !is_home)?.canonicalize().ok()
+    }
+
     /// The task of that name, which need not exist.
     pub fn task(&self, id: &TaskId) -> Task {
         Task::new(self.tasks_dir().join(id.as_str()), id.clone())

@@ -15,6 +15,7 @@ use crate::crash;
 use crate::process::{Identity, Life, Watch, Woken};
 use crate::project::{Project, TaskId};
 use crate::task::{State, Task, View, calling_host};
+use crate::worker::supervise;
 
 /// How often a waiter looks without being woken.
 const SAFETY_SCAN: Duration = Duration::from_secs(1);
@@ -245,7 +246,13 @@ impl Waiter {
         let mut read = Vec::new();
         for task in tasks {
             let mut mark = Mark::of(places(&task));
-            let Ok(view) = task.view() else { continue };
+            let Ok(mut view) = task.view() else { continue };
+            // What its log tells of an end that nobody saw is to be known before the end is told.
+            if supervise::record_unknown_end(&view).unwrap_or(false)
+                && let Ok(now) = task.view()
+            {
+                view = now;
+            }
             let ours = self.host.is_none() || view.record.owner == self.host;
             if !ours {
                 // Only the record could make it ours.

@@ -1,6 +1,7 @@
 //! One run of a worker: the directory `worker/<n>`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ const LOG_END: u64 = 64 << 10;
 
 /// Why a worker was ended that had said its last word; its items and marker decide what it was.
 pub const LAST_WORD: &str = "it did not exit after its last word";
+
+/// The same of a worker whose end nobody saw: its log ends with its last word.
+pub const UNSEEN: &str = "it had said its last word, and nobody saw it end";
 
 /// How an attempt ended, as its supervisor saw it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,8 +53,13 @@ pub struct ExitRecord {
 impl ExitRecord {
     /// Whether nobody saw how it ended: its supervisor died before it.
     pub fn is_unknown(&self) -> bool {
-        let ended = self.code.is_some() || self.signal.is_some() || self.ended.is_some();
-        !ended && self.not_started.is_none()
+        let ended = self.ended.as_ref().is_some_and(|why| why != UNSEEN);
+        !ended && self.code.is_none() && self.signal.is_none() && self.not_started.is_none()
+    }
+
+    /// Whether it had said its last word, so that its items and marker decide what it was.
+    pub fn was_over(&self) -> bool {
+        self.ended.as_ref().is_some_and(|why| why == LAST_WORD || why == UNSEEN)
     }
 }
 
@@ -100,6 +109,13 @@ impl Attempt {
             bytes = end(&self.old_log_path());
         }
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// For how long it showed signs of life: from its start to the last write to its log.
+    pub fn life_sign(&self) -> Option<Duration> {
+        let changed = |path: PathBuf| std::fs::symlink_metadata(path)?.modified();
+        let begin = changed(self.directory.join("identity")).ok()?;
+        changed(self.log_path()).ok()?.duration_since(begin).ok()
     }
 
     /// The plan as the attempt found it.

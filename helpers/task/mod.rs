@@ -18,7 +18,7 @@ use crate::plan::Plan;
 use crate::process::{Identity, Life};
 use crate::project::TaskId;
 
-pub use attempt::{Attempt, ExitRecord, LAST_WORD, SessionRecord};
+pub use attempt::{Attempt, ExitRecord, LAST_WORD, SessionRecord, UNSEEN};
 pub use record::{Before, FORMAT, Record, Wait};
 pub use state::{Label, Reason, State, View};
 
@@ -121,6 +121,12 @@ impl Task {
         serde_json::from_str(&text)
             .map(Some)
             .with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// The directories in which helpers write files, without those of its attempts.
+    pub fn directories(&self) -> [PathBuf; 4] {
+        let ipc = self.ipc().directory().to_path_buf();
+        [self.directory.clone(), ipc, self.notes_dir(), self.tells_dir()]
     }
 
     fn notes_dir(&self) -> PathBuf {

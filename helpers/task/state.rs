@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Attempt, ExitRecord, LAST_WORD, Record, Task, Wait};
+use super::{Attempt, ExitRecord, Record, Task, Wait};
 use crate::config::Route;
 use crate::files::Lock;
 use crate::ipc::Question;
@@ -198,11 +198,11 @@ fn derive(facts: &Facts) -> (State, Reason) {
 /// The part of the table about a worker that has ended and whose plan says nothing of it.
 fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reason) {
     // What its supervisor ended had said its last word, which decides.
-    let over = exit.ended.as_deref() == Some(LAST_WORD);
+    let over = exit.was_over();
     let clean = exit.failure.is_none() && (exit.code == Some(0) || over);
     match exit {
         _ if clean && complete => (State::Done, Reason::MarkerMissing),
-        exit if exit.is_unknown() => (State::Failed, Reason::Lost),
+        exit if exit.is_unknown() && !over => (State::Failed, Reason::Lost),
         ExitRecord { failure: Some(failure), .. } => (State::Failed, Reason::Cli(failure.clone())),
         ExitRecord { ended: Some(why), .. } if !over => (State::Failed, Reason::Ended(why.clone())),
         ExitRecord { denied, .. } if !denied.is_empty() => {
@@ -425,6 +425,7 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::{LAST_WORD, UNSEEN};
 
     /// A worker that was started and has ended cleanly with items left.
     fn ended() -> Facts {
@@ -516,6 +517,16 @@ mod tests {
             ),
             (Facts { exit: None, ..ended() }, S::Failed, R::Lost),
             (Facts { exit: exit(|_| ()), complete: true, ..ended() }, S::Failed, R::Lost),
+            (
+                Facts { exit: exit(|e| e.ended = Some(UNSEEN.into())), ..ended() },
+                S::Incomplete,
+                R::None,
+            ),
+            (
+                Facts { complete: true, exit: exit(|e| e.ended = Some(UNSEEN.into())), ..ended() },
+                S::Done,
+                R::MarkerMissing,
+            ),
             (Facts { finished: true, ..ended() }, S::Incomplete, R::MarkerTooEarly),
             (Facts { complete: true, ..ended() }, S::Done, R::MarkerMissing),
             (ended(), S::Incomplete, R::None),

@@ -22,7 +22,7 @@ use crate::ipc::Question;
 use crate::process::{self, Identity, Life, Tree, Watch, Woken};
 use crate::project::TASK_DIR;
 use crate::task::{
-    Attempt, ExitRecord, LAST_WORD, Record, SessionRecord, Task, now, prompt, random_hex,
+    Attempt, ExitRecord, LAST_WORD, Record, SessionRecord, Task, UNSEEN, now, prompt, random_hex,
 };
 use crate::worktree::OF_ANOTHER_REPOSITORY;
 
@@ -41,6 +41,9 @@ const SAFETY_SCAN: Duration = Duration::from_secs(1);
 
 /// How often at most, unless the worker writes so much that its log has to be cut at once.
 const PAUSE: Duration = Duration::from_millis(15);
+
+/// How much of the logs of a worker is heard whose end nobody saw.
+const LONGEST_LOG: u64 = 16 << 20;
 
 /// So many bytes between two looks.
 const FAST: u64 = 1 << 20;
@@ -105,6 +108,31 @@ pub(super) fn run(
         ..ExitRecord::default()
     };
     Ok((attempt, exit))
+}
+
+/// The end of an attempt that nobody saw, as far as its log tells: a CLI that has said its last word
+/// has come to its end, whatever ended it then.
+pub(super) fn unseen_end(record: &Record, attempt: &Attempt) -> ExitRecord {
+    let config = Config::load().unwrap_or_default();
+    let choice = config.resolve(Some(&record.name));
+    let settings = choice.map(|choice| choice.settings).unwrap_or_default();
+    let mut listener = listener(&record.backend, &settings);
+    for log in [attempt.old_log_path(), attempt.log_path()] {
+        listener.hear(&files::read_end(&log, LONGEST_LOG).unwrap_or_default());
+    }
+    listener.end();
+    let heard = listener.heard().clone();
+    let exit = ExitRecord {
+        usage: heard.usage,
+        at: now(),
+        milliseconds: attempt.life_sign().map_or(0, |time| time.as_millis() as u64),
+        ..ExitRecord::default()
+    };
+    if !heard.over {
+        return exit;
+    }
+    let (failure, denied) = (heard.failure, heard.denied);
+    ExitRecord { ended: Some(UNSEEN.into()), failure, denied, ..exit }
 }
 
 /// Makes the next attempt: what the worker will read, and no finish marker of an earlier one.
@@ -289,7 +317,7 @@ pub fn tree(supervisor: Option<Identity>, record: &Record, attempt: &Attempt) ->
 /// A worker that ended without a supervisor may have left something.
 fn end_what_a_dead_supervisor_left(task: &Task, record: &Record, number: u32) -> Result<()> {
     let last = task.attempt(number);
-    if number > 0 && last.exit()?.is_none() {
+    if number > 0 && last.exit()?.is_none_or(|exit| exit.is_unknown()) {
         tree(None, record, &last)?.end(grace(), || ())?;
     }
     Ok(())

@@ -20,8 +20,8 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::Lock;
 use crate::process::{self, Life, Watch};
-use crate::project::{Project, TASK_DIR};
-use crate::task::{Attempt, ExitRecord, Reason, State, Task, View, Wait, now};
+use crate::project::{Project, TASK_DIR, TaskId};
+use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait, now};
 use crate::worktree;
 
 /// How long a task is parked for the first time if the CLI does not say when its limit ends. Each
@@ -150,8 +150,10 @@ fn take_run_lock(task: &Task, if_answered: bool) -> Result<Option<Lock>> {
         if let Some(attempt) = task.last_attempt().filter(|_| if_answered && lock.is_some()) {
             // With this supervisor its task would look alive.
             let worker = attempt.identity()?;
-            if worker.is_none_or(|worker| worker.life() == Life::Dead) {
-                record_unknown(&attempt)?;
+            if worker.is_none_or(|worker| worker.life() == Life::Dead)
+                && let Some(record) = task.record()?
+            {
+                record_unknown(task, &record, &attempt)?;
             }
         }
         if if_answered && !task.view()?.was_answered_late() {
@@ -283,59 +285,62 @@ pub fn unpark(task: &Task) -> Result<()> {
     task.set_wait(Some(&Wait::Parked { until: wall_clock(), stated, times: 0, said }))
 }
 
-/// Records that an attempt has ended of which nobody knows how, because its supervisor died first.
-/// Until then that is only seen from its processes, whose numbers other ones may get.
-pub fn record_unknown_end(view: &View) -> Result<()> {
+/// Records that an attempt has ended although nobody saw it, because its supervisor died first; says
+/// whether it did. Until then that is only seen from its processes, whose numbers other ones may get.
+pub fn record_unknown_end(view: &View) -> Result<bool> {
     let of_a_worker = std::env::var_os(TASK_DIR).is_some();
-    let lost = view.reason == Reason::Lost && !of_a_worker;
-    let Some(attempt) = view.attempt.as_ref().filter(|_| lost) else { return Ok(()) };
-    let Some(_run_lock) = Lock::try_take(&view.task.run_lock_path())? else { return Ok(()) };
-    record_unknown(attempt)
+    let over = view.reason == Reason::Lost
+        // An agent that is done ends without a word.
+        || view.record.route == Route::Cli && view.state != State::Waiting;
+    let unseen = view.exit.is_none() && view.processes.is_empty() && over;
+    let Some(attempt) = view.attempt.as_ref().filter(|_| unseen && !of_a_worker) else {
+        return Ok(false);
+    };
+    let Some(_run_lock) = Lock::try_take(&view.task.run_lock_path())? else { return Ok(false) };
+    record_unknown(&view.task, &view.record, attempt)
 }
 
-fn record_unknown(attempt: &Attempt) -> Result<()> {
-    match attempt.exit()? {
-        Some(_) => Ok(()),
-        None => attempt.set_exit(&ExitRecord { at: now(), ..ExitRecord::default() }),
+fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<bool> {
+    if attempt.exit()?.is_some() {
+        return Ok(false);
     }
+    let exit = attempt::unseen_end(record, attempt);
+    if task.wait()?.is_none()
+        && let Some(wait) = park(task, &exit, 1)?
+    {
+        task.set_wait(Some(&wait))?;
+    }
+    attempt.set_exit(&exit).map(|()| true)
 }
 
 /// Starts a worker again that has ended without the answer that is there now: whoever posted it was
-/// killed before it could.
-pub fn go_on_if_answered(view: &View) {
+/// killed before it could. Says whether it goes on.
+pub fn go_on_if_answered(view: &View) -> bool {
     let of_a_worker = std::env::var_os(TASK_DIR).is_some();
-    if view.was_answered_late() && view.record.route == Route::Cli && !of_a_worker {
-        // What is in the way is recorded, or is there the next time too.
-        let _ = start_answered(&view.task);
-    }
+    let late = view.was_answered_late() && view.record.route == Route::Cli && !of_a_worker;
+    // What is in the way is recorded, or is there the next time too.
+    late && start_answered(&view.task).is_ok()
 }
 
-/// Starts a supervisor for each task that waits and has none, in the order in which they were
-/// dispatched: a crash or the end of the machine took it away, or it never came. Costs next to
-/// nothing if there is none, and does nothing inside a worker.
-pub fn mend(project: &Project) {
-    if std::env::var_os(TASK_DIR).is_some() {
-        return;
-    }
-    let may_wait =
-        |task: &Task| task.wait_path().exists() || !task.directory().join("worker").exists();
-    let abandoned = |task: Task| task.view().ok().filter(is_abandoned);
-    let tasks = project.tasks().into_iter().filter(may_wait);
-    let mut views: Vec<_> = tasks.filter_map(abandoned).collect();
+/// Starts a supervisor for each of these tasks that waits and has none, in the order in which they
+/// were dispatched: a crash or the end of the machine took it away, or it never came. Returns which
+/// it started.
+pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
+    let mut views: Vec<_> = views.iter().filter(|view| is_abandoned(view)).collect();
     // A worker cannot be called without a config; the tasks go on waiting until it is there.
     if views.is_empty() || Config::load().is_err() {
-        return;
+        return Vec::new();
     }
     // Alone, because whoever loses the race for a run lock waits a while for it.
-    let Ok(Some(_lock)) = Lock::try_take(&project.mend_lock_path()) else { return };
+    let Ok(Some(_lock)) = Lock::try_take(&project.mend_lock_path()) else { return Vec::new() };
     let modified = |path| std::fs::metadata(path).and_then(|it| it.modified()).ok();
     views.sort_by_cached_key(|view| {
         (view.record.created.clone(), modified(view.task.prompt_path()))
     });
-    for view in views.into_iter().filter_map(|view| abandoned(view.task)) {
-        // What is in the way is recorded, or is there the next time too.
-        let _ = start(&view.task);
-    }
+    let still = |view: &&View| view.task.view().is_ok_and(|view| is_abandoned(&view));
+    // What is in the way is recorded, or is there the next time too.
+    let starts = |view: &&View| still(view) && start(&view.task).is_ok();
+    views.into_iter().filter(starts).map(|view| view.task.id().clone()).collect()
 }
 
 fn is_abandoned(view: &View) -> bool {

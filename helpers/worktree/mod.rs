@@ -24,7 +24,7 @@ use crate::worker::shell_word;
 
 pub(crate) use git::OF_ANOTHER_REPOSITORY;
 pub use merge::Merged;
-pub use remove::orphans;
+pub use remove::{Made, made, orphans};
 
 use git::{check_version, git, last_line, on, patiently, run, stdout, text};
 

@@ -1,5 +1,6 @@
 //! Removing a worktree and its branch when all that is in them is safe elsewhere, and only then.
 
+use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
+use crate::worker::shell_word;
 
 impl Worktree {
     /// The files in it that are in no commit.
@@ -278,6 +280,79 @@ impl Worktree {
 fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to)
         .with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
+}
+
+/// A worktree that dispatch made, or a branch without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// The worktree in that directory.
+    Worktree(PathBuf),
+    /// The branch of that name.
+    Branch(String),
+}
+
+impl Made {
+    /// Whether it belongs to that worktree.
+    pub fn is_of(&self, worktree: &Worktree) -> bool {
+        match self {
+            Self::Worktree(path) => worktree.path == *path,
+            Self::Branch(branch) => worktree.branch == *branch,
+        }
+    }
+
+    /// What brings its commits back and what removes it; neither of these loses anything.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Worktree(path) => {
+                let directory = shell_word(&path.display().to_string());
+                let remove = format!("git worktree remove {directory}");
+                match self.checked_out() {
+                    Some(branch) => format!(
+                        "worktree {} — git merge {branch} brings it back, {remove} removes it",
+                        path.display()
+                    ),
+                    None => format!("worktree {} — {remove} removes it", path.display()),
+                }
+            }
+            Self::Branch(branch) => format!(
+                "branch {branch} — git merge {branch} brings it back, git branch -d {branch} removes it"
+            ),
+        }
+    }
+
+    /// The branch that is checked out in a worktree, read without git.
+    pub fn checked_out(&self) -> Option<String> {
+        let Self::Worktree(worktree) = self else { return None };
+        let text = files::read(&worktree.join(".git")).ok()??;
+        let entry = worktree.join(text.strip_prefix("gitdir:")?.trim());
+        let head = files::read(&entry.join("HEAD")).ok()??;
+        head.trim().strip_prefix("ref: refs/heads/").map(str::to_owned)
+    }
+
+    /// The last part of its name, which is mostly that of its task.
+    pub fn name(&self) -> &OsStr {
+        match self {
+            Self::Worktree(path) => path.file_name().unwrap_or_default(),
+            Self::Branch(branch) => branch.rsplit('/').next().unwrap_or_default().as_ref(),
+        }
+    }
+}
+
+/// All that dispatch made in that repository, at a glance: without git, and so without branches that
+/// it has packed.
+pub fn made(repository: &Path) -> Vec<Made> {
+    let names = |directory: &Path| {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+        names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
+        names.sort();
+        names
+    };
+    let directory = directory_of(repository).unwrap_or_default();
+    let worktrees = names(&directory).into_iter().map(|name| Made::Worktree(directory.join(name)));
+    let branches = names(&repository.join("refs/heads/dispatch"));
+    let branch = |name: OsString| Some(Made::Branch(format!("dispatch/{}", name.to_str()?)));
+    worktrees.chain(branches.into_iter().filter_map(branch)).collect()
 }
 
 /// The worktrees and branches that dispatch made in the repository around `here` and that are none

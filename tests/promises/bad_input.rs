@@ -429,7 +429,7 @@ exit 65
 "#]]);
     sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
 exit 0
-x broken — task 'x' has a broken record
+x broken — task 'x' has a broken record → dispatch-reconcile show x
 "#]]);
 
     broken(&record.replace("format: 1\n", "format: 2\n"));

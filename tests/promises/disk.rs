@@ -49,6 +49,7 @@ fn the_files_of_a_finished_task_are_these_and_private() {
         str![[r#"
 700 hosts/
 600 hosts/HOST.lock
+600 swept
 700 tasks/
 700 tasks/x/
 700 tasks/x/ipc/

@@ -32,6 +32,7 @@ mod notes;
 mod parked;
 mod plan_lock;
 mod prompt;
+mod repair;
 mod resume;
 mod sequence;
 mod simulation;

@@ -1,11 +1,12 @@
 //! `dispatch-config brief`: what the dispatcher must know, in a few lines.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::cli::reconcile::{shorten, status_line};
+use crate::cli::reconcile::{broken_line, shorten, status_line};
 use crate::cli::say;
 use crate::config::Config;
 use crate::crash;
@@ -15,11 +16,15 @@ use crate::news::ledger::{self, Ledger, Standing};
 use crate::news::{Event, command, events};
 use crate::process::Identity;
 use crate::project::Project;
+use crate::repair::{Repaired, repair};
 use crate::task::{State, View, calling_host};
-use crate::worker::{missing_program, supervise};
+use crate::worker::missing_program;
 
 /// How many bytes it says at most, with the last line; every typed /dispatch pays for them.
 const BRIEF: usize = 600 - LAST;
+
+/// How many bytes the line about what was mended has at most.
+const MENDED: usize = 120;
 
 /// How many bytes the line takes that says how much was left out.
 const LAST: usize = 56;
@@ -42,28 +47,34 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     let own = lines.len();
     let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();
-    supervise::mend(project);
-    files::remove_leftovers(&project.tasks_dir());
-    let mut views: Vec<View> = project.tasks().iter().filter_map(|task| task.view().ok()).collect();
+    let Repaired { mut views, mut broken, mut mended } = repair(project, &project.tasks());
     views.sort_by_key(View::label);
     // Tasks without news come last, so that they never keep news out.
     let (mut told, mut quiet) = (Vec::new(), Vec::new());
     for view in &views {
-        let _ = supervise::record_unknown_end(view);
-        supervise::go_on_if_answered(view);
-        let standings = ledger::read(&view.task)?;
+        let (standings, events) = match standings_and_events(view) {
+            Ok(both) => both,
+            Err(error) => {
+                broken.push((view.task.clone(), error));
+                continue;
+            }
+        };
         // Who heard a question may be gone, or have forgotten it; it needs its answer all the same.
         let open = |event: &Event| {
             event.is_question() || standings.get(&event.id) != Some(&Standing::Acknowledged)
         };
-        let open: Vec<Event> = events(view)?.into_iter().filter(open).collect();
+        let open: Vec<Event> = events.into_iter().filter(open).collect();
         let over = matches!(view.state, State::Done | State::Stopped);
         if open.is_empty() && over {
             continue;
         }
         let mut mine = view.record.owner == host || host.is_none();
-        if let Some(host) = &host {
-            mine |= view.task.adopt(host)?;
+        // Where it cannot be changed, it stays another's.
+        if let Some(host) = &host
+            && view.task.adopt(host).unwrap_or(false)
+        {
+            mine = true;
+            mended.note(view.task.id(), "adopted");
         }
         if open.is_empty() || !mine {
             let whose = if mine { "" } else { " (another session's)" };
@@ -85,25 +96,37 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             }
         }
     }
+    if !mended.is_empty() {
+        lines.push(shorten(&format!("mended: {mended}"), MENDED));
+    }
+    lines.extend(broken.iter().map(|(task, error)| broken_line(task, error)));
     lines.extend(quiet);
     if let Some(line) = unheard(project, host.as_ref(), &views) {
         lines.insert(own, line);
     }
     let (mut text, shown) = fit(&lines, BRIEF);
     told.retain(|(_, event)| text.contains(&event.id));
+    // What cannot be written down is said all the same, and once more the next time.
     if let Some(host) = &host {
-        deliver(host, &told, &mut text)?;
+        let _ = deliver(host, &told, &mut text);
     }
     say(&text);
     if host.is_some() {
         // What a host's model was shown in full, it has.
-        told.iter().try_for_each(|(view, it)| Ledger::open(&view.task)?.acknowledge(&it.id))?;
+        for (view, event) in &told {
+            let _ = Ledger::open(&view.task).and_then(|mut it| it.acknowledge(&event.id));
+        }
     }
     if shown < lines.len() {
         let more = lines.len() - shown;
         say(format!("… and {more} more: dispatch-reconcile status"));
     }
     Ok(Exit::Ok)
+}
+
+/// What was told of a task, and what there is to tell.
+fn standings_and_events(view: &View) -> Result<(BTreeMap<String, Standing>, Vec<Event>)> {
+    Ok((ledger::read(&view.task)?, events(view)?))
 }
 
 /// What the host has to do to hear of its tasks if no hook does it: a turn after it dispatched one,

@@ -18,7 +18,7 @@ use crate::exit::Exit;
 use crate::project::TaskId;
 use crate::task::Task;
 
-pub(super) use status::{shorten, status_line};
+pub(super) use status::{broken_line, shorten, status_line};
 
 /// Shows what is true of all tasks now.
 #[derive(Debug, Parser)]

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use serde_json::json;
 
 use crate::cli::say;
 use crate::exit::Exit;
 use crate::news::{Remedy, quoted, short_duration};
 use crate::project::Project;
-use crate::task::{Reason, State, View};
-use crate::worker::supervise;
+use crate::repair::{Repaired, orphans, repair};
+use crate::task::{Reason, State, Task, View};
 
 /// How long a task that is done is shown without `--all`, since its marker was made.
 const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -18,47 +18,39 @@ const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How many bytes a line has at most.
 const LINE: usize = 100;
 
+/// How many bytes the line about what was mended has at most.
+const MENDED: usize = 200;
+
 /// How many bytes of a line are kept for what a command is about.
 const DETAIL: usize = 30;
 
 /// Shows a line a task, and in the end how many are not shown and what all of them cost.
 pub(super) fn status(project: &Project, all: bool, json: bool) -> Result<Exit> {
-    supervise::mend(project);
-    let (mut views, mut broken, mut hidden) = (Vec::new(), Vec::new(), 0);
-    for task in project.tasks() {
-        if !all && task.done_for().is_some_and(|time| time > RECENT) {
-            hidden += 1;
-            continue;
-        }
-        match task.view() {
-            Ok(view) => {
-                // What cannot be recorded now is seen again the next time.
-                let _ = supervise::record_unknown_end(&view);
-                supervise::go_on_if_answered(&view);
-                views.push(view);
-            }
-            Err(error) => {
-                let error = format!("{error:#}");
-                let what = error.lines().next().unwrap_or_default();
-                broken.push(shorten(&format!("{} broken — {what}", task.id()), LINE));
-            }
-        }
-    }
+    let mut tasks = project.tasks();
+    let there = tasks.len();
+    tasks.retain(|task| all || task.done_for().is_none_or(|time| time <= RECENT));
+    let hidden = there - tasks.len();
+    let Repaired { mut views, broken, mended } = repair(project, &tasks);
     views.sort_by_key(View::label);
     if json {
-        say(serde_json::to_string(&views.iter().map(as_json).collect::<Vec<_>>())?);
+        let broken = broken.iter().map(|(task, error)| broken_as_json(task, error));
+        say(serde_json::to_string(&views.iter().map(as_json).chain(broken).collect::<Vec<_>>())?);
         return Ok(Exit::Ok);
+    }
+    if !mended.is_empty() {
+        say(shorten(&format!("mended: {mended}"), MENDED));
     }
     if views.is_empty() && broken.is_empty() && hidden == 0 {
         say(format!("no tasks in {}", project.root().display()));
     }
-    broken.iter().for_each(say);
+    broken.iter().for_each(|(task, error)| say(broken_line(task, error)));
     for view in &views {
         say(status_line(view));
     }
     if hidden > 0 {
         say(format!("{hidden} more, done over a day ago: dispatch-reconcile status --all"));
     }
+    orphans(project, &views).iter().for_each(say);
     let used = views.iter().filter_map(View::usage).reduce(|mut total, usage| {
         total.add(&usage);
         total
@@ -67,6 +59,31 @@ pub(super) fn status(project: &Project, all: bool, json: bool) -> Result<Exit> {
         say(format!("in total {used}"));
     }
     Ok(Exit::Ok)
+}
+
+/// A task that cannot be read, in one line of at most 100 bytes.
+pub(in crate::cli) fn broken_line(task: &Task, error: &Error) -> String {
+    let id = task.id();
+    let mends = format!(" → dispatch-reconcile show {id}");
+    let room = LINE.saturating_sub(mends.len());
+    shorten(&format!("{id} broken — {}", why_broken(task, error)), room) + &mends
+}
+
+/// Why a task cannot be read, in one line, with paths as they are in its directory.
+fn why_broken(task: &Task, error: &Error) -> String {
+    let directory = format!("{}/", task.directory().display());
+    format!("{error:#}").replace(&directory, "").lines().next().unwrap_or_default().to_owned()
+}
+
+/// What a program may want to know of a task that cannot be read.
+fn broken_as_json(task: &Task, error: &Error) -> serde_json::Value {
+    json!({
+        "task": task.id().as_str(),
+        "state": "broken",
+        "label": "broken",
+        "because": format!("{error:#}"),
+        "directory": task.directory(),
+    })
 }
 
 /// One task in one line of at most 100 bytes: its state first, then what mends it, then what there

@@ -5,6 +5,7 @@
 pub(crate) mod clis;
 #[path = "../../helpers/mod.rs"]
 pub(crate) mod helpers;
+pub(crate) mod made;
 pub(crate) mod process;
 pub(crate) mod terminal;
 pub(crate) mod text;
