@@ -68,3 +68,23 @@ if ! [ -d "$opencode" ]; then
   (cd -- "$new/node_modules/opencode-ai" && node postinstall.mjs </dev/null >/dev/null)
   mv -- "$new" "$opencode"
 fi
+
+# `skills` wants a newer Node than the CLIs do: the machine's, or else npm's package of one.
+if ! [ -x "$dir/node" ]; then
+  old='const [a, b] = process.versions.node.split("."); process.exit(a > 22 || (a == 22 && b >= 20) ? 1 : 0)'
+  if ! node -e "$old"; then
+    node=$(command -v node)
+  elif [ "$(uname -s)" = Linux ]; then
+    package=node-linux-$(node -p process.arch)
+    new=$(mktemp -d "$dir/.new.XXXXXX")
+    # shellcheck disable=SC2086 # several words
+    npm install --prefix "$new" --no-package-lock --ignore-scripts $quiet "$package@22.23.3" </dev/null >/dev/null
+    rm -rf -- "$dir/node-22.23.3"
+    mv -- "$new" "$dir/node-22.23.3"
+    node=$dir/node-22.23.3/node_modules/$package/bin/node
+  else
+    echo 'fetch.sh: node is older than 22.20, which installs skills: install a newer Node.js' >&2
+    exit 69
+  fi
+  ln -sf -- "$node" "$dir/node"
+fi

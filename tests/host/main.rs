@@ -6,6 +6,7 @@
 mod background;
 mod claude;
 mod codex;
+mod git;
 #[path = "../helpers/mod.rs"]
 mod helpers;
 mod model;
@@ -22,5 +23,6 @@ mod first_run;
 mod first_use;
 mod host_dies;
 mod late_answer;
+mod npx;
 mod sessions;
 mod worktree;

@@ -190,14 +190,20 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-struct Http {
-    method: String,
-    path: String,
-    headers: BTreeMap<String, String>,
-    body: Vec<u8>,
+/// An HTTP request.
+pub(crate) struct Http {
+    /// Its method.
+    pub(crate) method: String,
+    /// Its path, with the query.
+    pub(crate) path: String,
+    /// Its headers, with lower-case names.
+    pub(crate) headers: BTreeMap<String, String>,
+    /// Its body.
+    pub(crate) body: Vec<u8>,
 }
 
-fn read(stream: &TcpStream) -> std::io::Result<Option<Http>> {
+/// Reads a request; nothing where the client has gone away.
+pub(crate) fn read(stream: &TcpStream) -> std::io::Result<Option<Http>> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {

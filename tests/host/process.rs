@@ -20,12 +20,17 @@ use tempfile::TempDir;
 /// The environment variable that names the directory which `fetch.sh` filled.
 pub(crate) const HOSTS: &str = "DISPATCH_HOSTS";
 
-/// The path of a fetched CLI.
-pub(crate) fn cli(name: &str) -> PathBuf {
+/// A file of that directory.
+pub(crate) fn fetched(path: &str) -> PathBuf {
     let root = env::var_os(HOSTS).unwrap_or_else(|| {
         panic!("{HOSTS} is not set: sh tests/host/fetch.sh DIR, and set it to DIR")
     });
-    Path::new(&root).join("node_modules/.bin").join(name)
+    Path::new(&root).join(path)
+}
+
+/// The path of a fetched CLI.
+pub(crate) fn cli(name: &str) -> PathBuf {
+    fetched("node_modules/.bin").join(name)
 }
 
 /// The PATH that CLIs get: the fetched CLIs, the system, and node, which codex is started with.
