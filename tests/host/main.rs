@@ -24,5 +24,6 @@ mod first_use;
 mod host_dies;
 mod late_answer;
 mod npx;
+mod plugin;
 mod sessions;
 mod worktree;

@@ -1,13 +1,18 @@
 //! The real skill in an empty home, installed as a person installs it.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::{Value, json};
 
 use super::{helpers, process::Home};
 
 /// What an installer of skills copies, as far as the skill reads it.
-const SKILL: [&str; 5] = ["SKILL.md", "helpers", "install.sh", "bin", "references"];
+const SKILL: [&str; 6] =
+    ["SKILL.md", "helpers", "install.sh", "bin", "references", ".claude-plugin"];
 
 /// A new home with the skill, its helpers and this config.
 pub(crate) fn ready(config: &str) -> Home {
@@ -37,14 +42,19 @@ pub(crate) fn install_helpers(home: &Home) {
 }
 
 /// Writes the config.
-fn configure(home: &Home, config: &str) {
+pub(crate) fn configure(home: &Home, config: &str) {
     fs::create_dir_all(home.path().join(".dispatch")).expect("the config's directory");
     fs::write(home.path().join(".dispatch/config.yaml"), config).expect("the config");
 }
 
 /// Adds the permission rules to the user's settings, as `install.sh --allow --yes` does.
 pub(crate) fn allow(home: &Home) {
-    let bin = home.path().join(".claude/skills/dispatch/bin");
+    allow_in(home, &home.path().join(".claude/skills/dispatch"));
+}
+
+/// The same for the skill in that folder.
+pub(crate) fn allow_in(home: &Home, skill: &Path) {
+    let bin = skill.join("bin");
     let mut allow = Command::new(bin.join("dispatch-config"));
     allow.args(["allow", "--yes", "--bin"]).arg(&bin).env_clear().env("HOME", home.path());
     let output = allow.output().expect("dispatch-config");

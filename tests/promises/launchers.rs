@@ -179,6 +179,9 @@ fn the_version_stands_in_one_place_and_in_the_file_made_from_it() {
     assert!(VERSION.starts_with(&format!("{version}-")) && VERSION.ends_with('\n'), "{VERSION}");
     let manifest = fs::read_to_string(repository("Cargo.toml")).expect("text");
     assert_eq!(manifest.matches(version).count(), 1);
+    // Claude Code updates a plugin only when its version changes.
+    let plugin = fs::read_to_string(repository(".claude-plugin/plugin.json")).expect("text");
+    assert!(plugin.contains(&format!("\"version\": \"{version}\"")), "{plugin}");
     let made = ["helpers/VERSION", "helpers/RELEASE"];
     let mut looked = 0;
     for place in ["SKILL.md", "README.md", "install.sh", "bin", "references", "helpers"] {
