@@ -1,4 +1,4 @@
-//! What real CLIs said, and what is heard in it. `tests/recorded/<cli>.txt` holds sections: a title
+//! What real CLIs said, and what is heard in it. `tests/recorded/<cli>.log` holds sections: a title
 //! `== what happened, exit N`, the lines of the CLI as they came (those that say nothing are left
 //! out, ids and paths are shortened), and `-> ` with what is heard. `SNAPSHOTS=overwrite` renews the
 //! last: review what it wrote.
@@ -59,7 +59,7 @@ fn heard_now(cli: &str, recorded: &str) -> String {
 fn what_every_cli_said_is_understood() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recorded");
     for cli in KNOWN {
-        let path = directory.join(cli.name).with_extension("txt");
+        let path = directory.join(cli.name).with_extension("log");
         let recorded = std::fs::read_to_string(&path).expect("what it really said");
         let titles = recorded.lines().filter(|line| line.starts_with("== ")).count();
         let heard = recorded.lines().filter(|line| line.starts_with("-> ")).count();
