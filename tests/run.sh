@@ -31,7 +31,7 @@ step 'form: rustfmt, clippy, shellcheck'
 cargo fmt --check
 cargo clippy --quiet --locked --all-targets --features host-tests -- -D warnings
 if tool shellcheck; then
-    shellcheck bin/* install.sh helpers/*.sh tests/*.sh tests/host/fetch.sh .ci/run .ci/release
+    shellcheck bin/* install.sh helpers/*.sh tests/*.sh tests/*/*.sh .ci/run .ci/release
 fi
 if [ "$(sh helpers/version.sh)" != "$(cat helpers/VERSION)" ]; then
     echo 'tests/run.sh: helpers/VERSION is of other sources; sh helpers/version.sh >helpers/VERSION' >&2
@@ -61,6 +61,9 @@ fi
 if tool tmux; then
     demo sh tests/demo-terminal.sh "$fresh"
 fi
+
+step 'review: skills-ref, the skill scanner, skill-tools, cargo-deny'
+sh tests/review/run.sh "$target"
 
 step 'real hosts and workers: Claude Code and Codex against a scripted model'
 if command -v npm >/dev/null 2>&1; then
