@@ -31,7 +31,7 @@ step 'form: rustfmt, clippy, shellcheck'
 cargo fmt --check
 cargo clippy --quiet --locked --all-targets --features host-tests -- -D warnings
 if tool shellcheck; then
-    shellcheck bin/* install.sh helpers/*.sh tests/*.sh tests/*/*.sh .ci/run .ci/release
+    shellcheck bin/* install.sh helpers/*.sh tests/*.sh tests/*/*.sh
 fi
 if [ "$(sh helpers/version.sh)" != "$(cat helpers/VERSION)" ]; then
     echo 'tests/run.sh: helpers/VERSION is of other sources; sh helpers/version.sh >helpers/VERSION' >&2

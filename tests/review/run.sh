@@ -58,9 +58,8 @@ $keys"*) ;;
     [ "$(printf '%s\n' "$said" | wc -l)" = 2 ] || fail 'skills-ref does not take SKILL.md:' "$said"
 }
 
-# Above LOW, Cisco's scanner with its balanced policy finds exactly what is known, and no harm:
-# - It compares allowed tools as whole words, so that Bash for four commands alone is no Bash to it.
-# - CI begins at a fixed path in a hidden folder. Nothing of the skill uses it.
+# Above LOW, Cisco's scanner with its balanced policy finds one thing that is none: it compares
+# allowed tools as whole words, so that Bash for the helpers alone is no Bash to it.
 skill_scanner() {
     HOME=$dir "$dir/python/bin/skill-scanner" scan "$skill" --policy balanced --format json \
         --output-json "$dir/scan.json" >"$dir/log" 2>&1 || fail "$(cat "$dir/log")"
@@ -70,9 +69,7 @@ for found in json.load(open(sys.argv[1]))["findings"]:
     if found["severity"] not in ("LOW", "INFO"):
         print(found["severity"], found["rule_id"], found["file_path"])
 ' "$dir/scan.json" | LC_ALL=C sort)
-    known='HIGH ALLOWED_TOOLS_BASH_VIOLATION SKILL.md
-HIGH CORRELATED_HIDDEN_EXECUTABLE .ci/run
-HIGH HIDDEN_EXECUTABLE_SCRIPT .ci/run'
+    known='HIGH ALLOWED_TOOLS_BASH_VIOLATION SKILL.md'
     [ "$found" = "$known" ] || fail 'the skill scanner finds something else than what is known:' "$found"
 }
 

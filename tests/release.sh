@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the archive of the helpers for the system that this runs on, tested, with its SHA-256 beside
-# it: .ci/release [DIRECTORY]. The workflow calls this on each system; on Linux it needs python3 too.
+# it: sh tests/release.sh [DIRECTORY]. The workflow calls this on each system; on Linux it needs python3 too.
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -19,7 +19,7 @@ trap clean_up EXIT
 trap 'exit 1' HUP INT TERM
 
 fail() {
-    printf '.ci/release: %s\n' "$1" >&2
+    printf 'tests/release.sh: %s\n' "$1" >&2
     exit 1
 }
 
