@@ -189,6 +189,8 @@ put_in_place() {
     for helper in $helpers; do
         ln -s dispatch "$stage/new/$helper"
     done
+    "$stage/new/dispatch-config" --version >/dev/null ||
+        fail 1 "install.sh: the helpers do not run from $home; nothing was installed"
     if [ -d "$place" ]; then
         for name in dispatch $helpers; do
             mv -f -- "$stage/new/$name" "$place/$name"
@@ -279,7 +281,9 @@ ours() {
 # The tasks of the supervisors that run these helpers. Their command lines begin with the real path.
 running() {
     [ -d "$home" ] || return 0
-    ps -A -ww -o args= 2>/dev/null | HELPERS="$(cd -P -- "$home" && pwd -P)/" awk '
+    processes=$(ps -A -ww -o args= 2>/dev/null || ps -o args 2>/dev/null) ||
+        fail 69 "install.sh: without ps it is not seen whether workers run; nothing was removed"
+    say "$processes" | HELPERS="$(cd -P -- "$home" && pwd -P)/" awk '
         index($0, ENVIRON["HELPERS"]) == 1 && sub(/^.*[/]dispatch-spawn --supervise /, "  ")'
 }
 

@@ -57,8 +57,7 @@ fi
 cp "$program" LICENSE "$work"
 chmod 755 "$work/dispatch"
 chmod 644 "$work/LICENSE"
-made=$(TZ=UTC git log -1 --format=%cd --date=format-local:%Y%m%d%H%M.%S)
-TZ=UTC touch -t "$made" "$work/dispatch" "$work/LICENSE"
+TZ=UTC touch -t 200001010000.00 "$work/dispatch" "$work/LICENSE"
 if tar --version | grep -q GNU; then
     root_owns='--owner=0 --group=0 --numeric-owner'
 else

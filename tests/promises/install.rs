@@ -496,6 +496,9 @@ install.sh: workers still run and need the helpers; nothing was removed
   next: wait, or end each in its project: dispatch-reconcile stop TASK
 "#]],
     );
+    fs::remove_file(copy.tools().join("ps")).expect("removed");
+    assert_eq!(copy.install(&["--uninstall", "--yes"]).run().code, Some(69));
+    copy.tool("ps");
     assert!(copy.place().exists());
     helper("dispatch-reconcile").args(&["stop", "x"]).run().ok();
     copy.install(&["--uninstall", "--yes"]).run().ok();
