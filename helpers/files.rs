@@ -1,14 +1,19 @@
 //! Files that are whole or not there, locks that say who holds them, and errors that name a path.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 use crate::crash;
 use crate::error::Refusal;
@@ -23,30 +28,120 @@ const LONGEST_WRITE: Duration = Duration::from_secs(600);
 /// The text of a file, or `None` if there is no such file. Text that is not UTF-8 is refused with
 /// the place of its first wrong byte.
 pub fn read(path: &Path) -> Result<Option<String>> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).context(format!("cannot read {}", path.display())),
-    };
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) => {
-            let good = error.utf8_error().valid_up_to();
-            let line = error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
-            Err(Refusal::new(Exit::Data, format!("{} is not UTF-8 text", path.display()))
-                .place(format!("line {line}, byte {good} of the file"))
-                .next("save it again as UTF-8")
-                .into())
-        }
+    match fs::read(path) {
+        Ok(bytes) => text(bytes, path).map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context(format!("cannot read {}", path.display())),
     }
 }
 
-/// The last bytes of a file.
-pub fn read_end(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+/// The same of a file of a task. A worker, or a repository that was cloned, may have put anything
+/// there; it leads nobody elsewhere by a symlink, and holds nobody up by a pipe.
+pub fn read_own(path: &Path) -> Result<Option<String>> {
+    own_bytes(path)?.map(|bytes| text(bytes, path)).transpose()
+}
+
+/// The same of words that are only shown: what is not UTF-8 in them is replaced.
+pub fn read_words(path: &Path) -> Result<Option<String>> {
+    Ok(own_bytes(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// The content of a file of a task.
+pub fn own_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
+    let Some(mut file) = open_own(path)? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    let read = file.read_to_end(&mut bytes);
+    read.with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Some(bytes))
+}
+
+/// Opens a file of a task to read it.
+fn open_own(path: &Path) -> Result<Option<File>> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            refuse_symlink(path)?;
+            return Err(error).context(format!("cannot read {}", path.display()));
+        }
+    };
+    let is_file = file.metadata().is_ok_and(|it| it.is_file());
+    if !is_file {
+        return Err(Refusal::new(Exit::Data, format!("{} is not a file", path.display()))
+            .next("move away what is in its place")
+            .into());
+    }
+    Ok(Some(file))
+}
+
+/// The names in a directory of a task, and whether each is a symlink; none where there is no such
+/// directory.
+pub fn entries(path: &Path) -> Result<Vec<(OsString, bool)>> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut directory = match Dir::open(path, flags, Mode::empty()) {
+        Ok(directory) => directory,
+        Err(Errno::ENOENT) => return Ok(Vec::new()),
+        Err(Errno::ENOTDIR | Errno::ELOOP) => {
+            refuse_symlink(path)?;
+            let what = format!("{} is not a directory", path.display());
+            return Err(Refusal::new(Exit::Data, what)
+                .next("move away what is in its place")
+                .into());
+        }
+        Err(error) => return Err(error).context(format!("cannot read {}", path.display())),
+    };
+    let mut entries = Vec::new();
+    for entry in directory.iter().flatten() {
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            entries.push((name.to_owned(), entry.file_type() == Some(Type::Symlink)));
+        }
+    }
+    Ok(entries)
+}
+
+/// Refuses a symlink where there is to be a file or directory of dispatch's own.
+pub fn refuse_symlink(path: &Path) -> Result<(), Refusal> {
+    match fs::read_link(path) {
+        Ok(target) => Err(Refusal::new(Exit::Data, format!("{} is a symlink", path.display()))
+            .place(format!("to {}; dispatch follows none in its own directories", target.display()))
+            .next("remove it, or put what it leads to in its place")),
+        Err(_) => Ok(()),
+    }
+}
+
+fn text(bytes: Vec<u8>, path: &Path) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
+        Refusal::new(Exit::Data, format!("{} is not UTF-8 text", path.display()))
+            .place(format!("line {line}, byte {good} of the file"))
+            .next("save it again as UTF-8")
+            .into()
+    })
+}
+
+/// Whether a file was written so short a time ago.
+pub fn written_within(path: &Path, time: Duration) -> bool {
+    let modified = fs::symlink_metadata(path).and_then(|it| it.modified());
+    let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+    age.is_some_and(|age| age < time)
+}
+
+/// The number that a name is. Nothing of dispatch counts so far that a greater one could be its own.
+pub fn number(name: &str) -> Option<u32> {
+    let digits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| name.parse().ok())?.filter(|number| *number < 1_000_000)
+}
+
+/// The last bytes of a file of a task.
+pub fn read_end(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let mut end = Vec::new();
+    let Some(mut file) = open_own(path)? else { return Ok(end) };
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
-    let mut end = Vec::new();
     file.take(most).read_to_end(&mut end)?;
     Ok(end)
 }
@@ -129,22 +224,22 @@ fn place(of: &Identity) -> String {
 /// how many are left.
 pub fn remove_leftovers(directory: &Path) -> (usize, usize) {
     let (mut removed, mut left) = (0, 0);
-    for file in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let name = file.file_name();
+    for (name, _) in entries(directory).unwrap_or_default() {
         let Some(writer) = name.to_str().and_then(writer_of) else { continue };
-        if !file.file_type().is_ok_and(|it| it.is_file()) {
+        let file = directory.join(&name);
+        let Ok(meta) = fs::symlink_metadata(&file) else { continue };
+        if !meta.is_file() {
             continue;
         }
         let dead = match life(writer) {
             Life::Alive => false,
             Life::Dead => true,
             Life::Unknown => {
-                let modified = file.metadata().and_then(|it| it.modified()).ok();
-                let age = modified.and_then(|at| at.elapsed().ok());
+                let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
                 age.is_some_and(|age| age > LONGEST_WRITE)
             }
         };
-        match dead && fs::remove_file(file.path()).is_ok() {
+        match dead && fs::remove_file(&file).is_ok() {
             true => removed += 1,
             false => left += 1,
         }
@@ -194,6 +289,12 @@ pub fn make_private_directory(path: &Path) -> Result<()> {
         .mode(0o700)
         .create(path)
         .with_context(|| format!("cannot make the directory {}", path.display()))
+}
+
+/// The same for a task's files, but not where a symlink leads.
+pub fn make_own_directory(path: &Path) -> Result<()> {
+    refuse_symlink(path)?;
+    make_private_directory(path)
 }
 
 /// Gives a file that time as that of its last change, and makes it if there is none.
@@ -255,7 +356,12 @@ impl Lock {
             .mode(0o600)
             .custom_flags(nix::libc::O_NOFOLLOW)
             .open(path)
-            .with_context(|| format!("cannot open the lock {}", path.display()))?;
+            .map_err(|error| match refuse_symlink(path) {
+                Err(symlink) => symlink.into(),
+                Ok(()) => {
+                    Error::new(error).context(format!("cannot open the lock {}", path.display()))
+                }
+            })?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Ok(None),
@@ -270,11 +376,8 @@ impl Lock {
 
     /// Whether somebody holds the lock, whatever its text says.
     pub fn is_held(path: &Path) -> Result<bool> {
-        match File::open(path) {
-            Ok(file) => Ok(matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock))),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error).context(format!("cannot open the lock {}", path.display())),
-        }
+        let Some(file) = open_own(path)? else { return Ok(false) };
+        Ok(matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
     }
 
     fn sign(&self) -> io::Result<()> {
@@ -285,14 +388,7 @@ impl Lock {
 
     /// Who signed the lock last; it holds the lock still if it is alive.
     pub fn holder(path: &Path) -> Result<Option<Identity>> {
-        let mut text = String::new();
-        match File::open(path) {
-            Ok(mut file) => file.read_to_string(&mut text),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => Err(error),
-        }
-        .with_context(|| format!("cannot read the lock {}", path.display()))?;
-        Ok(serde_json::from_str(&text).ok())
+        Ok(own_bytes(path)?.and_then(|text| serde_json::from_slice(&text).ok()))
     }
 }
 

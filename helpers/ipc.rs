@@ -3,11 +3,10 @@
 //! original's, so that a worker that knows nothing but the files takes part.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -52,15 +51,8 @@ impl Ipc {
 
     /// All questions, by number.
     pub fn questions(&self) -> Result<Vec<Question>> {
-        let entries = match fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => {
-                return Err(error).context(format!("cannot read {}", self.directory.display()));
-            }
-        };
-        let names: Vec<String> =
-            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        let entries = files::entries(&self.directory)?.into_iter();
+        let names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
         let has = |name: &str, kind: &str| {
             names.iter().any(|n| n.strip_suffix(kind).is_some_and(|n| n == name))
         };
@@ -68,9 +60,8 @@ impl Ipc {
             .iter()
             .filter_map(|name| {
                 let name = name.strip_suffix(".question")?;
-                let digits = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
                 Some(Question {
-                    number: digits.then(|| name.parse().ok())??,
+                    number: files::number(name)?,
                     name: name.into(),
                     answered: has(name, ".answer"),
                     received: has(name, ".done"),
@@ -85,7 +76,7 @@ impl Ipc {
     /// same words again, while their answer is not read, are the same question: a worker whose call
     /// was killed calls again.
     pub fn ask(&self, text: &str) -> Result<String> {
-        files::make_private_directory(&self.directory)?;
+        files::make_own_directory(&self.directory)?;
         loop {
             let questions = self.questions()?;
             for question in questions.iter().filter(|question| !question.received) {
@@ -103,12 +94,12 @@ impl Ipc {
 
     /// The text of a question.
     pub fn question(&self, name: &str) -> Result<Option<String>> {
-        files::read(&self.file(name, "question"))
+        files::read_words(&self.file(name, "question"))
     }
 
     /// The text of the answer, if it is there.
     pub fn answer(&self, name: &str) -> Result<Option<String>> {
-        files::read(&self.file(name, "answer"))
+        files::read_words(&self.file(name, "answer"))
     }
 
     /// Publishes the answer to a question.
@@ -138,7 +129,7 @@ impl Ipc {
 
     /// Says that the whole task is finished; the summary becomes the marker's text.
     pub fn finish(&self, summary: &str) -> Result<()> {
-        files::make_private_directory(&self.directory)?;
+        files::make_own_directory(&self.directory)?;
         files::publish(&self.directory.join(".done"), with_newline(summary).as_bytes())
     }
 
@@ -150,7 +141,7 @@ impl Ipc {
     /// The summary in the finish marker (empty for a worker that only touched it), or `None` if
     /// the task is not finished.
     pub fn finished(&self) -> Result<Option<String>> {
-        Ok(files::read(&self.directory.join(".done"))?.map(|text| text.trim().into()))
+        Ok(files::read_words(&self.directory.join(".done"))?.map(|text| text.trim().into()))
     }
 
     fn file(&self, name: &str, kind: &str) -> PathBuf {

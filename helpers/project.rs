@@ -2,12 +2,11 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::DirEntry;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -62,6 +61,34 @@ impl fmt::Display for TaskId {
     }
 }
 
+/// What is in a project's directory of tasks.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The tasks, by name.
+    pub tasks: Vec<Task>,
+    /// What is in the place of a task and is none, by name.
+    pub broken: Vec<Broken>,
+}
+
+/// What should be a task and cannot be read.
+#[derive(Debug)]
+pub struct Broken {
+    /// The name of its directory.
+    pub name: String,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Why.
+    pub error: Error,
+}
+
+impl Broken {
+    /// A task that cannot be read, for that reason.
+    pub fn of(task: &Task, error: Error) -> Self {
+        let (name, directory) = (task.id().to_string(), task.directory().to_path_buf());
+        Self { name, directory, error }
+    }
+}
+
 /// A directory whose `.dispatch/` holds tasks.
 #[derive(Clone, Debug)]
 pub struct Project {
@@ -76,7 +103,7 @@ impl Project {
         if let Some(task) = std::env::var_os(TASK_DIR) {
             let task = Path::new(&task);
             let root = task.ancestors().nth(3).context("the task directory has no project")?;
-            return Ok(Self { root: root.into() });
+            return Self::at(root.into());
         }
         let start = std::path::absolute(start)
             .with_context(|| format!("no such directory: {}", start.display()))?;
@@ -91,7 +118,16 @@ impl Project {
                 nearest.map(Path::to_path_buf)
             })
             .unwrap_or(start);
-        Ok(Self { root })
+        Self::at(root)
+    }
+
+    /// The project in that directory. One whose tasks would be somewhere else is refused: a
+    /// repository that was cloned may bring any symlink along.
+    fn at(root: PathBuf) -> Result<Self> {
+        let project = Self { root };
+        files::refuse_symlink(&project.root.join(".dispatch"))?;
+        files::refuse_symlink(&project.tasks_dir())?;
+        Ok(project)
     }
 
     /// The project's directory, absolute.
@@ -156,15 +192,40 @@ impl Project {
 
     /// All tasks that were dispatched here, by name. What is not a task's directory is passed over.
     pub fn tasks(&self) -> Vec<Task> {
-        let Ok(entries) = std::fs::read_dir(self.tasks_dir()) else { return Vec::new() };
-        let task = |entry: std::io::Result<DirEntry>| {
-            let entry = entry.ok().filter(|it| it.file_type().is_ok_and(|it| it.is_dir()))?;
-            let id: TaskId = entry.file_name().to_str()?.parse().ok()?;
-            Some(Task::new(entry.path(), id)).filter(Task::was_dispatched)
-        };
-        let mut tasks: Vec<Task> = entries.filter_map(task).collect();
-        tasks.sort_by(|a, b| a.id().cmp(b.id()));
-        tasks
+        self.found().tasks
+    }
+
+    /// All tasks that were dispatched here, by name, and what is in the place of one and is none.
+    pub fn found(&self) -> Found {
+        let mut found = Found::default();
+        for entry in std::fs::read_dir(self.tasks_dir()).into_iter().flatten().flatten() {
+            let Ok(kind) = entry.file_type() else { continue };
+            let name = entry.file_name();
+            match name.to_str().map(TaskId::from_str) {
+                Some(Ok(id)) if kind.is_dir() || kind.is_symlink() => {
+                    let task = Task::new(entry.path(), id);
+                    if kind.is_dir() && task.was_dispatched() {
+                        found.tasks.push(task);
+                    } else if let Err(error) = task.refuse_no_task() {
+                        found.broken.push(Broken::of(&task, error.into()));
+                    }
+                }
+                // Somebody has renamed it.
+                _ if kind.is_dir() && entry.path().join("task.yaml").exists() => {
+                    found.broken.push(Broken {
+                        name: name.to_string_lossy().into_owned(),
+                        directory: entry.path(),
+                        error: Refusal::new(Exit::Data, "no task can have that name")
+                            .next("give its directory the name of its task again")
+                            .into(),
+                    });
+                }
+                _ => {}
+            }
+        }
+        found.tasks.sort_by(|a, b| a.id().cmp(b.id()));
+        found.broken.sort_by(|a, b| a.name.cmp(&b.name));
+        found
     }
 
     /// The task of that name.
@@ -173,6 +234,7 @@ impl Project {
     /// [`Exit::Data`], naming those that there are, if it was never dispatched.
     pub fn existing_task(&self, id: &TaskId) -> Result<Task> {
         let task = self.task(id);
+        task.refuse_no_task()?;
         if task.was_dispatched() {
             return Ok(task);
         }

@@ -5,12 +5,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Error;
-
 use crate::config;
 use crate::files;
-use crate::project::{Project, TASK_DIR, TaskId};
-use crate::task::{Record, Task, View};
+use crate::project::{Broken, Found, Project, TASK_DIR, TaskId};
+use crate::task::{Record, State, Task, View};
 use crate::worker::supervise;
 use crate::worktree::{self, Made};
 
@@ -22,8 +20,8 @@ const CLOCK_SLACK: Duration = Duration::from_secs(2);
 pub struct Repaired {
     /// Those that can be read.
     pub views: Vec<View>,
-    /// The others, and why.
-    pub broken: Vec<(Task, Error)>,
+    /// The others.
+    pub broken: Vec<Broken>,
     /// What was mended.
     pub mended: Mended,
 }
@@ -73,15 +71,15 @@ impl fmt::Display for Mended {
     }
 }
 
-/// Reads these tasks of a project and mends what a crash left of them: an end that nobody saw is
+/// Reads what was found in a project and mends what a crash left of them: an end that nobody saw is
 /// recorded, what waits without a supervisor or has an answer that no worker took is started again,
 /// and temporary files whose writer is dead go. A worker mends nothing.
-pub fn repair(project: &Project, tasks: &[Task]) -> Repaired {
-    let mut repaired = Repaired::default();
-    for task in tasks {
+pub fn repair(project: &Project, found: Found) -> Repaired {
+    let mut repaired = Repaired { broken: found.broken, ..Repaired::default() };
+    for task in &found.tasks {
         match task.view() {
             Ok(view) => repaired.views.push(view),
-            Err(error) => repaired.broken.push((task.clone(), error)),
+            Err(error) => repaired.broken.push(Broken::of(task, error)),
         }
     }
     if std::env::var_os(TASK_DIR).is_none() {
@@ -130,7 +128,8 @@ fn remove_leftovers(project: &Project, views: &[View]) -> usize {
         modified.is_ok_and(|modified| since.is_none_or(|since| modified >= since))
     };
     let own = config::home().into_iter().chain(project.directories());
-    let of_tasks = views.iter().flat_map(directories);
+    // What is left in one that is done disturbs nobody.
+    let of_tasks = views.iter().filter(|view| view.state != State::Done).flat_map(directories);
     let (mut removed, mut left) = (0, 0);
     for directory in own.chain(of_tasks).filter(changed) {
         let (gone, stays) = files::remove_leftovers(&directory);

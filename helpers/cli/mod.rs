@@ -6,11 +6,11 @@ pub mod reconcile;
 pub mod spawn;
 pub mod worker;
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use clap::Parser;
 
 use crate::HELPERS;
@@ -58,9 +58,19 @@ fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
     let exit = body(args).unwrap_or_else(|error| {
         let name = Args::command().get_name().to_string();
         let _ = writeln!(std::io::stderr(), "{name}: {error:#}");
+        if is_denied(&error) {
+            let _ = writeln!(std::io::stderr(), "  next: call as its owner, or change its mode");
+        }
         exit_of(&error)
     });
     exit.into()
+}
+
+/// Whether the system does not let this user do it.
+fn is_denied(error: &Error) -> bool {
+    let kind =
+        |it: &(dyn std::error::Error + 'static)| Some(it.downcast_ref::<io::Error>()?.kind());
+    error.chain().find_map(kind) == Some(io::ErrorKind::PermissionDenied)
 }
 
 /// What clap says in six lines, in three: what is wrong, what was meant, where to read on.

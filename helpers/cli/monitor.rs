@@ -90,7 +90,7 @@ fn wait(args: &Args, project: Project) -> Result<Exit> {
     // So that `brief` knows that this host is told.
     let _waiting = match only.is_empty() && project.tasks_dir().is_dir() {
         true => {
-            files::make_private_directory(&project.hosts_dir())?;
+            files::make_own_directory(&project.hosts_dir())?;
             Lock::try_take(&project.monitor_lock_path(host.as_ref()))?
         }
         false => None,
@@ -156,11 +156,12 @@ fn hook(args: &Args) -> Result<Exit> {
     if !project.tasks_dir().is_dir() {
         return Ok(Exit::Ok);
     }
-    acknowledge(&project, &host, &input)?;
+    acknowledge(&project, &host, &input);
     if let Some(running) = &input.background_tasks {
-        note_ended_agents(&project, &host, running)?;
+        // One that cannot be read keeps the host from hearing of no other.
+        project.tasks().iter().for_each(|it| drop(note_ended_agent(it, &host, running)));
     }
-    files::make_private_directory(&project.hosts_dir())?;
+    files::make_own_directory(&project.hosts_dir())?;
     let lock = project.hook_lock_path(&host);
     let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
     loop {
@@ -172,7 +173,7 @@ fn hook(args: &Args) -> Result<Exit> {
             // Said while the watch is there: its end takes the kernel ten times as long as the rest.
             Outcome::News(mut news) => {
                 news.extend(waiter.gather(&mut watch, BATCH)?);
-                let unheard = waiter.unheard(&news)?;
+                let unheard = waiter.unheard(&news);
                 writeln!(std::io::stderr(), "{}", wake(news, &unheard)?)?;
                 return Ok(Exit::Wake);
             }
@@ -219,71 +220,73 @@ fn wake(mut news: Vec<Event>, unheard: &[Event]) -> Result<String> {
 
 /// What the host program says of the agents that it runs: one that is gone without having finished
 /// has ended.
-fn note_ended_agents(project: &Project, host: &Identity, running: &[BackgroundTask]) -> Result<()> {
-    for task in project.tasks() {
-        let Ok(view) = task.view() else { continue };
-        let over = matches!(view.state, State::Done | State::Incomplete | State::Stopped);
-        let open = view.record.route == Route::Agent && view.exit.is_none() && !over;
-        let milliseconds = u64::try_from(view.age().as_millis()).unwrap_or(u64::MAX);
-        let Some(attempt) = view.attempt.filter(|_| open) else { continue };
-        // Another host, which lists its own, may run it.
-        if attempt.identity()?.as_ref() != Some(host) {
-            continue;
-        }
-        let (name, known) = (name(task.id()), attempt.session()?);
-        let is_it = |agent: &&BackgroundTask| {
-            let same = known.as_ref().is_some_and(|session| session.id == agent.id);
-            let over = matches!(agent.status.as_str(), "completed" | "failed" | "killed");
-            (same || agent.description == name) && !over
-        };
-        match running.iter().find(is_it) {
-            Some(agent) => {
-                let session = SessionRecord { backend: view.record.backend, id: agent.id.clone() };
-                if known.as_ref() != Some(&session) {
-                    attempt.set_session(&session)?;
-                }
-            }
-            None => attempt.set_exit(&ExitRecord {
-                ended: Some("the agent ended without finishing, or was never started".into()),
-                at: now(),
-                milliseconds,
-                ..ExitRecord::default()
-            })?,
-        }
+fn note_ended_agent(task: &Task, host: &Identity, running: &[BackgroundTask]) -> Result<()> {
+    let view = task.view()?;
+    let over = matches!(view.state, State::Done | State::Incomplete | State::Stopped);
+    let open = view.record.route == Route::Agent && view.exit.is_none() && !over;
+    let milliseconds = u64::try_from(view.age().as_millis()).unwrap_or(u64::MAX);
+    let Some(attempt) = view.attempt.filter(|_| open) else { return Ok(()) };
+    // Another host, which lists its own, may run it.
+    if attempt.identity()?.as_ref() != Some(host) {
+        return Ok(());
     }
-    Ok(())
+    let (name, known) = (name(task.id()), attempt.session()?);
+    let is_it = |agent: &&BackgroundTask| {
+        let same = known.as_ref().is_some_and(|session| session.id == agent.id);
+        let over = matches!(agent.status.as_str(), "completed" | "failed" | "killed");
+        (same || agent.description == name) && !over
+    };
+    match running.iter().find(is_it) {
+        Some(agent) => {
+            let session = SessionRecord { backend: view.record.backend, id: agent.id.clone() };
+            if known.as_ref() != Some(&session) {
+                attempt.set_session(&session)?;
+            }
+            Ok(())
+        }
+        None => attempt.set_exit(&ExitRecord {
+            ended: Some("the agent ended without finishing, or was never started".into()),
+            at: now(),
+            milliseconds,
+            ..ExitRecord::default()
+        }),
+    }
 }
 
 /// Notes which events of its own tasks the host has certainly seen, and what it says that its
 /// agents used.
-fn acknowledge(project: &Project, host: &Identity, input: &HookInput) -> Result<()> {
+fn acknowledge(project: &Project, host: &Identity, input: &HookInput) {
     let transcript = input.transcript_path.as_ref();
     let mut shown = transcript.and_then(|it| shown_in_transcript(it).ok()).unwrap_or_default();
     shown.extend(input.prompt.clone());
     let ids: Vec<&str> = shown.iter().flat_map(|text| ids_in(text)).collect();
     if ids.is_empty() && !shown.iter().any(|text| text.contains("<task-notification>")) {
-        return Ok(());
+        return;
     }
     for task in project.tasks() {
-        let told = ledger::read(&task)?;
-        let Ok(view) = task.view() else { continue };
-        if view.record.owner.as_ref() != Some(host) {
-            continue;
-        }
-        if let Some(attempt) = view.attempt.as_ref().filter(|_| view.record.route == Route::Agent) {
-            let usage = shown.iter().rev().find_map(|text| agent::usage_in(text, task.id()));
-            usage.map_or(Ok(()), |usage| attempt.set_usage(&usage))?;
-        }
-        // An agent's end is told by the host program, so it may be seen without being delivered.
-        let events = crate::news::events(&view)?;
-        let mut open: Vec<String> = events.into_iter().map(|event| event.id).collect();
-        open.extend(told.keys().cloned());
-        let seen = |id: &String| {
-            told.get(id) != Some(&Standing::Acknowledged) && ids.contains(&id.as_str())
-        };
-        for id in open.into_iter().filter(seen) {
-            Ledger::open(&task)?.acknowledge(&id)?;
-        }
+        // One that cannot be read or changed keeps the host from hearing of no other.
+        let _ = acknowledge_of(&task, host, &shown, &ids);
+    }
+}
+
+fn acknowledge_of(task: &Task, host: &Identity, shown: &[String], ids: &[&str]) -> Result<()> {
+    let told = ledger::read(task)?;
+    let view = task.view()?;
+    if view.record.owner.as_ref() != Some(host) {
+        return Ok(());
+    }
+    if let Some(attempt) = view.attempt.as_ref().filter(|_| view.record.route == Route::Agent) {
+        let usage = shown.iter().rev().find_map(|text| agent::usage_in(text, task.id()));
+        usage.map_or(Ok(()), |usage| attempt.set_usage(&usage))?;
+    }
+    // An agent's end is told by the host program, so it may be seen without being delivered.
+    let events = crate::news::events(&view)?;
+    let mut open: Vec<String> = events.into_iter().map(|event| event.id).collect();
+    open.extend(told.keys().cloned());
+    let seen =
+        |id: &String| told.get(id) != Some(&Standing::Acknowledged) && ids.contains(&id.as_str());
+    for id in open.into_iter().filter(seen) {
+        Ledger::open(task)?.acknowledge(&id)?;
     }
     Ok(())
 }

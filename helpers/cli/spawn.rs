@@ -160,7 +160,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         if let Some(worktree) = &record.worktree {
             remarks.extend(worktree.create()?);
         }
-        files::make_private_directory(task.ipc().directory())?;
+        files::make_own_directory(task.ipc().directory())?;
         if args.plan.is_some() || !task.plan_path().is_file() {
             files::publish(&task.plan_path(), plan.as_bytes())?;
         }
@@ -353,7 +353,7 @@ fn change_worker(args: &Args, task: &Task, record: &mut Record) -> Result<()> {
         ..record.clone()
     };
     startable(task, &new, &choice)?;
-    let plan = files::read(&task.plan_path())?.unwrap_or_default();
+    let plan = files::read_own(&task.plan_path())?.unwrap_or_default();
     let prompt = prompt::first(task, &new, choice.prompt.as_deref(), &helper(&new)?, &plan);
     files::publish(&task.prompt_path(), prompt.as_bytes())?;
     task.change_record(|record| {
@@ -449,9 +449,12 @@ fn read_plan(given: Option<&str>, task: &Task, here: &Path) -> Result<(String, P
     };
     // A model in a sub-directory may have written it there and not at the project's root.
     let beside = here.join(".dispatch/tasks").join(task.id().as_str()).join("plan.md");
-    let found = match files::read(&path)? {
-        None if given.is_none() => files::read(&beside)?.map(|text| (text, beside)),
-        found => found.map(|text| (text, path.clone())),
+    let found = match given {
+        Some(_) => files::read(&path)?.map(|text| (text, path.clone())),
+        None => match files::read_own(&path)? {
+            None => files::read_own(&beside)?.map(|text| (text, beside)),
+            found => found.map(|text| (text, path.clone())),
+        },
     };
     found.ok_or_else(|| {
         Refusal::new(Exit::Data, format!("there is no plan for '{}'", task.id()))
@@ -462,6 +465,7 @@ fn read_plan(given: Option<&str>, task: &Task, here: &Path) -> Result<(String, P
 }
 
 fn refuse_taken(task: &Task) -> Result<()> {
+    task.refuse_no_task()?;
     if !task.was_dispatched() {
         return Ok(());
     }

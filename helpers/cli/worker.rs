@@ -302,7 +302,7 @@ fn begin_waiting(task: &Task, number: &str) -> Result<()> {
 
 fn waited(task: &Task, number: &str) -> Result<Duration> {
     let path = task.directory().join(format!("ipc/.{number}.asked"));
-    let text = files::read(&path)?.unwrap_or_default();
+    let text = files::read_words(&path)?.unwrap_or_default();
     let begin = text.split_once(' ').filter(|(boot, _)| *boot == boot_id());
     match begin.and_then(|(_, seconds)| seconds.parse().ok()) {
         Some(seconds) => Ok(boottime().saturating_sub(Duration::from_secs(seconds))),

@@ -44,9 +44,9 @@ impl Ledger {
         let mut file = files::open_append(&path)?;
         let failed = || format!("cannot read {}", path.display());
         file.lock().with_context(failed)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).with_context(failed)?;
-        Ok(Self { file, standings: parse(&text) })
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).with_context(failed)?;
+        Ok(Self { file, standings: parse(&String::from_utf8_lossy(&text)) })
     }
 
     /// How far an event has come.
@@ -89,7 +89,7 @@ impl Ledger {
 
 /// The standings of a task's events without the lock, to see whether there is anything to write.
 pub fn read(task: &Task) -> Result<BTreeMap<String, Standing>> {
-    Ok(parse(&files::read(&task.news_path())?.unwrap_or_default()))
+    Ok(parse(&files::read_words(&task.news_path())?.unwrap_or_default()))
 }
 
 fn parse(text: &str) -> BTreeMap<String, Standing> {

@@ -196,18 +196,18 @@ impl Waiter {
 
     /// What was told before and perhaps never heard, beside this news: it is no reason to wake the
     /// host, and is said again when there is one.
-    pub fn unheard(&self, news: &[Event]) -> Result<Vec<Event>> {
+    pub fn unheard(&self, news: &[Event]) -> Vec<Event> {
         let mut unheard = Vec::new();
         for view in self.seen.values().filter_map(|seen| seen.view.as_ref()) {
-            let mut told = ledger::read(&view.task)?;
+            let Ok(mut told) = ledger::read(&view.task) else { continue };
             let is_news = |id: &String| news.iter().any(|event| event.id == *id);
             told.retain(|id, standing| *standing == Standing::Delivered && !is_news(id));
             if !told.is_empty() {
-                let events = super::events(view)?.into_iter();
+                let events = super::events(view).unwrap_or_default().into_iter();
                 unheard.extend(events.filter(|event| told.contains_key(&event.id)));
             }
         }
-        Ok(unheard)
+        unheard
     }
 
     /// Reads again what changed, and says which tasks were read. A task that cannot be read is left
@@ -269,36 +269,52 @@ impl Waiter {
         ids.iter().filter_map(|id| self.seen.get(id)?.view.as_ref())
     }
 
-    /// The news of these tasks; the others have none, since they were not read again.
+    /// The news of these tasks; the others have none, since they were not read again. A task of which
+    /// nothing can be told keeps no other from being heard; `dispatch-reconcile` says why it is so.
     fn news(&self, ids: &[TaskId]) -> Result<Vec<Event>> {
         let mut news = Vec::new();
         for view in self.views(ids) {
-            let mut events = super::events(view)?;
-            // Until its supervisor has ended too, it may go on at once. What is done is done.
-            let may_go_on = view.is_between_attempts() && view.state != State::Done;
-            events.retain(|event| !(event.is_end() && may_go_on));
-            if self.host.is_some() {
-                events.retain(|event| !told_by_host_program(view, event));
+            match self.news_of(view) {
+                Ok(events) => news.extend(events),
+                Err(_) if self.only.is_empty() => {}
+                Err(error) => return Err(error),
             }
-            if events.is_empty() {
-                continue;
-            }
-            // Opening the ledger to write wakes everybody who watches the task.
-            let anothers = self.is_anothers(view);
-            let told = if anothers { Standing::Shown } else { Standing::Delivered };
-            let standings = ledger::read(&view.task)?;
-            events.retain(|event| standings.get(&event.id).is_none_or(|it| *it < told));
-            if events.is_empty() {
-                continue;
-            }
-            let mut ledger = Ledger::open(&view.task)?;
-            for event in events {
-                if ledger.standing(&event) < told {
-                    match anothers {
-                        true => ledger.show(&event)?,
-                        false => ledger.deliver(&event, self.host.as_ref())?,
-                    }
-                    news.push(event);
+        }
+        Ok(news)
+    }
+
+    fn news_of(&self, view: &View) -> Result<Vec<Event>> {
+        let mut events = super::events(view)?;
+        // Until its supervisor has ended too, it may go on at once. What is done is done.
+        let may_go_on = view.is_between_attempts() && view.state != State::Done;
+        events.retain(|event| !(event.is_end() && may_go_on));
+        if self.host.is_some() {
+            events.retain(|event| !told_by_host_program(view, event));
+        }
+        if events.is_empty() {
+            return Ok(events);
+        }
+        // Opening the ledger to write wakes everybody who watches the task.
+        let anothers = self.is_anothers(view);
+        let told = if anothers { Standing::Shown } else { Standing::Delivered };
+        let standings = ledger::read(&view.task)?;
+        events.retain(|event| standings.get(&event.id).is_none_or(|it| *it < told));
+        if events.is_empty() {
+            return Ok(events);
+        }
+        let mut ledger = Ledger::open(&view.task)?;
+        let mut news = Vec::new();
+        for event in events {
+            if ledger.standing(&event) < told {
+                let noted = match anothers {
+                    true => ledger.show(&event),
+                    false => ledger.deliver(&event, self.host.as_ref()),
+                };
+                match noted {
+                    Ok(()) => news.push(event),
+                    Err(error) if news.is_empty() => return Err(error),
+                    // What is noted as told has to be told.
+                    Err(_) => break,
                 }
             }
         }

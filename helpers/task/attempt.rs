@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::broken;
 use crate::files;
 use crate::plan::Plan;
 use crate::process::Identity;
@@ -125,7 +126,7 @@ impl Attempt {
 
     /// That plan, if the attempt came so far.
     pub fn plan(&self) -> Result<Option<Plan>> {
-        Ok(files::read(&self.plan_path())?.map(|text| Plan::parse(&text)))
+        Ok(files::read_words(&self.plan_path())?.map(|text| Plan::parse(&text)))
     }
 
     /// The number of the last note that the worker was told of.
@@ -141,7 +142,8 @@ impl Attempt {
 
     /// Which process is the worker; `None` for an agent, or before it is started.
     pub fn identity(&self) -> Result<Option<Identity>> {
-        read_yaml(&self.directory.join("identity"))
+        let next = "remove it if no worker of the task runs any more";
+        read_yaml(&self.directory.join("identity"), next)
     }
 
     /// Keeps the CLI's name for the conversation.
@@ -152,7 +154,8 @@ impl Attempt {
 
     /// The CLI's name for the conversation, if it is known.
     pub fn session(&self) -> Result<Option<SessionRecord>> {
-        read_yaml(&self.directory.join("session"))
+        let next = "remove it; the next worker begins a new conversation";
+        read_yaml(&self.directory.join("session"), next)
     }
 
     /// Says since when the worker has shown no sign of life, or that it has shown one again.
@@ -166,7 +169,7 @@ impl Attempt {
 
     /// Since when the worker has shown no sign of life, if for longer than the config allows.
     pub fn silent(&self) -> Result<Option<String>> {
-        files::read(&self.directory.join("silent"))
+        files::read_words(&self.directory.join("silent"))
     }
 
     /// Keeps what the host says that its agent used.
@@ -181,7 +184,10 @@ impl Attempt {
     }
 
     fn agents_usage(&self) -> Result<Option<Usage>> {
-        read_yaml(&self.directory.join("usage"))
+        read_yaml(
+            &self.directory.join("usage"),
+            "remove it; what was used before is not known then",
+        )
     }
 
     /// What it used, as far as its CLI or its host said.
@@ -198,11 +204,12 @@ impl Attempt {
 
     /// How it ended; `None` while it runs, or if nobody was there to see it.
     pub fn exit(&self) -> Result<Option<ExitRecord>> {
-        read_yaml(&self.directory.join("exit"))
+        let next = "remove it; how that worker ended counts as unknown then";
+        read_yaml(&self.directory.join("exit"), next)
     }
 }
 
-fn read_yaml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let Some(text) = files::read(path)? else { return Ok(None) };
-    serde_yaml::from_str(&text).map(Some).with_context(|| format!("cannot read {}", path.display()))
+fn read_yaml<T: serde::de::DeserializeOwned>(path: &Path, next: &str) -> Result<Option<T>> {
+    let Some(text) = files::read_own(path)? else { return Ok(None) };
+    serde_yaml::from_str(&text).map(Some).map_err(|error| broken(path, &error, next).into())
 }

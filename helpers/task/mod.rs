@@ -5,6 +5,7 @@ pub mod prompt;
 mod record;
 pub mod state;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -39,8 +40,12 @@ impl Task {
 
     /// The task whose directory this is, as a worker knows it.
     pub fn at(directory: &Path) -> Result<Self> {
+        // Without a slash at its end, behind which a symlink could not be told.
+        let directory = directory.components().as_path();
         let id = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let task = Self { directory: directory.into(), id: id.parse()? };
+        // Its own, that of all tasks, and `.dispatch`.
+        directory.ancestors().take(3).try_for_each(files::refuse_symlink)?;
         if !task.plan_path().is_file() {
             return Err(Refusal::new(Exit::Data, "that is not a task's directory")
                 .place(format!("{} does not exist", task.plan_path().display()))
@@ -117,10 +122,9 @@ impl Task {
     /// What the task waits for, as its supervisor said last.
     pub fn wait(&self) -> Result<Option<Wait>> {
         let path = self.wait_path();
-        let Some(text) = files::read(&path)? else { return Ok(None) };
-        serde_json::from_str(&text)
-            .map(Some)
-            .with_context(|| format!("cannot read {}", path.display()))
+        let Some(text) = files::read_own(&path)? else { return Ok(None) };
+        let next = "remove it; whatever the task waits for is found again";
+        serde_json::from_str(&text).map(Some).map_err(|error| broken(&path, &error, next).into())
     }
 
     /// The directories in which helpers write files, without those of its attempts.
@@ -152,15 +156,13 @@ impl Task {
 
     /// Whether its record was written so short a time ago.
     pub fn was_recorded_within(&self, time: Duration) -> bool {
-        let modified = std::fs::metadata(self.record_path()).and_then(|it| it.modified());
-        let age = modified.ok().and_then(|modified| modified.elapsed().ok());
-        age.is_some_and(|age| age < time)
+        files::written_within(&self.record_path(), time)
     }
 
     /// What was decided about it; `None` before it is dispatched.
     pub fn record(&self) -> Result<Option<Record>> {
         let path = self.record_path();
-        let Some(text) = files::read(&path)? else { return Ok(None) };
+        let Some(text) = files::read_own(&path)? else { return Ok(None) };
         let broken = |error: serde_yaml::Error| {
             Refusal::new(Exit::Data, format!("task '{}' has a broken record", self.id))
                 .place(format!("{}: {error}", path.display()))
@@ -215,13 +217,18 @@ impl Task {
 
     /// Takes the lock under which helpers change the plan and the record.
     pub fn lock(&self) -> Result<Lock> {
-        files::make_private_directory(&self.directory)?;
+        files::make_own_directory(&self.directory)?;
         Lock::take(&self.directory.join("lock"), LOCK_LIMIT)
     }
 
     /// Reads the plan; a missing one is an empty one.
     pub fn plan(&self) -> Result<Plan> {
-        Ok(Plan::parse(&files::read(&self.plan_path())?.unwrap_or_default()))
+        Ok(Plan::parse(&files::read_words(&self.plan_path())?.unwrap_or_default()))
+    }
+
+    /// The same to change it, so that not a byte of it may be lost.
+    fn whole_plan(&self) -> Result<Plan> {
+        Ok(Plan::parse(&files::read_own(&self.plan_path())?.unwrap_or_default()))
     }
 
     /// Changes the plan under the lock. A worker's own editor does not know the lock, so a plan
@@ -230,13 +237,13 @@ impl Task {
     pub fn edit_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
         let _lock = self.lock()?;
         let before = self.plan_at_start()?.map_or(0, |plan| plan.items().len());
-        let mut plan = self.plan()?;
+        let mut plan = self.whole_plan()?;
         for _ in 0..50 {
             if plan.items().len() >= before {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
-            plan = self.plan()?;
+            plan = self.whole_plan()?;
         }
         if plan.items().len() < before {
             let now = plan.items().len();
@@ -287,7 +294,7 @@ impl Task {
     pub fn untold_notes(&self) -> Result<Vec<String>> {
         let Some(attempt) = self.last_attempt() else { return Ok(Vec::new()) };
         let told = attempt.told_path();
-        let last: u32 = files::read(&told)?.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let last: u32 = files::read_own(&told)?.and_then(|text| text.parse().ok()).unwrap_or(0);
         let mut notes = self.notes()?;
         notes.retain(|(name, _)| name.parse::<u32>().is_ok_and(|number| number > last));
         if let Some((name, _)) = notes.last() {
@@ -322,16 +329,43 @@ impl Task {
 
     /// The last attempt, if there was one.
     pub fn last_attempt(&self) -> Option<Attempt> {
-        let entries = std::fs::read_dir(self.directory.join("worker")).ok()?;
-        let number = entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-            .max()?;
-        Some(self.attempt(number))
+        self.attempts().ok()?.pop()
+    }
+
+    /// All attempts, in their order.
+    pub fn attempts(&self) -> Result<Vec<Attempt>> {
+        let directory = self.directory.join("worker");
+        let mut numbers = Vec::new();
+        for (name, symlink) in files::entries(&directory)? {
+            // Not 007, which would be looked for under another name.
+            let number = name.to_str().and_then(files::number);
+            let is_own = |it: &u32| *it > 0 && *name == *it.to_string();
+            let Some(number) = number.filter(is_own) else { continue };
+            if symlink {
+                files::refuse_symlink(&directory.join(&name))?;
+            }
+            numbers.push(number);
+        }
+        numbers.sort_unstable();
+        Ok(numbers.into_iter().map(|number| self.attempt(number)).collect())
+    }
+
+    /// Refuses what is in a task's place and is none: a symlink, or what is left of a task without
+    /// its record.
+    pub fn refuse_no_task(&self) -> Result<(), Refusal> {
+        files::refuse_symlink(&self.directory)?;
+        if self.was_dispatched() || !self.directory.join("worker").exists() {
+            return Ok(());
+        }
+        Err(Refusal::new(Exit::Data, format!("'{}' has lost its task.yaml", self.id))
+            .place(format!("{} has attempts and no record", self.directory.display()))
+            .next("restore the file, or move the directory away"))
     }
 
     /// The conversation of the last attempt before that one that this backend can continue.
     pub fn last_session(&self, backend: &str, before: u32) -> Result<Option<SessionRecord>> {
-        let known = (1..before).rev().map(|number| self.attempt(number).session());
+        let known = self.attempts()?.into_iter().rev().filter(|it| it.number < before);
+        let known = known.map(|attempt| attempt.session());
         let sessions = known.collect::<Result<Vec<_>>>()?;
         Ok(sessions.into_iter().flatten().find(|session| session.backend == backend))
     }
@@ -339,10 +373,10 @@ impl Task {
     /// Makes the next attempt's directory, with the plan as it is now. The task waits for nothing
     /// then, and not before: else it would have ended in between.
     pub fn new_attempt(&self) -> Result<Attempt> {
-        let next = self.last_attempt().map_or(1, |attempt| attempt.number + 1);
+        let next = self.attempts()?.last().map_or(1, |attempt| attempt.number + 1);
         let attempt = self.attempt(next);
-        files::make_private_directory(attempt.directory())?;
-        let plan = files::read(&self.plan_path())?.unwrap_or_default();
+        files::make_own_directory(attempt.directory())?;
+        let plan = files::read_own(&self.plan_path())?.unwrap_or_default();
         files::publish(&attempt.plan_path(), plan.as_bytes())?;
         self.set_wait(None)?;
         if let Some((name, _)) = self.notes()?.last() {
@@ -357,10 +391,16 @@ impl Task {
     }
 }
 
+/// The word about a file that does not hold what it should.
+fn broken(path: &Path, error: &dyn fmt::Display, next: &str) -> Refusal {
+    let what = format!("{} is broken", path.display());
+    Refusal::new(Exit::Data, what).place(error.to_string()).next(next)
+}
+
 fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
-    files::make_private_directory(directory)?;
+    files::make_own_directory(directory)?;
     loop {
-        let last = read_numbered(directory)?.last().and_then(|(name, _)| name.parse::<u32>().ok());
+        let last = read_numbered(directory)?.last().and_then(|(name, _)| files::number(name));
         let name = format!("{:03}", last.unwrap_or(0) + 1);
         if files::publish_new(&directory.join(&name), text.as_bytes())? {
             return Ok(());
@@ -369,13 +409,12 @@ fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
 }
 
 fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(Vec::new()) };
-    let mut names: Vec<String> =
-        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    names.retain(|name| name.parse::<u32>().is_ok());
-    names.sort_by_key(|name| name.parse::<u32>().unwrap_or_default());
+    let entries = files::entries(directory)?.into_iter();
+    let mut names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
+    names.retain(|name| files::number(name).is_some());
+    names.sort_by_key(|name| files::number(name));
     let read = |name: String| {
-        let text = files::read(&directory.join(&name))?.unwrap_or_default();
+        let text = files::read_words(&directory.join(&name))?.unwrap_or_default();
         Ok((name, text))
     };
     names.into_iter().map(read).collect()

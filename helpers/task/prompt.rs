@@ -87,7 +87,7 @@ pub fn next(task: &Task, first: &str) -> Result<String> {
     text.push_str(
         "\n\n# Earlier attempts\n\nAn earlier worker began this task and stopped. Read the plan file again: items that are ticked are done; go on with the first that is not. '[?]' and '[!]' items are open again.\n",
     );
-    if let Some(context) = crate::files::read(&task.context_path())? {
+    if let Some(context) = crate::files::read_words(&task.context_path())? {
         let _ = write!(text, "\nWhat it left for you:\n\n{}\n", context.trim_end());
     }
     text.push_str(&answers(task, "It")?);

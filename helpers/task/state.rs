@@ -247,7 +247,7 @@ pub struct View {
 impl View {
     pub(super) fn load(task: &Task) -> Result<Self> {
         let record = task.record()?.with_context(|| format!("'{}' has no record", task.id()))?;
-        let attempt = task.last_attempt();
+        let attempt = task.attempts()?.pop();
         let mut processes = Vec::new();
         if let Some(attempt) = &attempt {
             processes.extend(attempt.identity()?);
@@ -370,13 +370,15 @@ impl View {
     /// What all attempts together used, as far as their CLIs or their host said.
     pub fn usage(&self) -> Option<Usage> {
         let last = self.attempt.as_ref()?.number;
-        let read = |number| self.task.attempt(number).usage().ok()?;
+        let read = |attempt: Attempt| attempt.usage().ok()?;
         let of_last = match &self.exit {
             Some(exit) if exit.usage.is_some() => exit.usage.clone(),
-            _ if self.record.route == Route::Agent => read(last),
+            _ if self.record.route == Route::Agent => read(self.attempt.clone()?),
             _ => None,
         };
-        let mut used = (1..last).filter_map(read).chain(of_last);
+        let all = if last > 1 { self.task.attempts().ok()? } else { Vec::new() };
+        let before = all.into_iter().filter(|attempt| attempt.number < last);
+        let mut used = before.filter_map(read).chain(of_last);
         let mut total = used.next()?;
         used.for_each(|usage| total.add(&usage));
         Some(total)

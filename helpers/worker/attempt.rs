@@ -84,7 +84,7 @@ pub(super) fn run(
     if let Some(again) = without_what_was_refused(task, &record, &started.listener, status)? {
         if session.is_some() {
             // A new conversation has to be told everything.
-            let first = files::read(&task.prompt_path())?.unwrap_or_default();
+            let first = files::read_own(&task.prompt_path())?.unwrap_or_default();
             files::publish(&attempt.stdin_path(), prompt::next(task, &first)?.as_bytes())?;
         }
         // If it cannot be started again, the first end stands.
@@ -157,7 +157,7 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
         })?;
     }
     let attempt = task.new_attempt()?;
-    let first = files::read(&task.prompt_path())?.context("the task has no prompt")?;
+    let first = files::read_own(&task.prompt_path())?.context("the task has no prompt")?;
     let text = if last.is_some() {
         // Nobody waits for these answers any more: this prompt holds those that there are.
         let _lock = task.lock()?;
@@ -256,7 +256,7 @@ fn launch(
     let call = call(task, record, &helper, resumed.unwrap_or(Session::New(&fresh)))?;
     let settings = Config::load()?.resolve(Some(&record.name))?.settings;
     let prompt_path = attempt.stdin_path();
-    let text = files::read(&prompt_path)?.unwrap_or_default();
+    let text = files::read_own(&prompt_path)?.unwrap_or_default();
     let argv = call.with_prompt(&text, &prompt_path);
     let log = Log::open(attempt)?;
     let mut command = Command::new(&argv[0]);

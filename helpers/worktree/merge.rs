@@ -39,6 +39,12 @@ impl Worktree {
         })?;
         let top = self.checkout(places)?;
         let (into, before) = branch_and_commit(&top)?;
+        if into == self.branch {
+            return Err(Refusal::new(Exit::Data, format!("{into} is what is checked out"))
+                .place(top.display().to_string())
+                .next(format!("git -C {} switch BRANCH, and call again", top.display()))
+                .into());
+        }
         refuse_unready(&top, &into)?;
         let commits = count(&top, &[&tip, "--not", &before])?;
         if commits == 0 {

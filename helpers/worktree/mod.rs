@@ -218,6 +218,13 @@ impl Worktree {
         let _lock = self.lock()?;
         self.put_back()?;
         let deleted = self.path.symlink_metadata().is_err();
+        if let Some(other) = self.checked_out_elsewhere(&format!("refs/heads/{}", self.branch))? {
+            let what = format!("the task's branch {} is checked out elsewhere", self.branch);
+            return Err(Refusal::new(Exit::CannotCreate, what)
+                .place(&other)
+                .next(format!("git -C {} switch BRANCH, and call again", shell_word(&other)))
+                .into());
+        }
         if deleted {
             files::make_private_directory(&self.path)?;
             run(on(&self.repository).args(["worktree", "repair"]).arg(&self.path))?;

@@ -187,7 +187,7 @@ impl Worktree {
     }
 
     /// Another checkout that has the branch, whose commits would have no branch then.
-    fn checked_out_elsewhere(&self, branch: &str) -> Result<Option<String>> {
+    pub(super) fn checked_out_elsewhere(&self, branch: &str) -> Result<Option<String>> {
         let listed = run(on(&self.repository).args(["worktree", "list", "--porcelain"]))?;
         let listed = text(&stdout(listed, "cannot list the worktrees")?);
         let line = format!("branch {branch}");

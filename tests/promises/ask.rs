@@ -58,12 +58,12 @@ fn no_answer_yet_says_which_call_goes_on() {
     now(sandbox.worker("x", &["ask", "Which?"])).run().shows(str![[r#"
 exit 75
 ! dispatch-worker: no answer yet
-!   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x/ wait 001
+!   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x wait 001
 "#]]);
     now(sandbox.worker("x", &["wait", "001"])).run().shows(str![[r#"
 exit 75
 ! dispatch-worker: no answer yet
-!   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x/ wait 001
+!   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x wait 001
 "#]]);
     let wait = sandbox.worker("x", &["wait", "001"]).start();
     sandbox.ok("dispatch-monitor", &["--answer", "x/001", "This."]);
@@ -144,7 +144,7 @@ fn a_waiting_worker_that_is_told_to_end_says_how_to_go_on() {
     ask.end().shows(str![[r#"
 exit 75
 ! dispatch-worker: no answer yet
-!   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x/ wait 001
+!   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x wait 001
 "#]]);
     assert_eq!(sandbox.state("x"), "asking");
 }

@@ -145,7 +145,7 @@ fn arguments_and_input_pass_through_and_news_names_the_launcher() {
     worker(&["ask", "-"]).input("Which?\n").env("DISPATCH_WAIT_MS", "0").run().shows(str![[r#"
 exit 75
 ! dispatch-worker: no answer yet
-!   next: call again: "HOME/my skills/dispatch/bin/dispatch-worker" --task-dir PROJECT/.dispatch/tasks/x/ wait 001
+!   next: call again: "HOME/my skills/dispatch/bin/dispatch-worker" --task-dir PROJECT/.dispatch/tasks/x wait 001
 "#]]);
     launch(&sandbox, &bin.join("dispatch-monitor"), &["x"]).run().shows(str![[r#"
 exit 0

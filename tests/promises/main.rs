@@ -28,6 +28,7 @@ mod launchers;
 mod limits;
 mod merge;
 mod monitor;
+
 mod notes;
 mod parked;
 mod plan_lock;

@@ -15,7 +15,7 @@ use crate::files::{self, Lock};
 use crate::news::ledger::{self, Ledger, Standing};
 use crate::news::{Event, command, events};
 use crate::process::Identity;
-use crate::project::Project;
+use crate::project::{Broken, Project};
 use crate::repair::{Repaired, repair};
 use crate::task::{State, View, calling_host};
 use crate::worker::missing_program;
@@ -47,7 +47,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     let own = lines.len();
     let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();
-    let Repaired { mut views, mut broken, mut mended } = repair(project, &project.tasks());
+    let Repaired { mut views, mut broken, mut mended } = repair(project, project.found());
     views.sort_by_key(View::label);
     // Tasks without news come last, so that they never keep news out.
     let (mut told, mut quiet) = (Vec::new(), Vec::new());
@@ -55,7 +55,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         let (standings, events) = match standings_and_events(view) {
             Ok(both) => both,
             Err(error) => {
-                broken.push((view.task.clone(), error));
+                broken.push(Broken::of(&view.task, error));
                 continue;
             }
         };
@@ -99,7 +99,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     if !mended.is_empty() {
         lines.push(shorten(&format!("mended: {mended}"), MENDED));
     }
-    lines.extend(broken.iter().map(|(task, error)| broken_line(task, error)));
+    lines.extend(broken.iter().map(broken_line));
     lines.extend(quiet);
     if let Some(line) = unheard(project, host.as_ref(), &views) {
         lines.insert(own, line);

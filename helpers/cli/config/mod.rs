@@ -111,7 +111,14 @@ enum Action {
 /// Runs `dispatch-config`.
 pub fn main() -> ExitCode {
     run(|args: Args| match args.action {
-        Action::Brief => brief::brief(&project(args.directory.as_deref())?),
+        Action::Brief => match project(args.directory.as_deref()) {
+            Ok(project) => brief::brief(&project),
+            // Nobody but a model reads it.
+            Err(error) => {
+                say(format!("{error:#}"));
+                Ok(Exit::Ok)
+            }
+        },
         Action::Detect { json } => setup::detect(json),
         Action::Models { refresh, json } => setup::models(refresh, json),
         Action::Setup { default, full, yes, json } => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -198,19 +198,13 @@ fn is_untold(view: &View) -> Result<bool> {
 /// its place already.
 fn report_to_keep(project: &Project, task: &Task) -> Result<Option<(PathBuf, Vec<u8>)>> {
     let path = task.report_path();
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let cannot_read = |path: &Path| format!("cannot read {}", path.display());
-    let bytes = std::fs::read(&path).with_context(|| cannot_read(&path))?;
+    let Some(bytes) = files::own_bytes(&path)? else { return Ok(None) };
     let directory = project.reports_dir();
     for n in 1.. {
         let name =
             if n == 1 { format!("{}.md", task.id()) } else { format!("{}-{n}.md", task.id()) };
         let kept = directory.join(name);
-        if kept.symlink_metadata().is_err()
-            || std::fs::read(&kept).with_context(|| cannot_read(&kept))? == bytes
-        {
+        if kept.symlink_metadata().is_err() || files::own_bytes(&kept)?.as_ref() == Some(&bytes) {
             return Ok(Some((kept, bytes)));
         }
     }
@@ -224,7 +218,7 @@ fn keep_report(project: &Project, task: &Task) -> Result<Option<PathBuf>> {
         if path.exists() {
             return Ok(Some(path));
         }
-        files::make_private_directory(&project.reports_dir())?;
+        files::make_own_directory(&project.reports_dir())?;
         // Else another of that name was faster.
         if files::publish_new(&path, &bytes)? {
             return Ok(Some(path));

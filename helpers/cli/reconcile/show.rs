@@ -70,8 +70,8 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     if let Some(summary) = view.summary.as_deref().filter(|summary| !summary.is_empty()) {
         say(format!("summary: {}", quoted(summary)));
     }
-    for number in 1..=view.attempt.as_ref().map_or(0, |attempt| attempt.number) {
-        let attempt = task.attempt(number);
+    for attempt in task.attempts()? {
+        let number = attempt.number;
         let exit = attempt.exit()?;
         let used = attempt.usage()?.map_or_else(String::new, |usage| format!(", {usage}"));
         let end = match exit {

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Error, Result};
+use anyhow::Result;
 use serde_json::json;
 
 use crate::cli::say;
 use crate::exit::Exit;
 use crate::news::{Remedy, quoted, short_duration};
-use crate::project::Project;
+use crate::project::{Broken, Project, TaskId};
 use crate::repair::{Repaired, orphans, repair};
-use crate::task::{Reason, State, Task, View};
+use crate::task::{Reason, State, View};
 
 /// How long a task that is done is shown without `--all`, since its marker was made.
 const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -26,14 +26,14 @@ const DETAIL: usize = 30;
 
 /// Shows a line a task, and in the end how many are not shown and what all of them cost.
 pub(super) fn status(project: &Project, all: bool, json: bool) -> Result<Exit> {
-    let mut tasks = project.tasks();
-    let there = tasks.len();
-    tasks.retain(|task| all || task.done_for().is_none_or(|time| time <= RECENT));
-    let hidden = there - tasks.len();
-    let Repaired { mut views, broken, mended } = repair(project, &tasks);
+    let mut found = project.found();
+    let there = found.tasks.len();
+    found.tasks.retain(|task| all || task.done_for().is_none_or(|time| time <= RECENT));
+    let hidden = there - found.tasks.len();
+    let Repaired { mut views, broken, mended } = repair(project, found);
     views.sort_by_key(View::label);
     if json {
-        let broken = broken.iter().map(|(task, error)| broken_as_json(task, error));
+        let broken = broken.iter().map(broken_as_json);
         say(serde_json::to_string(&views.iter().map(as_json).chain(broken).collect::<Vec<_>>())?);
         return Ok(Exit::Ok);
     }
@@ -43,7 +43,7 @@ pub(super) fn status(project: &Project, all: bool, json: bool) -> Result<Exit> {
     if views.is_empty() && broken.is_empty() && hidden == 0 {
         say(format!("no tasks in {}", project.root().display()));
     }
-    broken.iter().for_each(|(task, error)| say(broken_line(task, error)));
+    broken.iter().for_each(|it| say(broken_line(it)));
     for view in &views {
         say(status_line(view));
     }
@@ -61,28 +61,36 @@ pub(super) fn status(project: &Project, all: bool, json: bool) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// A task that cannot be read, in one line of at most 100 bytes.
-pub(in crate::cli) fn broken_line(task: &Task, error: &Error) -> String {
-    let id = task.id();
-    let mends = format!(" → dispatch-reconcile show {id}");
+/// What cannot be read, in one line of at most 100 bytes, with paths as they are in its directory.
+pub(in crate::cli) fn broken_line(broken: &Broken) -> String {
+    let name = &broken.name;
+    let (own, all) = (&broken.directory, broken.directory.parent());
+    let why = format!("{:#}", broken.error).replace(&format!("{}/", own.display()), "");
+    let why = all.map_or(why.clone(), |all| why.replace(&format!("{}/", all.display()), ""));
+    let why = why.lines().next().unwrap_or_default();
+    let mends = match name.parse::<TaskId>() {
+        Ok(id) if id.as_str().len() < 20 => format!(" → dispatch-reconcile show {id}"),
+        Ok(_) => " → dispatch-reconcile show ID".into(),
+        Err(_) => String::new(),
+    };
     let room = LINE.saturating_sub(mends.len());
-    shorten(&format!("{id} broken — {}", why_broken(task, error)), room) + &mends
+    shorten(&format!("{} broken — {why}", quoted_name(name)), room) + &mends
 }
 
-/// Why a task cannot be read, in one line, with paths as they are in its directory.
-fn why_broken(task: &Task, error: &Error) -> String {
-    let directory = format!("{}/", task.directory().display());
-    format!("{error:#}").replace(&directory, "").lines().next().unwrap_or_default().to_owned()
+/// A name that anybody may have given, so that it is one word of one line.
+fn quoted_name(name: &str) -> String {
+    let plain = name.parse::<TaskId>().is_ok();
+    if plain { name.into() } else { shorten(&format!("{name:?}"), 40) }
 }
 
-/// What a program may want to know of a task that cannot be read.
-fn broken_as_json(task: &Task, error: &Error) -> serde_json::Value {
+/// What a program may want to know of what cannot be read.
+fn broken_as_json(broken: &Broken) -> serde_json::Value {
     json!({
-        "task": task.id().as_str(),
+        "task": broken.name,
         "state": "broken",
         "label": "broken",
-        "because": format!("{error:#}"),
-        "directory": task.directory(),
+        "because": format!("{:#}", broken.error),
+        "directory": broken.directory,
     })
 }
 

@@ -48,9 +48,12 @@ pub(crate) fn same(actual: &str, expected: impl snapbox::IntoData) {
         .eq(snapbox::Data::text(actual).raw(), expected.into_data().raw());
 }
 
+/// What is in a tree of directories.
+pub(crate) type Tree = BTreeMap<PathBuf, (u32, Vec<u8>)>;
+
 /// Everything below some directories: a path, its mode, and its content. The text of a lock names
 /// its last holder and may change at any time.
-pub(crate) fn tree(tops: &[PathBuf]) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+pub(crate) fn tree(tops: &[PathBuf]) -> Tree {
     let entries = tops.iter().flat_map(walkdir::WalkDir::new);
     let found = |entry: walkdir::DirEntry| {
         let path = entry.path();
