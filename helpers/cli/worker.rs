@@ -16,7 +16,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
 use crate::news;
-use crate::plan::{Marker, Plan};
+use crate::plan::Marker;
 use crate::process::{Watch, Woken, boot_id, boottime};
 use crate::project::TASK_DIR;
 use crate::task::Task;
@@ -200,7 +200,8 @@ fn act(task: &Task, action: Action) -> Result<Exit> {
 /// # Errors
 /// [`Exit::Data`] if items are not ticked: finished means all of them.
 fn finish(task: &Task, summary: &str) -> Result<Exit> {
-    let plan: Plan = task.plan()?;
+    // One that has lost items is not finished.
+    let plan = task.edit_plan(|_| Ok(()))?;
     if let Some((number, item)) = plan.current() {
         return Err(Refusal::new(
             Exit::Data,

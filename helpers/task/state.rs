@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Attempt, ExitRecord, Record, Task, Wait};
 use crate::config::Route;
-use crate::files::Lock;
+use crate::files::{Lock, written_within};
 use crate::ipc::Question;
 use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
@@ -88,6 +88,8 @@ pub enum Reason {
     MarkerMissing,
     /// It said that it is finished and left items unticked.
     MarkerTooEarly,
+    /// Its plan has so many items only, of so many that the attempt began with.
+    PlanCut(usize, usize),
 }
 
 /// A task's state and its reason in one word. Ordered by urgency for a person, most urgent first.
@@ -157,7 +159,12 @@ struct Facts {
     exit: Option<ExitRecord>,
     wait: Option<Wait>,
     silent: Option<String>,
+    /// How many items the plan has and had, if there were more of them.
+    cut: Option<(usize, usize)>,
 }
+
+/// How long a plan may be seen half written while its worker lives.
+const EDIT: Duration = Duration::from_secs(1);
 
 /// The table. The first row that fits decides.
 fn derive(facts: &Facts) -> (State, Reason) {
@@ -181,6 +188,9 @@ fn derive(facts: &Facts) -> (State, Reason) {
         Facts { alive: true, silent: Some(since), .. } => {
             (State::Running, Reason::Silent(since.clone()))
         }
+        Facts { alive: true, cut: Some((now, before)), .. } => {
+            (State::Running, Reason::PlanCut(*now, *before))
+        }
         Facts { alive: true, .. } => (State::Running, Reason::None),
         Facts { exit: Some(ExitRecord { not_started: Some(why), .. }), .. } => {
             (State::Failed, Reason::NotStarted(why.clone()))
@@ -189,8 +199,13 @@ fn derive(facts: &Facts) -> (State, Reason) {
         Facts { blocked: Some(item), .. } => (State::Blocked, Reason::Item(*item)),
         Facts { question: true, .. } => (State::Blocked, Reason::None),
         Facts { exit: None, .. } => (State::Failed, Reason::Lost),
-        Facts { exit: Some(exit), complete, finished, .. } => {
-            derive_end(exit, *complete, *finished)
+        Facts { exit: Some(exit), complete, finished, cut, .. } => {
+            match (derive_end(exit, *complete, *finished), cut) {
+                ((State::Incomplete, _), Some((now, before))) => {
+                    (State::Incomplete, Reason::PlanCut(*now, *before))
+                }
+                (end, _) => end,
+            }
         }
     }
 }
@@ -287,13 +302,21 @@ impl View {
         // While there is no attempt, or the next is waited for, a supervisor has no worker.
         let unended = attempt.as_ref().filter(|_| exit.is_none() && wait.is_none());
         let at_work = unended.filter(|_| !processes.is_empty());
+        // Looked at only where it could be mistaken for one that is complete.
+        let items = plan.items().len();
+        let open = plan.done() < items;
+        let before = attempt.as_ref().filter(|_| !open).map(Attempt::plan).transpose()?.flatten();
+        let before = before.map_or(0, |before| before.items().len());
+        let cut = (items < before).then_some((items, before));
         let facts = Facts {
             attempted: attempt.is_some(),
             alive: at_work.is_some(),
             agent: record.route == Route::Agent,
             stop: record.stop,
             finished: summary.is_some(),
-            complete: plan.complete(),
+            complete: plan.complete() && cut.is_none(),
+            // A worker's own editor may be writing it now.
+            cut: cut.filter(|_| at_work.is_none() || !written_within(&task.plan_path(), EDIT)),
             question: !questions.is_empty(),
             blocked: plan.first(Marker::Blocked).map(|(number, _)| number),
             failed: plan.first(Marker::Failed).map(|(number, _)| number),
@@ -414,6 +437,9 @@ impl View {
             Reason::Waits(wait) => wait.to_string(),
             Reason::MarkerMissing => "finish marker missing".into(),
             Reason::MarkerTooEarly => "said finished with items unticked".into(),
+            Reason::PlanCut(now, before) => {
+                format!("its plan lost items: {now} of {before} are left")
+            }
         }
     }
 
@@ -532,6 +558,18 @@ mod tests {
             (Facts { finished: true, ..ended() }, S::Incomplete, R::MarkerTooEarly),
             (Facts { complete: true, ..ended() }, S::Done, R::MarkerMissing),
             (ended(), S::Incomplete, R::None),
+            (Facts { cut: Some((1, 2)), ..alive() }, S::Running, R::PlanCut(1, 2)),
+            (Facts { cut: Some((0, 2)), ..ended() }, S::Incomplete, R::PlanCut(0, 2)),
+            (
+                Facts { cut: Some((1, 2)), finished: true, ..ended() },
+                S::Incomplete,
+                R::PlanCut(1, 2),
+            ),
+            (
+                Facts { cut: Some((1, 2)), exit: exit(|e| e.code = Some(7)), ..ended() },
+                S::Failed,
+                R::ExitCode(7),
+            ),
             (Facts { wait: parked(), ..ended() }, S::Waiting, waits()),
             (Facts { wait: parked(), failed: Some(1), ..ended() }, S::Waiting, waits()),
             // Nobody saw the last attempt end, and the next is waited for.
