@@ -28,7 +28,7 @@ mod launchers;
 mod limits;
 mod merge;
 mod monitor;
-
+mod museum;
 mod notes;
 mod parked;
 mod plan_lock;

@@ -1,0 +1,1163 @@
+//! Broken states, each made by hand: what is said of them is clear, the tasks beside them are seen,
+//! and nothing is lost.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use dispatch::process::Identity;
+use snapbox::str;
+
+use crate::support::made::{age, dead, own};
+use crate::support::process::kill_and_wait;
+use crate::support::text::{Tree, same, tree};
+use crate::support::{Call, Host, PLAN, Sandbox, repository};
+use crate::worktrees;
+
+/// A task 'x' in a broken state, and a healthy one beside it.
+struct Exhibit(Sandbox);
+
+impl Exhibit {
+    /// What the test makes of a task whose worker lives.
+    fn of(make: impl FnOnce(&Sandbox)) -> Self {
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[]);
+        sandbox.worked_at("neighbour", "idle", &own());
+        sandbox.worked_at("x", "idle", &own());
+        make(&sandbox);
+        // Nobody is writing it.
+        if sandbox.task("x", "plan.md").is_file() {
+            age(&sandbox.task("x", "plan.md"), 60);
+        }
+        Self(sandbox)
+    }
+
+    /// The same of one whose worker is dead, with its supervisor.
+    fn of_dead(make: impl FnOnce(&Sandbox)) -> Self {
+        Self::of(|sandbox| {
+            sandbox.worked_at("x", "idle", &dead());
+            make(sandbox);
+        })
+    }
+
+    /// Compares the status lines, of which the last is that of the healthy task, and checks that no
+    /// file went or changed by it.
+    #[track_caller]
+    fn status(&self, expected: impl snapbox::IntoData) -> &Self {
+        let before = tree(&[self.0.home(), self.0.temporary()]);
+        let ran = self.0.run("dispatch-reconcile", &[]);
+        let is_there = |text: &str, begin: &str| text.lines().any(|line| line.contains(begin));
+        assert!(is_there(&ran.out, "neighbour running 0/2"), "{}", ran.out);
+        assert!(ran.out.lines().all(|line| line.len() <= 100), "{}", ran.out);
+        ran.shows(expected);
+        let after = tree(&[self.0.home(), self.0.temporary()]);
+        for (path, content) in &before {
+            assert_eq!(after.get(path), Some(content), "{}", path.display());
+        }
+        let brief = self.0.call("dispatch-config", &["brief"]);
+        let brief = brief.env("DISPATCH_TURN_MS", "100000000").run().ok();
+        assert!(is_there(&brief, "neighbour running"), "{brief}");
+        assert!(is_there(&brief, "x "), "{brief}");
+        self
+    }
+
+    #[track_caller]
+    fn show(&self, expected: impl snapbox::IntoData) -> &Self {
+        self.0.run("dispatch-reconcile", &["show", "x"]).shows(expected);
+        self
+    }
+}
+
+#[test]
+fn a_half_written_temporary_file() {
+    Exhibit::of(|sandbox| {
+        sandbox.write("x", "ipc/.001.question.77.abc123.tmp", "Which da");
+        sandbox.write("x", "ipc/002.question.tmp", "Whi");
+        sandbox.write("x", ".plan.md.77.abc123.tmp", "# Ti");
+    })
+    .status(str![[r#"
+exit 0
+neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — item 1: First
+"#]]);
+}
+
+#[test]
+fn a_question_without_a_worker() {
+    Exhibit::of_dead(|sandbox| sandbox.write("x", "ipc/001.question", "Which?\n"))
+        .status(str![[r#"
+exit 0
+mended: x marked blocked
+x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+        .show(str![[r#"
+exit 0
+x — Title
+blocked, idle, AGE
+next: dispatch-monitor --answer x/001 -
+1. [ ] First
+2. [ ] Second
+question 001: "Which?"
+attempt 1: exit status unknown, its end was seen at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+output: "At work."
+"#]]);
+}
+
+#[test]
+fn a_finish_marker_with_a_live_worker() {
+    Exhibit::of(|sandbox| sandbox.write("x", "ipc/.done", "All is well.\n")).status(str![[r#"
+exit 0
+neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — item 1: First
+"#]]);
+    Exhibit::of(|sandbox| {
+        sandbox.tick_all("x");
+        sandbox.write("x", "ipc/.done", "All is well.\n");
+    })
+    .status(str![[r#"
+exit 0
+neighbour running 0/2 1h idle — item 1: First
+x done 2/2 1h idle — "All is well."
+"#]]);
+}
+
+#[test]
+fn a_dead_worker_without_an_exit_record() {
+    Exhibit::of_dead(|_| ()).status(str![[r#"
+exit 0
+mended: x marked lost
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]]).show(str![[r#"
+exit 0
+x — Title
+lost (the worker is gone and nobody saw it end), idle, AGE
+next: dispatch-spawn x --resume
+1. [ ] First
+2. [ ] Second
+attempt 1: exit status unknown, its end was seen at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+output: "At work."
+"#]]);
+    // All is ticked, but nobody said that it is finished.
+    Exhibit::of_dead(|sandbox| sandbox.tick_all("x")).status(str![[r#"
+exit 0
+mended: x marked lost
+x lost 2/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    Exhibit::of_dead(|sandbox| {
+        sandbox.tick_all("x");
+        sandbox.write("x", "ipc/.done", "All is well.\n");
+    })
+    .status(str![[r#"
+exit 0
+mended: x marked done
+neighbour running 0/2 1h idle — item 1: First
+x done 2/2 AGE idle — "All is well."
+"#]]);
+}
+
+/// The number of a dead worker is that of this test now, or another boot's.
+#[test]
+fn a_pid_that_was_used_again() {
+    let rows = [
+        Identity { start: own().start + 1, ..own() },
+        Identity { boot: "another".into(), ..own() },
+        Identity { pid: 1, start: 1, ..own() },
+    ];
+    for reused in rows {
+        let exhibit = Exhibit::of(|sandbox| sandbox.worked_at("x", "idle", &reused));
+        exhibit.status(str![[r#"
+exit 0
+mended: x marked lost
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+        // Nobody else is ended in its place.
+        let stop = exhibit.0.run("dispatch-reconcile", &["stop", "x"]);
+        assert_eq!(stop.code, Some(0), "{}", stop.err);
+    }
+}
+
+#[test]
+fn a_record_of_an_older_dispatch() {
+    for name in ["1-first.yaml", "1-worktree.yaml"] {
+        let text = fs::read_to_string(repository("tests/formats").join(name)).expect("there");
+        let exhibit = Exhibit::of_dead(|sandbox| sandbox.write("x", "task.yaml", text));
+        let said = exhibit.0.ok("dispatch-reconcile", &["status", "--json"]);
+        let json: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        let tasks = json.as_array().expect("a list").iter();
+        let x = tasks.into_iter().find(|task| task["task"] == "x").expect("shown");
+        assert_eq!((x["label"].as_str(), x["model"].as_str()), (Some("lost"), Some("idle")));
+    }
+}
+
+#[test]
+fn a_record_of_a_newer_dispatch() {
+    Exhibit::of(|sandbox| sandbox.write("x", "task.yaml", "format: 2\nwho: knows\n"))
+        .status(str![[r#"
+exit 0
+x broken — that task was made by a newer dispatch → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+        .show(str![[r#"
+exit 65
+! dispatch-reconcile: that task was made by a newer dispatch
+!   PROJECT/.dispatch/tasks/x/task.yaml: format 2
+!   next: install this version's helpers anew: sh install.sh
+"#]]);
+}
+
+#[test]
+fn a_record_that_is_torn_or_gone() {
+    Exhibit::of(|sandbox| sandbox.write("x", "task.yaml", "format: 1\nnonce: 12\nna"))
+        .status(str![[r#"
+exit 0
+x broken — task 'x' has a broken record → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+        .show(str![[r#"
+exit 65
+! dispatch-reconcile: task 'x' has a broken record
+!   PROJECT/.dispatch/tasks/x/task.yaml: could not find expected ':' at line 4 column 1, while scanning a simple key at line 3 column 1
+!   next: restore the file, or dispatch the plan again under another id
+"#]]);
+    Exhibit::of(|sandbox| sandbox.write("x", "task.yaml", "")).status(str![[r#"
+exit 0
+x broken — task 'x' has a broken record → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    Exhibit::of(|sandbox| sandbox.write("x", "task.yaml", [0xff, 0xfe])).status(str![[r#"
+exit 0
+x broken — task.yaml is not UTF-8 text → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    let gone = Exhibit::of(|sandbox| {
+        fs::remove_file(sandbox.task("x", "task.yaml")).expect("removed");
+    });
+    gone.status(str![[r#"
+exit 0
+x broken — 'x' has lost its task.yaml → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+        .show(str![[r#"
+exit 65
+! dispatch-reconcile: 'x' has lost its task.yaml
+!   PROJECT/.dispatch/tasks/x has attempts and no record
+!   next: restore the file, or move the directory away
+"#]]);
+    // Its id is not given to another, who would inherit its worker and its answers.
+    gone.0.run("dispatch-spawn", &["x"]).shows(str![[r#"
+exit 65
+! dispatch-spawn: 'x' has lost its task.yaml
+!   PROJECT/.dispatch/tasks/x has attempts and no record
+!   next: restore the file, or move the directory away
+"#]]);
+}
+
+#[test]
+fn a_plan_that_was_edited_into_nonsense() {
+    for nonsense in [&b""[..], b"\0\x01\x02", b"just words\n", b"- [~] First\n- [done] Second\n"] {
+        let exhibit = Exhibit::of(|sandbox| sandbox.write("x", "plan.md", nonsense));
+        exhibit.status(str![[r#"
+exit 0
+neighbour running 0/2 1h idle — item 1: First
+x running 0/0 1h idle — its plan lost items: 0 of 2 are left
+"#]]);
+        exhibit.0.worker("x", &["tick", "1"]).run().shows(str![[r#"
+exit 65
+! dispatch-worker: the plan lost items: 0 of 2
+!   PROJECT/.dispatch/tasks/x/plan.md
+!   next: put the missing lines back; worker/<n>/plan.md beside it has them
+"#]]);
+        assert_eq!(fs::read(exhibit.0.task("x", "plan.md")).expect("there"), nonsense);
+    }
+    // One item is gone.
+    let fewer = Exhibit::of(|sandbox| sandbox.write("x", "plan.md", "# Title\n- [x] First\n"));
+    fewer.status(str![[r#"
+exit 0
+neighbour running 0/2 1h idle — item 1: First
+x running 1/1 1h idle — its plan lost items: 1 of 2 are left
+"#]]);
+    // What is not UTF-8 is shown, and not lost by a tick.
+    let latin = b"# Title\n\n- [x] caf\xe9\n- [ ] Second\n";
+    let exhibit = Exhibit::of(|sandbox| sandbox.write("x", "plan.md", latin));
+    exhibit
+        .status(str![[r#"
+exit 0
+neighbour running 0/2 1h idle — item 1: First
+x running 1/2 1h idle — item 2: Second
+"#]])
+        .show(str![[r#"
+exit 0
+x — Title
+running, idle, 1h
+1. [x] caf�
+2. [ ] Second
+attempt 1: runs, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+output: "At work."
+"#]]);
+    exhibit.0.worker("x", &["tick", "2"]).run().shows(str![[r#"
+exit 65
+! dispatch-worker: PROJECT/.dispatch/tasks/x/plan.md is not UTF-8 text
+!   line 3, byte 18 of the file
+!   next: save it again as UTF-8
+"#]]);
+    assert_eq!(fs::read(exhibit.0.task("x", "plan.md")).expect("there"), latin);
+    // One that is gone.
+    Exhibit::of(|sandbox| fs::remove_file(sandbox.task("x", "plan.md")).expect("removed")).status(
+        str![[r#"
+exit 0
+neighbour running 0/2 1h idle — item 1: First
+x running 0/0 1h idle — its plan lost items: 0 of 2 are left
+"#]],
+    );
+}
+
+#[test]
+fn a_plan_of_ten_megabytes() {
+    let long = "- [ ] A step that somebody had a machine write.\n".repeat(10 << 20 >> 5);
+    Exhibit::of(|sandbox| sandbox.write("x", "plan.md", &long)).status(str![[r#"
+exit 0
+neighbour running 0/2 1h idle — item 1: First
+x running 0/327680 1h idle — item 1: A step that somebody had a machine write.
+"#]]);
+}
+
+#[test]
+fn names_that_are_not_utf8() {
+    let odd = OsStr::from_bytes(b"\xff\xfe");
+    Exhibit::of(|sandbox| {
+        for place in ["ipc", "notes", "tells", "worker"] {
+            fs::create_dir_all(sandbox.task("x", place)).expect("made");
+            fs::write(sandbox.task("x", place).join(odd), "?").expect("written");
+        }
+        fs::write(sandbox.task("x", "ipc").join(OsStr::from_bytes(b"\xff.question")), "?")
+            .expect("written");
+        fs::create_dir(sandbox.project().join(".dispatch/tasks").join(odd)).expect("made");
+    })
+    .status(str![[r#"
+exit 0
+neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — item 1: First
+"#]])
+    .show(str![[r#"
+exit 0
+x — Title
+running, idle, 1h
+1. [ ] First
+2. [ ] Second
+attempt 1: runs, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+output: "At work."
+"#]]);
+    // A task that somebody has renamed.
+    Exhibit::of(|sandbox| {
+        let tasks = sandbox.project().join(".dispatch/tasks");
+        for name in [b"caf\xe9\n".as_slice(), b"Fix Login"] {
+            let directory = tasks.join(OsStr::from_bytes(name));
+            fs::create_dir(&directory).expect("made");
+            fs::copy(sandbox.task("x", "task.yaml"), directory.join("task.yaml")).expect("copied");
+        }
+    })
+    .status(str![[r#"
+exit 0
+"Fix Login" broken — no task can have that name
+"caf�\n" broken — no task can have that name
+neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — item 1: First
+"#]]);
+}
+
+#[test]
+fn words_that_are_not_utf8() {
+    Exhibit::of(|sandbox| {
+        sandbox.write("x", "ipc/001.question", b"Caf\xe9?\n");
+        sandbox.write("x", "tells/001", b"na\xefve");
+        sandbox.write("x", "notes/001", b"\xff");
+        sandbox.write("x", "worker/1/silent", b"\xff");
+        sandbox.write("x", "news", b"\xff\xfe garbage\n");
+    })
+    .status(str![[r#"
+exit 0
+x asking 0/2 1h idle — 001: "Caf�?" → dispatch-monitor --answer x/001 -
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+    .show(str![[r#"
+exit 0
+x — Title
+asking, idle, 1h
+next: dispatch-monitor --answer x/001 -
+1. [ ] First
+2. [ ] Second
+question 001: "Caf�?"
+note: "�"
+said: "na�ve"
+attempt 1: runs, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+output: "At work."
+"#]]);
+}
+
+#[test]
+fn records_of_an_attempt_that_are_torn() {
+    Exhibit::of(|sandbox| sandbox.write("x", "worker/1/exit", "code: 0\nat: 20"))
+        .status(str![[r#"
+exit 0
+x broken — worker/1/exit is broken → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+        .show(str![[r#"
+exit 65
+! dispatch-reconcile: PROJECT/.dispatch/tasks/x/worker/1/exit is broken
+!   missing field `milliseconds`
+!   next: remove it; how that worker ended counts as unknown then
+"#]]);
+    Exhibit::of(|sandbox| sandbox.write("x", "worker/1/identity", "pid: 12\nst"))
+        .status(str![[r#"
+exit 0
+x broken — worker/1/identity is broken → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+        .show(str![[r#"
+exit 65
+! dispatch-reconcile: PROJECT/.dispatch/tasks/x/worker/1/identity is broken
+!   could not find expected ':' at line 3 column 1, while scanning a simple key at line 2 column 1
+!   next: remove it if no worker of the task runs any more
+"#]]);
+    Exhibit::of(|sandbox| sandbox.write("x", "wait", "{\"parked\":{\"un"))
+        .status(str![[r#"
+exit 0
+x broken — wait is broken → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+        .show(str![[r#"
+exit 65
+! dispatch-reconcile: PROJECT/.dispatch/tasks/x/wait is broken
+!   EOF while parsing a string at line 1 column 14
+!   next: remove it; whatever the task waits for is found again
+"#]]);
+    Exhibit::of_dead(|sandbox| sandbox.write("x", "run.lock", "{\"pid\":1")).status(str![[r#"
+exit 0
+mended: x marked lost
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    let session = Exhibit::of_dead(|sandbox| sandbox.write("x", "worker/1/session", "id"));
+    session.status(str![[r#"
+exit 0
+mended: x marked lost
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    session.0.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
+exit 65
+! dispatch-spawn: PROJECT/.dispatch/tasks/x/worker/1/session is broken
+!   invalid type: string "id", expected struct SessionRecord
+!   next: remove it; the next worker begins a new conversation
+"#]]);
+}
+
+#[test]
+fn a_ledger_of_news_that_is_torn() {
+    let exhibit = Exhibit::of_dead(|sandbox| {
+        sandbox.write("x", "news", b"2026-11-21T10:00:00Z deliv\n\n \0\xff\nacknowledged\n2026");
+    });
+    exhibit.status(str![[r#"
+exit 0
+mended: x marked lost
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    // The news is told all the same, and noted behind what is there.
+    exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x failed (0/2, AGE): "lost: the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+"#]]);
+    exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 3
+no news, and nothing is running
+"#]]);
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_file_and_the_other_way_round() {
+    let directory = |path: &str| {
+        Exhibit::of(|sandbox| {
+            let _ = fs::remove_file(sandbox.task("x", path));
+            fs::create_dir(sandbox.task("x", path)).expect("made");
+        })
+    };
+    directory("run.lock")
+        .status(str![[r#"
+exit 0
+x broken — run.lock is not a file → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+        .show(str![[r#"
+exit 65
+! dispatch-reconcile: PROJECT/.dispatch/tasks/x/run.lock is not a file
+!   next: move away what is in its place
+"#]]);
+    directory("plan.md").status(str![[r#"
+exit 0
+x broken — plan.md is not a file → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    directory("ipc/.done").status(str![[r#"
+exit 0
+x broken — ipc/.done is not a file → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    directory("ipc/001.question").status(str![[r#"
+exit 0
+x broken — ipc/001.question is not a file → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    directory("worker/1/exit").status(str![[r#"
+exit 0
+x broken — worker/1/exit is not a file → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    directory("task.yaml").status(str![[r#"
+exit 0
+x broken — 'x' has lost its task.yaml → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    let file = |path: &str| {
+        Exhibit::of(|sandbox| {
+            fs::remove_dir_all(sandbox.task("x", path)).expect("removed");
+            sandbox.write("x", path, "?");
+        })
+    };
+    file("ipc")
+        .status(str![[r#"
+exit 0
+x broken — ipc is not a directory → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+        .show(str![[r#"
+exit 65
+! dispatch-reconcile: PROJECT/.dispatch/tasks/x/ipc is not a directory
+!   next: move away what is in its place
+"#]]);
+    file("worker").status(str![[r#"
+exit 0
+x broken — worker is not a directory → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    file("worker/1").status(str![[r#"
+exit 0
+x broken — cannot read worker/1/identity: Not a directory (os err… → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+}
+
+/// Whoever reads a pipe waits for a writer.
+#[test]
+fn a_pipe_in_the_place_of_a_file() {
+    for path in ["plan.md", "ipc/001.question", "news", "worker/1/exit"] {
+        let exhibit = Exhibit::of(|sandbox| {
+            let _ = fs::remove_file(sandbox.task("x", path));
+            let made = sandbox.program("mkfifo").arg(sandbox.task("x", path)).run();
+            assert_eq!(made.code, Some(0), "{}", made.err);
+        });
+        let said = exhibit.0.run("dispatch-reconcile", &[]);
+        assert!(said.out.contains("neighbour running"), "{path}: {}", said.out);
+        let brief = exhibit.0.run("dispatch-config", &["brief"]);
+        assert!(brief.out.contains("neighbour running"), "{path}: {}", brief.out);
+    }
+}
+
+#[test]
+fn directories_of_attempts_that_nobody_made() {
+    Exhibit::of_dead(|sandbox| {
+        for name in ["0", "007", "+8", "4294967295", "99999999999999", "two"] {
+            fs::create_dir(sandbox.task("x", "worker").join(name)).expect("made");
+        }
+    })
+    .status(str![[r#"
+exit 0
+mended: x marked lost
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+    .show(str![[r#"
+exit 0
+x — Title
+lost (the worker is gone and nobody saw it end), idle, AGE
+next: dispatch-spawn x --resume
+1. [ ] First
+2. [ ] Second
+attempt 1: exit status unknown, its end was seen at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+output: "At work."
+"#]]);
+    // The second is gone.
+    let gap = Exhibit::of_dead(|sandbox| {
+        fs::rename(sandbox.task("x", "worker/1"), sandbox.task("x", "worker/3")).expect("moved");
+    });
+    gap.status(str![[r#"
+exit 0
+mended: x marked lost
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]]).show(str![[r#"
+exit 0
+x — Title
+lost (the worker is gone and nobody saw it end), idle, AGE
+next: dispatch-spawn x --resume
+1. [ ] First
+2. [ ] Second
+attempt 3: exit status unknown, its end was seen at TIME, log PROJECT/.dispatch/tasks/x/worker/3/output.log
+output: "At work."
+"#]]);
+    gap.0.ok("dispatch-spawn", &["x", "--resume"]);
+    assert!(gap.0.task("x", "worker/4/identity").exists());
+    kill_and_wait(gap.0.worker_of("x", 4));
+    // Nothing is in it.
+    Exhibit::of_dead(|sandbox| {
+        fs::create_dir(sandbox.task("x", "worker/2")).expect("made");
+    })
+    .status(str![[r#"
+exit 0
+mended: x marked lost
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+}
+
+#[test]
+fn numbers_of_questions_without_end() {
+    let exhibit = Exhibit::of(|sandbox| {
+        sandbox.write("x", "ipc/4294967295.question", "Which?\n");
+        sandbox.write("x", "ipc/99999999999999999999.question", "Which?\n");
+    });
+    exhibit.status(str![[r#"
+exit 0
+neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — item 1: First
+"#]]);
+    let ask = exhibit.0.worker("x", &["ask", "This one?"]).env("DISPATCH_WAIT_MS", "0").run();
+    assert_eq!(ask.code, Some(75), "{}", ask.err);
+    assert!(exhibit.0.task("x", "ipc/001.question").exists());
+}
+
+#[test]
+fn a_directory_without_a_task() {
+    let exhibit = Exhibit::of(|sandbox| {
+        fs::create_dir(sandbox.task("empty", "")).expect("made");
+        sandbox.write("planned", "plan.md", PLAN);
+        sandbox.write("stray", "note.txt", "?");
+    });
+    exhibit.status(str![[r#"
+exit 0
+neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — item 1: First
+"#]]);
+}
+
+/// The clock was an hour ahead when the task was made and ended, or is behind now.
+#[test]
+fn a_clock_that_went_backwards() {
+    let later = |seconds| {
+        let time = SystemTime::now() + Duration::from_secs(seconds);
+        humantime::format_rfc3339_seconds(time).to_string()
+    };
+    let exhibit = Exhibit::of_dead(|sandbox| {
+        let record = sandbox.read("x", "task.yaml");
+        let created = record.lines().find(|line| line.starts_with("created")).expect("there");
+        let record = record.replace(created, &format!("created: {}", later(7200)));
+        sandbox.write("x", "task.yaml", record);
+        let exit = format!("code: 7\nat: {}\nmilliseconds: 0\n", later(3600));
+        sandbox.write("x", "worker/1/exit", exit);
+        for path in ["task.yaml", "worker/1/exit", "ipc"] {
+            let file = fs::File::open(sandbox.task("x", path)).expect("there");
+            file.set_modified(SystemTime::now() + Duration::from_secs(3600)).expect("dated");
+        }
+    });
+    exhibit.status(str![[r#"
+exit 0
+x failed 0/2 AGE idle — exit code 7: At work. → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x failed (0/2, AGE): "exit code 7: At work." → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+"#]]);
+    // One that was made in the future is mended as any other.
+    let queued = Exhibit::of(|sandbox| {
+        fs::remove_dir_all(sandbox.task("x", "worker")).expect("removed");
+        let file = fs::File::open(sandbox.task("x", "task.yaml")).expect("there");
+        file.set_modified(SystemTime::now() + Duration::from_secs(3600)).expect("dated");
+    });
+    queued.status(str![[r#"
+exit 0
+mended: x restarted
+neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — item 1: First
+"#]]);
+    kill_and_wait(queued.0.worker_of("x", 1));
+}
+
+/// Everything that is called for a task, in a state in which it may fail.
+const CALLS: [&[&str]; 13] = [
+    &["dispatch-reconcile", "status", "--all"],
+    &["dispatch-reconcile", "status", "--json"],
+    &["dispatch-reconcile", "show", "x"],
+    &["dispatch-reconcile", "show", "x", "--json"],
+    &["dispatch-config", "brief"],
+    &["dispatch-monitor", "x", "--timeout", "0s"],
+    &["dispatch-monitor", "--answer", "x", "This."],
+    &["dispatch-reconcile", "note", "x", "Mind the gap."],
+    &["dispatch-reconcile", "stop", "x"],
+    &["dispatch-spawn", "x", "--resume"],
+    &["dispatch-reconcile", "merge", "x"],
+    &["dispatch-reconcile", "clean", "x"],
+    &["dispatch-spawn", "x"],
+];
+
+/// Calls all of that, none of which may panic, fail without a word, or say a secret. Returns what
+/// they refused.
+#[track_caller]
+fn call_all(sandbox: &Sandbox) -> String {
+    let mut refused = String::new();
+    for call in CALLS {
+        let ran = sandbox.run(call[0], &call[1..]);
+        let said = format!("{}{}", ran.out, ran.err);
+        assert!(!said.contains("panicked") && !said.contains("SECRET"), "{call:?}: {said}");
+        assert!(ran.code.is_some_and(|code| code != 101), "{call:?}: {said}");
+        assert!(!said.is_empty(), "{call:?} says nothing");
+        if ran.code != Some(0) {
+            let first = ran.err.lines().next().unwrap_or(&ran.out);
+            refused.push_str(&format!("{}: {first}\n", call[..2].join(" ")));
+        }
+    }
+    for call in [&["tick", "1"][..], &["tell", "Careful."], &["finish", "Done."]] {
+        let ran = sandbox.worker("x", call).run();
+        let said = format!("{}{}", ran.out, ran.err);
+        assert!(!said.contains("panicked") && !said.contains("SECRET"), "{call:?}: {said}");
+    }
+    sandbox.redactions().apply(&refused)
+}
+
+/// A place outside the project to which symlinks lead.
+fn outside(sandbox: &Sandbox) -> PathBuf {
+    let outside = sandbox.temporary().join("outside");
+    for directory in ["1", "x/ipc", "x/worker/1"] {
+        fs::create_dir_all(outside.join(directory)).expect("made");
+    }
+    let secrets = ["secret", "001.question", ".done", "1/exit", "1/output.log", "001", "x/plan.md"];
+    for name in secrets {
+        fs::write(outside.join(name), "SECRET\n- [ ] SECRET\n").expect("written");
+    }
+    fs::copy(sandbox.task("x", "task.yaml"), outside.join("x/task.yaml")).expect("copied");
+    let old = SystemTime::now() - Duration::from_secs(3600);
+    let temporary = outside.join(".plan.md.77.abc123.tmp");
+    fs::write(&temporary, "SECRET").expect("written");
+    fs::File::open(temporary).expect("there").set_modified(old).expect("dated");
+    outside
+}
+
+/// Checks that what is outside is as it was.
+#[track_caller]
+fn unchanged(before: &Tree, sandbox: &Sandbox, what: &str) {
+    let after = tree(&[sandbox.temporary()]);
+    let differs = |path: &&PathBuf| before.get(*path) != after.get(*path);
+    let changed: Vec<_> = before.keys().chain(after.keys()).filter(differs).collect();
+    assert!(changed.is_empty(), "{what}: {changed:?}");
+}
+
+/// A worker in its sandbox, or a repository that was cloned, may plant a symlink: nothing is read or
+/// written where it leads.
+#[test]
+fn a_symlink_that_leads_outside() {
+    let mut all = String::new();
+    for (path, target) in [
+        ("plan.md", "secret"),
+        ("task.yaml", "x/task.yaml"),
+        ("prompt.md", "secret"),
+        ("lock", "secret"),
+        ("run.lock", "secret"),
+        ("news", "secret"),
+        ("wait", "secret"),
+        ("output.md", "secret"),
+        ("context.md", "secret"),
+        ("ipc", ""),
+        ("ipc/001.question", "001.question"),
+        ("ipc/001.answer", "secret"),
+        ("ipc/.done", ".done"),
+        ("notes", ""),
+        ("notes/001", "001"),
+        ("tells", ""),
+        ("worker", ""),
+        ("worker/1", "1"),
+        ("worker/2", "1"),
+        ("worker/1/exit", "1/exit"),
+        ("worker/1/identity", "secret"),
+        ("worker/1/output.log", "secret"),
+        ("worker/1/plan.md", "secret"),
+        ("worker/1/session", "secret"),
+    ] {
+        let exhibit = Exhibit::of_dead(|sandbox| {
+            let (at, outside) = (sandbox.task("x", path), outside(sandbox));
+            sandbox.write("x", "ipc/001.question", "Which?\n");
+            let _ = fs::remove_file(&at);
+            let _ = fs::remove_dir_all(&at);
+            fs::create_dir_all(at.parent().expect("a directory")).expect("made");
+            symlink(outside.join(target), at).expect("linked");
+        });
+        let status = exhibit.0.run("dispatch-reconcile", &[]).ok();
+        assert!(status.contains("neighbour running"), "{path}: {status}");
+        let own = status.lines().filter(|line| line.starts_with("x "));
+        all.push_str(&format!("{path}: {}\n", own.collect::<Vec<_>>().join("\n")));
+        let before = tree(&[exhibit.0.temporary()]);
+        call_all(&exhibit.0);
+        unchanged(&before, &exhibit.0, path);
+    }
+    same(
+        &Sandbox::new().redactions().apply(&all),
+        str![[r#"
+plan.md: x broken — plan.md is a symlink → dispatch-reconcile show x
+task.yaml: x broken — task.yaml is a symlink → dispatch-reconcile show x
+prompt.md: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+lock: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+run.lock: x broken — run.lock is a symlink → dispatch-reconcile show x
+news: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+wait: x broken — wait is a symlink → dispatch-reconcile show x
+output.md: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+context.md: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+ipc: x broken — ipc is a symlink → dispatch-reconcile show x
+ipc/001.question: x broken — ipc/001.question is a symlink → dispatch-reconcile show x
+ipc/001.answer: x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+ipc/.done: x broken — ipc/.done is a symlink → dispatch-reconcile show x
+notes: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+notes/001: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+tells: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+worker: x broken — worker is a symlink → dispatch-reconcile show x
+worker/1: x broken — worker/1 is a symlink → dispatch-reconcile show x
+worker/2: x broken — worker/2 is a symlink → dispatch-reconcile show x
+worker/1/exit: x broken — worker/1/exit is a symlink → dispatch-reconcile show x
+worker/1/identity: x broken — worker/1/identity is a symlink → dispatch-reconcile show x
+worker/1/output.log: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+worker/1/plan.md: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+worker/1/session: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+
+"#]],
+    );
+}
+
+#[test]
+fn a_task_that_is_a_symlink() {
+    let exhibit = Exhibit::of_dead(|sandbox| {
+        let outside = outside(sandbox);
+        fs::remove_dir_all(sandbox.task("x", "")).expect("removed");
+        let at = sandbox.project().join(".dispatch/tasks/x");
+        symlink(outside.join("x"), at).expect("linked");
+    });
+    let before = tree(&[exhibit.0.temporary()]);
+    exhibit
+        .status(str![[r#"
+exit 0
+x broken — x is a symlink → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+        .show(str![[r#"
+exit 65
+! dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
+!   to TMP/outside/x; dispatch follows none in its own directories
+!   next: remove it, or put what it leads to in its place
+"#]]);
+    same(
+        &call_all(&exhibit.0),
+        str![[r#"
+dispatch-reconcile show: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
+dispatch-reconcile show: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
+dispatch-monitor x: dispatch-monitor: PROJECT/.dispatch/tasks/x is a symlink
+dispatch-monitor --answer: dispatch-monitor: PROJECT/.dispatch/tasks/x is a symlink
+dispatch-reconcile note: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
+dispatch-reconcile stop: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
+dispatch-spawn x: dispatch-spawn: PROJECT/.dispatch/tasks/x is a symlink
+dispatch-reconcile merge: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
+dispatch-reconcile clean: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
+dispatch-spawn x: dispatch-spawn: PROJECT/.dispatch/tasks/x is a symlink
+
+"#]],
+    );
+    unchanged(&before, &exhibit.0, "tasks/x");
+    // Also one that leads nowhere.
+    fs::remove_file(exhibit.0.project().join(".dispatch/tasks/x")).expect("removed");
+    symlink("nowhere", exhibit.0.project().join(".dispatch/tasks/x")).expect("linked");
+    exhibit.status(str![[r#"
+exit 0
+x broken — x is a symlink → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+}
+
+#[test]
+fn a_project_whose_tasks_are_a_symlink() {
+    for (path, target) in [(".dispatch/tasks", "tasks"), (".dispatch", "")] {
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[]);
+        sandbox.worked_at("x", "idle", &dead());
+        let outside = sandbox.temporary().join("outside");
+        fs::rename(sandbox.project().join(".dispatch"), &outside).expect("moved");
+        if path != ".dispatch" {
+            fs::create_dir(sandbox.project().join(".dispatch")).expect("made");
+        }
+        symlink(outside.join(target), sandbox.project().join(path)).expect("linked");
+        let before = tree(&[sandbox.temporary()]);
+        let refused = call_all(&sandbox);
+        let status = sandbox.run("dispatch-reconcile", &[]);
+        let brief = sandbox.run("dispatch-config", &["brief"]);
+        assert_eq!((status.code, brief.code), (Some(65), Some(0)));
+        let said = status.err.strip_prefix("dispatch-reconcile: ").expect("its name");
+        assert_eq!(said, brief.out);
+        let said = sandbox
+            .redactions()
+            .apply(said)
+            .replace(path, "PATH")
+            .replace("outside/tasks", "outside/");
+        same(
+            &said,
+            str![[r#"
+PROJECT/PATH is a symlink
+  to TMP/outside/; dispatch follows none in its own directories
+  next: remove it, or put what it leads to in its place
+
+"#]],
+        );
+        assert_eq!(refused.lines().count(), CALLS.len() - 1, "{refused}");
+        unchanged(&before, &sandbox, path);
+        // A hook of the host stays silent.
+        let host = Host::new(&sandbox);
+        let hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
+        assert_eq!((hook.code, hook.err.as_str()), (Some(0), ""));
+    }
+}
+
+/// A host's hook hears of the others while one task cannot be told of.
+#[test]
+fn news_of_others_comes_through() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    let host = Host::new(&sandbox);
+    for id in ["x", "y"] {
+        sandbox.plan(id, PLAN);
+        host.calls(sandbox.call("dispatch-spawn", &[id])).run().ok();
+    }
+    for path in ["news", "tells/001"] {
+        let _ = fs::remove_file(sandbox.task("x", path));
+        fs::create_dir_all(sandbox.task("x", path)).expect("made");
+        sandbox.worker("x", &["tell", "Careful."]).run();
+        sandbox.worker("y", &["tell", &format!("Look at {path}.")]).run().ok();
+        let wake = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
+        assert_eq!(wake.code, Some(2), "{}", wake.err);
+        assert!(wake.err.contains(&format!("Look at {path}.")), "{}", wake.err);
+    }
+}
+
+/// Runs a call as a user who may write nothing here, or as the test's own if that is no root.
+fn as_nobody(call: Call) -> Call {
+    call.with(|command| {
+        if nix::unistd::geteuid().is_root() {
+            command.uid(65534).gid(65534);
+        }
+    })
+}
+
+#[test]
+fn a_directory_that_only_another_may_write_to() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.worked_at("neighbour", "idle", &own());
+    sandbox.worked_at("x", "idle", &dead());
+    sandbox.queued("waits", "idle");
+    sandbox.write("x", "ipc/001.question", "Which?\n");
+    // Where that user finds them.
+    let helpers = sandbox.top().join("helpers");
+    crate::support::helpers::install(&helpers);
+    let bin = helpers.join(crate::support::helpers::VERSION.trim_end());
+    let mode = |path: &Path, mode: &str| {
+        sandbox.program("chmod").args(&["-R", mode]).arg(path).run().ok();
+    };
+    mode(sandbox.top(), "a+rX");
+    mode(&sandbox.project().join(".dispatch"), "a-w");
+    mode(&sandbox.home().join(".dispatch"), "a-w");
+    let before = tree(&[sandbox.home()]);
+    let mut said = String::new();
+    for call in CALLS {
+        let ran = as_nobody(sandbox.program(bin.join(call[0])).args(&call[1..])).run();
+        assert!(!ran.out.is_empty() || !ran.err.is_empty(), "{call:?}");
+        let json = call.contains(&"--json");
+        let out = if json { "(JSON)" } else { ran.out.trim_end() };
+        said.push_str(&format!(
+            "== {}: {:?}\n{out}{}\n",
+            call.join(" "),
+            ran.code,
+            ran.err.trim_end()
+        ));
+    }
+    assert_eq!(tree(&[sandbox.home()]), before);
+    mode(sandbox.top(), "u+w");
+    let said = said.replace(&bin.display().to_string(), "HELPERS");
+    same(
+        &sandbox.redactions().apply(&said),
+        str![[r#"
+== dispatch-reconcile status --all: Some(0)
+x blocked 0/2 1h idle → dispatch-monitor --answer x/001 -
+neighbour running 0/2 1h idle — item 1: First
+waits queued 0/2 1h idle
+== dispatch-reconcile status --json: Some(0)
+(JSON)
+== dispatch-reconcile show x: Some(0)
+x — Title
+blocked, idle, 1h
+next: dispatch-monitor --answer x/001 -
+1. [ ] First
+2. [ ] Second
+question 001: "Which?"
+attempt 1: no exit recorded, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+output: "At work."
+== dispatch-reconcile show x --json: Some(0)
+(JSON)
+== dispatch-config brief: Some(0)
+default: idle; models: idle
+no hook wakes you here: run HELPERS/dispatch-monitor in the background (Bash, run_in_background, timeout 7200000, description "dispatch: neighbour, waits"), and again each time it ends while tasks run
+#ID x asks (001): "Which?" → ask the user, then run: HELPERS/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+… and 3 more: dispatch-reconcile status
+== dispatch-monitor x --timeout AGE: Some(1)
+dispatch-monitor: cannot write PROJECT/.dispatch/tasks/x/news: Permission denied (os error 13)
+  next: call as its owner, or change its mode
+== dispatch-monitor --answer x This.: Some(1)
+dispatch-monitor: cannot open the lock PROJECT/.dispatch/tasks/x/lock: Permission denied (os error 13)
+  next: call as its owner, or change its mode
+== dispatch-reconcile note x Mind the gap.: Some(1)
+dispatch-reconcile: cannot make the directory PROJECT/.dispatch/tasks/x/notes: Permission denied (os error 13)
+  next: call as its owner, or change its mode
+== dispatch-reconcile stop x: Some(1)
+dispatch-reconcile: cannot open the lock PROJECT/.dispatch/tasks/x/lock: Permission denied (os error 13)
+  next: call as its owner, or change its mode
+== dispatch-spawn x --resume: Some(1)
+dispatch-spawn: cannot open the lock PROJECT/.dispatch/tasks/x/run.lock: Permission denied (os error 13)
+== dispatch-reconcile merge x: Some(1)
+dispatch-reconcile: cannot open the lock PROJECT/.dispatch/tasks/x/run.lock: Permission denied (os error 13)
+  next: call as its owner, or change its mode
+== dispatch-reconcile clean x: Some(1)
+kept x: cannot open the lock PROJECT/.dispatch/tasks/x/run.lock: Permission denied (os error 13)
+== dispatch-spawn x: Some(73)
+dispatch-spawn: the task id 'x' is taken
+  PROJECT/.dispatch/tasks/x is blocked
+  next: use 'x-2', or dispatch-spawn x --resume for what is left of it
+
+"#]],
+    );
+}
+
+/// A task whose worker has committed something, and that worktree.
+fn with_a_worktree() -> (Sandbox, PathBuf) {
+    let commits = "echo work >>work; git add . && git commit -q -m Work";
+    let sandbox = worktrees::ready(&[("commits", commits)]);
+    worktrees::dispatch(&sandbox, "x", "commits");
+    sandbox.wait_for_state("x", "incomplete");
+    worktrees::until_over(&sandbox, "x");
+    let (path, ..) = worktrees::worktree_of(&sandbox, "x");
+    (sandbox, path)
+}
+
+/// A task whose worktree somebody deleted, with what was not committed in it.
+#[test]
+fn a_deleted_worktree() {
+    let (sandbox, path) = with_a_worktree();
+    fs::remove_dir_all(&path).expect("removed");
+    let status = || sandbox.run("dispatch-reconcile", &[]);
+    let show = || sandbox.run("dispatch-reconcile", &["show", "x"]);
+    status().shows(str![[r#"
+exit 0
+x incomplete 0/2 AGE commits → dispatch-spawn x --resume
+"#]]);
+    show().shows(str![[r#"
+exit 0
+x — Title
+incomplete, commits, AGE
+next: dispatch-spawn x --resume
+worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT): deleted
+1. [ ] First
+2. [ ] Second
+attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+"#]]);
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 1
+kept x: not merged: 1 commit is only in dispatch/x
+"#]]);
+    // Also when git has forgotten it.
+    sandbox.git(&["worktree", "prune"]);
+    show().shows(str![[r#"
+exit 0
+x — Title
+incomplete, commits, AGE
+next: dispatch-spawn x --resume
+worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT): deleted
+1. [ ] First
+2. [ ] Second
+attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+"#]]);
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 1
+kept x: not merged: 1 commit is only in dispatch/x
+"#]]);
+    // The branch has the commits, and a worker gets its worktree again.
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    assert!(path.join("work").exists());
+    worktrees::until_over(&sandbox, "x");
+    fs::remove_dir_all(&path).expect("removed");
+    sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
+exit 0
+dispatch/x: 2 commits into main (fast-forward); dispatch-reconcile clean x removes the task
+"#]]);
+}
+
+/// A person has looked at a task's branch in their own checkout, or in another.
+#[test]
+fn a_branch_that_is_checked_out_elsewhere() {
+    let (sandbox, path) = with_a_worktree();
+    sandbox.git(&["worktree", "remove", "--force", &path.display().to_string()]);
+    sandbox.git(&["checkout", "-q", "dispatch/x"]);
+    sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
+exit 65
+! dispatch-reconcile: dispatch/x is what is checked out
+!   PROJECT
+!   next: git -C PROJECT switch BRANCH, and call again
+"#]]);
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 1
+kept x: dispatch/x is checked out in PROJECT
+"#]]);
+    sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
+exit 0
+x — Title
+incomplete, commits, AGE
+next: dispatch-spawn x --resume
+worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT): deleted
+1. [ ] First
+2. [ ] Second
+attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+"#]]);
+    let resume = || sandbox.run("dispatch-spawn", &["x", "--resume"]);
+    resume().shows(str![[r#"
+exit 73
+! dispatch-spawn: the task's branch dispatch/x is checked out elsewhere
+!   PROJECT
+!   next: git -C PROJECT switch BRANCH, and call again
+"#]]);
+    assert!(!path.exists());
+    // All is well when the person is on another branch.
+    sandbox.git(&["switch", "-q", "main"]);
+    assert_eq!(resume().code, Some(0));
+    sandbox.wait_for_state("x", "incomplete");
+    worktrees::until_over(&sandbox, "x");
+    assert_eq!(sandbox.git(&["log", "--format=%s", "dispatch/x"]), "Work\nWork\nBegin\n");
+}
