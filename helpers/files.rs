@@ -48,15 +48,16 @@ pub fn read_words(path: &Path) -> Result<Option<String>> {
 
 /// The content of a file of a task.
 pub fn own_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
-    let Some(mut file) = open_own(path)? else { return Ok(None) };
-    let mut bytes = Vec::new();
-    let read = file.read_to_end(&mut bytes);
+    let Some((file, length)) = open_own(path)? else { return Ok(None) };
+    // Through `take`, which does not ask once more how long the file is.
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1);
+    let read = file.take(u64::MAX).read_to_end(&mut bytes);
     read.with_context(|| format!("cannot read {}", path.display()))?;
     Ok(Some(bytes))
 }
 
-/// Opens a file of a task to read it.
-fn open_own(path: &Path) -> Result<Option<File>> {
+/// Opens a file of a task to read it, and says how long it is.
+fn open_own(path: &Path) -> Result<Option<(File, u64)>> {
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = match opened {
@@ -67,20 +68,20 @@ fn open_own(path: &Path) -> Result<Option<File>> {
             return Err(error).context(format!("cannot read {}", path.display()));
         }
     };
-    let is_file = file.metadata().is_ok_and(|it| it.is_file());
-    if !is_file {
+    let meta = file.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+    if !meta.is_file() {
         return Err(Refusal::new(Exit::Data, format!("{} is not a file", path.display()))
             .next("move away what is in its place")
             .into());
     }
-    Ok(Some(file))
+    Ok(Some((file, meta.len())))
 }
 
 /// The names in a directory of a task, and whether each is a symlink; none where there is no such
 /// directory.
 pub fn entries(path: &Path) -> Result<Vec<(OsString, bool)>> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut directory = match Dir::open(path, flags, Mode::empty()) {
+    let directory = match Dir::open(path, flags, Mode::empty()) {
         Ok(directory) => directory,
         Err(Errno::ENOENT) => return Ok(Vec::new()),
         Err(Errno::ENOTDIR | Errno::ELOOP) => {
@@ -93,7 +94,7 @@ pub fn entries(path: &Path) -> Result<Vec<(OsString, bool)>> {
         Err(error) => return Err(error).context(format!("cannot read {}", path.display())),
     };
     let mut entries = Vec::new();
-    for entry in directory.iter().flatten() {
+    for entry in directory.into_iter().flatten() {
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
         if name != "." && name != ".." {
             entries.push((name.to_owned(), entry.file_type() == Some(Type::Symlink)));
@@ -139,8 +140,7 @@ pub fn number(name: &str) -> Option<u32> {
 /// The last bytes of a file of a task.
 pub fn read_end(path: &Path, most: u64) -> Result<Vec<u8>> {
     let mut end = Vec::new();
-    let Some(mut file) = open_own(path)? else { return Ok(end) };
-    let length = file.metadata()?.len();
+    let Some((mut file, length)) = open_own(path)? else { return Ok(end) };
     file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
     file.take(most).read_to_end(&mut end)?;
     Ok(end)
@@ -376,7 +376,7 @@ impl Lock {
 
     /// Whether somebody holds the lock, whatever its text says.
     pub fn is_held(path: &Path) -> Result<bool> {
-        let Some(file) = open_own(path)? else { return Ok(false) };
+        let Some((file, _)) = open_own(path)? else { return Ok(false) };
         Ok(matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
     }
 

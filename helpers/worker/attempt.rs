@@ -112,7 +112,7 @@ pub(super) fn run(
 
 /// The end of an attempt that nobody saw, as far as its log tells: a CLI that has said its last word
 /// has come to its end, whatever ended it then.
-pub(super) fn unseen_end(record: &Record, attempt: &Attempt) -> ExitRecord {
+pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> ExitRecord {
     let config = Config::load().unwrap_or_default();
     let choice = config.resolve(Some(&record.name));
     let settings = choice.map(|choice| choice.settings).unwrap_or_default();
@@ -123,7 +123,8 @@ pub(super) fn unseen_end(record: &Record, attempt: &Attempt) -> ExitRecord {
     listener.end();
     let heard = listener.heard().clone();
     let exit = ExitRecord {
-        usage: heard.usage,
+        // What it used is no reason to leave its end unknown.
+        usage: usage(task, attempt, &heard).unwrap_or_default(),
         at: now(),
         milliseconds: attempt.life_sign().map_or(0, |time| time.as_millis() as u64),
         ..ExitRecord::default()
@@ -175,8 +176,8 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
 /// What an attempt used itself: some CLIs count the attempts that it was resumed from again.
 fn usage(task: &Task, attempt: &Attempt, heard: &Heard) -> Result<Option<Usage>> {
     let Some(mut usage) = heard.usage.clone() else { return Ok(None) };
-    for number in (1..attempt.number).filter(|_| heard.usage_of_session) {
-        let before = task.attempt(number);
+    let earlier = if heard.usage_of_session { task.attempts()? } else { Vec::new() };
+    for before in earlier.into_iter().filter(|it| it.number < attempt.number) {
         let session = before.session()?.map(|session| session.id);
         if let Some(ExitRecord { usage: Some(before), .. }) = before.exit()?
             && session == heard.session

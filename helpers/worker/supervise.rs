@@ -304,7 +304,7 @@ fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<boo
     if attempt.exit()?.is_some() {
         return Ok(false);
     }
-    let exit = attempt::unseen_end(record, attempt);
+    let exit = attempt::unseen_end(task, record, attempt);
     if task.wait()?.is_none()
         && let Some(wait) = park(task, &exit, 1)?
     {
