@@ -141,6 +141,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         owner: calling_host(),
         created: now(),
         stop: false,
+        key: None,
     };
     let helper = helper(&record)?;
     let call = startable(&task, &record, &choice)?;

@@ -7,6 +7,7 @@ pub mod state;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -180,12 +181,21 @@ impl Task {
                 .next("install this version's helpers anew: sh install.sh")
                 .into());
         }
-        Ok(Some(record.map_err(broken)?))
+        let record = record.map_err(broken)?;
+        if record.key.is_none() || record.key != own_key()? {
+            return Err(Refusal::new(Exit::Data, format!("task '{}' is not yours", self.id))
+                .place(format!("{}: it may have come with the project", path.display()))
+                .next("nothing of it is carried out; look at it, and remove its directory")
+                .into());
+        }
+        Ok(Some(record))
     }
 
     /// Claims the name for this record; `false` if it is taken.
     pub fn claim(&self, record: &Record) -> Result<bool> {
-        files::publish_new(&self.record_path(), serde_yaml::to_string(record)?.as_bytes())
+        let key = own_key()?.map_or_else(make_key, Ok)?;
+        let record = Record { key: Some(key), ..record.clone() };
+        files::publish_new(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
     }
 
     /// Changes the record under the task's lock.
@@ -428,6 +438,28 @@ pub fn calling_host() -> Option<Identity> {
     }
     let pid = std::env::var("CLAUDE_PID").ok()?.parse().ok()?;
     Identity::of(pid).ok().flatten()
+}
+
+/// This user's key, if there is one.
+fn own_key() -> Result<Option<String>> {
+    static KEY: OnceLock<String> = OnceLock::new();
+    if let Some(key) = KEY.get() {
+        return Ok(Some(key.clone()));
+    }
+    let key = files::read(&key_path()?)?.map(|text| text.trim().to_owned());
+    Ok(key.filter(|key| !key.is_empty()).map(|key| KEY.get_or_init(|| key).clone()))
+}
+
+fn make_key() -> Result<String> {
+    let path = key_path()?;
+    path.parent().map_or(Ok(()), files::make_private_directory)?;
+    // Another helper may be faster.
+    files::publish_new(&path, format!("{}{}\n", random_hex()?, random_hex()?).as_bytes())?;
+    own_key()?.with_context(|| format!("there is no key in {}", path.display()))
+}
+
+fn key_path() -> Result<PathBuf> {
+    Ok(crate::config::home()?.join("key"))
 }
 
 /// A random number as 16 hexadecimal digits.

@@ -29,6 +29,7 @@ mod limits;
 mod merge;
 mod monitor;
 mod museum;
+mod not_yours;
 mod notes;
 mod parked;
 mod plan_lock;

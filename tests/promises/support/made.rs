@@ -31,13 +31,24 @@ impl Sandbox {
         fs::write(path, text).expect("written");
     }
 
+    /// The user's key, which every record has.
+    pub(crate) fn key(&self) -> String {
+        let path = self.home().join(".dispatch/key");
+        if !path.exists() {
+            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            fs::write(&path, "0123456789abcdef\n").expect("written");
+        }
+        fs::read_to_string(path).expect("a key").trim().to_owned()
+    }
+
     /// The record of a task that was dispatched an hour ago, with further lines.
     pub(crate) fn record(&self, id: &str, backend: &str, further: &str) {
         let created = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
         let created = humantime::format_rfc3339_seconds(created);
         let project = self.project().display().to_string();
+        let key = self.key();
         let text = format!(
-            "format: 1\nnonce: '{id}-nonce'\nname: {backend}\nbackend: {backend}\nroute: cli\naccess: write\ndirectory: {project}\ncreated: {created}\n{further}"
+            "format: 1\nnonce: '{id}-nonce'\nname: {backend}\nbackend: {backend}\nroute: cli\naccess: write\ndirectory: {project}\ncreated: {created}\nkey: {key}\n{further}"
         );
         self.write(id, "task.yaml", text);
         let hour = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
