@@ -54,8 +54,15 @@ demo() {
 }
 demo sh "$fresh/clone/install.sh" --demo --answer 'the fresh clone' </dev/null >"$fresh/demo.txt"
 grep -q 'Hello, the fresh clone!' "$fresh/demo.txt"
-if grep -q DISPATCH_CRASH_AT "$fresh"/home/.local/share/dispatch/*/dispatch; then
+program=$(echo "$fresh"/home/.local/share/dispatch/*/dispatch)
+if grep -q DISPATCH_CRASH_AT "$program"; then
     echo 'tests/run.sh: the release program reads the crash points of the tests' >&2
+    exit 1
+fi
+# What it calls of the system library. SECURITY.md says that it opens no connection.
+calls=$(tr '\0' '\n' <"$program" | LC_ALL=C grep -a -x -E '_?(write|socket|connect|getaddrinfo)' | sort -u)
+if [ "${calls#_}" != write ]; then
+    echo "tests/run.sh: the release program can open connections: $calls" >&2
     exit 1
 fi
 if tool tmux; then

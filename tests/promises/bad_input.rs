@@ -246,6 +246,27 @@ exit 69
 }
 
 #[test]
+fn a_cli_that_cannot_be_held_to_what_its_worker_may_do_is_refused() {
+    let sandbox = Sandbox::with_clis(&[("gemini", "exit 1"), ("droid", "exit 1")]);
+    sandbox.config("models: { g: { backend: gemini }, d: { backend: droid } }\n");
+    sandbox.plan("x", PLAN);
+    let spawn = |args: &[&str]| sandbox.on_machine("dispatch-spawn", &["x"]).args(args);
+    refused(&sandbox, spawn(&["--model", "g"])).shows(str![[r#"
+exit 69
+! dispatch-spawn: gemini's workers cannot be held to 'write' access
+!   it holds its own edits to the project, but not the commands that it runs
+!   next: if the user lets them do anything: dispatch-config set-access gemini full
+"#]]);
+    refused(&sandbox, spawn(&["--model", "d", "--access", "read"])).shows(str![[r#"
+exit 69
+! dispatch-spawn: droid's workers cannot be held to 'read' access
+!   it lets the model itself say how risky each of its commands is
+!   next: if the user lets them do anything: dispatch-config set-access droid full
+"#]]);
+    assert!(!sandbox.task("x", "task.yaml").exists());
+}
+
+#[test]
 fn an_id_that_is_taken_stays_with_its_task() {
     let sandbox = asking();
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
