@@ -20,8 +20,9 @@ use crate::HELPERS;
 use crate::error::Refusal;
 use crate::exit::Exit;
 
-/// Lets a model call the skill for a request without the slash.
-const SKILL: &str = "Skill(dispatch)";
+/// Let a model call the skill, under the name that it has as a plugin too, for a request without
+/// the slash.
+const SKILLS: [&str; 2] = ["Skill(dispatch)", "Skill(dispatch:dispatch)"];
 
 /// White space of JSON.
 const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
@@ -32,7 +33,7 @@ pub fn rules(bin: &Path) -> Vec<String> {
     let bin = bin.to_string_lossy();
     let quote = if bin.contains(' ') { "\"" } else { "" };
     let rule = |helper| format!("Bash({quote}{bin}/{helper}{quote} *)");
-    HELPERS.into_iter().map(rule).chain(iter::once(SKILL.into())).collect()
+    HELPERS.into_iter().map(rule).chain(SKILLS.map(Into::into)).collect()
 }
 
 /// The user's Claude settings file, which need not exist.
@@ -79,7 +80,7 @@ pub fn missing(text: Option<&str>, rules: &[String]) -> Vec<String> {
 pub fn for_dispatch(text: Option<&str>) -> Vec<String> {
     let Ok(settings) = Settings::parse(text.unwrap_or_default()) else { return Vec::new() };
     let named = |rule: &str| HELPERS.iter().any(|helper| rule.contains(&format!("/{helper}")));
-    let ours = settings.allowed().filter(|rule| named(rule) || *rule == SKILL);
+    let ours = settings.allowed().filter(|rule| named(rule) || SKILLS.contains(rule));
     ours.map(String::from).collect()
 }
 
@@ -389,7 +390,7 @@ mod tests {
     #[test]
     fn rules_name_each_launcher_by_its_exact_path() {
         let all = rules(Path::new("/s/bin"));
-        assert_eq!(all.len(), 6);
+        assert_eq!(all.len(), 7);
         assert!(RULES.iter().all(|rule| all.iter().any(|it| it == rule)), "{all:?}");
         let spaced = rules(Path::new("/my skills/bin"));
         assert_eq!(spaced[1], r#"Bash("/my skills/bin/dispatch-spawn" *)"#);

@@ -11,7 +11,9 @@ use super::{
     model::{Model, Reply},
     process::{Home, cli},
     skill,
-    story::{DEADLINE, Job, REPLY, Seat, called, dispatcher, file, quiet, run, task, told, until},
+    story::{
+        DEADLINE, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, task, told, until,
+    },
 };
 
 const CONFIG: &str = "
@@ -95,6 +97,25 @@ fn installed_from_a_marketplace_it_dispatches_and_is_woken() {
     );
     let plan = file(task(&home, "paint").join("plan.md"));
     assert_eq!(plan, "- [x] Paint it in their colour\n  green\n");
+}
+
+#[test]
+fn asked_for_in_plain_words_it_is_called_unasked() {
+    let home = Home::new();
+    let source = Repository::serve(&home);
+    install(&home, &source);
+    skill::allow_in(&home, &installed(&home));
+    let model = Model::start(|request| match request.turns() {
+        0 => Reply::call("Skill", json!({ "skill": "dispatch:dispatch", "args": "status" })),
+        _ => Reply::say("Dispatch is ready."),
+    });
+    let options = Options { asks: true, ..Options::mode("acceptEdits") };
+    let mut claude = Claude::stream(home.path(), &home.project(), &model, &options);
+    claude.say("what does dispatch do?");
+    assert_eq!(until(&mut claude, &home, "Dispatch is ready."), [""; 0]);
+    assert!(claude.end(DEADLINE).success());
+    let shown = asked(&model, Seat::Host)[1].last_user();
+    assert!(shown.contains("State now:\ndefault: opus; models: opus\n"), "{shown}");
 }
 
 #[test]

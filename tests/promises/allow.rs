@@ -50,6 +50,7 @@ These permission rules will be added to HOME/.claude/settings.json:
   Bash(/skills/dispatch/bin/dispatch-reconcile *)
   Bash(/skills/dispatch/bin/dispatch-worker *)
   Skill(dispatch)
+  Skill(dispatch:dispatch)
 Done.
 "#]]);
     same(
@@ -65,7 +66,8 @@ Done.
             "Bash(/skills/dispatch/bin/dispatch-monitor *)",
             "Bash(/skills/dispatch/bin/dispatch-reconcile *)",
             "Bash(/skills/dispatch/bin/dispatch-worker *)",
-            "Skill(dispatch)"
+            "Skill(dispatch)",
+            "Skill(dispatch:dispatch)"
         ],
         "deny": []
     },
@@ -89,6 +91,7 @@ These permission rules will be taken out of HOME/.claude/settings.json:
   Bash(/skills/dispatch/bin/dispatch-reconcile *)
   Bash(/skills/dispatch/bin/dispatch-worker *)
   Skill(dispatch)
+  Skill(dispatch:dispatch)
 Done.
 "#]]);
     assert_eq!(text(&sandbox), SETTINGS);
@@ -110,6 +113,7 @@ These permission rules will be added to HOME/.claude/settings.json:
   Bash(/skills/dispatch/bin/dispatch-monitor *)
   Bash(/skills/dispatch/bin/dispatch-reconcile *)
   Bash(/skills/dispatch/bin/dispatch-worker *)
+  Skill(dispatch:dispatch)
 Done.
 "#]]);
     // Another copy of the skill.
@@ -124,6 +128,7 @@ These permission rules will be taken out of HOME/.claude/settings.json:
   Bash(/skills/dispatch/bin/dispatch-monitor *)
   Bash(/skills/dispatch/bin/dispatch-reconcile *)
   Bash(/skills/dispatch/bin/dispatch-worker *)
+  Skill(dispatch:dispatch)
   Bash("/other skills/dispatch/bin/dispatch-config" *)
   Bash("/other skills/dispatch/bin/dispatch-spawn" *)
   Bash("/other skills/dispatch/bin/dispatch-monitor" *)
@@ -177,7 +182,7 @@ fn settings_that_are_not_there_are_made_private() {
     assert_eq!(mode(&path), 0o600);
     assert_eq!(names(&sandbox.home().join(".claude")), ["settings.json"]);
     let json: serde_json::Value = serde_json::from_str(&text(&sandbox)).expect("JSON");
-    assert_eq!(json["permissions"]["allow"].as_array().map(Vec::len), Some(6));
+    assert_eq!(json["permissions"]["allow"].as_array().map(Vec::len), Some(7));
 }
 
 #[test]

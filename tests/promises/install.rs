@@ -381,6 +381,7 @@ These permission rules will be taken out of HOME/.claude/settings.json:
   Bash("HOME/my skills/dispatch/bin/dispatch-reconcile" *)
   Bash("HOME/my skills/dispatch/bin/dispatch-worker" *)
   Skill(dispatch)
+  Skill(dispatch:dispatch)
 These will be removed:
   HOME/.local/share/dispatch/VERSION
 Nothing was removed.
@@ -460,6 +461,7 @@ These permission rules will be taken out of HOME/.claude/settings.json:
   Bash("HOME/my skills/dispatch/bin/dispatch-reconcile" *)
   Bash("HOME/my skills/dispatch/bin/dispatch-worker" *)
   Skill(dispatch)
+  Skill(dispatch:dispatch)
 These will be removed:
   HOME/.local/share/dispatch/VERSION
   HOME/.local/share/dispatch/build
