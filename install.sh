@@ -79,7 +79,7 @@ case $0 in
     *) folder=. ;;
 esac
 folder=$(CDPATH='' cd -- "$folder" && pwd)
-version=$(cat -- "$folder/helpers/VERSION")
+read -r version <"$folder/helpers/VERSION"
 helpers='dispatch-config dispatch-spawn dispatch-monitor dispatch-reconcile dispatch-worker'
 
 home=${DISPATCH_HOME:-${XDG_DATA_HOME:-${HOME:+$HOME/.local/share}}}
@@ -108,7 +108,7 @@ in_place() {
     done
 }
 
-# What the system calls itself in the name of an archive.
+# What the system is called in the name of a published program.
 system() {
     kernel=$(uname -s) machine=$(uname -m)
     case $kernel in
@@ -122,11 +122,16 @@ system() {
     say "$kernel-$machine"
 }
 
-# Finds out what was published of exactly these sources for this system: an archive and its hash.
+# Finds out what was published of exactly these sources for this system: a program and its hash.
 published() {
-    archive=dispatch-$version-$(system).tar.gz
-    hash=$(sed -n "s/^\([0-9a-f]\{64\}\)  $archive\$/\1/p" "$folder/helpers/RELEASE" 2>/dev/null) || return 1
-    base=${DISPATCH_DOWNLOADS:-$(sed -n 's/^from //p' "$folder/helpers/RELEASE")}
+    name=dispatch-$version-$(system) base='' hash=''
+    [ -f "$folder/helpers/RELEASE" ] || return 1
+    while read -r first second; do
+        case "$first $second" in
+            from\ *) base=${DISPATCH_DOWNLOADS:-$second} ;;
+            *\ "$name") hash=$first ;;
+        esac
+    done <"$folder/helpers/RELEASE"
     [ -n "$hash" ] && [ -n "$base" ]
 }
 
@@ -138,26 +143,24 @@ sha256() {
     fi | cut -d ' ' -f 1
 }
 
-# Downloads the archive, and takes nothing out of it before its hash is seen to be right.
+# Downloads the program, and does nothing with it before its hash is seen to be right.
 download() {
     case $base in
         https://*) ;;
         http://127.0.0.1:*) ;; # a server of the tests
         *) fail 64 "install.sh: $base is no https address" "  next: set DISPATCH_DOWNLOADS to one" ;;
     esac
-    say "Downloading $base/$archive ..."
+    say "Downloading $base/$name ..."
     if command -v curl >/dev/null 2>&1; then
         curl --fail --silent --show-error --location --proto "=${base%%:*}" --connect-timeout 15 \
-            --max-time 600 --output "$stage/$archive" "$base/$archive" || return 1
+            --max-time 600 --output "$stage/dispatch" "$base/$name" || return 1
     else
-        wget -q -O "$stage/$archive" "$base/$archive" || return 1
+        wget -q -O "$stage/dispatch" "$base/$name" || return 1
     fi
-    found=$(sha256 <"$stage/$archive")
+    found=$(sha256 <"$stage/dispatch")
     [ "$found" = "$hash" ] ||
-        fail 1 "install.sh: $base/$archive is not what was published; nothing was installed" \
+        fail 1 "install.sh: $base/$name is not what was published; nothing was installed" \
             "  its SHA-256 is $found, not $hash" "  next: sh \"$folder/install.sh\" --build"
-    tar -xzf "$stage/$archive" -C "$stage" dispatch ||
-        fail 1 "install.sh: $archive holds no helpers; nothing was installed"
     built=$stage
 }
 
@@ -218,14 +221,14 @@ install_helpers() {
     why="dispatch $version is to be built"
     if [ $build = no ] && published; then
         if [ $dry = yes ]; then
-            say "Would download $base/$archive" "  check that its SHA-256 is $hash" \
+            say "Would download $base/$name" "  check that its SHA-256 is $hash" \
                 "  and put the helpers into $place"
             return
         elif download; then
             put_in_place
             return
         fi
-        why="$base/$archive could not be downloaded"
+        why="$base/$name could not be downloaded"
         say "install.sh: $why" >&2
     elif [ $build = no ]; then
         why="there is no download of dispatch $version for $(system)"

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Makes the archive of the helpers for the system that this runs on, tested, with its SHA-256 beside
-# it: sh tests/release.sh [DIRECTORY]. The workflow calls this on each system; on Linux it needs python3 too.
+# Makes the program to publish for the system that this runs on, tested, with its SHA-256 beside it:
+# sh tests/release.sh [DIRECTORY]. The workflow calls this on each system. Needs python3 too.
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
 export CARGO_TERM_COLOR=never
 target=${CARGO_TARGET_DIR:-$root/target}
-out=${1:-$target/archive}
+out=${1:-$target/publish}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 server=
@@ -31,7 +31,7 @@ case $triple in
     *-linux-gnu) system=linux ;;
     *) fail "$triple is not released" ;;
 esac
-name=dispatch-$version-$system-${triple%%-*}.tar.gz
+name=dispatch-$version-$system-${triple%%-*}
 
 # Without this machine's paths; on Linux without any library of the system, on macOS for old ones too.
 RUSTFLAGS="--remap-path-prefix=$root=dispatch --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
@@ -53,18 +53,7 @@ else
     cargo test --quiet --locked --lib --target "$triple" --target-dir "$target"
 fi
 
-# The same bytes from the same program: fixed times, owners, modes and order.
-cp "$program" LICENSE "$work"
-chmod 755 "$work/dispatch"
-chmod 644 "$work/LICENSE"
-TZ=UTC touch -t 200001010000.00 "$work/dispatch" "$work/LICENSE"
-if tar --version | grep -q GNU; then
-    root_owns='--owner=0 --group=0 --numeric-owner'
-else
-    root_owns='--uid=0 --gid=0 --numeric-owner'
-fi
-# shellcheck disable=SC2086 # several options
-COPYFILE_DISABLE=1 tar --format=ustar $root_owns -C "$work" -cf - dispatch LICENSE | gzip -9 -n >"$out/$name"
+cp "$program" "$out/$name"
 (
     cd "$out"
     if command -v sha256sum >/dev/null 2>&1; then
@@ -74,7 +63,7 @@ COPYFILE_DISABLE=1 tar --format=ustar $root_owns -C "$work" -cf - dispatch LICEN
     fi >"$name.sha256"
 )
 
-# As a person gets it: a fresh clone downloads the archive and does a task from plan to report.
+# As a person gets it: a fresh clone downloads it and does a task from plan to report.
 git clone --quiet "$root" "$work/clone"
 { echo 'from nowhere' && cat "$out/$name.sha256"; } >"$work/clone/helpers/RELEASE"
 python3 -u -m http.server 0 --bind 127.0.0.1 --directory "$out" >"$work/server" 2>&1 &
@@ -86,7 +75,7 @@ done
 mkdir "$work/home"
 env -i HOME="$work/home" PATH=/usr/bin:/bin:/usr/sbin:/sbin LANG=C DISPATCH_DOWNLOADS="http://127.0.0.1:$port" \
     sh "$work/clone/install.sh" --demo --answer 'the release' </dev/null >"$work/demo.txt"
-grep -q "^Downloading .*/$name " "$work/demo.txt" || fail 'the demo did not download the archive'
+grep -q "^Downloading .*/$name " "$work/demo.txt" || fail 'the demo did not download it'
 grep -q 'Hello, the release!' "$work/demo.txt" || fail 'the demo did not end well'
 
-printf '%s bytes in %s bytes: %s\n' "$(wc -c <"$program")" "$(wc -c <"$out/$name")" "$(cat "$out/$name.sha256")"
+printf '%s bytes: %s\n' "$(wc -c <"$program")" "$(cat "$out/$name.sha256")"
