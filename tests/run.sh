@@ -39,6 +39,7 @@ if [ "$(sh helpers/version.sh)" != "$(cat helpers/VERSION)" ]; then
 fi
 
 step 'the helpers'
+tool tmux || true # the tests that want it say that they are skipped
 cargo test --quiet --locked
 
 step 'install and demo: a fresh clone, a fresh home, the first command of the README'

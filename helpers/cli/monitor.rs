@@ -73,7 +73,11 @@ pub fn main() -> ExitCode {
     run(|args: Args| {
         let project = project(args.directory.as_deref())?;
         match args.answer.as_deref() {
-            Some([task, text]) => answer(&project, task, text),
+            Some([target, text]) => {
+                let (task, question) = question(&project, target)?;
+                say(answer(&task, &question, &some_text(text, "the answer")?)?);
+                Ok(Exit::Ok)
+            }
             _ => wait(&args, project),
         }
     })
@@ -291,8 +295,8 @@ fn acknowledge_of(task: &Task, host: &Identity, shown: &[String], ids: &[&str]) 
     Ok(())
 }
 
-/// Publishes an answer.
-fn answer(project: &Project, target: &str, text: &str) -> Result<Exit> {
+/// The question that `TASK[/NNN]` names: the newest open one if it names none.
+fn question(project: &Project, target: &str) -> Result<(Task, String)> {
     let (id, number) = match target.split_once('/') {
         Some((id, number)) => (id, Some(number)),
         None => (target, None),
@@ -303,43 +307,46 @@ fn answer(project: &Project, target: &str, text: &str) -> Result<Exit> {
         Some(number) => questions.iter().find(|question| question.name == number),
         None => questions.iter().rev().find(|question| question.is_open()),
     };
-    let Some(question) = question else {
-        let what = match number {
-            Some(number) => format!("'{id}' has no question {number}"),
-            None => format!("'{id}' has no open question"),
-        };
-        let names: Vec<_> = questions.iter().map(|question| question.name.as_str()).collect();
-        let place = if names.is_empty() {
-            "it never asked".into()
-        } else {
-            format!("it asked {}", names.join(", "))
-        };
-        return Err(Refusal::new(Exit::Data, what).place(place).into());
+    if let Some(question) = question {
+        return Ok((task, question.name.clone()));
+    }
+    let what = match number {
+        Some(number) => format!("'{id}' has no question {number}"),
+        None => format!("'{id}' has no open question"),
     };
-    let text = some_text(text, "the answer")?;
+    let names: Vec<_> = questions.iter().map(|question| question.name.as_str()).collect();
+    let place = if names.is_empty() {
+        "it never asked".into()
+    } else {
+        format!("it asked {}", names.join(", "))
+    };
+    Err(Refusal::new(Exit::Data, what).place(place).into())
+}
+
+/// Publishes an answer and returns what becomes of the task.
+pub(super) fn answer(task: &Task, question: &str, text: &str) -> Result<String> {
+    let id = task.id();
     // An orphaned call of a dead worker may take the answer before it is looked at again.
     let before = task.view()?.state;
     let over = before.ended() && before != State::Done;
     let posted = {
         // A resume, which passes answers on, comes before this or after.
         let _lock = task.lock()?;
-        let received =
-            task.ipc().questions()?.iter().any(|q| q.name == question.name && q.received);
-        if received && task.ipc().answer(&question.name)?.is_none() {
-            let what = format!("nobody waits for an answer to {id}/{} any more", question.name);
+        let received = task.ipc().questions()?.iter().any(|q| q.name == question && q.received);
+        if received && task.ipc().answer(question)?.is_none() {
+            let what = format!("nobody waits for an answer to {id}/{question} any more");
             return Err(Refusal::new(Exit::Data, what)
                 .next(format!("tell the worker with dispatch-reconcile note {id} -"))
                 .into());
         }
-        task.ipc().post_answer(&question.name, &text)
+        task.ipc().post_answer(question, text)
     };
     if let Err(refusal) = posted {
         // Perhaps a call before was killed between the answer and what follows from it.
         supervise::go_on_if_answered(&task.view()?);
         return Err(refusal);
     }
-    say(format!("{id}/{} answered{}", question.name, goes_on(&task, over)?));
-    Ok(Exit::Ok)
+    Ok(format!("{id}/{question} answered{}", goes_on(task, over)?))
 }
 
 /// What becomes of a task whose question was just answered; whether it was `over` before.

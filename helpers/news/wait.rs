@@ -18,7 +18,7 @@ use crate::task::{State, Task, View, calling_host};
 use crate::worker::supervise;
 
 /// How often a waiter looks without being woken.
-const SAFETY_SCAN: Duration = Duration::from_secs(1);
+pub const SAFETY_SCAN: Duration = Duration::from_secs(1);
 
 /// Of how many tasks one such look is at everything, in turn; of the others it is at the questions.
 /// A look at a place takes microseconds, and each has half a dozen.
@@ -140,7 +140,7 @@ impl Waiter {
                 return Ok(Outcome::HostDied);
             }
             if look == Look::All {
-                self.attach_undispatched(watch);
+                watch_undispatched(&self.project.tasks_dir(), watch);
             }
             let changed = self.refresh(look);
             let mut news = self.news(&changed)?;
@@ -328,19 +328,6 @@ impl Waiter {
         owner.is_some_and(|owner| owner.life() != Life::Dead)
     }
 
-    /// Watches the directories in which only a plan stands, because the record that makes it a task
-    /// changes nothing that is watched otherwise.
-    fn attach_undispatched(&self, watch: &mut Watch) {
-        watch.directory(&self.project.tasks_dir());
-        let Ok(entries) = fs::read_dir(self.project.tasks_dir()) else { return };
-        for entry in entries.flatten() {
-            let directory = entry.path();
-            if !directory.join("task.yaml").is_file() {
-                watch.directory(&directory);
-            }
-        }
-    }
-
     /// Watches these tasks; `false` if a directory that is there cannot be watched.
     fn attach(&self, watch: &mut Watch, ids: &[TaskId]) -> bool {
         let mut all = true;
@@ -392,11 +379,24 @@ fn gone_limit() -> Duration {
     crash::limit("DISPATCH_GONE_MS", Duration::from_secs(5))
 }
 
+/// Watches the directories in which only a plan stands, because the record that makes it a task
+/// changes nothing that is watched otherwise.
+pub fn watch_undispatched(tasks: &Path, watch: &mut Watch) {
+    watch.directory(tasks);
+    let Ok(entries) = fs::read_dir(tasks) else { return };
+    for entry in entries.flatten() {
+        let directory = entry.path();
+        if !directory.join("task.yaml").is_file() {
+            watch.directory(&directory);
+        }
+    }
+}
+
 /// Which of a task's directories is that of its questions and of its finish marker.
 const IPC: usize = 1;
 
 /// The directories whose entries decide a task's state, the task's own first.
-fn directories(task: &Task) -> Vec<PathBuf> {
+pub fn directories(task: &Task) -> Vec<PathBuf> {
     let mut places = vec![
         task.directory().to_path_buf(),
         task.ipc().directory().to_path_buf(),
@@ -408,7 +408,7 @@ fn directories(task: &Task) -> Vec<PathBuf> {
 }
 
 /// What shows by its time stamp that a task changed: its directories and its plan.
-fn places(task: &Task) -> Vec<PathBuf> {
+pub fn places(task: &Task) -> Vec<PathBuf> {
     let mut places = directories(task);
     places.push(task.plan_path());
     places
@@ -416,14 +416,15 @@ fn places(task: &Task) -> Vec<PathBuf> {
 
 /// How places looked just before they were read.
 #[derive(Default)]
-struct Mark {
+pub struct Mark {
     stamps: Vec<(PathBuf, Stamp)>,
     /// Whether every later change shows: none shares a time stamp with an earlier one.
     settled: bool,
 }
 
 impl Mark {
-    fn of(places: Vec<PathBuf>) -> Self {
+    /// Of these places as they are now.
+    pub fn of(places: Vec<PathBuf>) -> Self {
         // What is not there cannot come without a change of the first, which they all are in.
         let known = |place: PathBuf| stamp(&place).map(|stamp| (place, stamp));
         let stamps: Vec<_> = places.into_iter().filter_map(known).collect();
@@ -432,7 +433,7 @@ impl Mark {
     }
 
     /// Whether nothing changed since.
-    fn is_current(&self) -> bool {
+    pub fn is_current(&self) -> bool {
         self.settled && self.stamps.iter().all(is_same)
     }
 

@@ -401,10 +401,7 @@ impl View {
         };
         let all = if last > 1 { self.task.attempts().ok()? } else { Vec::new() };
         let before = all.into_iter().filter(|attempt| attempt.number < last);
-        let mut used = before.filter_map(read).chain(of_last);
-        let mut total = used.next()?;
-        used.for_each(|usage| total.add(&usage));
-        Some(total)
+        before.filter_map(read).chain(of_last).reduce(Usage::with)
     }
 
     /// The item that the worker is at, with its number counted from 1.

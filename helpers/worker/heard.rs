@@ -93,8 +93,14 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Usage {
-    /// Adds what was used beside it.
-    pub fn add(&mut self, other: &Self) {
+    /// The two together.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        self.add(&other);
+        self
+    }
+
+    fn add(&mut self, other: &Self) {
         self.input_tokens += other.input_tokens;
         self.output_tokens += other.output_tokens;
         self.tokens += other.tokens;
@@ -283,7 +289,7 @@ impl Listener {
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.line);
         let Some(cli) = self.cli.filter(|_| line.len() < LONGEST_LINE) else { return };
-        let line = plain(&String::from_utf8_lossy(&line));
+        let line = without_sequences(&String::from_utf8_lossy(&line)).replace('\u{2019}', "'");
         let line = line.trim();
         if line.starts_with('{')
             && let Ok(event) = serde_json::from_str::<Value>(line)
@@ -295,19 +301,22 @@ impl Listener {
     }
 }
 
-/// Without terminal colours, and with plain apostrophes.
-pub(super) fn plain(line: &str) -> String {
-    let mut plain = String::with_capacity(line.len());
-    let mut rest = line.chars();
+/// Without the sequences that colour a terminal, name its window and make links.
+pub fn without_sequences(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
     while let Some(c) = rest.next() {
         match c {
-            // A control sequence ends with a letter or one of @[\]^_`{|}~ (ECMA-48).
-            '\u{1b}' => {
-                if rest.next() == Some('[') {
-                    rest.by_ref().find(|c| ('@'..='~').contains(c));
+            '\u{1b}' => match rest.next() {
+                // A control sequence ends with a letter or one of @[\]^_`{|}~ (ECMA-48).
+                Some('[') => drop(rest.by_ref().find(|c| ('@'..='~').contains(c))),
+                // A title or the address of a link ends with a bell or with ESC \.
+                Some(']') => {
+                    let end = rest.by_ref().find(|c| matches!(c, '\u{7}' | '\u{1b}'));
+                    end.filter(|c| *c == '\u{1b}').and_then(|_| rest.next());
                 }
-            }
-            '\u{2019}' => plain.push('\''),
+                _ => {}
+            },
             c => plain.push(c),
         }
     }
@@ -319,7 +328,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colours_and_curly_apostrophes_hide_no_error() {
-        assert_eq!(plain("\u{1b}[1;31mYou\u{2019}ve hit\u{1b}[0m it"), "You've hit it");
+    fn colours_hide_no_error() {
+        let line = "\u{1b}]0;t\u{7}\u{1b}[1;31mYou \u{1b}]8;;u\u{1b}\\hit\u{1b}[0m it";
+        assert_eq!(without_sequences(line), "You hit it");
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::heard::plain;
+use super::heard::without_sequences;
 use crate::task::Attempt;
 
 /// Where the words of an event stand, in the events of the CLIs that dispatch knows.
@@ -23,7 +23,7 @@ pub fn last_lines(attempt: &Attempt, count: usize) -> Vec<String> {
 
 /// The words of a line; `None` if it has none.
 pub fn in_words(line: &str) -> Option<String> {
-    let line = plain(line);
+    let line = without_sequences(line);
     let words = match serde_json::from_str::<Value>(&line) {
         Ok(event @ Value::Object(_)) => words_of(&event)?,
         // The beginning of an event was cut off with the older part of the log.

@@ -42,6 +42,7 @@ mod skill;
 mod status;
 mod supervision;
 mod support;
+mod watch;
 mod watching;
 mod whose_news;
 mod worktrees;

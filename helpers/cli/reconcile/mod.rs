@@ -6,6 +6,7 @@ mod show;
 mod status;
 mod statusline;
 mod stop;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,6 +55,8 @@ enum Action {
     /// How many tasks are in which state, for Claude Code's status line, whose JSON is on standard
     /// input
     Statusline,
+    /// All tasks live on this terminal, with keys to answer, to read logs and to stop
+    Watch,
     /// End a task's worker
     Stop {
         /// The task's id
@@ -85,7 +88,11 @@ pub fn main() -> ExitCode {
             Action::Status { all } => status::status(&project()?, *all, args.json),
             Action::Statusline => Ok(statusline::statusline(args.directory.clone())),
             Action::Show { task: id } => show::show(&task(id)?, args.json),
-            Action::Stop { task: id } => stop::stop(&task(id)?),
+            Action::Watch => watch::watch(&project()?, args.json),
+            Action::Stop { task: id } => {
+                say(stop::stop(&task(id)?)?);
+                Ok(Exit::Ok)
+            }
             Action::Merge { task: id } => {
                 merge::merge(&project()?, &directory(args.directory.as_deref())?, &task(id)?)
             }

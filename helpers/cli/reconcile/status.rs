@@ -11,6 +11,7 @@ use crate::news::{Remedy, quoted, short_duration};
 use crate::project::{Broken, Project, TaskId};
 use crate::repair::{Repaired, orphans, repair};
 use crate::task::{Reason, State, View};
+use crate::worker::heard::Usage;
 
 /// How long a task that is done is shown without `--all`, since its marker was made.
 const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -51,10 +52,7 @@ pub(super) fn status(project: &Project, all: bool, json: bool) -> Result<Exit> {
         say(format!("{hidden} more, done over a day ago: dispatch-reconcile status --all"));
     }
     orphans(project, &views).iter().for_each(say);
-    let used = views.iter().filter_map(View::usage).reduce(|mut total, usage| {
-        total.add(&usage);
-        total
-    });
+    let used = views.iter().filter_map(View::usage).reduce(Usage::with);
     if let Some(used) = used.filter(|_| all) {
         say(format!("in total {used}"));
     }

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::cli::say;
 use crate::config::Route;
 use crate::crash;
 use crate::error::Refusal;
@@ -18,8 +17,9 @@ use crate::worker::attempt;
 /// How long a worker may take to end when it is asked to.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Ends a task's worker through its supervisor, which records the end; without one, here.
-pub(super) fn stop(task: &Task) -> Result<Exit> {
+/// Ends a task's worker through its supervisor, which records the end; without one, here. Returns
+/// what became of it.
+pub(super) fn stop(task: &Task) -> Result<String> {
     let id = task.id();
     let view = task.view()?;
     if view.record.route == Route::Agent {
@@ -28,8 +28,7 @@ pub(super) fn stop(task: &Task) -> Result<Exit> {
             .into());
     }
     if view.exit.is_some() && view.processes.is_empty() && view.state != State::Waiting {
-        say(format!("{id} has ended already: {}", view.state));
-        return Ok(Exit::Ok);
+        return Ok(format!("{id} has ended already: {}", view.state));
     }
     let supervisor = Lock::holder(&task.run_lock_path())?;
     let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
@@ -77,6 +76,5 @@ pub(super) fn stop(task: &Task) -> Result<Exit> {
         }
     }
     asked.or_else(|_| task.change_record(|record| record.stop = true))?;
-    say(format!("{id} {}{how}", task.view()?.state));
-    Ok(Exit::Ok)
+    Ok(format!("{id} {}{how}", task.view()?.state))
 }

@@ -6,9 +6,11 @@ pub(crate) mod clis;
 #[path = "../../helpers/mod.rs"]
 pub(crate) mod helpers;
 pub(crate) mod made;
+pub(crate) mod picture;
 pub(crate) mod process;
 pub(crate) mod terminal;
 pub(crate) mod text;
+pub(crate) mod tmux;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
