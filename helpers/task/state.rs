@@ -390,6 +390,12 @@ impl View {
         }
     }
 
+    /// The reason without what the label says already.
+    pub fn why(&self) -> String {
+        let because = self.because();
+        because.strip_prefix(&format!("{}: ", self.label())).map(Into::into).unwrap_or(because)
+    }
+
     /// What all attempts together used, as far as their CLIs or their host said.
     pub fn usage(&self) -> Option<Usage> {
         let last = self.attempt.as_ref()?.number;

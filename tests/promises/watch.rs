@@ -131,7 +131,7 @@ fn it_shows_all_tasks_in_a_window_of_any_size() {
     same(
         &screen,
         str![[r#"
-project  1 asking · 1 blocked · 1 failed · 1 incomplete · 1 stopped …      $0.60
+project  1 asking · 1 blocked · 1 failed · 1 incomplete · 2 running …      $0.60
 
 ? checkout-tax asks 001
   Which rounding shall the tax use: per line, or once per invoice? The old
@@ -145,14 +145,14 @@ project  1 asking · 1 blocked · 1 failed · 1 incomplete · 1 stopped …     
     not logged in: Failed to authenticate. API Error: 403
   import-csv     incomplete  ──────────  0/2   1m  gpt-6-codex
     ended before item 1: Read the rows
-  old-images     stopped     ──────────  0/1  48m  gpt-6-codex
-    item 1: Find those that nobody uses
   flaky-login    running     ━━━━━━────  2/3   1h  gpt-6-codex
     item 3: Fix it
   search-index   running     ━━━━──────  2/5   3h  opus
     item 3: Add an index
-  search-docs    waiting     ──────────  0/1   3h  sonnet
+  search-docs    queued      ──────────  0/1   3h  sonnet
     after search-index
+  old-images     stopped     ──────────  0/1  48m  gpt-6-codex
+    item 1: Find those that nobody uses
   manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42
     Three pages describe the new checkout; all links work.
 
@@ -169,7 +169,7 @@ a answer   l log   s stop   ↑↓ select   q quit
     same(
         &screen,
         str![[r#"
-project  1 asking · 1 blocked · 1 failed · 1 incomplete · 1 stopped · 2 running · 1 waiting · 1 done                                   $0.60
+project  1 asking · 1 blocked · 1 failed · 1 incomplete · 2 running · 1 queued · 1 stopped · 1 done                                    $0.60
 
 ? checkout-tax asks 001
   Which rounding shall the tax use: per line, or once per invoice? The old code does both, so that 3 of 214 invoices of last month differ
@@ -179,10 +179,10 @@ project  1 asking · 1 blocked · 1 failed · 1 incomplete · 1 stopped · 2 run
   payment-retry  blocked     ━━━───────  1/3  12m  opus         $0.18  item 2: Retry with Stripe or Adyen? Both keys are there.
   parser-tests   failed      ──────────  0/2   0s  sonnet              not logged in: Failed to authenticate. API Error: 403
   import-csv     incomplete  ──────────  0/2   1m  gpt-6-codex         ended before item 1: Read the rows
-  old-images     stopped     ──────────  0/1  48m  gpt-6-codex         item 1: Find those that nobody uses
   flaky-login    running     ━━━━━━────  2/3   1h  gpt-6-codex         item 3: Fix it
   search-index   running     ━━━━──────  2/5   3h  opus                item 3: Add an index
-  search-docs    waiting     ──────────  0/1   3h  sonnet              after search-index
+  search-docs    queued      ──────────  0/1   3h  sonnet              after search-index
+  old-images     stopped     ──────────  0/1  48m  gpt-6-codex         item 1: Find those that nobody uses
   manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42  Three pages describe the new checkout; all links work.
 
 
@@ -454,6 +454,6 @@ fn what_waits_for_nobody_goes_on_when_it_is_opened() {
     kill_and_wait(supervisor);
     kill_and_wait(worker);
     let Some(window) = Window::open(&sandbox, (80, 12), &watch()) else { return };
-    window.shows(&["failed", "lost: the worker is gone"]);
+    window.shows(&["lost", "the worker is gone"]);
     wait_until("its end is recorded", || sandbox.task("x", "worker/1/exit").exists().then_some(()));
 }

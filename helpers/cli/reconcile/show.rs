@@ -35,8 +35,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         say(serde_json::to_string(&as_json(&view))?);
         return Ok(Exit::Ok);
     }
-    let (record, label, because) = (&view.record, view.label(), view.because());
-    let because = because.strip_prefix(&format!("{label}: ")).unwrap_or(&because);
+    let (record, label, because) = (&view.record, view.label(), view.why());
     let because = if because.is_empty() { String::new() } else { format!(" ({because})") };
     say(format!("{} — {}", task.id(), view.plan.title().unwrap_or("no title")));
     say(format!("{label}{because}, {}, {}", record.name, short_duration(view.age())));

@@ -136,10 +136,7 @@ fn detail(view: &View) -> String {
             .as_deref()
             .filter(|summary| !summary.is_empty())
             .map_or_else(String::new, quoted),
-        _ => {
-            let because = view.because();
-            because.strip_prefix(&format!("{}: ", view.label())).map(Into::into).unwrap_or(because)
-        }
+        _ => view.why(),
     }
 }
 

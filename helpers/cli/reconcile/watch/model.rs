@@ -163,6 +163,8 @@ impl Model {
                         return Some(Wish::Answer { task, question, text });
                     }
                     KeyCode::Backspace => drop(text.pop()),
+                    // What the key for it sends on some terminals.
+                    KeyCode::Char('h') if control => drop(text.pop()),
                     KeyCode::Char('u') if control => text.clear(),
                     KeyCode::Char(c) if !control => text.push_str(&plain(&c.to_string())),
                     _ => {}
@@ -197,15 +199,18 @@ impl Model {
             (KeyCode::PageDown, _) => self.select(at + PAGE),
             (KeyCode::Home, _) => self.select(0),
             (KeyCode::End, _) => self.select(usize::MAX),
+            // Not that of another task, when this one wants an answer too.
+            (KeyCode::Char('a'), Some(row))
+                if row.label == Label::Blocked && row.questions.is_empty() =>
+            {
+                let id = row.task.id();
+                self.message = format!(
+                    "{id} asks in its plan: dispatch-reconcile note {id} TEXT answers, dispatch-spawn {id} --resume goes on"
+                );
+            }
             (KeyCode::Char('a'), Some(row)) => match self.question(&row) {
                 Some((task, question)) => {
                     self.mode = Mode::Answer { task, question, text: String::new() };
-                }
-                None if row.label == Label::Blocked => {
-                    let id = row.task.id();
-                    self.message = format!(
-                        "{id} asks in its plan: dispatch-reconcile note {id} TEXT answers, dispatch-spawn {id} --resume goes on"
-                    );
                 }
                 None => self.message = "no open question".into(),
             },
@@ -215,9 +220,6 @@ impl Model {
             (KeyCode::Char('l') | KeyCode::Enter, Some(row)) => {
                 self.message =
                     format!("{} is an agent of the host, which has its log", row.task.id());
-            }
-            (KeyCode::Char('s'), Some(row)) if row.label == Label::Done => {
-                self.message = format!("{} is done", row.task.id());
             }
             (KeyCode::Char('s'), Some(row)) => self.mode = Mode::Stop(row.task),
             _ => {}

@@ -372,9 +372,9 @@ fn cost(usage: Option<&Usage>) -> String {
         None => String::new(),
         Some(Usage { cost_usd: Some(dollars), .. }) => format!("${dollars:.2}"),
         Some(usage) => match usage.input_tokens + usage.output_tokens + usage.tokens {
-            tokens @ 0..1000 => format!("{tokens}t"),
-            tokens @ 1000..1_000_000 => format!("{}kt", tokens / 1000),
-            tokens => format!("{:.1}Mt", tokens as f64 / 1e6),
+            tokens @ 0..1000 => format!("{tokens} tok"),
+            tokens @ 1000..1_000_000 => format!("{}k tok", tokens / 1000),
+            tokens => format!("{:.1}M tok", tokens as f64 / 1e6),
         },
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct Row {
 
 impl Row {
     fn new(view: &View) -> Self {
-        let because = view.because();
+        let because = view.why();
         let item = view.current().map(|(number, item)| format!("item {number}: {}", item.text));
         let detail = match view.state {
             _ if !because.is_empty() => because,
