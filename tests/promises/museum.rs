@@ -184,16 +184,33 @@ neighbour running 0/2 1h idle — item 1: First
     }
 }
 
+/// Before there were keys, nothing told a task of one's own from one that came with the project.
 #[test]
 fn a_record_of_an_older_dispatch() {
     for name in ["1-first.yaml", "1-worktree.yaml"] {
         let text = fs::read_to_string(repository("tests/formats").join(name)).expect("there");
-        let exhibit = Exhibit::of_dead(|sandbox| sandbox.write("x", "task.yaml", text));
-        let said = exhibit.0.ok("dispatch-reconcile", &["status", "--json"]);
-        let json: serde_json::Value = serde_json::from_str(&said).expect("JSON");
-        let tasks = json.as_array().expect("a list").iter();
-        let x = tasks.into_iter().find(|task| task["task"] == "x").expect("shown");
-        assert_eq!((x["label"].as_str(), x["model"].as_str()), (Some("lost"), Some("idle")));
+        let exhibit = Exhibit::of_dead(|sandbox| sandbox.write("x", "task.yaml", &text));
+        exhibit
+            .status(str![[r#"
+exit 0
+x broken — task 'x' is not yours → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]])
+            .show(str![[r#"
+exit 65
+! dispatch-reconcile: task 'x' is not yours
+!   PROJECT/.dispatch/tasks/x/task.yaml: it may have come with the project
+!   next: nothing of it is carried out; look at it, and remove its directory
+"#]]);
+        // Everything else in it is understood.
+        let key = exhibit.0.key();
+        exhibit.0.write("x", "task.yaml", format!("{text}key: {key}\n"));
+        exhibit.status(str![[r#"
+exit 0
+mended: x marked lost
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
     }
 }
 
