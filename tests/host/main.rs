@@ -6,6 +6,7 @@
 mod background;
 mod claude;
 mod codex;
+mod compaction;
 mod git;
 #[path = "../helpers/mod.rs"]
 mod helpers;
