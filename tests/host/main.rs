@@ -4,6 +4,7 @@
 //! `fetch.sh` installs the CLIs; `DISPATCH_HOSTS` names where. No account is needed.
 
 mod background;
+mod budget;
 mod claude;
 mod codex;
 mod compaction;

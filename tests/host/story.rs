@@ -82,6 +82,7 @@ impl Gate {
 }
 
 /// A task that the scripted dispatcher hands over.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Job {
     /// The task's id.
     pub(crate) id: &'static str,

@@ -1,0 +1,503 @@
+//! What dispatching costs the host, measured with the real Claude Code: by this skill, and by the
+//! original's procedure.
+//!
+//! Counted is what a story leaves in the host's context, in bytes of the request's body: the body of
+//! the request after the story, less that of the one before it (each is a greeting, and what the
+//! later one adds by itself is known from a third), and the host's requests and tool calls between
+//! the two. Paths, durations and counts of tokens are taken to be always of the same length, so that
+//! every run counts the same. What the host tells the person is the same on both sides.
+//!
+//! The result is a table in README.md, which `SNAPSHOTS=overwrite` renews.
+
+mod original;
+mod story;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    env,
+    fs::{self, OpenOptions},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    process::Command,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use nix::{libc::O_NONBLOCK, sys::stat::Mode, unistd::mkfifo};
+use regex::Regex;
+use serde_json::json;
+use snapbox::{IntoData, assert_data_eq};
+
+use super::{
+    claude::{Claude, Options},
+    codex,
+    model::{Model, Part, Reply},
+    process::{Home, wait_until},
+    request::Request,
+    skill,
+    story::{DEADLINE, Gate, Job, Seat, asked, called, dispatcher, quiet, run, until},
+};
+use story::{STATUS, Scene, Work, Worker};
+
+/// Both sides' config.
+const CONFIG: &str = "\
+default: opus
+backends:
+  claude: {}
+  codex: {}
+  demo: { command: sh ~/demo.sh }
+models:
+  opus: { backend: claude }
+  sonnet: { backend: claude }
+  gpt-5.5: { backend: codex }
+  demo: { backend: demo }
+";
+
+/// The command among the workers. It knows nothing but the task's files, and waits at each step for
+/// the story's word.
+const DEMO: &str = r#"
+cd "$DISPATCH_TASK_DIR"
+said=$HOME/go/${PWD##*/}
+read -r word <"$said"
+if [ "${word%% *}" = ask ]; then
+  echo "${word#ask }" >ipc/question.tmp
+  mv ipc/question.tmp ipc/001.question
+  read -r word <"$said"
+  touch ipc/001.done
+fi
+sed 's/^- \[ \]/- [x]/' plan.md >plan.tmp
+mv plan.tmp plan.md
+echo "${word#end }" >ipc/done.tmp
+mv ipc/done.tmp ipc/.done
+"#;
+
+/// What the person says before and after a story, and the host too.
+const HELLO: &str = "Hello";
+
+/// What a story cost the host.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// Bytes in its context.
+    bytes: usize,
+    /// Its requests.
+    requests: usize,
+    /// The tool calls of its model, and how many of them are for the first thing that is typed.
+    calls: usize,
+    first_calls: usize,
+    /// Bytes of the skill's text that a typed `/dispatch` brings.
+    skill: usize,
+}
+
+/// Who dispatches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    /// This skill.
+    Skill,
+    /// A host that follows the original.
+    Original,
+}
+
+/// What the host's model is to do.
+#[derive(Default)]
+struct Script {
+    /// What it is to tell the person, a turn each.
+    told: VecDeque<String>,
+    /// What the person asked for last.
+    works: &'static [&'static Work],
+    /// The steps to it, of a host that follows the original.
+    steps: VecDeque<Reply>,
+}
+
+impl Script {
+    /// What the model does in the host's place.
+    fn host(&mut self, side: Side, request: &Request) -> Reply {
+        let new = request.last_user();
+        if new.ends_with(HELLO) {
+            return Reply::say(HELLO);
+        }
+        if side == Side::Original {
+            return self.steps.pop_front().unwrap_or_else(|| panic!("no step for: {new}"));
+        }
+        let reply = if new.ends_with(STATUS) && request.last_tool_results().is_empty() {
+            Reply::shell(request, &format!("\"{}dispatch-reconcile\"", bin(request)))
+        } else {
+            let jobs: Vec<Job> = self.works.iter().map(|work| work.job).collect();
+            dispatcher(request, &jobs)
+        };
+        match reply {
+            // Both sides tell the person the same.
+            Reply::Message(parts) if matches!(parts[..], [Part::Say(_)]) => {
+                Reply::say(self.told.pop_front().unwrap_or_else(|| panic!("nothing to say: {new}")))
+            }
+            reply => reply,
+        }
+    }
+}
+
+/// Where the helpers are, by the skill's text.
+fn bin(request: &Request) -> String {
+    let texts = request.texts().join("\n");
+    let spawn = Regex::new("\"([^\"]+/)dispatch-spawn\"").expect("an expression");
+    spawn.captures(&texts).expect("the skill says where the helpers are")[1].to_owned()
+}
+
+/// A worker of a story.
+#[derive(Clone)]
+struct Player {
+    work: &'static Work,
+    asks: bool,
+    ask: Gate,
+    end: Gate,
+}
+
+impl Player {
+    /// The workers of a story, by their tasks.
+    fn of(story: &[Scene]) -> BTreeMap<&'static str, Self> {
+        let mut players = BTreeMap::new();
+        for scene in story {
+            match scene {
+                Scene::Dispatch(_, works) => {
+                    players.extend(works.iter().map(|&work| {
+                        let (ask, end) = (Gate::default(), Gate::default());
+                        (work.job.id, Self { work, asks: false, ask, end })
+                    }));
+                }
+                Scene::Asks(work) => {
+                    players.get_mut(work.job.id).expect("it is dispatched").asks = true;
+                }
+                _ => {}
+            }
+        }
+        players
+    }
+
+    /// What its model does, where our helpers are at hand.
+    fn turn(&self, request: &Request) -> Reply {
+        match request.turns() {
+            0 if request.is_agent() => {
+                let prompt = request.first_user();
+                let path = prompt.strip_prefix("Read ").or(prompt.split("\nRead ").nth(1));
+                let path = path.and_then(|rest| rest.split(" and do").next());
+                Reply::call("Read", json!({ "file_path": path.expect("the prompt's path") }))
+            }
+            0 => Reply::shell(request, "true"),
+            1 if self.asks => {
+                self.ask.pass();
+                run(request, &format!("ask - <<'EOF'\n{}\nEOF", self.work.question.0))
+            }
+            turn => {
+                self.end.pass();
+                self.ends(request, turn - 1 - usize::from(self.asks))
+            }
+        }
+    }
+
+    fn ends(&self, request: &Request, turn: usize) -> Reply {
+        let items = self.work.items().len();
+        match self.work.error {
+            Some(error) if turn == 0 => run(request, &format!("fail 1 - <<'EOF'\n{error}\nEOF")),
+            None if turn < items => run(request, &format!("tick {}", turn + 1)),
+            None if turn == items => {
+                run(request, &format!("finish - <<'EOF'\n{}\nEOF", self.work.end))
+            }
+            _ => {
+                let result = request.last_tool_results().join("\n");
+                let told = result.split_once("this one message and nothing else: ");
+                Reply::say(told.map_or(self.work.end, |(_, message)| message))
+            }
+        }
+    }
+
+    /// Lets it do what the scene says.
+    fn acts(&self, home: &Home, scene: &Scene) {
+        match (scene, self.work.worker) {
+            (Scene::Asks(work), Worker::Command) => {
+                tell(home, work.job.id, &format!("ask {}", work.question.0));
+            }
+            (Scene::Ends(work), Worker::Command) => {
+                tell(home, work.job.id, &format!("end {}", work.end));
+            }
+            (Scene::Asks(_), _) => self.ask.open(),
+            _ => self.end.open(),
+        }
+    }
+}
+
+/// Says a word to the process that reads from this pipe.
+fn tell(home: &Home, pipe: &str, word: &str) {
+    let path = home.path().join("go").join(pipe);
+    wait_until(DEADLINE, &format!("{pipe} listens"), || {
+        let mut reader =
+            OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&path).ok()?;
+        writeln!(reader, "{word}").ok()
+    });
+}
+
+/// A home where that side dispatches.
+fn home(side: Side) -> Home {
+    let home = match side {
+        Side::Skill => skill::ready(CONFIG),
+        Side::Original => original::ready(CONFIG),
+    };
+    if side == Side::Skill {
+        skill::allow(&home);
+    }
+    fs::write(home.path().join("demo.sh"), DEMO).expect("the demo worker");
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        git.args(["-c", "user.name=Tester", "-c", "user.email=tester@example.com"]);
+        git.args(arguments).current_dir(home.project());
+        git.env("HOME", home.path()).env("GIT_CONFIG_NOSYSTEM", "1");
+        assert!(git.status().expect("git").success(), "git {arguments:?}");
+    };
+    git(&["init", "-q", "-b", "main"]);
+    git(&["commit", "-q", "--allow-empty", "-m", "Begin"]);
+    home
+}
+
+/// A session of the host.
+struct Session {
+    home: Home,
+    claude: Claude,
+    script: Arc<Mutex<Script>>,
+}
+
+impl Session {
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something happens, and the host comes to tell the person this, a turn each.
+    fn tells(&mut self, told: Vec<String>, steps: Vec<Reply>, happens: impl FnOnce(&mut Self)) {
+        {
+            let mut script = self.script();
+            script.told = told.clone().into();
+            script.steps = steps.into();
+        }
+        happens(self);
+        for text in told {
+            until(&mut self.claude, &self.home, &text);
+        }
+    }
+
+    fn greets(&mut self) {
+        self.tells(vec![HELLO.into()], vec![], |it| it.claude.say(HELLO));
+    }
+
+    fn plays(&mut self, side: Side, scene: &Scene, players: &BTreeMap<&str, Player>) {
+        if let Scene::Dispatch(_, works) = scene {
+            self.script().works = works;
+        }
+        let steps = match side {
+            Side::Skill => vec![],
+            Side::Original => original::steps(&self.home, scene),
+        };
+        match (scene.typed(), scene) {
+            (Some(words), _) => {
+                self.tells(vec![scene.told()], steps, |it| it.claude.say(&words));
+            }
+            (None, Scene::Asks(work) | Scene::Ends(work)) => {
+                let player = &players[work.job.id];
+                if side == Side::Original {
+                    original::acts(self, player, scene, steps);
+                } else {
+                    let mut told = vec![scene.told()];
+                    if player.work.error.is_some() {
+                        // It hears twice: what the agent said, and what would mend it.
+                        told.push("Shall it try again, or go on without that item?".into());
+                    }
+                    self.tells(told, steps, |it| player.acts(&it.home, scene));
+                }
+            }
+            _ => unreachable!("the person types the rest"),
+        }
+    }
+}
+
+/// Plays a story and counts.
+fn cost(side: Side, story: &[Scene]) -> Cost {
+    let (home, players) = (home(side), Player::of(story));
+    let pipes = home.path().join("go");
+    fs::create_dir(&pipes).expect("a directory");
+    for id in players.keys() {
+        for pipe in [(*id).to_owned(), original::monitor_of(id)] {
+            mkfifo(&pipes.join(pipe), Mode::S_IRWXU).expect("a pipe");
+        }
+    }
+    let script = Arc::new(Mutex::new(Script::default()));
+    let (of_host, of_workers) = (Arc::clone(&script), players.clone());
+    let model = Model::start(move |request| {
+        if Seat::of(request) == Seat::Host {
+            return of_host.lock().unwrap_or_else(PoisonError::into_inner).host(side, request);
+        }
+        let texts = request.texts().join("\n");
+        let told = |id: &str| texts.contains(&format!("tasks/{id}/"));
+        let player = of_workers.values().find(|player| told(player.work.job.id));
+        let player = player.expect("a worker is told its task");
+        match side {
+            Side::Skill => player.turn(request),
+            Side::Original => {
+                player.end.pass();
+                Reply::say(player.work.end)
+            }
+        }
+    });
+    codex::configure(home.path(), &model);
+    let options = Options { asks: true, ..Options::mode("acceptEdits") };
+    let claude = Claude::stream(home.path(), &home.project(), &model, &options);
+    let mut session = Session { home, claude, script };
+
+    session.greets();
+    session.greets();
+    let mut first_calls = None;
+    for scene in story {
+        session.plays(side, scene, &players);
+        first_calls.get_or_insert_with(|| called(&model).len());
+    }
+    session.greets();
+    if side == Side::Skill {
+        quiet(&session.home);
+        assert!(session.claude.end(DEADLINE).success());
+    }
+
+    let host = asked(&model, Seat::Host);
+    let bodies: Vec<String> =
+        host.iter().map(|request| fixed(&session.home, &request.body.to_string())).collect();
+    let last = bodies.len() - 1;
+    Cost {
+        bytes: bodies[last].len() - bodies[1].len() - (bodies[1].len() - bodies[0].len()),
+        requests: host.len() - 3,
+        calls: called(&model).len(),
+        first_calls: first_calls.expect("a scene"),
+        skill: fixed(&session.home, &json!(skill_in(&host[last])).to_string()).len(),
+    }
+}
+
+/// The skill's text in a request, as a typed `/dispatch` brings it.
+fn skill_in(request: &Request) -> String {
+    let texts = request.texts();
+    let text = texts.iter().find_map(|text| text.split_once("Base directory for this skill: "));
+    text.expect("the skill's text").1.to_owned()
+}
+
+/// The text as it would be if what is different from run to run had always the same length.
+fn fixed(home: &Home, text: &str) -> String {
+    let path = home.path().to_str().expect("a path in UTF-8");
+    let text = text.replace(path, "/home/person").replace(&path.replace('/', "-"), "-home-person");
+    let varies = [
+        ("<duration_ms>[0-9]+", "<duration_ms>10000"),
+        ("_tokens>[0-9]+<", "_tokens>10000<"),
+        ("/claude-[0-9]+/", "/claude-1000/"),
+        (" [0-9]+[smh]([ ,)])", " 10s$1"),
+        // Which of the hooks it was that waited.
+        ("command (\\\\?\")UserPromptSubmit", "command ${1}Stop"),
+    ];
+    varies.iter().fold(text, |text, (varies, fixed)| {
+        let varies = Regex::new(varies).expect("an expression");
+        varies.replace_all(&text, *fixed).into_owned()
+    })
+}
+
+/// What each story cost that side.
+struct Costs {
+    two: Cost,
+    five: Cost,
+    command: Cost,
+    commands: Cost,
+    asked: Cost,
+}
+
+impl Costs {
+    fn of(side: Side) -> Self {
+        Self {
+            two: cost(side, story::TWO),
+            five: cost(side, story::FIVE),
+            command: cost(side, story::ONE_COMMAND),
+            commands: cost(side, story::TWO_COMMANDS),
+            asked: cost(side, story::ASKED),
+        }
+    }
+
+    /// Bytes for one more task of a command, from its plan to the report.
+    fn task(&self) -> usize {
+        self.commands.bytes - self.command.bytes
+    }
+
+    /// Bytes for a question and its answer.
+    fn question(&self) -> usize {
+        self.asked.bytes - self.command.bytes
+    }
+}
+
+#[test]
+fn what_dispatching_costs() {
+    let (ours, original) = thread::scope(|scope| {
+        let original = scope.spawn(|| Costs::of(Side::Original));
+        (Costs::of(Side::Skill), original.join().expect("the original's costs"))
+    });
+    let table = table(&ours, &original);
+    in_the_readme(&table);
+
+    let text = include_str!("../../SKILL.md").splitn(3, "---\n").nth(2).expect("a body");
+    assert!(text.len() <= SKILL, "SKILL.md has {} bytes after its frontmatter", text.len());
+    assert!(ours.command.skill <= SKILL_WITH_BRIEF, "{table}");
+    assert!(ours.command.first_calls <= COMMAND_CALLS, "{table}");
+    assert!(ours.two.first_calls <= AGENT_CALLS, "{table}");
+    assert!(ours.task() <= TASK, "{table}");
+    assert!(ours.question() <= QUESTION, "{} bytes\n{table}", ours.question());
+    assert!(ours.two.bytes * 4 <= original.two.bytes, "{table}");
+    assert!(ours.two.requests * 2 <= original.two.requests, "{table}");
+    // The same holds for what nobody has set a limit to.
+    assert!(ours.five.bytes * 2 <= original.five.bytes, "{table}");
+    assert!(ours.five.requests * 2 <= original.five.requests, "{table}");
+}
+
+/// The limits, in bytes and in calls.
+const SKILL: usize = 4_500;
+const SKILL_WITH_BRIEF: usize = 5_100;
+const COMMAND_CALLS: usize = 2;
+const AGENT_CALLS: usize = 3;
+const TASK: usize = 2_200;
+const QUESTION: usize = 1_600;
+
+/// The table for people.
+fn table(ours: &Costs, original: &Costs) -> String {
+    let kb = |bytes: usize| format!("{:.1} KB", bytes as f64 / 1000.0);
+    let sides = [ours, original];
+    let mut table = String::from("| | this skill | the original | limit |\n|---|---|---|---|\n");
+    let mut row = |what: &str, of: &dyn Fn(&Costs) -> String, limit: &str| {
+        let [ours, original] = sides.map(of);
+        table.push_str(&format!("| {what} | {ours} | {original} | {limit} |\n"));
+    };
+    row("a typed `/dispatch` brings", &|it| kb(it.command.skill), &kb(SKILL_WITH_BRIEF));
+    row(
+        "calls to dispatch a task: of a command, of an agent",
+        &|it| format!("{}, {}", it.command.first_calls, it.two.first_calls),
+        &format!("{COMMAND_CALLS}, {AGENT_CALLS}"),
+    );
+    row("one more task, from its plan to the report", &|it| kb(it.task()), &kb(TASK));
+    row("a question and its answer", &|it| kb(it.question()), &kb(QUESTION));
+    let counts = |cost: &Cost| format!("{}, {}", cost.requests, cost.calls);
+    row("two tasks, a question, a status", &|it| kb(it.two.bytes), "a quarter");
+    row("its requests, calls", &|it| counts(&it.two), "half the requests");
+    row("five tasks, a question, a failure, a status", &|it| kb(it.five.bytes), "");
+    row("its requests, calls", &|it| counts(&it.five), "");
+    table
+}
+
+/// Compares the table with that of README.md, or renews that one.
+#[track_caller]
+fn in_the_readme(table: &str) {
+    const BEGIN: &str = "<!-- by tests/host/budget.rs -->\n";
+    const END: &str = "<!-- to here -->\n";
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let readme = fs::read_to_string(path).expect("README.md");
+    let (before, rest) = readme.split_once(BEGIN).expect("where the table begins");
+    let (known, after) = rest.split_once(END).expect("where the table ends");
+    if env::var("SNAPSHOTS").is_ok_and(|it| it == "overwrite") {
+        let renewed = format!("{before}{BEGIN}{table}{END}{after}");
+        fs::write(path, renewed).expect("README.md");
+    } else {
+        assert_data_eq!(table, known.to_owned().raw());
+    }
+}
