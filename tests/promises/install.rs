@@ -312,6 +312,22 @@ fn only_an_https_address_is_downloaded_from() {
 }
 
 #[test]
+fn the_helpers_go_where_the_person_says() {
+    for (name, below) in [("DISPATCH_HOME", ""), ("XDG_DATA_HOME", "dispatch")] {
+        let copy = Copy::new();
+        copy.cargo();
+        let home = copy.sandbox.home().join("a home with spaces");
+        copy.install(&[]).env(name, &home).run().ok();
+        assert!(home.join(below).join(&copy.version).join("dispatch").is_file());
+        let worker = copy.sandbox.program(copy.folder.join("bin/dispatch-worker"));
+        assert_eq!(worker.env(name, &home).run().ok(), "dispatch-worker \n");
+        copy.install(&["--uninstall", "--yes"]).env(name, &home).run().ok();
+        assert!(!home.join(below).exists());
+        copy.has_nothing();
+    }
+}
+
+#[test]
 fn a_home_that_cannot_be_written_is_named() {
     let copy = Copy::new();
     copy.cargo();
