@@ -6,7 +6,8 @@ set -eu
 
 usage() {
     cat <<'EOF'
-usage: sh install.sh [--build] [--allow] [--demo [--answer TEXT]] [--yes] [--dry-run]
+usage: sh install.sh [--build] [--allow] [--demo [--answer TEXT]]
+                     [--yes] [--dry-run]
        sh install.sh --disallow | --uninstall [--yes] [--dry-run]
 
 Puts the helpers of exactly these sources into
@@ -325,7 +326,7 @@ uninstall() {
     done
     rmdir -- "$home" "$own" 2>/dev/null || true
     say "Removed. This stays:"
-    for entry in "$folder" "$own/config.yaml" "$own/worktrees" "$own/allowed.json" "$home"; do
+    for entry in "$folder" "$own"/* "$home"; do
         [ ! -e "$entry" ] || say "  $entry"
     done
     say "  .dispatch in each project that had tasks"

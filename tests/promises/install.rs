@@ -420,6 +420,23 @@ fn rules_are_added_and_taken_out_and_strange_settings_stay() {
 }
 
 #[test]
+fn every_option_has_a_line_in_the_help() {
+    let copy = Copy::new();
+    let help = copy.install(&["--help"]).run().ok();
+    let script = fs::read_to_string(copy.folder.join("install.sh")).expect("text");
+    let options = script.lines().filter_map(|line| {
+        let option = line.strip_prefix("        --")?.split_once(')')?.0;
+        option.split(' ').next()
+    });
+    let options: Vec<_> = options.collect();
+    assert_eq!(options.len(), 9, "{options:?}");
+    for option in options {
+        assert!(help.contains(&format!("\n  --{option} ")), "{option}: {help}");
+    }
+    assert!(help.lines().all(|line| line.len() <= 80), "{help}");
+}
+
+#[test]
 fn what_needs_consent_asks_for_it() {
     let copy = Copy::new();
     copy.put_in_place();
