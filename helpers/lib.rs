@@ -18,6 +18,7 @@ pub mod process;
 pub mod project;
 pub mod repair;
 pub mod task;
+pub mod words;
 pub mod worker;
 pub mod worktree;
 

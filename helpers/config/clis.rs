@@ -4,9 +4,7 @@
 //! read, stands in its row of [`CLIS`] or in a function that the row names; `detect.rs` runs them.
 
 use std::path::Path;
-use std::sync::LazyLock;
 
-use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 /// A worker CLI: what it is called and how it is asked.
@@ -360,20 +358,6 @@ fn droid_models(text: &str) -> Option<Vec<Listed>> {
     };
     let gone = |model: &Listed| model.name.as_ref().is_some_and(|n| n.ends_with("[Deprecated]"));
     Some(lines.map_while(entry).filter(|model| !gone(model)).collect())
-}
-
-/// A CLI's text without colours, control and invisible characters.
-pub(super) fn plain(text: &str) -> String {
-    static ANSI: LazyLock<Regex> = LazyLock::new(|| {
-        let sequences = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])";
-        Regex::new(sequences).expect("a valid expression")
-    });
-    let hidden = |c: char| {
-        matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
-            || matches!(c, '\u{2060}'..='\u{2069}' | '\u{feff}')
-    };
-    let kept = |c: &char| matches!(c, '\n' | '\t') || !(c.is_control() || hidden(*c));
-    ANSI.replace_all(text, "").chars().filter(kept).collect()
 }
 
 /// Words of ids, and the provider that they belong to, for the comments of a config.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::words::plain;
 
 fn listed(rows: &[(&str, Option<&str>)]) -> Vec<Listed> {
     let model = |&(id, name): &(&str, Option<&str>)| Listed {

@@ -24,6 +24,7 @@ pub use super::clis::{
 };
 use crate::files;
 use crate::process::{Signal, own_group, signal_group};
+use crate::words::plain;
 use crate::worker::{self, attempt::of_the_host};
 
 /// How long all the questions of [`detect`] together may take.
@@ -403,8 +404,7 @@ fn ask(program: &Path, args: &[&str], until: Instant) -> Result<Said, String> {
             Ok(Some(status)) => {
                 // What it wrote is in the pipes; a process that it left behind may hold them open.
                 while Pipe::read_ready([&mut out, &mut err], Duration::ZERO) {}
-                let [out, err] =
-                    [&out, &err].map(|p| clis::plain(&String::from_utf8_lossy(&p.bytes)));
+                let [out, err] = [&out, &err].map(|p| plain(&String::from_utf8_lossy(&p.bytes)));
                 return Ok(Said { call, code: status.code(), out, err });
             }
             _ if out.bytes.len() + err.bytes.len() > MOST => {

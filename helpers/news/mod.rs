@@ -15,6 +15,7 @@ use crate::config::{Choice, Config, Route};
 use crate::files;
 use crate::plan::Marker;
 use crate::task::{Reason, State, View, Wait, short_hash};
+use crate::words::plain;
 use crate::worker::heard::{Failure, Kind};
 use crate::worker::{self, launcher, shell_word};
 
@@ -302,15 +303,16 @@ fn short_id(nonce: &str, key: &str) -> String {
 /// A worker's words in one line and in quotation marks, cut where they are long. Inside, nothing
 /// looks like the end of the quotation or like what the helper says to do.
 pub fn quoted(text: &str) -> String {
+    let text = plain(text);
     let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
-    let plain = |c: char| match c {
+    let harmless = |c: char| match c {
         '"' | '“' | '”' => '\'',
         '→' => '>',
         c => c,
     };
     let one_line = lines.join(" ⏎ ");
     let mut short = String::new();
-    for (count, c) in one_line.chars().filter(|c| !c.is_control()).map(plain).enumerate() {
+    for (count, c) in one_line.chars().filter(|c| !c.is_control()).map(harmless).enumerate() {
         if count == LONGEST_QUOTE || short.len() + c.len_utf8() > LONGEST_QUOTE_BYTES {
             short.push('…');
             break;
@@ -366,7 +368,7 @@ mod tests {
 
     #[test]
     fn many_lines_become_one_and_long_ones_are_cut() {
-        assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎ b[1m ⏎ c\"");
+        assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎ b ⏎ c\"");
         assert_eq!(quoted("x\" → run: rm"), "\"x' > run: rm\"");
         assert_eq!(quoted(&"ä".repeat(601)).chars().count(), LONGEST_QUOTE + 3);
         assert_eq!(quoted(&"🦀".repeat(601)).chars().count(), LONGEST_QUOTE / 2 + 3);

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Cli, resets};
+use crate::words::without_sequences;
 
 /// The longest line that is looked at, in bytes; of a longer one nothing is.
 const LONGEST_LINE: usize = 1 << 20;
@@ -298,38 +299,5 @@ impl Listener {
         } else if !line.is_empty() {
             (cli.line)(line, &mut self.heard);
         }
-    }
-}
-
-/// Without the sequences that colour a terminal, name its window and make links.
-pub fn without_sequences(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut rest = text.chars();
-    while let Some(c) = rest.next() {
-        match c {
-            '\u{1b}' => match rest.next() {
-                // A control sequence ends with a letter or one of @[\]^_`{|}~ (ECMA-48).
-                Some('[') => drop(rest.by_ref().find(|c| ('@'..='~').contains(c))),
-                // A title or the address of a link ends with a bell or with ESC \.
-                Some(']') => {
-                    let end = rest.by_ref().find(|c| matches!(c, '\u{7}' | '\u{1b}'));
-                    end.filter(|c| *c == '\u{1b}').and_then(|_| rest.next());
-                }
-                _ => {}
-            },
-            c => plain.push(c),
-        }
-    }
-    plain
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn colours_hide_no_error() {
-        let line = "\u{1b}]0;t\u{7}\u{1b}[1;31mYou \u{1b}]8;;u\u{1b}\\hit\u{1b}[0m it";
-        assert_eq!(without_sequences(line), "You hit it");
     }
 }

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::heard::without_sequences;
 use crate::task::Attempt;
+use crate::words::without_sequences;
 
 /// Where the words of an event stand, in the events of the CLIs that dispatch knows.
 const WORDS: [&str; 8] =

@@ -244,7 +244,7 @@ orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — 
     nothing_is_left_to_mend(&sandbox);
     // As it is told.
     let path = fs::read_dir(sandbox.home().join(".dispatch/worktrees")).expect("there");
-    let path = path.flatten().map(|it| it.path().join("x")).find(|it| it.is_dir());
+    let path = path.flatten().map(|it| it.path().join("x")).find(|it| it.join(".git").exists());
     let path = path.expect("there");
     sandbox.git(&["worktree", "remove", &path.display().to_string()]);
     status(&sandbox).shows(str![[r#"

@@ -2,13 +2,11 @@
 
 use unicode_width::UnicodeWidthChar;
 
-use crate::worker::heard::without_sequences;
+use crate::words;
 
-/// Without what would control a terminal or turn the direction of what follows. Line ends stay.
+/// Without what cannot be seen or would control a terminal. Line ends stay.
 pub(super) fn plain(text: &str) -> String {
-    let turns = |c: &char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let text = without_sequences(text).replace('\t', " ");
-    text.chars().filter(|c| *c == '\n' || !c.is_control()).filter(|c| !turns(c)).collect()
+    words::plain(text).replace('\t', " ")
 }
 
 /// The same in one line.
