@@ -219,7 +219,7 @@ impl Remedy {
                 Kind::Auth => {
                     let choice = choice(view);
                     let login = choice.and_then(|it| worker::login(&it.backend, &it.settings));
-                    Self::Login(login.unwrap_or("with its CLI").into())
+                    login.map_or(Self::Resume(""), |login| Self::Login(login.into()))
                 }
                 _ => Self::Resume(""),
             },

@@ -92,7 +92,7 @@ fn a_question_without_a_worker() {
         .status(str![[r#"
 exit 0
 mended: x marked blocked
-x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 neighbour running 0/2 1h idle — item 1: First
 "#]])
         .show(str![[r#"
@@ -839,28 +839,28 @@ fn a_symlink_that_leads_outside() {
         str![[r#"
 plan.md: x broken — plan.md is a symlink → dispatch-reconcile show x
 task.yaml: x broken — task.yaml is a symlink → dispatch-reconcile show x
-prompt.md: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
-lock: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+prompt.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+lock: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 run.lock: x broken — run.lock is a symlink → dispatch-reconcile show x
-news: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+news: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 wait: x broken — wait is a symlink → dispatch-reconcile show x
-output.md: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
-context.md: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+output.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+context.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 ipc: x broken — ipc is a symlink → dispatch-reconcile show x
 ipc/001.question: x broken — ipc/001.question is a symlink → dispatch-reconcile show x
 ipc/001.answer: x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 ipc/.done: x broken — ipc/.done is a symlink → dispatch-reconcile show x
-notes: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
-notes/001: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
-tells: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+notes: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+notes/001: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+tells: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 worker: x broken — worker is a symlink → dispatch-reconcile show x
 worker/1: x broken — worker/1 is a symlink → dispatch-reconcile show x
 worker/2: x broken — worker/2 is a symlink → dispatch-reconcile show x
 worker/1/exit: x broken — worker/1/exit is a symlink → dispatch-reconcile show x
 worker/1/identity: x broken — worker/1/identity is a symlink → dispatch-reconcile show x
-worker/1/output.log: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
-worker/1/plan.md: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
-worker/1/session: x blocked 0/2 AGE idle → dispatch-monitor --answer x/001 -
+worker/1/output.log: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+worker/1/plan.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+worker/1/session: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 
 "#]],
     );
@@ -1025,7 +1025,7 @@ fn a_directory_that_only_another_may_write_to() {
         &sandbox.redactions().apply(&said),
         str![[r#"
 == dispatch-reconcile status --all: Some(0)
-x blocked 0/2 1h idle → dispatch-monitor --answer x/001 -
+x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 neighbour running 0/2 1h idle — item 1: First
 waits queued 0/2 1h idle
 == dispatch-reconcile status --json: Some(0)

@@ -124,10 +124,13 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
 
 /// What a task is at, or why it is not.
 fn detail(view: &View) -> String {
+    let asks = view.reason == Reason::None && !view.questions.is_empty();
     match view.state {
-        State::Asking => view.questions.first().map_or_else(String::new, |(question, text)| {
-            format!("{}: {}", question.name, quoted(text))
-        }),
+        State::Asking | State::Blocked if asks => {
+            view.questions.first().map_or_else(String::new, |(question, text)| {
+                format!("{}: {}", question.name, quoted(text))
+            })
+        }
         State::Running if view.reason == Reason::None => view
             .current()
             .map_or_else(String::new, |(number, item)| format!("item {number}: {}", item.text)),
