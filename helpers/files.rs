@@ -348,6 +348,13 @@ impl Lock {
 
     /// Takes the lock if it is free now.
     pub fn try_take(path: &Path) -> Result<Option<Self>> {
+        let Some(lock) = Self::try_take_unsigned(path)? else { return Ok(None) };
+        lock.sign().with_context(|| cannot_write(path))?;
+        Ok(Some(lock))
+    }
+
+    /// The same for a short look: the text goes on naming who held it for its work.
+    pub fn try_take_unsigned(path: &Path) -> Result<Option<Self>> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -369,9 +376,7 @@ impl Lock {
                 return Err(error).context(format!("cannot lock {}", path.display()));
             }
         }
-        let lock = Self { file };
-        lock.sign().with_context(|| cannot_write(path))?;
-        Ok(Some(lock))
+        Ok(Some(Self { file }))
     }
 
     /// Whether somebody holds the lock, whatever its text says.

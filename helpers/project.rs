@@ -240,7 +240,12 @@ impl Project {
         }
         let tasks = self.tasks();
         let names: Vec<_> = tasks.iter().take(8).map(|task| task.id().as_str()).collect();
-        let place = if names.is_empty() { "none yet".into() } else { names.join(", ") };
+        let more = tasks.len() - names.len();
+        let place = match (names.len(), more) {
+            (0, _) => "none yet".into(),
+            (_, 0) => names.join(", "),
+            _ => format!("{} and {more} more", names.join(", ")),
+        };
         Err(Refusal::new(Exit::Data, format!("there is no task '{id}'"))
             .place(format!("tasks in {}: {place}", self.root.display()))
             .into())

@@ -280,7 +280,11 @@ fn acknowledge_of(task: &Task, host: &Identity, shown: &[String], ids: &[&str]) 
     }
     if let Some(attempt) = view.attempt.as_ref().filter(|_| view.record.route == Route::Agent) {
         let usage = shown.iter().rev().find_map(|text| agent::usage_in(text, task.id()));
-        usage.map_or(Ok(()), |usage| attempt.set_usage(&usage))?;
+        // The transcript still shows how an attempt before it ended.
+        let before = task.attempts()?.into_iter().filter(|it| it.number < attempt.number);
+        let before: Vec<_> = before.filter_map(|it| it.usage().ok()?).collect();
+        let own = usage.filter(|usage| !before.contains(usage));
+        own.map_or(Ok(()), |usage| attempt.set_usage(&usage))?;
     }
     // An agent's end is told by the host program, so it may be seen without being delivered.
     let events = crate::news::events(&view)?;

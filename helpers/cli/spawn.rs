@@ -141,7 +141,6 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         owner: calling_host(),
         created: now(),
         stop: false,
-        key: None,
     };
     let helper = helper(&record)?;
     let call = startable(&task, &record, &choice)?;
@@ -333,6 +332,11 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
 }
 
 fn skip(plan: &mut Plan, items: &[usize]) -> Result<(), Refusal> {
+    let is_done = |it: usize| plan.items().get(it.wrapping_sub(1)).map(|it| it.marker);
+    if let Some(done) = items.iter().find(|&&it| is_done(it) == Some(Marker::Done)) {
+        return Err(Refusal::new(Exit::Data, format!("item {done} is done already"))
+            .next("call again without it"));
+    }
     let mut items = items.iter();
     items.try_for_each(|&it| plan.mark(it, Marker::Done, "skipped: the user does not want it"))
 }

@@ -64,7 +64,9 @@ pub fn events(view: &View) -> Result<Vec<Event>> {
         let line = format!("{id} says: {}", quoted(&text));
         events.push(Event::new(view, format!("tell/{name}"), line, "tell the user".into()));
     }
-    for (question, text) in &view.questions {
+    // Nobody waits for the answer then.
+    let over = matches!(view.state, State::Stopped | State::Done);
+    for (question, text) in view.questions.iter().filter(|_| !over) {
         let line = format!("{id} asks ({}): {}", question.name, quoted(text));
         let next = format!(
             "ask the user, then run: {} --answer {id}/{} - <<'EOF' (the answer, then EOF)",
@@ -123,7 +125,7 @@ fn end(view: &View) -> Result<Event> {
     let id = view.task.id();
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let age = short_duration(view.age());
-    let because = view.because();
+    let because = view.why();
     let because =
         if because.is_empty() { String::new() } else { format!(": {}", quoted(&because)) };
     let spawn = command("dispatch-spawn")?;
@@ -177,7 +179,7 @@ fn end(view: &View) -> Result<Event> {
                 format!("tell the user what is left and ask; {spawn} {id} --resume does the rest"),
             )
         }
-        state => (format!("{id} {state} ({items}, {age}){because}"), remedy(view, &spawn)),
+        _ => (format!("{id} {} ({items}, {age}){because}", view.label()), remedy(view, &spawn)),
     };
     Ok(Event::new(view, end_key(view, view.state), line, next))
 }

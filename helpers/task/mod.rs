@@ -1,13 +1,13 @@
 //! One task: its directory, what was decided about it, and its attempts.
 
 mod attempt;
+mod claim;
 pub mod prompt;
 mod record;
 pub mod state;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -19,6 +19,8 @@ use crate::ipc::Ipc;
 use crate::plan::Plan;
 use crate::process::{Identity, Life};
 use crate::project::TaskId;
+
+use claim::Claim;
 
 pub use attempt::{Attempt, ExitRecord, LAST_WORD, SessionRecord, UNSEEN};
 pub use record::{Before, FORMAT, Record, Wait};
@@ -151,7 +153,11 @@ impl Task {
     /// about to go on.
     pub fn done_for(&self) -> Option<Duration> {
         let since = self.ipc().finished_at()?;
-        let over = self.plan().is_ok_and(|plan| plan.complete());
+        let whole = |plan: &Plan| {
+            let before = self.plan_at_start().ok().flatten();
+            plan.items().len() >= before.map_or(0, |before| before.items().len())
+        };
+        let over = self.plan().is_ok_and(|plan| plan.complete() && whole(&plan));
         since.elapsed().ok().filter(|_| over && self.directory.join("worker").exists())
     }
 
@@ -182,20 +188,29 @@ impl Task {
                 .into());
         }
         let record = record.map_err(broken)?;
-        if record.key.is_none() || record.key != own_key()? {
-            return Err(Refusal::new(Exit::Data, format!("task '{}' is not yours", self.id))
+        match Claim::of(&self.id, &record.nonce)? {
+            Some(claim) => Ok(Some(claim.decides(record))),
+            None => Err(Refusal::new(Exit::Data, format!("task '{}' is not yours", self.id))
                 .place(format!("{}: it may have come with the project", path.display()))
                 .next("nothing of it is carried out; look at it, and remove its directory")
-                .into());
+                .into()),
         }
-        Ok(Some(record))
     }
 
     /// Claims the name for this record; `false` if it is taken.
     pub fn claim(&self, record: &Record) -> Result<bool> {
-        let key = own_key()?.map_or_else(make_key, Ok)?;
-        let record = Record { key: Some(key), ..record.clone() };
-        files::publish_new(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
+        Claim::keep(&self.id, record)?;
+        let new =
+            files::publish_new(&self.record_path(), serde_yaml::to_string(record)?.as_bytes())?;
+        if !new {
+            Claim::forget(&record.nonce)?;
+        }
+        Ok(new)
+    }
+
+    /// Forgets that this was the user's task, which is removed.
+    pub fn disown(&self, nonce: &str) -> Result<()> {
+        Claim::forget(nonce)
     }
 
     /// Changes the record under the task's lock.
@@ -203,6 +218,7 @@ impl Task {
         let _lock = self.lock()?;
         let mut record = self.record()?.context("the task has no record")?;
         change(&mut record);
+        Claim::keep(&self.id, &record)?;
         files::publish(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
     }
 
@@ -438,28 +454,6 @@ pub fn calling_host() -> Option<Identity> {
     }
     let pid = std::env::var("CLAUDE_PID").ok()?.parse().ok()?;
     Identity::of(pid).ok().flatten()
-}
-
-/// This user's key, if there is one.
-fn own_key() -> Result<Option<String>> {
-    static KEY: OnceLock<String> = OnceLock::new();
-    if let Some(key) = KEY.get() {
-        return Ok(Some(key.clone()));
-    }
-    let key = files::read(&key_path()?)?.map(|text| text.trim().to_owned());
-    Ok(key.filter(|key| !key.is_empty()).map(|key| KEY.get_or_init(|| key).clone()))
-}
-
-fn make_key() -> Result<String> {
-    let path = key_path()?;
-    path.parent().map_or(Ok(()), files::make_private_directory)?;
-    // Another helper may be faster.
-    files::publish_new(&path, format!("{}{}\n", random_hex()?, random_hex()?).as_bytes())?;
-    own_key()?.with_context(|| format!("there is no key in {}", path.display()))
-}
-
-fn key_path() -> Result<PathBuf> {
-    Ok(crate::config::home()?.join("key"))
 }
 
 /// A random number as 16 hexadecimal digits.

@@ -47,10 +47,6 @@ pub struct Record {
     /// Whether the person asked to stop it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stop: bool,
-    /// The key of the user who dispatched it, which [`super::Task::claim`] puts in. A task that came
-    /// with a project's files could else start any worker, with any prompt and any access.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
 }
 
 impl Record {

@@ -95,7 +95,8 @@ pub(super) fn run(
     }
     crash::point("supervisor", "reaped");
     let heard = started.listener.heard().clone();
-    let usage = usage(task, &attempt, &heard)?;
+    // What it used is no reason to leave its end unknown.
+    let usage = usage(task, &attempt, &heard).unwrap_or_default();
     let exit = ExitRecord {
         code: status.code(),
         signal: status.signal(),

@@ -34,6 +34,11 @@ impl Worktree {
         changes(git(&self.path).args(STATUS).args(all))
     }
 
+    /// The merge, rebase or the like in it that nobody has finished.
+    pub fn unfinished(&self) -> Result<Option<&'static str>> {
+        Ok(self.entry().as_deref().and_then(unfinished))
+    }
+
     /// What is in it, for a person: its commits, and the files that are in none.
     pub fn standing(&self) -> Result<String> {
         if self.path.symlink_metadata().is_err() {
@@ -163,7 +168,9 @@ impl Worktree {
             let commits = self.only_here(tip)?;
             if commits > 0 && !(*tip == self.base && self.was_checked_out(tip)?) {
                 let s = if commits == 1 { " is" } else { "s are" };
-                let why = format!("not merged: {commits} commit{s} only in {place}");
+                let why = format!(
+                    "not merged: {commits} commit{s} only in {place}; merge brings back what is on its branch"
+                );
                 return Ok(Some(why));
             }
         }

@@ -159,7 +159,7 @@ x asking 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 - (a
 
 /// 180 models with the longest names in use, and 20 tasks with something to say.
 #[test]
-fn it_is_at_most_600_bytes() {
+fn it_is_at_most_1400_bytes() {
     let sandbox = project();
     let mut config = String::from("default: gpt-5.3-codex-spark-preview-high-fast-000\nmodels:\n");
     for n in 0..180 {
@@ -184,7 +184,7 @@ fn it_is_at_most_600_bytes() {
         sandbox.worker(&id, &["tell", &"words ".repeat(30)]).run().ok();
     }
     let said = brief(&sandbox, &host).ok();
-    assert!(said.len() <= 600, "{} bytes:\n{said}", said.len());
+    assert!(said.len() <= 1400, "{} bytes:\n{said}", said.len());
     let (text, last) = said.trim_end().rsplit_once('\n').expect("several lines");
     assert!(last.ends_with("dispatch-reconcile status"), "{last}");
     assert!(text.contains("a-task-with-a-rather-long-name-number-00"), "{text}");
@@ -196,10 +196,10 @@ fn a_long_question_is_in_it_all_the_same() {
     let sandbox = project();
     let host = Host::new(&sandbox);
     dispatch(&sandbox, &host, "x", "idle");
-    ask(&sandbox, "x", &"Which of the many? ".repeat(40));
+    ask(&sandbox, "x", &"Which of the many? 多 ".repeat(40));
     let said = brief(&sandbox, &host).ok();
     assert!(said.contains("x asks (001): \"Which of the many?"), "{said}");
-    assert!(said.len() <= 700, "{} bytes:\n{said}", said.len());
+    assert!(said.len() <= 1500, "{} bytes:\n{said}", said.len());
     wait_until("the question is still open", || (sandbox.state("x") == "asking").then_some(()));
 }
 

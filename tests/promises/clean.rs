@@ -55,14 +55,14 @@ fn what_is_done_and_merged_goes_and_its_report_stays() {
     dry.shows(str![[r#"
 exit 0
 would remove x with its worktree and branch dispatch/x; report: PROJECT/.dispatch/reports/x.md
-kept y: not merged: 1 commit is only in dispatch/y
+kept y: not merged: 1 commit is only in dispatch/y; merge brings back what is on its branch
 kept z: failed; name it to remove it
 "#]]);
     assert_eq!(tree(&[sandbox.home()]), before);
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
 removed x with its worktree and branch dispatch/x; report: PROJECT/.dispatch/reports/x.md
-kept y: not merged: 1 commit is only in dispatch/y
+kept y: not merged: 1 commit is only in dispatch/y; merge brings back what is on its branch
 kept z: failed; name it to remove it
 "#]]);
     assert_eq!(left(&sandbox, "x", &x), (false, false, false));
@@ -129,7 +129,7 @@ kept x: .dispatch/tasks/x/output.md is in HOME/.dispatch/worktrees/project-HASH/
     git(&["commit", "-q", "--allow-empty", "-m", "Detached"]);
     kept().shows(str![[r#"
 exit 1
-kept x: not merged: 1 commit is only in HOME/.dispatch/worktrees/project-HASH/x
+kept x: not merged: 1 commit is only in HOME/.dispatch/worktrees/project-HASH/x; merge brings back what is on its branch
 "#]]);
     git(&["checkout", "-q", "dispatch/x"]);
     fs::write(sandbox.project().join(".git/worktrees/x/BISECT_LOG"), "").expect("written");
@@ -158,7 +158,7 @@ kept x: dispatch/x is checked out in PROJECT
     sandbox.git(&["update-ref", "refs/remotes/origin/dispatch/x", "dispatch/x"]);
     kept().shows(str![[r#"
 exit 1
-kept x: not merged: 1 commit is only in dispatch/x
+kept x: not merged: 1 commit is only in dispatch/x; merge brings back what is on its branch
 "#]]);
     sandbox.git(&["update-ref", "refs/remotes/origin/main", "dispatch/x"]);
     sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
@@ -259,7 +259,7 @@ kept a: 'b' begins when it is done
     sandbox.run("dispatch-reconcile", &["clean", "a", "b"]).shows(str![[r#"
 exit 1
 removed a with its worktree and branch dispatch/a
-kept b: not merged: 1 commit is only in dispatch/b
+kept b: not merged: 1 commit is only in dispatch/b; merge brings back what is on its branch
 "#]]);
 }
 

@@ -88,7 +88,7 @@ fn nothing_is_written_outside_the_project_and_the_config() {
     finished(&sandbox);
     assert_eq!(names(&sandbox.temporary()), [""; 0]);
     assert_eq!(names(&sandbox.home()), [".dispatch", ".gitconfig", "project"]);
-    assert_eq!(names(&sandbox.home().join(".dispatch")), ["config.yaml", "key"]);
+    assert_eq!(names(&sandbox.home().join(".dispatch")), ["claims", "config.yaml"]);
     assert_eq!(names(&sandbox.project()), [".dispatch", ".git", "README"]);
     assert_eq!(sandbox.git(&["status", "--porcelain"]), "", "git sees nothing of it");
 }

@@ -335,8 +335,9 @@ fn a_hundred_tasks_that_end_at_once_are_one_short_wake() {
         copy.arg(sandbox.task(&id, "")).run().ok();
         let record = sandbox.read("x", "task.yaml");
         let nonce = record.lines().find(|line| line.starts_with("nonce: ")).expect("a nonce");
-        let own = record.replace(nonce, &format!("nonce: {n}"));
+        let own = record.replace(nonce, &format!("nonce: 'n{n}'"));
         fs::write(sandbox.task(&id, "task.yaml"), own).expect("written");
+        sandbox.claim(&id);
         ids.push(id);
     }
     let hook = waiting(&sandbox, &host);

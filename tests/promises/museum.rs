@@ -92,13 +92,13 @@ fn a_question_without_a_worker() {
         .status(str![[r#"
 exit 0
 mended: x marked blocked
-x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 neighbour running 0/2 1h idle — item 1: First
 "#]])
         .show(str![[r#"
 exit 0
 x — Title
-blocked, idle, AGE
+blocked, idle, 1h
 next: dispatch-monitor --answer x/001 -
 1. [ ] First
 2. [ ] Second
@@ -131,12 +131,12 @@ fn a_dead_worker_without_an_exit_record() {
     Exhibit::of_dead(|_| ()).status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]).show(str![[r#"
 exit 0
 x — Title
-lost (the worker is gone and nobody saw it end), idle, AGE
+lost (the worker is gone and nobody saw it end), idle, 1h
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -147,7 +147,7 @@ output: "At work."
     Exhibit::of_dead(|sandbox| sandbox.tick_all("x")).status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 2/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 2/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     Exhibit::of_dead(|sandbox| {
@@ -158,7 +158,7 @@ neighbour running 0/2 1h idle — item 1: First
 exit 0
 mended: x marked done
 neighbour running 0/2 1h idle — item 1: First
-x done 2/2 AGE idle — "All is well."
+x done 2/2 1h idle — "All is well."
 "#]]);
 }
 
@@ -175,7 +175,7 @@ fn a_pid_that_was_used_again() {
         exhibit.status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
         // Nobody else is ended in its place.
@@ -184,7 +184,7 @@ neighbour running 0/2 1h idle — item 1: First
     }
 }
 
-/// Before there were keys, nothing told a task of one's own from one that came with the project.
+/// Before there were claims, nothing told a task of one's own from one that came with the project.
 #[test]
 fn a_record_of_an_older_dispatch() {
     for name in ["1-first.yaml", "1-worktree.yaml"] {
@@ -203,12 +203,11 @@ exit 65
 !   next: nothing of it is carried out; look at it, and remove its directory
 "#]]);
         // Everything else in it is understood.
-        let key = exhibit.0.key();
-        exhibit.0.write("x", "task.yaml", format!("{text}key: {key}\n"));
+        exhibit.0.claim("x");
         exhibit.status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     }
@@ -460,14 +459,14 @@ exit 65
     Exhibit::of_dead(|sandbox| sandbox.write("x", "run.lock", "{\"pid\":1")).status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     let session = Exhibit::of_dead(|sandbox| sandbox.write("x", "worker/1/session", "id"));
     session.status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     session.0.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
@@ -486,13 +485,13 @@ fn a_ledger_of_news_that_is_torn() {
     exhibit.status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     // The news is told all the same, and noted behind what is there.
     exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "lost: the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, 1h): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
     exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 3
@@ -599,13 +598,13 @@ fn directories_of_attempts_that_nobody_made() {
     .status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]])
     .show(str![[r#"
 exit 0
 x — Title
-lost (the worker is gone and nobody saw it end), idle, AGE
+lost (the worker is gone and nobody saw it end), idle, 1h
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -619,12 +618,12 @@ output: "At work."
     gap.status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]).show(str![[r#"
 exit 0
 x — Title
-lost (the worker is gone and nobody saw it end), idle, AGE
+lost (the worker is gone and nobody saw it end), idle, 1h
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -641,7 +640,7 @@ output: "At work."
     .status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
 }
@@ -839,27 +838,27 @@ fn a_symlink_that_leads_outside() {
         str![[r#"
 plan.md: x broken — plan.md is a symlink → dispatch-reconcile show x
 task.yaml: x broken — task.yaml is a symlink → dispatch-reconcile show x
-prompt.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-lock: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+prompt.md: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+lock: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 run.lock: x broken — run.lock is a symlink → dispatch-reconcile show x
-news: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+news: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 wait: x broken — wait is a symlink → dispatch-reconcile show x
-output.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-context.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+output.md: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+context.md: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 ipc: x broken — ipc is a symlink → dispatch-reconcile show x
 ipc/001.question: x broken — ipc/001.question is a symlink → dispatch-reconcile show x
-ipc/001.answer: x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+ipc/001.answer: x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 ipc/.done: x broken — ipc/.done is a symlink → dispatch-reconcile show x
-notes: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-notes/001: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-tells: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+notes: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+notes/001: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+tells: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 worker: x broken — worker is a symlink → dispatch-reconcile show x
 worker/1: x broken — worker/1 is a symlink → dispatch-reconcile show x
 worker/2: x broken — worker/2 is a symlink → dispatch-reconcile show x
 worker/1/exit: x broken — worker/1/exit is a symlink → dispatch-reconcile show x
 worker/1/identity: x broken — worker/1/identity is a symlink → dispatch-reconcile show x
 worker/1/output.log: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-worker/1/plan.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+worker/1/plan.md: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 worker/1/session: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 
 "#]],
@@ -1043,9 +1042,11 @@ output: "At work."
 (JSON)
 == dispatch-config brief: Some(0)
 default: idle; models: idle
-no hook wakes you here: run HELPERS/dispatch-monitor in the background (Bash, run_in_background, timeout 7200000, description "dispatch: neighbour, waits"), and again each time it ends while tasks run
 #ID x asks (001): "Which?" → ask the user, then run: HELPERS/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
-… and 3 more: dispatch-reconcile status
+no hook wakes you here: run HELPERS/dispatch-monitor in the background (Bash, run_in_background, timeout 7200000, description "dispatch: neighbour, waits"), and again each time it ends while tasks run
+#ID x blocked (0/2) → ask the user; HELPERS/dispatch-monitor --answer x/001 - starts it again
+neighbour running 0/2 1h idle — item 1: First
+waits queued 0/2 1h idle
 == dispatch-monitor x --timeout AGE: Some(1)
 dispatch-monitor: cannot write PROJECT/.dispatch/tasks/x/news: Permission denied (os error 13)
   next: call as its owner, or change its mode
@@ -1108,7 +1109,7 @@ attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.lo
 "#]]);
     sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
 exit 1
-kept x: not merged: 1 commit is only in dispatch/x
+kept x: not merged: 1 commit is only in dispatch/x; merge brings back what is on its branch
 "#]]);
     // Also when git has forgotten it.
     sandbox.git(&["worktree", "prune"]);
@@ -1124,7 +1125,7 @@ attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.lo
 "#]]);
     sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
 exit 1
-kept x: not merged: 1 commit is only in dispatch/x
+kept x: not merged: 1 commit is only in dispatch/x; merge brings back what is on its branch
 "#]]);
     // The branch has the commits, and a worker gets its worktree again.
     sandbox.ok("dispatch-spawn", &["x", "--resume"]);

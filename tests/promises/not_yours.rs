@@ -1,13 +1,15 @@
 //! A project's own files may hold tasks, made by whoever made the project: a repository that is
 //! cloned, an archive. The helpers carry out only what the user's own helpers dispatched.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::path::PathBuf;
 
 use snapbox::str;
 
 use crate::support::process::{all_of, kill_and_wait};
-use crate::support::text::tree;
-use crate::support::{Host, Sandbox};
+use crate::support::text::{names, tree};
+use crate::support::{Host, Sandbox, wait_until};
 
 /// A task whose worker ended and whose question is answered since: any helper goes on with it.
 fn to_be_gone_on_with() -> Sandbox {
@@ -41,14 +43,26 @@ fn calls_everything(sandbox: &Sandbox) {
     }
 }
 
+/// Where the user's helpers keep what was decided about the only task.
+fn claim(sandbox: &Sandbox) -> PathBuf {
+    let claims = sandbox.home().join(".dispatch/claims");
+    let [only] = &names(&claims)[..] else { panic!("one claim in {}", claims.display()) };
+    claims.join(only)
+}
+
 #[test]
-fn a_task_without_the_users_key_is_named_and_never_carried_out() {
+fn a_task_that_the_user_has_not_dispatched_is_named_and_never_carried_out() {
     let sandbox = to_be_gone_on_with();
     let ours = sandbox.read("x", "task.yaml");
-    let key = fs::read_to_string(sandbox.home().join(".dispatch/key")).expect("a key");
-    let (record, its) = ours.rsplit_once("key: ").expect("it has the key");
-    assert_eq!(its, key);
-    for theirs in [record.to_owned(), format!("{record}key: {}\n", "0".repeat(32))] {
+    let claim = claim(&sandbox);
+    let (nonce, decided) = (claim.file_name().and_then(OsStr::to_str), fs::read(&claim));
+    let (nonce, decided) = (nonce.expect("a name"), decided.expect("decided"));
+    let of_another = String::from_utf8_lossy(&decided).replace(r#""task":"x""#, r#""task":"y""#);
+    let forged = ["0".repeat(16), format!("../claims/{nonce}"), String::new()];
+    let forged = forged.map(|nonce_of_theirs| (ours.replace(nonce, &nonce_of_theirs), None));
+    let stolen = (ours.clone(), Some(of_another.into_bytes()));
+    for (theirs, claimed) in forged.into_iter().chain([stolen]) {
+        fs::write(&claim, claimed.unwrap_or(decided.clone())).expect("written");
         fs::write(sandbox.task("x", "task.yaml"), theirs).expect("written");
         let before = tree(&[sandbox.task("x", "")]);
         calls_everything(&sandbox);
@@ -71,18 +85,33 @@ default: idle; models: idle
 x broken — task 'x' is not yours → dispatch-reconcile show x
 "#]]);
     }
-    // With the key it is gone on with.
+    // With it, it is gone on with.
+    fs::write(&claim, decided).expect("written");
     fs::write(sandbox.task("x", "task.yaml"), ours).expect("written");
     sandbox.ok("dispatch-reconcile", &[]);
     sandbox.wait_for_state("x", "running");
 }
 
 #[test]
-fn an_empty_key_is_none() {
+fn a_worker_that_rewrites_its_record_gets_no_more_access() {
     let sandbox = to_be_gone_on_with();
-    let ours = sandbox.read("x", "task.yaml");
-    let (record, _) = ours.rsplit_once("key: ").expect("it has the key");
-    fs::write(sandbox.home().join(".dispatch/key"), "\n").expect("written");
-    fs::write(sandbox.task("x", "task.yaml"), format!("{record}key: ''\n")).expect("written");
-    assert_eq!(sandbox.run("dispatch-reconcile", &["show", "x"]).code, Some(65));
+    let more = sandbox.read("x", "task.yaml").replace("access: write", "access: full");
+    fs::write(sandbox.task("x", "task.yaml"), more).expect("written");
+    let shown = sandbox.ok("dispatch-reconcile", &["show", "x", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(shown["access"], "write", "{shown}");
+}
+
+#[test]
+fn what_was_decided_goes_with_the_task() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("ends", "exit 0")]);
+    sandbox.dispatch("x", "ends");
+    sandbox.wait_for_state("x", "incomplete");
+    let claim = claim(&sandbox);
+    wait_until("it can be removed", || {
+        let clean = sandbox.run("dispatch-reconcile", &["clean", "x"]);
+        (clean.code == Some(0)).then_some(())
+    });
+    assert!(!claim.exists());
 }

@@ -386,13 +386,13 @@ impl World {
         put(&task("worker/1/identity"), &identity(&self.workers));
         let record = format!(
             "format: 1\nnonce: '{:016x}'\nname: idle\nbackend: idle\nroute: cli\naccess: write\n\
-             directory: {}\nowner: {}\ncreated: 2026-11-21T10:02:15Z\nkey: {}\n",
+             directory: {}\nowner: {}\ncreated: 2026-11-21T10:02:15Z\n",
             self.dice.below(1 << 50),
             self.sandbox.project().display(),
             identity(&self.host),
-            self.sandbox.key(),
         );
         put(&task("task.yaml"), &record);
+        self.sandbox.claim(&id);
         let (said, asked, waits, over) = (0, 0, None, false);
         self.players.push(Player { id, words, said, asked, waits, over });
     }

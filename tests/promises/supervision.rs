@@ -215,7 +215,7 @@ fn a_dead_worker_that_nobody_saw_end_is_lost() {
     assert!(!sandbox.task("x", "worker/1/exit").exists());
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "lost: the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 }
 

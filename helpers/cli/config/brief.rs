@@ -21,7 +21,7 @@ use crate::task::{State, View, calling_host};
 use crate::worker::missing_program;
 
 /// How many bytes it says at most, with the last line; every typed /dispatch pays for them.
-const BRIEF: usize = 600 - LAST;
+const BRIEF: usize = 1400 - LAST;
 
 /// How many bytes the line about what was mended has at most.
 const MENDED: usize = 120;
@@ -102,7 +102,8 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     lines.extend(broken.iter().map(broken_line));
     lines.extend(quiet);
     if let Some(line) = unheard(project, host.as_ref(), &views) {
-        lines.insert(own, line);
+        // What a worker waits for comes before it.
+        lines.insert(own + usize::from(!told.is_empty()), line);
     }
     let (mut text, shown) = fit(&lines, BRIEF);
     told.retain(|(_, event)| text.contains(&event.id));
@@ -217,15 +218,16 @@ fn names(config: &Config) -> String {
     text
 }
 
-/// As many whole lines as fit; the first always does.
+/// The whole lines that fit, and how many they are; the first always does.
 fn fit(lines: &[String], bytes: usize) -> (String, usize) {
     let mut text = lines.first().cloned().unwrap_or_default();
-    for (number, line) in lines.iter().enumerate().skip(1) {
-        if text.len() + 1 + line.len() > bytes {
-            return (text, number);
+    let mut shown = 1;
+    for line in lines.iter().skip(1) {
+        if text.len() + 1 + line.len() <= bytes {
+            text.push('\n');
+            text.push_str(line);
+            shown += 1;
         }
-        text.push('\n');
-        text.push_str(line);
     }
-    (text, lines.len())
+    (text, shown.min(lines.len()))
 }

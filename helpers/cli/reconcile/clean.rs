@@ -143,6 +143,7 @@ fn fate(
     }
     crash::point("clean", "task");
     files::remove_directory(&aside)?;
+    task.disown(&held.record.nonce)?;
     Ok(Fate::Removed(what_goes(&held, report)))
 }
 
@@ -152,7 +153,7 @@ fn not_finished(view: &View, named: bool) -> Result<Option<Fate>> {
     let why = match view.state {
         State::Done => at_work,
         State::Stopped | State::Failed | State::Incomplete | State::Blocked => match at_work {
-            None if !named => Some(format!("{}; name it to remove it", view.state)),
+            None if !named => Some(format!("{}; name it to remove it", view.label())),
             Some(_) if !named => return Ok(Some(Fate::Passed)),
             at_work => at_work,
         },

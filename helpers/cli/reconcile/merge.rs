@@ -26,6 +26,12 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task) -> Result<Exit>
             .into());
     };
     let path = worktree.path.display();
+    if let Some(what) = worktree.unfinished()? {
+        return Err(Refusal::new(Exit::Data, format!("a {what} is not finished in the worktree"))
+            .place(path.to_string())
+            .next(format!("settle it there and commit, or git -C {path} {what} --abort"))
+            .into());
+    }
     let changed = worktree.changes()?;
     if !changed.is_empty() {
         let what = format!("the worktree of '{id}' has changes that are not committed");
@@ -79,7 +85,7 @@ pub(super) fn at_rest(task: &Task) -> Result<(View, Lock)> {
     if let Some(why) = at_work(&view)? {
         return Err(not_yet(task, why).into());
     }
-    let lock = Lock::try_take(&task.run_lock_path())?;
+    let lock = Lock::try_take_unsigned(&task.run_lock_path())?;
     let seen = view.attempt.as_ref().map(|attempt| attempt.number);
     let last = task.last_attempt().map(|attempt| attempt.number);
     match lock.filter(|_| last == seen) {

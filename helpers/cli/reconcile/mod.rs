@@ -15,9 +15,10 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use super::{directory, project, run, say, some_text};
+use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::project::TaskId;
-use crate::task::Task;
+use crate::task::{State, Task};
 
 pub(super) use status::{broken_line, shorten, status_line};
 
@@ -98,7 +99,13 @@ pub fn main() -> ExitCode {
             }
             Action::Clean(clean) => clean::clean(&project()?, clean),
             Action::Note { task: id, text } => {
-                task(id)?.add_note(&some_text(text, "the note")?)?;
+                let (task, text) = (task(id)?, some_text(text, "the note")?);
+                if task.view()?.state == State::Done {
+                    return Err(Refusal::new(Exit::Data, format!("'{id}' is done"))
+                        .next("dispatch what is to be done now as a new task")
+                        .into());
+                }
+                task.add_note(&text)?;
                 say(format!("noted in the plan of {id}"));
                 Ok(Exit::Ok)
             }

@@ -7,7 +7,7 @@ use crate::cli::say;
 use crate::exit::Exit;
 use crate::news::ledger::{self, Ledger, Standing};
 use crate::news::{Remedy, events, quoted, short_duration};
-use crate::task::{ExitRecord, Task, View, calling_host};
+use crate::task::{ExitRecord, State, Task, View, calling_host};
 use crate::worker::output;
 
 /// How many lines of the worker's output are shown.
@@ -69,6 +69,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     if let Some(summary) = view.summary.as_deref().filter(|summary| !summary.is_empty()) {
         say(format!("summary: {}", quoted(summary)));
     }
+    let at_work = view.attempt.as_ref().filter(|_| view.is_alive() && view.state != State::Done);
     for attempt in task.attempts()? {
         let number = attempt.number;
         let exit = attempt.exit()?;
@@ -81,7 +82,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
                 (.., Some(why)) => format!("not started: {why}"),
                 _ => format!("exit status unknown, its end was seen at {}", exit.at),
             },
-            None if view.is_alive() => "runs".into(),
+            None if at_work.is_some_and(|it| it.number == number) => "runs".into(),
             None => "no exit recorded".into(),
         };
         let log = attempt.log_path();

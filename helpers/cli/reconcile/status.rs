@@ -119,7 +119,7 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
     if line.len() + kept <= room {
         line = shorten(&(line + &detail), room);
     }
-    shorten(&(line + &mends), LINE)
+    shorten(&line, LINE.saturating_sub(mends.len())) + &mends
 }
 
 /// What a task is at, or why it is not.
@@ -167,6 +167,7 @@ pub(super) fn as_json(view: &View) -> serde_json::Value {
         "model": view.record.name,
         "backend": view.record.backend,
         "route": view.record.route,
+        "access": view.record.access,
         "seconds": view.age().as_secs(),
         "attempt": view.attempt.as_ref().map(|attempt| attempt.number),
         "questions": view.questions.iter().map(|(question, text)| json!({

@@ -31,14 +31,16 @@ impl Sandbox {
         fs::write(path, text).expect("written");
     }
 
-    /// The user's key, which every record has.
-    pub(crate) fn key(&self) -> String {
-        let path = self.home().join(".dispatch/key");
-        if !path.exists() {
-            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
-            fs::write(&path, "0123456789abcdef\n").expect("written");
-        }
-        fs::read_to_string(path).expect("a key").trim().to_owned()
+    /// Makes a task whose record was written by a test the user's own.
+    pub(crate) fn claim(&self, id: &str) {
+        let record: serde_json::Value =
+            serde_yaml::from_str(&self.read(id, "task.yaml")).expect("a record");
+        let mut claim = record.clone();
+        claim["task"] = id.into();
+        let path = self.home().join(".dispatch/claims");
+        fs::create_dir_all(&path).expect("made");
+        let nonce = record["nonce"].as_str().expect("a nonce");
+        fs::write(path.join(nonce), claim.to_string()).expect("written");
     }
 
     /// The record of a task that was dispatched an hour ago, with further lines.
@@ -46,11 +48,11 @@ impl Sandbox {
         let created = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
         let created = humantime::format_rfc3339_seconds(created);
         let project = self.project().display().to_string();
-        let key = self.key();
         let text = format!(
-            "format: 1\nnonce: '{id}-nonce'\nname: {backend}\nbackend: {backend}\nroute: cli\naccess: write\ndirectory: {project}\ncreated: {created}\nkey: {key}\n{further}"
+            "format: 1\nnonce: '{id}-nonce'\nname: {backend}\nbackend: {backend}\nroute: cli\naccess: write\ndirectory: {project}\ncreated: {created}\n{further}"
         );
         self.write(id, "task.yaml", text);
+        self.claim(id);
         let hour = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
         let file = fs::File::options().write(true).open(self.task(id, "task.yaml"));
         file.expect("there").set_modified(hour).expect("dated");

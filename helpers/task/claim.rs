@@ -1,0 +1,84 @@
+//! The decisions of a task's record, kept where its worker cannot write at `read` and `write`: in
+//! `~/.dispatch/claims`. Without them any worker could write itself a record with more access, and
+//! any project that is cloned could bring a task that is carried out.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Record;
+use crate::config::{self, Access, Route};
+use crate::files;
+use crate::project::TaskId;
+use crate::worktree::Worktree;
+
+/// What a record says of its worker.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Claim {
+    task: String,
+    name: String,
+    model: Option<String>,
+    backend: String,
+    route: Route,
+    access: Access,
+    directory: PathBuf,
+    worktree: Option<Worktree>,
+}
+
+impl Claim {
+    /// The one that belongs to the record of that task; `None` if the user has dispatched no such
+    /// task.
+    pub(super) fn of(task: &TaskId, nonce: &str) -> Result<Option<Self>> {
+        let Some(path) = path(nonce)? else { return Ok(None) };
+        let Some(text) = files::read(&path)? else { return Ok(None) };
+        let claim: Self = serde_json::from_str(&text)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Some(claim).filter(|claim| claim.task == task.as_str()))
+    }
+
+    /// Keeps what the record says from now on.
+    pub(super) fn keep(task: &TaskId, record: &Record) -> Result<()> {
+        let record = record.clone();
+        let path = path(&record.nonce)?.context("a nonce is hexadecimal")?;
+        let claim = Self {
+            task: task.to_string(),
+            name: record.name,
+            model: record.model,
+            backend: record.backend,
+            route: record.route,
+            access: record.access,
+            directory: record.directory,
+            worktree: record.worktree,
+        };
+        path.parent().map_or(Ok(()), files::make_private_directory)?;
+        files::publish(&path, serde_json::to_string(&claim)?.as_bytes())
+    }
+
+    /// Forgets a task that is removed.
+    pub(super) fn forget(nonce: &str) -> Result<()> {
+        path(nonce)?.map_or(Ok(()), |path| files::remove(&path))
+    }
+
+    /// The record with these decisions, whatever it says itself.
+    pub(super) fn decides(self, record: Record) -> Record {
+        Record {
+            name: self.name,
+            model: self.model,
+            backend: self.backend,
+            route: self.route,
+            access: self.access,
+            directory: self.directory,
+            worktree: self.worktree,
+            ..record
+        }
+    }
+}
+
+/// Where it is. A nonce is read from the project, so that it must not lead anywhere else.
+fn path(nonce: &str) -> Result<Option<PathBuf>> {
+    let harmless = !nonce.is_empty()
+        && nonce.len() <= 64
+        && nonce.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    Ok(if harmless { Some(config::home()?.join("claims").join(nonce)) } else { None })
+}
