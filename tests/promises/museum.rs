@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use dispatch::process::Identity;
 use snapbox::str;
 
-use crate::support::made::{age, dead, own};
+use crate::support::made::{age, an_hour_ago, dead, own};
 use crate::support::process::kill_and_wait;
 use crate::support::text::{Tree, same, tree};
 use crate::support::{Call, Host, PLAN, Sandbox, repository};
@@ -189,6 +189,8 @@ neighbour running 0/2 1h idle — item 1: First
 fn a_record_of_an_older_dispatch() {
     for name in ["1-first.yaml", "1-worktree.yaml"] {
         let text = fs::read_to_string(repository("tests/formats").join(name)).expect("there");
+        let created = text.lines().find_map(|line| line.strip_prefix("created: "));
+        let text = text.replace(created.expect("a time"), &an_hour_ago());
         let exhibit = Exhibit::of_dead(|sandbox| sandbox.write("x", "task.yaml", &text));
         exhibit
             .status(str![[r#"

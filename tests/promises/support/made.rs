@@ -23,6 +23,11 @@ fn yaml(identity: &Identity) -> String {
     format!("pid: {pid}\nstart: {start}\nboot: {boot}\nnamespace: '{namespace}'\n")
 }
 
+pub(crate) fn an_hour_ago() -> String {
+    let time = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
 impl Sandbox {
     /// Writes a file of a task, and the directories above it.
     pub(crate) fn write(&self, id: &str, path: &str, text: impl AsRef<[u8]>) {
@@ -45,8 +50,7 @@ impl Sandbox {
 
     /// The record of a task that was dispatched an hour ago, with further lines.
     pub(crate) fn record(&self, id: &str, backend: &str, further: &str) {
-        let created = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
-        let created = humantime::format_rfc3339_seconds(created);
+        let created = an_hour_ago();
         let project = self.project().display().to_string();
         let text = format!(
             "format: 1\nnonce: '{id}-nonce'\nname: {backend}\nbackend: {backend}\nroute: cli\naccess: write\ndirectory: {project}\ncreated: {created}\n{further}"
