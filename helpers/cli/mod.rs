@@ -6,6 +6,7 @@ pub mod reconcile;
 pub mod spawn;
 pub mod worker;
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use anyhow::{Context, Error, Result};
 use clap::Parser;
 
 use crate::HELPERS;
+use crate::config::permissions;
 use crate::error::{Refusal, exit_of};
 use crate::exit::Exit;
 use crate::project::Project;
@@ -55,8 +57,8 @@ fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
             return Exit::Usage.into();
         }
     };
-    let exit = body(args).unwrap_or_else(|error| {
-        let name = Args::command().get_name().to_string();
+    let name = Args::command().get_name().to_string();
+    let exit = refuse_pattern(&name).and_then(|()| body(args)).unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "{name}: {error:#}");
         if is_denied(&error) {
             let _ = writeln!(std::io::stderr(), "  next: call as its owner, or change its mode");
@@ -64,6 +66,23 @@ fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
         exit_of(&error)
     });
     exit.into()
+}
+
+/// Refuses a word for which Claude Code asks the person, where a file has its name: the command may
+/// hold a pattern in its place (`ful[l]`), and the rules that ask do not see what the shell makes of
+/// that.
+fn refuse_pattern(helper: &str) -> Result<()> {
+    let mut words = std::env::args_os().skip(1);
+    let hidden = |word: &OsString| {
+        permissions::is_asked(helper, &word.to_string_lossy())
+            && Path::new(word).symlink_metadata().is_ok()
+    };
+    let Some(word) = words.find(hidden) else { return Ok(()) };
+    let word = word.display();
+    Err(Refusal::new(Exit::Usage, format!("'{word}' may be a word, or a file that is found here"))
+        .place("a shell puts a file's name in the place of a pattern, unseen by permission rules")
+        .next("call from a directory that has no such file")
+        .into())
 }
 
 /// Whether the system does not let this user do it.

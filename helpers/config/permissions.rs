@@ -1,12 +1,15 @@
-//! The permission rules that let the host and its agents call the helpers without being asked, and
-//! their place in the user's Claude settings.
+//! The permission rules that let the host and its agents call the helpers without being asked, but
+//! for what gives a worker more than the person has agreed to; and their place in the user's Claude
+//! settings.
 //!
 //! That file belongs to the user, so an edit is one piece of text put in at one place: every byte
 //! that was there stays. Where the piece goes and how it is laid out depends only on the old text,
 //! and differently laid out texts tell apart what was there before: a list that was there empty is
 //! filled on its line, a list that was not there gets a line for each rule. So [`remove`] finds the
-//! old text again, and knows that it did by adding the rules to it once more.
+//! old text again, and knows that it did by adding the rules to it once more. The two lists are two
+//! such edits, one after the other.
 
+use std::fmt;
 use std::iter;
 use std::path::{Path, PathBuf};
 
@@ -24,16 +27,77 @@ use crate::exit::Exit;
 /// the slash.
 const SKILLS: [&str; 2] = ["Skill(dispatch)", "Skill(dispatch:dispatch)"];
 
+/// What a host asks the person for, although it may call the helper: another program, another level
+/// of access, another directory, and rules like these. Each as a part of the command's words.
+const ASKED: [(&str, &str); 7] = [
+    ("dispatch-config", " add-backend"),
+    ("dispatch-config", " set-access"),
+    ("dispatch-config", " setup*--full"),
+    ("dispatch-config", " allow"),
+    ("dispatch-spawn", " --access*full"),
+    ("dispatch-spawn", " --access*write"),
+    ("dispatch-spawn", " -C"),
+];
+
 /// White space of JSON.
 const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
+/// A list of the settings' `permissions`. What stands in both of them is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum List {
+    /// Runs unasked.
+    Allow,
+    /// Is asked.
+    Ask,
+}
+
+impl List {
+    const BOTH: [Self; 2] = [Self::Allow, Self::Ask];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Ask => "ask",
+        }
+    }
+}
+
+/// A permission rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// The list that it stands in.
+    pub list: List,
+    /// The rule itself.
+    pub text: String,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.list.name(), self.text)
+    }
+}
+
 /// The rules for the helpers whose launchers are in `bin`, an absolute path, and for the skill.
-/// A path with spaces stands in quotes, as the command that it is compared with does.
-pub fn rules(bin: &Path) -> Vec<String> {
+/// To allow a path with spaces it stands in quotes, as the command that it is compared with does. To
+/// ask it does not: then Claude Code compares what the words are without any quotes in them.
+pub fn rules(bin: &Path) -> Vec<Rule> {
     let bin = bin.to_string_lossy();
     let quote = if bin.contains(' ') { "\"" } else { "" };
-    let rule = |helper| format!("Bash({quote}{bin}/{helper}{quote} *)");
-    HELPERS.into_iter().map(rule).chain(SKILLS.map(Into::into)).collect()
+    let allow = HELPERS.into_iter().map(|helper| format!("Bash({quote}{bin}/{helper}{quote} *)"));
+    let allow = allow.chain(SKILLS.map(Into::into));
+    let ask = ASKED.into_iter().map(|(helper, words)| format!("Bash({bin}/{helper}*{words}*)"));
+    // Claude Code looks through xargs at the helper, but does not see what words xargs adds.
+    let ask = ask.chain([format!("Bash(xargs *{bin}/dispatch-*)")]);
+    let allow = allow.map(|text| Rule { list: List::Allow, text });
+    allow.chain(ask.map(|text| Rule { list: List::Ask, text })).collect()
+}
+
+/// Whether this argument of the helper is a word for which the person is asked.
+pub fn is_asked(helper: &str, argument: &str) -> bool {
+    let words = ASKED.iter().filter(|(name, _)| *name == helper);
+    let mut words =
+        words.flat_map(|(_, words)| words.split([' ', '*'])).filter(|it| !it.is_empty());
+    words.any(|word| argument == word || word.starts_with('-') && argument.starts_with(word))
 }
 
 /// The user's Claude settings file, which need not exist.
@@ -45,15 +109,14 @@ pub fn settings_path() -> PathBuf {
     directory.join("settings.json")
 }
 
-/// The settings `text` (`None`: no such file) with those of the `rules` that it does not allow yet;
-/// `None` if it allows all of them.
+/// The settings `text` (`None`: no such file) with those of the `rules` that it does not hold yet;
+/// `None` if it holds all of them.
 ///
 /// # Errors
 /// [`Exit::Data`] with the place in the text and what to paste, if the text is not plain JSON of
 /// the known shape, or the edit cannot be proven to do this and nothing else.
-pub fn add(text: Option<&str>, rules: &[String]) -> Result<Option<String>> {
-    let before = text.unwrap_or_default();
-    Ok(added(before, rules).map_err(|wrong| wrong.refusal(before, &snippet(rules)))?)
+pub fn add(text: Option<&str>, rules: &[Rule]) -> Result<Option<String>> {
+    edit(text, rules, added, List::BOTH, || format!("put in by hand: {}", snippet(rules)))
 }
 
 /// The settings `text` without exactly these `rules`; `None` if it has none of them. What [`add`]
@@ -62,26 +125,58 @@ pub fn add(text: Option<&str>, rules: &[String]) -> Result<Option<String>> {
 ///
 /// # Errors
 /// As for [`add`].
-pub fn remove(text: Option<&str>, rules: &[String]) -> Result<Option<String>> {
-    let before = text.unwrap_or_default();
-    let by_hand = format!("take out of permissions.allow by hand: {}", list(rules));
-    Ok(removed(before, rules).map_err(|wrong| wrong.refusal(before, &by_hand))?)
+pub fn remove(text: Option<&str>, rules: &[Rule]) -> Result<Option<String>> {
+    // What was put in last goes first.
+    let [first, last] = List::BOTH;
+    edit(text, rules, removed, [last, first], || format!("take out by hand: {}", snippet(rules)))
 }
 
-/// Those of the `rules` that the settings `text` does not allow yet.
-pub fn missing(text: Option<&str>, rules: &[String]) -> Vec<String> {
-    match Settings::parse(text.unwrap_or_default()) {
-        Ok(settings) => settings.missing(rules),
-        Err(_) => rules.to_vec(),
+/// Edits one list, then the other.
+fn edit(
+    text: Option<&str>,
+    rules: &[Rule],
+    one: impl Fn(&str, List, &[String]) -> Result<Option<String>, Wrong>,
+    lists: [List; 2],
+    next: impl Fn() -> String,
+) -> Result<Option<String>> {
+    let before = text.unwrap_or_default();
+    let mut after = before.to_owned();
+    for list in lists {
+        match one(&after, list, &of(rules, list)) {
+            Ok(Some(edited)) => after = edited,
+            Ok(None) => {}
+            Err(wrong) => return Err(wrong.refusal(&after, &next()).into()),
+        }
     }
+    Ok((after != before).then_some(after))
+}
+
+/// Those of the rules that stand in this list.
+fn of(rules: &[Rule], list: List) -> Vec<String> {
+    rules.iter().filter(|rule| rule.list == list).map(|rule| rule.text.clone()).collect()
+}
+
+/// Those of the `rules` that the settings `text` does not hold yet.
+pub fn missing(text: Option<&str>, rules: &[Rule]) -> Vec<Rule> {
+    let settings = Settings::parse(text.unwrap_or_default());
+    let there = |rule: &Rule| {
+        settings.as_ref().is_ok_and(|it| it.rules(rule.list).any(|text| text == rule.text))
+    };
+    rules.iter().filter(|rule| !there(rule)).cloned().collect()
 }
 
 /// The rules in the settings `text` that name a helper or the skill, whoever put them in.
-pub fn for_dispatch(text: Option<&str>) -> Vec<String> {
+pub fn for_dispatch(text: Option<&str>) -> Vec<Rule> {
     let Ok(settings) = Settings::parse(text.unwrap_or_default()) else { return Vec::new() };
-    let named = |rule: &str| HELPERS.iter().any(|helper| rule.contains(&format!("/{helper}")));
-    let ours = settings.allowed().filter(|rule| named(rule) || SKILLS.contains(rule));
-    ours.map(String::from).collect()
+    let named = |rule: &str| {
+        let names = HELPERS.iter().chain(["dispatch-*"].iter());
+        names.into_iter().any(|name| rule.contains(&format!("/{name}"))) || SKILLS.contains(&rule)
+    };
+    let of = |list| {
+        let ours = settings.rules(list).filter(|text| named(text));
+        ours.map(|text| Rule { list, text: text.into() }).collect::<Vec<_>>()
+    };
+    List::BOTH.map(of).concat()
 }
 
 /// Why a text is left as it is: in words, and the byte that shows it.
@@ -106,12 +201,17 @@ impl Wrong {
     }
 }
 
-fn snippet(rules: &[String]) -> String {
-    format!(r#"put in by hand: "permissions": {{"allow": [{}]}}"#, list(rules))
+/// The rules as they stand in the settings.
+fn snippet(rules: &[Rule]) -> String {
+    let lists = List::BOTH.map(|list| (list.name(), of(rules, list)));
+    let lists = lists.iter().filter(|(_, rules)| !rules.is_empty());
+    let lists: Vec<_> =
+        lists.map(|(name, rules)| format!(r#""{name}": [{}]"#, elements(rules))).collect();
+    format!(r#""permissions": {{{}}}"#, lists.join(", "))
 }
 
 /// The rules as elements of a JSON array on one line.
-fn list(rules: &[String]) -> String {
+fn elements(rules: &[String]) -> String {
     let rules: Vec<_> = rules.iter().map(quoted).collect();
     rules.join(", ")
 }
@@ -120,22 +220,22 @@ fn quoted(rule: &String) -> String {
     json!(rule).to_string()
 }
 
-fn added(before: &str, rules: &[String]) -> Result<Option<String>, Wrong> {
+fn added(before: &str, list: List, rules: &[String]) -> Result<Option<String>, Wrong> {
     let empty = before.trim_matches(SPACE).is_empty();
     let base = if empty { "{}\n" } else { before };
     let settings = Settings::parse(base)?;
-    let missing = settings.missing(rules);
+    let missing = settings.missing(list, rules);
     if missing.is_empty() {
         return Ok(None);
     }
-    let (at, piece) = settings.piece(&missing);
+    let (at, piece) = settings.piece(list, &missing);
     let after = format!("{}{piece}{}", &base[..at], &base[at..]);
 
     let mut asked = values(base)?;
-    let allow = &mut asked["permissions"]["allow"];
-    match allow.as_array_mut() {
-        Some(allow) => allow.extend(missing.into_iter().map(Value::String)),
-        None => *allow = json!(missing),
+    let held = &mut asked["permissions"][list.name()];
+    match held.as_array_mut() {
+        Some(held) => held.extend(missing.into_iter().map(Value::String)),
+        None => *held = json!(missing),
     }
     if values(&after)? != asked || !is_one_piece_more(base, &after) {
         return Err(Wrong::new(at, "the rules cannot be put in here without a change elsewhere"));
@@ -143,22 +243,22 @@ fn added(before: &str, rules: &[String]) -> Result<Option<String>, Wrong> {
     Ok(Some(after))
 }
 
-fn removed(before: &str, rules: &[String]) -> Result<Option<String>, Wrong> {
+fn removed(before: &str, list: List, rules: &[String]) -> Result<Option<String>, Wrong> {
     if before.trim_matches(SPACE).is_empty() {
         return Ok(None);
     }
     let settings = Settings::parse(before)?;
     let present: Vec<String> = settings
-        .allowed()
+        .rules(list)
         .filter(|rule| rules.iter().any(|ours| ours == rule))
         .map(String::from)
         .collect();
     if present.is_empty() {
         return Ok(None);
     }
-    for piece in settings.pieces(present.len()) {
+    for piece in settings.pieces(list, present.len()) {
         let after = without(before, piece);
-        if matches!(added(&after, &present), Ok(Some(again)) if again == before) {
+        if matches!(added(&after, list, &present), Ok(Some(again)) if again == before) {
             return Ok(Some(after));
         }
     }
@@ -166,7 +266,7 @@ fn removed(before: &str, rules: &[String]) -> Result<Option<String>, Wrong> {
     // Somebody changed the text since: take out the strings alone.
     let mut after = before.to_owned();
     for rule in &present {
-        let Some(piece) = Settings::parse(&after)?.element(rule) else { continue };
+        let Some(piece) = Settings::parse(&after)?.element(list, rule) else { continue };
         let shorter = without(&after, piece);
         if !is_one_piece_more(&shorter, &after) {
             return Err(Wrong::new(piece.start, "this rule cannot be taken out alone"));
@@ -174,8 +274,8 @@ fn removed(before: &str, rules: &[String]) -> Result<Option<String>, Wrong> {
         after = shorter;
     }
     let mut asked = values(before)?;
-    if let Some(allow) = asked["permissions"]["allow"].as_array_mut() {
-        allow.retain(|rule| !rules.iter().any(|ours| rule == ours));
+    if let Some(held) = asked["permissions"][list.name()].as_array_mut() {
+        held.retain(|rule| !rules.iter().any(|ours| rule == ours));
     }
     if values(&after)? != asked {
         return Err(Wrong::new(0, "the rules cannot be taken out without a change elsewhere"));
@@ -210,7 +310,7 @@ struct Settings<'a> {
 }
 
 impl<'a> Settings<'a> {
-    /// Accepts plain JSON whose `permissions.allow`, if there, is a list in an object.
+    /// Accepts plain JSON whose `permissions`, if there, is an object, and its two lists are lists.
     fn parse(text: &'a str) -> Result<Self, Wrong> {
         let parsed = parse_to_ast(text, &CollectOptions::default(), &plain_json())
             .map_err(|error| Wrong::new(error.range().start, error.kind().to_string()))?;
@@ -223,9 +323,11 @@ impl<'a> Settings<'a> {
             let Node::Object(permissions) = node else {
                 return Err(Wrong::new(node.start(), "\"permissions\" is not an object {…}"));
             };
-            if let Some(node) = last(permissions, "allow").filter(|node| node.as_array().is_none())
-            {
-                return Err(Wrong::new(node.start(), "\"allow\" is not a list […]"));
+            for name in List::BOTH.map(List::name) {
+                let node = last(permissions, name).filter(|node| node.as_array().is_none());
+                if let Some(node) = node {
+                    return Err(Wrong::new(node.start(), format!("\"{name}\" is not a list […]")));
+                }
             }
         }
         Ok(settings)
@@ -235,21 +337,21 @@ impl<'a> Settings<'a> {
         last(&self.root, "permissions")?.as_object()
     }
 
-    fn allow(&self) -> Option<&Array<'a>> {
-        last(self.permissions()?, "allow")?.as_array()
+    fn list(&self, list: List) -> Option<&Array<'a>> {
+        last(self.permissions()?, list.name())?.as_array()
     }
 
     /// The rules in the list.
-    fn allowed(&self) -> impl Iterator<Item = &str> {
-        let elements = self.allow().map(|allow| allow.elements.as_slice()).unwrap_or_default();
+    fn rules(&self, list: List) -> impl Iterator<Item = &str> {
+        let elements = self.list(list).map(|list| list.elements.as_slice()).unwrap_or_default();
         elements.iter().filter_map(as_rule)
     }
 
     /// Those of the rules that are not in it, each once.
-    fn missing(&self, rules: &[String]) -> Vec<String> {
+    fn missing(&self, list: List, rules: &[String]) -> Vec<String> {
         let mut missing: Vec<String> = Vec::new();
         for rule in rules {
-            if self.allowed().all(|allowed| allowed != rule) && !missing.contains(rule) {
+            if self.rules(list).all(|held| held != rule) && !missing.contains(rule) {
                 missing.push(rule.clone());
             }
         }
@@ -257,10 +359,10 @@ impl<'a> Settings<'a> {
     }
 
     /// Where the rules go, and the text to put in there.
-    fn piece(&self, rules: &[String]) -> (usize, String) {
-        if let Some(allow) = self.allow() {
-            let Some(last) = allow.elements.last() else {
-                return (allow.start() + 1, list(rules));
+    fn piece(&self, list: List, rules: &[String]) -> (usize, String) {
+        if let Some(held) = self.list(list) {
+            let Some(last) = held.elements.last() else {
+                return (held.start() + 1, elements(rules));
             };
             let gap = self.gap(last.start());
             return (
@@ -270,44 +372,44 @@ impl<'a> Settings<'a> {
         }
         let newline = if self.text.contains("\r\n") { "\r\n" } else { "\n" };
         let unit = self.margin(self.root.properties.first()).unwrap_or("  ");
-        let allow = |margin: &str| {
+        let property = |margin: &str| {
             let line = |rule| format!("{newline}{margin}{unit}{}", quoted(rule));
             let lines: Vec<_> = rules.iter().map(line).collect();
-            format!("\"allow\": [{}{newline}{margin}]", lines.join(","))
+            format!("\"{}\": [{}{newline}{margin}]", list.name(), lines.join(","))
         };
         if let Some(permissions) = self.permissions() {
             let Some(last) = permissions.properties.last() else {
-                return (permissions.start() + 1, allow(unit));
+                return (permissions.start() + 1, property(unit));
             };
             let margin = self.margin(Some(last)).map_or_else(|| unit.repeat(2), str::to_owned);
-            return (last.end(), format!(",{newline}{margin}{}", allow(&margin)));
+            return (last.end(), format!(",{newline}{margin}{}", property(&margin)));
         }
         let last = self.root.properties.last();
         let margin = self.margin(last).unwrap_or(unit);
         let inner = format!("{margin}{unit}");
-        let property = format!(
+        let permissions = format!(
             "{newline}{margin}\"permissions\": {{{newline}{inner}{}{newline}{margin}}}",
-            allow(&inner)
+            property(&inner)
         );
         match last {
-            Some(last) => (last.end(), format!(",{property}")),
-            None => (self.root.start() + 1, format!("{property}{newline}")),
+            Some(last) => (last.end(), format!(",{permissions}")),
+            None => (self.root.start() + 1, format!("{permissions}{newline}")),
         }
     }
 
     /// The pieces that [`Self::piece`] may have put in for the last `count` elements of the list,
     /// the largest first.
-    fn pieces(&self, count: usize) -> Vec<Range> {
-        let (Some(permissions), Some(allow)) = (self.permissions(), self.allow()) else {
+    fn pieces(&self, list: List, count: usize) -> Vec<Range> {
+        let (Some(permissions), Some(held)) = (self.permissions(), self.list(list)) else {
             return Vec::new();
         };
         let mut pieces = Vec::new();
-        let kept = allow.elements.len() - count;
+        let kept = held.elements.len() - count;
         if kept == 0 {
             pieces.extend(tail(&self.root, &self.root.properties, 1));
             pieces.extend(tail(permissions, &permissions.properties, 1));
         }
-        pieces.extend(tail(allow, &allow.elements, count));
+        pieces.extend(tail(held, &held.elements, count));
         let with_line_end = |piece: Range| {
             let rest = &self.text[piece.end..];
             let line_end = ["\r\n", "\n"].into_iter().find(|it| rest.starts_with(it));
@@ -317,13 +419,13 @@ impl<'a> Settings<'a> {
     }
 
     /// What to cut so that the list loses this rule, its comma and its line.
-    fn element(&self, rule: &str) -> Option<Range> {
-        let allow = self.allow()?;
-        let n = allow.elements.iter().position(|element| as_rule(element) == Some(rule))?;
-        let (start, end) = match (n, allow.elements.get(1)) {
-            (0, None) => (allow.start() + 1, allow.end() - 1),
-            (0, Some(next)) => (allow.elements[0].start(), next.start()),
-            _ => (allow.elements[n - 1].end(), allow.elements[n].end()),
+    fn element(&self, list: List, rule: &str) -> Option<Range> {
+        let held = self.list(list)?;
+        let n = held.elements.iter().position(|element| as_rule(element) == Some(rule))?;
+        let (start, end) = match (n, held.elements.get(1)) {
+            (0, None) => (held.start() + 1, held.end() - 1),
+            (0, Some(next)) => (held.elements[0].start(), next.start()),
+            _ => (held.elements[n - 1].end(), held.elements[n].end()),
         };
         Some(Range::new(start, end))
     }
@@ -378,22 +480,36 @@ mod tests {
 
     const RULES: [&str; 2] = ["Bash(/s/bin/dispatch-spawn *)", "Skill(dispatch)"];
 
-    fn two() -> Vec<String> {
-        RULES.map(String::from).into()
+    const ASK: [&str; 2] = ["Bash(/s/bin/dispatch-spawn* -C*)", "Bash(xargs *)"];
+
+    fn in_list(list: List, rules: [&str; 2]) -> Vec<Rule> {
+        rules.map(|text| Rule { list, text: text.into() }).into()
     }
 
-    /// `added` where the rules stand as `R1` and `R2`.
+    fn two() -> Vec<Rule> {
+        in_list(List::Allow, RULES)
+    }
+
+    /// Two rules for each list.
+    fn four() -> Vec<Rule> {
+        [two(), in_list(List::Ask, ASK)].concat()
+    }
+
+    /// `text` where the rules stand as `R1` and `R2`, and those that ask as `A1` and `A2`.
     fn with_rules(text: &str) -> String {
-        text.replace("R1", RULES[0]).replace("R2", RULES[1])
+        let pairs = iter::zip(["R1", "R2", "A1", "A2"], [RULES, ASK].concat());
+        pairs.fold(text.into(), |text, (name, rule)| text.replace(name, rule))
     }
 
     #[test]
     fn rules_name_each_launcher_by_its_exact_path() {
         let all = rules(Path::new("/s/bin"));
-        assert_eq!(all.len(), 7);
-        assert!(RULES.iter().all(|rule| all.iter().any(|it| it == rule)), "{all:?}");
+        assert_eq!((of(&all, List::Allow).len(), of(&all, List::Ask).len()), (7, 8));
+        assert!(two().iter().all(|rule| all.contains(rule)), "{all:?}");
         let spaced = rules(Path::new("/my skills/bin"));
-        assert_eq!(spaced[1], r#"Bash("/my skills/bin/dispatch-spawn" *)"#);
+        assert_eq!(spaced[1].text, r#"Bash("/my skills/bin/dispatch-spawn" *)"#);
+        assert_eq!(spaced[7].text, "Bash(/my skills/bin/dispatch-config* add-backend*)");
+        assert_eq!(spaced[14].text, "Bash(xargs */my skills/bin/dispatch-*)");
     }
 
     #[test]
@@ -472,13 +588,44 @@ mod tests {
     }
 
     #[test]
+    fn each_rule_goes_into_its_list() {
+        let made = "\n    \"allow\": [\n      \"R1\",\n      \"R2\"\n    ]";
+        let asks = made.replace("allow", "ask").replace('R', "A");
+        let table = [
+            // Neither list is there, one is, both are.
+            ("{\n}", format!("{{\n  \"permissions\": {{{made},{asks}\n  }}\n\n}}")),
+            (
+                "{\n  \"permissions\": {\n    \"ask\": [\"x\"]\n  }\n}",
+                format!("{{\n  \"permissions\": {{\n    \"ask\": [\"x\",\"A1\",\"A2\"],{made}\n  }}\n}}"),
+            ),
+            (
+                "{\n  \"permissions\": {\n    \"allow\": [\"x\"]\n  }\n}",
+                format!("{{\n  \"permissions\": {{\n    \"allow\": [\"x\",\"R1\",\"R2\"],{asks}\n  }}\n}}"),
+            ),
+            (
+                "{\"permissions\":{\"ask\":[],\"deny\":[\"x\"],\"allow\":[\n\"y\"]}}",
+                "{\"permissions\":{\"ask\":[\"A1\", \"A2\"],\"deny\":[\"x\"],\"allow\":[\n\"y\",\n\"R1\",\n\"R2\"]}}".into(),
+            ),
+        ];
+        for (before, after) in table {
+            let after = with_rules(&after);
+            let added = add(Some(before), &four()).expect("addable");
+            assert_eq!(added.as_deref(), Some(after.as_str()), "{before}");
+            assert_eq!(add(Some(&after), &four()).expect("there"), None, "{before}");
+            let removed = remove(Some(&after), &four()).expect("removable");
+            assert_eq!(removed.as_deref(), Some(before));
+        }
+    }
+
+    #[test]
     fn a_missing_or_empty_file_becomes_a_pretty_one() {
         for before in [None, Some(""), Some(" \n")] {
-            let after = add(before, &two()).expect("addable").expect("something to add");
-            let pretty = serde_json::to_string_pretty(&json!({"permissions": {"allow": RULES}}));
+            let after = add(before, &four()).expect("addable").expect("something to add");
+            let lists = json!({"permissions": {"allow": RULES, "ask": ASK}});
+            let pretty = serde_json::to_string_pretty(&lists);
             assert_eq!(after, pretty.expect("valid") + "\n");
-            assert_eq!(remove(Some(&after), &two()).expect("removable").as_deref(), Some("{}\n"));
-            assert_eq!(remove(before, &two()).expect("nothing to do"), None);
+            assert_eq!(remove(Some(&after), &four()).expect("removable").as_deref(), Some("{}\n"));
+            assert_eq!(remove(before, &four()).expect("nothing to do"), None);
         }
     }
 
@@ -509,10 +656,14 @@ mod tests {
                 "{\n \"permissions\": {\n  \"allow\": [\n   \"R1\"\n  ],\n  \"deny\": []\n }\n}",
                 "{\n \"permissions\": {\n  \"allow\": [],\n  \"deny\": []\n }\n}",
             ),
+            (
+                "{\"permissions\":{\"ask\":[\"A2\",\"R1\",\"x\"],\"allow\":[\"R1\",\"A1\"]}}",
+                "{\"permissions\":{\"ask\":[\"R1\",\"x\"],\"allow\":[\"A1\"]}}",
+            ),
         ];
         for (before, after) in table {
-            let removed = remove(Some(&with_rules(before)), &two()).expect("removable");
-            assert_eq!(removed.as_deref(), Some(after));
+            let removed = remove(Some(&with_rules(before)), &four()).expect("removable");
+            assert_eq!(removed, Some(with_rules(after)));
         }
     }
 
@@ -531,16 +682,19 @@ mod tests {
             ("\u{feff}{}", "line 1, column 1: "),
             ("{\n\"permissions\": null}", "line 2, column 16: \"permissions\" is not an object"),
             ("{\"permissions\": {\"allow\": \"x\"}}", "line 1, column 27: \"allow\" is not a list"),
+            ("{\"permissions\": {\"ask\": {}}}", "line 1, column 25: \"ask\" is not a list"),
             ("{\"a\": \"\\ud800\"}", "line 1, column "),
             ("{\"a\": 1e999}", "line 1, column "),
         ];
         for (text, place) in table {
-            let error = add(Some(text), &two()).expect_err(text);
+            let error = add(Some(text), &four()).expect_err(text);
             assert_eq!(crate::error::exit_of(&error), Exit::Data, "{text}");
             let lines = error.to_string();
             assert!(lines.contains(&format!("\n  {place}")), "{text}: {lines}");
             assert!(
-                lines.contains(&with_rules(r#""permissions": {"allow": ["R1", "R2"]}"#)),
+                lines.contains(&with_rules(
+                    r#""permissions": {"allow": ["R1", "R2"], "ask": ["A1", "A2"]}"#
+                )),
                 "{lines}"
             );
             assert_eq!(lines.lines().count(), 3, "{lines}");
@@ -597,7 +751,8 @@ mod tests {
 
         fn settings(&mut self) -> String {
             let text = self.object("permissions", |dice| {
-                dice.object("allow", |dice| {
+                let list = ["allow", "ask"][dice.below(2) as usize];
+                dice.object(list, |dice| {
                     let list = dice.members(3, |_, n| format!("\"Bash(x{n} \\\"*)\""));
                     format!("[{list}]")
                 })
@@ -612,9 +767,9 @@ mod tests {
         for _ in 0..5_000 {
             let before = dice.settings();
             let added =
-                add(Some(&before), &two()).unwrap_or_else(|error| panic!("{before:?}: {error}"));
+                add(Some(&before), &four()).unwrap_or_else(|error| panic!("{before:?}: {error}"));
             let after = added.expect("something to add");
-            assert_eq!(remove(Some(&after), &two()).expect("removable"), Some(before));
+            assert_eq!(remove(Some(&after), &four()).expect("removable"), Some(before));
         }
     }
 }

@@ -20,6 +20,7 @@ mod story;
 mod agent_ends;
 mod agent_route;
 mod cli_route;
+mod escalation;
 mod failures;
 mod first_run;
 mod first_use;

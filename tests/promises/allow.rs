@@ -44,13 +44,21 @@ fn the_rules_are_shown_and_added_and_taken_out_again_to_the_byte() {
     allow(&sandbox, &["--yes"]).run().shows(str![[r#"
 exit 0
 These permission rules will be added to HOME/.claude/settings.json:
-  Bash(/skills/dispatch/bin/dispatch-config *)
-  Bash(/skills/dispatch/bin/dispatch-spawn *)
-  Bash(/skills/dispatch/bin/dispatch-monitor *)
-  Bash(/skills/dispatch/bin/dispatch-reconcile *)
-  Bash(/skills/dispatch/bin/dispatch-worker *)
-  Skill(dispatch)
-  Skill(dispatch:dispatch)
+  allow: Bash(/skills/dispatch/bin/dispatch-config *)
+  allow: Bash(/skills/dispatch/bin/dispatch-spawn *)
+  allow: Bash(/skills/dispatch/bin/dispatch-monitor *)
+  allow: Bash(/skills/dispatch/bin/dispatch-reconcile *)
+  allow: Bash(/skills/dispatch/bin/dispatch-worker *)
+  allow: Skill(dispatch)
+  allow: Skill(dispatch:dispatch)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*)
+  ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
     same(
@@ -69,7 +77,17 @@ Done.
             "Skill(dispatch)",
             "Skill(dispatch:dispatch)"
         ],
-        "deny": []
+        "deny": [],
+        "ask": [
+            "Bash(/skills/dispatch/bin/dispatch-config* add-backend*)",
+            "Bash(/skills/dispatch/bin/dispatch-config* set-access*)",
+            "Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)",
+            "Bash(/skills/dispatch/bin/dispatch-config* allow*)",
+            "Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)",
+            "Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)",
+            "Bash(/skills/dispatch/bin/dispatch-spawn* -C*)",
+            "Bash(xargs */skills/dispatch/bin/dispatch-*)"
+        ]
     },
     "theme" :  "dark"
 }
@@ -85,13 +103,21 @@ nothing to change in HOME/.claude/settings.json
     disallow(&sandbox).run().shows(str![[r#"
 exit 0
 These permission rules will be taken out of HOME/.claude/settings.json:
-  Bash(/skills/dispatch/bin/dispatch-config *)
-  Bash(/skills/dispatch/bin/dispatch-spawn *)
-  Bash(/skills/dispatch/bin/dispatch-monitor *)
-  Bash(/skills/dispatch/bin/dispatch-reconcile *)
-  Bash(/skills/dispatch/bin/dispatch-worker *)
-  Skill(dispatch)
-  Skill(dispatch:dispatch)
+  allow: Bash(/skills/dispatch/bin/dispatch-config *)
+  allow: Bash(/skills/dispatch/bin/dispatch-spawn *)
+  allow: Bash(/skills/dispatch/bin/dispatch-monitor *)
+  allow: Bash(/skills/dispatch/bin/dispatch-reconcile *)
+  allow: Bash(/skills/dispatch/bin/dispatch-worker *)
+  allow: Skill(dispatch)
+  allow: Skill(dispatch:dispatch)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*)
+  ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
     assert_eq!(text(&sandbox), SETTINGS);
@@ -104,16 +130,23 @@ nothing to change in HOME/.claude/settings.json
 
 #[test]
 fn rules_that_were_there_before_stay() {
-    let mine = r#"{"permissions": {"allow": ["Skill(dispatch)", "Bash(/skills/dispatch/bin/dispatch-config *)"]}}"#;
+    let mine = r#"{"permissions": {"ask": ["Bash(/skills/dispatch/bin/dispatch-spawn* -C*)", "Edit"], "allow": ["Skill(dispatch)", "Bash(/skills/dispatch/bin/dispatch-config *)"]}}"#;
     let sandbox = with_settings(mine);
     allow(&sandbox, &["--yes"]).run().shows(str![[r#"
 exit 0
 These permission rules will be added to HOME/.claude/settings.json:
-  Bash(/skills/dispatch/bin/dispatch-spawn *)
-  Bash(/skills/dispatch/bin/dispatch-monitor *)
-  Bash(/skills/dispatch/bin/dispatch-reconcile *)
-  Bash(/skills/dispatch/bin/dispatch-worker *)
-  Skill(dispatch:dispatch)
+  allow: Bash(/skills/dispatch/bin/dispatch-spawn *)
+  allow: Bash(/skills/dispatch/bin/dispatch-monitor *)
+  allow: Bash(/skills/dispatch/bin/dispatch-reconcile *)
+  allow: Bash(/skills/dispatch/bin/dispatch-worker *)
+  allow: Skill(dispatch:dispatch)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
+  ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
     // Another copy of the skill.
@@ -121,26 +154,43 @@ Done.
     sandbox.ok("dispatch-config", &other);
     disallow(&sandbox).run().shows(str![[r#"
 exit 0
-Skill(dispatch) stays, because it was not added by this
-Bash(/skills/dispatch/bin/dispatch-config *) stays, because it was not added by this
+allow: Skill(dispatch) stays, because it was not added by this
+allow: Bash(/skills/dispatch/bin/dispatch-config *) stays, because it was not added by this
+ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*) stays, because it was not added by this
 These permission rules will be taken out of HOME/.claude/settings.json:
-  Bash(/skills/dispatch/bin/dispatch-spawn *)
-  Bash(/skills/dispatch/bin/dispatch-monitor *)
-  Bash(/skills/dispatch/bin/dispatch-reconcile *)
-  Bash(/skills/dispatch/bin/dispatch-worker *)
-  Skill(dispatch:dispatch)
-  Bash("/other skills/dispatch/bin/dispatch-config" *)
-  Bash("/other skills/dispatch/bin/dispatch-spawn" *)
-  Bash("/other skills/dispatch/bin/dispatch-monitor" *)
-  Bash("/other skills/dispatch/bin/dispatch-reconcile" *)
-  Bash("/other skills/dispatch/bin/dispatch-worker" *)
+  allow: Bash(/skills/dispatch/bin/dispatch-spawn *)
+  allow: Bash(/skills/dispatch/bin/dispatch-monitor *)
+  allow: Bash(/skills/dispatch/bin/dispatch-reconcile *)
+  allow: Bash(/skills/dispatch/bin/dispatch-worker *)
+  allow: Skill(dispatch:dispatch)
+  allow: Bash("/other skills/dispatch/bin/dispatch-config" *)
+  allow: Bash("/other skills/dispatch/bin/dispatch-spawn" *)
+  allow: Bash("/other skills/dispatch/bin/dispatch-monitor" *)
+  allow: Bash("/other skills/dispatch/bin/dispatch-reconcile" *)
+  allow: Bash("/other skills/dispatch/bin/dispatch-worker" *)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
+  ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-config* set-access*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-config* setup*--full*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-spawn* --access*full*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-spawn* --access*write*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-spawn* -C*)
+  ask: Bash(xargs */other skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
     assert_eq!(text(&sandbox), mine);
     disallow(&sandbox).run().shows(str![[r#"
 exit 0
-Skill(dispatch) stays, because it was not added by this
-Bash(/skills/dispatch/bin/dispatch-config *) stays, because it was not added by this
+allow: Skill(dispatch) stays, because it was not added by this
+allow: Bash(/skills/dispatch/bin/dispatch-config *) stays, because it was not added by this
+ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*) stays, because it was not added by this
 nothing to change in HOME/.claude/settings.json
 "#]]);
     assert_eq!(text(&sandbox), mine);
@@ -164,12 +214,16 @@ fn rules_are_only_shown_in_a_dry_run() {
     let sandbox = with_settings(SETTINGS);
     let before = tree(&[sandbox.home()]);
     let shown = allow(&sandbox, &["--dry-run"]).run().ok();
-    assert!(shown.contains("  Skill(dispatch)\n") && shown.ends_with("Nothing was changed.\n"));
+    assert!(
+        shown.contains("  allow: Skill(dispatch)\n") && shown.ends_with("Nothing was changed.\n")
+    );
     assert_eq!(tree(&[sandbox.home()]), before);
     allow(&sandbox, &["--yes"]).run().ok();
     let before = tree(&[sandbox.home()]);
     let shown = disallow(&sandbox).arg("--dry-run").run().ok();
-    assert!(shown.contains("  Skill(dispatch)\n") && shown.ends_with("Nothing was changed.\n"));
+    assert!(
+        shown.contains("  allow: Skill(dispatch)\n") && shown.ends_with("Nothing was changed.\n")
+    );
     assert_eq!(tree(&[sandbox.home()]), before);
 }
 
@@ -182,7 +236,8 @@ fn settings_that_are_not_there_are_made_private() {
     assert_eq!(mode(&path), 0o600);
     assert_eq!(names(&sandbox.home().join(".claude")), ["settings.json"]);
     let json: serde_json::Value = serde_json::from_str(&text(&sandbox)).expect("JSON");
-    assert_eq!(json["permissions"]["allow"].as_array().map(Vec::len), Some(7));
+    let rules = |list: &str| json["permissions"][list].as_array().map(Vec::len);
+    assert_eq!((rules("allow"), rules("ask")), (Some(7), Some(8)));
 }
 
 #[test]
@@ -192,7 +247,7 @@ fn without_a_terminal_and_without_yes_nothing_is_changed() {
         let ran = allow(&sandbox, &[]).run();
         assert_eq!(tree(&[sandbox.home()]), before);
         assert_eq!(ran.code, Some(64));
-        assert!(ran.out.contains("  Skill(dispatch)\n"), "{}", ran.out);
+        assert!(ran.out.contains("  allow: Skill(dispatch)\n"), "{}", ran.out);
         same(
             ran.err.trim_end(),
             str![[r#"
@@ -209,7 +264,10 @@ fn a_person_is_asked_and_only_yes_agrees() {
         let sandbox = with_settings(SETTINGS);
         let mut terminal = Terminal::run(allow(&sandbox, &[]));
         let shown = terminal.read_until("Go on? [y/N] ");
-        assert!(shown.contains("  Bash(/skills/dispatch/bin/dispatch-spawn *)\n"), "{shown}");
+        assert!(
+            shown.contains("  allow: Bash(/skills/dispatch/bin/dispatch-spawn *)\n"),
+            "{shown}"
+        );
         assert_eq!(text(&sandbox), SETTINGS, "nothing before the reply");
         terminal.write(reply);
         terminal.read_until(if agrees { "Done.\r\n" } else { "Nothing was changed.\r\n" });
@@ -248,7 +306,8 @@ fn linked_settings_stay_a_link() {
 
 #[test]
 fn settings_that_are_not_plain_json_are_left_as_they_are() {
-    for text in ["{ // mine\n}\n", "{\"permissions\": []}", "[", "{\"a\": 1,}"] {
+    let lists = "{\"permissions\": {\"allow\": [], \"ask\": {}}}";
+    for text in ["{ // mine\n}\n", "{\"permissions\": []}", lists, "[", "{\"a\": 1,}"] {
         let sandbox = with_settings(text);
         let before = tree(&[sandbox.home()]);
         let ran = allow(&sandbox, &["--yes"]).run();

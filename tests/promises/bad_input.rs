@@ -266,6 +266,35 @@ exit 69
     assert!(!sandbox.task("x", "task.yaml").exists());
 }
 
+/// Claude Code asks the person for these words, but for `ful[l]` it sees no reason.
+#[test]
+fn a_word_that_the_shell_may_have_made_of_a_pattern_is_refused() {
+    let sandbox = ready();
+    let calls: [(&str, &str, &[&str]); 4] = [
+        ("--access", "dispatch-spawn", &["x", "--access", "full"]),
+        ("--access=write", "dispatch-spawn", &["x", "--access=write"]),
+        ("-C", "dispatch-spawn", &["x", "-C", "/"]),
+        ("set-access", "dispatch-config", &["set-access", "codex", "full"]),
+    ];
+    for (word, helper, args) in calls {
+        let file = sandbox.project().join(word);
+        fs::write(&file, "").expect("written");
+        let ran = sandbox.run(helper, args);
+        assert_eq!(ran.code, Some(64), "{}", ran.err);
+        assert!(ran.err.contains(&format!("'{word}' may be a word, or a file")), "{}", ran.err);
+        fs::remove_file(&file).expect("removed");
+    }
+    fs::write(sandbox.project().join("full"), "").expect("written");
+    let call = sandbox.call("dispatch-spawn", &["x", "--access", "full"]);
+    refused(&sandbox, call).shows(str![[r#"
+exit 64
+! dispatch-spawn: 'full' may be a word, or a file that is found here
+!   a shell puts a file's name in the place of a pattern, unseen by permission rules
+!   next: call from a directory that has no such file
+"#]]);
+    assert!(!sandbox.task("x", "task.yaml").exists());
+}
+
 #[test]
 fn an_id_that_is_taken_stays_with_its_task() {
     let sandbox = asking();

@@ -369,26 +369,34 @@ Would then run the demo in HOME/.local/share/dispatch/demo
     copy.put_in_place();
     let said = dry(&["--allow"]);
     assert!(
-        said.contains("  Skill(dispatch)\n") && said.ends_with("Nothing was changed.\n"),
+        said.contains("  allow: Skill(dispatch)\n") && said.ends_with("Nothing was changed.\n"),
         "{said}"
     );
     copy.install(&["--allow", "--yes"]).run().ok();
     let said = dry(&["--disallow"]);
     assert!(
-        said.contains("  Skill(dispatch)\n") && said.ends_with("Nothing was changed.\n"),
+        said.contains("  allow: Skill(dispatch)\n") && said.ends_with("Nothing was changed.\n"),
         "{said}"
     );
     same(
         &dry(&["--uninstall"]),
         str![[r#"
 These permission rules will be taken out of HOME/.claude/settings.json:
-  Bash("HOME/my skills/dispatch/bin/dispatch-config" *)
-  Bash("HOME/my skills/dispatch/bin/dispatch-spawn" *)
-  Bash("HOME/my skills/dispatch/bin/dispatch-monitor" *)
-  Bash("HOME/my skills/dispatch/bin/dispatch-reconcile" *)
-  Bash("HOME/my skills/dispatch/bin/dispatch-worker" *)
-  Skill(dispatch)
-  Skill(dispatch:dispatch)
+  allow: Bash("HOME/my skills/dispatch/bin/dispatch-config" *)
+  allow: Bash("HOME/my skills/dispatch/bin/dispatch-spawn" *)
+  allow: Bash("HOME/my skills/dispatch/bin/dispatch-monitor" *)
+  allow: Bash("HOME/my skills/dispatch/bin/dispatch-reconcile" *)
+  allow: Bash("HOME/my skills/dispatch/bin/dispatch-worker" *)
+  allow: Skill(dispatch)
+  allow: Skill(dispatch:dispatch)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-config* set-access*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-config* setup*--full*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --access*full*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --access*write*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* -C*)
+  ask: Bash(xargs *HOME/my skills/dispatch/bin/dispatch-*)
 These will be removed:
   HOME/.local/share/dispatch/VERSION
 Nothing was removed.
@@ -479,13 +487,21 @@ fn uninstalling_takes_what_was_installed_and_leaves_what_is_the_persons() {
         &copy.said(&said),
         str![[r#"
 These permission rules will be taken out of HOME/.claude/settings.json:
-  Bash("HOME/my skills/dispatch/bin/dispatch-config" *)
-  Bash("HOME/my skills/dispatch/bin/dispatch-spawn" *)
-  Bash("HOME/my skills/dispatch/bin/dispatch-monitor" *)
-  Bash("HOME/my skills/dispatch/bin/dispatch-reconcile" *)
-  Bash("HOME/my skills/dispatch/bin/dispatch-worker" *)
-  Skill(dispatch)
-  Skill(dispatch:dispatch)
+  allow: Bash("HOME/my skills/dispatch/bin/dispatch-config" *)
+  allow: Bash("HOME/my skills/dispatch/bin/dispatch-spawn" *)
+  allow: Bash("HOME/my skills/dispatch/bin/dispatch-monitor" *)
+  allow: Bash("HOME/my skills/dispatch/bin/dispatch-reconcile" *)
+  allow: Bash("HOME/my skills/dispatch/bin/dispatch-worker" *)
+  allow: Skill(dispatch)
+  allow: Skill(dispatch:dispatch)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-config* set-access*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-config* setup*--full*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --access*full*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --access*write*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* -C*)
+  ask: Bash(xargs *HOME/my skills/dispatch/bin/dispatch-*)
 These will be removed:
   HOME/.local/share/dispatch/VERSION
   HOME/.local/share/dispatch/build

@@ -45,7 +45,7 @@ pub(super) fn allow(bins: &[PathBuf], agreed: Agreed) -> Result<Exit> {
     let Some(_lock) = begin(&path, &text, agreed)? else { return Ok(Exit::Ok) };
     // Before the settings, so that what is in them is always remembered.
     let mut added = added()?;
-    added.entry(path.clone()).or_default().extend(missing);
+    added.entry(path.clone()).or_default().extend(missing.into_iter().map(|rule| rule.text));
     remember(&added)?;
     files::publish(&path, new.as_bytes())?;
     say("Done.");
@@ -57,8 +57,9 @@ pub(super) fn disallow(agreed: Agreed) -> Result<Exit> {
     let (path, text) = settings()?;
     let mut added = added()?;
     let ours = added.remove(&path).unwrap_or_default();
-    let (rules, others): (Vec<_>, Vec<_>) =
-        permissions::for_dispatch(text.as_deref()).into_iter().partition(|it| ours.contains(it));
+    let (rules, others): (Vec<_>, Vec<_>) = permissions::for_dispatch(text.as_deref())
+        .into_iter()
+        .partition(|it| ours.contains(&it.text));
     for rule in others {
         say(format!("{rule} stays, because it was not added by this"));
     }
