@@ -28,8 +28,9 @@ use crate::exit::Exit;
 const SKILLS: [&str; 2] = ["Skill(dispatch)", "Skill(dispatch:dispatch)"];
 
 /// What a host asks the person for, although it may call the helper: another program, another level
-/// of access, another directory, and rules like these. Each as a part of the command's words.
-const ASKED: [(&str, &str); 7] = [
+/// of access, another directory, a worker's worker (which may do more than it), and rules like these.
+/// Each as a part of the command's words.
+const ASKED: [(&str, &str); 8] = [
     ("dispatch-config", " add-backend"),
     ("dispatch-config", " set-access"),
     ("dispatch-config", " setup*--full"),
@@ -37,6 +38,7 @@ const ASKED: [(&str, &str); 7] = [
     ("dispatch-spawn", " --access*full"),
     ("dispatch-spawn", " --access*write"),
     ("dispatch-spawn", " -C"),
+    ("dispatch-spawn", " --nested"),
 ];
 
 /// White space of JSON.
@@ -504,12 +506,12 @@ mod tests {
     #[test]
     fn rules_name_each_launcher_by_its_exact_path() {
         let all = rules(Path::new("/s/bin"));
-        assert_eq!((of(&all, List::Allow).len(), of(&all, List::Ask).len()), (7, 8));
+        assert_eq!((of(&all, List::Allow).len(), of(&all, List::Ask).len()), (7, 9));
         assert!(two().iter().all(|rule| all.contains(rule)), "{all:?}");
         let spaced = rules(Path::new("/my skills/bin"));
         assert_eq!(spaced[1].text, r#"Bash("/my skills/bin/dispatch-spawn" *)"#);
         assert_eq!(spaced[7].text, "Bash(/my skills/bin/dispatch-config* add-backend*)");
-        assert_eq!(spaced[14].text, "Bash(xargs */my skills/bin/dispatch-*)");
+        assert_eq!(spaced[15].text, "Bash(xargs */my skills/bin/dispatch-*)");
     }
 
     #[test]

@@ -29,7 +29,7 @@ const ORDINARY: [&str; 8] = [
 ];
 
 /// Other programs, other access, other places, other rules, in every spelling that runs as such.
-const ESCALATIONS: [&str; 18] = [
+const ESCALATIONS: [&str; 19] = [
     r#""BIN/dispatch-config" add-backend mine --command true"#,
     r#"BIN/dispatch-config -C . add-backend yours --command true"#,
     r#""BIN/dispatch-config" add''-backend theirs --command true"#,
@@ -46,6 +46,7 @@ const ESCALATIONS: [&str; 18] = [
     r#""BIN/dispatch-reconcile" && "BIN/dispatch-spawn" x --access full"#,
     r#""BIN/dispatch-spawn" x -C /"#,
     r#""BIN/dispatch-spawn" -C/ x"#,
+    r#""BIN/dispatch-spawn" x --nested"#,
     r#"echo full | xargs "BIN/dispatch-spawn" x --access"#,
     r#"echo full | timeout 9 xargs BIN/dispatch-spawn x --access"#,
 ];

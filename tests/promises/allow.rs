@@ -58,6 +58,7 @@ These permission rules will be added to HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
@@ -86,6 +87,7 @@ Done.
             "Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)",
             "Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)",
             "Bash(/skills/dispatch/bin/dispatch-spawn* -C*)",
+            "Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)",
             "Bash(xargs */skills/dispatch/bin/dispatch-*)"
         ]
     },
@@ -117,6 +119,7 @@ These permission rules will be taken out of HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
@@ -146,6 +149,7 @@ These permission rules will be added to HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
@@ -174,6 +178,7 @@ These permission rules will be taken out of HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* add-backend*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* set-access*)
@@ -182,6 +187,7 @@ These permission rules will be taken out of HOME/.claude/settings.json:
   ask: Bash(/other skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/other skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/other skills/dispatch/bin/dispatch-spawn* -C*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-spawn* --nested*)
   ask: Bash(xargs */other skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
@@ -237,7 +243,7 @@ fn settings_that_are_not_there_are_made_private() {
     assert_eq!(names(&sandbox.home().join(".claude")), ["settings.json"]);
     let json: serde_json::Value = serde_json::from_str(&text(&sandbox)).expect("JSON");
     let rules = |list: &str| json["permissions"][list].as_array().map(Vec::len);
-    assert_eq!((rules("allow"), rules("ask")), (Some(7), Some(8)));
+    assert_eq!((rules("allow"), rules("ask")), (Some(7), Some(9)));
 }
 
 #[test]

@@ -396,6 +396,7 @@ These permission rules will be taken out of HOME/.claude/settings.json:
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* -C*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --nested*)
   ask: Bash(xargs *HOME/my skills/dispatch/bin/dispatch-*)
 These will be removed:
   HOME/.local/share/dispatch/VERSION
@@ -501,6 +502,7 @@ These permission rules will be taken out of HOME/.claude/settings.json:
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* -C*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --nested*)
   ask: Bash(xargs *HOME/my skills/dispatch/bin/dispatch-*)
 These will be removed:
   HOME/.local/share/dispatch/VERSION
