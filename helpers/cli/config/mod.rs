@@ -91,7 +91,8 @@ enum Action {
     Show,
     /// Print where the config is
     Path,
-    /// Add rules to Claude Code's settings that let it run the helpers unasked
+    /// Add rules to Claude Code's settings that let it run the helpers unasked, but for what gives
+    /// a worker more
     Allow {
         /// The directory of the launchers
         #[arg(long, value_name = "DIR", required_unless_present = "remove")]
