@@ -59,10 +59,12 @@ impl Repository {
         &self.clone
     }
 
-    /// The tracked files.
+    /// The tracked files, in the order of paths, which is not git's.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let files = git(&self.clone, &["ls-files", "-z"]);
-        files.split_terminator('\0').map(PathBuf::from).collect()
+        let mut files: Vec<_> = files.split_terminator('\0').map(PathBuf::from).collect();
+        files.sort();
+        files
     }
 
     /// Publishes this text in the place of a file.
