@@ -1,5 +1,6 @@
-//! What a crash left is mended by whoever looks first: `brief`, `status` and `watch` do this before
-//! they show anything. It changes nothing else, and a second call finds nothing to mend.
+//! What a crash left is mended by whoever looks first: `brief` and `status` do this before they show
+//! anything, `watch` when it has drawn the tasks. It changes nothing else, and a second call finds
+//! nothing to mend.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -147,27 +148,38 @@ fn remove_leftovers(project: &Project, views: &[View]) -> usize {
 /// deleted the tasks and not the work. Nothing here is mended, because only a person knows whether it
 /// is still wanted.
 pub fn orphans(project: &Project, views: &[View]) -> Option<String> {
-    let mut orphans = worktree::made(&project.repository()?);
-    let known = |it: &Made, record: &Record| record.worktree.iter().any(|own| it.is_of(own));
-    orphans.retain(|it| !views.iter().any(|view| known(it, &view.record)));
-    if orphans.is_empty() {
+    let mut made = worktree::made(&project.repository()?);
+    made.retain(|it| !views.iter().any(|view| is_known(it, &view.record)));
+    if made.is_empty() {
         return None;
     }
-    // Of one whose record is broken nobody knows which is its worktree.
-    let records = project.tasks().iter().map(Task::record).collect::<Result<Vec<_>, _>>().ok()?;
-    orphans.retain(|it| !records.iter().flatten().any(|record| known(it, record)));
+    let orphans = without_task(project, made);
+    let more = match orphans.len() {
+        0 | 1 => String::new(),
+        count => format!("; and {} more: dispatch-reconcile clean --dry-run", count - 1),
+    };
+    orphans.first().map(|first| format!("orphaned, of no task here: {}{more}", first.remedy()))
+}
+
+/// Those of them that no task of the project knows.
+pub fn without_task(project: &Project, mut made: Vec<Made>) -> Vec<Made> {
+    // Of one that cannot be read nobody knows which is its worktree.
+    let Found { tasks, broken } = project.found();
+    let records = tasks.iter().map(Task::record).collect::<Result<Vec<_>, _>>();
+    let Some(records) = records.ok().filter(|_| broken.is_empty()) else { return Vec::new() };
+    made.retain(|it| !records.iter().flatten().any(|record| is_known(it, record)));
     // That of a task which is just being dispatched.
     let plan = |it: &Made| project.tasks_dir().join(it.name()).join("plan.md");
     let begins = |it: &Made| plan(it).exists() && !plan(it).with_file_name("task.yaml").exists();
-    orphans.retain(|it| !begins(it));
+    made.retain(|it| !begins(it));
     // A worktree's own branch is not told of a second time.
-    let worktrees: Vec<_> = orphans.iter().filter_map(Made::checked_out).collect();
-    orphans.retain(|it| !matches!(it, Made::Branch(branch) if worktrees.contains(branch)));
-    let more = match orphans.len() {
-        0 | 1 => String::new(),
-        count => format!("; and {} more: dispatch-reconcile clean", count - 1),
-    };
-    orphans.first().map(|first| format!("orphaned, of no task here: {}{more}", first.remedy()))
+    let worktrees: Vec<_> = made.iter().filter_map(Made::checked_out).collect();
+    made.retain(|it| !matches!(it, Made::Branch(branch) if worktrees.contains(branch)));
+    made
+}
+
+fn is_known(made: &Made, record: &Record) -> bool {
+    record.worktree.iter().any(|own| made.is_of(own))
 }
 
 /// The directories of a task that helpers write to.

@@ -20,11 +20,12 @@ use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::project::TaskId;
 use crate::task::short_hash;
+use crate::words::plain;
 use crate::worker::shell_word;
 
 pub(crate) use git::OF_ANOTHER_REPOSITORY;
 pub use merge::Merged;
-pub use remove::{Made, made, orphans};
+pub use remove::{Made, all_made, made};
 
 use git::{check_version, git, last_line, on, patiently, run, stdout, text};
 
@@ -188,7 +189,7 @@ fn changes(status: &mut Command) -> Result<Vec<String>> {
 
 /// The first of some paths and how many more there are.
 pub fn first_of(paths: &[String]) -> String {
-    let first = paths.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let first = paths.iter().take(3).map(|path| plain(path)).collect::<Vec<_>>().join(", ");
     match paths.len().saturating_sub(3) {
         0 => first,
         more => format!("{first} and {more} more"),

@@ -307,33 +307,41 @@ impl Made {
         }
     }
 
-    /// What brings its commits back and what removes it; neither of these loses anything.
+    /// What brings its commits back or keeps them, and what removes it; neither loses a commit.
     pub fn remedy(&self) -> String {
-        match self {
-            Self::Worktree(path) => {
-                let directory = shell_word(&path.display().to_string());
-                let remove = format!("git worktree remove {directory}");
-                match self.checked_out() {
-                    Some(branch) => format!(
-                        "worktree {} — git merge {branch} brings it back, {remove} removes it",
-                        path.display()
-                    ),
-                    None => format!("worktree {} — {remove} removes it", path.display()),
-                }
+        let path = match self {
+            Self::Worktree(path) => path.display().to_string(),
+            Self::Branch(branch) => {
+                return format!(
+                    "branch {branch} — git merge {branch} brings it back, git branch -d {branch} removes it"
+                );
             }
-            Self::Branch(branch) => format!(
-                "branch {branch} — git merge {branch} brings it back, git branch -d {branch} removes it"
+        };
+        let directory = shell_word(&path);
+        match (self.checked_out(), self.head()) {
+            // Git takes away without a word what it ignores, which a report may be.
+            (Some(branch), _) => format!(
+                "worktree {path} — git merge {branch} brings it back, git worktree remove {directory} removes it and what git ignores in it"
             ),
+            // Git would take away commits that are on no branch as well.
+            (None, Some(_)) => {
+                format!("worktree {path} — git -C {directory} switch -c NAME keeps its commits")
+            }
+            (None, None) => format!("worktree {path} — git does not know it; look into it"),
         }
     }
 
     /// The branch that is checked out in a worktree, read without git.
     pub fn checked_out(&self) -> Option<String> {
+        self.head()?.strip_prefix("ref: refs/heads/").map(str::to_owned)
+    }
+
+    /// What git's HEAD of a worktree says.
+    fn head(&self) -> Option<String> {
         let Self::Worktree(worktree) = self else { return None };
         let text = files::read(&worktree.join(".git")).ok()??;
         let entry = worktree.join(text.strip_prefix("gitdir:")?.trim());
-        let head = files::read(&entry.join("HEAD")).ok()??;
-        head.trim().strip_prefix("ref: refs/heads/").map(str::to_owned)
+        Some(files::read(&entry.join("HEAD")).ok()??.trim().to_owned())
     }
 
     /// The last part of its name, which is mostly that of its task.
@@ -362,31 +370,17 @@ pub fn made(repository: &Path) -> Vec<Made> {
     worktrees.chain(branches.into_iter().filter_map(branch)).collect()
 }
 
-/// The worktrees and branches that dispatch made in the repository around `here` and that are none
-/// of these.
-pub fn orphans(here: &Path, known: &[Worktree]) -> Result<Vec<String>> {
-    let asked = run(git(here).args(["rev-parse", "--path-format=absolute", "--git-common-dir"]))?;
-    let Ok(repository) = Path::new(&text(&asked.stdout)).canonicalize() else {
-        return Ok(Vec::new());
-    };
-    let mut orphans = Vec::new();
-    let directory = directory_of(&repository)?;
-    let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
-    let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
-    names.sort();
-    for name in names.iter().filter(|name| !name.as_encoded_bytes().starts_with(b".")) {
-        let path = directory.join(name);
-        if known.iter().all(|worktree| worktree.path != path) {
-            orphans.push(format!("worktree {}", path.display()));
-        }
-    }
+/// The same with the branches that git has packed.
+pub fn all_made(repository: &Path) -> Result<Vec<Made>> {
+    let mut all = made(repository);
     let own = ["--format=%(refname)", "refs/heads/dispatch/"];
-    let branches = run(on(&repository).arg("for-each-ref").args(own))?;
+    let branches = run(on(repository).arg("for-each-ref").args(own))?;
     let branches = text(&stdout(branches, "cannot list the branches")?);
     for branch in branches.lines().filter_map(|name| name.strip_prefix("refs/heads/")) {
-        if known.iter().all(|worktree| worktree.branch != branch) {
-            orphans.push(format!("branch {branch}"));
+        let branch = Made::Branch(branch.into());
+        if !all.contains(&branch) {
+            all.push(branch);
         }
     }
-    Ok(orphans)
+    Ok(all)
 }

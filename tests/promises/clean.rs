@@ -298,8 +298,7 @@ fn what_is_of_no_task_is_named_and_left_alone() {
     fs::remove_dir_all(sandbox.project().join(".dispatch")).expect("removed");
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
-orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x
-orphaned, of no task here: branch dispatch/x
+orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings it back, git worktree remove HOME/.dispatch/worktrees/project-HASH/x removes it and what git ignores in it
 "#]]);
     assert_eq!(left(&sandbox, "x", &x), (false, true, true));
 }

@@ -239,13 +239,22 @@ fn work_whose_task_is_gone_is_pointed_at() {
     status(&sandbox).shows(str![[r#"
 exit 0
 y running 0/2 AGE idle — item 1: First
-orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings it back, git worktree remove HOME/.dispatch/worktrees/project-HASH/x removes it
+orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings it back, git worktree remove HOME/.dispatch/worktrees/project-HASH/x removes it and what git ignores in it
 "#]]);
     nothing_is_left_to_mend(&sandbox);
-    // As it is told.
+    // Its commits are on no branch.
     let path = fs::read_dir(sandbox.home().join(".dispatch/worktrees")).expect("there");
     let path = path.flatten().map(|it| it.path().join("x")).find(|it| it.join(".git").exists());
     let path = path.expect("there");
+    let inside = |args: &[&str]| sandbox.program("git").args(args).within(&path).run().ok();
+    inside(&["checkout", "-q", "--detach"]);
+    status(&sandbox).shows(str![[r#"
+exit 0
+y running 0/2 AGE idle — item 1: First
+orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — git -C HOME/.dispatch/worktrees/project-HASH/x switch -c NAME keeps its commits; and 1 more: dispatch-reconcile clean --dry-run
+"#]]);
+    inside(&["checkout", "-q", "dispatch/x"]);
+    // As it is told.
     sandbox.git(&["worktree", "remove", &path.display().to_string()]);
     status(&sandbox).shows(str![[r#"
 exit 0
@@ -261,6 +270,16 @@ orphaned, of no task here: branch dispatch/x — git merge dispatch/x brings it 
     status(&sandbox).shows(str![[r#"
 exit 0
 y running 0/2 AGE idle — item 1: First
-orphaned, of no task here: branch dispatch/a — git merge dispatch/a brings it back, git branch -d dispatch/a removes it; and 2 more: dispatch-reconcile clean
+orphaned, of no task here: branch dispatch/a — git merge dispatch/a brings it back, git branch -d dispatch/a removes it; and 2 more: dispatch-reconcile clean --dry-run
+"#]]);
+    // Which names all of them, also such as are packed, and not that of a task that begins.
+    sandbox.git(&["pack-refs", "--all"]);
+    sandbox.git(&["branch", "dispatch/begins"]);
+    sandbox.plan("begins", PLAN);
+    sandbox.run("dispatch-reconcile", &["clean", "--dry-run"]).shows(str![[r#"
+exit 0
+orphaned, of no task here: branch dispatch/a — git merge dispatch/a brings it back, git branch -d dispatch/a removes it
+orphaned, of no task here: branch dispatch/b — git merge dispatch/b brings it back, git branch -d dispatch/b removes it
+orphaned, of no task here: branch dispatch/c — git merge dispatch/c brings it back, git branch -d dispatch/c removes it
 "#]]);
 }

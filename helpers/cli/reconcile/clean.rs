@@ -16,6 +16,7 @@ use crate::news::ledger::{self, Standing};
 use crate::news::{events, short_duration};
 use crate::process::Life;
 use crate::project::{Project, TaskId};
+use crate::repair::without_task;
 use crate::task::{State, Task, View, calling_host};
 use crate::worktree::{self, Worktree};
 
@@ -52,9 +53,6 @@ pub(super) fn clean(project: &Project, args: &Args) -> Result<Exit> {
     if !args.dry_run {
         remove_leftovers(project)?;
     }
-    // Of one whose record is broken nobody knows which is its worktree.
-    let known = all.iter().map(|task| Ok(task.record()?.and_then(|it| it.worktree)));
-    let known = known.collect::<Result<Vec<_>>>().map(|known| known.into_iter().flatten());
     let awaited = awaited(&all);
     let (mut said, mut exit) = (false, Exit::Ok);
     for task in if named.is_empty() { &all } else { &named } {
@@ -75,10 +73,10 @@ pub(super) fn clean(project: &Project, args: &Args) -> Result<Exit> {
         said = true;
     }
     if named.is_empty()
-        && let Ok(known) = known
+        && let Some(repository) = project.repository()
     {
-        for orphan in worktree::orphans(project.root(), &known.collect::<Vec<_>>())? {
-            say(format!("orphaned, of no task here: {orphan}"));
+        for orphan in without_task(project, worktree::all_made(&repository)?) {
+            say(format!("orphaned, of no task here: {}", orphan.remedy()));
             said = true;
         }
     }
