@@ -8,12 +8,23 @@ pub fn without_sequences(text: &str) -> String {
         match c {
             '\u{1b}' => match rest.next() {
                 // A control sequence ends with a letter or one of @[\]^_`{|}~ (ECMA-48).
-                Some('[') => drop(rest.by_ref().find(|c| ('@'..='~').contains(c))),
-                // A title or the address of a link ends with a bell or with ESC \.
-                Some(']') => {
-                    let end = rest.by_ref().find(|c| matches!(c, '\u{7}' | '\u{1b}'));
-                    end.filter(|c| *c == '\u{1b}').and_then(|_| rest.next());
+                Some('[') => {
+                    let end = rest.as_str().trim_start_matches(|c| (' '..='?').contains(&c));
+                    let after = end.strip_prefix(|c| ('@'..='~').contains(&c));
+                    rest = after.unwrap_or(end).chars();
                 }
+                // A title or the address of a link ends with a bell or with ESC \. One that was cut
+                // off is shown, and not what follows it lost.
+                Some(']') => {
+                    let begin = rest.as_str();
+                    let end = begin.find(['\u{7}', '\u{1b}', '\n']).map(|at| &begin[at..]);
+                    if let Some(end) = end.filter(|end| !end.starts_with('\n')) {
+                        let after = end.strip_prefix('\u{7}').or(end.strip_prefix("\u{1b}\\"));
+                        rest = after.unwrap_or(end).chars();
+                    }
+                }
+                // The name of a character set, or the like.
+                Some('(' | ')' | '*' | '+' | '#' | '%') => drop(rest.next()),
                 _ => {}
             },
             c => plain.push(c),
@@ -41,6 +52,10 @@ mod tests {
     fn what_cannot_be_seen_is_gone() {
         let line = "\u{1b}]0;t\u{7}\u{1b}[1;31mYou \u{1b}]8;;u\u{1b}\\hit\u{1b}[0m it";
         assert_eq!(without_sequences(line), "You hit it");
+        assert_eq!(without_sequences("\u{1b}]0;cut off\nHit \u{1b}]8;"), "0;cut off\nHit 8;");
+        assert_eq!(without_sequences("\u{1b}]0;t\u{1b}[1mHit\u{1b}[0"), "Hit");
+        assert_eq!(without_sequences("\u{1b}[1;\nYou\u{1b}[äit"), "\nYouäit");
+        assert_eq!(without_sequences("\u{1b}(B\u{1b}[mHit\u{1b}#8"), "Hit");
         assert_eq!(plain("a\u{7}\u{9b}b\r\tc\u{202e}d\u{200b}e\nf"), "ab\tcde\nf");
     }
 }

@@ -102,12 +102,21 @@ impl Attempt {
         self.directory.join("output.log.1")
     }
 
-    /// The end of the log, for a person; that of the old one if it was just cut.
+    /// The end of the log in whole lines, for a person; that of the old one if it was just cut.
     pub fn log_end(&self) -> String {
-        let end = |path: &Path| files::read_end(path, LOG_END).unwrap_or_default();
-        let mut bytes = end(&self.log_path());
+        let old = self.old_log_path();
+        let end = |path: &Path, cut: bool| {
+            let mut end = files::read_end(path, LOG_END + 1).unwrap_or_default();
+            if cut || end.len() as u64 > LOG_END {
+                let line_end = end.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+                end.drain(..line_end.map_or(end.len(), |at| at + 1));
+            }
+            end
+        };
+        // What begins behind an old one may begin within a line.
+        let mut bytes = end(&self.log_path(), old.exists());
         if bytes.iter().all(u8::is_ascii_whitespace) {
-            bytes = end(&self.old_log_path());
+            bytes = end(&old, false);
         }
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -212,4 +221,29 @@ impl Attempt {
 fn read_yaml<T: serde::de::DeserializeOwned>(path: &Path, next: &str) -> Result<Option<T>> {
     let Some(text) = files::read_own(path)? else { return Ok(None) };
     serde_yaml::from_str(&text).map(Some).map_err(|error| broken(path, &error, next).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_log_begins_with_a_line() {
+        let home = tempfile::tempdir().expect("a directory");
+        let attempt = Attempt { number: 1, directory: home.path().into() };
+        let write = |path: PathBuf, text: &str| std::fs::write(path, text).expect("written");
+        assert_eq!(attempt.log_end(), "");
+        write(attempt.log_path(), "one\ntwo\n");
+        assert_eq!(attempt.log_end(), "one\ntwo\n");
+        let long = "{\"text\":\"long\"}\n".repeat(1 << 13);
+        write(attempt.log_path(), &long);
+        let end = attempt.log_end();
+        assert!(end.starts_with('{') && end.len() > (60 << 10) && long.ends_with(&end), "{end}");
+        // It was cut within a line.
+        write(attempt.old_log_path(), "old\none\ntw");
+        write(attempt.log_path(), "o\nthree\n");
+        assert_eq!(attempt.log_end(), "three\n");
+        write(attempt.log_path(), "o");
+        assert_eq!(attempt.log_end(), "old\none\ntw");
+    }
 }

@@ -26,8 +26,6 @@ pub fn in_words(line: &str) -> Option<String> {
     let line = without_sequences(line);
     let words = match serde_json::from_str::<Value>(&line) {
         Ok(event @ Value::Object(_)) => words_of(&event)?,
-        // The beginning of an event was cut off with the older part of the log.
-        _ if line.ends_with('}') && line.contains("\":") => return None,
         _ => line,
     };
     Some(words.trim().to_owned()).filter(|words| !words.is_empty())
@@ -84,7 +82,7 @@ mod tests {
                 Some("cargo test"),
             ),
             (r#"{"type":"result","subtype":"success","result":"All done."}"#, Some("All done.")),
-            (r#"ame":"Bash","input":{"command":"cut off"}}"#, None),
+            (r#"API Error: 400 {"type":"error"}"#, Some(r#"API Error: 400 {"type":"error"}"#)),
         ];
         for (line, words) in rows {
             assert_eq!(in_words(line).as_deref(), words, "{line}");

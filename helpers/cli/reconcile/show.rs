@@ -8,6 +8,7 @@ use crate::exit::Exit;
 use crate::news::ledger::{self, Ledger, Standing};
 use crate::news::{Remedy, events, quoted, short_duration};
 use crate::task::{ExitRecord, State, Task, View, calling_host};
+use crate::words::plain;
 use crate::worker::output;
 
 /// How many lines of the worker's output are shown.
@@ -35,6 +36,8 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         say(serde_json::to_string(&as_json(&view))?);
         return Ok(Exit::Ok);
     }
+    // A worker may have written anything into its files.
+    let say = |line: String| say(plain(&line));
     let (record, label, because) = (&view.record, view.label(), view.why());
     let because = if because.is_empty() { String::new() } else { format!(" ({because})") };
     say(format!("{} — {}", task.id(), view.plan.title().unwrap_or("no title")));

@@ -11,6 +11,7 @@ use crate::news::{Remedy, quoted, short_duration};
 use crate::project::{Broken, Project, TaskId};
 use crate::repair::{Repaired, orphans, repair};
 use crate::task::{Reason, State, View};
+use crate::words::plain;
 use crate::worker::heard::Usage;
 
 /// How long a task that is done is shown without `--all`, since its marker was made.
@@ -99,7 +100,7 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
     let (done, all) = (view.plan.done(), view.plan.items().len());
     let age = short_duration(view.age());
     let mut line = format!("{id} {} {done}/{all} {age}", view.label());
-    let detail = detail(view).replace('\n', " ").replace('→', ">");
+    let detail = plain(&detail(view)).replace(['\n', '\t'], " ").replace('→', ">");
     let detail = if detail.is_empty() { detail } else { format!(" — {detail}") };
     let kept = detail.len().min(DETAIL);
     let mut mends = String::new();
