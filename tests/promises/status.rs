@@ -179,7 +179,37 @@ fn the_hosts_status_line_counts_what_is_open() {
 exit 0
 dispatch: 1 asking, 1 blocked, 2 failed, 1 incomplete, 1 running, 1 queued
 "#]]);
+    fs::write(sandbox.task("fails", "task.yaml"), "format: 1\n").expect("written");
+    fs::remove_file(sandbox.task("asks", "task.yaml")).expect("removed");
+    line(&said).shows(str![[r#"
+exit 0
+dispatch: 2 broken, 1 blocked, 1 failed, 1 incomplete, 1 running, 1 queued
+"#]]);
     // Of a project without tasks, and of what is no JSON, there is nothing to say.
     line("{").shows(str!["exit 0"]);
     line(r#"{"cwd":"/nowhere"}"#).shows(str!["exit 0"]);
+}
+
+/// A worker writes its plan, and the person's terminal is not its own.
+#[test]
+fn nothing_that_a_worker_wrote_controls_the_terminal() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.worked_at("x", "idle", &crate::support::made::own());
+    let plan = "# Ti\u{1b}]0;owned\u{7}tle\n\n- [ ] Fi\u{1b}[2J\u{7}rst\tone\n  a \u{9b}note\n- [ ] Second\n";
+    sandbox.write("x", "plan.md", plan);
+    sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
+exit 0
+x running 0/2 1h idle — item 1: First one
+"#]]);
+    sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
+exit 0
+x — Title
+running, idle, 1h
+1. [ ] First	one
+      a note
+2. [ ] Second
+attempt 1: runs, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+output: "At work."
+"#]]);
 }

@@ -457,3 +457,20 @@ fn what_waits_for_nobody_goes_on_when_it_is_opened() {
     window.shows(&["lost", "the worker is gone"]);
     wait_until("its end is recorded", || sandbox.task("x", "worker/1/exit").exists().then_some(()));
 }
+
+#[test]
+fn what_cannot_be_read_is_shown_as_in_the_status() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.dispatch("x", "idle");
+    sandbox.dispatch("torn", "idle");
+    sandbox.write("torn", "task.yaml", "format: 1\n");
+    let Some(window) = Window::open(&sandbox, (90, 12), &watch()) else { return };
+    window.shows(&["! torn broken — task 'torn' has a broken record", "› x  running", KEYS]);
+    // Also such as is no task at all, as soon as it is there.
+    sandbox.dispatch("lost", "idle");
+    window.shows(&["lost  running"]);
+    fs::remove_file(sandbox.task("lost", "task.yaml")).expect("removed");
+    let screen = window.shows(&["! lost broken — 'lost' has lost its task.yaml"]);
+    assert!(screen.contains("! torn broken") && !screen.contains("lost  running"), "{screen}");
+}

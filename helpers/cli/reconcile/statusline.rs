@@ -8,8 +8,8 @@ use anyhow::Result;
 
 use crate::cli::say;
 use crate::exit::Exit;
-use crate::project::Project;
-use crate::task::{Label, View};
+use crate::project::{Found, Project};
+use crate::task::{Label, Task};
 
 /// How much of the host's JSON is read at most, in bytes.
 const MOST: u64 = 1 << 20;
@@ -28,16 +28,20 @@ fn line(here: Option<PathBuf>) -> Result<Option<String>> {
         Some(directory) => directory,
         None => std::env::current_dir()?,
     };
-    let tasks = Project::find(&directory)?.tasks();
+    let Found { tasks, broken } = Project::find(&directory)?.found();
+    let mut broken = broken.len();
     let open = tasks.iter().filter(|task| task.done_for().is_none());
     let mut counts: BTreeMap<Label, usize> = BTreeMap::new();
-    for label in open.filter_map(|task| task.view().ok()).map(|view: View| view.label()) {
-        if !matches!(label, Label::Stopped | Label::Done) {
-            *counts.entry(label).or_default() += 1;
+    for view in open.map(Task::view) {
+        match view.map(|view| view.label()) {
+            Ok(Label::Stopped | Label::Done) => {}
+            Ok(label) => *counts.entry(label).or_default() += 1,
+            Err(_) => broken += 1,
         }
     }
-    let counts: Vec<String> =
-        counts.into_iter().map(|(label, count)| format!("{count} {label}")).collect();
+    let broken = (broken > 0).then(|| format!("{broken} broken"));
+    let counts = counts.into_iter().map(|(label, count)| format!("{count} {label}"));
+    let counts: Vec<String> = broken.into_iter().chain(counts).collect();
     Ok((!counts.is_empty()).then(|| format!("dispatch: {}", counts.join(", "))))
 }
 

@@ -202,7 +202,12 @@ fn wait_for_hangup(sender: &Sender<Event>) -> Result<()> {
             return Err(error).context("cannot wait for the terminal");
         }
     }
-    sender.send(Event::End(Ok(()))).or(Ok(()))
+    // Where a terminal cannot be waited for, the signal tells of its end.
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+    if fds[0].revents().is_some_and(|events| events.intersects(gone)) {
+        let _ = sender.send(Event::End(Ok(())));
+    }
+    Ok(())
 }
 
 /// Sends the end of the log of a task's last attempt, for as long as it is shown.

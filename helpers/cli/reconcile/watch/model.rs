@@ -53,6 +53,8 @@ pub(super) struct Model {
     /// Whether the person wants to see no more.
     pub(super) over: bool,
     selected: Option<TaskId>,
+    /// Answers that were not taken while the person was at something else, and why.
+    refused: Vec<(Mode, String)>,
 }
 
 impl Model {
@@ -65,6 +67,7 @@ impl Model {
             message: String::new(),
             over: false,
             selected: None,
+            refused: Vec::new(),
         }
     }
 
@@ -131,10 +134,21 @@ impl Model {
             (Err(error), wish) => {
                 let lines: Vec<String> = format!("{error:#}").lines().map(one_line).collect();
                 self.message = lines.join("; ");
-                if let (Wish::Answer { task, question, text }, Mode::Tasks) = (wish, &self.mode) {
-                    self.mode = Mode::Answer { task, question, text };
+                if let Wish::Answer { task, question, text } = wish {
+                    let answer = Mode::Answer { task, question, text };
+                    self.refused.push((answer, self.message.clone()));
+                    self.give_back();
                 }
             }
+        }
+    }
+
+    /// Lets the person go on with an answer that was not taken, as soon as nothing else is open.
+    fn give_back(&mut self) {
+        if matches!(self.mode, Mode::Tasks)
+            && let Some(refused) = self.refused.pop()
+        {
+            (self.mode, self.message) = refused;
         }
     }
 
@@ -146,6 +160,12 @@ impl Model {
     }
 
     pub(super) fn key(&mut self, key: KeyEvent) -> Option<Wish> {
+        let wish = self.key_in_mode(key);
+        self.give_back();
+        wish
+    }
+
+    fn key_in_mode(&mut self, key: KeyEvent) -> Option<Wish> {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         if control && key.code == KeyCode::Char('c') {
             self.over = true;
@@ -230,5 +250,31 @@ impl Model {
     fn question(&self, selected: &Row) -> Option<(Task, String)> {
         let mut rows = std::iter::once(selected).chain(self.rows());
         rows.find_map(|row| Some((row.task.clone(), row.questions.first()?.0.clone())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_not_taken_comes_back_when_nothing_else_is_open() {
+        let task = Task::new("x".into(), "x".parse().expect("an id"));
+        let answer = |text: &str| {
+            let (task, question) = (task.clone(), "001".to_owned());
+            Wish::Answer { task, question, text: text.into() }
+        };
+        let mut model = Model::new("shop".into());
+        model.mode = Mode::Log { task: task.clone(), text: None, up: 0 };
+        model.end(answer("one"), Err(anyhow::anyhow!("it has one")));
+        model.end(answer("two"), Err(anyhow::anyhow!("it has one")));
+        assert!(matches!(model.mode, Mode::Log { .. }));
+        for typed in ["two", "one"] {
+            model.key(KeyCode::Esc.into());
+            let Mode::Answer { text, .. } = &model.mode else { panic!("{:?}", model.mode) };
+            assert_eq!((text.as_str(), model.message.as_str()), (typed, "it has one"));
+        }
+        model.key(KeyCode::Esc.into());
+        assert!(matches!(model.mode, Mode::Tasks));
     }
 }

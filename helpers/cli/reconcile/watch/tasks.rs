@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use super::super::status::broken_line;
 use super::text::{one_line, plain};
 use crate::config::Route;
 use crate::news::short_duration;
 use crate::news::wait::{Mark, directories, places, watch_undispatched};
 use crate::process::{Identity, Life, Watch};
-use crate::project::{Project, TaskId};
+use crate::project::{Broken, Found, Project, TaskId};
 use crate::task::{Label, State, Task, View};
 use crate::worker::heard::Usage;
 
@@ -111,6 +112,8 @@ impl Age {
 pub(super) struct Tasks {
     project: Project,
     seen: BTreeMap<TaskId, Seen>,
+    /// What is wrong with what is in the place of a task and is none.
+    broken: Vec<String>,
     /// Whether the directory of all tasks was watched at the last look.
     watched: bool,
 }
@@ -137,7 +140,7 @@ impl Seen {
 
 impl Tasks {
     pub(super) fn new(project: Project) -> Self {
-        Self { project, seen: BTreeMap::new(), watched: false }
+        Self { project, seen: BTreeMap::new(), broken: Vec::new(), watched: false }
     }
 
     /// Reads again what has changed, and says whether anything had. Without an event only those
@@ -157,13 +160,15 @@ impl Tasks {
             return !stale.is_empty();
         }
         watch_undispatched(&directory, watch);
-        let mut tasks = self.project.tasks();
+        let Found { mut tasks, broken } = self.project.found();
+        let broken = broken.iter().map(|it| one_line(&broken_line(it))).collect();
+        let other = std::mem::replace(&mut self.broken, broken) != self.broken;
         let before = self.seen.len();
         self.seen.retain(|id, _| tasks.binary_search_by(|task| task.id().cmp(id)).is_ok());
         let gone = self.seen.len() < before;
         tasks.retain(|task| !self.seen.get(task.id()).is_some_and(Seen::is_current));
         tasks.iter().for_each(|task| self.read(task, watch));
-        gone || !tasks.is_empty()
+        other || gone || !tasks.is_empty()
     }
 
     fn read(&mut self, task: &Task, watch: &mut Watch) {
@@ -177,14 +182,9 @@ impl Tasks {
         for process in &processes {
             watch.process(process);
         }
-        let row = view.map(|view| Row::new(&view)).map_err(|error| {
-            let error = format!("{error:#}");
-            one_line(&format!(
-                "{} broken — {}",
-                task.id(),
-                error.lines().next().unwrap_or_default()
-            ))
-        });
+        let row = view
+            .map(|view| Row::new(&view))
+            .map_err(|error| one_line(&broken_line(&Broken::of(task, error))));
         self.seen.insert(task.id().clone(), Seen { mark, processes, row });
     }
 
@@ -194,6 +194,6 @@ impl Tasks {
         let mut rows: Vec<Row> = rows.cloned().collect();
         rows.sort_by_key(|row| row.label);
         let broken = self.seen.values().filter_map(|seen| seen.row.as_ref().err());
-        (rows, broken.cloned().collect())
+        (rows, self.broken.iter().chain(broken).cloned().collect())
     }
 }
