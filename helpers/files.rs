@@ -21,6 +21,9 @@ use crate::exit::Exit;
 use crate::process::{Identity, Life};
 use crate::task::short_hash;
 
+/// How large a file of a task may be that is read whole, in bytes.
+const LARGEST: u64 = 64 << 20;
+
 /// How old a temporary file is at least whose writer is taken for dead without being known: it
 /// belongs to another pid namespace, as a sandbox has one.
 const LONGEST_WRITE: Duration = Duration::from_secs(600);
@@ -49,6 +52,16 @@ pub fn read_words(path: &Path) -> Result<Option<String>> {
 /// The content of a file of a task.
 pub fn own_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     let Some((file, length)) = open_own(path)? else { return Ok(None) };
+    if length > LARGEST {
+        return Err(Refusal::new(Exit::Data, format!("{} is too large", path.display()))
+            .place(format!(
+                "it has {} MiB, and no file of a task needs {}",
+                length >> 20,
+                LARGEST >> 20
+            ))
+            .next("move it away, or make it shorter")
+            .into());
+    }
     // Through `take`, which does not ask once more how long the file is.
     let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1);
     let read = file.take(u64::MAX).read_to_end(&mut bytes);
@@ -135,6 +148,18 @@ pub fn written_within(path: &Path, time: Duration) -> bool {
 pub fn number(name: &str) -> Option<u32> {
     let digits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| name.parse().ok())?.filter(|number| *number < 1_000_000)
+}
+
+/// The number that follows the last one in that directory.
+///
+/// # Errors
+/// [`Exit::Data`] if that would not be seen again, because somebody has used up all of them.
+pub fn number_after(last: u32, directory: &Path) -> Result<u32, Refusal> {
+    number(&(last + 1).to_string()).ok_or_else(|| {
+        Refusal::new(Exit::Data, "there is no number left")
+            .place(format!("in {}", directory.display()))
+            .next("move the highest one away")
+    })
 }
 
 /// The last bytes of a file of a task.
@@ -461,6 +486,16 @@ mod tests {
         let error = Lock::take(&path, Duration::ZERO).expect_err("held");
         assert_eq!(crate::error::exit_of(&error), Exit::TryAgain);
         assert!(error.to_string().contains(&format!("by pid {}", std::process::id())), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_does_not_fit_into_memory_is_refused() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("plan.md");
+        File::create(&path).and_then(|file| file.set_len(1 << 40)).expect("a sparse file");
+        let error = read_own(&path).expect_err("too large");
+        assert_eq!(crate::error::exit_of(&error), Exit::Data);
+        assert!(error.to_string().contains("it has 1048576 MiB"), "{error}");
     }
 
     #[test]

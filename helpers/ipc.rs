@@ -84,7 +84,8 @@ impl Ipc {
                     return Ok(question.name.clone());
                 }
             }
-            let next = questions.last().map_or(1, |question| question.number + 1);
+            let last = questions.last().map_or(0, |question| question.number);
+            let next = files::number_after(last, &self.directory)?;
             let name = format!("{next:03}");
             if files::publish_new(&self.file(&name, "question"), with_newline(text).as_bytes())? {
                 return Ok(name);
@@ -108,10 +109,15 @@ impl Ipc {
     /// [`Exit::Data`] if there is no such question, it has an answer, or the answer is empty.
     pub fn post_answer(&self, name: &str, text: &str) -> Result<()> {
         if text.trim().is_empty() {
-            return Err(Refusal::new(Exit::Data, "the answer is empty").into());
+            return Err(Refusal::new(Exit::Data, "the answer is empty")
+                .next("give the words, or - and the words on standard input")
+                .into());
         }
         if self.question(name)?.is_none() {
-            return Err(Refusal::new(Exit::Data, format!("there is no question {name}")).into());
+            return Err(Refusal::new(Exit::Data, format!("there is no question {name}"))
+                .place(format!("in {}", self.directory.display()))
+                .next("dispatch-reconcile names those that are open")
+                .into());
         }
         if !files::publish_new(&self.file(name, "answer"), with_newline(text).as_bytes())? {
             return Err(Refusal::new(Exit::Data, format!("question {name} has an answer already"))
@@ -166,6 +172,9 @@ mod tests {
         fs::write(home.path().join("999.question"), "old").expect("written");
         assert_eq!(ipc.ask("b?").expect("asked"), "1000");
         assert_eq!(ipc.questions().expect("read").last().map(|q| q.number), Some(1000));
+        fs::write(home.path().join("999999.question"), "old").expect("written");
+        let error = ipc.ask("c?").expect_err("no number").to_string();
+        assert!(error.starts_with("there is no number left\n  in "), "{error}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -198,23 +199,39 @@ impl Project {
     /// All tasks that were dispatched here, by name, and what is in the place of one and is none.
     pub fn found(&self) -> Found {
         let mut found = Found::default();
-        for entry in std::fs::read_dir(self.tasks_dir()).into_iter().flatten().flatten() {
+        let directory = self.tasks_dir();
+        let cannot_read = |name: &str, directory: &Path, error: std::io::Error| Broken {
+            name: name.into(),
+            directory: directory.into(),
+            error: Error::new(error).context(format!("cannot read {}", directory.display())),
+        };
+        // By this name it is refused also where only the names in it may be read.
+        let entries = std::fs::read_dir(directory.join(".")).map_err(|error| {
+            if error.kind() != ErrorKind::NotFound {
+                found.broken.push(cannot_read(".dispatch/tasks", &directory, error));
+            }
+        });
+        for entry in entries.into_iter().flatten().flatten() {
             let Ok(kind) = entry.file_type() else { continue };
             let name = entry.file_name();
+            let path = directory.join(&name);
             match name.to_str().map(TaskId::from_str) {
                 Some(Ok(id)) if kind.is_dir() || kind.is_symlink() => {
-                    let task = Task::new(entry.path(), id);
+                    let task = Task::new(path, id);
                     if kind.is_dir() && task.was_dispatched() {
                         found.tasks.push(task);
                     } else if let Err(error) = task.refuse_no_task() {
                         found.broken.push(Broken::of(&task, error.into()));
+                    } else if let Err(error) = task.directory().join(".").try_exists() {
+                        let name = task.id().as_str();
+                        found.broken.push(cannot_read(name, task.directory(), error));
                     }
                 }
                 // Somebody has renamed it.
-                _ if kind.is_dir() && entry.path().join("task.yaml").exists() => {
+                _ if kind.is_dir() && path.join("task.yaml").exists() => {
                     found.broken.push(Broken {
                         name: name.to_string_lossy().into_owned(),
-                        directory: entry.path(),
+                        directory: path,
                         error: Refusal::new(Exit::Data, "no task can have that name")
                             .next("give its directory the name of its task again")
                             .into(),
@@ -238,7 +255,11 @@ impl Project {
         if task.was_dispatched() {
             return Ok(task);
         }
-        let tasks = self.tasks();
+        let Found { tasks, broken } = self.found();
+        let is_why = |it: &Broken| it.name == id.as_str() || it.directory == self.tasks_dir();
+        if let Some(broken) = broken.into_iter().find(is_why) {
+            return Err(broken.error);
+        }
         let names: Vec<_> = tasks.iter().take(8).map(|task| task.id().as_str()).collect();
         let more = tasks.len() - names.len();
         let place = match (names.len(), more) {
@@ -248,6 +269,7 @@ impl Project {
         };
         Err(Refusal::new(Exit::Data, format!("there is no task '{id}'"))
             .place(format!("tasks in {}: {place}", self.root.display()))
+            .next("dispatch-reconcile shows all tasks")
             .into())
     }
 

@@ -323,7 +323,8 @@ fn question(project: &Project, target: &str) -> Result<(Task, String)> {
     } else {
         format!("it asked {}", names.join(", "))
     };
-    Err(Refusal::new(Exit::Data, what).place(place).into())
+    let next = format!("dispatch-reconcile show {id}");
+    Err(Refusal::new(Exit::Data, what).place(place).next(next).into())
 }
 
 /// Publishes an answer and returns what becomes of the task.

@@ -399,7 +399,8 @@ impl Task {
     /// Makes the next attempt's directory, with the plan as it is now. The task waits for nothing
     /// then, and not before: else it would have ended in between.
     pub fn new_attempt(&self) -> Result<Attempt> {
-        let next = self.attempts()?.last().map_or(1, |attempt| attempt.number + 1);
+        let last = self.attempts()?.last().map_or(0, |attempt| attempt.number);
+        let next = files::number_after(last, &self.directory.join("worker"))?;
         let attempt = self.attempt(next);
         files::make_own_directory(attempt.directory())?;
         let plan = files::read_own(&self.plan_path())?.unwrap_or_default();
@@ -427,7 +428,7 @@ fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
     files::make_own_directory(directory)?;
     loop {
         let last = read_numbered(directory)?.last().and_then(|(name, _)| files::number(name));
-        let name = format!("{:03}", last.unwrap_or(0) + 1);
+        let name = format!("{:03}", files::number_after(last.unwrap_or(0), directory)?);
         if files::publish_new(&directory.join(&name), text.as_bytes())? {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Attempt, ExitRecord, Record, Task, Wait};
 use crate::config::Route;
-use crate::files::{Lock, written_within};
+use crate::files::{Lock, number, written_within};
 use crate::ipc::Question;
 use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
@@ -283,6 +283,8 @@ impl View {
         // A wait begins before the end of an attempt is told and ends when the next is there.
         let wait = task.wait()?;
         let next = attempt.as_ref().map(|attempt| task.attempt(attempt.number + 1));
+        // One that would be found.
+        let next = next.filter(|next| number(&next.number.to_string()).is_some());
         if wait.is_none() && exit.is_some() && next.is_some_and(|next| next.directory().exists()) {
             return Self::load(task);
         }

@@ -144,7 +144,10 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
         let alive = last.identity()?.is_some_and(|worker| worker.life() != Life::Dead);
         if last.exit()?.is_none() && alive && record.route == Route::Cli {
             let what = format!("the worker of '{}' is still running", task.id());
-            return Err(Refusal::new(Exit::TryAgain, what).into());
+            return Err(Refusal::new(Exit::TryAgain, what)
+                .place(format!("in {}", last.directory().display()))
+                .next(format!("dispatch-reconcile show {}", task.id()))
+                .into());
         }
         let marker = task.ipc().directory().join(".done");
         match std::fs::rename(&marker, last.directory().join("done")) {

@@ -36,6 +36,7 @@ impl Worktree {
         let tip = commit(&self.repository, &own)?.ok_or_else(|| {
             Refusal::new(Exit::Data, format!("the branch {} is gone", self.branch))
                 .place(format!("it is not in {}", self.repository.display()))
+                .next(format!("git branch {} COMMIT, if you know its last commit", self.branch))
         })?;
         let top = self.checkout(places)?;
         let (into, before) = branch_and_commit(&top)?;
@@ -124,6 +125,7 @@ fn branch_and_commit(top: &Path) -> Result<(String, String)> {
     let before = commit(top, "HEAD")?.ok_or_else(|| {
         Refusal::new(Exit::Data, format!("the branch {branch} has no commit to merge into"))
             .place(top.display().to_string())
+            .next("make its first commit, and call again")
     })?;
     Ok((branch.into(), before))
 }

@@ -366,11 +366,13 @@ exit 64
 exit 65
 ! dispatch-monitor: there is no task 'nobody'
 !   tasks in PROJECT: x
+!   next: dispatch-reconcile shows all tasks
 "#]]);
     refused(&sandbox, answer("x/007", "This.")).shows(str![[r#"
 exit 65
 ! dispatch-monitor: 'x' has no question 007
 !   it asked 001
+!   next: dispatch-reconcile show x
 "#]]);
     fs::write(sandbox.task("x", "ipc/001.answer"), "That.\n").expect("written");
     refused(&sandbox, answer("x/001", "This.")).shows(str![[r#"
@@ -383,6 +385,7 @@ exit 65
 exit 65
 ! dispatch-monitor: 'x' has no open question
 !   it asked 001
+!   next: dispatch-reconcile show x
 "#]]);
 
     let sandbox = ready();
@@ -392,6 +395,7 @@ exit 65
 exit 65
 ! dispatch-monitor: 'x' has no open question
 !   it never asked
+!   next: dispatch-reconcile show x
 "#]]);
 }
 

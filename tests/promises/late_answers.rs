@@ -65,6 +65,8 @@ x/001 answered, its worker had ended and is started again
 #[test]
 fn the_news_of_a_blocked_worker_says_how_the_answer_is_given() {
     let sandbox = blocked();
+    // Until then the worker may go on at once.
+    wait_until("its supervisor is gone", || all_of(&sandbox.home()).is_empty().then_some(()));
     sandbox.worker("x", &["block", "1", "Which?"]).run().ok();
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
@@ -222,6 +224,7 @@ exit 64
 exit 65
 ! dispatch-monitor: 'x' has no question 002
 !   it asked 001
+!   next: dispatch-reconcile show x
 "#]]);
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     answer("x", "This.").code.expect("it ends");
@@ -235,6 +238,7 @@ exit 65
 exit 65
 ! dispatch-monitor: 'x' has no open question
 !   it asked 001
+!   next: dispatch-reconcile show x
 "#]]);
     // A later attempt was told that no answer came.
     let gone = blocked();

@@ -193,6 +193,7 @@ exit 65
 exit 65
 ! dispatch-reconcile: the branch dispatch/x is gone
 !   it is not in PROJECT/.git
+!   next: git branch dispatch/x COMMIT, if you know its last commit
 "#]]);
     sandbox.dispatch("y", "fails");
     sandbox.wait_for_state("y", "failed: exit code 7");

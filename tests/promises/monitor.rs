@@ -193,6 +193,7 @@ no news, and nothing is running
 exit 65
 ! dispatch-monitor: there is no task 'x'
 !   tasks in PROJECT: none yet
+!   next: dispatch-reconcile shows all tasks
 "#]]);
 }
 

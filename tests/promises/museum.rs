@@ -663,6 +663,59 @@ x running 0/2 1h idle — item 1: First
     assert!(exhibit.0.task("x", "ipc/001.question").exists());
 }
 
+/// A worker can make any file in its task's directory.
+#[test]
+fn the_highest_number_is_taken() {
+    let exhibit = Exhibit::of_dead(|sandbox| {
+        let exit = "code: 7\nat: 2026-11-21T10:00:00Z\nmilliseconds: 1000\n";
+        sandbox.write("x", "worker/999999/exit", exit);
+        fs::create_dir(sandbox.task("x", "worker/1000000")).expect("made");
+        for path in ["notes/999999", "tells/999999", "ipc/999999.question", "ipc/999999.done"] {
+            sandbox.write("x", path, "Which?\n");
+        }
+    });
+    exhibit.status(str![[r#"
+exit 0
+x failed 0/2 AGE idle — exit code 7 → dispatch-spawn x --resume
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    exhibit.0.run("dispatch-reconcile", &["note", "x", "Mind the gap."]).shows(str![[r#"
+exit 65
+! dispatch-reconcile: there is no number left
+!   in PROJECT/.dispatch/tasks/x/notes
+!   next: move the highest one away
+"#]]);
+    exhibit.0.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
+exit 65
+! dispatch-spawn: there is no number left
+!   in PROJECT/.dispatch/tasks/x/worker
+!   next: move the highest one away
+"#]]);
+    for call in [["tell", "Careful."], ["ask", "This one?"]] {
+        let ran = exhibit.0.worker("x", &call).run();
+        assert!(ran.code == Some(65) && ran.err.contains("no number left"), "{}", ran.err);
+    }
+}
+
+#[test]
+fn a_plan_that_fits_into_no_memory() {
+    let exhibit = Exhibit::of(|sandbox| {
+        let plan = fs::File::create(sandbox.task("x", "plan.md")).expect("made");
+        plan.set_len(1 << 40).expect("a sparse file");
+    });
+    exhibit.0.run("dispatch-reconcile", &[]).shows(str![[r#"
+exit 0
+x broken — plan.md is too large → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    exhibit.show(str![[r#"
+exit 65
+! dispatch-reconcile: PROJECT/.dispatch/tasks/x/plan.md is too large
+!   it has 1048576 MiB, and no file of a task needs 64
+!   next: move it away, or make it shorter
+"#]]);
+}
+
 #[test]
 fn a_directory_without_a_task() {
     let exhibit = Exhibit::of(|sandbox| {
@@ -1075,6 +1128,55 @@ dispatch-spawn: the task id 'x' is taken
 
 "#]],
     );
+}
+
+#[test]
+fn a_directory_that_only_another_may_read() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.worked_at("neighbour", "idle", &own());
+    sandbox.worked_at("x", "idle", &own());
+    let helpers = sandbox.top().join("helpers");
+    crate::support::helpers::install(&helpers);
+    let reconcile =
+        helpers.join(crate::support::helpers::VERSION.trim_end()).join("dispatch-reconcile");
+    let mode = |path: &Path, mode: &str| {
+        sandbox.program("chmod").arg(mode).arg(path).run().ok();
+    };
+    sandbox.program("chmod").args(&["-R", "a+rX"]).arg(sandbox.top()).run().ok();
+    let run = |args: &[&str]| as_nobody(sandbox.program(&reconcile).args(args)).run();
+    let tasks = sandbox.project().join(".dispatch/tasks");
+    mode(&tasks.join("x"), "a-rwx");
+    run(&[]).shows(str![[r#"
+exit 0
+x broken — cannot read x: Permission denied (os error 13) → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+"#]]);
+    run(&["show", "x"]).shows(str![[r#"
+exit 1
+! dispatch-reconcile: cannot read PROJECT/.dispatch/tasks/x: Permission denied (os error 13)
+!   next: call as its owner, or change its mode
+"#]]);
+    mode(&tasks.join("x"), "a+rx");
+    // Without either, and where only the names can be read.
+    for bits in ["a-rwx", "a+r"] {
+        mode(&tasks, bits);
+        run(&[]).shows(str![[r#"
+exit 0
+".dispatch/tasks" broken — cannot read tasks: Permission denied (os error 13)
+"#]]);
+        run(&["show", "x"]).shows(str![[r#"
+exit 1
+! dispatch-reconcile: cannot read PROJECT/.dispatch/tasks: Permission denied (os error 13)
+!   next: call as its owner, or change its mode
+"#]]);
+        run(&["statusline"]).shows(str![[r#"
+exit 0
+dispatch: 1 broken
+"#]]);
+    }
+    mode(&tasks, "u+rwx");
+    mode(&tasks.join("x"), "u+rwx");
 }
 
 /// A task whose worker has committed something, and that worktree.

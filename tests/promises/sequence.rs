@@ -265,6 +265,7 @@ fn what_it_cannot_come_after_is_refused() {
 exit 65
 ! dispatch-spawn: there is no task 'c'
 !   tasks in PROJECT: a
+!   next: dispatch-reconcile shows all tasks
 "#]]);
     sandbox.run("dispatch-spawn", &["b", "--after", "b"]).shows(str![[r#"
 exit 64
