@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
@@ -101,6 +101,11 @@ impl Ipc {
     /// The text of the answer, if it is there.
     pub fn answer(&self, name: &str) -> Result<Option<String>> {
         files::read_words(&self.file(name, "answer"))
+    }
+
+    /// Whether the answer was given so short a time ago.
+    pub fn was_answered_within(&self, name: &str, time: Duration) -> bool {
+        files::written_within(&self.file(name, "answer"), time)
     }
 
     /// Publishes the answer to a question.

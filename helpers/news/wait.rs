@@ -286,7 +286,8 @@ impl Waiter {
     fn news_of(&self, view: &View) -> Result<Vec<Event>> {
         let mut events = super::events(view)?;
         // Until its supervisor has ended too, it may go on at once. What is done is done.
-        let may_go_on = view.is_between_attempts() && view.state != State::Done;
+        let may_go_on =
+            view.is_about_to_go_on() || view.is_between_attempts() && view.state != State::Done;
         events.retain(|event| !(event.is_end() && may_go_on));
         if self.host.is_some() {
             events.retain(|event| !told_by_host_program(view, event));

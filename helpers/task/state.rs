@@ -373,6 +373,15 @@ impl View {
         ended && self.unread_answer
     }
 
+    /// Whether that was a moment ago, so that whoever gave it is about to let the task go on.
+    pub fn is_about_to_go_on(&self) -> bool {
+        const MOMENT: Duration = Duration::from_secs(10);
+        let ipc = self.task.ipc();
+        let asked = if self.was_answered_late() { ipc.questions() } else { Ok(Vec::new()) };
+        let mut unread = asked.unwrap_or_default().into_iter().filter(|it| !it.received);
+        unread.any(|it| ipc.was_answered_within(&it.name, MOMENT))
+    }
+
     /// The state and its reason in one word.
     pub fn label(&self) -> Label {
         match (self.state, &self.reason) {

@@ -261,7 +261,9 @@ fn what_claude_may_not_do() {
     });
     shows(
         ends,
-        str![[r##"#ID x denied (0/1, AGE): "Bash: cargo test" → tell the user and ask; dispatch-spawn x --resume --access full lets it do anything"##]],
+        str![[
+            r##"#ID x denied (0/1, AGE): "Bash: cargo test" → tell the user and ask; dispatch-spawn x --resume --access full lets it do anything"##
+        ]],
     );
 }
 

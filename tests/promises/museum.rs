@@ -914,7 +914,7 @@ worker/1/exit: x broken — worker/1/exit is a symlink → dispatch-reconcile sh
 worker/1/identity: x broken — worker/1/identity is a symlink → dispatch-reconcile show x
 worker/1/output.log: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 worker/1/plan.md: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-worker/1/session: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+worker/1/session: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 
 "#]],
     );
