@@ -428,16 +428,11 @@ impl View {
 
     /// How long ago it was dispatched, or how long the last attempt ran if it has ended.
     pub fn age(&self) -> Duration {
+        if let Some(exit) = &self.exit {
+            return Duration::from_millis(exit.milliseconds);
+        }
         let created = humantime::parse_rfc3339(&self.record.created).unwrap_or(SystemTime::now());
-        let until = match &self.exit {
-            // Nobody saw for how long it ran.
-            Some(exit) if exit.milliseconds == 0 && exit.is_unknown() => {
-                humantime::parse_rfc3339(&exit.at).unwrap_or(created)
-            }
-            Some(exit) => return Duration::from_millis(exit.milliseconds),
-            None => SystemTime::now(),
-        };
-        until.duration_since(created).unwrap_or_default()
+        SystemTime::now().duration_since(created).unwrap_or_default()
     }
 
     /// The reason in a person's words; empty if there is nothing to add.

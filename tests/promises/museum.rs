@@ -92,13 +92,13 @@ fn a_question_without_a_worker() {
         .status(str![[r#"
 exit 0
 mended: x marked blocked
-x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 neighbour running 0/2 1h idle — item 1: First
 "#]])
         .show(str![[r#"
 exit 0
 x — Title
-blocked, idle, 1h
+blocked, idle, AGE
 next: dispatch-monitor --answer x/001 -
 1. [ ] First
 2. [ ] Second
@@ -131,12 +131,12 @@ fn a_dead_worker_without_an_exit_record() {
     Exhibit::of_dead(|_| ()).status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]).show(str![[r#"
 exit 0
 x — Title
-lost (the worker is gone and nobody saw it end), idle, 1h
+lost (the worker is gone and nobody saw it end), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -147,7 +147,7 @@ output: "At work."
     Exhibit::of_dead(|sandbox| sandbox.tick_all("x")).status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 2/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 2/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     Exhibit::of_dead(|sandbox| {
@@ -158,7 +158,7 @@ neighbour running 0/2 1h idle — item 1: First
 exit 0
 mended: x marked done
 neighbour running 0/2 1h idle — item 1: First
-x done 2/2 1h idle — "All is well."
+x done 2/2 AGE idle — "All is well."
 "#]]);
 }
 
@@ -175,7 +175,7 @@ fn a_pid_that_was_used_again() {
         exhibit.status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
         // Nobody else is ended in its place.
@@ -209,7 +209,7 @@ exit 65
         exhibit.status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     }
@@ -461,14 +461,14 @@ exit 65
     Exhibit::of_dead(|sandbox| sandbox.write("x", "run.lock", "{\"pid\":1")).status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     let session = Exhibit::of_dead(|sandbox| sandbox.write("x", "worker/1/session", "id"));
     session.status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     session.0.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
@@ -487,13 +487,13 @@ fn a_ledger_of_news_that_is_torn() {
     exhibit.status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     // The news is told all the same, and noted behind what is there.
     exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x lost (0/2, 1h): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
     exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 3
@@ -600,13 +600,13 @@ fn directories_of_attempts_that_nobody_made() {
     .status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]])
     .show(str![[r#"
 exit 0
 x — Title
-lost (the worker is gone and nobody saw it end), idle, 1h
+lost (the worker is gone and nobody saw it end), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -620,12 +620,12 @@ output: "At work."
     gap.status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]).show(str![[r#"
 exit 0
 x — Title
-lost (the worker is gone and nobody saw it end), idle, 1h
+lost (the worker is gone and nobody saw it end), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -642,7 +642,7 @@ output: "At work."
     .status(str![[r#"
 exit 0
 mended: x marked lost
-x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
 }
@@ -893,28 +893,28 @@ fn a_symlink_that_leads_outside() {
         str![[r#"
 plan.md: x broken — plan.md is a symlink → dispatch-reconcile show x
 task.yaml: x broken — task.yaml is a symlink → dispatch-reconcile show x
-prompt.md: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-lock: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+prompt.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+lock: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 run.lock: x broken — run.lock is a symlink → dispatch-reconcile show x
-news: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+news: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 wait: x broken — wait is a symlink → dispatch-reconcile show x
-output.md: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-context.md: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+output.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+context.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 ipc: x broken — ipc is a symlink → dispatch-reconcile show x
 ipc/001.question: x broken — ipc/001.question is a symlink → dispatch-reconcile show x
-ipc/001.answer: x lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+ipc/001.answer: x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 ipc/.done: x broken — ipc/.done is a symlink → dispatch-reconcile show x
-notes: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-notes/001: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-tells: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+notes: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+notes/001: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+tells: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 worker: x broken — worker is a symlink → dispatch-reconcile show x
 worker/1: x broken — worker/1 is a symlink → dispatch-reconcile show x
 worker/2: x broken — worker/2 is a symlink → dispatch-reconcile show x
 worker/1/exit: x broken — worker/1/exit is a symlink → dispatch-reconcile show x
 worker/1/identity: x broken — worker/1/identity is a symlink → dispatch-reconcile show x
 worker/1/output.log: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-worker/1/plan.md: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-worker/1/session: x blocked 0/2 1h idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+worker/1/plan.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+worker/1/session: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 
 "#]],
     );

@@ -43,8 +43,8 @@ fn all_that_was_mended_is_said_in_one_line_and_once() {
     status(&sandbox).shows(str![[r#"
 exit 0
 mended: blocked marked blocked; gone marked lost; one and 2 more restarted; 1 temporary file removed
-blocked blocked 0/2 1h idle — item 1: which? → dispatch-spawn blocked --resume
-gone lost 0/2 1h idle — the worker is gone and nobody saw it end → dispatch-spawn gone --resume
+blocked blocked 0/2 AGE idle — item 1: which? → dispatch-spawn blocked --resume
+gone lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn gone --resume
 one running 0/2 1h idle — item 1: First
 three running 0/2 1h idle — item 1: First
 two running 0/2 1h idle — item 1: First
@@ -89,7 +89,7 @@ fn the_first_brief_of_a_new_session_says_what_it_took_over() {
     brief().shows(str![[r#"
 exit 0
 default: idle; models: idle
-#ID gone lost (0/2, 1h): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn gone --resume tries again
+#ID gone lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn gone --resume tries again
 mended: gone marked lost; gone and 2 more adopted
 x running 0/2 AGE idle — item 1: First
 y running 0/2 AGE idle — item 1: First
@@ -115,9 +115,9 @@ fn the_log_tells_how_a_worker_ended_that_nobody_saw() {
     status(&sandbox).shows(str![[r#"
 exit 0
 mended: complete marked done; cut marked lost; left marked incomplete; refused marked failed
-refused failed 0/2 1h claude — not logged in: Not logged in… → dispatch-spawn refused --resume
-cut lost 0/2 1h claude — the worker is gone and nobody saw it end → dispatch-spawn cut --resume
-left incomplete 0/2 1h claude $0.25 → dispatch-spawn left --resume
+refused failed 0/2 AGE claude — not logged in: Not logged in… → dispatch-spawn refused --resume
+cut lost 0/2 AGE claude — the worker is gone and nobody saw it end → dispatch-spawn cut --resume
+left incomplete 0/2 AGE claude $0.25 → dispatch-spawn left --resume
 complete done 2/2 AGE claude $0.25 — finish marker missing
 "#]]);
     nothing_is_left_to_mend(&sandbox);
@@ -138,7 +138,7 @@ fn a_worker_that_met_its_limit_unseen_is_parked() {
     status(&sandbox).shows(str![[r#"
 exit 0
 mended: x marked parked; x restarted
-x parked 0/2 1h claude — rate limit, until TIME: You've hit your session limit
+x parked 0/2 AGE claude — rate limit, until TIME: You've hit your session limit
 "#]]);
     nothing_is_left_to_mend(&sandbox);
     assert!(runs(sandbox.supervisor_of("x")), "it waits");
