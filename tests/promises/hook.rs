@@ -7,7 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use nix::sys::signal::Signal;
 use snapbox::str;
 
-use crate::support::{Call, Host, PLAN, Running, Sandbox};
+use crate::support::made::dead;
+use crate::support::{Call, Host, PLAN, Running, Sandbox, wait_until};
 
 fn project() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -367,4 +368,19 @@ fn a_long_question_in_any_script_is_a_short_wake() {
     let ran = hook(&sandbox, &host).run();
     assert_eq!(ran.code, Some(2));
     assert!(ran.err.len() <= 2000, "{} bytes", ran.err.len());
+}
+
+/// It looks at every task, and for a moment holds the lock of one that nobody is at.
+#[test]
+fn whoever_records_an_end_is_not_taken_for_its_supervisor() {
+    let (sandbox, host) = with_host();
+    let mut hook = waiting(&sandbox, &host);
+    sandbox.worked_at("gone", "idle", &dead());
+    let exit = sandbox.task("gone", "worker/1/exit");
+    wait_until("its end is recorded", || exit.exists().then_some(()));
+    sandbox.run("dispatch-reconcile", &["stop", "gone"]).shows(str![[r#"
+exit 0
+gone has ended already: lost
+"#]]);
+    assert!(!hook.has_ended());
 }

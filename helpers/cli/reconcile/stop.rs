@@ -28,7 +28,7 @@ pub(super) fn stop(task: &Task) -> Result<String> {
             .into());
     }
     if view.exit.is_some() && view.processes.is_empty() && view.state != State::Waiting {
-        return Ok(format!("{id} has ended already: {}", view.state));
+        return Ok(format!("{id} has ended already: {}", view.label()));
     }
     let supervisor = Lock::holder(&task.run_lock_path())?;
     let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
@@ -76,5 +76,5 @@ pub(super) fn stop(task: &Task) -> Result<String> {
         }
     }
     asked.or_else(|_| task.change_record(|record| record.stop = true))?;
-    Ok(format!("{id} {}{how}", task.view()?.state))
+    Ok(format!("{id} {}{how}", task.view()?.label()))
 }
