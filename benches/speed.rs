@@ -785,6 +785,14 @@ impl Project<'_> {
                 false => fs::copy(entry.path(), path).map(drop)?,
             }
         }
+        // Another task has another nonce, and what was decided about it is kept by that.
+        let record = fs::read_to_string(self.task(from).join("task.yaml"))?;
+        let nonce = record.lines().find_map(|line| line.strip_prefix("nonce: "));
+        let nonce = nonce.context("a nonce")?;
+        fs::write(self.task(to).join("task.yaml"), record.replace(nonce, to))?;
+        let claims = self.home.path(".dispatch/claims");
+        let claim = fs::read_to_string(claims.join(nonce))?;
+        fs::write(claims.join(to), claim.replace(&format!("\"{from}\""), &format!("\"{to}\"")))?;
         if done {
             fs::write(self.task(to).join("plan.md"), PLAN.replace("[ ]", "[x]"))?;
             fs::create_dir_all(self.task(to).join("ipc"))?;

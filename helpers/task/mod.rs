@@ -153,12 +153,11 @@ impl Task {
     /// about to go on.
     pub fn done_for(&self) -> Option<Duration> {
         let since = self.ipc().finished_at()?;
-        let whole = |plan: &Plan| {
-            let before = self.plan_at_start().ok().flatten();
-            plan.items().len() >= before.map_or(0, |before| before.items().len())
-        };
-        let over = self.plan().is_ok_and(|plan| plan.complete() && whole(&plan));
-        since.elapsed().ok().filter(|_| over && self.directory.join("worker").exists())
+        let before = self.last_attempt()?.plan().ok().flatten();
+        let before = before.map_or(0, |before| before.items().len());
+        let plan = self.plan().ok()?;
+        let over = plan.complete() && plan.items().len() >= before;
+        since.elapsed().ok().filter(|_| over)
     }
 
     /// Whether its record was written so short a time ago.

@@ -127,6 +127,22 @@ old-finishes done 2/2 AGE ends — "All is well."
 }
 
 #[test]
+fn what_has_lost_items_is_not_hidden_as_done() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("ends", &ends())]);
+    sandbox.dispatch("finishes", "ends");
+    sandbox.wait_for_state("finishes", "done");
+    fs::write(sandbox.task("finishes", "plan.md"), "# Title\n\n- [x] First\n").expect("written");
+    let marker = fs::File::open(sandbox.task("finishes", "ipc/.done")).expect("there");
+    let long_ago = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
+    marker.set_modified(long_ago).expect("an old marker");
+    sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
+exit 0
+finishes running 1/1 AGE ends
+"#]]);
+}
+
+#[test]
 fn what_a_session_used_counts_once_however_often_it_is_resumed() {
     let sandbox = Sandbox::with_clis(&[("codex", CODEX), ("claude", CLAUDE)]);
     sandbox.config(
