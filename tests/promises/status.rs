@@ -133,12 +133,13 @@ fn what_has_lost_items_is_not_hidden_as_done() {
     sandbox.dispatch("finishes", "ends");
     sandbox.wait_for_state("finishes", "done");
     fs::write(sandbox.task("finishes", "plan.md"), "# Title\n\n- [x] First\n").expect("written");
+    sandbox.wait_for_state("finishes", "incomplete: its plan lost items: 1 of 2 are left");
     let marker = fs::File::open(sandbox.task("finishes", "ipc/.done")).expect("there");
     let long_ago = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
     marker.set_modified(long_ago).expect("an old marker");
     sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
 exit 0
-finishes running 1/1 AGE ends
+finishes incomplete 1/1 AGE ends — its plan lost items: 1 o… → dispatch-spawn finishes --resume
 "#]]);
 }
 
