@@ -28,7 +28,8 @@ const ORDINARY: [&str; 8] = [
     "BIN/dispatch-spawn a --model opus --worktree --after b --dry-run --plan - <<'PLAN'\n- [ ] A\nPLAN",
 ];
 
-/// Other programs, other access, other places, other rules, in every spelling that runs as such.
+/// Other programs, other access, other places, other rules, in every spelling that runs as such. None
+/// starts a worker, whose end would be news in a turn of its own.
 const ESCALATIONS: [&str; 19] = [
     r#""BIN/dispatch-config" add-backend mine --command true"#,
     r#"BIN/dispatch-config -C . add-backend yours --command true"#,
@@ -42,7 +43,7 @@ const ESCALATIONS: [&str; 19] = [
     r#"'BIN/dispatch-spawn' --access=full x --resume"#,
     r#"BIN/dispatch-spawn x --access fu\ll"#,
     r#"level=full; "BIN/dispatch-spawn" x --access $level"#,
-    "\"BIN/dispatch-spawn\" x --plan - --access full <<'PLAN'\n- [ ] A\nPLAN",
+    "\"BIN/dispatch-spawn\" x --model nobody --plan - --access full <<'PLAN'\n- [ ] A\nPLAN",
     r#""BIN/dispatch-reconcile" && "BIN/dispatch-spawn" x --access full"#,
     r#""BIN/dispatch-spawn" x -C /"#,
     r#""BIN/dispatch-spawn" -C/ x"#,
