@@ -792,7 +792,7 @@ impl Project<'_> {
         fs::write(self.task(to).join("task.yaml"), record.replace(nonce, to))?;
         let claims = self.home.path(".dispatch/claims");
         let claim = fs::read_to_string(claims.join(nonce))?;
-        fs::write(claims.join(to), claim.replace(&format!("\"{from}\""), &format!("\"{to}\"")))?;
+        fs::write(claims.join(to), claim.replace(&format!("/{from}\""), &format!("/{to}\"")))?;
         if done {
             fs::write(self.task(to).join("plan.md"), PLAN.replace("[ ]", "[x]"))?;
             fs::create_dir_all(self.task(to).join("ipc"))?;

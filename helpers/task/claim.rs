@@ -7,16 +7,16 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::{Record, Task};
 use crate::config::{self, Access, Route};
 use crate::files;
-use crate::project::TaskId;
 use crate::worktree::Worktree;
 
 /// What a record says of its worker.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Claim {
-    task: String,
+    /// The task's directory: one of the same name in another project is another task.
+    task: PathBuf,
     name: String,
     model: Option<String>,
     backend: String,
@@ -29,20 +29,27 @@ pub(super) struct Claim {
 impl Claim {
     /// The one that belongs to the record of that task; `None` if the user has dispatched no such
     /// task.
-    pub(super) fn of(task: &TaskId, nonce: &str) -> Result<Option<Self>> {
+    pub(super) fn of(task: &Task, nonce: &str) -> Result<Option<Self>> {
         let Some(path) = path(nonce)? else { return Ok(None) };
         let Some(text) = files::read(&path)? else { return Ok(None) };
         let claim: Self = serde_json::from_str(&text)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Some(claim).filter(|claim| claim.task == task.as_str()))
+        let is_it = |claim: &Self| {
+            claim.task == task.directory()
+                || claim
+                    .task
+                    .canonicalize()
+                    .is_ok_and(|its| task.directory().canonicalize().is_ok_and(|own| own == its))
+        };
+        Ok(Some(claim).filter(is_it))
     }
 
     /// Keeps what the record says from now on.
-    pub(super) fn keep(task: &TaskId, record: &Record) -> Result<()> {
+    pub(super) fn keep(task: &Task, record: &Record) -> Result<()> {
         let record = record.clone();
         let path = path(&record.nonce)?.context("a nonce is hexadecimal")?;
         let claim = Self {
-            task: task.to_string(),
+            task: task.directory().into(),
             name: record.name,
             model: record.model,
             backend: record.backend,

@@ -187,10 +187,10 @@ impl Task {
                 .into());
         }
         let record = record.map_err(broken)?;
-        match Claim::of(&self.id, &record.nonce)? {
+        match Claim::of(self, &record.nonce)? {
             Some(claim) => Ok(Some(claim.decides(record))),
             None => Err(Refusal::new(Exit::Data, format!("task '{}' is not yours", self.id))
-                .place(format!("{}: it may have come with the project", path.display()))
+                .place(format!("{}: it came with the project, or this was moved", path.display()))
                 .next("nothing of it is carried out; look at it, and remove its directory")
                 .into()),
         }
@@ -198,7 +198,7 @@ impl Task {
 
     /// Claims the name for this record; `false` if it is taken.
     pub fn claim(&self, record: &Record) -> Result<bool> {
-        Claim::keep(&self.id, record)?;
+        Claim::keep(self, record)?;
         let new =
             files::publish_new(&self.record_path(), serde_yaml::to_string(record)?.as_bytes())?;
         if !new {
@@ -217,7 +217,7 @@ impl Task {
         let _lock = self.lock()?;
         let mut record = self.record()?.context("the task has no record")?;
         change(&mut record);
-        Claim::keep(&self.id, &record)?;
+        Claim::keep(self, &record)?;
         files::publish(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
     }
 

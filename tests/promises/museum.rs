@@ -201,7 +201,7 @@ neighbour running 0/2 1h idle — item 1: First
             .show(str![[r#"
 exit 65
 ! dispatch-reconcile: task 'x' is not yours
-!   PROJECT/.dispatch/tasks/x/task.yaml: it may have come with the project
+!   PROJECT/.dispatch/tasks/x/task.yaml: it came with the project, or this was moved
 !   next: nothing of it is carried out; look at it, and remove its directory
 "#]]);
         // Everything else in it is understood.

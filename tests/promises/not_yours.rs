@@ -57,7 +57,10 @@ fn a_task_that_the_user_has_not_dispatched_is_named_and_never_carried_out() {
     let claim = claim(&sandbox);
     let (nonce, decided) = (claim.file_name().and_then(OsStr::to_str), fs::read(&claim));
     let (nonce, decided) = (nonce.expect("a name"), decided.expect("decided"));
-    let of_another = String::from_utf8_lossy(&decided).replace(r#""task":"x""#, r#""task":"y""#);
+    let of_another = String::from_utf8_lossy(&decided);
+    // Of the same name, in another project.
+    let of_another = of_another.replace("/.dispatch/tasks/x\"", "/other/.dispatch/tasks/x\"");
+    assert_ne!(of_another.as_bytes(), decided);
     let forged = ["0".repeat(16), format!("../claims/{nonce}"), String::new()];
     let forged = forged.map(|nonce_of_theirs| (ours.replace(nonce, &nonce_of_theirs), None));
     let stolen = (ours.clone(), Some(of_another.into_bytes()));
@@ -71,7 +74,7 @@ fn a_task_that_the_user_has_not_dispatched_is_named_and_never_carried_out() {
         sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
 exit 65
 ! dispatch-reconcile: task 'x' is not yours
-!   PROJECT/.dispatch/tasks/x/task.yaml: it may have come with the project
+!   PROJECT/.dispatch/tasks/x/task.yaml: it came with the project, or this was moved
 !   next: nothing of it is carried out; look at it, and remove its directory
 "#]]);
         sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"

@@ -41,7 +41,8 @@ impl Sandbox {
         let record: serde_json::Value =
             serde_yaml::from_str(&self.read(id, "task.yaml")).expect("a record");
         let mut claim = record.clone();
-        claim["task"] = id.into();
+        claim["task"] =
+            self.project().join(".dispatch/tasks").join(id).display().to_string().into();
         let path = self.home().join(".dispatch/claims");
         fs::create_dir_all(&path).expect("made");
         let nonce = record["nonce"].as_str().expect("a nonce");
