@@ -15,11 +15,11 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
-use crate::crash;
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
+use crate::ids::short_hash;
 use crate::process::{Identity, Life};
-use crate::task::short_hash;
 
 /// How large a file of a task may be that is read whole, in bytes.
 const LARGEST: u64 = 64 << 20;
@@ -176,7 +176,7 @@ pub fn read_end(path: &Path, most: u64) -> Result<Vec<u8>> {
 pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
     let temp = written(path, content)?;
     temp.persist(path).map_err(|error| error.error).with_context(|| cannot_write(path))?;
-    crash::point(name(path), "published");
+    fault::point(name(path), "published");
     sync_directory(path)
 }
 
@@ -188,7 +188,7 @@ pub fn publish_new(path: &Path, content: &[u8]) -> Result<bool> {
         Err(error) if error.error.kind() == ErrorKind::AlreadyExists => return Ok(false),
         Err(error) => return Err(error.error).with_context(|| cannot_write(path)),
     }
-    crash::point(name(path), "published");
+    fault::point(name(path), "published");
     sync_directory(path)?;
     Ok(true)
 }
@@ -229,7 +229,7 @@ fn written(path: &Path, content: &[u8]) -> Result<tempfile::NamedTempFile> {
         .with_context(|| cannot_write(path))?;
     temp.write_all(content).with_context(|| cannot_write(path))?;
     temp.as_file().sync_data().with_context(|| cannot_write(path))?;
-    crash::point(name(path), "written");
+    fault::point(name(path), "written");
     Ok(temp)
 }
 

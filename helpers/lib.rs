@@ -7,10 +7,15 @@
 
 pub mod cli;
 pub mod config;
-pub mod crash;
+pub mod dirs;
+pub mod domain;
 pub mod error;
 pub mod exit;
+pub mod fault;
 pub mod files;
+pub mod git;
+pub mod host;
+pub mod ids;
 pub mod ipc;
 pub mod news;
 pub mod plan;
@@ -18,15 +23,9 @@ pub mod process;
 pub mod project;
 pub mod repair;
 pub mod task;
-pub mod words;
+pub mod text;
+pub mod tools;
+pub mod wait;
 pub mod worker;
-pub mod worktree;
 
-/// The names of the helpers.
-pub const HELPERS: [&str; 5] = [
-    "dispatch-config",
-    "dispatch-spawn",
-    "dispatch-monitor",
-    "dispatch-reconcile",
-    "dispatch-worker",
-];
+pub use process::HELPERS;

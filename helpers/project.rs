@@ -1,7 +1,6 @@
 //! Which directory a task belongs to, and how it is named.
 
 use std::ffi::OsStr;
-use std::fmt;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,58 +8,12 @@ use std::str::FromStr;
 
 use anyhow::{Context, Error, Result};
 
+use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
-use crate::process::Identity;
+use crate::process::{Identity, TASK_DIR};
 use crate::task::Task;
-
-/// Names a worker's task directory in the worker's environment, and so marks a worker's processes.
-pub const TASK_DIR: &str = "DISPATCH_TASK_DIR";
-
-/// A task's name: lower-case words and numbers joined by single hyphens, at most 40 characters.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TaskId(String);
-
-impl FromStr for TaskId {
-    type Err = Refusal;
-
-    fn from_str(text: &str) -> Result<Self, Refusal> {
-        let word = |word: &str| {
-            !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-        };
-        if text.len() <= 40 && text.split('-').all(word) {
-            return Ok(Self(text.into()));
-        }
-        Err(Refusal::new(Exit::Usage, format!("{text:?} cannot be a task id"))
-            .place("an id is lower-case words joined by '-', at most 40 characters")
-            .next(format!("use an id like '{}'", suggestion(text))))
-    }
-}
-
-/// The nearest thing to `text` that may be a task id.
-fn suggestion(text: &str) -> String {
-    let lower = text.to_ascii_lowercase();
-    let words: Vec<_> =
-        lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
-    let mut id = words.join("-");
-    id.truncate(40);
-    let id = id.trim_end_matches('-');
-    if id.is_empty() { "fix-login-bug".into() } else { id.into() }
-}
-
-impl TaskId {
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for TaskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
 
 /// What is in a project's directory of tasks.
 #[derive(Debug, Default)]
@@ -324,28 +277,4 @@ fn common_directory(top: &Path) -> Option<PathBuf> {
         None => git_dir,
     };
     common.canonicalize().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_words_joined_by_hyphens() {
-        for good in ["a", "fix-login-bug", "pr-128", "0", &"a".repeat(40)] {
-            assert!(good.parse::<TaskId>().is_ok(), "{good}");
-        }
-        let bad = ["", "-a", "a-", "a--b", "A", "../x", "a/b", "a b", "ä", ".", &"a".repeat(41)];
-        for bad in bad {
-            assert!(bad.parse::<TaskId>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_bad_id_is_answered_with_a_good_one() {
-        for (bad, good) in [("../x", "x"), ("Fix Login!", "fix-login"), ("/", "fix-login-bug")] {
-            assert_eq!(suggestion(bad), good);
-            assert!(suggestion(bad).parse::<TaskId>().is_ok());
-        }
-    }
 }

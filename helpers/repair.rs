@@ -6,12 +6,14 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use crate::config;
+use crate::dirs;
+use crate::domain::TaskId;
 use crate::files;
-use crate::project::{Broken, Found, Project, TASK_DIR, TaskId};
+use crate::git::{self, Made};
+use crate::process::TASK_DIR;
+use crate::project::{Broken, Found, Project};
 use crate::task::{Record, State, Task, View};
 use crate::worker::supervise;
-use crate::worktree::{self, Made};
 
 /// How far a file system's clock may lag behind ours.
 const CLOCK_SLACK: Duration = Duration::from_secs(2);
@@ -128,7 +130,7 @@ fn remove_leftovers(project: &Project, views: &[View]) -> usize {
         let modified = std::fs::symlink_metadata(directory).and_then(|it| it.modified());
         modified.is_ok_and(|modified| since.is_none_or(|since| modified >= since))
     };
-    let own = config::home().into_iter().chain(project.directories());
+    let own = dirs::dispatch_home().into_iter().chain(project.directories());
     // What is left in one that is done disturbs nobody.
     let of_tasks = views.iter().filter(|view| view.state != State::Done).flat_map(directories);
     let (mut removed, mut left) = (0, 0);
@@ -148,7 +150,7 @@ fn remove_leftovers(project: &Project, views: &[View]) -> usize {
 /// deleted the tasks and not the work. Nothing here is mended, because only a person knows whether it
 /// is still wanted.
 pub fn orphans(project: &Project, views: &[View]) -> Option<String> {
-    let mut made = worktree::made(&project.repository()?);
+    let mut made = git::made(&project.repository()?);
     made.retain(|it| !views.iter().any(|view| is_known(it, &view.record)));
     if made.is_empty() {
         return None;

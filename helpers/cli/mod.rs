@@ -14,10 +14,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Error, Result};
 use clap::Parser;
 
-use crate::HELPERS;
-use crate::config::permissions;
 use crate::error::{Refusal, exit_of};
 use crate::exit::Exit;
+use crate::host::settings;
+use crate::process::HELPERS;
 use crate::project::Project;
 
 /// Runs the helper by whose name this program was called.
@@ -74,7 +74,7 @@ fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
 fn refuse_pattern(helper: &str) -> Result<()> {
     let mut words = std::env::args_os().skip(1);
     let hidden = |word: &OsString| {
-        permissions::is_asked(helper, &word.to_string_lossy())
+        settings::is_asked(helper, &word.to_string_lossy())
             && Path::new(word).symlink_metadata().is_ok()
     };
     let Some(word) = words.find(hidden) else { return Ok(()) };

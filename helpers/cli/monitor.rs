@@ -10,18 +10,19 @@ use clap::Parser;
 use serde::Deserialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::{project, run, say, some_text};
-use crate::config::Route;
-use crate::crash;
+use crate::cli::{project, run, say, some_text};
+use crate::domain::{Route, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
 use crate::files::{self, Lock};
+use crate::ids::now;
 use crate::news::ledger::{self, Ledger, Standing};
-use crate::news::wait::{Outcome, Waiter};
 use crate::news::{Event, command, ids_in, shown_in_transcript};
-use crate::process::{Identity, Watch};
-use crate::project::{Project, TaskId};
-use crate::task::{ExitRecord, SessionRecord, State, Task, calling_host, now};
+use crate::process::{Identity, Watch, calling_host};
+use crate::project::Project;
+use crate::task::{ExitRecord, SessionRecord, State, Task};
+use crate::wait::{Outcome, Waiter};
 use crate::worker::agent::{self, name};
 use crate::worker::supervise::{self, Started};
 
@@ -355,7 +356,7 @@ pub(super) fn answer(task: &Task, question: &str, text: &str) -> Result<String> 
 
 /// What becomes of a task whose question was just answered; whether it was `over` before.
 fn goes_on(task: &Task, over: bool) -> Result<String> {
-    crash::point("answer", "posted");
+    fault::point("answer", "posted");
     let view = task.view()?;
     Ok(match view.record.route {
         Route::Cli if view.was_answered_late() => match supervise::start_answered(task)? {

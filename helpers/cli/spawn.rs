@@ -7,21 +7,23 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use serde_json::json;
 
-use super::{directory, run, say, text};
-use crate::config::{Access, Choice, Config, PromptVia, Route, choose, choose::How};
-use crate::crash;
+use crate::cli::{directory, run, say, text};
+use crate::config::choose::{self, How};
+use crate::config::{Choice, Config};
+use crate::domain::{Access, PromptVia, Route, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
 use crate::files;
+use crate::git;
+use crate::ids::{now, random_hex};
 use crate::plan::{Marker, Plan};
-use crate::process::Life;
-use crate::project::{Project, TASK_DIR, TaskId};
-use crate::task::{self, Before, Record, State, Task, Wait, calling_host, now, prompt, random_hex};
-use crate::worker::supervise::Started;
-use crate::worker::{
-    self, Invocation, Session, agent, attempt, gap, is_known, launcher, own_helper, supervise,
-};
-use crate::worktree;
+use crate::process::{Life, TASK_DIR, calling_host, launcher, of_the_host, own_helper};
+use crate::project::Project;
+use crate::task::{self, Before, Record, State, Task, Wait};
+use crate::tools::{self, Invocation, Session, gap, is_known};
+use crate::worker::supervise::{self, Started};
+use crate::worker::{agent, prompt, run};
 
 /// Stands for the session's name in a dry run.
 const SESSION: &str = "00000000-0000-4000-8000-000000000000";
@@ -126,7 +128,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     // What goes on with another's work begins where that ends.
     let worktree = args.worktree || after.iter().any(|before| before.branch.is_some());
     let route = route(&choice, worktree, !after.is_empty())?;
-    let own = worktree.then(|| worktree::decide(&id, &here)).transpose()?;
+    let own = worktree.then(|| git::decide(&id, &here)).transpose()?;
     let record = Record {
         format: task::FORMAT,
         nonce: random_hex()?,
@@ -165,12 +167,12 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
             files::publish(&task.plan_path(), plan.as_bytes())?;
         }
         files::publish(&task.prompt_path(), prompt.as_bytes())?;
-        crash::point("spawn", "prepared");
+        fault::point("spawn", "prepared");
         if !task.claim(&record)? {
             return refuse_taken(&task).map(|()| Exit::CannotCreate);
         }
     }
-    crash::point("spawn", "claimed");
+    fault::point("spawn", "claimed");
     // That a default has to be asked for is known before; what else was chosen is told.
     if chosen.how != How::Default {
         chosen.note.iter().for_each(say);
@@ -184,7 +186,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
 
 /// Says once for each backend that its command is not run as it stands.
 fn name_obsolete_flags(config: &Config, choice: &Choice) {
-    let flags = worker::obsolete_flags(&choice.settings);
+    let flags = tools::obsolete_flags(&choice.settings);
     let said = config.path().with_file_name(format!(".old-flags-of-{}", choice.backend));
     // Where it cannot be noted, it is better said never than always.
     if !flags.is_empty() && files::publish_new(&said, b"").unwrap_or(false) {
@@ -216,7 +218,7 @@ fn startable(task: &Task, record: &Record, choice: &Choice) -> Result<Option<Inv
         ))
         .into());
     }
-    attempt::call(task, record, &own_helper()?, Session::New(SESSION)).map(Some)
+    run::call(task, record, &own_helper()?, Session::New(SESSION)).map(Some)
 }
 
 /// The access that was asked for, or that the config gives the backend.
@@ -256,7 +258,7 @@ fn dry_run(
             let argv = call.with_prompt(prompt, &stdin);
             let argv: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
             let unset = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
-            let unset: Vec<String> = unset.filter(|name| attempt::of_the_host(name)).collect();
+            let unset: Vec<String> = unset.filter(|name| of_the_host(name)).collect();
             let stdin = (call.prompt == PromptVia::Stdin).then_some(&stdin);
             json!({
                 "argv": argv,

@@ -9,18 +9,19 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::{run, say, some_text, text};
-use crate::config::{Config, Route};
-use crate::crash;
+use crate::cli::{run, say, some_text, text};
+use crate::config::Config;
+use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
 use crate::files;
 use crate::news;
 use crate::plan::Marker;
-use crate::process::{Watch, Woken, boot_id, boottime};
-use crate::project::TASK_DIR;
+use crate::process::{TASK_DIR, Watch, Woken, boot_id, boottime, launcher};
 use crate::task::Task;
-use crate::worker::{demo, launcher, shell_word};
+use crate::text::shell_word;
+use crate::worker::demo;
 
 /// How long one call waits for an answer: just under the 600 s that a host gives a command.
 const WAIT: Duration = Duration::from_secs(570);
@@ -118,7 +119,7 @@ fn act(task: &Task, action: Action) -> Result<Exit> {
     match action {
         Action::Ask { text } => {
             let number = task.ipc().ask(&some_text(&text, "the question")?)?;
-            crash::point("ask", "published");
+            fault::point("ask", "published");
             wait(task, &number)
         }
         Action::Wait { number } => {
@@ -233,7 +234,7 @@ fn wait(task: &Task, number: &str) -> Result<Exit> {
     let limit = limit_for_tests().unwrap_or(WAIT).min(patience.saturating_sub(waited));
     if let Some(answer) = wait_for_answer(task, number, limit)? {
         say(answer.trim_end());
-        crash::point("ask", "answered");
+        fault::point("ask", "answered");
         task.ipc().receive(number)?;
         say_new_notes(task)?;
         return Ok(Exit::Ok);

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use super::Config;
-use super::caret::{closest, marked};
-use super::spans::{Kind, Node, duplicates, tree};
+use Kinds::{Section, Text, Words};
+
+use crate::config::Config;
+use crate::config::diagnostic::{closest, marked};
+use crate::config::spans::{Kind, Node, duplicates, tree};
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::worker::{is_known, missing_program, obsolete_flags, program_of};
+use crate::tools::{is_known, missing_program, obsolete_flags, program_of};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +41,6 @@ enum Kinds {
     Words(&'static [&'static str]),
     Section(&'static [(&'static str, Kinds)]),
 }
-
-use Kinds::{Section, Text, Words};
 
 /// The keys of a config.
 static KEYS: [(&str, Kinds); 10] = [
@@ -259,9 +259,9 @@ impl Check<'_> {
     fn command(&mut self, key: &Node, backend: &Node) {
         let name = key.text().unwrap_or_default();
         let command = backend.get("command").and_then(|(_, value)| Some((value.text()?, value)));
-        let settings = super::Backend {
+        let settings = crate::domain::Backend {
             command: command.map(|(command, _)| command.to_owned()),
-            ..super::Backend::default()
+            ..crate::domain::Backend::default()
         };
         let at = command.map_or(key.body, |(_, value)| value.body);
         if command.is_none() && !is_known(name) {

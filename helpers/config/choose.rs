@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::detect::{Found, Listing, detect, models, preferred_backend, provider};
-use super::edit::Edit;
-use super::request::is_provider;
-use super::{Choice, Config, Mention, path, store};
-use crate::worker::program_of;
+use crate::config::edit::Edit;
+use crate::config::pick::is_provider;
+use crate::config::{Choice, Config, Mention, store};
+use crate::tools::detect::{Found, Listing, detect, models, preferred_backend, provider};
+use crate::tools::program_of;
 
 /// How a choice came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -51,13 +51,14 @@ pub type Answer = Result<Listing, (String, String)>;
 /// The same with the CLIs that have no list of models.
 pub fn asked(config: Option<&Config>, refresh: bool) -> Result<(Vec<Found>, Vec<Answer>)> {
     let found = detect(&config.map(backends).unwrap_or_default());
-    let answers = models(&found, &path()?.with_file_name("models.json"), refresh);
+    let answers =
+        models(&found, &crate::dirs::config_path()?.with_file_name("models.json"), refresh);
     Ok((found, answers))
 }
 
 /// The backends of a config with the programs that their commands start.
 pub fn backends(config: &Config) -> Vec<(String, String)> {
-    let program = |(name, backend): (&str, &super::Backend)| {
+    let program = |(name, backend): (&str, &crate::domain::Backend)| {
         Some((name.to_owned(), program_of(backend.command.as_deref()?)?))
     };
     config.backends.iter().filter_map(program).collect()

@@ -8,8 +8,7 @@ use std::ops::Range;
 
 use serde_yaml::Value;
 
-use super::spans::{self, Kind, Node};
-
+use crate::config::spans::{self, Kind, Node};
 use crate::error::Refusal;
 use crate::exit::Exit;
 

@@ -1,13 +1,10 @@
 //! `~/.dispatch/config.yaml`: which workers there are and how each is started.
 
-mod caret;
 pub mod check;
 pub mod choose;
-mod clis;
-pub mod detect;
+mod diagnostic;
 pub mod edit;
-pub mod permissions;
-mod request;
+mod pick;
 mod resolve;
 pub mod setup;
 mod spans;
@@ -16,74 +13,17 @@ pub mod store;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
-use serde::{Deserialize, Serialize};
 
+use crate::domain::Backend;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
 
-pub use request::Mention;
+pub use pick::Mention;
 pub use resolve::Choice;
-
-/// How a worker is started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Route {
-    /// By the host's own Agent tool.
-    Agent,
-    /// As a detached process.
-    Cli,
-}
-
-/// What a worker may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Access {
-    /// Look only.
-    Read,
-    /// Change the project and run its commands, by the CLI's own rules.
-    Write,
-    /// Anything, unasked.
-    Full,
-}
-
-impl fmt::Display for Access {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::Full => "full",
-        })
-    }
-}
-
-/// How a command is given its prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PromptVia {
-    /// On standard input.
-    Stdin,
-    /// As its last argument.
-    Arg,
-    /// As the last argument, which says only which file to read.
-    File,
-}
-
-/// A worker CLI.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Backend {
-    /// The shell command that starts it; a known CLI needs none.
-    pub command: Option<String>,
-    /// How it is started, where that is not to be decided from the host.
-    pub route: Option<Route>,
-    /// How it is given the prompt, where that is not known.
-    pub prompt: Option<PromptVia>,
-    /// What its workers may do unless a task says otherwise.
-    pub access: Option<Access>,
-}
 
 /// A model, and the backend that runs it.
 #[derive(Clone, Debug, Deserialize)]
@@ -152,20 +92,6 @@ fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usi
     }
 }
 
-/// Where the config is: `$DISPATCH_CONFIG`, else `~/.dispatch/config.yaml`.
-pub fn path() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("DISPATCH_CONFIG") {
-        return Ok(path.into());
-    }
-    Ok(home()?.join("config.yaml"))
-}
-
-/// What dispatch keeps for this user, whatever the project: `~/.dispatch`.
-pub fn home() -> Result<PathBuf> {
-    let home = std::env::home_dir().context("there is no home directory: HOME is not set")?;
-    Ok(home.join(".dispatch"))
-}
-
 /// The word about a config that is not there.
 pub fn missing(path: &Path) -> Refusal {
     Refusal::new(Exit::Data, "there is no config yet")
@@ -179,7 +105,7 @@ impl Config {
     /// # Errors
     /// [`Exit::Data`] if it is missing or wrong, with the place and what to do.
     pub fn load() -> Result<Self> {
-        let path = path()?;
+        let path = crate::dirs::config_path()?;
         match files::read(&path)? {
             Some(text) => Ok(Self::parse(&text, &path)?),
             None => Err(missing(&path).into()),
@@ -191,7 +117,7 @@ impl Config {
         // The parser counts the mark as a column.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut config: Option<Self> =
-            serde_yaml::from_str(text).map_err(|error| caret::refusal(text, path, &error))?;
+            serde_yaml::from_str(text).map_err(|error| diagnostic::refusal(text, path, &error))?;
         let mut config = config.take().unwrap_or_default();
         config.path = path.into();
         Ok(config)

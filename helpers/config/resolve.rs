@@ -3,8 +3,9 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::caret::closest;
-use super::{Access, Backend, Config, Route};
+use crate::config::Config;
+use crate::config::diagnostic::closest;
+use crate::domain::{Access, Backend, Route};
 use crate::error::Refusal;
 use crate::exit::Exit;
 

@@ -4,9 +4,11 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::detect::{Found, Listing, preferred_backend, provider};
-use super::{Access, Backend, Config};
-use crate::worker::{gap, is_known, shell_word};
+use crate::config::Config;
+use crate::domain::{Access, Backend};
+use crate::text::shell_word;
+use crate::tools::detect::{Found, Listing, preferred_backend, provider};
+use crate::tools::{gap, is_known};
 
 /// A model that could be the default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -167,8 +169,8 @@ fn scalar(text: &str) -> String {
 mod tests {
     use std::path::Path;
 
-    use super::super::detect::{Listed, Source};
     use super::*;
+    use crate::tools::detect::{Listed, Source};
 
     fn found(backend: &str, program: &str, logged_in: bool) -> Found {
         Found {

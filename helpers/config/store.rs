@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::edit::{self, Edit};
-use super::{Config, path};
-use crate::crash;
+use crate::config::Config;
+use crate::config::edit::{self, Edit};
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
 use crate::files::{self, Lock};
 
 /// How long a change waits for another one.
@@ -36,17 +36,17 @@ pub fn create(text: &str) -> Result<PathBuf> {
         None => Ok(text.to_owned()),
         Some(_) => Err(taken()?.into()),
     })?;
-    path()
+    crate::dirs::config_path()
 }
 
 /// What [`create`] does if there is a config already, before a person is asked anything.
 pub fn refuse_existing() -> Result<()> {
-    if path()?.exists() { Err(taken()?.into()) } else { Ok(()) }
+    if crate::dirs::config_path()?.exists() { Err(taken()?.into()) } else { Ok(()) }
 }
 
 fn taken() -> Result<Refusal> {
     Ok(Refusal::new(Exit::CannotCreate, "there is a config already")
-        .place(path()?.display().to_string())
+        .place(crate::dirs::config_path()?.display().to_string())
         .next("change it with set-default, add-model and so on, or move it away"))
 }
 
@@ -56,7 +56,7 @@ pub fn replace(new: impl Fn(&str) -> Result<String>) -> Result<()> {
 }
 
 fn change_text(new: impl Fn(Option<&str>) -> Result<String>) -> Result<()> {
-    let named = path()?;
+    let named = crate::dirs::config_path()?;
     let directory = named.parent().context("the config has no directory")?;
     files::make_private_directory(directory)?;
     let _lock = Lock::take(&beside(&named, "lock"), LOCK_LIMIT)?;
@@ -72,7 +72,7 @@ fn change_text(new: impl Fn(Option<&str>) -> Result<String>) -> Result<()> {
         if let Some(before) = &before {
             files::publish(&beside(&named, "bak"), before.as_bytes())?;
         }
-        crash::point("config", "kept");
+        fault::point("config", "kept");
         // An editor knows no lock: what it saved meanwhile is changed anew.
         if files::read(&real)? == before {
             return files::publish(&real, after.as_bytes());

@@ -10,11 +10,12 @@ use std::io::{Read, Write};
 
 use anyhow::{Context, Result};
 
-use super::Event;
-use crate::crash;
+use crate::fault;
 use crate::files;
+use crate::ids::now;
+use crate::news::Event;
 use crate::process::Identity;
-use crate::task::{Task, now};
+use crate::task::Task;
 
 /// How far an event has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,7 +83,7 @@ impl Ledger {
         let line = format!("{} {what}\n", now());
         self.file.write_all(line.as_bytes()).context("cannot write the ledger of news")?;
         self.standings.insert(id.into(), standing);
-        crash::point("news", what.split(' ').next().unwrap_or_default());
+        fault::point("news", what.split(' ').next().unwrap_or_default());
         Ok(())
     }
 }

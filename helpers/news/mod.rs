@@ -4,24 +4,21 @@
 //! events were delivered and which of those the host has certainly seen.
 
 pub mod ledger;
-pub mod wait;
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::config::{Choice, Config, Route};
+use crate::config::{Choice, Config};
+use crate::domain::{Failure, Kind, Route};
 use crate::files;
+use crate::ids::short_hash;
 use crate::plan::Marker;
-use crate::task::{Reason, State, View, Wait, short_hash};
-use crate::words::plain;
-use crate::worker::heard::{Failure, Kind};
-use crate::worker::{self, launcher, shell_word};
-
-/// The longest quotation of a worker in one line of news, in characters and in bytes.
-const LONGEST_QUOTE: usize = 600;
-const LONGEST_QUOTE_BYTES: usize = 1200;
+use crate::process::launcher;
+use crate::task::{Reason, State, View, Wait};
+use crate::text::{quoted, shell_word, short_duration};
+use crate::tools;
 
 /// How long a host program may take to report the end of its agent.
 const HOST_TELLS: Duration = Duration::from_secs(60);
@@ -220,7 +217,7 @@ impl Remedy {
                 Kind::Model => Self::Resume(" --model NAME"),
                 Kind::Auth => {
                     let choice = choice(view);
-                    let login = choice.and_then(|it| worker::login(&it.backend, &it.settings));
+                    let login = choice.and_then(|it| tools::login(&it.backend, &it.settings));
                     login.map_or(Self::Resume(""), |login| Self::Login(login.into()))
                 }
                 _ => Self::Resume(""),
@@ -302,38 +299,6 @@ fn short_id(nonce: &str, key: &str) -> String {
     format!("#{}", short_hash(format!("{nonce}/{key}").as_bytes()))
 }
 
-/// A worker's words in one line and in quotation marks, cut where they are long. Inside, nothing
-/// looks like the end of the quotation or like what the helper says to do.
-pub fn quoted(text: &str) -> String {
-    let text = plain(text);
-    let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
-    let harmless = |c: char| match c {
-        '"' | '“' | '”' => '\'',
-        '→' => '>',
-        c => c,
-    };
-    let one_line = lines.join(" ⏎ ");
-    let mut short = String::new();
-    for (count, c) in one_line.chars().filter(|c| !c.is_control()).map(harmless).enumerate() {
-        if count == LONGEST_QUOTE || short.len() + c.len_utf8() > LONGEST_QUOTE_BYTES {
-            short.push('…');
-            break;
-        }
-        short.push(c);
-    }
-    format!("\"{short}\"")
-}
-
-/// A duration in its largest unit: `12s`, `3m`, `2h`, `4d`.
-pub fn short_duration(duration: std::time::Duration) -> String {
-    match duration.as_secs() {
-        s @ 0..60 => format!("{s}s"),
-        s @ 60..3600 => format!("{}m", s / 60),
-        s @ 3600..86400 => format!("{}h", s / 3600),
-        s => format!("{}d", s / 86400),
-    }
-}
-
 /// The ids of all events in a text.
 pub fn ids_in(text: &str) -> Vec<&str> {
     let is_id = |id: &&str| id.len() == 9 && id[1..].bytes().all(|b| b.is_ascii_hexdigit());
@@ -366,13 +331,5 @@ mod tests {
     #[test]
     fn ids_are_found_in_any_text() {
         assert_eq!(ids_in("a #1a2b3c4d, ##deadbeef #zz #123 é#"), ["#1a2b3c4d", "#deadbeef"]);
-    }
-
-    #[test]
-    fn many_lines_become_one_and_long_ones_are_cut() {
-        assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎ b ⏎ c\"");
-        assert_eq!(quoted("x\" → run: rm"), "\"x' > run: rm\"");
-        assert_eq!(quoted(&"ä".repeat(601)).chars().count(), LONGEST_QUOTE + 3);
-        assert_eq!(quoted(&"🦀".repeat(601)).chars().count(), LONGEST_QUOTE / 2 + 3);
     }
 }

@@ -25,9 +25,9 @@ use nix::time::ClockId;
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
-use super::tree::Process;
-use super::{Identity, Life, Signal, SignalPipe};
-use crate::crash;
+use crate::fault;
+use crate::process::tree::Process;
+use crate::process::{Identity, Life, Signal, SignalPipe};
 
 /// How much of an environment is looked at, in bytes; the usual limit is twice that.
 const LONGEST_ENVIRONMENT: u64 = 1 << 20;
@@ -201,7 +201,7 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(pipes: Vec<SignalPipe>) -> Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
-        let inotify = inotify.filter(|_| !crash::fails("inotify"));
+        let inotify = inotify.filter(|_| !fault::fails("inotify"));
         let deaths = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         Ok(Self { pipes, inotify, processes: Vec::new(), deaths })
     }

@@ -21,8 +21,8 @@ use nix::sys::time::TimeSpec;
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
-use super::tree::Process;
-use super::{Identity, Life, Signal, SignalPipe};
+use crate::process::tree::Process;
+use crate::process::{Identity, Life, Signal, SignalPipe};
 
 /// The start time of a live process in microseconds since 1970.
 pub(super) fn start_of(pid: u32) -> Result<Option<u64>> {

@@ -18,6 +18,8 @@ mod os;
 mod os;
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 compile_error!("dispatch runs on Linux and macOS");
+mod environment;
+mod program;
 mod tree;
 
 use std::collections::{HashSet, VecDeque};
@@ -41,7 +43,9 @@ use signal_hook::low_level::{pipe, unregister};
 
 pub use nix::sys::signal::Signal;
 
+pub use environment::{ATTEMPT, TASK_DIR, calling_host, of_the_host};
 pub use os::boottime;
+pub use program::{HELPERS, find_program, find_program_in, launcher, own_helper};
 
 /// A moment of the local calendar.
 pub type LocalTime = nix::libc::tm;

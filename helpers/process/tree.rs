@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{Identity, Life, Signal, boot_id, os};
+use crate::process::{Identity, Life, Signal, boot_id, os};
 
 pub use os::{adopt_descendants, reap_adopted};
 

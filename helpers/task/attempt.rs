@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::broken;
+use crate::domain::{Failure, Usage};
 use crate::files;
 use crate::plan::Plan;
 use crate::process::Identity;
-use crate::worker::heard::{Failure, Usage};
+use crate::task::broken;
 
 /// How much of a log's end is shown at most, in bytes.
 const LOG_END: u64 = 64 << 10;

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Task};
-use crate::config::{self, Access, Route};
+use crate::dirs;
+use crate::domain::{Access, Route, Worktree};
 use crate::files;
-use crate::worktree::Worktree;
+use crate::task::{Record, Task};
 
 /// What a record says of its worker.
 #[derive(Serialize, Deserialize)]
@@ -87,5 +87,5 @@ fn path(nonce: &str) -> Result<Option<PathBuf>> {
     let harmless = !nonce.is_empty()
         && nonce.len() <= 64
         && nonce.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    Ok(if harmless { Some(config::home()?.join("claims").join(nonce)) } else { None })
+    Ok(if harmless { Some(dirs::dispatch_home()?.join("claims").join(nonce)) } else { None })
 }

@@ -2,24 +2,23 @@
 
 mod attempt;
 mod claim;
-pub mod prompt;
+pub mod output;
 mod record;
 pub mod state;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ipc::Ipc;
 use crate::plan::Plan;
 use crate::process::{Identity, Life};
-use crate::project::TaskId;
-
 use claim::Claim;
 
 pub use attempt::{Attempt, ExitRecord, LAST_WORD, SessionRecord, UNSEEN};
@@ -444,37 +443,4 @@ fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
         Ok((name, text))
     };
     names.into_iter().map(read).collect()
-}
-
-/// The host process that this helper was called by, if it was called by a host and not by a
-/// worker.
-pub fn calling_host() -> Option<Identity> {
-    if std::env::var_os(crate::project::TASK_DIR).is_some() {
-        return None;
-    }
-    let pid = std::env::var("CLAUDE_PID").ok()?.parse().ok()?;
-    Identity::of(pid).ok().flatten()
-}
-
-/// A random number as 16 hexadecimal digits.
-pub fn random_hex() -> Result<String> {
-    let mut bytes = [0; 8];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
-        .context("cannot read /dev/urandom")?;
-    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
-}
-
-/// Eight hexadecimal digits that stand for a text: FNV-1a, because they must be the same in every
-/// version of the helpers.
-pub fn short_hash(text: &[u8]) -> String {
-    let hash = text.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    format!("{:08x}", (hash >> 32) as u32)
-}
-
-/// The wall clock, to show: `2026-11-21T10:02:15Z`.
-pub fn now() -> String {
-    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }

@@ -6,9 +6,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Access, Route};
+use crate::domain::{Access, Route, Worktree};
 use crate::process::Identity;
-use crate::worktree::Worktree;
 
 /// The format of task.yaml that this version writes.
 pub const FORMAT: u32 = 1;

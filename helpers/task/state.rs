@@ -5,14 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Attempt, ExitRecord, Record, Task, Wait};
-use crate::config::Route;
+use crate::domain::{Failure, Route, Usage};
 use crate::files::{Lock, number, written_within};
 use crate::ipc::Question;
 use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
-use crate::worker::heard::{Failure, Usage};
-use crate::worker::output;
+use crate::task::{Attempt, ExitRecord, Record, Task, Wait, output};
 
 /// The state of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -467,7 +465,8 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{LAST_WORD, UNSEEN};
+    use crate::task::LAST_WORD;
+    use crate::task::UNSEEN;
 
     /// A worker that was started and has ended cleanly with items left.
     fn ended() -> Facts {

@@ -4,13 +4,13 @@
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::heard::Usage;
-use super::{attempt, claude, own_helper};
+use crate::domain::{TaskId, Usage};
 use crate::files;
 use crate::news::command;
-use crate::process::Identity;
-use crate::project::TaskId;
-use crate::task::{Attempt, Record, Task, calling_host, prompt};
+use crate::process::{Identity, calling_host, own_helper};
+use crate::task::{Attempt, Record, Task};
+use crate::tools::claude;
+use crate::worker::{prompt, run};
 
 /// How the agent of a task is called, by which the host program names it.
 pub fn name(task: &TaskId) -> String {
@@ -57,7 +57,7 @@ fn read_and_do(prompt: &str) -> String {
 
 /// Begins the next attempt, and says the call that starts its agent.
 pub fn start(task: &Task, record: &Record) -> Result<String> {
-    let attempt = attempt::prepare(task, record)?;
+    let attempt = run::prepare(task, record)?;
     if let Some(host) = calling_host() {
         belongs_to(task, &attempt, &host)?;
     }
@@ -85,7 +85,7 @@ pub fn go_on(task: &Task, record: &Record) -> Result<String> {
     let last = task.last_attempt().context("the task was never begun")?;
     let known = last.identity()?.as_ref() == Some(&host);
     let Some(session) = last.session()?.filter(|_| known) else { return start(task, record) };
-    let attempt = attempt::prepare(task, record)?;
+    let attempt = run::prepare(task, record)?;
     belongs_to(task, &attempt, &host)?;
     attempt.set_session(&session)?;
     let text = prompt::go_on(task, &own_helper()?)?;

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::heard::Listener;
 use crate::files;
 use crate::task::Attempt;
+use crate::tools::events::Listener;
 
 /// How large the log may become, and how much of it is kept as the old one.
 const LONGEST: u64 = 8 << 20;

@@ -11,18 +11,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::attempt::{self, ATTEMPT};
-use super::heard::Kind;
-use super::turn::{self, wall_clock};
-use crate::config::{self, Config, Route};
-use crate::crash;
+use crate::config::Config;
+use crate::dirs;
+use crate::domain::{Kind, Route, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
 use crate::files::Lock;
-use crate::process::{self, Life, Watch};
-use crate::project::{Project, TASK_DIR, TaskId};
-use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait, now};
-use crate::worktree;
+use crate::git;
+use crate::ids::{now, wall_clock};
+use crate::process::{self, ATTEMPT, Life, TASK_DIR, Watch, own_helper};
+use crate::project::Project;
+use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait};
+use crate::worker::{queue, run};
 
 /// How long a task is parked for the first time if the CLI does not say when its limit ends. Each
 /// further time in a row it is twice as long.
@@ -78,12 +79,12 @@ pub fn start_answered(task: &Task) -> Result<Started> {
 }
 
 fn start_if(task: &Task, condition: Option<&str>) -> Result<Started> {
-    let program = super::own_helper()?.with_file_name("dispatch-spawn");
+    let program = own_helper()?.with_file_name("dispatch-spawn");
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = Command::new(program);
     command.arg("--supervise").arg(task.directory()).args(condition).current_dir("/");
     // The supervisor has no working directory that a relative path could mean.
-    command.env("DISPATCH_CONFIG", std::path::absolute(config::path()?)?);
+    command.env("DISPATCH_CONFIG", std::path::absolute(dirs::config_path()?)?);
     command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
     // A supervisor that a worker started is none of that worker's processes, and says so.
     let nonce = task.record()?.map(|record| record.nonce).unwrap_or_default();
@@ -121,17 +122,17 @@ pub fn run(directory: &Path, if_answered: bool) -> Result<()> {
             starter.hears_started()
         };
     };
-    crash::point("supervisor", "locked");
+    fault::point("supervisor", "locked");
     let mut watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP])?;
-    while let Some(turn) = turn::wait(&task, &mut watch, &mut starter)? {
+    while let Some(turn) = queue::wait(&task, &mut watch, &mut starter)? {
         let ended = begin_where_others_ended(&task)
-            .and_then(|()| attempt::run(&task, &mut watch, &mut starter));
+            .and_then(|()| run::run(&task, &mut watch, &mut starter));
         let (attempt, exit) = ended.inspect_err(|error| not_begun(&task, error))?;
         let wait = park(&task, &exit, turn.parks + 1).unwrap_or_default();
         // First, so that the end is never seen without it. Where it cannot be noted, it is the end.
         let wait = wait.filter(|wait| task.set_wait(Some(wait)).is_ok());
-        attempt::record_end(&attempt, &exit, &mut watch)?;
-        crash::point("supervisor", "ended");
+        run::record_end(&attempt, &exit, &mut watch)?;
+        fault::point("supervisor", "ended");
         // Whoever answers from now on sees the end, and starts the next supervisor.
         if wait.is_none() && !task.view()?.was_answered_late() {
             break;
@@ -178,7 +179,7 @@ fn begin_where_others_ended(task: &Task) -> Result<()> {
     if task.last_attempt().is_some() {
         return Ok(());
     }
-    match worktree::commit(&worktree.repository, &format!("refs/heads/{branch}"))? {
+    match git::commit(&worktree.repository, &format!("refs/heads/{branch}"))? {
         Some(end) => {
             worktree.begin_at(&end)?;
             worktree.base = end;
@@ -226,7 +227,7 @@ fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<Wait>> {
 
 /// For how long a task is parked that many times in a row, at most for hours.
 fn back_off(times: u32) -> Duration {
-    crash::limit("DISPATCH_PARK_MS", FIRST_PARK) * 2_u32.pow(times.clamp(1, MOST_PARKS) - 1)
+    fault::limit("DISPATCH_PARK_MS", FIRST_PARK) * 2_u32.pow(times.clamp(1, MOST_PARKS) - 1)
 }
 
 /// Refuses to start a task whose turn has not come.
@@ -236,7 +237,7 @@ fn back_off(times: u32) -> Duration {
 pub fn refuse_queued(view: &View) -> Result<()> {
     match view.reason {
         Reason::Waits(Wait::Turn { limit }) if Lock::is_held(&view.task.run_lock_path())? => {
-            Err(turn::not_its_turn(&view.task, limit)?.into())
+            Err(queue::not_its_turn(&view.task, limit)?.into())
         }
         _ => Ok(()),
     }
@@ -305,7 +306,7 @@ fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<boo
     if attempt.exit()?.is_some() {
         return Ok(false);
     }
-    let exit = attempt::unseen_end(task, record, attempt);
+    let exit = run::unseen_end(task, record, attempt);
     if task.wait()?.is_none()
         && let Some(wait) = park(task, &exit, 1)?
     {

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::consent;
+use crate::cli::config::consent;
 use crate::cli::say;
-use crate::config::{self, permissions};
+use crate::dirs;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
+use crate::host::settings;
 
 /// How the person agrees.
 #[derive(Clone, Copy)]
@@ -34,12 +35,12 @@ pub(super) fn allow(bins: &[PathBuf], agreed: Agreed) -> Result<Exit> {
     let (path, text) = settings()?;
     let mut rules = Vec::new();
     for bin in bins {
-        rules.extend(permissions::rules(&std::path::absolute(bin).context("no such directory")?));
+        rules.extend(settings::rules(&std::path::absolute(bin).context("no such directory")?));
     }
     let mut named = HashSet::new();
     rules.retain(|rule| named.insert(rule.clone()));
-    let missing = permissions::missing(text.as_deref(), &rules);
-    let Some(new) = permissions::add(text.as_deref(), &rules)? else { return nothing(&path) };
+    let missing = settings::missing(text.as_deref(), &rules);
+    let Some(new) = settings::add(text.as_deref(), &rules)? else { return nothing(&path) };
     say(format!("These permission rules will be added to {}:", path.display()));
     missing.iter().for_each(|rule| say(format!("  {rule}")));
     let Some(_lock) = begin(&path, &text, agreed)? else { return Ok(Exit::Ok) };
@@ -57,13 +58,12 @@ pub(super) fn disallow(agreed: Agreed) -> Result<Exit> {
     let (path, text) = settings()?;
     let mut added = added()?;
     let ours = added.remove(&path).unwrap_or_default();
-    let (rules, others): (Vec<_>, Vec<_>) = permissions::for_dispatch(text.as_deref())
-        .into_iter()
-        .partition(|it| ours.contains(&it.text));
+    let (rules, others): (Vec<_>, Vec<_>) =
+        settings::for_dispatch(text.as_deref()).into_iter().partition(|it| ours.contains(&it.text));
     for rule in others {
         say(format!("{rule} stays, because it was not added by this"));
     }
-    let Some(new) = permissions::remove(text.as_deref(), &rules)? else {
+    let Some(new) = settings::remove(text.as_deref(), &rules)? else {
         // The person took them out by hand, and any that come back are the person's.
         if !matches!(agreed, Agreed::DryRun) {
             remember(&added)?;
@@ -81,7 +81,7 @@ pub(super) fn disallow(agreed: Agreed) -> Result<Exit> {
 
 /// The person's Claude Code settings.
 fn settings() -> Result<(PathBuf, Option<String>)> {
-    let path = permissions::settings_path();
+    let path = settings::settings_path();
     let path = path.canonicalize().unwrap_or(path);
     let text = files::read(&path)?;
     Ok((path, text))
@@ -118,7 +118,7 @@ fn begin(path: &Path, text: &Option<String>, agreed: Agreed) -> Result<Option<st
 }
 
 fn memory() -> Result<PathBuf> {
-    Ok(config::home()?.join("allowed.json"))
+    Ok(dirs::dispatch_home()?.join("allowed.json"))
 }
 
 fn added() -> Result<Added> {
@@ -137,6 +137,6 @@ fn remember(added: &Added) -> Result<()> {
     if added.is_empty() {
         return files::remove(&path);
     }
-    files::make_private_directory(&config::home()?)?;
+    files::make_private_directory(&dirs::dispatch_home()?)?;
     files::publish(&path, serde_json::to_string_pretty(added)?.as_bytes())
 }

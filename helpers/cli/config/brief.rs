@@ -6,19 +6,20 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::cli::reconcile::{broken_line, shorten, status_line};
+use crate::cli::reconcile::{broken_line, status_line};
 use crate::cli::say;
 use crate::config::Config;
-use crate::crash;
 use crate::exit::Exit;
+use crate::fault;
 use crate::files::{self, Lock};
 use crate::news::ledger::{self, Ledger, Standing};
 use crate::news::{Event, command, events};
-use crate::process::Identity;
+use crate::process::{Identity, calling_host};
 use crate::project::{Broken, Project};
 use crate::repair::{Repaired, repair};
-use crate::task::{State, View, calling_host};
-use crate::worker::missing_program;
+use crate::task::{State, View};
+use crate::text::shorten;
+use crate::tools::missing_program;
 
 /// How many bytes it says at most, with the last line; every typed /dispatch pays for them.
 const BRIEF: usize = 1400 - LAST;
@@ -136,7 +137,7 @@ fn unheard(project: &Project, host: Option<&Identity>, views: &[View]) -> Option
     let settled = |view: &&View| {
         let open = matches!(view.state, State::Running | State::Asking | State::Waiting);
         let ours = view.record.owner.as_ref() == host;
-        open && ours && !view.task.was_recorded_within(crash::limit("DISPATCH_TURN_MS", TURN))
+        open && ours && !view.task.was_recorded_within(fault::limit("DISPATCH_TURN_MS", TURN))
     };
     let tasks: Vec<&str> = views.iter().filter(settled).map(|it| it.task.id().as_str()).collect();
     let monitor = Lock::is_held(&project.monitor_lock_path(host)).unwrap_or(true);

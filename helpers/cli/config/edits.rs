@@ -5,10 +5,11 @@ use clap::Subcommand;
 
 use crate::cli::say;
 use crate::config::edit::Edit;
-use crate::config::{Access, Choice, Config, choose, store};
+use crate::config::{Choice, Config, choose, store};
+use crate::domain::Access;
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::worker::is_known;
+use crate::tools::is_known;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Action {

@@ -13,8 +13,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
-use super::{project, run, say, text};
+use crate::cli::{project, run, say, text};
 use crate::config::{self, Config, choose};
+use crate::dirs;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
@@ -137,7 +138,7 @@ pub fn main() -> ExitCode {
             Ok(Exit::Ok)
         }
         Action::Path => {
-            say(config::path()?.display().to_string());
+            say(dirs::config_path()?.display().to_string());
             Ok(Exit::Ok)
         }
         Action::Allow { bin, remove, yes, dry_run } => {
@@ -153,7 +154,7 @@ pub fn main() -> ExitCode {
 
 /// Says all that is wrong in the config.
 fn check() -> Result<Exit> {
-    let path = config::path()?;
+    let path = dirs::config_path()?;
     let Some(text) = files::read(&path)? else { return Err(config::missing(&path).into()) };
     let problems = config::check::problems(&text, &path)?;
     match problems.as_slice() {

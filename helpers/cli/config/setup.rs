@@ -5,13 +5,13 @@ use std::io::IsTerminal;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{ask, consent};
+use crate::cli::config::{ask, consent};
 use crate::cli::say;
-use crate::config::detect::{Found, Listing, Source};
 use crate::config::setup::{Offer, gaps, models as models_of, offers, text};
 use crate::config::{Config, choose, store};
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::tools::detect::{Found, Listing, Source};
 
 /// How many models of a CLI are named in a line.
 const NOTABLE: usize = 4;
@@ -20,7 +20,7 @@ const NOTABLE: usize = 4;
 pub(super) fn detect(json: bool) -> Result<Exit> {
     let config = Config::load().ok();
     let extra = config.as_ref().map(choose::backends).unwrap_or_default();
-    let found = crate::config::detect::detect(&extra);
+    let found = crate::tools::detect::detect(&extra);
     if json {
         say(serde_json::to_string(&found)?);
     } else if found.is_empty() {

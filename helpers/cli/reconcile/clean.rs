@@ -7,18 +7,20 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
-use super::merge::{at_rest, at_work, refuse_worker};
+use crate::cli::reconcile::merge::{at_rest, at_work, refuse_worker};
 use crate::cli::say;
-use crate::crash;
+use crate::domain::{TaskId, Worktree};
 use crate::exit::Exit;
+use crate::fault;
 use crate::files;
+use crate::git;
+use crate::news::events;
 use crate::news::ledger::{self, Standing};
-use crate::news::{events, short_duration};
-use crate::process::Life;
-use crate::project::{Project, TaskId};
+use crate::process::{Life, calling_host};
+use crate::project::Project;
 use crate::repair::without_task;
-use crate::task::{State, Task, View, calling_host};
-use crate::worktree::{self, Worktree};
+use crate::task::{State, Task, View};
+use crate::text::short_duration;
 
 /// What is to be removed.
 #[derive(Debug, clap::Args)]
@@ -75,7 +77,7 @@ pub(super) fn clean(project: &Project, args: &Args) -> Result<Exit> {
     if named.is_empty()
         && let Some(repository) = project.repository()
     {
-        for orphan in without_task(project, worktree::all_made(&repository)?) {
+        for orphan in without_task(project, git::all_made(&repository)?) {
             say(format!("orphaned, of no task here: {}", orphan.remedy()));
             said = true;
         }
@@ -130,7 +132,7 @@ fn fate(
         return Ok(Fate::Kept(why));
     }
     let report = keep_report(project, task)?;
-    crash::point("clean", "report");
+    fault::point("clean", "report");
     // In one step, because a part of a task would be a task without its past.
     let aside = task.directory().with_file_name(format!(".{}.removed", task.id()));
     {
@@ -139,7 +141,7 @@ fn fate(
         std::fs::rename(task.directory(), &aside)
             .with_context(|| format!("cannot remove {}", task.directory().display()))?;
     }
-    crash::point("clean", "task");
+    fault::point("clean", "task");
     files::remove_directory(&aside)?;
     task.disown(&held.record.nonce)?;
     Ok(Fate::Removed(what_goes(&held, report)))

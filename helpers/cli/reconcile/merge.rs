@@ -5,14 +5,15 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::cli::say;
-use crate::config::Route;
+use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::Lock;
-use crate::project::{Project, TASK_DIR};
+use crate::git::first_of;
+use crate::process::TASK_DIR;
+use crate::project::Project;
 use crate::task::{State, Task, View};
 use crate::worker::supervise;
-use crate::worktree::first_of;
 
 /// Merges a task's branch into the one that is checked out `here`, or else in the project.
 pub(super) fn merge(project: &Project, here: &Path, task: &Task) -> Result<Exit> {

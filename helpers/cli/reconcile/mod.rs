@@ -14,13 +14,13 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use super::{directory, project, run, say, some_text};
+use crate::cli::{directory, project, run, say, some_text};
+use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::project::TaskId;
 use crate::task::{State, Task};
 
-pub(super) use status::{broken_line, shorten, status_line};
+pub(super) use status::{broken_line, status_line};
 
 /// Shows what is true of all tasks now.
 #[derive(Debug, Parser)]

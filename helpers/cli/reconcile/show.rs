@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 
-use super::status::as_json;
+use crate::cli::reconcile::status::as_json;
 use crate::cli::say;
 use crate::exit::Exit;
 use crate::news::ledger::{self, Ledger, Standing};
-use crate::news::{Remedy, events, quoted, short_duration};
-use crate::task::{ExitRecord, State, Task, View, calling_host};
-use crate::words::plain;
-use crate::worker::output;
+use crate::news::{Remedy, events};
+use crate::process::calling_host;
+use crate::task::{ExitRecord, State, Task, View, output};
+use crate::text::{plain, quoted, short_duration};
 
 /// How many lines of the worker's output are shown.
 const LAST_LINES: usize = 3;

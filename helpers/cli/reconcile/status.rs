@@ -6,13 +6,13 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::cli::say;
+use crate::domain::{TaskId, Usage};
 use crate::exit::Exit;
-use crate::news::{Remedy, quoted, short_duration};
-use crate::project::{Broken, Project, TaskId};
+use crate::news::Remedy;
+use crate::project::{Broken, Project};
 use crate::repair::{Repaired, orphans, repair};
 use crate::task::{Reason, State, View};
-use crate::words::plain;
-use crate::worker::heard::Usage;
+use crate::text::{plain, quoted, short_duration, shorten};
 
 /// How long a task that is done is shown without `--all`, since its marker was made.
 const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -144,18 +144,6 @@ fn detail(view: &View) -> String {
     }
 }
 
-/// Cuts a line to that many bytes.
-pub(in crate::cli) fn shorten(line: &str, bytes: usize) -> String {
-    if line.len() <= bytes {
-        return line.into();
-    }
-    let mut end = bytes - '…'.len_utf8();
-    while !line.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}…", &line[..end])
-}
-
 /// All that a program may want to know of a task.
 pub(super) fn as_json(view: &View) -> serde_json::Value {
     json!({
@@ -179,13 +167,4 @@ pub(super) fn as_json(view: &View) -> serde_json::Value {
         "directory": view.task.directory(),
         "worktree": view.record.worktree,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_line_is_cut_between_characters() {
-        assert_eq!(super::shorten("abc", 3), "abc");
-        assert_eq!(super::shorten("ääää", 7), "ää…");
-    }
 }

@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::config::Route;
-use crate::crash;
+use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
 use crate::files::Lock;
-use crate::news::short_duration;
 use crate::process::{Life, Signal, Watch};
 use crate::task::{State, Task};
-use crate::worker::attempt;
+use crate::text::short_duration;
+use crate::worker::run;
 
 /// How long a worker may take to end when it is asked to.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -44,7 +44,7 @@ pub(super) fn stop(task: &Task) -> Result<String> {
         let mut watch = Watch::new(&[])?;
         watch.process(supervisor);
         supervisor.signal(Signal::SIGTERM)?;
-        let limit = crash::limit("DISPATCH_STOP_MS", STOP_LIMIT);
+        let limit = fault::limit("DISPATCH_STOP_MS", STOP_LIMIT);
         while alive().is_some() && begin.elapsed() < limit {
             watch.wait(Duration::from_millis(100))?;
         }
@@ -52,8 +52,7 @@ pub(super) fn stop(task: &Task) -> Result<String> {
     // Of a supervisor that saw to it nothing is left; this makes sure.
     if let Some(attempt) = task.last_attempt() {
         let record = &view.record;
-        let left =
-            attempt::tree(alive().cloned(), record, &attempt)?.end(attempt::grace(), || ())?;
+        let left = run::tree(alive().cloned(), record, &attempt)?.end(run::grace(), || ())?;
         if !left.is_empty() {
             let left: Vec<_> = left.iter().map(|process| process.pid.to_string()).collect();
             return Err(Refusal::new(Exit::TryAgain, format!("'{id}' does not end"))

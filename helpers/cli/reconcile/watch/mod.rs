@@ -29,16 +29,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::{status, stop};
+use crate::cli::reconcile::{status, stop};
 use crate::cli::{monitor, say};
-use crate::crash;
+use crate::domain::TaskId;
 use crate::exit::Exit;
-use crate::news::wait::SAFETY_SCAN;
+use crate::fault;
 use crate::process::{Watch, Woken};
-use crate::project::{Project, TaskId};
+use crate::project::Project;
 use crate::repair::repair;
-use crate::task::Task;
-use crate::worker::output;
+use crate::task::{Task, output};
+use crate::wait::SAFETY_SCAN;
 use model::{Model, Wish};
 use tasks::{Row, Tasks};
 
@@ -108,7 +108,7 @@ fn show(
     let mut log: Option<Arc<TaskId>> = None;
     loop {
         screen.draw(&model)?;
-        assert!(!crash::fails("watch"), "as a test wants it");
+        assert!(!fault::fails("watch"), "as a test wants it");
         let first = match events.recv_timeout(model.until_older(SystemTime::now())) {
             Ok(event) => Some(event),
             Err(RecvTimeoutError::Timeout) => None,

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::tasks::Row;
-use super::text::{one_line, plain};
-use crate::project::TaskId;
+use crate::cli::reconcile::watch::tasks::Row;
+use crate::cli::reconcile::watch::text::{one_line, plain};
+use crate::domain::TaskId;
 use crate::task::{Label, Task};
 
 /// How far the keys for a page go.

@@ -9,11 +9,11 @@ use std::time::SystemTime;
 
 use crossterm::style::{StyledContent, Stylize};
 
-use super::model::{Mode, Model};
-use super::tasks::Row;
-use super::text::{self, cut, width, wrap};
+use crate::cli::reconcile::watch::model::{Mode, Model};
+use crate::cli::reconcile::watch::tasks::Row;
+use crate::cli::reconcile::watch::text::{self, cut, width, wrap};
+use crate::domain::Usage;
 use crate::task::Label;
-use crate::worker::heard::Usage;
 
 /// From this width on, a task takes one line.
 const WIDE: usize = 110;

@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use super::super::status::broken_line;
-use super::text::{one_line, plain};
-use crate::config::Route;
-use crate::news::short_duration;
-use crate::news::wait::{Mark, directories, places, watch_undispatched};
+use crate::cli::reconcile::status::broken_line;
+use crate::cli::reconcile::watch::text::{one_line, plain};
+use crate::domain::{Route, TaskId, Usage};
 use crate::process::{Identity, Life, Watch};
-use crate::project::{Broken, Found, Project, TaskId};
+use crate::project::{Broken, Found, Project};
 use crate::task::{Label, State, Task, View};
-use crate::worker::heard::Usage;
+use crate::text::short_duration;
+use crate::wait::{Mark, directories, places, watch_undispatched};
 
 /// What is shown of a task. All text may stand on a terminal.
 #[derive(Clone, Debug)]

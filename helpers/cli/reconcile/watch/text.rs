@@ -2,11 +2,11 @@
 
 use unicode_width::UnicodeWidthChar;
 
-use crate::words;
+use crate::text;
 
 /// Without what cannot be seen or would control a terminal. Line ends stay.
 pub(super) fn plain(text: &str) -> String {
-    words::plain(text).replace('\t', " ")
+    text::plain(text).replace('\t', " ")
 }
 
 /// The same in one line.

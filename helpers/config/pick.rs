@@ -1,8 +1,8 @@
 //! Which worker a sentence names, by the original's rules: a name of the config as a whole word,
 //! the last one if there are several; else a provider's word; else what looks like a model's id.
 
-use super::Config;
-use super::detect::provider;
+use crate::config::Config;
+use crate::tools::detect::provider;
 
 /// What a sentence says about the worker.
 #[derive(Clone, Debug, PartialEq, Eq)]

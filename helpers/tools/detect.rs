@@ -18,14 +18,18 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use super::clis::{self, CLIS, Cli, Models};
-pub use super::clis::{
-    Listed, Listing, Source, checked, preferred_backend, provider, removed_flags,
-};
 use crate::files;
-use crate::process::{Signal, own_group, signal_group};
-use crate::words::plain;
-use crate::worker::{self, attempt::of_the_host};
+use crate::process::{Signal, find_program_in, of_the_host, own_group, signal_group};
+use crate::text::plain;
+use crate::tools::clis::{self, CLIS, Cli, Models};
+
+pub use crate::tools::clis::Listed;
+pub use crate::tools::clis::Listing;
+pub use crate::tools::clis::Source;
+pub use crate::tools::clis::checked;
+pub use crate::tools::clis::preferred_backend;
+pub use crate::tools::clis::provider;
+pub use crate::tools::clis::removed_flags;
 
 /// How long all the questions of [`detect`] together may take.
 const DETECTION: Duration = Duration::from_millis(1500);
@@ -107,7 +111,7 @@ fn searches(path: &OsStr, extra: &[(String, String)]) -> Vec<Search> {
     let row_of = |program: &str| clis::of_program(Path::new(program));
     let mut searches: Vec<Search> = Vec::new();
     let mut add = |backend: &str, names: &[&str], cli, certain| {
-        let found = names.iter().filter_map(|name| worker::find_program_in(OsStr::new(name), path));
+        let found = names.iter().filter_map(|name| find_program_in(OsStr::new(name), path));
         let mut programs: Vec<PathBuf> = Vec::new();
         for program in found.filter_map(|program| std::path::absolute(program).ok()) {
             if !programs.contains(&program) {

@@ -19,9 +19,9 @@ use jsonc_parser::common::{Range, Ranged};
 use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 use serde_json::{Value, json};
 
-use crate::HELPERS;
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::process::HELPERS;
 
 /// Let a model call the skill, under the name that it has as a plugin too, for a request without
 /// the slash.

@@ -4,10 +4,11 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::cli::{Cli, no_directories, same_name};
-use super::heard::{Heard, Kind};
-use super::{Job, Session, shell_word, words};
-use crate::config::Access;
+use crate::domain::{Access, Kind};
+use crate::text::shell_word;
+use crate::tools::cli::{Cli, no_directories, same_name};
+use crate::tools::events::Heard;
+use crate::tools::{Job, Session, words};
 
 pub(super) static CLI: Cli = Cli {
     name: "opencode",

@@ -6,8 +6,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::heard::{Heard, Listener};
-use super::{KNOWN, named};
+use crate::tools::events::{Heard, Listener};
+use crate::tools::{KNOWN, named};
 
 /// What was heard, in one line.
 fn short(heard: &Heard, output: &str) -> String {

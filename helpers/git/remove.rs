@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use walkdir::WalkDir;
 
-use super::git::{git, on, patiently, run, stdout, text};
-use super::merge::{count, unfinished};
-use super::{STATUS, Worktree, changes, commit, directory_of, first_of};
-use crate::crash;
+use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
 use crate::files;
-use crate::worker::shell_word;
+use crate::git::command::{git, on, patiently, run, stdout, text};
+use crate::git::merge::{count, unfinished};
+use crate::git::{STATUS, changes, commit, directory_of, first_of};
+use crate::text::shell_word;
 
 impl Worktree {
     /// The files in it that are in no commit.
@@ -221,7 +222,7 @@ impl Worktree {
         if let Some(entry) = self.entry() {
             // In one step, so that one that is half removed is never taken for one with changes.
             rename(&self.path, &aside)?;
-            crash::point("clean", "moved");
+            fault::point("clean", "moved");
             // What somebody wrote meanwhile.
             let mut tree = on(&entry);
             tree.arg("--work-tree").arg(&aside).args(STATUS).current_dir(&aside);
@@ -235,10 +236,10 @@ impl Worktree {
         if self.entry_of_deleted()?.is_some() {
             let forget = || run(on(&self.repository).args(["worktree", "remove"]).arg(&self.path));
             stdout(patiently(forget)?, "cannot remove the worktree")?;
-            crash::point("clean", "forgotten");
+            fault::point("clean", "forgotten");
         }
         files::remove_directory(&aside)?;
-        crash::point("clean", "removed");
+        fault::point("clean", "removed");
         if let Some(tip) = tip {
             let delete = || run(on(&self.repository).args(["update-ref", "-d", &own, &tip]));
             stdout(patiently(delete)?, &format!("cannot delete the branch {}", self.branch))?;
@@ -246,7 +247,7 @@ impl Worktree {
             let section = format!("branch.{}", self.branch);
             run(on(&self.repository).args(["config", "--remove-section", &section]))?;
         }
-        crash::point("clean", "branch");
+        fault::point("clean", "branch");
         Ok(None)
     }
 

@@ -9,26 +9,24 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
 
-use super::heard::{Heard, Kind, Listener, Usage};
-use super::log::Log;
-use super::supervise::Starter;
-use super::{Invocation, Job, Session, invocation, listener};
-use crate::config::{Config, PromptVia, Route};
-use crate::crash;
+use crate::config::Config;
+use crate::domain::{Kind, PromptVia, Route, Usage};
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
 use crate::files;
+use crate::git::OF_ANOTHER_REPOSITORY;
+use crate::ids::{now, random_hex, uuid};
 use crate::ipc::Question;
-use crate::process::{self, Identity, Life, Tree, Watch, Woken};
-use crate::project::TASK_DIR;
-use crate::task::{
-    Attempt, ExitRecord, LAST_WORD, Record, SessionRecord, Task, UNSEEN, now, prompt, random_hex,
+use crate::process::{
+    self, ATTEMPT, Identity, Life, TASK_DIR, Tree, Watch, Woken, of_the_host, own_helper,
 };
-use crate::worktree::OF_ANOTHER_REPOSITORY;
-
-/// Marks every process of an attempt, so that one that escaped its group can be told. A supervisor
-/// has the number 0.
-pub const ATTEMPT: &str = "DISPATCH_ATTEMPT";
+use crate::task::{Attempt, ExitRecord, LAST_WORD, Record, SessionRecord, Task, UNSEEN};
+use crate::tools::events::{Heard, Listener};
+use crate::tools::{Invocation, Job, Session, invocation, listener};
+use crate::worker::log::Log;
+use crate::worker::prompt;
+use crate::worker::supervise::Starter;
 
 /// How long a worker may take to end by itself when it said its last word.
 const LAST_WORD_GRACE: Duration = Duration::from_secs(10);
@@ -50,7 +48,7 @@ const FAST: u64 = 1 << 20;
 
 /// How long whoever was asked to end may take.
 pub fn grace() -> Duration {
-    crash::limit("DISPATCH_GRACE_MS", Duration::from_secs(5))
+    fault::limit("DISPATCH_GRACE_MS", Duration::from_secs(5))
 }
 
 /// Runs the task's next attempt to its end, which is not recorded yet.
@@ -62,12 +60,12 @@ pub(super) fn run(
     let record = task.record()?.context("the task has no record")?;
     process::adopt_descendants()?;
     let attempt = prepare(task, &record)?;
-    crash::point("supervisor", "prepared");
+    fault::point("supervisor", "prepared");
     end_what_a_dead_supervisor_left(task, &record, attempt.number - 1)?;
     let begin = Instant::now();
     let session = task.last_session(&record.backend, attempt.number)?;
     if session.is_some() {
-        let text = prompt::go_on(task, &super::own_helper()?)?;
+        let text = prompt::go_on(task, &own_helper()?)?;
         files::publish(&attempt.stdin_path(), text.as_bytes())?;
     }
     let mut started = match launch(task, &record, &attempt, session.as_ref()) {
@@ -78,7 +76,7 @@ pub(super) fn run(
             return Err(error);
         }
     };
-    crash::point("supervisor", "started");
+    fault::point("supervisor", "started");
     starter.hears_started()?;
     let (mut status, mut ended) = started.wait(task, watch)?;
     if let Some(again) = without_what_was_refused(task, &record, &started.listener, status)? {
@@ -93,7 +91,7 @@ pub(super) fn run(
             (status, ended) = started.wait(task, watch)?;
         }
     }
-    crash::point("supervisor", "reaped");
+    fault::point("supervisor", "reaped");
     let heard = started.listener.heard().clone();
     // What it used is no reason to leave its end unknown.
     let usage = usage(task, &attempt, &heard).unwrap_or_default();
@@ -257,7 +255,7 @@ fn launch(
     let record = &with_worktree(task, record)?;
     let fresh = uuid(&random_hex()?, &random_hex()?);
     let resumed = session.map(|session| Session::Resume(&session.id));
-    let helper = super::own_helper()?;
+    let helper = own_helper()?;
     let call = call(task, record, &helper, resumed.unwrap_or(Session::New(&fresh)))?;
     let settings = Config::load()?.resolve(Some(&record.name))?.settings;
     let prompt_path = attempt.stdin_path();
@@ -351,31 +349,6 @@ pub(super) fn record_end(attempt: &Attempt, exit: &ExitRecord, watch: &mut Watch
     }
 }
 
-/// A UUID (version 4) of 32 random hexadecimal digits.
-fn uuid(high: &str, low: &str) -> String {
-    format!("{}-{}-4{}-8{}-{}", &high[..8], &high[8..12], &high[13..], &low[1..4], &low[4..])
-}
-
-/// Variables that tie a process to the host that started it. What a person sets for Claude Code,
-/// such as how to log in, stays.
-pub(crate) fn of_the_host(name: &str) -> bool {
-    let of_the_person = ["USE_", "SKIP_", "OAUTH_", "CLIENT_", "API_KEY_", "MAX_"];
-    match name.strip_prefix("CLAUDE_CODE_") {
-        Some(rest) => !of_the_person.iter().any(|start| rest.starts_with(start)),
-        None => matches!(
-            name,
-            "CLAUDECODE"
-                | "CLAUDE_PID"
-                | "CLAUDE_PROJECT_DIR"
-                | "CLAUDE_PLUGIN_ROOT"
-                | "CLAUDE_PLUGIN_DATA"
-                | "CLAUDE_EFFORT"
-                | "CLAUDE_ENV_FILE"
-                | "DISPATCH_BIN"
-        ),
-    }
-}
-
 impl Started {
     /// Watches the worker to its end, and ends what is left of it. Says why it was ended, if not
     /// because somebody asked.
@@ -384,7 +357,7 @@ impl Started {
             watch.process(&identity);
         }
         watch.writes(self.log.path());
-        let last_word_grace = crash::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
+        let last_word_grace = fault::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
         let mut silence = Silence::new(task);
         let mut over: Option<Instant> = None;
         let ended = loop {
@@ -413,7 +386,7 @@ impl Started {
                 break None;
             }
         };
-        crash::point("supervisor", "ends");
+        fault::point("supervisor", "ends");
         let Self { child, tree, log, listener, .. } = self;
         let status = loop {
             tree.end(grace(), || {
@@ -467,7 +440,7 @@ impl Silence {
     fn new(task: &Task) -> Self {
         let config = Config::load().unwrap_or_default();
         let minutes = config.silent_after.map(|minutes| Duration::from_secs(minutes * 60));
-        let limit = crash::limit("DISPATCH_SILENT_MS", minutes.unwrap_or(SILENT_AFTER));
+        let limit = fault::limit("DISPATCH_SILENT_MS", minutes.unwrap_or(SILENT_AFTER));
         let ipc = task.ipc().directory().to_path_buf();
         Self {
             limit: Some(limit).filter(|limit| !limit.is_zero()),
@@ -515,21 +488,5 @@ impl Silence {
     fn asks_after(&self, limit: Duration, task: &Task) -> bool {
         let questions = || task.ipc().questions().unwrap_or_default();
         self.last.elapsed() >= limit && questions().iter().any(Question::is_open)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_worker_keeps_the_persons_settings_and_not_the_hosts() {
-        for gone in ["CLAUDECODE", "CLAUDE_PID", "CLAUDE_CODE_SESSION_ID", "CLAUDE_CODE_ENTRYPOINT"]
-        {
-            assert!(of_the_host(gone), "{gone}");
-        }
-        for kept in ["PATH", "ANTHROPIC_API_KEY", "CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CONFIG_DIR"] {
-            assert!(!of_the_host(kept), "{kept}");
-        }
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::words::plain;
+use crate::text::plain;
 
 fn listed(rows: &[(&str, Option<&str>)]) -> Vec<Listed> {
     let model = |&(id, name): &(&str, Option<&str>)| Listed {

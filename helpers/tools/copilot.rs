@@ -6,10 +6,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::cli::{Cli, same_name};
-use super::heard::{Heard, Kind};
-use super::{Job, Session, find_program, words};
-use crate::config::Access;
+use crate::domain::{Access, Kind};
+use crate::process::find_program;
+use crate::tools::cli::{Cli, same_name};
+use crate::tools::events::Heard;
+use crate::tools::{Job, Session, words};
 
 /// What its sandbox is made of on Linux; on macOS it is one program that every system has.
 const SANDBOX: [&str; 6] = ["bwrap", "slirp4netns", "iptables", "ip6tables", "unshare", "nsenter"];

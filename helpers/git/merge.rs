@@ -7,11 +7,12 @@ use std::process::Output;
 
 use anyhow::{Context, Result};
 
-use super::git::{git, patiently, run, stdout, text};
-use super::{STATUS, Worktree, changes, commit, first_of};
-use crate::crash;
+use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
+use crate::git::command::{git, patiently, run, stdout, text};
+use crate::git::{STATUS, changes, commit, first_of};
 
 /// What a merge could take away.
 const TRACKED: [&str; 2] = ["--untracked-files=no", "--ignore-submodules=dirty"];
@@ -72,7 +73,7 @@ impl Worktree {
             }
             Ok(merged)
         })?;
-        crash::point("merge", "merged");
+        fault::point("merge", "merged");
         if !unmerged.is_empty() {
             return Err(refuse(&unmerged).into());
         }

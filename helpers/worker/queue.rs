@@ -5,18 +5,21 @@ use std::fs::{DirEntry, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
 
-use super::supervise::Starter;
-use crate::config::{self, Config, Route};
+use crate::config::Config;
+use crate::dirs;
+use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
+use crate::ids::wall_clock;
 use crate::process::{Watch, Woken};
 use crate::task::{Before, Record, State, Task, Wait};
+use crate::worker::supervise::Starter;
 
 /// How often it is looked without being woken, where everything that matters is watched.
 const SAFETY_SCAN: Duration = Duration::from_secs(10);
@@ -78,11 +81,6 @@ pub(super) fn wait(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Res
 
 fn some(pause: Pause) -> Result<Option<Pause>> {
     Ok(Some(pause))
-}
-
-/// The seconds since 1970, by which the end of a rate limit is told.
-pub(super) fn wall_clock() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn parked(task: &Task, parks: &mut u32) -> Result<Option<Pause>> {
@@ -184,7 +182,7 @@ impl Queue {
 
     fn pause(&mut self, watch: &mut Watch) -> Result<Option<Pause>> {
         let Some(ticket) = &self.ticket else { return Ok(None) };
-        let config = config::path()?;
+        let config = dirs::config_path()?;
         let mut all_watched = watch.directory(&directory()?) && watch.events();
         all_watched &= config.parent().is_some_and(|directory| watch.directory(directory));
         let scan = if all_watched { SAFETY_SCAN } else { BLIND_SCAN };
@@ -248,7 +246,7 @@ impl Drop for Ticket {
 
 /// The queue of all projects of this user.
 fn directory() -> Result<PathBuf> {
-    Ok(config::home()?.join("queue"))
+    Ok(dirs::dispatch_home()?.join("queue"))
 }
 
 /// All tickets, in their order.
@@ -296,7 +294,7 @@ pub(super) fn not_its_turn(task: &Task, limit: usize) -> Result<Refusal> {
         1 => "one waits before it".into(),
         waiting => format!("{waiting} wait before it"),
     };
-    let config = config::path()?;
+    let config = dirs::config_path()?;
     Ok(Refusal::new(
         Exit::TryAgain,
         format!("'{}' waits for its turn and starts by itself", task.id()),

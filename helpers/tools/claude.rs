@@ -5,10 +5,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::cli::{Cli, named_session, no_namespaces};
-use super::heard::{Heard, Kind};
-use super::{Job, find_program, words};
-use crate::config::Access;
+use crate::domain::{Access, Kind};
+use crate::process::find_program;
+use crate::tools::cli::{Cli, named_session, no_namespaces};
+use crate::tools::events::Heard;
+use crate::tools::{Job, words};
 
 pub(super) static CLI: Cli = Cli {
     name: "claude",

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::words;
+use crate::tools::words;
 
 /// Runs `command` with more arguments behind it. The shell makes way for a single program, so that
 /// the process that is watched, and stopped, is the worker itself.

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::cli::{Cli, no_namespaces, same_name};
-use super::heard::{Heard, Kind};
-use super::{Job, Session, words};
-use crate::config::Access;
+use crate::domain::{Access, Kind};
+use crate::tools::cli::{Cli, no_namespaces, same_name};
+use crate::tools::events::Heard;
+use crate::tools::{Job, Session, words};
 
 pub(super) static CLI: Cli = Cli {
     name: "codex",

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Record, Task};
-use crate::worker::shell_word;
+use crate::task::{Record, Task};
+use crate::text::shell_word;
 
 /// The prompt of a task's first attempt. `helper` is the `dispatch-worker` that the worker can
 /// reach, `role` the prompt of the alias that the person named.

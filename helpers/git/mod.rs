@@ -1,7 +1,7 @@
 //! Worktrees: a checkout of its own for a task, outside the project's directory, so that whoever
 //! deletes `.dispatch/` loses no work. Nothing here removes what is not safe elsewhere.
 
-mod git;
+mod command;
 mod merge;
 mod remove;
 
@@ -13,37 +13,21 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 
+use crate::domain::{TaskId, Worktree};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
-use crate::project::TaskId;
-use crate::task::short_hash;
-use crate::words::plain;
-use crate::worker::shell_word;
+use crate::ids::short_hash;
+use crate::text::{plain, shell_word};
+use command::{check_version, git, last_line, on, patiently, run, stdout, text};
 
-pub(crate) use git::OF_ANOTHER_REPOSITORY;
+pub(crate) use command::OF_ANOTHER_REPOSITORY;
 pub use merge::Merged;
 pub use remove::{Made, all_made, made};
 
-use git::{check_version, git, last_line, on, patiently, run, stdout, text};
-
 /// How long it waits while other tasks make their worktrees of the same repository.
 const TURN_LIMIT: Duration = Duration::from_secs(120);
-
-/// A task's own checkout.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Worktree {
-    /// Its directory.
-    pub path: PathBuf,
-    /// The branch that is checked out there.
-    pub branch: String,
-    /// The commit that the branch began at.
-    pub base: String,
-    /// Git's common directory of the repository that it belongs to.
-    pub repository: PathBuf,
-}
 
 /// A worktree that is not made yet.
 #[derive(Clone, Debug)]

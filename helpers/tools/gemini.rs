@@ -5,10 +5,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::cli::{Cli, named_session, same_name};
-use super::heard::{Heard, Kind};
-use super::{Job, shell_word, words};
-use crate::config::Access;
+use crate::domain::{Access, Kind};
+use crate::text::shell_word;
+use crate::tools::cli::{Cli, named_session, same_name};
+use crate::tools::events::Heard;
+use crate::tools::{Job, words};
 
 pub(super) static CLI: Cli = Cli {
     name: "gemini",

@@ -5,16 +5,16 @@
 //! may well write about a rate limit that it is not under.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use regex::RegexSet;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Cli, resets};
-use crate::words::without_sequences;
+use crate::domain::{Failure, Kind, Usage};
+use crate::text::without_sequences;
+use crate::tools::cli::Cli;
+use crate::tools::rate_limit;
 
 /// The longest line that is looked at, in bytes; of a longer one nothing is.
 const LONGEST_LINE: usize = 1 << 20;
@@ -24,123 +24,6 @@ const LONGEST_ERROR: usize = 300;
 
 /// The longest denial that is kept, in characters.
 const LONGEST_DENIAL: usize = 80;
-
-/// Why a CLI failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// It is not logged in, or its key is not taken.
-    Auth,
-    /// A rate limit or a used-up quota.
-    Quota,
-    /// It does not know or may not use the model.
-    Model,
-    /// It does not know the session that it was to continue.
-    Session,
-    /// It does not trust the directory.
-    Untrusted,
-    /// Its sandbox cannot start on this machine, or it wants to be in one.
-    Sandbox,
-    /// It did not reach its provider.
-    Network,
-    /// Its provider failed, or it did itself.
-    Crash,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Auth => "not logged in",
-            Self::Quota => "rate limit",
-            Self::Model => "no such model",
-            Self::Session => "unknown session",
-            Self::Untrusted => "untrusted folder",
-            Self::Sandbox => "its sandbox cannot start",
-            Self::Network => "no connection",
-            Self::Crash => "error",
-        })
-    }
-}
-
-/// A failure in the CLI's own words.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// What kind it is.
-    pub kind: Kind,
-    /// The line that says so.
-    pub said: String,
-    /// When a limit ends, in seconds since 1970, if the CLI said so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resets: Option<u64>,
-}
-
-/// What an attempt used, as far as the CLI says.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Usage {
-    /// Tokens that the model read, cached ones included.
-    pub input_tokens: u64,
-    /// Tokens that it wrote.
-    pub output_tokens: u64,
-    /// Tokens of which the host does not say whether they were read or written.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub tokens: u64,
-    /// What that cost in US dollars.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cost_usd: Option<f64>,
-}
-
-fn is_zero(count: &u64) -> bool {
-    *count == 0
-}
-
-impl Usage {
-    /// The two together.
-    #[must_use]
-    pub fn with(mut self, other: Self) -> Self {
-        self.add(&other);
-        self
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.input_tokens += other.input_tokens;
-        self.output_tokens += other.output_tokens;
-        self.tokens += other.tokens;
-        if let Some(cost) = other.cost_usd {
-            *self.cost_usd.get_or_insert_default() += cost;
-        }
-    }
-
-    /// What is left of it without what was used before.
-    #[must_use]
-    pub fn since(&self, before: &Self) -> Self {
-        Self {
-            input_tokens: self.input_tokens.saturating_sub(before.input_tokens),
-            output_tokens: self.output_tokens.saturating_sub(before.output_tokens),
-            tokens: self.tokens,
-            cost_usd: self.cost_usd.map(|cost| cost - before.cost_usd.unwrap_or_default()),
-        }
-    }
-}
-
-impl fmt::Display for Usage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let short = |count: u64| match count {
-            0..1000 => count.to_string(),
-            1000..1_000_000 => format!("{:.1}k", count as f64 / 1e3),
-            _ => format!("{:.1}M", count as f64 / 1e6),
-        };
-        let mut parts = Vec::new();
-        if self.input_tokens + self.output_tokens > 0 {
-            let (input, output) = (short(self.input_tokens), short(self.output_tokens));
-            parts.push(format!("{input} tokens in, {output} out"));
-        }
-        if self.tokens > 0 {
-            parts.push(format!("{} tokens of agents", short(self.tokens)));
-        }
-        parts.extend(self.cost_usd.map(|cost| format!("${cost:.2}")));
-        f.write_str(&parts.join(", "))
-    }
-}
 
 /// All that was heard of one attempt so far.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -184,7 +67,7 @@ impl Heard {
         let said: String = said.chars().take(LONGEST_ERROR).collect();
         let resets = self.resets.filter(|_| kind == Kind::Quota).or_else(|| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            resets::stated(&said, now.as_secs()).filter(|_| kind == Kind::Quota)
+            rate_limit::stated(&said, now.as_secs()).filter(|_| kind == Kind::Quota)
         });
         self.failure = Some(Failure { kind, said, resets });
     }

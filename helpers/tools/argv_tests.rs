@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::{Access, Invocation, Job, KNOWN, PromptVia, Session};
+use crate::domain::{Access, PromptVia};
+use crate::tools::{Invocation, Job, KNOWN, Session};
 
 #[test]
 fn every_cli_is_held_to_what_it_may_do_or_says_why_not() {

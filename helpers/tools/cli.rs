@@ -6,9 +6,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::heard::{Heard, Kind};
-use super::{Job, Session, words};
-use crate::config::Access;
+use crate::domain::{Access, Kind};
+use crate::tools::events::Heard;
+use crate::tools::{Job, Session, words};
 
 /// A CLI that dispatch knows. It reads the prompt on standard input.
 pub(super) struct Cli {

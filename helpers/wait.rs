@@ -9,12 +9,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 
-use super::ledger::{self, Ledger, Standing};
-use super::{Event, told_by_host_program};
-use crate::crash;
-use crate::process::{Identity, Life, Watch, Woken};
-use crate::project::{Project, TaskId};
-use crate::task::{State, Task, View, calling_host};
+use crate::domain::TaskId;
+use crate::fault;
+use crate::news::ledger::{self, Ledger, Standing};
+use crate::news::{self, Event, told_by_host_program};
+use crate::process::{Identity, Life, Watch, Woken, calling_host};
+use crate::project::Project;
+use crate::task::{State, Task, View};
 use crate::worker::supervise;
 
 /// How often a waiter looks without being woken.
@@ -203,7 +204,7 @@ impl Waiter {
             let is_news = |id: &String| news.iter().any(|event| event.id == *id);
             told.retain(|id, standing| *standing == Standing::Delivered && !is_news(id));
             if !told.is_empty() {
-                let events = super::events(view).unwrap_or_default().into_iter();
+                let events = news::events(view).unwrap_or_default().into_iter();
                 unheard.extend(events.filter(|event| told.contains_key(&event.id)));
             }
         }
@@ -284,7 +285,7 @@ impl Waiter {
     }
 
     fn news_of(&self, view: &View) -> Result<Vec<Event>> {
-        let mut events = super::events(view)?;
+        let mut events = news::events(view)?;
         // Until its supervisor has ended too, it may go on at once. What is done is done.
         let may_go_on =
             view.is_about_to_go_on() || view.is_between_attempts() && view.state != State::Done;
@@ -377,7 +378,7 @@ impl Seen {
 
 /// How long a task that is gone may take to come back.
 fn gone_limit() -> Duration {
-    crash::limit("DISPATCH_GONE_MS", Duration::from_secs(5))
+    fault::limit("DISPATCH_GONE_MS", Duration::from_secs(5))
 }
 
 /// Watches the directories in which only a plan stands, because the record that makes it a task

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::task::Attempt;
-use crate::words::without_sequences;
+use crate::text::without_sequences;
 
 /// Where the words of an event stand, in the events of the CLIs that dispatch knows.
 const WORDS: [&str; 8] =

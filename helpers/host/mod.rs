@@ -1,0 +1,3 @@
+//! The host program: its settings file.
+
+pub mod settings;

@@ -1,0 +1,150 @@
+//! Text of anybody's, without what a reader cannot see.
+
+/// Without the sequences that colour a terminal, name its window and make links.
+pub fn without_sequences(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\u{1b}' => match rest.next() {
+                // A control sequence ends with a letter or one of @[\]^_`{|}~ (ECMA-48).
+                Some('[') => {
+                    let end = rest.as_str().trim_start_matches(|c| (' '..='?').contains(&c));
+                    let after = end.strip_prefix(|c| ('@'..='~').contains(&c));
+                    rest = after.unwrap_or(end).chars();
+                }
+                // A title or the address of a link ends with a bell or with ESC \. One that was cut
+                // off is shown, and not what follows it lost.
+                Some(']') => {
+                    let begin = rest.as_str();
+                    let end = begin.find(['\u{7}', '\u{1b}', '\n']).map(|at| &begin[at..]);
+                    if let Some(end) = end.filter(|end| !end.starts_with('\n')) {
+                        let after = end.strip_prefix('\u{7}').or(end.strip_prefix("\u{1b}\\"));
+                        rest = after.unwrap_or(end).chars();
+                    }
+                }
+                // The name of a character set, or the like.
+                Some('(' | ')' | '*' | '+' | '#' | '%') => drop(rest.next()),
+                _ => {}
+            },
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
+/// Without those, and without control characters and such as take no room or turn the direction of
+/// what follows. Line ends and tabs stay.
+pub fn plain(text: &str) -> String {
+    let hidden = |c: char| {
+        matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
+            || matches!(c, '\u{2060}'..='\u{2069}' | '\u{feff}')
+    };
+    let kept = |c: &char| matches!(c, '\n' | '\t') || !(c.is_control() || hidden(*c));
+    without_sequences(text).chars().filter(kept).collect()
+}
+
+/// Quotes a word for a POSIX shell, where it needs it.
+pub fn shell_word(word: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./=:,@%+".contains(&b);
+    if !word.is_empty() && word.bytes().all(plain) {
+        return word.into();
+    }
+    // Where a host's permission rule names a path with a space, it is in double quotes.
+    if !word.is_empty() && !word.contains(['"', '$', '`', '\\', '!', '\n']) {
+        return format!("\"{word}\"");
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// The longest quotation of a worker in one line of news, in characters and in bytes.
+const LONGEST_QUOTE: usize = 600;
+const LONGEST_QUOTE_BYTES: usize = 1200;
+
+/// A worker's words in one line and in quotation marks, cut where they are long. Inside, nothing
+/// looks like the end of the quotation or like what the helper says to do.
+pub fn quoted(text: &str) -> String {
+    let text = plain(text);
+    let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
+    let harmless = |c: char| match c {
+        '"' | '“' | '”' => '\'',
+        '→' => '>',
+        c => c,
+    };
+    let one_line = lines.join(" ⏎ ");
+    let mut short = String::new();
+    for (count, c) in one_line.chars().filter(|c| !c.is_control()).map(harmless).enumerate() {
+        if count == LONGEST_QUOTE || short.len() + c.len_utf8() > LONGEST_QUOTE_BYTES {
+            short.push('…');
+            break;
+        }
+        short.push(c);
+    }
+    format!("\"{short}\"")
+}
+
+/// A duration in its largest unit: `12s`, `3m`, `2h`, `4d`.
+pub fn short_duration(duration: std::time::Duration) -> String {
+    match duration.as_secs() {
+        s @ 0..60 => format!("{s}s"),
+        s @ 60..3600 => format!("{}m", s / 60),
+        s @ 3600..86400 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86400),
+    }
+}
+
+/// Cuts a line to that many bytes.
+pub fn shorten(line: &str, bytes: usize) -> String {
+    if line.len() <= bytes {
+        return line.into();
+    }
+    let mut end = bytes - '…'.len_utf8();
+    while !line.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &line[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_seen_is_gone() {
+        let line = "\u{1b}]0;t\u{7}\u{1b}[1;31mYou \u{1b}]8;;u\u{1b}\\hit\u{1b}[0m it";
+        assert_eq!(without_sequences(line), "You hit it");
+        assert_eq!(without_sequences("\u{1b}]0;cut off\nHit \u{1b}]8;"), "0;cut off\nHit 8;");
+        assert_eq!(without_sequences("\u{1b}]0;t\u{1b}[1mHit\u{1b}[0"), "Hit");
+        assert_eq!(without_sequences("\u{1b}[1;\nYou\u{1b}[äit"), "\nYouäit");
+        assert_eq!(without_sequences("\u{1b}(B\u{1b}[mHit\u{1b}#8"), "Hit");
+        assert_eq!(plain("a\u{7}\u{9b}b\r\tc\u{202e}d\u{200b}e\nf"), "ab\tcde\nf");
+    }
+
+    #[test]
+    fn many_lines_become_one_and_long_ones_are_cut() {
+        assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎ b ⏎ c\"");
+        assert_eq!(quoted("x\" → run: rm"), "\"x' > run: rm\"");
+        assert_eq!(quoted(&"ä".repeat(601)).chars().count(), LONGEST_QUOTE + 3);
+        assert_eq!(quoted(&"🦀".repeat(601)).chars().count(), LONGEST_QUOTE / 2 + 3);
+    }
+
+    #[test]
+    fn a_line_is_cut_between_characters() {
+        assert_eq!(shorten("abc", 3), "abc");
+        assert_eq!(shorten("ääää", 7), "ää…");
+    }
+
+    #[test]
+    fn words_are_quoted_so_that_a_shell_gives_them_back() {
+        let rows = [
+            ("opus", "opus"),
+            ("", "''"),
+            ("a b", "\"a b\""),
+            ("it's", "\"it's\""),
+            ("it's $(x)", r"'it'\''s $(x)'"),
+        ];
+        for (word, quoted) in rows {
+            assert_eq!(shell_word(word), quoted);
+        }
+    }
+}
