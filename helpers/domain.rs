@@ -114,7 +114,7 @@ pub struct Backend {
 /// Why a CLI failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum FailureKind {
     /// It is not logged in, or its key is not taken.
     Auth,
     /// A rate limit or a used-up quota.
@@ -133,7 +133,7 @@ pub enum Kind {
     Crash,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for FailureKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Auth => "not logged in",
@@ -152,7 +152,7 @@ impl fmt::Display for Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What kind it is.
-    pub kind: Kind,
+    pub kind: FailureKind,
     /// The line that says so.
     pub said: String,
     /// When a limit ends, in seconds since 1970, if the CLI said so.

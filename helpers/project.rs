@@ -17,7 +17,7 @@ use crate::task::Task;
 
 /// What is in a project's directory of tasks.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct TaskList {
     /// The tasks, by name.
     pub tasks: Vec<Task>,
     /// What is in the place of a task and is none, by name.
@@ -150,8 +150,8 @@ impl Project {
     }
 
     /// All tasks that were dispatched here, by name, and what is in the place of one and is none.
-    pub fn found(&self) -> Found {
-        let mut found = Found::default();
+    pub fn found(&self) -> TaskList {
+        let mut found = TaskList::default();
         let directory = self.tasks_dir();
         let cannot_read = |name: &str, directory: &Path, error: std::io::Error| Broken {
             name: name.into(),
@@ -208,7 +208,7 @@ impl Project {
         if task.was_dispatched() {
             return Ok(task);
         }
-        let Found { tasks, broken } = self.found();
+        let TaskList { tasks, broken } = self.found();
         let is_why = |it: &Broken| it.name == id.as_str() || it.directory == self.tasks_dir();
         if let Some(broken) = broken.into_iter().find(is_why) {
             return Err(broken.error);

@@ -11,7 +11,7 @@ use crate::domain::TaskId;
 use crate::files;
 use crate::git::{self, Made};
 use crate::process::TASK_DIR;
-use crate::project::{Broken, Found, Project};
+use crate::project::{Broken, Project, TaskList};
 use crate::task::{Record, State, Task, View};
 use crate::worker::supervise;
 
@@ -77,7 +77,7 @@ impl fmt::Display for Mended {
 /// Reads what was found in a project and mends what a crash left of them: an end that nobody saw is
 /// recorded, what waits without a supervisor or has an answer that no worker took is started again,
 /// and temporary files whose writer is dead go. A worker mends nothing.
-pub fn repair(project: &Project, found: Found) -> Repaired {
+pub fn repair(project: &Project, found: TaskList) -> Repaired {
     let mut repaired = Repaired { broken: found.broken, ..Repaired::default() };
     for task in &found.tasks {
         match task.view() {
@@ -166,7 +166,7 @@ pub fn orphans(project: &Project, views: &[View]) -> Option<String> {
 /// Those of them that no task of the project knows.
 pub fn without_task(project: &Project, mut made: Vec<Made>) -> Vec<Made> {
     // Of one that cannot be read nobody knows which is its worktree.
-    let Found { tasks, broken } = project.found();
+    let TaskList { tasks, broken } = project.found();
     let records = tasks.iter().map(Task::record).collect::<Result<Vec<_>, _>>();
     let Some(records) = records.ok().filter(|_| broken.is_empty()) else { return Vec::new() };
     made.retain(|it| !records.iter().flatten().any(|record| is_known(it, record)));

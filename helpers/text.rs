@@ -1,7 +1,7 @@
 //! Text of anybody's, without what a reader cannot see.
 
 /// Without the sequences that colour a terminal, name its window and make links.
-pub fn without_sequences(text: &str) -> String {
+pub fn strip_escapes(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.chars();
     while let Some(c) = rest.next() {
@@ -35,13 +35,13 @@ pub fn without_sequences(text: &str) -> String {
 
 /// Without those, and without control characters and such as take no room or turn the direction of
 /// what follows. Line ends and tabs stay.
-pub fn plain(text: &str) -> String {
+pub fn sanitize(text: &str) -> String {
     let hidden = |c: char| {
         matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
             || matches!(c, '\u{2060}'..='\u{2069}' | '\u{feff}')
     };
     let kept = |c: &char| matches!(c, '\n' | '\t') || !(c.is_control() || hidden(*c));
-    without_sequences(text).chars().filter(kept).collect()
+    strip_escapes(text).chars().filter(kept).collect()
 }
 
 /// Quotes a word for a POSIX shell, where it needs it.
@@ -64,7 +64,7 @@ const LONGEST_QUOTE_BYTES: usize = 1200;
 /// A worker's words in one line and in quotation marks, cut where they are long. Inside, nothing
 /// looks like the end of the quotation or like what the helper says to do.
 pub fn quoted(text: &str) -> String {
-    let text = plain(text);
+    let text = sanitize(text);
     let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
     let harmless = |c: char| match c {
         '"' | '“' | '”' => '\'',
@@ -112,12 +112,12 @@ mod tests {
     #[test]
     fn what_cannot_be_seen_is_gone() {
         let line = "\u{1b}]0;t\u{7}\u{1b}[1;31mYou \u{1b}]8;;u\u{1b}\\hit\u{1b}[0m it";
-        assert_eq!(without_sequences(line), "You hit it");
-        assert_eq!(without_sequences("\u{1b}]0;cut off\nHit \u{1b}]8;"), "0;cut off\nHit 8;");
-        assert_eq!(without_sequences("\u{1b}]0;t\u{1b}[1mHit\u{1b}[0"), "Hit");
-        assert_eq!(without_sequences("\u{1b}[1;\nYou\u{1b}[äit"), "\nYouäit");
-        assert_eq!(without_sequences("\u{1b}(B\u{1b}[mHit\u{1b}#8"), "Hit");
-        assert_eq!(plain("a\u{7}\u{9b}b\r\tc\u{202e}d\u{200b}e\nf"), "ab\tcde\nf");
+        assert_eq!(strip_escapes(line), "You hit it");
+        assert_eq!(strip_escapes("\u{1b}]0;cut off\nHit \u{1b}]8;"), "0;cut off\nHit 8;");
+        assert_eq!(strip_escapes("\u{1b}]0;t\u{1b}[1mHit\u{1b}[0"), "Hit");
+        assert_eq!(strip_escapes("\u{1b}[1;\nYou\u{1b}[äit"), "\nYouäit");
+        assert_eq!(strip_escapes("\u{1b}(B\u{1b}[mHit\u{1b}#8"), "Hit");
+        assert_eq!(sanitize("a\u{7}\u{9b}b\r\tc\u{202e}d\u{200b}e\nf"), "ab\tcde\nf");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::domain::TaskId;
 use crate::fault;
-use crate::news::ledger::{self, Ledger, Standing};
+use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{self, Event, told_by_host_program};
 use crate::process::{Identity, Life, Watch, Woken, calling_host};
 use crate::project::Project;
@@ -47,7 +47,7 @@ pub struct Waiter {
     host: Option<Identity>,
     /// The host that hears what is said, if one does.
     listener: Option<Identity>,
-    seen: BTreeMap<TaskId, Seen>,
+    seen: BTreeMap<TaskId, WatchedTask>,
     /// Of the directory of all tasks, which changes when a task comes or goes.
     all: Mark,
     /// When a task went away that could have brought news.
@@ -58,7 +58,7 @@ pub struct Waiter {
     blind: bool,
 }
 
-struct Seen {
+struct WatchedTask {
     mark: Mark,
     /// `None` if the task is none of ours.
     view: Option<View>,
@@ -202,7 +202,7 @@ impl Waiter {
         for view in self.seen.values().filter_map(|seen| seen.view.as_ref()) {
             let Ok(mut told) = ledger::read(&view.task) else { continue };
             let is_news = |id: &String| news.iter().any(|event| event.id == *id);
-            told.retain(|id, standing| *standing == Standing::Delivered && !is_news(id));
+            told.retain(|id, standing| *standing == Delivery::Delivered && !is_news(id));
             if !told.is_empty() {
                 let events = news::events(view).unwrap_or_default().into_iter();
                 unheard.extend(events.filter(|event| told.contains_key(&event.id)));
@@ -227,7 +227,7 @@ impl Waiter {
                     }
                     there
                 });
-                let current = |seen: &Seen| seen.mark.is_current() && seen.is_alive();
+                let current = |seen: &WatchedTask| seen.mark.is_current() && seen.is_alive();
                 tasks.retain(|task| !self.seen.get(task.id()).is_some_and(current));
                 tasks
             }
@@ -259,7 +259,7 @@ impl Waiter {
                 // Only the record could make it ours.
                 mark.stamps.truncate(1);
             }
-            self.seen.insert(task.id().clone(), Seen { mark, view: ours.then_some(view) });
+            self.seen.insert(task.id().clone(), WatchedTask { mark, view: ours.then_some(view) });
             read.push(task.id().clone());
         }
         read
@@ -298,7 +298,7 @@ impl Waiter {
         }
         // Opening the ledger to write wakes everybody who watches the task.
         let anothers = self.is_anothers(view);
-        let told = if anothers { Standing::Shown } else { Standing::Delivered };
+        let told = if anothers { Delivery::Shown } else { Delivery::Delivered };
         let standings = ledger::read(&view.task)?;
         events.retain(|event| standings.get(&event.id).is_none_or(|it| *it < told));
         if events.is_empty() {
@@ -352,7 +352,7 @@ impl Waiter {
     }
 }
 
-impl Seen {
+impl WatchedTask {
     fn is_active(&self) -> bool {
         let active = |view: &View| match view.state {
             State::Running | State::Asking => true,

@@ -17,14 +17,14 @@ use crate::exit::Exit;
 use crate::fault;
 use crate::files::{self, Lock};
 use crate::ids::now;
-use crate::news::ledger::{self, Ledger, Standing};
+use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Event, command, ids_in, shown_in_transcript};
 use crate::process::{Identity, Watch, calling_host};
 use crate::project::Project;
 use crate::task::{ExitRecord, SessionRecord, State, Task};
 use crate::wait::{Outcome, Waiter};
 use crate::worker::agent::{self, name};
-use crate::worker::supervise::{self, Started};
+use crate::worker::supervise::{self, StartOutcome};
 
 /// Claude Code ends a background command after two hours; the monitor ends by itself before.
 const HOST_LIMIT: Duration = Duration::from_secs(7000);
@@ -292,7 +292,7 @@ fn acknowledge_of(task: &Task, host: &Identity, shown: &[String], ids: &[&str]) 
     let mut open: Vec<String> = events.into_iter().map(|event| event.id).collect();
     open.extend(told.keys().cloned());
     let seen =
-        |id: &String| told.get(id) != Some(&Standing::Acknowledged) && ids.contains(&id.as_str());
+        |id: &String| told.get(id) != Some(&Delivery::Acknowledged) && ids.contains(&id.as_str());
     for id in open.into_iter().filter(seen) {
         Ledger::open(task)?.acknowledge(&id)?;
     }
@@ -360,8 +360,8 @@ fn goes_on(task: &Task, over: bool) -> Result<String> {
     let view = task.view()?;
     Ok(match view.record.route {
         Route::Cli if view.was_answered_late() => match supervise::start_answered(task)? {
-            Started::Running => ", its worker had ended and is started again".into(),
-            Started::Waiting(wait) => format!(", its worker had ended and waits {wait}"),
+            StartOutcome::Running => ", its worker had ended and is started again".into(),
+            StartOutcome::Waiting(wait) => format!(", its worker had ended and waits {wait}"),
         },
         Route::Agent if over || view.was_answered_late() => {
             format!("; its agent has ended: {}", agent::go_on(task, &view.record)?)

@@ -22,7 +22,7 @@ use crate::process::{Life, TASK_DIR, calling_host, launcher, of_the_host, own_he
 use crate::project::Project;
 use crate::task::{self, Before, Record, State, Task, Wait};
 use crate::tools::{self, Invocation, Session, gap, is_known};
-use crate::worker::supervise::{self, Started};
+use crate::worker::supervise::{self, StartOutcome};
 use crate::worker::{agent, prompt, run};
 
 /// Stands for the session's name in a dry run.
@@ -385,14 +385,14 @@ fn launch(task: &Task, record: &Record) -> Result<Exit> {
 }
 
 /// The word about what became of a start.
-fn started(task: &Task, record: &Record, started: Started) -> String {
+fn started(task: &Task, record: &Record, started: StartOutcome) -> String {
     let id = task.id();
     let what = match started {
-        Started::Running => format!("{id} started with {}", record.name),
-        Started::Waiting(wait @ Wait::Held { .. }) => {
+        StartOutcome::Running => format!("{id} started with {}", record.name),
+        StartOutcome::Waiting(wait @ Wait::Held { .. }) => {
             format!("{id} is {wait}; it starts by itself when that is done")
         }
-        Started::Waiting(wait) => format!("{id} waits {wait}; it starts by itself"),
+        StartOutcome::Waiting(wait) => format!("{id} waits {wait}; it starts by itself"),
     };
     format!("{what}. Tell the user and stop; news wakes you.")
 }

@@ -6,7 +6,7 @@ use Kinds::{Section, Text, Words};
 
 use crate::config::Config;
 use crate::config::diagnostic::{closest, marked};
-use crate::config::spans::{Kind, Node, duplicates, tree};
+use crate::config::spans::{Node, NodeKind, duplicates, tree};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::tools::{is_known, missing_program, obsolete_flags, program_of};
@@ -126,7 +126,7 @@ impl Check<'_> {
     }
 
     fn root(&mut self, root: &Node) {
-        if !matches!(root.kind, Kind::Map(_)) {
+        if !matches!(root.kind, NodeKind::Map(_)) {
             let remedy = "see references/config-example.yaml";
             return self.add(root.body, "a config is a map of keys".into(), remedy.into());
         }
@@ -153,20 +153,20 @@ impl Check<'_> {
     fn value(&mut self, name: &str, value: &Node, kinds: &'static Kinds) {
         match (kinds, &value.kind) {
             // Where an anchor leads is checked where it stands.
-            (_, Kind::Alias) => {}
-            (Text, Kind::Scalar(_)) => {}
-            (Words(words), Kind::Scalar(text)) => {
+            (_, NodeKind::Alias) => {}
+            (Text, NodeKind::Scalar(_)) => {}
+            (Words(words), NodeKind::Scalar(text)) => {
                 if !words.contains(&text.as_str()) {
                     let remedy = format!("one of {}", words.join(", "));
                     self.add(value.body, format!("'{name}' cannot be '{text}'"), remedy);
                 }
             }
-            (Section(known), Kind::Map(entries)) => {
+            (Section(known), NodeKind::Map(entries)) => {
                 for (key, entry) in entries {
                     let of = format!(" in {name}.{}", key.text().unwrap_or_default());
                     match &entry.kind {
-                        Kind::Map(_) => self.keys(entry, known, &of),
-                        Kind::Alias => {}
+                        NodeKind::Map(_) => self.keys(entry, known, &of),
+                        NodeKind::Alias => {}
                         _ => {
                             let example = known[0].0;
                             let remedy = format!("write {{ {example}: ... }}");
@@ -175,7 +175,7 @@ impl Check<'_> {
                     }
                 }
             }
-            (Section(_), Kind::Scalar(text)) if matches!(text.as_str(), "" | "~" | "null") => {}
+            (Section(_), NodeKind::Scalar(text)) if matches!(text.as_str(), "" | "~" | "null") => {}
             (Section(_), _) => {
                 self.add(
                     value.body,
@@ -230,7 +230,7 @@ impl Check<'_> {
         for (key, model) in section("models") {
             let id = key.text().unwrap_or_default();
             let Some((_, value)) = model.get("backend") else {
-                if matches!(model.kind, Kind::Map(_)) {
+                if matches!(model.kind, NodeKind::Map(_)) {
                     self.add(
                         key.body,
                         format!("model '{id}' has no backend"),

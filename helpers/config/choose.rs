@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::config::edit::Edit;
 use crate::config::pick::is_provider;
 use crate::config::{Choice, Config, Mention, store};
-use crate::tools::detect::{Found, Listing, detect, models, preferred_backend, provider};
+use crate::tools::detect::{InstalledCli, Listing, detect, models, preferred_backend, provider};
 use crate::tools::program_of;
 
 /// How a choice came about.
@@ -40,7 +40,10 @@ pub struct Chosen {
 }
 
 /// What is on this machine: the CLIs and their models.
-pub fn machine(config: Option<&Config>, refresh: bool) -> Result<(Vec<Found>, Vec<Listing>)> {
+pub fn machine(
+    config: Option<&Config>,
+    refresh: bool,
+) -> Result<(Vec<InstalledCli>, Vec<Listing>)> {
     let (found, answers) = asked(config, refresh)?;
     Ok((found, answers.into_iter().filter_map(Result::ok).collect()))
 }
@@ -49,7 +52,7 @@ pub fn machine(config: Option<&Config>, refresh: bool) -> Result<(Vec<Found>, Ve
 pub type Answer = Result<Listing, (String, String)>;
 
 /// The same with the CLIs that have no list of models.
-pub fn asked(config: Option<&Config>, refresh: bool) -> Result<(Vec<Found>, Vec<Answer>)> {
+pub fn asked(config: Option<&Config>, refresh: bool) -> Result<(Vec<InstalledCli>, Vec<Answer>)> {
     let found = detect(&config.map(backends).unwrap_or_default());
     let answers =
         models(&found, &crate::dirs::config_path()?.with_file_name("models.json"), refresh);

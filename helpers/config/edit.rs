@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use serde_yaml::Value;
 
-use crate::config::spans::{self, Kind, Node};
+use crate::config::spans::{self, Node, NodeKind};
 use crate::error::Refusal;
 use crate::exit::Exit;
 
@@ -295,7 +295,7 @@ fn prove(
         // The first line of a block scalar may hold a comment.
         let is_block = before.text[node.body..].starts_with(['|', '>']);
         let start = if is_block { before.line_end(node.body) } else { node.body };
-        matches!(node.kind, Kind::Scalar(_)).then_some(start..node.end)
+        matches!(node.kind, NodeKind::Scalar(_)).then_some(start..node.end)
     });
     let scalars: Vec<Range<usize>> = scalars.collect();
     for (range, _) in splices {
@@ -366,7 +366,8 @@ impl Document<'_> {
             let name = anchor(node)?;
             let mut behind = nodes.iter().filter(|other| other.start >= piece.end);
             let user = behind.find(|other| {
-                matches!(other.kind, Kind::Alias) && self.text[other.start + 1..other.end] == *name
+                matches!(other.kind, NodeKind::Alias)
+                    && self.text[other.start + 1..other.end] == *name
             })?;
             Some((user.start..user.end, self.text[node.start..node.end].to_owned()))
         };
@@ -463,7 +464,7 @@ impl Document<'_> {
             let end = self.text.find("\n...").map_or(self.text.len(), |at| at + 1);
             return Some(self.lines_at(end, written));
         };
-        let Kind::Map(entries) = &root.kind else { return None };
+        let NodeKind::Map(entries) = &root.kind else { return None };
         let Some((key, last)) = entries.last() else {
             return Some(vec![(root.body + 1..root.body + 1, format!(" {written} "))]);
         };

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::domain::{Access, Backend};
 use crate::text::shell_word;
-use crate::tools::detect::{Found, Listing, preferred_backend, provider};
+use crate::tools::detect::{InstalledCli, Listing, preferred_backend, provider};
 use crate::tools::{gap, is_known};
 
 /// A model that could be the default.
@@ -21,7 +21,10 @@ pub struct Offer {
 
 /// Every model of the CLIs that were found, with the backend that is to run it, grouped by provider
 /// in the order in which the providers first appear.
-pub fn models(found: &[Found], listings: &[Listing]) -> Vec<(&'static str, Vec<(String, String)>)> {
+pub fn models(
+    found: &[InstalledCli],
+    listings: &[Listing],
+) -> Vec<(&'static str, Vec<(String, String)>)> {
     let present: Vec<&str> = found.iter().map(|found| found.backend.as_str()).collect();
     let mut groups: Vec<(&'static str, Vec<(String, String)>)> = Vec::new();
     for listing in listings {
@@ -47,7 +50,7 @@ pub fn models(found: &[Found], listings: &[Listing]) -> Vec<(&'static str, Vec<(
 
 /// Three or four models that make sensible defaults, the recommended one first: the best and the
 /// fast one of Claude, then the first of each other provider. A CLI that is not logged in comes last.
-pub fn offers(found: &[Found], listings: &[Listing]) -> Vec<Offer> {
+pub fn offers(found: &[InstalledCli], listings: &[Listing]) -> Vec<Offer> {
     let groups = models(found, listings);
     let logged_out = |backend: &str| {
         found.iter().any(|found| found.backend == backend && found.logged_in == Some(false))
@@ -76,14 +79,19 @@ pub fn offers(found: &[Found], listings: &[Listing]) -> Vec<Offer> {
 }
 
 /// The CLIs whose workers cannot be held to what a task asks for, with the reason.
-pub fn gaps(found: &[Found]) -> Vec<(&str, String)> {
+pub fn gaps(found: &[InstalledCli]) -> Vec<(&str, String)> {
     let settings = Backend::default();
-    let gap = |found: &'_ Found| gap(&found.backend, &settings, Access::Write);
+    let gap = |found: &'_ InstalledCli| gap(&found.backend, &settings, Access::Write);
     found.iter().filter_map(|found| Some((found.backend.as_str(), gap(found)?))).collect()
 }
 
 /// The text of the first config. The backends of `full` may do anything.
-pub fn text(default: &str, found: &[Found], listings: &[Listing], full: &[String]) -> String {
+pub fn text(
+    default: &str,
+    found: &[InstalledCli],
+    listings: &[Listing],
+    full: &[String],
+) -> String {
     let mut text = format!(
         "# Who can work for dispatch. Yours to edit: 'dispatch-config check' says what is wrong.\n\ndefault: {}\n\nbackends:\n",
         scalar(default)
@@ -104,7 +112,7 @@ pub fn text(default: &str, found: &[Found], listings: &[Listing], full: &[String
 
 /// The text of a config in the present form that keeps every name and command of one in the old:
 /// its agents stay behind the models, and a model that is called like one of them stays out.
-pub fn migrated(old: &Config, found: &[Found], listings: &[Listing]) -> String {
+pub fn migrated(old: &Config, found: &[InstalledCli], listings: &[Listing]) -> String {
     let mut listings = listings.to_vec();
     for listing in &mut listings {
         listing.models.retain(|model| old.agents.get(&model.id).is_none());
@@ -143,7 +151,7 @@ pub fn migrated(old: &Config, found: &[Found], listings: &[Listing]) -> String {
 }
 
 /// A backend's settings: none but its access for a CLI that is called by its usual name.
-fn backend(found: &Found, full: bool) -> String {
+fn backend(found: &InstalledCli, full: bool) -> String {
     let program = found.program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if is_known(&found.backend) && program != "agent" {
         return if full { "{ access: full }" } else { "{}" }.into();
@@ -172,8 +180,8 @@ mod tests {
     use super::*;
     use crate::tools::detect::{Listed, Source};
 
-    fn found(backend: &str, program: &str, logged_in: bool) -> Found {
-        Found {
+    fn found(backend: &str, program: &str, logged_in: bool) -> InstalledCli {
+        InstalledCli {
             backend: backend.into(),
             program: program.into(),
             version: Some("1".into()),
@@ -187,7 +195,7 @@ mod tests {
         Listing { backend: backend.into(), models, source: Source::Asked, asked: None }
     }
 
-    fn machine() -> (Vec<Found>, Vec<Listing>) {
+    fn machine() -> (Vec<InstalledCli>, Vec<Listing>) {
         (
             vec![
                 found("claude", "/bin/claude", true),

@@ -15,10 +15,10 @@ pub(super) struct Node {
     pub(super) body: usize,
     /// Behind its last byte; the line breaks that end a block scalar are not its own.
     pub(super) end: usize,
-    pub(super) kind: Kind,
+    pub(super) kind: NodeKind,
 }
 
-pub(super) enum Kind {
+pub(super) enum NodeKind {
     Scalar(String),
     Alias,
     List(Vec<Node>),
@@ -32,12 +32,12 @@ impl Node {
 
     /// Its text, if it is a scalar.
     pub(super) fn text(&self) -> Option<&str> {
-        if let Kind::Scalar(text) = &self.kind { Some(text) } else { None }
+        if let NodeKind::Scalar(text) = &self.kind { Some(text) } else { None }
     }
 
     /// Its keys and values; none if it is no map.
     pub(super) fn entries(&self) -> &[(Self, Self)] {
-        if let Kind::Map(entries) = &self.kind { entries } else { &[] }
+        if let NodeKind::Map(entries) = &self.kind { entries } else { &[] }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&(Self, Self)> {
@@ -47,7 +47,7 @@ impl Node {
     /// It and all below it, in the order of the text.
     pub(super) fn all(&self) -> Vec<&Self> {
         let below: Vec<&Self> = match &self.kind {
-            Kind::List(items) => items.iter().flat_map(Self::all).collect(),
+            NodeKind::List(items) => items.iter().flat_map(Self::all).collect(),
             _ => {
                 let nodes = self.entries().iter().flat_map(|(key, value)| [key, value]);
                 nodes.flat_map(Self::all).collect()
@@ -93,9 +93,9 @@ fn node(text: &str, events: &mut impl Iterator<Item = Event>) -> Result<Node, us
                 let kept = kept.strip_suffix('\r').unwrap_or(kept);
                 end = body + if keeps { kept.len() } else { whole.trim_end().len() };
             }
-            Kind::Scalar(value)
+            NodeKind::Scalar(value)
         }
-        EventKind::Alias => Kind::Alias,
+        EventKind::Alias => NodeKind::Alias,
         EventKind::List | EventKind::Map => {
             let mut items = Vec::new();
             let closed = loop {
@@ -108,11 +108,11 @@ fn node(text: &str, events: &mut impl Iterator<Item = Event>) -> Result<Node, us
             let last = items.iter().map(|item| item.end).max().unwrap_or(end);
             end = if text[body..].starts_with(['{', '[']) { closed } else { last };
             if matches!(kind, EventKind::List) {
-                Kind::List(items)
+                NodeKind::List(items)
             } else {
                 let mut items = items.into_iter();
                 let pairs = std::iter::from_fn(|| Some((items.next()?, items.next()?)));
-                Kind::Map(pairs.collect())
+                NodeKind::Map(pairs.collect())
             }
         }
         EventKind::End => return Err(end),

@@ -19,7 +19,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ids::short_hash;
-use crate::text::{plain, shell_word};
+use crate::text::{sanitize, shell_word};
 use command::{check_version, git, last_line, on, patiently, run, stdout, text};
 
 pub(crate) use command::OF_ANOTHER_REPOSITORY;
@@ -173,7 +173,7 @@ fn changes(status: &mut Command) -> Result<Vec<String>> {
 
 /// The first of some paths and how many more there are.
 pub fn first_of(paths: &[String]) -> String {
-    let first = paths.iter().take(3).map(|path| plain(path)).collect::<Vec<_>>().join(", ");
+    let first = paths.iter().take(3).map(|path| sanitize(path)).collect::<Vec<_>>().join(", ");
     match paths.len().saturating_sub(3) {
         0 => first,
         more => format!("{first} and {more} more"),

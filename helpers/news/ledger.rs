@@ -19,7 +19,7 @@ use crate::task::Task;
 
 /// How far an event has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
+pub enum Delivery {
     /// Nobody was told.
     #[default]
     New,
@@ -35,7 +35,7 @@ pub enum Standing {
 #[derive(Debug)]
 pub struct Ledger {
     file: File,
-    standings: BTreeMap<String, Standing>,
+    standings: BTreeMap<String, Delivery>,
 }
 
 impl Ledger {
@@ -51,7 +51,7 @@ impl Ledger {
     }
 
     /// How far an event has come.
-    pub fn standing(&self, event: &Event) -> Standing {
+    pub fn standing(&self, event: &Event) -> Delivery {
         self.standings.get(&event.id).copied().unwrap_or_default()
     }
 
@@ -60,25 +60,25 @@ impl Ledger {
         let host = host.map_or_else(|| "-".into(), Identity::to_string);
         self.write(
             &event.id,
-            Standing::Delivered,
+            Delivery::Delivered,
             &format!("delivered {} {} {host}", event.id, event.key),
         )
     }
 
     /// Writes that an event is about to be printed for somebody else than its host.
     pub fn show(&mut self, event: &Event) -> Result<()> {
-        self.write(&event.id, Standing::Shown, &format!("shown {} {}", event.id, event.key))
+        self.write(&event.id, Delivery::Shown, &format!("shown {} {}", event.id, event.key))
     }
 
     /// Writes that the host has an event.
     pub fn acknowledge(&mut self, id: &str) -> Result<()> {
-        if self.standings.get(id) == Some(&Standing::Acknowledged) {
+        if self.standings.get(id) == Some(&Delivery::Acknowledged) {
             return Ok(());
         }
-        self.write(id, Standing::Acknowledged, &format!("acknowledged {id}"))
+        self.write(id, Delivery::Acknowledged, &format!("acknowledged {id}"))
     }
 
-    fn write(&mut self, id: &str, standing: Standing, what: &str) -> Result<()> {
+    fn write(&mut self, id: &str, standing: Delivery, what: &str) -> Result<()> {
         // One write, so that a crash leaves a whole line or none.
         let line = format!("{} {what}\n", now());
         self.file.write_all(line.as_bytes()).context("cannot write the ledger of news")?;
@@ -89,22 +89,22 @@ impl Ledger {
 }
 
 /// The standings of a task's events without the lock, to see whether there is anything to write.
-pub fn read(task: &Task) -> Result<BTreeMap<String, Standing>> {
+pub fn read(task: &Task) -> Result<BTreeMap<String, Delivery>> {
     Ok(parse(&files::read_words(&task.news_path())?.unwrap_or_default()))
 }
 
-fn parse(text: &str) -> BTreeMap<String, Standing> {
+fn parse(text: &str) -> BTreeMap<String, Delivery> {
     let mut standings = BTreeMap::new();
     for line in text.lines() {
         let mut words = line.split(' ').skip(1);
         let standing = match words.next() {
-            Some("shown") => Standing::Shown,
-            Some("delivered") => Standing::Delivered,
-            Some("acknowledged") => Standing::Acknowledged,
+            Some("shown") => Delivery::Shown,
+            Some("delivered") => Delivery::Delivered,
+            Some("acknowledged") => Delivery::Acknowledged,
             _ => continue,
         };
         if let Some(id) = words.next() {
-            let best: &mut Standing = standings.entry(id.to_string()).or_default();
+            let best: &mut Delivery = standings.entry(id.to_string()).or_default();
             *best = standing.max(*best);
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::config::{Choice, Config};
-use crate::domain::{Failure, Kind, Route};
+use crate::domain::{Failure, FailureKind, Route};
 use crate::files;
 use crate::ids::short_hash;
 use crate::plan::Marker;
@@ -213,9 +213,9 @@ impl Remedy {
             (State::Waiting, Reason::Waits(Wait::Held { .. })) => Self::Resume(""),
             (_, Reason::Denied(_)) => full(),
             (_, Reason::Cli(failure)) => match failure.kind {
-                Kind::Sandbox => full(),
-                Kind::Model => Self::Resume(" --model NAME"),
-                Kind::Auth => {
+                FailureKind::Sandbox => full(),
+                FailureKind::Model => Self::Resume(" --model NAME"),
+                FailureKind::Auth => {
                     let choice = choice(view);
                     let login = choice.and_then(|it| tools::login(&it.backend, &it.settings));
                     login.map_or(Self::Resume(""), |login| Self::Login(login.into()))
@@ -261,11 +261,11 @@ fn remedy(view: &View, spawn: &str) -> String {
         (_, Reason::Item(item)) => {
             format!("{ask} {resume} {then}, --resume --skip {item} goes on without that item")
         }
-        (_, Reason::Cli(Failure { kind: Kind::Untrusted, .. })) => {
+        (_, Reason::Cli(Failure { kind: FailureKind::Untrusted, .. })) => {
             let directory = view.record.directory.display();
             format!("the user must let it trust {directory}; then {resume}")
         }
-        (_, Reason::Cli(Failure { kind: Kind::Network, .. })) => {
+        (_, Reason::Cli(Failure { kind: FailureKind::Network, .. })) => {
             format!("{ask} when the network is back, {resume}")
         }
         (_, Reason::NotStarted(_) | Reason::Cli(_)) => {

@@ -188,7 +188,7 @@ fn name(process: &OwnedFd) -> u64 {
 }
 
 /// What one wait looks at.
-pub(super) struct Queue {
+pub(super) struct EventQueue {
     pipes: Vec<SignalPipe>,
     /// `None` if the user's instances are used up; then the caller's scans have to do.
     inotify: Option<Inotify>,
@@ -198,7 +198,7 @@ pub(super) struct Queue {
     deaths: Epoll,
 }
 
-impl Queue {
+impl EventQueue {
     pub(super) fn new(pipes: Vec<SignalPipe>) -> Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         let inotify = inotify.filter(|_| !fault::fails("inotify"));

@@ -152,14 +152,14 @@ pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<bool> {
 }
 
 /// What one wait looks at.
-pub(super) struct Queue {
+pub(super) struct EventQueue {
     queue: Kqueue,
     pipes: Vec<SignalPipe>,
     /// The open directories and files; closing one ends its watch.
     open: HashMap<PathBuf, File>,
 }
 
-impl Queue {
+impl EventQueue {
     pub(super) fn new(pipes: Vec<SignalPipe>) -> Result<Self> {
         let queue = Self { queue: Kqueue::new()?, pipes, open: HashMap::new() };
         fcntl(&queue.queue, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;

@@ -8,7 +8,7 @@
 //! (network file system, queue overflow, no inotify left) only costs that second.
 //!
 //! What the systems share is here; `linux.rs` and `macos.rs` each provide the same few functions
-//! and a `Queue`.
+//! and a `EventQueue`.
 
 #[cfg(target_os = "linux")]
 #[path = "linux.rs"]
@@ -156,7 +156,7 @@ pub enum Woken {
 
 /// Waits for files, processes and signals at once. Events are hints: callers scan again.
 pub struct Watch {
-    queue: os::Queue,
+    queue: os::EventQueue,
     /// Every process that was ever added, so that a death wakes once and not at every scan.
     known: HashSet<Identity>,
     signals: VecDeque<i32>,
@@ -167,7 +167,7 @@ impl Watch {
     /// A watch over these signals. They no longer end this process, even after the watch is dropped.
     pub fn new(signals: &[i32]) -> Result<Self> {
         let pipes = signals.iter().map(|&signal| SignalPipe::new(signal)).collect::<Result<_>>()?;
-        let queue = os::Queue::new(pipes).context("cannot make an event queue")?;
+        let queue = os::EventQueue::new(pipes).context("cannot make an event queue")?;
         Ok(Self { queue, known: HashSet::new(), signals: VecDeque::new(), changed: false })
     }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::task::Attempt;
-use crate::text::without_sequences;
+use crate::text::strip_escapes;
 
 /// Where the words of an event stand, in the events of the CLIs that dispatch knows.
 const WORDS: [&str; 8] =
@@ -23,7 +23,7 @@ pub fn last_lines(attempt: &Attempt, count: usize) -> Vec<String> {
 
 /// The words of a line; `None` if it has none.
 pub fn in_words(line: &str) -> Option<String> {
-    let line = without_sequences(line);
+    let line = strip_escapes(line);
     let words = match serde_json::from_str::<Value>(&line) {
         Ok(event @ Value::Object(_)) => words_of(&event)?,
         _ => line,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::domain::{Access, Kind};
+use crate::domain::{Access, FailureKind};
 use crate::process::find_program;
 use crate::tools::cli::{Cli, named_session, no_namespaces};
 use crate::tools::events::Heard;
@@ -23,18 +23,24 @@ pub(super) static CLI: Cli = Cli {
     event,
     line: |line, heard| heard.known_failure(&CLI, line),
     failures: &[
-        (Kind::Auth, r"^(Not logged in|Invalid API key) \u{b7} "),
-        (Kind::Auth, r"^Failed to authenticate\. |^API Error: 40[13] "),
-        (Kind::Quota, r"^You've hit your .*limit|^You're out of (extra usage|usage credits)"),
-        (Kind::Quota, r"^Credit balance is too low|^API Error: (Request rejected \(429\)|429)"),
-        (Kind::Model, r"^There's an issue with the selected model"),
-        (Kind::Session, r"^No conversation found with session ID"),
-        (Kind::Sandbox, r"^(Error: s|S)andbox required but unavailable"),
+        (FailureKind::Auth, r"^(Not logged in|Invalid API key) \u{b7} "),
+        (FailureKind::Auth, r"^Failed to authenticate\. |^API Error: 40[13] "),
+        (
+            FailureKind::Quota,
+            r"^You've hit your .*limit|^You're out of (extra usage|usage credits)",
+        ),
+        (
+            FailureKind::Quota,
+            r"^Credit balance is too low|^API Error: (Request rejected \(429\)|429)",
+        ),
+        (FailureKind::Model, r"^There's an issue with the selected model"),
+        (FailureKind::Session, r"^No conversation found with session ID"),
+        (FailureKind::Sandbox, r"^(Error: s|S)andbox required but unavailable"),
         // As root it does everything only where IS_SANDBOX=1 says that this is a sandbox.
-        (Kind::Sandbox, r"^--dangerously-skip-permissions cannot be used with root"),
-        (Kind::Network, r"^API Error: (Connection|No internet|Unable to connect)"),
-        (Kind::Network, r"^Can't reach the API server"),
-        (Kind::Crash, r"^API Error: (5[0-9][0-9]|Repeated)"),
+        (FailureKind::Sandbox, r"^--dangerously-skip-permissions cannot be used with root"),
+        (FailureKind::Network, r"^API Error: (Connection|No internet|Unable to connect)"),
+        (FailureKind::Network, r"^Can't reach the API server"),
+        (FailureKind::Crash, r"^API Error: (5[0-9][0-9]|Repeated)"),
     ],
     login: "claude auth login",
 };
@@ -120,7 +126,7 @@ fn tool_result(result: &Value, heard: &mut Heard) {
     } else if let Some(said) =
         text.strip_prefix("Exit code 1\n").filter(|it| it.starts_with("bwrap: "))
     {
-        heard.fail(Kind::Sandbox, said);
+        heard.fail(FailureKind::Sandbox, said);
     }
 }
 
@@ -149,7 +155,7 @@ fn result(event: &Value, heard: &mut Heard) {
 }
 
 /// The kind of an error by the CLI's own name for it.
-fn kind(event: &Value) -> Kind {
+fn kind(event: &Value) -> FailureKind {
     match event["error"].as_str() {
         Some(
             "authentication_failed"
@@ -157,11 +163,11 @@ fn kind(event: &Value) -> Kind {
             | "account_on_hold"
             | "verification_required"
             | "cloud_credential_error",
-        ) => Kind::Auth,
-        Some("rate_limit" | "billing_error") => Kind::Quota,
-        Some("model_not_found") => Kind::Model,
-        _ if event["api_error"] == "connection_failed" => Kind::Network,
-        _ => Kind::Crash,
+        ) => FailureKind::Auth,
+        Some("rate_limit" | "billing_error") => FailureKind::Quota,
+        Some("model_not_found") => FailureKind::Model,
+        _ if event["api_error"] == "connection_failed" => FailureKind::Network,
+        _ => FailureKind::Crash,
     }
 }
 

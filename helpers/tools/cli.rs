@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::domain::{Access, Kind};
+use crate::domain::{Access, FailureKind};
 use crate::tools::events::Heard;
 use crate::tools::{Job, Session, words};
 
@@ -34,7 +34,7 @@ pub(super) struct Cli {
     /// Takes in any other line, without colours.
     pub(super) line: fn(&str, &mut Heard),
     /// Its errors: the first expression that fits tells the kind.
-    pub(super) failures: &'static [(Kind, &'static str)],
+    pub(super) failures: &'static [(FailureKind, &'static str)],
     /// What a person types to log in.
     pub(super) login: &'static str,
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::text::plain;
+use crate::text::sanitize;
 
 fn listed(rows: &[(&str, Option<&str>)]) -> Vec<Listed> {
     let model = |&(id, name): &(&str, Option<&str>)| Listed {
@@ -137,7 +137,7 @@ fn cursors_list_in_all_its_forms() {
         .replace("Auto", "\u{200b}Auto\u{feff}")
         .replace("Available", "\x1b[2K\x1b[1G\x1b]0;title\x07Available");
     for text in [recorded.to_owned(), coloured, recorded.replace('\n', "\r\n")] {
-        assert_eq!(cursor_models(&plain(&text)), Some(expected.clone()), "{text}");
+        assert_eq!(cursor_models(&sanitize(&text)), Some(expected.clone()), "{text}");
     }
     let rows = [
         ("a - A (current)", listed(&[("a", Some("A"))])),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::domain::{Access, Kind};
+use crate::domain::{Access, FailureKind};
 use crate::tools::cli::{Cli, no_namespaces, same_name};
 use crate::tools::events::Heard;
 use crate::tools::{Job, Session, words};
@@ -22,14 +22,17 @@ pub(super) static CLI: Cli = Cli {
     event,
     line,
     failures: &[
-        (Kind::Auth, r"unexpected status 40[13] |^Missing environment variable|^Not logged in"),
-        (Kind::Auth, r"access token could not be refreshed"),
-        (Kind::Quota, r"last status: 429|^You've hit your usage limit|^Quota exceeded"),
-        (Kind::Model, r"The model .* does not exist|is not supported when using Codex with"),
-        (Kind::Session, r"no rollout found for thread id"),
-        (Kind::Untrusted, r"^Not inside a trusted directory"),
-        (Kind::Sandbox, r"^(bwrap|sandbox-exec): "),
-        (Kind::Network, r"waiting for network|stream disconnected before completion"),
+        (
+            FailureKind::Auth,
+            r"unexpected status 40[13] |^Missing environment variable|^Not logged in",
+        ),
+        (FailureKind::Auth, r"access token could not be refreshed"),
+        (FailureKind::Quota, r"last status: 429|^You've hit your usage limit|^Quota exceeded"),
+        (FailureKind::Model, r"The model .* does not exist|is not supported when using Codex with"),
+        (FailureKind::Session, r"no rollout found for thread id"),
+        (FailureKind::Untrusted, r"^Not inside a trusted directory"),
+        (FailureKind::Sandbox, r"^(bwrap|sandbox-exec): "),
+        (FailureKind::Network, r"waiting for network|stream disconnected before completion"),
     ],
     login: "codex login",
 };
@@ -98,7 +101,7 @@ fn item(item: &Value, heard: &mut Heard) {
         Some("command_execution") => {
             let output = item["aggregated_output"].as_str().unwrap_or_default();
             if let Some(first) = output.lines().next().filter(|line| of_the_sandbox(line)) {
-                heard.fail(Kind::Sandbox, first);
+                heard.fail(FailureKind::Sandbox, first);
             }
         }
         Some("agent_message") => heard.recovered(),

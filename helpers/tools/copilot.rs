@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::domain::{Access, Kind};
+use crate::domain::{Access, FailureKind};
 use crate::process::find_program;
 use crate::tools::cli::{Cli, same_name};
 use crate::tools::events::Heard;
@@ -27,12 +27,12 @@ pub(super) static CLI: Cli = Cli {
     event,
     line: |line, heard| heard.known_failure(&CLI, line),
     failures: &[
-        (Kind::Auth, r"^Error: No authentication information found"),
-        (Kind::Quota, r"^402 |You have no quota"),
-        (Kind::Model, r"^Model '.*' not found|^(Error: )?Model .* is not available"),
-        (Kind::Session, r"^Error: No session, task, or name matched"),
-        (Kind::Sandbox, r"Cannot start sandboxed command: "),
-        (Kind::Network, r"Last error: Failed native model (HTTP|WebSocket) request"),
+        (FailureKind::Auth, r"^Error: No authentication information found"),
+        (FailureKind::Quota, r"^402 |You have no quota"),
+        (FailureKind::Model, r"^Model '.*' not found|^(Error: )?Model .* is not available"),
+        (FailureKind::Session, r"^Error: No session, task, or name matched"),
+        (FailureKind::Sandbox, r"Cannot start sandboxed command: "),
+        (FailureKind::Network, r"Last error: Failed native model (HTTP|WebSocket) request"),
     ],
     login: "copilot login",
 };
@@ -106,8 +106,8 @@ fn event(event: &Value, heard: &mut Heard) {
         Some("session.error") => {
             let said = data["message"].as_str().unwrap_or_default();
             match data["errorType"].as_str() {
-                Some("authentication") => heard.fail(Kind::Auth, said),
-                Some("rate_limit" | "quota") => heard.fail(Kind::Quota, said),
+                Some("authentication") => heard.fail(FailureKind::Auth, said),
+                Some("rate_limit" | "quota") => heard.fail(FailureKind::Quota, said),
                 _ => heard.reported_failure(&CLI, said),
             }
         }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 
 use serde_json::Value;
 
-use crate::domain::{Access, Kind};
+use crate::domain::{Access, FailureKind};
 use crate::tools::cli::{Cli, no_directories, same_name};
 use crate::tools::events::Heard;
 use crate::tools::{Job, Session, words};
@@ -23,14 +23,14 @@ pub(super) static CLI: Cli = Cli {
     line: |line, heard| heard.known_failure(&CLI, line),
     // It says them on standard error, and not in events.
     failures: &[
-        (Kind::Auth, r"^(Error: )?Authentication required\. Please run"),
-        (Kind::Auth, r"^[^A-Za-z]*((Error|Warning): )?The provided API key is invalid"),
-        (Kind::Quota, r"^(Error: |ActionRequiredError: )*You've hit your usage limit"),
-        (Kind::Quota, r"^[A-Za-z]*Error: \[resource_exhausted\]"),
-        (Kind::Model, r"^(Error: )?Cannot use this model: "),
-        (Kind::Untrusted, r"^[^A-Za-z]*Workspace Trust Required"),
-        (Kind::Sandbox, r"^(Error: )?Sandbox mode is enabled but not available"),
-        (Kind::Network, r"^[A-Za-z]*Error: \[(unavailable|deadline_exceeded)\]"),
+        (FailureKind::Auth, r"^(Error: )?Authentication required\. Please run"),
+        (FailureKind::Auth, r"^[^A-Za-z]*((Error|Warning): )?The provided API key is invalid"),
+        (FailureKind::Quota, r"^(Error: |ActionRequiredError: )*You've hit your usage limit"),
+        (FailureKind::Quota, r"^[A-Za-z]*Error: \[resource_exhausted\]"),
+        (FailureKind::Model, r"^(Error: )?Cannot use this model: "),
+        (FailureKind::Untrusted, r"^[^A-Za-z]*Workspace Trust Required"),
+        (FailureKind::Sandbox, r"^(Error: )?Sandbox mode is enabled but not available"),
+        (FailureKind::Network, r"^[A-Za-z]*Error: \[(unavailable|deadline_exceeded)\]"),
     ],
     login: "cursor-agent login",
 };

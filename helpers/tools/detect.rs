@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files;
 use crate::process::{Signal, find_program_in, of_the_host, own_group, signal_group};
-use crate::text::plain;
+use crate::text::sanitize;
 use crate::tools::clis::{self, CLIS, Cli, Models};
 
 pub use crate::tools::clis::Listed;
@@ -51,7 +51,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A worker CLI that is here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Found {
+pub struct InstalledCli {
     /// The backend's name.
     pub backend: String,
     /// The program, as an absolute path.
@@ -65,7 +65,7 @@ pub struct Found {
     pub problem: Option<String>,
 }
 
-impl Found {
+impl InstalledCli {
     /// Whether it can be expected to work: it said its version, or there was nothing to ask.
     pub fn usable(&self) -> bool {
         self.version.is_some() || self.problem.is_none()
@@ -76,19 +76,19 @@ impl Found {
 /// seconds whatever hangs; one that hangs is named and ended. `extra` are the backends of the
 /// config, as name and program: one with a known name is looked for at its program first, and one
 /// that no row knows is looked for and not run, since nobody can say what it does.
-pub fn detect(extra: &[(String, String)]) -> Vec<Found> {
+pub fn detect(extra: &[(String, String)]) -> Vec<InstalledCli> {
     detect_in(&std::env::var_os("PATH").unwrap_or_default(), extra)
 }
 
-fn detect_in(path: &OsStr, extra: &[(String, String)]) -> Vec<Found> {
+fn detect_in(path: &OsStr, extra: &[(String, String)]) -> Vec<InstalledCli> {
     let until = Instant::now() + DETECTION;
     let searches = searches(path, extra);
     let names: Vec<_> =
         searches.iter().map(|s| (s.backend.clone(), s.programs[0].clone())).collect();
     let found = in_parallel(searches, until + ENDING, move |search| search.look(until));
-    let late = |(backend, program): (String, PathBuf)| Found {
+    let late = |(backend, program): (String, PathBuf)| InstalledCli {
         problem: Some(format!("`{} --version` does not end", name(&program))),
-        ..Found::bare(&backend, &program)
+        ..InstalledCli::bare(&backend, &program)
     };
     names
         .into_iter()
@@ -139,26 +139,32 @@ fn searches(path: &OsStr, extra: &[(String, String)]) -> Vec<Search> {
 
 impl Search {
     /// The first program that works; else the first that is there, with its problem.
-    fn look(&self, until: Instant) -> Option<Found> {
+    fn look(&self, until: Instant) -> Option<InstalledCli> {
         let Some(cli) = self.cli else {
-            return Some(Found::bare(&self.backend, &self.programs[0]));
+            return Some(InstalledCli::bare(&self.backend, &self.programs[0]));
         };
         let mut broken = None;
         for program in &self.programs {
             match look_at(cli, program, until) {
                 Some((version @ Some(_), problem)) => {
-                    let found = Found { version, problem, ..Found::bare(&self.backend, program) };
+                    let found = InstalledCli {
+                        version,
+                        problem,
+                        ..InstalledCli::bare(&self.backend, program)
+                    };
                     let answers = found.problem.is_none();
                     return Some(if answers { found.with_login(cli, until) } else { found });
                 }
                 Some((None, problem)) => {
-                    let found = Found { problem, ..Found::bare(&self.backend, program) };
+                    let found =
+                        InstalledCli { problem, ..InstalledCli::bare(&self.backend, program) };
                     broken.get_or_insert(found);
                 }
                 None => {}
             }
         }
-        broken.or_else(|| self.certain.then(|| Found::bare(&self.backend, &self.programs[0])))
+        broken
+            .or_else(|| self.certain.then(|| InstalledCli::bare(&self.backend, &self.programs[0])))
     }
 }
 
@@ -197,7 +203,7 @@ fn packaged(package: &str, program: &Path) -> Option<String> {
     })
 }
 
-impl Found {
+impl InstalledCli {
     fn bare(backend: &str, program: &Path) -> Self {
         let (backend, program) = (backend.to_owned(), program.to_owned());
         Self { backend, program, version: None, logged_in: None, problem: None }
@@ -228,12 +234,12 @@ struct Cached {
 }
 
 impl Cached {
-    fn is_of(&self, found: &Found) -> bool {
+    fn is_of(&self, found: &InstalledCli) -> bool {
         self.listing.backend == found.backend && self.program == found.program
     }
 
     /// Whether it can stand for a new question.
-    fn is_fresh(&self, found: &Found) -> bool {
+    fn is_fresh(&self, found: &InstalledCli) -> bool {
         let same = self.version == found.version && self.logged_in == found.logged_in;
         let asked = self.listing.asked.as_deref().map(humantime::parse_rfc3339);
         // A time in the future is a clock that was set, and says nothing.
@@ -247,7 +253,7 @@ impl Cached {
 /// has its list of the last time, with its old date, unless `refresh`. A CLI that no row knows is
 /// left out.
 pub fn models(
-    found: &[Found],
+    found: &[InstalledCli],
     cache: &Path,
     refresh: bool,
 ) -> Vec<Result<Listing, (String, String)>> {
@@ -266,9 +272,9 @@ pub fn models(
         kept_or_asked(cli, &found, kept, refresh, until)
     });
     let mut changed = false;
-    let mut keep = |found: Found, listing: &Listing| {
+    let mut keep = |found: InstalledCli, listing: &Listing| {
         lists.retain(|cached| !cached.is_of(&found));
-        let Found { program, version, logged_in, .. } = found;
+        let InstalledCli { program, version, logged_in, .. } = found;
         lists.push(Cached { program, version, logged_in, listing: listing.clone() });
         changed = true;
     };
@@ -292,12 +298,12 @@ pub fn models(
 /// The models of a CLI, and whether it was asked for them now.
 fn kept_or_asked(
     cli: &Cli,
-    found: &Found,
+    found: &InstalledCli,
     kept: Option<Cached>,
     refresh: bool,
     until: Instant,
 ) -> Result<(Listing, bool), String> {
-    if let Found { version: None, problem: Some(problem), .. } = found {
+    if let InstalledCli { version: None, problem: Some(problem), .. } = found {
         return Err(problem.clone());
     }
     let (ids, source) = match cli.models {
@@ -320,7 +326,7 @@ fn kept_or_asked(
 }
 
 fn list(
-    found: &Found,
+    found: &InstalledCli,
     args: &[&str],
     read: fn(&str) -> Option<Vec<Listed>>,
     until: Instant,
@@ -408,7 +414,7 @@ fn ask(program: &Path, args: &[&str], until: Instant) -> Result<Said, String> {
             Ok(Some(status)) => {
                 // What it wrote is in the pipes; a process that it left behind may hold them open.
                 while Pipe::read_ready([&mut out, &mut err], Duration::ZERO) {}
-                let [out, err] = [&out, &err].map(|p| plain(&String::from_utf8_lossy(&p.bytes)));
+                let [out, err] = [&out, &err].map(|p| sanitize(&String::from_utf8_lossy(&p.bytes)));
                 return Ok(Said { call, code: status.code(), out, err });
             }
             _ if out.bytes.len() + err.bytes.len() > MOST => {

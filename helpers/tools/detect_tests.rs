@@ -32,13 +32,13 @@ impl Fakes {
         path
     }
 
-    fn detect(&self, extra: &[(&str, &str)]) -> Vec<Found> {
+    fn detect(&self, extra: &[(&str, &str)]) -> Vec<InstalledCli> {
         let extra: Vec<_> = extra.iter().map(|&(a, b)| (a.to_owned(), b.to_owned())).collect();
         detect_in(self.0.path().as_os_str(), &extra)
     }
 
     /// What there is to say when there is just one.
-    fn one(&self) -> Found {
+    fn one(&self) -> InstalledCli {
         let mut found = self.detect(&[]);
         assert_eq!(found.len(), 1, "{found:?}");
         found.remove(0)
@@ -197,7 +197,7 @@ fn what_hangs_delays_nobody_and_is_ended_with_what_it_started() {
             ("droid", Some("0.215.0")),
         ]
     );
-    let usable: Vec<_> = found.iter().map(Found::usable).collect();
+    let usable: Vec<_> = found.iter().map(InstalledCli::usable).collect();
     assert_eq!(usable, [true, false, true, false, true]);
     let problem = |at: usize| found[at].problem.as_deref().unwrap_or_default();
     assert!(problem(0).starts_with("`claude auth status` did not answer in 1."), "{}", problem(0));
@@ -351,7 +351,7 @@ fn a_list_is_asked_again_when_it_is_old_or_of_another_version_or_login() {
     let fakes = Fakes::new(&[("opencode", &counted("1.18.33"))]);
     let calls = || fakes.file("opencode.calls").lines().count();
     let mut found = fakes.detect(&[]);
-    let list = |found: &[Found], refresh| models(found, &fakes.cache(), refresh).remove(0);
+    let list = |found: &[InstalledCli], refresh| models(found, &fakes.cache(), refresh).remove(0);
     let first = list(&found, false).expect("a list");
     let asked = first.asked.clone().expect("a date");
     assert!(humantime::parse_rfc3339(&asked).is_ok());
@@ -366,7 +366,7 @@ fn a_list_is_asked_again_when_it_is_old_or_of_another_version_or_login() {
         cache[0]["listing"]["asked"] = date.into();
         fs::write(fakes.cache(), cache.to_string()).expect("written");
     };
-    let spoil: [&dyn Fn(&mut Found); 6] = [
+    let spoil: [&dyn Fn(&mut InstalledCli); 6] = [
         &|_| date("2020-01-01T00:00:00Z"),
         &|_| date("2999-01-01T00:00:00Z"),
         &|_| date("yesterday"),

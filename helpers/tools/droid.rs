@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use serde_json::Value;
 
-use crate::domain::{Access, Kind};
+use crate::domain::{Access, FailureKind};
 use crate::tools::cli::{Cli, no_directories, same_name};
 use crate::tools::events::Heard;
 use crate::tools::{Job, Session, words};
@@ -21,10 +21,10 @@ pub(super) static CLI: Cli = Cli {
     event,
     line: |line, heard| heard.known_failure(&CLI, line),
     failures: &[
-        (Kind::Auth, r"^40[13] |^(Error: )?Authentication failed"),
-        (Kind::Quota, r"^(402|429) "),
-        (Kind::Model, r"^404 .*[Mm]odel|^Invalid model: "),
-        (Kind::Network, r"^Connection error"),
+        (FailureKind::Auth, r"^40[13] |^(Error: )?Authentication failed"),
+        (FailureKind::Quota, r"^(402|429) "),
+        (FailureKind::Model, r"^404 .*[Mm]odel|^Invalid model: "),
+        (FailureKind::Network, r"^Connection error"),
     ],
     login: "droid",
 };

@@ -11,8 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use regex::RegexSet;
 use serde_json::Value;
 
-use crate::domain::{Failure, Kind, Usage};
-use crate::text::without_sequences;
+use crate::domain::{Failure, FailureKind, Usage};
+use crate::text::strip_escapes;
 use crate::tools::cli::Cli;
 use crate::tools::rate_limit;
 
@@ -58,16 +58,16 @@ impl Heard {
 
     /// Keeps a failure that the CLI reports as one, whether the table knows its kind or not.
     pub(super) fn reported_failure(&mut self, cli: &Cli, said: &str) {
-        self.fail(kind_of(cli, said).unwrap_or(Kind::Crash), said);
+        self.fail(kind_of(cli, said).unwrap_or(FailureKind::Crash), said);
     }
 
     /// Keeps a failure of that kind.
-    pub(super) fn fail(&mut self, kind: Kind, said: &str) {
+    pub(super) fn fail(&mut self, kind: FailureKind, said: &str) {
         let said = said.trim().lines().next().unwrap_or_default();
         let said: String = said.chars().take(LONGEST_ERROR).collect();
-        let resets = self.resets.filter(|_| kind == Kind::Quota).or_else(|| {
+        let resets = self.resets.filter(|_| kind == FailureKind::Quota).or_else(|| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            rate_limit::stated(&said, now.as_secs()).filter(|_| kind == Kind::Quota)
+            rate_limit::stated(&said, now.as_secs()).filter(|_| kind == FailureKind::Quota)
         });
         self.failure = Some(Failure { kind, said, resets });
     }
@@ -75,7 +75,7 @@ impl Heard {
     /// Takes back a failure, for the model speaks. That goes on without a sandbox that works, in
     /// which nothing else does.
     pub(super) fn recovered(&mut self) {
-        self.failure.take_if(|failure| failure.kind != Kind::Sandbox);
+        self.failure.take_if(|failure| failure.kind != FailureKind::Sandbox);
     }
 
     /// Keeps that it was not allowed to use a tool so, in short words.
@@ -126,7 +126,7 @@ fn in_short(tool: &str, input: &Value) -> String {
 }
 
 /// The kind of an error by the CLI's table.
-fn kind_of(cli: &Cli, said: &str) -> Option<Kind> {
+fn kind_of(cli: &Cli, said: &str) -> Option<FailureKind> {
     /// Each CLI's expressions, compiled once: every line of a log may be looked at.
     static TABLES: Mutex<BTreeMap<&str, RegexSet>> = Mutex::new(BTreeMap::new());
     let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,7 +173,7 @@ impl Listener {
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.line);
         let Some(cli) = self.cli.filter(|_| line.len() < LONGEST_LINE) else { return };
-        let line = without_sequences(&String::from_utf8_lossy(&line)).replace('\u{2019}', "'");
+        let line = strip_escapes(&String::from_utf8_lossy(&line)).replace('\u{2019}', "'");
         let line = line.trim();
         if line.starts_with('{')
             && let Ok(event) = serde_json::from_str::<Value>(line)

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::domain::{Access, Kind};
+use crate::domain::{Access, FailureKind};
 use crate::text::shell_word;
 use crate::tools::cli::{Cli, named_session, same_name};
 use crate::tools::events::Heard;
@@ -25,21 +25,27 @@ pub(super) static CLI: Cli = Cli {
     // An event has the first form of an error, standard error the second, also while it retries.
     failures: &[
         (
-            Kind::Auth,
+            FailureKind::Auth,
             r"^(\[API Error: |Error when talking to Gemini API ).*API key (not valid|exp)",
         ),
-        (Kind::Auth, r"^(\[API Error: |Error when talking to Gemini API ).*UNAUTHENTICATED"),
-        (Kind::Auth, r"^Please set an Auth method|^Invalid auth method selected"),
-        (Kind::Quota, r"^\[API Error: .*([Qq]uota|exhausted|EXHAUSTED|429)"),
-        (Kind::Quota, r"^Error when talking to Gemini API .*QuotaError: "),
-        (Kind::Quota, r"^Attempt [0-9]+ failed with status 429\."),
-        (Kind::Model, r"^\[API Error: .* is not found for API version"),
-        (Kind::Model, r"^Error when talking to Gemini API .* ModelNotFoundError: "),
-        (Kind::Session, r"^Error resuming session: "),
-        (Kind::Untrusted, r"^Gemini CLI is not running in a trusted directory"),
-        (Kind::Network, r"^\[API Error: .*(fetch failed|ECONN|ENOTFOUND|ETIMEDOUT|other side)"),
-        (Kind::Network, r"^Attempt [0-9]+ failed\. .*(fetch failed|ECONN|ENOTFOUND|ETIMEDOUT)"),
-        (Kind::Crash, r"^Attempt [0-9]+ failed with status 5"),
+        (FailureKind::Auth, r"^(\[API Error: |Error when talking to Gemini API ).*UNAUTHENTICATED"),
+        (FailureKind::Auth, r"^Please set an Auth method|^Invalid auth method selected"),
+        (FailureKind::Quota, r"^\[API Error: .*([Qq]uota|exhausted|EXHAUSTED|429)"),
+        (FailureKind::Quota, r"^Error when talking to Gemini API .*QuotaError: "),
+        (FailureKind::Quota, r"^Attempt [0-9]+ failed with status 429\."),
+        (FailureKind::Model, r"^\[API Error: .* is not found for API version"),
+        (FailureKind::Model, r"^Error when talking to Gemini API .* ModelNotFoundError: "),
+        (FailureKind::Session, r"^Error resuming session: "),
+        (FailureKind::Untrusted, r"^Gemini CLI is not running in a trusted directory"),
+        (
+            FailureKind::Network,
+            r"^\[API Error: .*(fetch failed|ECONN|ENOTFOUND|ETIMEDOUT|other side)",
+        ),
+        (
+            FailureKind::Network,
+            r"^Attempt [0-9]+ failed\. .*(fetch failed|ECONN|ENOTFOUND|ETIMEDOUT)",
+        ),
+        (FailureKind::Crash, r"^Attempt [0-9]+ failed with status 5"),
     ],
     login: "gemini",
 };

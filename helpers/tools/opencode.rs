@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use crate::domain::{Access, Kind};
+use crate::domain::{Access, FailureKind};
 use crate::text::shell_word;
 use crate::tools::cli::{Cli, no_directories, same_name};
 use crate::tools::events::Heard;
@@ -23,9 +23,9 @@ pub(super) static CLI: Cli = Cli {
     event,
     line: |line, heard| heard.known_failure(&CLI, line),
     failures: &[
-        (Kind::Session, r"^Error: Session not found"),
-        (Kind::Model, r"^(Error: )?Model not found: "),
-        (Kind::Network, r"^(Error: )?Cannot connect to API: "),
+        (FailureKind::Session, r"^Error: Session not found"),
+        (FailureKind::Model, r"^(Error: )?Model not found: "),
+        (FailureKind::Network, r"^(Error: )?Cannot connect to API: "),
     ],
     login: "opencode auth login",
 };
@@ -122,9 +122,13 @@ fn error(error: &Value, heard: &mut Heard) {
     let said = [&data["message"], &error["name"]].into_iter().find_map(Value::as_str);
     let said = said.unwrap_or_default();
     match (error["name"].as_str(), data["statusCode"].as_u64()) {
-        (Some("ProviderAuthError"), _) | (_, Some(401 | 403)) => heard.fail(Kind::Auth, said),
-        (_, Some(402 | 429)) => heard.fail(Kind::Quota, said),
-        (Some("ProviderModelNotFoundError"), _) | (_, Some(404)) => heard.fail(Kind::Model, said),
+        (Some("ProviderAuthError"), _) | (_, Some(401 | 403)) => {
+            heard.fail(FailureKind::Auth, said)
+        }
+        (_, Some(402 | 429)) => heard.fail(FailureKind::Quota, said),
+        (Some("ProviderModelNotFoundError"), _) | (_, Some(404)) => {
+            heard.fail(FailureKind::Model, said)
+        }
         _ => heard.reported_failure(&CLI, said),
     }
 }

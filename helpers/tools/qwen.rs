@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::domain::{Access, Kind};
+use crate::domain::{Access, FailureKind};
 use crate::text::shell_word;
 use crate::tools::cli::{Cli, named_session, same_name};
 use crate::tools::events::Heard;
@@ -23,11 +23,11 @@ pub(super) static CLI: Cli = Cli {
     event,
     line: |line, heard| heard.known_failure(&CLI, line),
     failures: &[
-        (Kind::Auth, r"^\[API Error: 40[13] |^No auth type is selected"),
-        (Kind::Quota, r"^\[API Error: (429|402) "),
-        (Kind::Model, r"^\[API Error: 404 "),
-        (Kind::Session, r"^No saved session found with ID"),
-        (Kind::Network, r"^\[API Error: Connection error"),
+        (FailureKind::Auth, r"^\[API Error: 40[13] |^No auth type is selected"),
+        (FailureKind::Quota, r"^\[API Error: (429|402) "),
+        (FailureKind::Model, r"^\[API Error: 404 "),
+        (FailureKind::Session, r"^No saved session found with ID"),
+        (FailureKind::Network, r"^\[API Error: Connection error"),
     ],
     login: "qwen auth",
 };

@@ -59,7 +59,7 @@ pub(super) fn wait(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Res
         if pause.is_none() {
             let queue = match &mut queue {
                 Some(queue) => queue,
-                None => queue.insert(Queue::join(task)?),
+                None => queue.insert(QueuePlace::join(task)?),
             };
             pause = queue.pause(watch)?;
         }
@@ -100,10 +100,10 @@ fn after(task: &Task, record: &Record, watch: &mut Watch) -> Result<Option<Pause
     let (mut open, mut held, mut all_watched) = (Vec::new(), None, true);
     for before in &record.after {
         let name = || before.task.clone();
-        match standing(task, before, watch, &mut all_watched)? {
-            Standing::Done => {}
-            Standing::Open => open.push(name()),
-            Standing::Held(why) => held = held.or(Some(Wait::Held { task: name(), why })),
+        match predecessor(task, before, watch, &mut all_watched)? {
+            Predecessor::Done => {}
+            Predecessor::Open => open.push(name()),
+            Predecessor::Held(why) => held = held.or(Some(Wait::Held { task: name(), why })),
         }
     }
     let wait = held.or((!open.is_empty()).then_some(Wait::After(open)));
@@ -112,7 +112,7 @@ fn after(task: &Task, record: &Record, watch: &mut Watch) -> Result<Option<Pause
 }
 
 /// What another task means to one that comes after it.
-enum Standing {
+enum Predecessor {
     Done,
     /// It goes on by itself.
     Open,
@@ -120,12 +120,12 @@ enum Standing {
     Held(String),
 }
 
-fn standing(
+fn predecessor(
     task: &Task,
     before: &Before,
     watch: &mut Watch,
     all_watched: &mut bool,
-) -> Result<Standing> {
+) -> Result<Predecessor> {
     let directory = task.directory().with_file_name(&before.task);
     let other = Task::new(directory, before.task.parse()?);
     let attempt = other.last_attempt().map(|attempt| attempt.directory().to_path_buf());
@@ -136,44 +136,44 @@ fn standing(
     }
     *all_watched &= watch.directory(other.directory()) && watch.events();
     if !other.was_dispatched() {
-        return Ok(Standing::Held("is gone".into()));
+        return Ok(Predecessor::Held("is gone".into()));
     }
     let view = match other.view() {
         Ok(view) => view,
         Err(error) => {
             let error = error.to_string();
-            return Ok(Standing::Held(error.lines().next().unwrap_or("is broken").into()));
+            return Ok(Predecessor::Held(error.lines().next().unwrap_or("is broken").into()));
         }
     };
     for process in &view.processes {
         *all_watched &= watch.process(process);
     }
     if view.record.nonce != before.nonce {
-        return Ok(Standing::Held("is another task of that name now".into()));
+        return Ok(Predecessor::Held("is another task of that name now".into()));
     }
     // A worker that has said that it is finished may still be at its last commit.
     let over =
         view.record.route == Route::Agent || view.exit.is_some() || view.processes.is_empty();
     Ok(match view.state {
-        State::Done if over => Standing::Done,
-        _ if view.is_between_attempts() && view.unread_answer => Standing::Open,
-        State::Failed => Standing::Held("failed".into()),
-        State::Stopped => Standing::Held("was stopped".into()),
-        State::Blocked => Standing::Held("is blocked".into()),
-        State::Incomplete => Standing::Held("ended with items left".into()),
-        State::Done | State::Asking | State::Running | State::Waiting => Standing::Open,
+        State::Done if over => Predecessor::Done,
+        _ if view.is_between_attempts() && view.unread_answer => Predecessor::Open,
+        State::Failed => Predecessor::Held("failed".into()),
+        State::Stopped => Predecessor::Held("was stopped".into()),
+        State::Blocked => Predecessor::Held("is blocked".into()),
+        State::Incomplete => Predecessor::Held("ended with items left".into()),
+        State::Done | State::Asking | State::Running | State::Waiting => Predecessor::Open,
     })
 }
 
 /// The place of a task among the workers of this user, of all projects, that run or could run.
-struct Queue {
+struct QueuePlace {
     /// Only where there is a limit; who began before there was one counts for none.
     ticket: Option<Ticket>,
     /// How many may run at once, as the config said when it could be read.
     limit: Option<usize>,
 }
 
-impl Queue {
+impl QueuePlace {
     fn join(task: &Task) -> Result<Self> {
         let limit = Config::load().ok().and_then(|config| config.max_workers);
         let ticket = limit.map(|_| Ticket::take(task)).transpose()?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
 
 use crate::config::Config;
-use crate::domain::{Kind, PromptVia, Route, Usage};
+use crate::domain::{FailureKind, PromptVia, Route, Usage};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -224,8 +224,8 @@ fn without_what_was_refused(
         return Ok(None);
     };
     match (failure.kind, &record.model) {
-        (Kind::Session, _) => Ok(Some(record.clone())),
-        (Kind::Model, Some(model)) if record.backend == "claude" => {
+        (FailureKind::Session, _) => Ok(Some(record.clone())),
+        (FailureKind::Model, Some(model)) if record.backend == "claude" => {
             let backend = &record.backend;
             task.tell(&format!("{backend} refused the model {model}: it works with its own"))?;
             Ok(Some(Record { model: None, ..record.clone() }))
@@ -235,7 +235,7 @@ fn without_what_was_refused(
 }
 
 /// A worker that was started.
-struct Started {
+struct RunningWorker {
     child: Child,
     attempt: Attempt,
     backend: String,
@@ -251,7 +251,7 @@ fn launch(
     record: &Record,
     attempt: &Attempt,
     session: Option<&SessionRecord>,
-) -> Result<Started> {
+) -> Result<RunningWorker> {
     let record = &with_worktree(task, record)?;
     let fresh = uuid(&random_hex()?, &random_hex()?);
     let resumed = session.map(|session| Session::Resume(&session.id));
@@ -281,7 +281,7 @@ fn launch(
     command.env(ATTEMPT, mark(record, attempt));
     process::own_group(&mut command);
     let child = process::spawn_known(&mut command, |identity| attempt.set_identity(identity))?;
-    Ok(Started {
+    Ok(RunningWorker {
         child,
         attempt: attempt.clone(),
         backend: record.backend.clone(),
@@ -349,7 +349,7 @@ pub(super) fn record_end(attempt: &Attempt, exit: &ExitRecord, watch: &mut Watch
     }
 }
 
-impl Started {
+impl RunningWorker {
     /// Watches the worker to its end, and ends what is left of it. Says why it was ended, if not
     /// because somebody asked.
     fn wait(&mut self, task: &Task, watch: &mut Watch) -> Result<(ExitStatus, Option<String>)> {

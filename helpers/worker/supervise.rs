@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::config::Config;
 use crate::dirs;
-use crate::domain::{Kind, Route, TaskId};
+use crate::domain::{FailureKind, Route, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -58,7 +58,7 @@ const IF_ANSWERED: &str = "--if-answered";
 
 /// What became of a start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Started {
+pub enum StartOutcome {
     /// The worker runs.
     Running,
     /// It will run by itself, later.
@@ -69,16 +69,16 @@ pub enum Started {
 ///
 /// # Errors
 /// What the supervisor said if it could not start the worker.
-pub fn start(task: &Task) -> Result<Started> {
+pub fn start(task: &Task) -> Result<StartOutcome> {
     start_if(task, None)
 }
 
 /// The same because an answer came after the worker's end. Whoever else has seen it may be faster.
-pub fn start_answered(task: &Task) -> Result<Started> {
+pub fn start_answered(task: &Task) -> Result<StartOutcome> {
     start_if(task, Some(IF_ANSWERED))
 }
 
-fn start_if(task: &Task, condition: Option<&str>) -> Result<Started> {
+fn start_if(task: &Task, condition: Option<&str>) -> Result<StartOutcome> {
     let program = own_helper()?.with_file_name("dispatch-spawn");
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = Command::new(program);
@@ -96,8 +96,10 @@ fn start_if(task: &Task, condition: Option<&str>) -> Result<Started> {
         said.push(line.context("cannot hear the supervisor")?);
     }
     match said.as_slice() {
-        [only] if only == STARTED => Ok(Started::Running),
-        [only] if only == WAITS => Ok(task.wait()?.map_or(Started::Running, Started::Waiting)),
+        [only] if only == STARTED => Ok(StartOutcome::Running),
+        [only] if only == WAITS => {
+            Ok(task.wait()?.map_or(StartOutcome::Running, StartOutcome::Waiting))
+        }
         [] => {
             let what = format!("the supervisor of '{}' ended without a word", task.id());
             let again = format!("dispatch-spawn {} --resume tries again", task.id());
@@ -206,7 +208,8 @@ fn not_begun(task: &Task, error: &anyhow::Error) {
 
 /// Whether the task goes on by itself when a limit has ended, and when.
 fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<Wait>> {
-    let Some(failure) = exit.failure.as_ref().filter(|failure| failure.kind == Kind::Quota) else {
+    let Some(failure) = exit.failure.as_ref().filter(|failure| failure.kind == FailureKind::Quota)
+    else {
         return Ok(None);
     };
     let stopped = task.record()?.is_none_or(|record| record.stop);
@@ -245,7 +248,7 @@ pub fn refuse_queued(view: &View) -> Result<()> {
 
 /// Lets a task that waits go on now, because a person says so: no other is before it, and its rate
 /// limit is over. Only its turn is not taken from others.
-pub fn take_over(task: &Task) -> Result<Started> {
+pub fn take_over(task: &Task) -> Result<StartOutcome> {
     let held = || Lock::is_held(&task.run_lock_path());
     unpark(task)?;
     task.change_record(|record| record.after.clear())?;
@@ -258,7 +261,7 @@ pub fn take_over(task: &Task) -> Result<Started> {
         let view = task.view()?;
         match (view.state, view.reason) {
             (State::Waiting, Reason::Waits(wait @ Wait::Turn { .. })) if held => {
-                return Ok(Started::Waiting(wait));
+                return Ok(StartOutcome::Waiting(wait));
             }
             (State::Waiting, _) if !held => return start(task),
             (State::Waiting, _) => {}
@@ -268,7 +271,7 @@ pub fn take_over(task: &Task) -> Result<Started> {
             (State::Failed, Reason::NotStarted(why)) => {
                 return Err(Refusal::new(Exit::Failed, why).into());
             }
-            _ => return Ok(Started::Running),
+            _ => return Ok(StartOutcome::Running),
         }
         if begin.elapsed() > GO_ON_LIMIT {
             let what = format!("the supervisor of '{}' does not go on", task.id());

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files::{self, Lock};
-use crate::news::ledger::{self, Ledger, Standing};
+use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Event, command, events};
 use crate::process::{Identity, calling_host};
 use crate::project::{Broken, Project};
@@ -62,7 +62,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         };
         // Who heard a question may be gone, or have forgotten it; it needs its answer all the same.
         let open = |event: &Event| {
-            event.is_question() || standings.get(&event.id) != Some(&Standing::Acknowledged)
+            event.is_question() || standings.get(&event.id) != Some(&Delivery::Acknowledged)
         };
         let open: Vec<Event> = events.into_iter().filter(open).collect();
         let over = matches!(view.state, State::Done | State::Stopped);
@@ -83,7 +83,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             continue;
         }
         for event in open {
-            let said = standings.get(&event.id) >= Some(&Standing::Delivered);
+            let said = standings.get(&event.id) >= Some(&Delivery::Delivered);
             let before = if said { " (said before)" } else { "" };
             let full = format!("{}{before} {} → {}", event.id, event.line, event.next);
             if head + full.len() <= BRIEF {
@@ -127,7 +127,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
 }
 
 /// What was told of a task, and what there is to tell.
-fn standings_and_events(view: &View) -> Result<(BTreeMap<String, Standing>, Vec<Event>)> {
+fn standings_and_events(view: &View) -> Result<(BTreeMap<String, Delivery>, Vec<Event>)> {
     Ok((ledger::read(&view.task)?, events(view)?))
 }
 
@@ -178,7 +178,7 @@ fn old_format(config: &Config) -> Option<String> {
 fn deliver(host: &Identity, told: &[(&View, Event)], text: &mut String) -> Result<()> {
     for (view, event) in told {
         let mut ledger = Ledger::open(&view.task)?;
-        if ledger.standing(event) < Standing::Delivered {
+        if ledger.standing(event) < Delivery::Delivered {
             ledger.deliver(event, Some(host))?;
         } else if !text.contains(&format!("{} (said before)", event.id)) {
             *text = text.replace(&event.id, &format!("{} (said before)", event.id));

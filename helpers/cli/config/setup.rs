@@ -11,7 +11,7 @@ use crate::config::setup::{Offer, gaps, models as models_of, offers, text};
 use crate::config::{Config, choose, store};
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::tools::detect::{Found, Listing, Source};
+use crate::tools::detect::{InstalledCli, Listing, Source};
 
 /// How many models of a CLI are named in a line.
 const NOTABLE: usize = 4;
@@ -31,7 +31,7 @@ pub(super) fn detect(json: bool) -> Result<Exit> {
 }
 
 /// One CLI in one line.
-fn described(found: &Found) -> String {
+fn described(found: &InstalledCli) -> String {
     let version = found.version.as_deref().map(|version| format!(" {version}")).unwrap_or_default();
     let login = match found.logged_in {
         Some(true) => ", logged in",
@@ -137,7 +137,7 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
 }
 
 /// The CLIs that cannot hold their workers to the project and may run them all the same.
-fn unasked(found: &[Found], full: &[String], yes: bool) -> Result<Vec<String>> {
+fn unasked(found: &[InstalledCli], full: &[String], yes: bool) -> Result<Vec<String>> {
     let mut gaps = gaps(found);
     gaps.retain(|(backend, _)| !full.iter().any(|name| name == backend));
     for (backend, why) in &gaps {

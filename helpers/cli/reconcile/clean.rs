@@ -15,7 +15,7 @@ use crate::fault;
 use crate::files;
 use crate::git;
 use crate::news::events;
-use crate::news::ledger::{self, Standing};
+use crate::news::ledger::{self, Delivery};
 use crate::process::{Life, calling_host};
 use crate::project::Project;
 use crate::repair::without_task;
@@ -191,7 +191,7 @@ fn is_untold(view: &View) -> Result<bool> {
         return Ok(false);
     }
     let told = ledger::read(&view.task)?;
-    let is_new = |id: &str| told.get(id).copied().unwrap_or_default() == Standing::New;
+    let is_new = |id: &str| told.get(id).copied().unwrap_or_default() == Delivery::New;
     Ok(events(view)?.iter().any(|event| is_new(&event.id)))
 }
 

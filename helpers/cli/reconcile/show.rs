@@ -5,11 +5,11 @@ use anyhow::Result;
 use crate::cli::reconcile::status::as_json;
 use crate::cli::say;
 use crate::exit::Exit;
-use crate::news::ledger::{self, Ledger, Standing};
+use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Remedy, events};
 use crate::process::calling_host;
 use crate::task::{ExitRecord, State, Task, View, output};
-use crate::text::{plain, quoted, short_duration};
+use crate::text::{quoted, sanitize, short_duration};
 
 /// How many lines of the worker's output are shown.
 const LAST_LINES: usize = 3;
@@ -21,7 +21,7 @@ fn acknowledge_shown(view: &View) -> Result<()> {
     };
     let told = ledger::read(&view.task)?;
     for event in events(view)? {
-        if told.get(&event.id) != Some(&Standing::Acknowledged) {
+        if told.get(&event.id) != Some(&Delivery::Acknowledged) {
             let mut ledger = Ledger::open(&view.task)?;
             ledger.deliver(&event, Some(&host))?;
             ledger.acknowledge(&event.id)?;
@@ -37,7 +37,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         return Ok(Exit::Ok);
     }
     // A worker may have written anything into its files.
-    let say = |line: String| say(plain(&line));
+    let say = |line: String| say(sanitize(&line));
     let (record, label, because) = (&view.record, view.label(), view.why());
     let because = if because.is_empty() { String::new() } else { format!(" ({because})") };
     say(format!("{} — {}", task.id(), view.plan.title().unwrap_or("no title")));

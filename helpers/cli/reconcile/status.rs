@@ -12,7 +12,7 @@ use crate::news::Remedy;
 use crate::project::{Broken, Project};
 use crate::repair::{Repaired, orphans, repair};
 use crate::task::{Reason, State, View};
-use crate::text::{plain, quoted, short_duration, shorten};
+use crate::text::{quoted, sanitize, short_duration, shorten};
 
 /// How long a task that is done is shown without `--all`, since its marker was made.
 const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -100,7 +100,7 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
     let (done, all) = (view.plan.done(), view.plan.items().len());
     let age = short_duration(view.age());
     let mut line = format!("{id} {} {done}/{all} {age}", view.label());
-    let detail = plain(&detail(view)).replace(['\n', '\t'], " ").replace('→', ">");
+    let detail = sanitize(&detail(view)).replace(['\n', '\t'], " ").replace('→', ">");
     let detail = if detail.is_empty() { detail } else { format!(" — {detail}") };
     let kept = detail.len().min(DETAIL);
     let mut mends = String::new();

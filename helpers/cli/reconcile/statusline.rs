@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::cli::say;
 use crate::exit::Exit;
-use crate::project::{Found, Project};
+use crate::project::{Project, TaskList};
 use crate::task::{Label, Task};
 
 /// How much of the host's JSON is read at most, in bytes.
@@ -28,7 +28,7 @@ fn line(here: Option<PathBuf>) -> Result<Option<String>> {
         Some(directory) => directory,
         None => std::env::current_dir()?,
     };
-    let Found { tasks, broken } = Project::find(&directory)?.found();
+    let TaskList { tasks, broken } = Project::find(&directory)?.found();
     let mut broken = broken.len();
     let open = tasks.iter().filter(|task| task.done_for().is_none());
     let mut counts: BTreeMap<Label, usize> = BTreeMap::new();

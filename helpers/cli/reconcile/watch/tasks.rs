@@ -7,7 +7,7 @@ use crate::cli::reconcile::status::broken_line;
 use crate::cli::reconcile::watch::text::{one_line, plain};
 use crate::domain::{Route, TaskId, Usage};
 use crate::process::{Identity, Life, Watch};
-use crate::project::{Broken, Found, Project};
+use crate::project::{Broken, Project, TaskList};
 use crate::task::{Label, State, Task, View};
 use crate::text::short_duration;
 use crate::wait::{Mark, directories, places, watch_undispatched};
@@ -110,21 +110,21 @@ impl Age {
 /// All tasks of a project.
 pub(super) struct Tasks {
     project: Project,
-    seen: BTreeMap<TaskId, Seen>,
+    seen: BTreeMap<TaskId, CachedRow>,
     /// What is wrong with what is in the place of a task and is none.
     broken: Vec<String>,
     /// Whether the directory of all tasks was watched at the last look.
     watched: bool,
 }
 
-struct Seen {
+struct CachedRow {
     mark: Mark,
     processes: Vec<Identity>,
     /// What is shown of it, or what is wrong with it.
     row: Result<Row, String>,
 }
 
-impl Seen {
+impl CachedRow {
     /// Whether nothing has changed since.
     fn is_current(&self) -> bool {
         self.mark.is_current() && self.processes.iter().all(|it| it.life() == Life::Alive)
@@ -148,7 +148,7 @@ impl Tasks {
         let directory = self.project.tasks_dir();
         let watched = std::mem::replace(&mut self.watched, watch.directory(&directory));
         if !event && watched && self.watched {
-            let open = |seen: &Seen| seen.is_open() && !seen.is_current();
+            let open = |seen: &CachedRow| seen.is_open() && !seen.is_current();
             let stale: Vec<Task> = self
                 .seen
                 .iter()
@@ -159,13 +159,13 @@ impl Tasks {
             return !stale.is_empty();
         }
         watch_undispatched(&directory, watch);
-        let Found { mut tasks, broken } = self.project.found();
+        let TaskList { mut tasks, broken } = self.project.found();
         let broken = broken.iter().map(|it| one_line(&broken_line(it))).collect();
         let other = std::mem::replace(&mut self.broken, broken) != self.broken;
         let before = self.seen.len();
         self.seen.retain(|id, _| tasks.binary_search_by(|task| task.id().cmp(id)).is_ok());
         let gone = self.seen.len() < before;
-        tasks.retain(|task| !self.seen.get(task.id()).is_some_and(Seen::is_current));
+        tasks.retain(|task| !self.seen.get(task.id()).is_some_and(CachedRow::is_current));
         tasks.iter().for_each(|task| self.read(task, watch));
         other || gone || !tasks.is_empty()
     }
@@ -184,7 +184,7 @@ impl Tasks {
         let row = view
             .map(|view| Row::new(&view))
             .map_err(|error| one_line(&broken_line(&Broken::of(task, error))));
-        self.seen.insert(task.id().clone(), Seen { mark, processes, row });
+        self.seen.insert(task.id().clone(), CachedRow { mark, processes, row });
     }
 
     /// What is shown, most urgent first, and what is wrong with the others.

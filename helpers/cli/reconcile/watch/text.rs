@@ -6,7 +6,7 @@ use crate::text;
 
 /// Without what cannot be seen or would control a terminal. Line ends stay.
 pub(super) fn plain(text: &str) -> String {
-    text::plain(text).replace('\t', " ")
+    text::sanitize(text).replace('\t', " ")
 }
 
 /// The same in one line.
