@@ -28,30 +28,28 @@ const LARGEST: u64 = 64 << 20;
 /// belongs to another pid namespace, as a sandbox has one.
 const LONGEST_WRITE: Duration = Duration::from_secs(600);
 
-/// The text of a file, or `None` if there is no such file. Text that is not UTF-8 is refused with
-/// the place of its first wrong byte.
+/// The text of a file that only the person writes: the config, the host's settings, git's own
+/// files. Symlinks are followed. `None` if there is no such file.
+///
+/// # Errors
+/// [`Exit::Data`] with line and byte if the text is not UTF-8.
 pub fn read(path: &Path) -> Result<Option<String>> {
     match fs::read(path) {
-        Ok(bytes) => text(bytes, path).map(Some),
+        Ok(bytes) => decode(bytes, path).map(Some),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).context(format!("cannot read {}", path.display())),
     }
 }
 
-/// The same of a file of a task. A worker, or a repository that was cloned, may have put anything
-/// there; it leads nobody elsewhere by a symlink, and holds nobody up by a pipe.
-pub fn read_own(path: &Path) -> Result<Option<String>> {
-    own_bytes(path)?.map(|bytes| text(bytes, path)).transpose()
-}
-
-/// The same of words that are only shown: what is not UTF-8 in them is replaced.
-pub fn read_words(path: &Path) -> Result<Option<String>> {
-    Ok(own_bytes(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
-}
-
-/// The content of a file of a task.
-pub fn own_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
-    let Some((file, length)) = open_own(path)? else { return Ok(None) };
+/// The bytes of a file that a worker, or a cloned repository, may have put there; `None` if there
+/// is no such file. Text that is only shown goes through [`crate::text::lossy`], text that is parsed
+/// or written back through [`decode`].
+///
+/// # Errors
+/// [`Exit::Data`] for a symlink, for anything that is not a regular file, and for more than
+/// 64 MiB.
+pub fn read_foreign(path: &Path) -> Result<Option<Vec<u8>>> {
+    let Some((file, length)) = open_foreign(path)? else { return Ok(None) };
     if length > LARGEST {
         return Err(Refusal::new(Exit::Data, format!("{} is too large", path.display()))
             .place(format!(
@@ -69,8 +67,8 @@ pub fn own_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Opens a file of a task to read it, and says how long it is.
-fn open_own(path: &Path) -> Result<Option<(File, u64)>> {
+/// Opens a file as [`read_foreign`] does. Returns its length in bytes too.
+fn open_foreign(path: &Path) -> Result<Option<(File, u64)>> {
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = match opened {
@@ -126,7 +124,11 @@ pub fn refuse_symlink(path: &Path) -> Result<(), Refusal> {
     }
 }
 
-fn text(bytes: Vec<u8>, path: &Path) -> Result<String> {
+/// Text that has to be UTF-8.
+///
+/// # Errors
+/// [`Exit::Data`] with the line and the byte offset of the first byte that is not.
+pub fn decode(bytes: Vec<u8>, path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
@@ -162,10 +164,10 @@ pub fn number_after(last: u32, directory: &Path) -> Result<u32, Refusal> {
     })
 }
 
-/// The last bytes of a file of a task.
-pub fn read_end(path: &Path, most: u64) -> Result<Vec<u8>> {
+/// The last bytes, at most `most`, of a log that a worker writes; empty if there is no such file.
+pub fn tail(path: &Path, most: u64) -> Result<Vec<u8>> {
     let mut end = Vec::new();
-    let Some((mut file, length)) = open_own(path)? else { return Ok(end) };
+    let Some((mut file, length)) = open_foreign(path)? else { return Ok(end) };
     file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
     file.take(most).read_to_end(&mut end)?;
     Ok(end)
@@ -406,7 +408,7 @@ impl Lock {
 
     /// Whether somebody holds the lock, whatever its text says.
     pub fn is_held(path: &Path) -> Result<bool> {
-        let Some((file, _)) = open_own(path)? else { return Ok(false) };
+        let Some((file, _)) = open_foreign(path)? else { return Ok(false) };
         Ok(matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
     }
 
@@ -418,7 +420,7 @@ impl Lock {
 
     /// Who signed the lock last; it holds the lock still if it is alive.
     pub fn holder(path: &Path) -> Result<Option<Identity>> {
-        Ok(own_bytes(path)?.and_then(|text| serde_json::from_slice(&text).ok()))
+        Ok(read_foreign(path)?.and_then(|text| serde_json::from_slice(&text).ok()))
     }
 }
 
@@ -493,7 +495,7 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         let path = home.path().join("plan.md");
         File::create(&path).and_then(|file| file.set_len(1 << 40)).expect("a sparse file");
-        let error = read_own(&path).expect_err("too large");
+        let error = read_foreign(&path).expect_err("too large");
         assert_eq!(crate::error::exit_of(&error), Exit::Data);
         assert!(error.to_string().contains("it has 1048576 MiB"), "{error}");
     }

@@ -11,6 +11,7 @@ use anyhow::Result;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
+use crate::text::lossy;
 
 /// The directory `ipc/` of a task.
 #[derive(Clone, Debug)]
@@ -95,12 +96,12 @@ impl Ipc {
 
     /// The text of a question.
     pub fn question(&self, name: &str) -> Result<Option<String>> {
-        files::read_words(&self.file(name, "question"))
+        Ok(files::read_foreign(&self.file(name, "question"))?.map(lossy))
     }
 
     /// The text of the answer, if it is there.
     pub fn answer(&self, name: &str) -> Result<Option<String>> {
-        files::read_words(&self.file(name, "answer"))
+        Ok(files::read_foreign(&self.file(name, "answer"))?.map(lossy))
     }
 
     /// Whether the answer was given so short a time ago.
@@ -152,7 +153,9 @@ impl Ipc {
     /// The summary in the finish marker (empty for a worker that only touched it), or `None` if
     /// the task is not finished.
     pub fn finished(&self) -> Result<Option<String>> {
-        Ok(files::read_words(&self.directory.join(".done"))?.map(|text| text.trim().into()))
+        Ok(files::read_foreign(&self.directory.join(".done"))?
+            .map(lossy)
+            .map(|text| text.trim().into()))
     }
 
     fn file(&self, name: &str, kind: &str) -> PathBuf {

@@ -1,5 +1,11 @@
 //! Text of anybody's, without what a reader cannot see.
 
+/// Text of any bytes; what is not UTF-8 is replaced by U+FFFD.
+pub fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
 /// Without the sequences that colour a terminal, name its window and make links.
 pub fn strip_escapes(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());

@@ -360,7 +360,7 @@ fn change_worker(args: &Args, task: &Task, record: &mut Record) -> Result<()> {
         ..record.clone()
     };
     startable(task, &new, &choice)?;
-    let plan = files::read_own(&task.plan_path())?.unwrap_or_default();
+    let plan = task.plan_text()?.unwrap_or_default();
     let prompt = prompt::first(task, &new, choice.prompt.as_deref(), &helper(&new)?, &plan);
     files::publish(&task.prompt_path(), prompt.as_bytes())?;
     task.change_record(|record| {
@@ -458,8 +458,10 @@ fn read_plan(given: Option<&str>, task: &Task, here: &Path) -> Result<(String, P
     let beside = here.join(".dispatch/tasks").join(task.id().as_str()).join("plan.md");
     let found = match given {
         Some(_) => files::read(&path)?.map(|text| (text, path.clone())),
-        None => match files::read_own(&path)? {
-            None => files::read_own(&beside)?.map(|text| (text, beside)),
+        None => match task.plan_text()? {
+            None => files::read_foreign(&beside)?
+                .map(|bytes| files::decode(bytes, &beside).map(|text| (text, beside.clone())))
+                .transpose()?,
             found => found.map(|text| (text, path.clone())),
         },
     };

@@ -20,7 +20,7 @@ use crate::news;
 use crate::plan::Marker;
 use crate::process::{TASK_DIR, Watch, Woken, boot_id, boottime, launcher};
 use crate::task::Task;
-use crate::text::shell_word;
+use crate::text::{lossy, shell_word};
 use crate::worker::demo;
 
 /// How long one call waits for an answer: just under the 600 s that a host gives a command.
@@ -304,7 +304,7 @@ fn begin_waiting(task: &Task, number: &str) -> Result<()> {
 
 fn waited(task: &Task, number: &str) -> Result<Duration> {
     let path = task.directory().join(format!("ipc/.{number}.asked"));
-    let text = files::read_words(&path)?.unwrap_or_default();
+    let text = files::read_foreign(&path)?.map(lossy).unwrap_or_default();
     let begin = text.split_once(' ').filter(|(boot, _)| *boot == boot_id());
     match begin.and_then(|(_, seconds)| seconds.parse().ok()) {
         Some(seconds) => Ok(boottime().saturating_sub(Duration::from_secs(seconds))),

@@ -16,6 +16,7 @@ use crate::ids::now;
 use crate::news::Event;
 use crate::process::Identity;
 use crate::task::Task;
+use crate::text::lossy;
 
 /// How far an event has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +91,7 @@ impl Ledger {
 
 /// The standings of a task's events without the lock, to see whether there is anything to write.
 pub fn read(task: &Task) -> Result<BTreeMap<String, Delivery>> {
-    Ok(parse(&files::read_words(&task.news_path())?.unwrap_or_default()))
+    Ok(parse(&files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default()))
 }
 
 fn parse(text: &str) -> BTreeMap<String, Delivery> {

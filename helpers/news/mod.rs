@@ -310,7 +310,7 @@ pub fn ids_in(text: &str) -> Vec<&str> {
 pub fn shown_in_transcript(path: &Path) -> Result<Vec<String>> {
     /// How much of the transcript's end is looked at. A wake stands near it.
     const TAIL: u64 = 1 << 20;
-    let tail = files::read_end(path, TAIL)?;
+    let tail = files::tail(path, TAIL)?;
     let tail = String::from_utf8_lossy(&tail);
     // A wake in the middle of a turn is first queued, which says nothing, and then attached.
     let shown = |line: &&str| {

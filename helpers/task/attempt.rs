@@ -11,6 +11,7 @@ use crate::files;
 use crate::plan::Plan;
 use crate::process::Identity;
 use crate::task::broken;
+use crate::text::lossy;
 
 /// How much of a log's end is shown at most, in bytes.
 const LOG_END: u64 = 64 << 10;
@@ -106,7 +107,7 @@ impl Attempt {
     pub fn log_end(&self) -> String {
         let old = self.old_log_path();
         let end = |path: &Path, cut: bool| {
-            let mut end = files::read_end(path, LOG_END + 1).unwrap_or_default();
+            let mut end = files::tail(path, LOG_END + 1).unwrap_or_default();
             if cut || end.len() as u64 > LOG_END {
                 let line_end = end.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
                 end.drain(..line_end.map_or(end.len(), |at| at + 1));
@@ -135,7 +136,7 @@ impl Attempt {
 
     /// That plan, if the attempt came so far.
     pub fn plan(&self) -> Result<Option<Plan>> {
-        Ok(files::read_words(&self.plan_path())?.map(|text| Plan::parse(&text)))
+        Ok(files::read_foreign(&self.plan_path())?.map(lossy).map(|text| Plan::parse(&text)))
     }
 
     /// The number of the last note that the worker was told of.
@@ -178,7 +179,7 @@ impl Attempt {
 
     /// Since when the worker has shown no sign of life, if for longer than the config allows.
     pub fn silent(&self) -> Result<Option<String>> {
-        files::read_words(&self.directory.join("silent"))
+        Ok(files::read_foreign(&self.directory.join("silent"))?.map(lossy))
     }
 
     /// Keeps what the host says that its agent used.
@@ -219,7 +220,8 @@ impl Attempt {
 }
 
 fn read_yaml<T: serde::de::DeserializeOwned>(path: &Path, next: &str) -> Result<Option<T>> {
-    let Some(text) = files::read_own(path)? else { return Ok(None) };
+    let Some(text) = files::read_foreign(path)? else { return Ok(None) };
+    let text = files::decode(text, path)?;
     serde_yaml::from_str(&text).map(Some).map_err(|error| broken(path, &error, next).into())
 }
 

@@ -19,6 +19,7 @@ use crate::files::{self, Lock};
 use crate::ipc::Ipc;
 use crate::plan::Plan;
 use crate::process::{Identity, Life};
+use crate::text::lossy;
 use claim::Claim;
 
 pub use attempt::{Attempt, ExitRecord, LAST_WORD, SessionRecord, UNSEEN};
@@ -124,7 +125,7 @@ impl Task {
     /// What the task waits for, as its supervisor said last.
     pub fn wait(&self) -> Result<Option<Wait>> {
         let path = self.wait_path();
-        let Some(text) = files::read_own(&path)? else { return Ok(None) };
+        let Some(text) = files::read_foreign(&path)?.map(lossy) else { return Ok(None) };
         let next = "remove it; whatever the task waits for is found again";
         serde_json::from_str(&text).map(Some).map_err(|error| broken(&path, &error, next).into())
     }
@@ -167,7 +168,8 @@ impl Task {
     /// What was decided about it; `None` before it is dispatched.
     pub fn record(&self) -> Result<Option<Record>> {
         let path = self.record_path();
-        let Some(text) = files::read_own(&path)? else { return Ok(None) };
+        let Some(text) = files::read_foreign(&path)? else { return Ok(None) };
+        let text = files::decode(text, &path)?;
         let broken = |error: serde_yaml::Error| {
             Refusal::new(Exit::Data, format!("task '{}' has a broken record", self.id))
                 .place(format!("{}: {error}", path.display()))
@@ -247,12 +249,13 @@ impl Task {
 
     /// Reads the plan; a missing one is an empty one.
     pub fn plan(&self) -> Result<Plan> {
-        Ok(Plan::parse(&files::read_words(&self.plan_path())?.unwrap_or_default()))
+        Ok(Plan::parse(&files::read_foreign(&self.plan_path())?.map(lossy).unwrap_or_default()))
     }
 
-    /// The same to change it, so that not a byte of it may be lost.
-    fn whole_plan(&self) -> Result<Plan> {
-        Ok(Plan::parse(&files::read_own(&self.plan_path())?.unwrap_or_default()))
+    /// The plan's text for an edit, which must not lose a byte: text that is not UTF-8 is refused.
+    pub fn plan_text(&self) -> Result<Option<String>> {
+        let path = self.plan_path();
+        files::read_foreign(&path)?.map(|bytes| files::decode(bytes, &path)).transpose()
     }
 
     /// Changes the plan under the lock. A worker's own editor does not know the lock, so a plan
@@ -261,13 +264,13 @@ impl Task {
     pub fn edit_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
         let _lock = self.lock()?;
         let before = self.plan_at_start()?.map_or(0, |plan| plan.items().len());
-        let mut plan = self.whole_plan()?;
+        let mut plan = Plan::parse(&self.plan_text()?.unwrap_or_default());
         for _ in 0..50 {
             if plan.items().len() >= before {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
-            plan = self.whole_plan()?;
+            plan = Plan::parse(&self.plan_text()?.unwrap_or_default());
         }
         if plan.items().len() < before {
             let now = plan.items().len();
@@ -318,7 +321,8 @@ impl Task {
     pub fn untold_notes(&self) -> Result<Vec<String>> {
         let Some(attempt) = self.last_attempt() else { return Ok(Vec::new()) };
         let told = attempt.told_path();
-        let last: u32 = files::read_own(&told)?.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let last: u32 =
+            files::read_foreign(&told)?.map(lossy).and_then(|text| text.parse().ok()).unwrap_or(0);
         let mut notes = self.notes()?;
         notes.retain(|(name, _)| name.parse::<u32>().is_ok_and(|number| number > last));
         if let Some((name, _)) = notes.last() {
@@ -401,7 +405,7 @@ impl Task {
         let next = files::number_after(last, &self.directory.join("worker"))?;
         let attempt = self.attempt(next);
         files::make_own_directory(attempt.directory())?;
-        let plan = files::read_own(&self.plan_path())?.unwrap_or_default();
+        let plan = self.plan_text()?.unwrap_or_default();
         files::publish(&attempt.plan_path(), plan.as_bytes())?;
         self.set_wait(None)?;
         if let Some((name, _)) = self.notes()?.last() {
@@ -439,7 +443,7 @@ fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
     names.retain(|name| files::number(name).is_some());
     names.sort_by_key(|name| files::number(name));
     let read = |name: String| {
-        let text = files::read_words(&directory.join(&name))?.unwrap_or_default();
+        let text = files::read_foreign(&directory.join(&name))?.map(lossy).unwrap_or_default();
         Ok((name, text))
     };
     names.into_iter().map(read).collect()

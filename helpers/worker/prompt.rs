@@ -5,8 +5,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::files;
 use crate::task::{Record, Task};
-use crate::text::shell_word;
+use crate::text::{lossy, shell_word};
 
 /// The prompt of a task's first attempt. `helper` is the `dispatch-worker` that the worker can
 /// reach, `role` the prompt of the alias that the person named.
@@ -87,7 +88,7 @@ pub fn next(task: &Task, first: &str) -> Result<String> {
     text.push_str(
         "\n\n# Earlier attempts\n\nAn earlier worker began this task and stopped. Read the plan file again: items that are ticked are done; go on with the first that is not. '[?]' and '[!]' items are open again.\n",
     );
-    if let Some(context) = crate::files::read_words(&task.context_path())? {
+    if let Some(context) = files::read_foreign(&task.context_path())?.map(lossy) {
         let _ = write!(text, "\nWhat it left for you:\n\n{}\n", context.trim_end());
     }
     text.push_str(&answers(task, "It")?);

@@ -22,6 +22,7 @@ use crate::process::{
     self, ATTEMPT, Identity, Life, TASK_DIR, Tree, Watch, Woken, of_the_host, own_helper,
 };
 use crate::task::{Attempt, ExitRecord, LAST_WORD, Record, SessionRecord, Task, UNSEEN};
+use crate::text::lossy;
 use crate::tools::events::{Heard, Listener};
 use crate::tools::{Invocation, Job, Session, invocation, listener};
 use crate::worker::log::Log;
@@ -82,7 +83,7 @@ pub(super) fn run(
     if let Some(again) = without_what_was_refused(task, &record, &started.listener, status)? {
         if session.is_some() {
             // A new conversation has to be told everything.
-            let first = files::read_own(&task.prompt_path())?.unwrap_or_default();
+            let first = files::read_foreign(&task.prompt_path())?.map(lossy).unwrap_or_default();
             files::publish(&attempt.stdin_path(), prompt::next(task, &first)?.as_bytes())?;
         }
         // If it cannot be started again, the first end stands.
@@ -117,7 +118,7 @@ pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> Exi
     let settings = choice.map(|choice| choice.settings).unwrap_or_default();
     let mut listener = listener(&record.backend, &settings);
     for log in [attempt.old_log_path(), attempt.log_path()] {
-        listener.hear(&files::read_end(&log, LONGEST_LOG).unwrap_or_default());
+        listener.hear(&files::tail(&log, LONGEST_LOG).unwrap_or_default());
     }
     listener.end();
     let heard = listener.heard().clone();
@@ -160,7 +161,8 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
         })?;
     }
     let attempt = task.new_attempt()?;
-    let first = files::read_own(&task.prompt_path())?.context("the task has no prompt")?;
+    let first =
+        files::read_foreign(&task.prompt_path())?.map(lossy).context("the task has no prompt")?;
     let text = if last.is_some() {
         // Nobody waits for these answers any more: this prompt holds those that there are.
         let _lock = task.lock()?;
@@ -259,7 +261,7 @@ fn launch(
     let call = call(task, record, &helper, resumed.unwrap_or(Session::New(&fresh)))?;
     let settings = Config::load()?.resolve(Some(&record.name))?.settings;
     let prompt_path = attempt.stdin_path();
-    let text = files::read_own(&prompt_path)?.unwrap_or_default();
+    let text = files::read_foreign(&prompt_path)?.map(lossy).unwrap_or_default();
     let argv = call.with_prompt(&text, &prompt_path);
     let log = Log::open(attempt)?;
     let mut command = Command::new(&argv[0]);

@@ -199,13 +199,14 @@ fn is_untold(view: &View) -> Result<bool> {
 /// its place already.
 fn report_to_keep(project: &Project, task: &Task) -> Result<Option<(PathBuf, Vec<u8>)>> {
     let path = task.report_path();
-    let Some(bytes) = files::own_bytes(&path)? else { return Ok(None) };
+    let Some(bytes) = files::read_foreign(&path)? else { return Ok(None) };
     let directory = project.reports_dir();
     for n in 1.. {
         let name =
             if n == 1 { format!("{}.md", task.id()) } else { format!("{}-{n}.md", task.id()) };
         let kept = directory.join(name);
-        if kept.symlink_metadata().is_err() || files::own_bytes(&kept)?.as_ref() == Some(&bytes) {
+        if kept.symlink_metadata().is_err() || files::read_foreign(&kept)?.as_ref() == Some(&bytes)
+        {
             return Ok(Some((kept, bytes)));
         }
     }
