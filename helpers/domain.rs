@@ -1,4 +1,8 @@
-//! The words of the domain: data that every layer above shares, without behaviour of its own.
+//! The data that the layers above share: what a task is called, how and where it runs, and how an
+//! attempt ended. Nothing here reads or writes files.
+//!
+//! The order: [`TaskId`]; [`Route`], [`Access`], [`Backend`] and [`Worktree`], which are decided at
+//! the dispatch; [`Failure`] and [`Usage`], which a worker CLI reports.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,6 +17,13 @@ use crate::exit::Exit;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TaskId(String);
 
+impl TaskId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl FromStr for TaskId {
     type Err = Refusal;
 
@@ -25,25 +36,7 @@ impl FromStr for TaskId {
         }
         Err(Refusal::new(Exit::Usage, format!("{text:?} cannot be a task id"))
             .place("an id is lower-case words joined by '-', at most 40 characters")
-            .next(format!("use an id like '{}'", suggestion(text))))
-    }
-}
-
-/// The nearest thing to `text` that may be a task id.
-fn suggestion(text: &str) -> String {
-    let lower = text.to_ascii_lowercase();
-    let words: Vec<_> =
-        lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
-    let mut id = words.join("-");
-    id.truncate(40);
-    let id = id.trim_end_matches('-');
-    if id.is_empty() { "fix-login-bug".into() } else { id.into() }
-}
-
-impl TaskId {
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
+            .next(format!("use an id like '{}'", suggest_id(text))))
     }
 }
 
@@ -51,6 +44,17 @@ impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
+}
+
+/// A valid task id that resembles `text`.
+fn suggest_id(text: &str) -> String {
+    let lower = text.to_ascii_lowercase();
+    let words: Vec<_> =
+        lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let mut id = words.join("-");
+    id.truncate(40);
+    let id = id.trim_end_matches('-');
+    if id.is_empty() { "fix-login-bug".into() } else { id.into() }
 }
 
 /// How a worker is started.
@@ -63,15 +67,15 @@ pub enum Route {
     Cli,
 }
 
-/// What a worker may do.
+/// What a worker may do. Each CLI has its own flags for the levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
-    /// Look only.
+    /// Read only.
     Read,
     /// Change the project and run its commands, by the CLI's own rules.
     Write,
-    /// Anything, unasked.
+    /// Anything, without prompting.
     Full,
 }
 
@@ -85,51 +89,77 @@ impl fmt::Display for Access {
     }
 }
 
-/// How a command is given its prompt.
+/// A worker CLI as the config describes it. What the config leaves out, the CLI's own file in
+/// `tools/` or the host decides.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// The shell command that starts the CLI; a known CLI needs none.
+    pub command: Option<String>,
+    /// How its workers are started.
+    pub route: Option<Route>,
+    /// How the CLI gets its prompt.
+    pub prompt: Option<PromptVia>,
+    /// The access of its workers, unless the task has its own.
+    pub access: Option<Access>,
+}
+
+/// How a worker CLI gets its prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PromptVia {
     /// On standard input.
     Stdin,
-    /// As its last argument.
+    /// As the last argument.
     Arg,
-    /// As the last argument, which says only which file to read.
+    /// As a file, which the last argument tells it to read.
     File,
 }
 
-/// A worker CLI.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Backend {
-    /// The shell command that starts it; a known CLI needs none.
-    pub command: Option<String>,
-    /// How it is started, where that is not to be decided from the host.
-    pub route: Option<Route>,
-    /// How it is given the prompt, where that is not known.
-    pub prompt: Option<PromptVia>,
-    /// What its workers may do unless a task says otherwise.
-    pub access: Option<Access>,
+/// A task's own checkout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worktree {
+    /// The checkout's directory.
+    pub path: PathBuf,
+    /// The branch that was made for the task.
+    pub branch: String,
+    /// The full id of the commit at which the branch began.
+    pub base: String,
+    /// Git's common directory of the repository.
+    pub repository: PathBuf,
 }
 
-/// Why a CLI failed.
+/// The end of an attempt that failed, in the CLI's own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What failed.
+    pub kind: FailureKind,
+    /// The line of output that says so.
+    pub said: String,
+    /// When the rate limit ends, in seconds since 1970, if the CLI said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resets: Option<u64>,
+}
+
+/// What made a worker CLI fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
-    /// It is not logged in, or its key is not taken.
+    /// The CLI is not logged in, or its key is refused.
     Auth,
     /// A rate limit or a used-up quota.
     Quota,
-    /// It does not know or may not use the model.
+    /// The model does not exist, or the account may not use it.
     Model,
-    /// It does not know the session that it was to continue.
+    /// The session to resume does not exist.
     Session,
-    /// It does not trust the directory.
+    /// The CLI does not trust the directory.
     Untrusted,
-    /// Its sandbox cannot start on this machine, or it wants to be in one.
+    /// The CLI's sandbox cannot start on this machine, or the CLI refuses to run without one.
     Sandbox,
-    /// It did not reach its provider.
+    /// The provider could not be reached.
     Network,
-    /// Its provider failed, or it did itself.
+    /// The provider or the CLI itself failed.
     Crash,
 }
 
@@ -148,29 +178,17 @@ impl fmt::Display for FailureKind {
     }
 }
 
-/// A failure in the CLI's own words.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// What kind it is.
-    pub kind: FailureKind,
-    /// The line that says so.
-    pub said: String,
-    /// When a limit ends, in seconds since 1970, if the CLI said so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resets: Option<u64>,
-}
-
-/// What an attempt used, as far as the CLI says.
+/// The tokens and money that an attempt used, as far as the CLI reports them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// Tokens that the model read, cached ones included.
     pub input_tokens: u64,
-    /// Tokens that it wrote.
+    /// Tokens that the model wrote.
     pub output_tokens: u64,
-    /// Tokens of which the host does not say whether they were read or written.
+    /// Tokens of an agent, for which the host reports only the sum.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub tokens: u64,
-    /// What that cost in US dollars.
+    /// The cost in US dollars.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_usd: Option<f64>,
 }
@@ -180,14 +198,14 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Usage {
-    /// The two together.
+    /// The sum of this usage and another.
     #[must_use]
     pub fn with(mut self, other: Self) -> Self {
         self.add(&other);
         self
     }
 
-    /// Adds what another attempt used.
+    /// Adds another usage to this one.
     pub fn add(&mut self, other: &Self) {
         self.input_tokens += other.input_tokens;
         self.output_tokens += other.output_tokens;
@@ -197,7 +215,7 @@ impl Usage {
         }
     }
 
-    /// What is left of it without what was used before.
+    /// This usage without an earlier one that a resumed CLI counts again.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         Self {
@@ -229,25 +247,12 @@ impl fmt::Display for Usage {
     }
 }
 
-/// A task's own checkout.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Worktree {
-    /// Its directory.
-    pub path: PathBuf,
-    /// The branch that is checked out there.
-    pub branch: String,
-    /// The commit that the branch began at.
-    pub base: String,
-    /// Git's common directory of the repository that it belongs to.
-    pub repository: PathBuf,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_words_joined_by_hyphens() {
+    fn task_id_is_words_joined_by_hyphens() {
         for good in ["a", "fix-login-bug", "pr-128", "0", &"a".repeat(40)] {
             assert!(good.parse::<TaskId>().is_ok(), "{good}");
         }
@@ -258,10 +263,10 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_id_is_answered_with_a_good_one() {
+    fn bad_task_id_gets_a_valid_suggestion() {
         for (bad, good) in [("../x", "x"), ("Fix Login!", "fix-login"), ("/", "fix-login-bug")] {
-            assert_eq!(suggestion(bad), good);
-            assert!(suggestion(bad).parse::<TaskId>().is_ok());
+            assert_eq!(suggest_id(bad), good);
+            assert!(suggest_id(bad).parse::<TaskId>().is_ok());
         }
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::exit::Exit;
 
-/// A failure that knows its exit code and its remedy. Prints as at most three lines.
+/// A failure with an exit code and a remedy. Prints as at most three lines.
 #[derive(Debug)]
 pub struct Refusal {
     exit: Exit,
@@ -22,14 +22,14 @@ impl Refusal {
         Self { exit, what: what.into(), place: None, next: None }
     }
 
-    /// Where it is wrong: a path, a line and a caret, or the cause in other words.
+    /// Adds where the failure is: a path, an excerpt that marks the fault, or the cause.
     #[must_use]
     pub fn place(mut self, place: impl Into<String>) -> Self {
         self.place = Some(place.into());
         self
     }
 
-    /// What to do next: a command where there is one.
+    /// Adds what to do next: a command where there is one.
     #[must_use]
     pub fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());
@@ -53,6 +53,6 @@ impl fmt::Display for Refusal {
 impl std::error::Error for Refusal {}
 
 /// The exit code of an error: that of the [`Refusal`] in its chain, else [`Exit::Failed`].
-pub fn exit_of(error: &anyhow::Error) -> Exit {
+pub fn exit_code(error: &anyhow::Error) -> Exit {
     error.downcast_ref::<Refusal>().map_or(Exit::Failed, |refusal| refusal.exit)
 }

@@ -1,34 +1,35 @@
-//! The exit codes of all five helpers. They are API: scripts, hooks and the host's model read them.
+//! The exit codes of the five helpers: a public interface that scripts, hooks and the host's model
+//! read.
 //!
-//! The numbers from 64 up are those of `sysexits.h`; README.md lists the same table.
+//! The numbers from 64 up are those of `sysexits.h`; README.md has the same table.
 
 /// How a helper ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// It said something, or did what it was asked.
+    /// The helper did what it was asked, or printed news.
     Ok = 0,
-    /// It failed for a reason that no other code names.
+    /// The helper failed for a reason without a code of its own.
     Failed = 1,
-    /// Only in `dispatch-monitor --hook`: standard error holds news, wake the model.
+    /// News is on standard error and the model is to be woken; `dispatch-monitor --hook` only.
     Wake = 2,
-    /// The time is over and there is nothing new.
+    /// The time limit passed without news.
     NothingNew = 3,
     /// The command line is wrong.
     Usage = 64,
-    /// A file that a person or model wrote (config, plan) is wrong, or the named thing is not in it.
+    /// A file that a person or a model wrote (config, plan) is wrong, or lacks the named thing.
     Data = 65,
-    /// A helper, a worker CLI or a toolchain is not there.
+    /// A helper, a worker CLI or a toolchain is missing.
     Unavailable = 69,
     /// Something cannot be created, for example because the task id is taken.
     CannotCreate = 73,
-    /// Not now: no answer yet, or held by another process. Calling again is right.
+    /// No answer yet, or another process holds a lock: the same call may succeed later.
     TryAgain = 75,
 }
 
 impl Exit {
-    /// The way of ending that a process told by this code; [`Exit::Failed`] if it is none of ours.
-    pub fn of_code(code: u8) -> Self {
+    /// The exit with this code; [`Exit::Failed`] for a code that no helper uses.
+    pub fn from_code(code: u8) -> Self {
         use Exit::*;
         let all = [Ok, Failed, Wake, NothingNew, Usage, Data, Unavailable, CannotCreate, TryAgain];
         all.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Failed)

@@ -1,12 +1,11 @@
-//! Crash points: named steps at which a test makes a helper die as if by `kill -9`; and limits that
-//! a test makes shorter, or things of the system that it makes fail.
+//! Faults that a test injects: crash points, shorter time limits, and failing system facilities.
 //!
-//! Only test builds (with debug assertions) read the variables; a release helper does not hold the
-//! name of the first, which `tests/run.sh` checks.
+//! Only builds with debug assertions read the `DISPATCH_*` variables named here. `tests/run.sh`
+//! checks that the name of the crash variable is absent from a release program.
 
 use std::time::Duration;
 
-/// How long something takes: as usual, or as many milliseconds as a test says.
+/// The time limit `usual`, or the milliseconds that the variable `name` holds.
 #[inline]
 pub fn limit(name: &str, usual: Duration) -> Duration {
     #[cfg(debug_assertions)]
@@ -17,18 +16,18 @@ pub fn limit(name: &str, usual: Duration) -> Duration {
     usual
 }
 
-/// Whether a test wants something of the system to fail, for example `inotify`.
+/// Whether `DISPATCH_FAIL` names this system facility, for example `inotify`.
 #[inline]
-pub fn fails(what: &str) -> bool {
+pub fn fails(facility: &str) -> bool {
     #[cfg(debug_assertions)]
-    if std::env::var("DISPATCH_FAIL").is_ok_and(|fails| fails == what) {
+    if std::env::var("DISPATCH_FAIL").is_ok_and(|fails| fails == facility) {
         return true;
     }
-    let _ = what;
+    let _ = facility;
     false
 }
 
-/// Dies here if `DISPATCH_CRASH_AT` is `what:step`, for example `plan.md:written`.
+/// Kills this process if `DISPATCH_CRASH_AT` is `what:step`, for example `plan.md:written`.
 #[inline]
 pub fn point(what: &str, step: &str) {
     #[cfg(debug_assertions)]

@@ -1,6 +1,6 @@
-//! Questions and answers as files: `NNN.question`, `NNN.answer`, `NNN.done`, and `.done` when all
-//! is finished. Only the worker starts an exchange. The names and their meaning are the
-//! original's, so that a worker that knows nothing but the files takes part.
+//! Questions and answers as files: `NNN.question`, `NNN.answer`, `NNN.done` (the worker has read the
+//! answer), and `.done` (the worker has finished). Only the worker starts an exchange. Names and
+//! meaning are the original's, so a worker that knows only the files can take part.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,35 +22,35 @@ pub struct Ipc {
 /// A question of the worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Its number; they count from 1.
+    /// The number of the question, counted from 1.
     pub number: u32,
-    /// Its number as the file's name spells it, at least three digits.
+    /// The number as the file's name spells it, with at least three digits.
     pub name: String,
-    /// Whether the answer is there.
+    /// Whether there is an answer.
     pub answered: bool,
-    /// Whether the worker said that it has read the answer.
+    /// Whether the worker has read the answer.
     pub received: bool,
 }
 
 impl Question {
-    /// Whether somebody still waits for its answer.
+    /// Whether the question still waits for its answer.
     pub fn is_open(&self) -> bool {
         !self.answered && !self.received
     }
 }
 
 impl Ipc {
-    /// The exchange in that directory, which need not exist yet.
+    /// The exchange in a directory, which need not exist yet.
     pub fn new(directory: PathBuf) -> Self {
         Self { directory }
     }
 
-    /// Where it is.
+    /// The directory `ipc/`.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// All questions, by number.
+    /// All questions in order of their numbers.
     pub fn questions(&self) -> Result<Vec<Question>> {
         let entries = files::entries(&self.directory)?.into_iter();
         let names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
@@ -62,7 +62,7 @@ impl Ipc {
             .filter_map(|name| {
                 let name = name.strip_suffix(".question")?;
                 Some(Question {
-                    number: files::number(name)?,
+                    number: files::parse_number(name)?,
                     name: name.into(),
                     answered: has(name, ".answer"),
                     received: has(name, ".done"),
@@ -73,11 +73,11 @@ impl Ipc {
         Ok(questions)
     }
 
-    /// Publishes a question under the next free number and returns that as the file spells it. The
-    /// same words again, while their answer is not read, are the same question: a worker whose call
+    /// Publishes a question under the next free number. Returns the number as the file's name spells
+    /// it. The same text is the same question until its answer was read, because a worker whose call
     /// was killed calls again.
     pub fn ask(&self, text: &str) -> Result<String> {
-        files::make_own_directory(&self.directory)?;
+        files::create_task_directory(&self.directory)?;
         loop {
             let questions = self.questions()?;
             for question in questions.iter().filter(|question| !question.received) {
@@ -86,7 +86,7 @@ impl Ipc {
                 }
             }
             let last = questions.last().map_or(0, |question| question.number);
-            let next = files::number_after(last, &self.directory)?;
+            let next = files::next_number(last, &self.directory)?;
             let name = format!("{next:03}");
             if files::publish_new(&self.file(&name, "question"), with_newline(text).as_bytes())? {
                 return Ok(name);
@@ -99,14 +99,14 @@ impl Ipc {
         Ok(files::read_foreign(&self.file(name, "question"))?.map(lossy))
     }
 
-    /// The text of the answer, if it is there.
+    /// The text of the answer to a question, if there is one.
     pub fn answer(&self, name: &str) -> Result<Option<String>> {
         Ok(files::read_foreign(&self.file(name, "answer"))?.map(lossy))
     }
 
-    /// Whether the answer was given so short a time ago.
-    pub fn was_answered_within(&self, name: &str, time: Duration) -> bool {
-        files::written_within(&self.file(name, "answer"), time)
+    /// Whether the answer to a question is younger than `age`.
+    pub fn was_answered_within(&self, name: &str, age: Duration) -> bool {
+        files::modified_within(&self.file(name, "answer"), age)
     }
 
     /// Publishes the answer to a question.
@@ -116,42 +116,42 @@ impl Ipc {
     pub fn post_answer(&self, name: &str, text: &str) -> Result<()> {
         if text.trim().is_empty() {
             return Err(Refusal::new(Exit::Data, "the answer is empty")
-                .next("give the words, or - and the words on standard input")
+                .next("give the text, or - and the text on standard input")
                 .into());
         }
         if self.question(name)?.is_none() {
             return Err(Refusal::new(Exit::Data, format!("there is no question {name}"))
                 .place(format!("in {}", self.directory.display()))
-                .next("dispatch-reconcile names those that are open")
+                .next("dispatch-reconcile lists the open questions")
                 .into());
         }
         if !files::publish_new(&self.file(name, "answer"), with_newline(text).as_bytes())? {
             return Err(Refusal::new(Exit::Data, format!("question {name} has an answer already"))
                 .place(self.file(name, "answer").display().to_string())
-                .next("what else the worker should know is a note: dispatch-reconcile note")
+                .next("to tell the worker more, use: dispatch-reconcile note")
                 .into());
         }
         Ok(())
     }
 
-    /// Says that the worker has read the answer.
+    /// Marks the answer to a question as read.
     pub fn receive(&self, name: &str) -> Result<()> {
         files::publish_new(&self.file(name, "done"), b"").map(drop)
     }
 
-    /// Says that the whole task is finished; the summary becomes the marker's text.
+    /// Marks the task as finished, with a summary.
     pub fn finish(&self, summary: &str) -> Result<()> {
-        files::make_own_directory(&self.directory)?;
+        files::create_task_directory(&self.directory)?;
         files::publish(&self.directory.join(".done"), with_newline(summary).as_bytes())
     }
 
-    /// When the finish marker was made.
+    /// The time of the finish marker.
     pub fn finished_at(&self) -> Option<SystemTime> {
         fs::metadata(self.directory.join(".done")).ok()?.modified().ok()
     }
 
-    /// The summary in the finish marker (empty for a worker that only touched it), or `None` if
-    /// the task is not finished.
+    /// The summary in the finish marker, empty if the worker only touched the file; `None` if the task
+    /// is not finished.
     pub fn finished(&self) -> Result<Option<String>> {
         Ok(files::read_foreign(&self.directory.join(".done"))?
             .map(lossy)
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_gets_the_next_number_also_beyond_999() {
+    fn question_gets_the_next_number_also_beyond_999() {
         let home = tempfile::tempdir().expect("a directory");
         let ipc = Ipc::new(home.path().into());
         assert_eq!(ipc.ask("a?").expect("asked"), "001");
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_open_until_it_has_an_answer() {
+    fn question_is_open_until_it_has_an_answer() {
         let home = tempfile::tempdir().expect("a directory");
         let ipc = Ipc::new(home.path().into());
         let name = ipc.ask("which?").expect("asked");
@@ -195,14 +195,16 @@ mod tests {
         ipc.post_answer(&name, "this").expect("answered");
         assert!(!is_open());
         assert_eq!(ipc.answer(&name).expect("read").as_deref(), Some("this\n"));
-        assert!(ipc.post_answer(&name, "that").is_err(), "an answer is given once");
+        assert!(ipc.post_answer(&name, "that").is_err(), "the first answer stays");
         assert!(ipc.post_answer("002", "that").is_err(), "there is no such question");
     }
 
     #[test]
-    fn other_files_in_the_directory_are_not_questions() {
+    fn other_files_in_ipc_are_not_questions() {
         let home = tempfile::tempdir().expect("a directory");
-        for name in ["001.question.tmp", ".question", "x.question", ".001.question.7.abc.tmp"] {
+        for name in
+            ["001.question.tmp", ".question", "x.question", ".001.question.abc.dispatch.tmp"]
+        {
             fs::write(home.path().join(name), "no").expect("written");
         }
         assert!(Ipc::new(home.path().into()).questions().expect("read").is_empty());

@@ -229,7 +229,7 @@ impl Project {
     /// Makes `.dispatch/` and keeps it out of git, so that neither `git add` nor a worker's
     /// `git clean` touches it.
     pub fn prepare(&self) -> Result<()> {
-        files::make_private_directory(&self.tasks_dir())?;
+        files::create_private_directory(&self.tasks_dir())?;
         // The host, which wrote the plan, may have made it readable for all.
         let top = self.root.join(".dispatch");
         std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o700))
@@ -243,7 +243,7 @@ impl Project {
         {
             return Ok(());
         }
-        files::make_private_directory(&common.join("info"))?;
+        files::create_private_directory(&common.join("info"))?;
         let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
         files::publish(&path, format!("{text}{gap}.dispatch/\n").as_bytes())
     }

@@ -1,4 +1,4 @@
-//! Text of anybody's, without what a reader cannot see.
+//! Cleaning, quoting and shortening text, wherever it comes from.
 
 /// Text of any bytes; what is not UTF-8 is replaced by U+FFFD.
 pub fn lossy(bytes: Vec<u8>) -> String {
@@ -6,7 +6,7 @@ pub fn lossy(bytes: Vec<u8>) -> String {
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// Without the sequences that colour a terminal, name its window and make links.
+/// Removes the escape sequences that colour a terminal, set its title and make links.
 pub fn strip_escapes(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.chars();
@@ -19,8 +19,8 @@ pub fn strip_escapes(text: &str) -> String {
                     let after = end.strip_prefix(|c| ('@'..='~').contains(&c));
                     rest = after.unwrap_or(end).chars();
                 }
-                // A title or the address of a link ends with a bell or with ESC \. One that was cut
-                // off is shown, and not what follows it lost.
+                // A title or the address of a link ends with a bell or with ESC \. Without that end,
+                // show it, so that the text after it is not lost.
                 Some(']') => {
                     let begin = rest.as_str();
                     let end = begin.find(['\u{7}', '\u{1b}', '\n']).map(|at| &begin[at..]);
@@ -29,7 +29,7 @@ pub fn strip_escapes(text: &str) -> String {
                         rest = after.unwrap_or(end).chars();
                     }
                 }
-                // The name of a character set, or the like.
+                // The name of a character set follows, or the like.
                 Some('(' | ')' | '*' | '+' | '#' | '%') => drop(rest.next()),
                 _ => {}
             },
@@ -39,8 +39,8 @@ pub fn strip_escapes(text: &str) -> String {
     plain
 }
 
-/// Without those, and without control characters and such as take no room or turn the direction of
-/// what follows. Line ends and tabs stay.
+/// Removes escape sequences, control characters, and characters that are invisible or change the
+/// direction of the text after them. Line ends and tabs stay.
 pub fn sanitize(text: &str) -> String {
     let hidden = |c: char| {
         matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
@@ -50,25 +50,26 @@ pub fn sanitize(text: &str) -> String {
     strip_escapes(text).chars().filter(kept).collect()
 }
 
-/// Quotes a word for a POSIX shell, where it needs it.
+/// The word as a POSIX shell needs it: in quotes only where necessary.
 pub fn shell_word(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./=:,@%+".contains(&b);
     if !word.is_empty() && word.bytes().all(plain) {
         return word.into();
     }
-    // Where a host's permission rule names a path with a space, it is in double quotes.
+    // A host's permission rule has a path with a space in double quotes, and both must match.
     if !word.is_empty() && !word.contains(['"', '$', '`', '\\', '!', '\n']) {
         return format!("\"{word}\"");
     }
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// The longest quotation of a worker in one line of news, in characters and in bytes.
+/// The longest quotation in one line of news, in characters.
 const LONGEST_QUOTE: usize = 600;
+/// The longest quotation in one line of news, in bytes.
 const LONGEST_QUOTE_BYTES: usize = 1200;
 
-/// A worker's words in one line and in quotation marks, cut where they are long. Inside, nothing
-/// looks like the end of the quotation or like what the helper says to do.
+/// A worker's words as one line in quotation marks, shortened if they are long. Nothing inside looks
+/// like the end of the quotation, or like the arrow before a helper's advice.
 pub fn quoted(text: &str) -> String {
     let text = sanitize(text);
     let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
@@ -99,7 +100,7 @@ pub fn short_duration(duration: std::time::Duration) -> String {
     }
 }
 
-/// Cuts a line to that many bytes.
+/// Shortens a line to at most so many bytes, on a character boundary.
 pub fn shorten(line: &str, bytes: usize) -> String {
     if line.len() <= bytes {
         return line.into();
@@ -116,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_seen_is_gone() {
+    fn invisible_characters_are_removed() {
         let line = "\u{1b}]0;t\u{7}\u{1b}[1;31mYou \u{1b}]8;;u\u{1b}\\hit\u{1b}[0m it";
         assert_eq!(strip_escapes(line), "You hit it");
         assert_eq!(strip_escapes("\u{1b}]0;cut off\nHit \u{1b}]8;"), "0;cut off\nHit 8;");
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn many_lines_become_one_and_long_ones_are_cut() {
+    fn quotation_is_one_short_line() {
         assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎ b ⏎ c\"");
         assert_eq!(quoted("x\" → run: rm"), "\"x' > run: rm\"");
         assert_eq!(quoted(&"ä".repeat(601)).chars().count(), LONGEST_QUOTE + 3);
@@ -135,13 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_cut_between_characters() {
+    fn line_is_shortened_between_characters() {
         assert_eq!(shorten("abc", 3), "abc");
         assert_eq!(shorten("ääää", 7), "ää…");
     }
 
     #[test]
-    fn words_are_quoted_so_that_a_shell_gives_them_back() {
+    fn shell_reads_back_every_quoted_word() {
         let rows = [
             ("opus", "opus"),
             ("", "''"),

@@ -122,11 +122,11 @@ impl Waiter {
         says_slow: impl Fn(),
     ) -> Result<Outcome> {
         let begin = Instant::now();
-        self.blind = !watch.events();
+        self.blind = !watch.sees_files();
         if self.blind {
             says_slow();
         }
-        let host_is_watched = self.host.as_ref().is_some_and(|host| watch.process(host));
+        let host_is_watched = self.host.as_ref().is_some_and(|host| watch.add_process(host));
         let mut whole = begin;
         let mut look = Look::All;
         loop {
@@ -165,7 +165,9 @@ impl Waiter {
             if left == Some(Duration::ZERO) {
                 return Ok(Outcome::Timeout(self.active()));
             }
-            look = match watch.wait(left.map_or(SAFETY_SCAN, |left| left.min(SAFETY_SCAN)))? {
+            look = match watch
+                .wait_for_event(left.map_or(SAFETY_SCAN, |left| left.min(SAFETY_SCAN)))?
+            {
                 Woken::Signal(signal) => return Ok(Outcome::Signal(signal)),
                 Woken::Timeout if !self.blind => Look::Open,
                 Woken::Changed | Woken::Timeout => Look::All,
@@ -181,7 +183,7 @@ impl Waiter {
             if left.is_zero() {
                 break;
             }
-            match watch.wait(left)? {
+            match watch.wait_for_event(left)? {
                 Woken::Signal(_) => break,
                 Woken::Changed | Woken::Timeout => {}
             }
@@ -334,18 +336,18 @@ impl Waiter {
     fn attach(&self, watch: &mut Watch, ids: &[TaskId]) -> bool {
         let mut all = true;
         let mut directory = |watch: &mut Watch, place: &Path| {
-            all &= watch.directory(place) || !place.is_dir();
+            all &= watch.add_directory(place) || !place.is_dir();
         };
         directory(watch, &self.project.tasks_dir());
         if let Some(host) = &self.host {
-            watch.process(host);
+            watch.add_process(host);
         }
         for view in self.views(ids) {
             for place in directories(&view.task) {
                 directory(watch, &place);
             }
             for process in &view.processes {
-                watch.process(process);
+                watch.add_process(process);
             }
         }
         all
@@ -384,12 +386,12 @@ fn gone_limit() -> Duration {
 /// Watches the directories in which only a plan stands, because the record that makes it a task
 /// changes nothing that is watched otherwise.
 pub fn watch_undispatched(tasks: &Path, watch: &mut Watch) {
-    watch.directory(tasks);
+    watch.add_directory(tasks);
     let Ok(entries) = fs::read_dir(tasks) else { return };
     for entry in entries.flatten() {
         let directory = entry.path();
         if !directory.join("task.yaml").is_file() {
-            watch.directory(&directory);
+            watch.add_directory(&directory);
         }
     }
 }

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Error, Result};
 use clap::Parser;
 
-use crate::error::{Refusal, exit_of};
+use crate::error::{Refusal, exit_code};
 use crate::exit::Exit;
 use crate::host::settings;
 use crate::process::HELPERS;
@@ -63,7 +63,7 @@ fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
         if is_denied(&error) {
             let _ = writeln!(std::io::stderr(), "  next: call as its owner, or change its mode");
         }
-        exit_of(&error)
+        exit_code(&error)
     });
     exit.into()
 }
@@ -151,7 +151,7 @@ fn some_text(argument: &str, what: &str) -> Result<String> {
     }
     if text.trim().is_empty() {
         return Err(Refusal::new(Exit::Usage, format!("{what} is empty"))
-            .next("give the words, or - and the words on standard input")
+            .next("give the text, or - and the text on standard input")
             .into());
     }
     Ok(text)

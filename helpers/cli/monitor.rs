@@ -95,7 +95,7 @@ fn wait(args: &Args, project: Project) -> Result<Exit> {
     // So that `brief` knows that this host is told.
     let _waiting = match only.is_empty() && project.tasks_dir().is_dir() {
         true => {
-            files::make_own_directory(&project.hosts_dir())?;
+            files::create_task_directory(&project.hosts_dir())?;
             Lock::try_take(&project.monitor_lock_path(host.as_ref()))?
         }
         false => None,
@@ -166,7 +166,7 @@ fn hook(args: &Args) -> Result<Exit> {
         // One that cannot be read keeps the host from hearing of no other.
         project.tasks().iter().for_each(|it| drop(note_ended_agent(it, &host, running)));
     }
-    files::make_own_directory(&project.hosts_dir())?;
+    files::create_task_directory(&project.hosts_dir())?;
     let lock = project.hook_lock_path(&host);
     let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
     loop {

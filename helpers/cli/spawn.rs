@@ -18,7 +18,7 @@ use crate::files;
 use crate::git;
 use crate::ids::{now, random_hex};
 use crate::plan::{Marker, Plan};
-use crate::process::{Life, TASK_DIR, calling_host, launcher, of_the_host, own_helper};
+use crate::process::{Life, TASK_DIR, calling_host, is_host_variable, launcher, worker_helper};
 use crate::project::Project;
 use crate::task::{self, Before, Record, State, Task, Wait};
 use crate::tools::{self, Invocation, Session, gap, is_known};
@@ -89,7 +89,7 @@ pub fn main() -> ExitCode {
             return Ok(match supervise::run(directory, args.if_answered) {
                 Ok(()) => Exit::Ok,
                 Err(error) => {
-                    let exit = crate::error::exit_of(&error);
+                    let exit = crate::error::exit_code(&error);
                     say(format!("{}\n{error:#}", exit as u8));
                     exit
                 }
@@ -162,7 +162,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         if let Some(worktree) = &record.worktree {
             remarks.extend(worktree.create()?);
         }
-        files::make_own_directory(task.ipc().directory())?;
+        files::create_task_directory(task.ipc().directory())?;
         if args.plan.is_some() || !task.plan_path().is_file() {
             files::publish(&task.plan_path(), plan.as_bytes())?;
         }
@@ -218,7 +218,7 @@ fn startable(task: &Task, record: &Record, choice: &Choice) -> Result<Option<Inv
         ))
         .into());
     }
-    run::call(task, record, &own_helper()?, Session::New(SESSION)).map(Some)
+    run::call(task, record, &worker_helper()?, Session::New(SESSION)).map(Some)
 }
 
 /// The access that was asked for, or that the config gives the backend.
@@ -239,7 +239,7 @@ fn access(args: &Args, choice: &Choice) -> Result<Option<Access>, Refusal> {
 fn helper(record: &Record) -> Result<PathBuf> {
     match record.route {
         Route::Agent => launcher("dispatch-worker"),
-        Route::Cli => own_helper(),
+        Route::Cli => worker_helper(),
     }
 }
 
@@ -258,7 +258,7 @@ fn dry_run(
             let argv = call.with_prompt(prompt, &stdin);
             let argv: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
             let unset = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
-            let unset: Vec<String> = unset.filter(|name| of_the_host(name)).collect();
+            let unset: Vec<String> = unset.filter(|name| is_host_variable(name)).collect();
             let stdin = (call.prompt == PromptVia::Stdin).then_some(&stdin);
             json!({
                 "argv": argv,

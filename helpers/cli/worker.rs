@@ -18,7 +18,7 @@ use crate::fault;
 use crate::files;
 use crate::news;
 use crate::plan::Marker;
-use crate::process::{TASK_DIR, Watch, Woken, boot_id, boottime, launcher};
+use crate::process::{TASK_DIR, Watch, Woken, boot_id, launcher, time_since_boot};
 use crate::task::Task;
 use crate::text::{lossy, shell_word};
 use crate::worker::demo;
@@ -280,7 +280,7 @@ fn wait_for_answer(task: &Task, number: &str, limit: Duration) -> Result<Option<
     let mut watch = Watch::new(&[SIGINT, SIGTERM])?;
     let begin = Instant::now();
     loop {
-        watch.directory(ipc.directory());
+        watch.add_directory(ipc.directory());
         // A worker's plain `echo > NNN.answer` is seen empty for a moment.
         if let Some(answer) = ipc.answer(number)?.filter(|answer| !answer.trim().is_empty()) {
             return Ok(Some(answer));
@@ -289,7 +289,7 @@ fn wait_for_answer(task: &Task, number: &str, limit: Duration) -> Result<Option<
         if left.is_zero() {
             return Ok(None);
         }
-        if let Woken::Signal(_) = watch.wait(left.min(Duration::from_secs(1)))? {
+        if let Woken::Signal(_) = watch.wait_for_event(left.min(Duration::from_secs(1)))? {
             return Ok(None);
         }
     }
@@ -298,7 +298,7 @@ fn wait_for_answer(task: &Task, number: &str, limit: Duration) -> Result<Option<
 /// When the waiting for an answer began, on the clock that goes on while the machine sleeps, so
 /// that the patience counts across calls.
 fn begin_waiting(task: &Task, number: &str) -> Result<()> {
-    let begin = format!("{} {}", boot_id(), boottime().as_secs());
+    let begin = format!("{} {}", boot_id(), time_since_boot().as_secs());
     files::publish(&task.directory().join(format!("ipc/.{number}.asked")), begin.as_bytes())
 }
 
@@ -307,7 +307,7 @@ fn waited(task: &Task, number: &str) -> Result<Duration> {
     let text = files::read_foreign(&path)?.map(lossy).unwrap_or_default();
     let begin = text.split_once(' ').filter(|(boot, _)| *boot == boot_id());
     match begin.and_then(|(_, seconds)| seconds.parse().ok()) {
-        Some(seconds) => Ok(boottime().saturating_sub(Duration::from_secs(seconds))),
+        Some(seconds) => Ok(time_since_boot().saturating_sub(Duration::from_secs(seconds))),
         // Just asked, or before a restart: it counts from now.
         None => begin_waiting(task, number).map(|()| Duration::ZERO),
     }

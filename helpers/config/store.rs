@@ -58,7 +58,7 @@ pub fn replace(new: impl Fn(&str) -> Result<String>) -> Result<()> {
 fn change_text(new: impl Fn(Option<&str>) -> Result<String>) -> Result<()> {
     let named = crate::dirs::config_path()?;
     let directory = named.parent().context("the config has no directory")?;
-    files::make_private_directory(directory)?;
+    files::create_private_directory(directory)?;
     let _lock = Lock::take(&beside(&named, "lock"), LOCK_LIMIT)?;
     // The file may be a link into a person's dotfiles, and stays one.
     let real = named.canonicalize().unwrap_or_else(|_| named.clone());

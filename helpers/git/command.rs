@@ -76,7 +76,7 @@ pub(super) fn run(git: &mut Command) -> Result<Output> {
     }
     // Some of its messages are understood here.
     git.env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0").stdin(Stdio::null());
-    process::expect_children()?;
+    process::reset_child_signal()?;
     match git.output() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             Err(no_git("git is not installed", "'git' is not in PATH").into())

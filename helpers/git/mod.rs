@@ -211,7 +211,7 @@ impl Worktree {
                 .into());
         }
         if deleted {
-            files::make_private_directory(&self.path)?;
+            files::create_private_directory(&self.path)?;
             run(on(&self.repository).args(["worktree", "repair"]).arg(&self.path))?;
         }
         match self.entry() {
@@ -255,7 +255,7 @@ impl Worktree {
                 .into());
         }
         let directory = self.path.parent().context("a worktree without a parent")?;
-        files::make_private_directory(directory)?;
+        files::create_private_directory(directory)?;
         let mut name = directory.as_os_str().to_owned();
         name.push(".lock");
         Lock::take(Path::new(&name), TURN_LIMIT)

@@ -690,7 +690,7 @@ mod tests {
         ];
         for (text, place) in table {
             let error = add(Some(text), &four()).expect_err(text);
-            assert_eq!(crate::error::exit_of(&error), Exit::Data, "{text}");
+            assert_eq!(crate::error::exit_code(&error), Exit::Data, "{text}");
             let lines = error.to_string();
             assert!(lines.contains(&format!("\n  {place}")), "{text}: {lines}");
             assert!(

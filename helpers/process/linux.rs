@@ -1,9 +1,9 @@
-//! Linux: `/proc`, pidfds and inotify under one `ppoll`; the pidfds in an epoll set of their own,
-//! because asking each of them at every wait would cost more than the rest of it.
+//! Linux: `/proc`, pidfds and inotify under one `ppoll`. The pidfds are in an epoll set of their own,
+//! because polling each of them at every wait would cost more than the rest of the wait.
 //!
-//! The inotify queue is only ever a bell. Nothing is remembered of its watches: adding one again is
-//! one cheap call, and the kernel itself drops that of a deleted directory. So IN_IGNORED and
-//! IN_Q_OVERFLOW need no more care than any other event: the caller scans and adds again.
+//! An inotify event says only that something changed, and no watch is remembered: adding one again
+//! is one cheap call, and the kernel drops the watch of a deleted directory. So IN_IGNORED and
+//! IN_Q_OVERFLOW need no handling of their own: the caller scans and adds its watches again.
 
 use std::fs;
 use std::io::{self, Read};
@@ -29,18 +29,20 @@ use crate::fault;
 use crate::process::tree::Process;
 use crate::process::{Identity, Life, Signal, SignalPipe};
 
-/// How much of an environment is looked at, in bytes; the usual limit is twice that.
+/// The most bytes of an environment that are read; the system's usual limit is twice that.
 const LONGEST_ENVIRONMENT: u64 = 1 << 20;
 
-/// The start time of a live process in clock ticks since boot.
+const OTHER_PROC: &str = "/proc is missing or belongs to another PID namespace";
+
+/// The start time of a live process in clock ticks since boot; `None` if there is none.
 pub(super) fn start_of(pid: u32) -> Result<Option<u64>> {
     if namespace().is_none() {
-        bail!("/proc does not show the processes that this one sees");
+        bail!("{OTHER_PROC}");
     }
     let path = format!("/proc/{pid}/stat");
     let stat = match fs::read(&path) {
         Ok(stat) => stat,
-        Err(error) if gone(&error) => {
+        Err(error) if is_gone(&error) => {
             // Mounted with hidepid, /proc denies the processes of other users.
             let raw = i32::try_from(pid).unwrap_or(0);
             if raw > 0 && kill(Pid::from_raw(raw), None) == Err(Errno::EPERM) {
@@ -54,27 +56,21 @@ pub(super) fn start_of(pid: u32) -> Result<Option<u64>> {
     Ok((!stat.dead).then_some(stat.start))
 }
 
-/// All live processes that can be seen, with their parents and groups.
+/// All live processes that this user can see.
 pub(super) fn processes() -> Result<Vec<Process>> {
-    let namespace = namespace().context("/proc does not show the processes that this one sees")?;
-    let identity = |pid, start| Identity {
-        pid,
-        start,
-        boot: super::boot_id().to_owned(),
-        namespace: Some(namespace.to_owned()),
-    };
+    namespace().context(OTHER_PROC)?;
     let entries = fs::read_dir("/proc").context("cannot read /proc")?;
     let process = |entry: io::Result<fs::DirEntry>| {
         let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
-        // It may have ended meanwhile.
+        // The process may have ended meanwhile.
         let stat = parse(&fs::read(format!("/proc/{pid}/stat")).ok()?).filter(|it| !it.dead)?;
         let Stat { parent, group, start, .. } = stat;
-        Some(Process { identity: identity(pid, start), parent, group })
+        Some(Process { identity: Identity::with_start(pid, start), parent, group })
     };
     Ok(entries.filter_map(process).collect())
 }
 
-/// The environment that a process was started with, empty if we may not know.
+/// The environment that a process was started with; empty if this user may not read it.
 pub(super) fn environment(pid: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Ok(file) = fs::File::open(format!("/proc/{pid}/environ")) {
@@ -83,12 +79,12 @@ pub(super) fn environment(pid: u32) -> Vec<u8> {
     bytes
 }
 
-/// Makes this process the parent of all that descend from it and lose theirs.
+/// Makes this process the parent of every descendant that loses its own parent.
 pub fn adopt_descendants() -> Result<()> {
-    set_child_subreaper(true).context("cannot adopt what the worker leaves")
+    set_child_subreaper(true).context("cannot become the parent of orphaned processes")
 }
 
-/// Reaps children that were adopted and have ended; `own` is left to whoever started it.
+/// Reaps adopted children that have ended. Stops at `own`, whose exit status its starter reads.
 pub fn reap_adopted(own: u32) {
     let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     while let Some(pid) = waitid(Id::All, look).ok().and_then(|status| status.pid()) {
@@ -99,7 +95,7 @@ pub fn reap_adopted(own: u32) {
     }
 }
 
-/// What is read of `/proc/PID/stat`.
+/// Some fields of `/proc/PID/stat`.
 struct Stat {
     dead: bool,
     parent: u32,
@@ -108,30 +104,30 @@ struct Stat {
 }
 
 fn parse(stat: &[u8]) -> Option<Stat> {
-    // The name in parentheses is any bytes; the fields are numbers from the last one on.
+    // The program's name in parentheses may have any bytes, also parentheses.
     let end = stat.iter().rposition(|&byte| byte == b')')?;
     let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    // proc(5) counts from 1, and the state behind the name is its field 3.
+    // proc(5) counts from 1, and the state after the name is field 3.
     let field = |number: usize| fields.get(number - 3).copied();
     let number = |number: usize| field(number)?.parse().ok();
     let dead = match field(3)? {
-        // The main thread may have ended before the others.
+        // A zombie with more threads is a main thread that ended before the others.
         "Z" => field(20)?.parse::<u32>().ok()? <= 1,
         state => matches!(state, "X" | "x"),
     };
-    // A process of the kernel has group 0 and may have -1.
+    // The group of a kernel process may be -1.
     let group = number(5).unwrap_or_default();
     Some(Stat { dead, parent: number(4)?, group, start: field(22)?.parse().ok()? })
 }
 
-fn gone(error: &io::Error) -> bool {
-    // ESRCH: it was reaped between open and read.
+fn is_gone(error: &io::Error) -> bool {
+    // ESRCH: the process was reaped between open and read.
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32)
 }
 
-/// Our pid namespace; `None` if `/proc` is missing or that of another one, as a sandbox without its
-/// own mount has it, where the numbers mean other processes than to us.
+/// This process's pid namespace. `None` if `/proc` is missing or shows another namespace, as in a
+/// sandbox that did not mount its own: its pids mean other processes.
 pub(super) fn namespace() -> Option<&'static str> {
     static NAMESPACE: OnceLock<Option<String>> = OnceLock::new();
     let read = || {
@@ -144,17 +140,25 @@ pub(super) fn namespace() -> Option<&'static str> {
     NAMESPACE.get_or_init(read).as_deref()
 }
 
+/// The id of this installation (machine-id(5)); `None` if there is none.
+pub(super) fn machine_id() -> Option<String> {
+    let read = |path: &&str| fs::read_to_string(path).ok().map(|id| id.trim().to_owned());
+    let files = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
+    // An image that has not booted yet has an empty file or the word "uninitialized".
+    files.iter().filter_map(read).find(|id| id.len() == 32)
+}
+
 pub(super) fn boot_id() -> String {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id");
     text.unwrap_or_default().trim().to_owned()
 }
 
-/// Time since boot, time asleep included.
-pub fn boottime() -> Duration {
+/// Time since boot, including time asleep.
+pub fn time_since_boot() -> Duration {
     ClockId::CLOCK_BOOTTIME.now().expect("Linux has CLOCK_BOOTTIME since 2.6.39").into()
 }
 
-/// A handle that stays on this process even if its number is used again.
+/// A handle for the process that has this pid now, even after the pid is reused.
 fn hold(pid: u32) -> io::Result<OwnedFd> {
     let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
     Ok(pidfd_open(raw.ok_or(Errno::ESRCH)?, PidfdFlags::empty())?)
@@ -164,37 +168,37 @@ pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<bool> {
     let held = hold(identity.pid);
     match identity.life() {
         Life::Dead => return Ok(false),
-        Life::Unknown => bail!("it belongs to another pid namespace, or cannot be seen"),
+        Life::Unknown => bail!("it belongs to another machine or PID namespace, or is hidden"),
         Life::Alive => {}
     }
     let named = rustix::process::Signal::from_named_raw(signal as i32).context("no such signal")?;
     let sent = match held {
         Ok(process) => pidfd_send_signal(process, named).map_err(io::Error::from),
-        // Before Linux 5.3 there is only the number, verified a moment ago.
+        // Before Linux 5.3 there is no pidfd; the identity was compared just before.
         Err(error) if error.raw_os_error() == Some(Errno::ENOSYS as i32) => {
             kill(Pid::from_raw(i32::try_from(identity.pid)?), signal).map_err(io::Error::from)
         }
         Err(error) => Err(error),
     };
     match sent {
-        Err(error) if gone(&error) => Ok(false),
+        Err(error) if is_gone(&error) => Ok(false),
         sent => Ok(sent.map(|()| true)?),
     }
 }
 
-/// What an epoll set calls a process.
-fn name(process: &OwnedFd) -> u64 {
+/// The key of a process in the epoll set.
+fn key(process: &OwnedFd) -> u64 {
     u64::from(process.as_raw_fd().cast_unsigned())
 }
 
-/// What one wait looks at.
+/// The sources of events of one [`Watch`](crate::process::Watch).
 pub(super) struct EventQueue {
     pipes: Vec<SignalPipe>,
-    /// `None` if the user's instances are used up; then the caller's scans have to do.
+    /// `None` if the user has no inotify instance left; only the caller's scans see changes then.
     inotify: Option<Inotify>,
-    /// Live processes; one that died is reported and dropped, since its pidfd stays readable.
+    /// The live processes. A dead one is dropped, since its pidfd stays readable.
     processes: Vec<OwnedFd>,
-    /// Readable when one of them has died.
+    /// Readable when one of the processes has died.
     deaths: Epoll,
 }
 
@@ -230,13 +234,13 @@ impl EventQueue {
         self.inotify.as_ref().is_some_and(|inotify| inotify.add_watch(path, interest).is_ok())
     }
 
-    /// `Alive` if its death will now wake us, `Unknown` if it cannot.
+    /// Adds a process. `Alive` if its death will end a wait, `Unknown` if it cannot.
     pub(super) fn process(&mut self, identity: &Identity) -> Life {
-        // Held first and verified then, so that it cannot be another that got the number between.
+        // Hold the process before comparing, so that the pid cannot be reused in between.
         let held = hold(identity.pid);
         match (identity.life(), held) {
             (Life::Alive, Ok(process)) => {
-                let event = EpollEvent::new(EpollFlags::EPOLLIN, name(&process));
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, key(&process));
                 if self.deaths.add(&process, event).is_err() {
                     return Life::Unknown;
                 }
@@ -248,25 +252,25 @@ impl EventQueue {
         Life::Alive
     }
 
-    /// Waits for anything, and says whether a file or process may have changed.
+    /// Waits for an event. Returns whether a file or process may have changed.
     pub(super) fn wait(&mut self, limit: Duration) -> Result<bool> {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = vec![readable(self.deaths.0.as_fd())];
         fds.extend(self.inotify.iter().map(|inotify| readable(inotify.as_fd())));
         fds.extend(self.pipes.iter().map(|pipe| readable(pipe.reader.as_fd())));
         match ppoll(&mut fds, Some(TimeSpec::from(limit)), None) {
-            // The handler has written to its pipe, which the caller reads anyway.
+            // The signal handler wrote to its pipe, which the caller reads.
             Ok(0) | Err(Errno::EINTR) => return Ok(false),
             Ok(_) => {}
             Err(error) => return Err(error).context("ppoll"),
         }
-        // Those that do not fit make the next wait return at once.
+        // Deaths that do not fit end the next wait at once.
         let mut dead = [EpollEvent::empty(); 16];
         let count = self.deaths.wait(&mut dead, EpollTimeout::ZERO).unwrap_or(0);
         self.processes.retain(|process| {
-            let alive = !dead[..count].iter().any(|event| event.data() == name(process));
+            let alive = !dead[..count].iter().any(|event| event.data() == key(process));
             if !alive {
-                // A child forked meanwhile may hold it open; then closing it is not enough.
+                // Closing is not enough if a child that was forked meanwhile holds the pidfd open.
                 let _ = self.deaths.delete(process);
             }
             alive
@@ -274,7 +278,7 @@ impl EventQueue {
         Ok(self.drain() || count > 0)
     }
 
-    /// Empties the inotify queue; `true` if there was anything in it.
+    /// Empties the inotify queue. Returns whether there was an event.
     fn drain(&self) -> bool {
         let Some(inotify) = &self.inotify else { return false };
         let mut any = false;
@@ -282,7 +286,7 @@ impl EventQueue {
             match inotify.read_events() {
                 Ok(events) => {
                     any = true;
-                    // What was moved away is no longer at the path that the caller asked for.
+                    // A directory that was moved is no longer at the path that the caller gave.
                     for event in events {
                         if event.mask.contains(AddWatchFlags::IN_MOVE_SELF) {
                             let _ = inotify.rm_watch(event.wd);
@@ -296,10 +300,10 @@ impl EventQueue {
     }
 }
 
-/// Lets no descriptor but the first three through exec; for the forked child.
+/// Closes all descriptors but the first three at exec. Called in the forked child.
 pub(super) fn keep_only_stdio() {
-    // SAFETY: close_range(2) with CLOEXEC closes nothing now; it is async-signal-safe. Before Linux
-    // 5.11 it fails and what was inherited stays open.
+    // SAFETY: close_range(2) with CLOEXEC closes nothing now, and is async-signal-safe. Before Linux
+    // 5.11 it fails, and inherited descriptors stay open.
     unsafe {
         nix::libc::syscall(
             nix::libc::SYS_close_range,
@@ -321,10 +325,9 @@ mod tests {
     use nix::sys::signal::{SigHandler, SigSet};
     use nix::unistd::{getpid, getsid};
 
-    use super::super::tests::{PATIENCE, Running, until};
-    use super::super::{Watch, Woken, detach};
-
     use super::*;
+    use crate::process::test_support::{Running, next_event, wait_until};
+    use crate::process::{Watch, Woken, detach};
 
     /// A field of `/proc/PID/stat` as proc(5) counts them, from the state (3) on.
     fn field(pid: i32, number: usize) -> Option<String> {
@@ -352,13 +355,13 @@ mod tests {
         command.args(["-c", "echo $$; exec sleep 1000"]);
         command.stdin(Stdio::null()).stdout(File::create(&out).unwrap()).stderr(Stdio::null());
         detach(&mut command).unwrap();
-        until(|| fs::read_to_string(&out).unwrap().ends_with('\n'));
+        wait_until(|| fs::read_to_string(&out).unwrap().ends_with('\n'));
         let pid = fs::read_to_string(&out).unwrap().trim().parse().unwrap();
-        Detached(Identity::of(pid).unwrap().unwrap())
+        Detached(Identity::of_pid(pid).unwrap().unwrap())
     }
 
     #[test]
-    fn a_detached_program_belongs_to_init_or_whoever_adopts_and_can_be_ended() {
+    fn detached_program_belongs_to_init_or_its_adopter_and_can_be_ended() {
         let directory = tempfile::tempdir().unwrap();
         let mut blocked = SigSet::empty();
         blocked.add(Signal::SIGTERM);
@@ -389,9 +392,9 @@ mod tests {
         }
 
         let mut watch = Watch::new(&[]).unwrap();
-        assert!(watch.process(program));
+        assert!(watch.add_process(program));
         assert!(program.signal(Signal::SIGTERM).unwrap());
-        assert_eq!(watch.wait(PATIENCE).unwrap(), Woken::Changed);
+        assert_eq!(next_event(&mut watch), Woken::Changed);
         assert_eq!(program.life(), Life::Dead);
         assert!(!program.signal(Signal::SIGTERM).unwrap());
 
@@ -405,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_is_reported_and_no_zombie_remains() {
+    fn missing_program_is_reported_and_leaves_no_zombie() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("missing");
         let error = detach(&mut Command::new(&missing)).unwrap_err();
@@ -420,7 +423,7 @@ mod tests {
                 && parent(pid) == getpid().as_raw()
                 && fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == name)
         };
-        until(|| {
+        wait_until(|| {
             let processes = fs::read_dir("/proc").unwrap();
             let names = processes.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
             !names.filter_map(|name| name.parse().ok()).any(zombie)
@@ -428,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_looks_like_fields_is_parsed_right() {
+    fn program_name_that_looks_like_fields_is_parsed() {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("x) R 1 (");
         symlink("/bin/sh", &program).unwrap();
@@ -437,13 +440,13 @@ mod tests {
         let child = Running(command.spawn().unwrap());
         let pid = child.0.id();
         // The kernel sets the name a moment after spawn() may return.
-        until(|| fs::read(format!("/proc/{pid}/comm")).unwrap() == b"x) R 1 (\n");
+        wait_until(|| fs::read(format!("/proc/{pid}/comm")).unwrap() == b"x) R 1 (\n");
         let start = field(pid as i32, 22).unwrap();
         assert_eq!(start_of(pid).unwrap(), Some(start.parse().unwrap()));
     }
 
     #[test]
-    fn only_the_last_thread_ends_a_process() {
+    fn process_is_dead_only_after_its_last_thread() {
         let stat = |state, threads| {
             let text = format!("7 (a b) {state} 5 6 {}{threads} 0 42 0", "0 ".repeat(14));
             let stat = parse(text.as_bytes()).unwrap();
@@ -457,24 +460,24 @@ mod tests {
     }
 
     #[test]
-    fn without_inotify_deaths_still_wake() {
+    fn death_wakes_without_inotify() {
         let mut watch = Watch::new(&[]).unwrap();
         watch.queue.inotify = None;
         let directory = tempfile::tempdir().unwrap();
-        assert!(!watch.events() && !watch.directory(directory.path()));
+        assert!(!watch.sees_files() && !watch.add_directory(directory.path()));
         let mut child = Running::new();
-        assert!(watch.process(&child.identity()));
-        assert_eq!(watch.wait(Duration::from_millis(1)).unwrap(), Woken::Timeout);
+        assert!(watch.add_process(&child.identity()));
+        assert_eq!(watch.wait_for_event(Duration::from_millis(1)).unwrap(), Woken::Timeout);
         child.end();
-        assert_eq!(watch.wait(PATIENCE).unwrap(), Woken::Changed);
+        assert_eq!(next_event(&mut watch), Woken::Changed);
     }
 
     #[test]
-    fn boottime_is_the_uptime() {
-        let before = boottime();
+    fn time_since_boot_is_the_uptime() {
+        let before = time_since_boot();
         let uptime = fs::read_to_string("/proc/uptime").unwrap();
         let uptime: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
         // The file has hundredths of a second, cut off.
-        assert!(before.as_secs_f64() - 0.01 <= uptime && uptime <= boottime().as_secs_f64());
+        assert!(before.as_secs_f64() - 0.01 <= uptime && uptime <= time_since_boot().as_secs_f64());
     }
 }

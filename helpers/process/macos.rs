@@ -50,8 +50,7 @@ pub(super) fn processes() -> Result<Vec<Process>> {
         let pid = u32::try_from(pid).ok()?;
         // It may have ended meanwhile, or be another user's.
         let info = info(pid).ok()??;
-        let boot = super::boot_id().to_owned();
-        let identity = Identity { pid, start: start(&info), boot, namespace: None };
+        let identity = Identity::with_start(pid, start(&info));
         Some(Process { identity, parent: info.pbi_ppid, group: info.pbi_pgid })
     };
     Ok(pids.into_iter().filter_map(process).collect())
@@ -135,7 +134,7 @@ pub(super) fn boot_id() -> String {
 }
 
 /// Time since boot, time asleep included, which CLOCK_MONOTONIC counts on macOS (clock_gettime(3)).
-pub fn boottime() -> Duration {
+pub fn time_since_boot() -> Duration {
     ClockId::CLOCK_MONOTONIC.now().expect("macOS has CLOCK_MONOTONIC since 10.12").into()
 }
 
@@ -279,4 +278,13 @@ pub(super) fn keep_only_stdio() {
             nix::libc::fcntl(descriptor, nix::libc::F_SETFD, nix::libc::FD_CLOEXEC);
         }
     }
+}
+
+/// The hardware UUID (gethostuuid(3)); `None` if the system does not tell.
+pub(super) fn machine_id() -> Option<String> {
+    let mut id = [0_u8; 16];
+    let timeout = libc::timespec { tv_sec: 1, tv_nsec: 0 };
+    // SAFETY: both pointers are to live values of the sizes that the call expects.
+    let result = unsafe { libc::gethostuuid(id.as_mut_ptr(), &raw const timeout) };
+    (result == 0).then(|| id.iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -1,23 +1,24 @@
 //! All processes of one attempt, and their end.
 //!
-//! A supervisor that called [`adopt_descendants`] finds every one of them: whoever loses its parent
-//! becomes its child. Without a living one, and on macOS, where nobody adopts, they are found by
-//! their group, by the mark in their environment and by descent from those that were found before.
-//! What left its group, emptied its environment and lost its parents is then found by nobody.
+//! A live supervisor called [`adopt_descendants`], so every process that loses its parent becomes
+//! its child, and all are found by descent. Without a live supervisor, and on macOS, where nobody
+//! adopts, they are found by their process group, by the mark in their environment, and by descent
+//! from processes that were found before. A process that left its group, cleared its environment
+//! and lost its parent is not found then.
+//!
+//! [`adopt_descendants`]: crate::process::adopt_descendants
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::process::{Identity, Life, Signal, boot_id, os};
+use crate::process::{Identity, Life, Signal, os};
 
-pub use os::{adopt_descendants, reap_adopted};
-
-/// How long the end of what was killed is waited for; what the system itself holds may take longer.
+/// How long a killed process may take to end; the system itself may hold it up.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// A process as a list of all shows it.
+/// A process in the list of all processes.
 pub(super) struct Process {
     pub(super) identity: Identity,
     pub(super) parent: u32,
@@ -25,48 +26,52 @@ pub(super) struct Process {
 }
 
 /// The processes of one attempt.
-pub struct Tree {
+pub struct ProcessTree {
     supervisor: Option<Identity>,
     leader: Option<Identity>,
     mark: String,
-    /// All that were ever found, since their descent may not show any more.
+    /// All processes ever found: a later look may no longer show their descent.
     known: HashSet<Identity>,
 }
 
-/// What the environment of a process says.
+/// The mark of an attempt in a process's environment.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Says {
-    Ours,
-    Another,
-    Nothing,
-    /// It is empty, as that of a process between two programs is for a moment.
+enum Mark {
+    Own,
+    Other,
+    None,
+    /// The environment is empty, as it is for a moment during exec.
     Empty,
 }
 
-impl Tree {
-    /// The processes in the group that `leader` leads or led, and those that descend from
-    /// `supervisor` or carry `mark`, a `NAME=value` of the environment. Of the latter, who has
-    /// another value of that name is none of them, nor are its descendants.
+impl ProcessTree {
+    /// The processes of the group that `leader` leads or led, those that descend from `supervisor`,
+    /// and those that carry `mark`, a `NAME=value` of the environment. A process with another value
+    /// of that name starts the tree of another attempt.
     pub fn new(supervisor: Option<Identity>, leader: Option<Identity>, mark: String) -> Self {
         Self { supervisor, leader, mark, known: HashSet::new() }
     }
 
-    /// Asks all of them to end, kills those that run after the grace, again and again until nothing
-    /// is left, and calls `meanwhile` all the time. Returns what is left all the same.
-    pub fn end(&mut self, grace: Duration, mut meanwhile: impl FnMut()) -> Result<Vec<Identity>> {
+    /// Asks all processes to end and kills those that run after the grace, until two scans find
+    /// none. Calls `meanwhile` after each scan. Returns the processes that did not end.
+    pub fn terminate(
+        &mut self,
+        grace: Duration,
+        mut meanwhile: impl FnMut(),
+    ) -> Result<Vec<Identity>> {
         let begin = Instant::now();
         let mut asked = HashSet::new();
         let mut seen_empty = false;
         loop {
-            let left = self.look()?;
+            let left = self.scan()?;
             let elapsed = begin.elapsed();
-            // Who was born behind the back of one look is seen by the next.
+            // A process that was born during one scan is seen by the next.
             if (left.is_empty() && seen_empty) || elapsed > grace + KILL_LIMIT {
                 return Ok(left);
             }
             seen_empty = left.is_empty();
             for process in &left {
-                // One that may not be signalled, or not any more, is found again or is not.
+                // Ignore signal errors; the next scan shows whether the process is gone.
                 if elapsed >= grace {
                     let _ = process.signal(Signal::SIGKILL);
                 } else if asked.insert(process.clone()) {
@@ -83,29 +88,30 @@ impl Tree {
         }
     }
 
-    /// Those that run now.
-    fn look(&mut self) -> Result<Vec<Identity>> {
+    /// The processes of the tree that run now.
+    fn scan(&mut self) -> Result<Vec<Identity>> {
         let all = os::processes()?;
         let own = std::process::id();
         let supervisor =
             self.supervisor.as_ref().filter(|it| it.life() == Life::Alive).map(|it| it.pid);
         let group = self.group(&all);
-        let says: HashMap<u32, Says> =
-            all.iter().map(|it| (it.identity.pid, self.says(it.identity.pid))).collect();
+        let marks: HashMap<u32, Mark> =
+            all.iter().map(|it| (it.identity.pid, self.mark_of(it.identity.pid))).collect();
         let mut found = HashSet::new();
         loop {
             let before = found.len();
-            for Process { identity, parent, group: its } in &all {
-                let pid = identity.pid;
+            for process in &all {
+                let pid = process.identity.pid;
                 if pid == own || Some(pid) == supervisor || found.contains(&pid) {
                     continue;
                 }
-                let related = says[&pid] == Says::Ours
-                    || Some(*parent) == supervisor
-                    || found.contains(parent)
-                    || self.known.contains(identity);
-                // Who starts another task leaves the group before it says so.
-                if Some(*its) == group || (related && !self.is_another(pid, says[&pid])) {
+                let related = marks[&pid] == Mark::Own
+                    || Some(process.parent) == supervisor
+                    || found.contains(&process.parent)
+                    || self.known.contains(&process.identity);
+                // A nested supervisor calls setsid before its new mark is visible.
+                let in_group = Some(process.group) == group;
+                if in_group || (related && !self.is_of_another(pid, marks[&pid])) {
                     found.insert(pid);
                 }
             }
@@ -119,35 +125,34 @@ impl Tree {
         Ok(members)
     }
 
-    /// The group's number, while it means that group: a number is not used again before its group
-    /// is empty, and whoever has it then leads a group of its own.
+    /// The id of the leader's group, while it still means that group. The system does not reuse the
+    /// id before the group is empty, and a process that reuses it leads a group of its own.
     fn group(&self, all: &[Process]) -> Option<u32> {
-        let leader = self.leader.as_ref()?;
-        let here = leader.boot == boot_id() && leader.namespace.as_deref() == os::namespace();
+        let leader = self.leader.as_ref().filter(|leader| leader.is_of_this_namespace())?;
         let same = |it: &Process| it.identity.pid != leader.pid || it.identity == *leader;
-        (here && all.iter().all(same)).then_some(leader.pid)
+        all.iter().all(same).then_some(leader.pid)
     }
 
-    fn says(&self, pid: u32) -> Says {
+    fn mark_of(&self, pid: u32) -> Mark {
         let environment = os::environment(pid);
         let name = self.mark.split_inclusive('=').next().unwrap_or_default();
         let mut variables = environment.split(|&byte| byte == 0);
         match variables.find(|it| it.starts_with(name.as_bytes())) {
-            Some(mark) if mark == self.mark.as_bytes() => Says::Ours,
-            Some(_) => Says::Another,
-            None if environment.is_empty() => Says::Empty,
-            None => Says::Nothing,
+            Some(mark) if mark == self.mark.as_bytes() => Mark::Own,
+            Some(_) => Mark::Other,
+            None if environment.is_empty() => Mark::Empty,
+            None => Mark::None,
         }
     }
 
-    fn is_another(&self, pid: u32, mut says: Says) -> bool {
+    fn is_of_another(&self, pid: u32, mut mark: Mark) -> bool {
         for _ in 0..3 {
-            if says != Says::Empty {
+            if mark != Mark::Empty {
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
-            says = self.says(pid);
+            mark = self.mark_of(pid);
         }
-        says == Says::Another
+        mark == Mark::Other
     }
 }

@@ -58,7 +58,7 @@ impl Claim {
             directory: record.directory,
             worktree: record.worktree,
         };
-        path.parent().map_or(Ok(()), files::make_private_directory)?;
+        path.parent().map_or(Ok(()), files::create_private_directory)?;
         files::publish(&path, serde_json::to_string(&claim)?.as_bytes())
     }
 

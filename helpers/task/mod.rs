@@ -162,7 +162,7 @@ impl Task {
 
     /// Whether its record was written so short a time ago.
     pub fn was_recorded_within(&self, time: Duration) -> bool {
-        files::written_within(&self.record_path(), time)
+        files::modified_within(&self.record_path(), time)
     }
 
     /// What was decided about it; `None` before it is dispatched.
@@ -243,7 +243,7 @@ impl Task {
 
     /// Takes the lock under which helpers change the plan and the record.
     pub fn lock(&self) -> Result<Lock> {
-        files::make_own_directory(&self.directory)?;
+        files::create_task_directory(&self.directory)?;
         Lock::take(&self.directory.join("lock"), LOCK_LIMIT)
     }
 
@@ -366,7 +366,7 @@ impl Task {
         let mut numbers = Vec::new();
         for (name, symlink) in files::entries(&directory)? {
             // Not 007, which would be looked for under another name.
-            let number = name.to_str().and_then(files::number);
+            let number = name.to_str().and_then(files::parse_number);
             let is_own = |it: &u32| *it > 0 && *name == *it.to_string();
             let Some(number) = number.filter(is_own) else { continue };
             if symlink {
@@ -402,9 +402,9 @@ impl Task {
     /// then, and not before: else it would have ended in between.
     pub fn new_attempt(&self) -> Result<Attempt> {
         let last = self.attempts()?.last().map_or(0, |attempt| attempt.number);
-        let next = files::number_after(last, &self.directory.join("worker"))?;
+        let next = files::next_number(last, &self.directory.join("worker"))?;
         let attempt = self.attempt(next);
-        files::make_own_directory(attempt.directory())?;
+        files::create_task_directory(attempt.directory())?;
         let plan = self.plan_text()?.unwrap_or_default();
         files::publish(&attempt.plan_path(), plan.as_bytes())?;
         self.set_wait(None)?;
@@ -427,10 +427,10 @@ fn broken(path: &Path, error: &dyn fmt::Display, next: &str) -> Refusal {
 }
 
 fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
-    files::make_own_directory(directory)?;
+    files::create_task_directory(directory)?;
     loop {
-        let last = read_numbered(directory)?.last().and_then(|(name, _)| files::number(name));
-        let name = format!("{:03}", files::number_after(last.unwrap_or(0), directory)?);
+        let last = read_numbered(directory)?.last().and_then(|(name, _)| files::parse_number(name));
+        let name = format!("{:03}", files::next_number(last.unwrap_or(0), directory)?);
         if files::publish_new(&directory.join(&name), text.as_bytes())? {
             return Ok(());
         }
@@ -440,8 +440,8 @@ fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
 fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
     let entries = files::entries(directory)?.into_iter();
     let mut names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
-    names.retain(|name| files::number(name).is_some());
-    names.sort_by_key(|name| files::number(name));
+    names.retain(|name| files::parse_number(name).is_some());
+    names.sort_by_key(|name| files::parse_number(name));
     let read = |name: String| {
         let text = files::read_foreign(&directory.join(&name))?.map(lossy).unwrap_or_default();
         Ok((name, text))

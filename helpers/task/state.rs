@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 
 use crate::domain::{Failure, Route, Usage};
-use crate::files::{Lock, number, written_within};
+use crate::files::{Lock, modified_within, parse_number};
 use crate::ipc::Question;
 use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
@@ -266,7 +266,7 @@ impl View {
             processes.extend(attempt.identity()?);
         }
         if record.route == Route::Cli {
-            processes.extend(Lock::holder(&task.run_lock_path())?);
+            processes.extend(Lock::last_holder(&task.run_lock_path())?);
         }
         // A process in another pid namespace cannot be judged; its supervisor's lock can.
         let run_lock = task.run_lock_path();
@@ -282,7 +282,7 @@ impl View {
         let wait = task.wait()?;
         let next = attempt.as_ref().map(|attempt| task.attempt(attempt.number + 1));
         // One that would be found.
-        let next = next.filter(|next| number(&next.number.to_string()).is_some());
+        let next = next.filter(|next| parse_number(&next.number.to_string()).is_some());
         if wait.is_none() && exit.is_some() && next.is_some_and(|next| next.directory().exists()) {
             return Self::load(task);
         }
@@ -316,7 +316,7 @@ impl View {
             finished: summary.is_some(),
             complete: plan.complete() && cut.is_none(),
             // A worker's own editor may be writing it now.
-            cut: cut.filter(|_| at_work.is_none() || !written_within(&task.plan_path(), EDIT)),
+            cut: cut.filter(|_| at_work.is_none() || !modified_within(&task.plan_path(), EDIT)),
             question: !questions.is_empty(),
             blocked: plan.first(Marker::Blocked).map(|(number, _)| number),
             failed: plan.first(Marker::Failed).map(|(number, _)| number),

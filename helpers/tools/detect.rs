@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
-use crate::process::{Signal, find_program_in, of_the_host, own_group, signal_group};
+use crate::process::{Signal, find_program_in, is_host_variable, lead_own_group, signal_group};
 use crate::text::sanitize;
 use crate::tools::clis::{self, CLIS, Cli, Models};
 
@@ -289,7 +289,7 @@ pub fn models(
     let listings = listings.collect();
     if changed && let Ok(text) = serde_json::to_vec(&lists) {
         // Without a cache the CLIs are asked again the next time, which is no reason to fail now.
-        let _ = cache.parent().map(files::make_private_directory);
+        let _ = cache.parent().map(files::create_private_directory);
         let _ = files::publish(cache, &text);
     }
     listings
@@ -400,12 +400,15 @@ fn ask(program: &Path, args: &[&str], until: Instant) -> Result<Said, String> {
     let mut command = Command::new(program);
     // What a project's own settings add does not belong into a list for all projects.
     command.args(args).current_dir("/").env("NO_COLOR", "1");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| of_the_host(&name.to_string_lossy())) {
+    for (name, _) in
+        std::env::vars_os().filter(|(name, _)| is_host_variable(&name.to_string_lossy()))
+    {
         command.env_remove(name);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child =
-        own_group(&mut command).spawn().map_err(|error| format!("{call} cannot run: {error}"))?;
+    let mut child = lead_own_group(&mut command)
+        .spawn()
+        .map_err(|error| format!("{call} cannot run: {error}"))?;
     let mut out = Pipe::new(child.stdout.take().map(OwnedFd::from));
     let mut err = Pipe::new(child.stderr.take().map(OwnedFd::from));
     loop {

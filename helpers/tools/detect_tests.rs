@@ -205,7 +205,7 @@ fn what_hangs_delays_nobody_and_is_ended_with_what_it_started() {
     assert!(problem(1).ends_with(" s"), "its process did not end: {}", problem(1));
     for name in ["claude.pid", "codex.pid"] {
         let pid = fakes.file(name).trim().parse().expect("a pid");
-        while crate::process::Identity::of(pid).expect("visible").is_some() {
+        while crate::process::Identity::of_pid(pid).expect("visible").is_some() {
             assert!(start.elapsed() < Duration::from_secs(20), "{name} survived");
             thread::yield_now();
         }

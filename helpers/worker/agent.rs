@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::domain::{TaskId, Usage};
 use crate::files;
 use crate::news::command;
-use crate::process::{Identity, calling_host, own_helper};
+use crate::process::{Identity, calling_host, worker_helper};
 use crate::task::{Attempt, Record, Task};
 use crate::tools::claude;
 use crate::worker::{prompt, run};
@@ -88,7 +88,7 @@ pub fn go_on(task: &Task, record: &Record) -> Result<String> {
     let attempt = run::prepare(task, record)?;
     belongs_to(task, &attempt, &host)?;
     attempt.set_session(&session)?;
-    let text = prompt::go_on(task, &own_helper()?)?;
+    let text = prompt::go_on(task, &worker_helper()?)?;
     files::publish(&attempt.stdin_path(), text.as_bytes())?;
     let message = read_and_do(&attempt.stdin_path().display().to_string());
     let call = json!({ "to": session.id, "message": message });

@@ -16,7 +16,7 @@ use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
-use crate::ids::wall_clock;
+use crate::ids::unix_seconds;
 use crate::process::{Watch, Woken};
 use crate::task::{Before, Record, State, Task, Wait};
 use crate::worker::supervise::Starter;
@@ -45,7 +45,7 @@ pub(super) fn wait(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Res
     let mut parks = 0;
     let mut queue = None;
     loop {
-        watch.directory(task.directory());
+        watch.add_directory(task.directory());
         let record = task.record()?.context("the task has no record")?;
         // An agent of the host, if a person gave it to one meanwhile, needs no supervisor.
         if record.stop || record.route == Route::Agent {
@@ -70,7 +70,7 @@ pub(super) fn wait(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Res
             task.set_wait(Some(&wait))?;
         }
         starter.hears_waits()?;
-        if let Woken::Signal(signal) = watch.wait(limit)?
+        if let Woken::Signal(signal) = watch.wait_for_event(limit)?
             && signal != SIGHUP
         {
             return Ok(None);
@@ -87,7 +87,7 @@ fn parked(task: &Task, parks: &mut u32) -> Result<Option<Pause>> {
     let Some(wait) = task.wait()? else { return Ok(None) };
     let Wait::Parked { until, times, .. } = wait else { return Ok(None) };
     *parks = times;
-    let left = Duration::from_secs(until.saturating_sub(wall_clock()));
+    let left = Duration::from_secs(until.saturating_sub(unix_seconds()));
     Ok((!left.is_zero()).then(|| Pause(wait, left.min(CLOCK_SCAN))))
 }
 
@@ -132,9 +132,9 @@ fn predecessor(
     let places = [other.ipc().directory().to_path_buf(), other.directory().join("worker")];
     for place in places.iter().chain(&attempt) {
         // One that is not there yet comes into the task's own.
-        watch.directory(place);
+        watch.add_directory(place);
     }
-    *all_watched &= watch.directory(other.directory()) && watch.events();
+    *all_watched &= watch.add_directory(other.directory()) && watch.sees_files();
     if !other.was_dispatched() {
         return Ok(Predecessor::Held("is gone".into()));
     }
@@ -146,7 +146,7 @@ fn predecessor(
         }
     };
     for process in &view.processes {
-        *all_watched &= watch.process(process);
+        *all_watched &= watch.add_process(process);
     }
     if view.record.nonce != before.nonce {
         return Ok(Predecessor::Held("is another task of that name now".into()));
@@ -183,8 +183,8 @@ impl QueuePlace {
     fn pause(&mut self, watch: &mut Watch) -> Result<Option<Pause>> {
         let Some(ticket) = &self.ticket else { return Ok(None) };
         let config = dirs::config_path()?;
-        let mut all_watched = watch.directory(&directory()?) && watch.events();
-        all_watched &= config.parent().is_some_and(|directory| watch.directory(directory));
+        let mut all_watched = watch.add_directory(&directory()?) && watch.sees_files();
+        all_watched &= config.parent().is_some_and(|directory| watch.add_directory(directory));
         let scan = if all_watched { SAFETY_SCAN } else { BLIND_SCAN };
         // One without any name is one that an editor has emptied and is about to write.
         let config = Config::load().ok().filter(|config| config.names().next().is_some());
@@ -209,7 +209,7 @@ struct Ticket {
 impl Ticket {
     fn take(task: &Task) -> Result<Self> {
         let directory = directory()?;
-        files::make_private_directory(&directory)?;
+        files::create_private_directory(&directory)?;
         // Alone, so that no number is given out that is lower than one in use.
         let _lock = Lock::take(&directory.join("lock"), Duration::from_secs(10))?;
         let numbers = numbers(&directory)?;

@@ -16,10 +16,11 @@ use crate::exit::Exit;
 use crate::fault;
 use crate::files;
 use crate::git::OF_ANOTHER_REPOSITORY;
-use crate::ids::{now, random_hex, uuid};
+use crate::ids::{now, random_uuid};
 use crate::ipc::Question;
 use crate::process::{
-    self, ATTEMPT, Identity, Life, TASK_DIR, Tree, Watch, Woken, of_the_host, own_helper,
+    self, ATTEMPT, Identity, Life, ProcessTree, TASK_DIR, Watch, Woken, is_host_variable,
+    worker_helper,
 };
 use crate::task::{Attempt, ExitRecord, LAST_WORD, Record, SessionRecord, Task, UNSEEN};
 use crate::text::lossy;
@@ -66,7 +67,7 @@ pub(super) fn run(
     let begin = Instant::now();
     let session = task.last_session(&record.backend, attempt.number)?;
     if session.is_some() {
-        let text = prompt::go_on(task, &own_helper()?)?;
+        let text = prompt::go_on(task, &worker_helper()?)?;
         files::publish(&attempt.stdin_path(), text.as_bytes())?;
     }
     let mut started = match launch(task, &record, &attempt, session.as_ref()) {
@@ -241,7 +242,7 @@ struct RunningWorker {
     child: Child,
     attempt: Attempt,
     backend: String,
-    tree: Tree,
+    tree: ProcessTree,
     log: Log,
     listener: Listener,
     /// The session that is recorded.
@@ -255,9 +256,9 @@ fn launch(
     session: Option<&SessionRecord>,
 ) -> Result<RunningWorker> {
     let record = &with_worktree(task, record)?;
-    let fresh = uuid(&random_hex()?, &random_hex()?);
+    let fresh = random_uuid()?;
     let resumed = session.map(|session| Session::Resume(&session.id));
-    let helper = own_helper()?;
+    let helper = worker_helper()?;
     let call = call(task, record, &helper, resumed.unwrap_or(Session::New(&fresh)))?;
     let settings = Config::load()?.resolve(Some(&record.name))?.settings;
     let prompt_path = attempt.stdin_path();
@@ -271,7 +272,9 @@ fn launch(
         PromptVia::Arg | PromptVia::File => Stdio::null(),
     });
     command.stdout(log.writer()?).stderr(log.writer()?);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| of_the_host(&name.to_string_lossy())) {
+    for (name, _) in
+        std::env::vars_os().filter(|(name, _)| is_host_variable(&name.to_string_lossy()))
+    {
         command.env_remove(name);
     }
     if record.worktree.is_some() {
@@ -281,8 +284,8 @@ fn launch(
     }
     command.env(TASK_DIR, task.directory());
     command.env(ATTEMPT, mark(record, attempt));
-    process::own_group(&mut command);
-    let child = process::spawn_known(&mut command, |identity| attempt.set_identity(identity))?;
+    process::lead_own_group(&mut command);
+    let child = process::spawn_recorded(&mut command, |identity| attempt.set_identity(identity))?;
     Ok(RunningWorker {
         child,
         attempt: attempt.clone(),
@@ -314,16 +317,20 @@ pub fn mark(record: &Record, attempt: &Attempt) -> String {
 }
 
 /// All processes of that attempt, which that supervisor runs or ran.
-pub fn tree(supervisor: Option<Identity>, record: &Record, attempt: &Attempt) -> Result<Tree> {
+pub fn tree(
+    supervisor: Option<Identity>,
+    record: &Record,
+    attempt: &Attempt,
+) -> Result<ProcessTree> {
     let mark = format!("{ATTEMPT}={}", mark(record, attempt));
-    Ok(Tree::new(supervisor, attempt.identity()?, mark))
+    Ok(ProcessTree::new(supervisor, attempt.identity()?, mark))
 }
 
 /// A worker that ended without a supervisor may have left something.
 fn end_what_a_dead_supervisor_left(task: &Task, record: &Record, number: u32) -> Result<()> {
     let last = task.attempt(number);
     if number > 0 && last.exit()?.is_none_or(|exit| exit.is_unknown()) {
-        tree(None, record, &last)?.end(grace(), || ())?;
+        tree(None, record, &last)?.terminate(grace(), || ())?;
     }
     Ok(())
 }
@@ -345,7 +352,7 @@ pub(super) fn record_end(attempt: &Attempt, exit: &ExitRecord, watch: &mut Watch
             files::remove(&attempt.stdin_path())?;
             continue;
         }
-        if let Woken::Signal(_) = watch.wait(SAFETY_SCAN)? {
+        if let Woken::Signal(_) = watch.wait_for_event(SAFETY_SCAN)? {
             return attempt.set_exit(exit);
         }
     }
@@ -356,9 +363,9 @@ impl RunningWorker {
     /// because somebody asked.
     fn wait(&mut self, task: &Task, watch: &mut Watch) -> Result<(ExitStatus, Option<String>)> {
         if let Some(identity) = self.attempt.identity()? {
-            watch.process(&identity);
+            watch.add_process(&identity);
         }
-        watch.writes(self.log.path());
+        watch.add_file(self.log.path());
         let last_word_grace = fault::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
         let mut silence = Silence::new(task);
         let mut over: Option<Instant> = None;
@@ -382,7 +389,7 @@ impl RunningWorker {
             }
             // Where writes wake nobody, a look follows a look while there is something new.
             let limit = if new > 0 { PAUSE } else { SAFETY_SCAN };
-            if let Woken::Signal(signal) = watch.wait(limit)?
+            if let Woken::Signal(signal) = watch.wait_for_event(limit)?
                 && signal != SIGHUP
             {
                 break None;
@@ -391,7 +398,7 @@ impl RunningWorker {
         fault::point("supervisor", "ends");
         let Self { child, tree, log, listener, .. } = self;
         let status = loop {
-            tree.end(grace(), || {
+            tree.terminate(grace(), || {
                 process::reap_adopted(child.id());
                 let _ = log.follow(listener);
             })?;

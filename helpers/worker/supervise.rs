@@ -19,8 +19,8 @@ use crate::exit::Exit;
 use crate::fault;
 use crate::files::Lock;
 use crate::git;
-use crate::ids::{now, wall_clock};
-use crate::process::{self, ATTEMPT, Life, TASK_DIR, Watch, own_helper};
+use crate::ids::{now, unix_seconds};
+use crate::process::{self, ATTEMPT, Life, TASK_DIR, Watch, worker_helper};
 use crate::project::Project;
 use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait};
 use crate::worker::{queue, run};
@@ -79,7 +79,7 @@ pub fn start_answered(task: &Task) -> Result<StartOutcome> {
 }
 
 fn start_if(task: &Task, condition: Option<&str>) -> Result<StartOutcome> {
-    let program = own_helper()?.with_file_name("dispatch-spawn");
+    let program = worker_helper()?.with_file_name("dispatch-spawn");
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = Command::new(program);
     command.arg("--supervise").arg(task.directory()).args(condition).current_dir("/");
@@ -106,7 +106,7 @@ fn start_if(task: &Task, condition: Option<&str>) -> Result<StartOutcome> {
             Err(Refusal::new(Exit::Failed, what).next(again).into())
         }
         [code, lines @ ..] => {
-            let exit = Exit::of_code(code.parse().unwrap_or_default());
+            let exit = Exit::from_code(code.parse().unwrap_or_default());
             Err(Refusal::new(exit, lines.join("\n")).into())
         }
     }
@@ -213,7 +213,7 @@ fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<Wait>> {
         return Ok(None);
     };
     let stopped = task.record()?.is_none_or(|record| record.stop);
-    let now = wall_clock();
+    let now = unix_seconds();
     // A time that has passed did not help, and one that is far away is none.
     let believed = |until: &u64| (now + 1..now + LONGEST_PARK).contains(until);
     let stated = failure.resets.map(|resets| resets.saturating_add(SLACK)).filter(believed);
@@ -255,7 +255,7 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
     let mut watch = Watch::new(&[])?;
     let begin = Instant::now();
     loop {
-        watch.directory(task.directory());
+        watch.add_directory(task.directory());
         // In this order: a lock that was free before the task still waited is nobody's.
         let held = held()?;
         let view = task.view()?;
@@ -278,7 +278,7 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
             let next = format!("look again: dispatch-reconcile show {}", task.id());
             return Err(Refusal::new(Exit::TryAgain, what).next(next).into());
         }
-        watch.wait(Duration::from_millis(50))?;
+        watch.wait_for_event(Duration::from_millis(50))?;
     }
 }
 
@@ -286,7 +286,7 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
 pub fn unpark(task: &Task) -> Result<()> {
     let Some(Wait::Parked { stated, said, .. }) = task.wait()? else { return Ok(()) };
     // Not removed: without a wait, the end of the last attempt would be that of the task.
-    task.set_wait(Some(&Wait::Parked { until: wall_clock(), stated, times: 0, said }))
+    task.set_wait(Some(&Wait::Parked { until: unix_seconds(), stated, times: 0, said }))
 }
 
 /// Records that an attempt has ended although nobody saw it, because its supervisor died first; says

@@ -360,7 +360,7 @@ fn an_answer_needs_an_open_question_and_words() {
     refused(&sandbox, answer("x", " \n")).shows(str![[r#"
 exit 64
 ! dispatch-monitor: the answer is empty
-!   next: give the words, or - and the words on standard input
+!   next: give the text, or - and the text on standard input
 "#]]);
     refused(&sandbox, answer("nobody", "This.")).shows(str![[r#"
 exit 65
@@ -379,7 +379,7 @@ exit 65
 exit 65
 ! dispatch-monitor: question 001 has an answer already
 !   PROJECT/.dispatch/tasks/x/ipc/001.answer
-!   next: what else the worker should know is a note: dispatch-reconcile note
+!   next: to tell the worker more, use: dispatch-reconcile note
 "#]]);
     refused(&sandbox, answer("x", "This.")).shows(str![[r#"
 exit 65
@@ -421,7 +421,7 @@ exit 65
     refused(&sandbox, sandbox.worker("x", &["ask", "-"]).input("\n")).shows(str![[r#"
 exit 64
 ! dispatch-worker: the question is empty
-!   next: give the words, or - and the words on standard input
+!   next: give the text, or - and the text on standard input
 "#]]);
     refused(&sandbox, sandbox.worker("x", &["wait", "002"])).shows(str![[r#"
 exit 65

@@ -75,12 +75,13 @@ impl Exhibit {
 #[test]
 fn a_half_written_temporary_file() {
     Exhibit::of(|sandbox| {
-        sandbox.write("x", "ipc/.001.question.77.abc123.tmp", "Which da");
+        sandbox.write("x", "ipc/.001.question.abc123.dispatch.tmp", "Which da");
         sandbox.write("x", "ipc/002.question.tmp", "Whi");
-        sandbox.write("x", ".plan.md.77.abc123.tmp", "# Ti");
+        sandbox.write("x", ".plan.md.abc123.dispatch.tmp", "# Ti");
     })
     .status(str![[r#"
 exit 0
+mended: 2 temporary files removed
 neighbour running 0/2 1h idle — item 1: First
 x running 0/2 1h idle — item 1: First
 "#]]);
@@ -826,7 +827,7 @@ fn outside(sandbox: &Sandbox) -> PathBuf {
     }
     fs::copy(sandbox.task("x", "task.yaml"), outside.join("x/task.yaml")).expect("copied");
     let old = SystemTime::now() - Duration::from_secs(3600);
-    let temporary = outside.join(".plan.md.77.abc123.tmp");
+    let temporary = outside.join(".plan.md.abc123.dispatch.tmp");
     fs::write(&temporary, "SECRET").expect("written");
     fs::File::open(temporary).expect("there").set_modified(old).expect("dated");
     outside

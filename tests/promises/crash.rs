@@ -364,7 +364,7 @@ fn news_whose_teller_is_killed_is_said_again_as_said_before() {
 /// A new named step of a task's life has to be put into a test here.
 #[test]
 fn every_named_step_is_tried() {
-    let call = r#"crash::point\([[:space:]]*"([a-z]+)",[[:space:]]*"([a-z]+)""#;
+    let call = r#"fault::point\([[:space:]]*"([a-z]+)",[[:space:]]*"([a-z]+)""#;
     let call = regex::Regex::new(call).expect("a regex");
     let mut steps = Vec::new();
     for entry in walkdir::WalkDir::new(crate::support::repository("helpers")) {

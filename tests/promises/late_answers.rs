@@ -213,12 +213,12 @@ fn what_is_no_answer_is_refused_with_a_word() {
     answer("x", "").shows(str![[r#"
 exit 64
 ! dispatch-monitor: the answer is empty
-!   next: give the words, or - and the words on standard input
+!   next: give the text, or - and the text on standard input
 "#]]);
     answer("x", " \n ").shows(str![[r#"
 exit 64
 ! dispatch-monitor: the answer is empty
-!   next: give the words, or - and the words on standard input
+!   next: give the text, or - and the text on standard input
 "#]]);
     answer("x/002", "This.").shows(str![[r#"
 exit 65
@@ -232,7 +232,7 @@ exit 65
 exit 65
 ! dispatch-monitor: question 001 has an answer already
 !   PROJECT/.dispatch/tasks/x/ipc/001.answer
-!   next: what else the worker should know is a note: dispatch-reconcile note
+!   next: to tell the worker more, use: dispatch-reconcile note
 "#]]);
     answer("x", "That.").shows(str![[r#"
 exit 65

@@ -4,7 +4,7 @@ use std::fs;
 
 use snapbox::str;
 
-use crate::support::made::{age, dead, own};
+use crate::support::made::dead;
 use crate::support::process::{kill_and_wait, runs};
 use crate::support::text::{names, tree};
 use crate::support::{Host, PLAN, Ran, Sandbox, wait_until};
@@ -38,8 +38,7 @@ fn all_that_was_mended_is_said_in_one_line_and_once() {
     sandbox.worked_at("gone", "idle", &dead());
     sandbox.worked_at("blocked", "idle", &dead());
     sandbox.write("blocked", "plan.md", PLAN.replace("[ ] First", "[?] First — which?"));
-    sandbox.write("gone", "ipc/.001.question.1-1-elsewher.x.tmp", "Wh");
-    age(&sandbox.task("gone", "ipc/.001.question.1-1-elsewher.x.tmp"), 601);
+    sandbox.write("gone", "ipc/.001.question.x.dispatch.tmp", "Wh");
     status(&sandbox).shows(str![[r#"
 exit 0
 mended: blocked marked blocked; gone marked lost; one and 2 more restarted; 1 temporary file removed
@@ -148,27 +147,19 @@ x parked 0/2 AGE claude — rate limit, until TIME: You've hit your session limi
 fn only_a_dead_writers_temporary_file_goes() {
     let sandbox = project();
     sandbox.dispatch("x", "idle");
-    let me = own();
     let crash = sandbox.worker("x", &["tell", "Careful."]).crash_at("001:written");
     crash.run().crashed();
     let left = names(&sandbox.task("x", "tells"));
     assert_eq!(left.len(), 1, "{left:?}");
-    // Of the same namespace and boot, and alive.
-    let (_, place) = left[0]
-        .rsplit_once(".tmp")
-        .map(|(name, _)| name)
-        .and_then(|name| {
-            let (name, _) = name.rsplit_once('.')?;
-            name.rsplit_once('-')
-        })
-        .expect("a writer");
-    let alive = format!("ipc/.002.question.{}-{}-{place}.y.tmp", me.pid, me.start);
-    sandbox.write("x", &alive, "Wh");
+    // A writer holds a lock on its temporary file.
+    let alive = "ipc/.002.question.y.dispatch.tmp";
+    sandbox.write("x", alive, "Wh");
+    let writer = fs::File::open(sandbox.task("x", alive)).expect("there");
+    writer.lock().expect("locked");
     let said = status(&sandbox).ok();
     assert!(said.starts_with("mended: 1 temporary file removed\n"), "{said}");
-    assert!(sandbox.task("x", &alive).exists());
+    assert!(sandbox.task("x", alive).exists());
     nothing_is_left_to_mend(&sandbox);
-    fs::remove_file(sandbox.task("x", &alive)).expect("removed");
 }
 
 /// A worker that looks at the tasks mends nothing: it may see other processes than the host.

@@ -459,7 +459,7 @@ fn find<'a>(
 }
 
 fn identity(host: &Host) -> String {
-    let identity = Identity::of(host.pid()).expect("seen").expect("it runs");
+    let identity = Identity::of_pid(host.pid()).expect("seen").expect("it runs");
     serde_json::to_string(&identity).expect("JSON")
 }
 

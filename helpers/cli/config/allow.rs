@@ -104,7 +104,7 @@ fn begin(path: &Path, text: &Option<String>, agreed: Agreed) -> Result<Option<st
         return Ok(None);
     }
     let directory = path.parent().context("the settings have no directory")?;
-    files::make_private_directory(directory)?;
+    files::create_private_directory(directory)?;
     // The directory is the lock, because a file beside the person's settings would stay there.
     let locked = std::fs::File::open(directory).and_then(|it| it.lock().map(|()| it));
     let lock = locked.with_context(|| format!("cannot lock {}", directory.display()))?;
@@ -137,6 +137,6 @@ fn remember(added: &Added) -> Result<()> {
     if added.is_empty() {
         return files::remove(&path);
     }
-    files::make_private_directory(&dirs::dispatch_home()?)?;
+    files::create_private_directory(&dirs::dispatch_home()?)?;
     files::publish(&path, serde_json::to_string_pretty(added)?.as_bytes())
 }

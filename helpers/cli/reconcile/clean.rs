@@ -220,7 +220,7 @@ fn keep_report(project: &Project, task: &Task) -> Result<Option<PathBuf>> {
         if path.exists() {
             return Ok(Some(path));
         }
-        files::make_own_directory(&project.reports_dir())?;
+        files::create_task_directory(&project.reports_dir())?;
         // Else another of that name was faster.
         if files::publish_new(&path, &bytes)? {
             return Ok(Some(path));

@@ -30,7 +30,7 @@ pub(super) fn stop(task: &Task) -> Result<String> {
     if view.exit.is_some() && view.processes.is_empty() && view.state != State::Waiting {
         return Ok(format!("{id} has ended already: {}", view.label()));
     }
-    let supervisor = Lock::holder(&task.run_lock_path())?;
+    let supervisor = Lock::last_holder(&task.run_lock_path())?;
     let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
     // Before it is asked, because one that only waits ends as soon as it sees that.
     let mut how = match alive() {
@@ -42,17 +42,17 @@ pub(super) fn stop(task: &Task) -> Result<String> {
     let begin = Instant::now();
     if let Some(supervisor) = alive() {
         let mut watch = Watch::new(&[])?;
-        watch.process(supervisor);
+        watch.add_process(supervisor);
         supervisor.signal(Signal::SIGTERM)?;
         let limit = fault::limit("DISPATCH_STOP_MS", STOP_LIMIT);
         while alive().is_some() && begin.elapsed() < limit {
-            watch.wait(Duration::from_millis(100))?;
+            watch.wait_for_event(Duration::from_millis(100))?;
         }
     }
     // Of a supervisor that saw to it nothing is left; this makes sure.
     if let Some(attempt) = task.last_attempt() {
         let record = &view.record;
-        let left = run::tree(alive().cloned(), record, &attempt)?.end(run::grace(), || ())?;
+        let left = run::tree(alive().cloned(), record, &attempt)?.terminate(run::grace(), || ())?;
         if !left.is_empty() {
             let left: Vec<_> = left.iter().map(|process| process.pid.to_string()).collect();
             return Err(Refusal::new(Exit::TryAgain, format!("'{id}' does not end"))
@@ -69,9 +69,9 @@ pub(super) fn stop(task: &Task) -> Result<String> {
         how = "; its supervisor did not react, and nothing of it is left";
         supervisor.signal(Signal::SIGKILL)?;
         let mut watch = Watch::new(&[])?;
-        watch.process(supervisor);
+        watch.add_process(supervisor);
         while alive().is_some() && begin.elapsed() < 2 * STOP_LIMIT {
-            watch.wait(Duration::from_millis(100))?;
+            watch.wait_for_event(Duration::from_millis(100))?;
         }
     }
     asked.or_else(|_| task.change_record(|record| record.stop = true))?;

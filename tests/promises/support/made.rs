@@ -18,9 +18,7 @@ pub(crate) fn dead() -> Identity {
 }
 
 fn yaml(identity: &Identity) -> String {
-    let namespace = identity.namespace.as_deref().unwrap_or_default();
-    let Identity { pid, start, boot, .. } = identity;
-    format!("pid: {pid}\nstart: {start}\nboot: {boot}\nnamespace: '{namespace}'\n")
+    serde_yaml::to_string(identity).expect("YAML")
 }
 
 pub(crate) fn an_hour_ago() -> String {

@@ -175,7 +175,7 @@ fn look(project: Project, mut watch: Watch, sender: &Sender<Event>) -> Result<()
         if !std::mem::replace(&mut mended, true) {
             repair(&project, project.found());
         }
-        all = match watch.wait(SAFETY_SCAN)? {
+        all = match watch.wait_for_event(SAFETY_SCAN)? {
             Woken::Signal(_) => return sender.send(Event::End(Ok(()))).or(Ok(())),
             Woken::Changed => true,
             Woken::Timeout => false,
@@ -215,11 +215,11 @@ fn follow_log(task: &Task, shown: &Weak<TaskId>, sender: &Sender<Event>) -> Resu
     let mut watch = Watch::new(&[])?;
     let mut last = None;
     while shown.strong_count() > 0 {
-        watch.directory(&task.directory().join("worker"));
+        watch.add_directory(&task.directory().join("worker"));
         let attempt = task.last_attempt();
         if let Some(attempt) = &attempt {
-            watch.directory(attempt.directory());
-            watch.writes(&attempt.log_path());
+            watch.add_directory(attempt.directory());
+            watch.add_file(&attempt.log_path());
         }
         let text = attempt.map(|attempt| in_words(&attempt.log_end()));
         if text != last {
@@ -230,7 +230,7 @@ fn follow_log(task: &Task, shown: &Weak<TaskId>, sender: &Sender<Event>) -> Resu
             last = text;
             thread::sleep(LOG_PAUSE);
         }
-        watch.wait(SAFETY_SCAN)?;
+        watch.wait_for_event(SAFETY_SCAN)?;
     }
     Ok(())
 }

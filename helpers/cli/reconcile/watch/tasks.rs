@@ -146,7 +146,7 @@ impl Tasks {
     /// are looked at that somebody works at, as long as there can be events.
     pub(super) fn refresh(&mut self, watch: &mut Watch, event: bool) -> bool {
         let directory = self.project.tasks_dir();
-        let watched = std::mem::replace(&mut self.watched, watch.directory(&directory));
+        let watched = std::mem::replace(&mut self.watched, watch.add_directory(&directory));
         if !event && watched && self.watched {
             let open = |seen: &CachedRow| seen.is_open() && !seen.is_current();
             let stale: Vec<Task> = self
@@ -173,13 +173,13 @@ impl Tasks {
     fn read(&mut self, task: &Task, watch: &mut Watch) {
         // Watched before it is read, so that nothing happens unseen in between.
         for place in directories(task) {
-            watch.directory(&place);
+            watch.add_directory(&place);
         }
         let mark = Mark::of(places(task));
         let view = task.view();
         let processes = view.as_ref().map_or_else(|_| Vec::new(), |view| view.processes.clone());
         for process in &processes {
-            watch.process(process);
+            watch.add_process(process);
         }
         let row = view
             .map(|view| Row::new(&view))

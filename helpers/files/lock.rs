@@ -1,0 +1,140 @@
+//! Locks that name their holder.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::read::{open_foreign, read_foreign};
+use super::{cannot_write, private, refuse_symlink};
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::process::{Identity, Life};
+
+/// An exclusive lock on a file that is never replaced. The lock is free again when it is dropped or
+/// its holder dies; the file's text names the last holder.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+}
+
+impl Lock {
+    /// Takes the lock, waiting for at most `limit`.
+    ///
+    /// # Errors
+    /// [`Exit::TryAgain`] with the holder if the lock is held for longer.
+    pub fn take(path: &Path, limit: Duration) -> Result<Self> {
+        let start = Instant::now();
+        loop {
+            if let Some(lock) = Self::try_take(path)? {
+                return Ok(lock);
+            }
+            if start.elapsed() >= limit {
+                return Err(Refusal::new(Exit::TryAgain, format!("{} is held", path.display()))
+                    .place(format!("by {}", holder(path)))
+                    .next("call again when it has ended")
+                    .into());
+            }
+            // Waiters look less and less often, so that a hundred of them do not slow the holder.
+            let pause = start.elapsed() / 20;
+            std::thread::sleep(pause.clamp(Duration::from_millis(2), Duration::from_millis(50)));
+        }
+    }
+
+    /// Takes the lock if it is free now.
+    pub fn try_take(path: &Path) -> Result<Option<Self>> {
+        let Some(lock) = Self::try_take_unsigned(path)? else { return Ok(None) };
+        lock.sign().with_context(|| cannot_write(path))?;
+        Ok(Some(lock))
+    }
+
+    /// Takes the lock for a short check if it is free now. The file still names the earlier holder.
+    pub fn try_take_unsigned(path: &Path) -> Result<Option<Self>> {
+        let opened = private(OpenOptions::new().write(true).truncate(false)).open(path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) => {
+                refuse_symlink(path)?;
+                return Err(error).context(format!("cannot open the lock {}", path.display()));
+            }
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => {
+                Err(error).context(format!("cannot lock {}", path.display()))
+            }
+        }
+    }
+
+    /// Whether a process holds the lock. A lock that the file system cannot judge counts as held.
+    pub fn is_held(path: &Path) -> Result<bool> {
+        let Some((file, _)) = open_foreign(path)? else { return Ok(false) };
+        Ok(file.try_lock_shared().is_err())
+    }
+
+    /// The process that signed the lock last; it still holds the lock if it is alive.
+    pub fn last_holder(path: &Path) -> Result<Option<Identity>> {
+        Ok(read_foreign(path)?.and_then(|text| serde_json::from_slice(&text).ok()))
+    }
+
+    fn sign(&self) -> io::Result<()> {
+        let text = Identity::own().ok().and_then(|own| serde_json::to_string(&own).ok());
+        self.file.set_len(0)?;
+        (&self.file).write_all(text.unwrap_or_default().as_bytes())
+    }
+}
+
+/// The holder of a lock in an error.
+fn holder(path: &Path) -> String {
+    let holder = Lock::last_holder(path).ok().flatten();
+    match holder.as_ref().map(|holder| (holder, holder.life())) {
+        Some((holder, Life::Alive)) => format!("pid {holder}"),
+        Some((holder, Life::Unknown)) => format!("pid {holder} of {}", holder.machine),
+        // A holder that only checks does not sign.
+        Some((_, Life::Dead)) | None => "another process".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_lock_names_its_holder() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("lock");
+        let refusal = || {
+            let error = Lock::take(&path, Duration::ZERO).expect_err("held");
+            assert_eq!(crate::error::exit_code(&error), Exit::TryAgain);
+            error.to_string()
+        };
+        let held = Lock::take(&path, Duration::ZERO).expect("free");
+        assert!(Lock::is_held(&path).expect("readable"));
+        assert!(refusal().contains(&format!("\n  by pid {}@", std::process::id())));
+
+        let own = Identity::own().expect("visible");
+        let sign = |identity: &Identity| {
+            std::fs::write(&path, serde_json::to_string(identity).expect("JSON")).expect("written");
+        };
+        sign(&Identity { machine: "far-1".into(), boot: "other".into(), ..own.clone() });
+        assert!(refusal().contains(" of far-1\n"));
+        sign(&Identity { start: own.start + 1, ..own });
+        assert!(refusal().contains("\n  by another process\n"));
+        drop(held);
+        assert!(!Lock::is_held(&path).expect("readable"));
+    }
+
+    #[test]
+    fn short_check_leaves_the_earlier_holders_name() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("lock");
+        drop(Lock::take(&path, Duration::ZERO).expect("free"));
+        let check = Lock::try_take_unsigned(&path).expect("works").expect("free");
+        let holder = Lock::last_holder(&path).expect("readable").expect("signed");
+        assert_eq!(holder.pid, std::process::id());
+        drop(check);
+    }
+}

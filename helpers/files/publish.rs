@@ -1,0 +1,146 @@
+//! Publishing files whole, and removing what a killed writer left.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions, TryLockError};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use tempfile::NamedTempFile;
+
+use super::read::open_foreign;
+use super::{cannot_write, entries};
+use crate::fault;
+
+/// The end of the name of every temporary file.
+const SUFFIX: &str = ".dispatch.tmp";
+
+/// Publishes a file: a reader finds the old content or the new, never a part, also after a power
+/// failure. A symlink with that name is replaced, not followed.
+pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
+    let temp = write_temporary(path, content)?;
+    temp.persist(path).map_err(|error| error.error).with_context(|| cannot_write(path))?;
+    fault::point(name(path), "published");
+    sync_directory(path)
+}
+
+/// Publishes a file if its name is free; `false` if it is taken.
+pub fn publish_new(path: &Path, content: &[u8]) -> Result<bool> {
+    let temp = write_temporary(path, content)?;
+    match temp.persist_noclobber(path) {
+        Ok(_) => {}
+        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => return Ok(false),
+        Err(error) => return Err(error.error).with_context(|| cannot_write(path)),
+    }
+    fault::point(name(path), "published");
+    sync_directory(path)?;
+    Ok(true)
+}
+
+/// A temporary file beside `path`, complete and on disk.
+fn write_temporary(path: &Path, content: &[u8]) -> Result<NamedTempFile> {
+    let mut temp = create_temporary(path).with_context(|| cannot_write(path))?;
+    temp.write_all(content).with_context(|| cannot_write(path))?;
+    temp.as_file().sync_data().with_context(|| cannot_write(path))?;
+    fault::point(name(path), "written");
+    Ok(temp)
+}
+
+/// An empty temporary file, locked for as long as it is open: a lock that is free tells
+/// [`remove_leftovers`] that the writer is dead, in whichever pid namespace it was.
+fn create_temporary(path: &Path) -> std::io::Result<NamedTempFile> {
+    let mode = match fs::symlink_metadata(path) {
+        Ok(old) if old.is_file() => old.permissions().mode() & 0o777,
+        _ => 0o600,
+    };
+    let prefix = format!(".{}.", name(path));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(SUFFIX).permissions(Permissions::from_mode(mode));
+    let create = || builder.tempfile_in(directory(path));
+    let mut temp = create()?;
+    // A cleaner may get the lock first, and remove the file.
+    for _ in 0..3 {
+        match temp.as_file().try_lock() {
+            Ok(()) if temp.as_file().metadata()?.nlink() > 0 => break,
+            Err(TryLockError::Error(_)) => break,
+            _ => temp = create()?,
+        }
+    }
+    Ok(temp)
+}
+
+/// Removes the temporary files of dead writers from a directory. Returns how many were removed, and
+/// how many still have a writer.
+pub fn remove_leftovers(directory: &Path) -> (usize, usize) {
+    let (mut removed, mut left) = (0, 0);
+    for (name, _) in entries(directory).unwrap_or_default() {
+        let bytes = name.as_encoded_bytes();
+        if !bytes.starts_with(b".") || !bytes.ends_with(SUFFIX.as_bytes()) {
+            continue;
+        }
+        let path = directory.join(&name);
+        let Ok(Some((file, _))) = open_foreign(&path) else { continue };
+        match file.try_lock().is_ok() && fs::remove_file(&path).is_ok() {
+            true => removed += 1,
+            false => left += 1,
+        }
+    }
+    (removed, left)
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    File::open(directory(path))
+        .and_then(|directory| directory.sync_all())
+        .with_context(|| cannot_write(path))
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().and_then(OsStr::to_str).unwrap_or("file")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::read;
+
+    #[test]
+    fn published_file_is_private_and_leaves_no_temporary_file() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("plan.md");
+        publish(&path, b"one").expect("published");
+        publish(&path, b"two").expect("published again");
+        assert_eq!(read(&path).expect("readable").as_deref(), Some("two"));
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 1);
+    }
+
+    #[test]
+    fn only_a_dead_writers_temporary_file_is_removed() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("plan.md");
+        let alive = write_temporary(&path, b"half").expect("written");
+        let dead = write_temporary(&path, b"half").expect("written").keep().expect("kept").1;
+        for name in ["plan.md", ".note.tmp", "x.dispatch.tmp"] {
+            fs::write(home.path().join(name), "").expect("written");
+        }
+        fs::create_dir(home.path().join(".d.dispatch.tmp")).expect("made");
+        assert_eq!(remove_leftovers(home.path()), (1, 1));
+        assert!(alive.path().exists() && !dead.exists());
+        assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 5);
+        assert_eq!(remove_leftovers(home.path()), (0, 1));
+    }
+
+    #[test]
+    fn only_the_first_publisher_gets_a_free_name() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("001.question");
+        assert!(publish_new(&path, b"first").expect("published"));
+        assert!(!publish_new(&path, b"second").expect("refused"));
+        assert_eq!(read(&path).expect("readable").as_deref(), Some("first"));
+    }
+}

@@ -1,0 +1,227 @@
+//! Waiting for files, processes and signals in one system call.
+//!
+//! Events are hints. A caller adds its watches, scans, waits for at most a second, and scans again,
+//! so a missed event (network file system, full queue, no inotify left) costs only that second.
+
+use std::collections::{HashSet, VecDeque};
+use std::io::{self, PipeReader, Read};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use signal_hook::SigId;
+use signal_hook::low_level::{pipe, unregister};
+
+use crate::process::{Identity, Life, os};
+
+/// What ended [`Watch::wait_for_event`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Woken {
+    /// Something watched may have changed, so the caller has to scan.
+    Changed,
+    /// This signal came. Further signals, and a change, are returned by the next waits.
+    Signal(i32),
+    /// The time limit passed without an event.
+    Timeout,
+}
+
+/// A set of files, processes and signals to wait for.
+pub struct Watch {
+    pub(super) queue: os::EventQueue,
+    /// Every process that was ever added, so that a death wakes once and not at every scan.
+    known: HashSet<Identity>,
+    signals: VecDeque<i32>,
+    changed: bool,
+}
+
+impl Watch {
+    /// A watch for these signals. They no longer end this process, even after the watch is dropped.
+    pub fn new(signals: &[i32]) -> Result<Self> {
+        let pipes = signals.iter().map(|&signal| SignalPipe::new(signal)).collect::<Result<_>>()?;
+        let queue = os::EventQueue::new(pipes).context("cannot make an event queue")?;
+        Ok(Self { queue, known: HashSet::new(), signals: VecDeque::new(), changed: false })
+    }
+
+    /// Whether changes of files wake at all; if not, only the caller's scans see them.
+    pub fn sees_files(&self) -> bool {
+        self.queue.events()
+    }
+
+    /// Watches the entries of a directory; `false` if that is not possible now. Callers add it again
+    /// at every scan, which is cheap and finds a directory that was replaced.
+    pub fn add_directory(&mut self, path: &Path) -> bool {
+        self.queue.directory(path)
+    }
+
+    /// Watches a file for writes; `false` if that is not possible.
+    pub fn add_file(&mut self, path: &Path) -> bool {
+        self.queue.writes(path)
+    }
+
+    /// Watches for the death of a process; `false` if that is not possible. A process that is dead
+    /// already ends the next wait at once.
+    pub fn add_process(&mut self, identity: &Identity) -> bool {
+        if self.known.contains(identity) {
+            return true;
+        }
+        match self.queue.process(identity) {
+            Life::Unknown => return false,
+            Life::Dead => self.changed = true,
+            Life::Alive => {}
+        }
+        self.known.insert(identity.clone())
+    }
+
+    /// Waits for the next event, for at most `limit` (not counting time asleep).
+    pub fn wait_for_event(&mut self, limit: Duration) -> Result<Woken> {
+        let start = Instant::now();
+        loop {
+            let left = limit.saturating_sub(start.elapsed());
+            let pending = self.changed || !self.signals.is_empty();
+            let left = if pending { Duration::ZERO } else { left };
+            // The system limits the time of one call, so a longer wait is many calls of an hour.
+            let changed = self.queue.wait(left.min(Duration::from_secs(3600)));
+            self.changed |= changed.context("cannot wait for events")?;
+            for pipe in self.queue.pipes() {
+                pipe.drain(&mut self.signals);
+            }
+            if let Some(signal) = self.signals.pop_front() {
+                return Ok(Woken::Signal(signal));
+            }
+            if std::mem::take(&mut self.changed) {
+                return Ok(Woken::Changed);
+            }
+            if start.elapsed() >= limit {
+                return Ok(Woken::Timeout);
+            }
+        }
+    }
+}
+
+/// A pipe that gets one byte whenever its signal comes.
+pub(super) struct SignalPipe {
+    signal: i32,
+    pub(super) reader: PipeReader,
+    id: SigId,
+}
+
+impl SignalPipe {
+    fn new(signal: i32) -> Result<Self> {
+        let what = || format!("cannot watch signal {signal}");
+        let (reader, writer) = io::pipe().with_context(what)?;
+        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).with_context(what)?;
+        let id = pipe::register(signal, writer).with_context(what)?;
+        Ok(Self { signal, reader, id })
+    }
+
+    fn drain(&self, into: &mut VecDeque<i32>) {
+        let mut bytes = [0; 64];
+        // After an error (empty, interrupted) anything left in the pipe ends the next wait.
+        while let Ok(count @ 1..) = (&self.reader).read(&mut bytes) {
+            into.extend(std::iter::repeat_n(self.signal, count));
+        }
+    }
+}
+
+impl Drop for SignalPipe {
+    fn drop(&mut self) {
+        unregister(self.id);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use nix::sys::signal::{kill, raise};
+    use nix::unistd::getpid;
+
+    use super::*;
+    use crate::process::Signal;
+    use crate::process::test_support::{Running, assert_no_event, next_event};
+
+    #[test]
+    fn rename_into_watched_directory_wakes_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        let mut watch = Watch::new(&[]).unwrap();
+        assert!(watch.sees_files());
+        assert!(watch.add_directory(directory.path()) && watch.add_directory(directory.path()));
+        assert_no_event(&mut watch);
+        outside.persist(directory.path().join("001.question")).unwrap();
+        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_no_event(&mut watch);
+    }
+
+    #[test]
+    fn replaced_directory_can_be_watched_again() {
+        let top = tempfile::tempdir().unwrap();
+        let (path, away) = (top.path().join("ipc"), top.path().join("away"));
+        let mut watch = Watch::new(&[]).unwrap();
+        assert!(!watch.add_directory(&path), "the directory does not exist yet");
+        fs::create_dir(&path).unwrap();
+        assert!(watch.add_directory(&path));
+
+        fs::remove_dir(&path).unwrap();
+        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert!(!watch.add_directory(&path));
+        fs::create_dir(&path).unwrap();
+        assert!(watch.add_directory(&path));
+
+        fs::rename(&path, &away).unwrap();
+        assert_eq!(next_event(&mut watch), Woken::Changed);
+        fs::create_dir(&path).unwrap();
+        assert!(watch.add_directory(&path));
+        fs::write(away.join("old"), "").unwrap();
+        assert_no_event(&mut watch);
+        fs::write(path.join("new"), "").unwrap();
+        assert_eq!(next_event(&mut watch), Woken::Changed);
+    }
+
+    #[test]
+    fn death_of_watched_process_wakes_once() {
+        let mut child = Running::new();
+        let identity = child.identity();
+        let mut watch = Watch::new(&[]).unwrap();
+        assert!(watch.add_process(&identity) && watch.add_process(&identity));
+        assert_no_event(&mut watch);
+        child.end();
+        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert!(watch.add_process(&identity));
+        assert_no_event(&mut watch);
+    }
+
+    #[test]
+    fn death_before_the_watch_wakes_once() {
+        let mut child = Running::new();
+        let identity = child.identity();
+        child.end();
+        let mut watch = Watch::new(&[]).unwrap();
+        assert!(watch.add_process(&identity) && watch.add_process(&identity));
+        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_no_event(&mut watch);
+    }
+
+    #[test]
+    fn signals_queue_and_come_before_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (one, two) = (Signal::SIGUSR1, Signal::SIGUSR2);
+        let mut watch = Watch::new(&[one as i32, two as i32]).unwrap();
+        assert!(watch.add_directory(directory.path()));
+        fs::write(directory.path().join("file"), "").unwrap();
+        for signal in [one, two, one] {
+            raise(signal).unwrap();
+        }
+        for signal in [one, one, two] {
+            assert_eq!(next_event(&mut watch), Woken::Signal(signal as i32));
+        }
+        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_no_event(&mut watch);
+
+        let sender = std::thread::spawn(move || kill(getpid(), two).unwrap());
+        assert_eq!(next_event(&mut watch), Woken::Signal(two as i32));
+        sender.join().unwrap();
+    }
+}
