@@ -13,6 +13,7 @@ mod os;
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 compile_error!("dispatch runs on Linux and macOS");
 
+mod capture;
 mod clock;
 mod environment;
 mod identity;
@@ -34,4 +35,8 @@ pub use start::{detach, lead_own_group, reset_child_signal, signal_group, spawn_
 pub use tree::ProcessTree;
 pub use watch::{Watch, Woken};
 
+pub use capture::{CaptureError, capture};
+pub use environment::{ATTEMPT, TASK_DIR, calling_host, of_the_host};
+pub use os::boottime;
+pub use program::{HELPERS, find_program, find_program_in, launcher, own_helper};
 use watch::SignalPipe;
