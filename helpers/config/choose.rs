@@ -8,7 +8,8 @@ use serde::Serialize;
 use crate::config::edit::Edit;
 use crate::config::pick::is_provider;
 use crate::config::{Choice, Config, Mention, store};
-use crate::tools::detect::{InstalledCli, Listing, detect, models, preferred_backend, provider};
+use crate::tools::detect::{InstalledCli, detect};
+use crate::tools::models::{Listing, models, preferred_backend, provider};
 use crate::tools::program_of;
 
 /// How a choice came about.

@@ -2,7 +2,7 @@
 //! the last one if there are several; else a provider's word; else what looks like a model's id.
 
 use crate::config::Config;
-use crate::tools::detect::provider;
+use crate::tools::models::provider;
 
 /// What a sentence says about the worker.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,8 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::domain::{Access, Backend};
 use crate::text::shell_word;
-use crate::tools::detect::{InstalledCli, Listing, preferred_backend, provider};
+use crate::tools::detect::InstalledCli;
+use crate::tools::models::{Listing, preferred_backend, provider};
 use crate::tools::{gap, is_known};
 
 /// A model that could be the default.
@@ -178,7 +179,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::tools::detect::{Listed, Source};
+    use crate::tools::models::{Listed, Source};
 
     fn found(backend: &str, program: &str, logged_in: bool) -> InstalledCli {
         InstalledCli {

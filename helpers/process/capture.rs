@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::process::{Signal, expect_children, own_group, signal_group};
+use crate::process::{Signal, lead_own_group, reset_child_signal, signal_group};
 
 /// How long a program may take to die of SIGKILL; then its zombie is left to the system.
 const KILL_GRACE: Duration = Duration::from_millis(150);
@@ -61,13 +61,13 @@ pub fn capture(
 /// Starts the program and returns what is read of its two outputs. The command keeps the writing
 /// ends, so a program that closes its outputs early causes no end of file.
 fn start(command: &mut Command) -> io::Result<(Child, [PipeReader; 2])> {
-    expect_children().map_err(io::Error::other)?;
+    reset_child_signal().map_err(io::Error::other)?;
     let ((out, out_writer), (err, err_writer)) = (io::pipe()?, io::pipe()?);
     for reader in [&out, &err] {
         fcntl(reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     }
     command.stdin(Stdio::null()).stdout(out_writer).stderr(err_writer);
-    Ok((own_group(command).spawn()?, [out, err]))
+    Ok((lead_own_group(command).spawn()?, [out, err]))
 }
 
 /// Reads what a pipe holds now; a little more than `most` bytes in all is enough.
@@ -115,7 +115,7 @@ mod tests {
         let output = sh("sleep 1000 & echo $!", LONG).expect("an output");
         assert!(start.elapsed() < LONG);
         let pid = String::from_utf8(output.stdout).expect("text").trim().parse().expect("a pid");
-        let left = Identity::of(pid).expect("visible").expect("it still runs");
+        let left = Identity::of_pid(pid).expect("visible").expect("it still runs");
         assert!(left.signal(Signal::SIGKILL).expect("sent"));
     }
 
@@ -130,7 +130,7 @@ mod tests {
         }
         let pid = std::fs::read_to_string(&file).expect("a file").trim().parse().expect("a pid");
         let start = Instant::now();
-        while Identity::of(pid).expect("visible").is_some() {
+        while Identity::of_pid(pid).expect("visible").is_some() {
             assert!(start.elapsed() < LONG, "process {pid} survived");
             std::thread::yield_now();
         }

@@ -26,6 +26,7 @@ mod watch;
 
 pub use nix::sys::signal::Signal;
 
+pub use capture::{CaptureError, capture};
 pub use clock::{LocalTime, local_seconds, local_time};
 pub use environment::{ATTEMPT, TASK_DIR, calling_host, is_host_variable};
 pub use identity::{Identity, Life, boot_id, machine};
@@ -35,8 +36,4 @@ pub use start::{detach, lead_own_group, reset_child_signal, signal_group, spawn_
 pub use tree::ProcessTree;
 pub use watch::{Watch, Woken};
 
-pub use capture::{CaptureError, capture};
-pub use environment::{ATTEMPT, TASK_DIR, calling_host, of_the_host};
-pub use os::boottime;
-pub use program::{HELPERS, find_program, find_program_in, launcher, own_helper};
 use watch::SignalPipe;

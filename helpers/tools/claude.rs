@@ -1,76 +1,77 @@
-//! Claude Code as a worker: `claude -p` (checked with 2.1.329 on 2026-11-21).
+//! Claude Code as a worker: `claude -p`.
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use serde_json::Value;
 
-use crate::domain::{Access, FailureKind};
+use crate::domain::{Access, FailureKind as Kind};
 use crate::process::find_program;
-use crate::tools::cli::{Cli, named_session, no_namespaces};
-use crate::tools::events::Heard;
-use crate::tools::{Job, words};
+use crate::text::shell_word;
+use crate::tools::cli::{Models, WorkerCli, no_namespaces};
+use crate::tools::events::{Observed, first_text, sum, text};
+use crate::tools::{Job, os_args};
 
-pub(super) static CLI: Cli = Cli {
+/// The stable names of the Claude models' families.
+const TIERS: [&str; 4] = ["opus", "sonnet", "haiku", "fable"];
+
+pub(super) static CLI: WorkerCli = WorkerCli {
     name: "claude",
+    title: "Claude Code",
+    checked: "2.1.329 on 2026-11-21",
     programs: &["claude"],
-    argv,
-    writable,
-    model_flag: "--model",
-    model_name: own_name,
-    session: named_session,
-    gap,
-    event,
-    line: |line, heard| heard.known_failure(&CLI, line),
-    failures: &[
-        (FailureKind::Auth, r"^(Not logged in|Invalid API key) \u{b7} "),
-        (FailureKind::Auth, r"^Failed to authenticate\. |^API Error: 40[13] "),
-        (
-            FailureKind::Quota,
-            r"^You've hit your .*limit|^You're out of (extra usage|usage credits)",
-        ),
-        (
-            FailureKind::Quota,
-            r"^Credit balance is too low|^API Error: (Request rejected \(429\)|429)",
-        ),
-        (FailureKind::Model, r"^There's an issue with the selected model"),
-        (FailureKind::Session, r"^No conversation found with session ID"),
-        (FailureKind::Sandbox, r"^(Error: s|S)andbox required but unavailable"),
-        // As root it does everything only where IS_SANDBOX=1 says that this is a sandbox.
-        (FailureKind::Sandbox, r"^--dangerously-skip-permissions cannot be used with root"),
-        (FailureKind::Network, r"^API Error: (Connection|No internet|Unable to connect)"),
-        (FailureKind::Network, r"^Can't reach the API server"),
-        (FailureKind::Crash, r"^API Error: (5[0-9][0-9]|Repeated)"),
-    ],
+    package: Some("@anthropic-ai/claude-code"),
+    login_status: Some((&["auth", "status"], |answer| answer.json_flag("loggedIn"))),
     login: "claude auth login",
+    models: Models::Stable(&TIERS),
+    argv,
+    directory_flag: Some("--add-dir"),
+    // A full id is passed on; another CLI's `opus-4.6` is called by its tier here.
+    model_name: |model| {
+        if model.starts_with("claude-") { model } else { tier(model).unwrap_or(model) }
+    },
+    sandbox_problem,
+    event,
+    failures: &[
+        (Kind::Auth, r"^(Not logged in|Invalid API key) \u{b7} "),
+        (Kind::Auth, r"^Failed to authenticate\. |^API Error: 40[13] "),
+        (Kind::Quota, r"^You've hit your .*limit|^You're out of (extra usage|usage credits)"),
+        (Kind::Quota, r"^Credit balance is too low|^API Error: (Request rejected \(429\)|429)"),
+        (Kind::Model, r"^There's an issue with the selected model"),
+        (Kind::Session, r"^No conversation found with session ID"),
+        (Kind::Sandbox, r"^(Error: s|S)andbox required but unavailable"),
+        // As root, full access works only where IS_SANDBOX=1 says that the machine is a sandbox.
+        (Kind::Sandbox, r"^--dangerously-skip-permissions cannot be used with root"),
+        (Kind::Network, r"^API Error: (Connection|No internet|Unable to connect)"),
+        (Kind::Network, r"^Can't reach the API server"),
+        (Kind::Crash, r"^API Error: (5[0-9][0-9]|Repeated)"),
+    ],
+    ..WorkerCli::BASE
 };
 
-/// The sandbox that every command runs in; without one that works it does not begin. The rule that
-/// allows any command is there because even a sandboxed one with a variable in it is else denied.
+/// Runs every command in the sandbox, and refuses to start without one. The tool list also allows
+/// Bash by name, because a sandboxed command with a variable in it is denied otherwise.
 const SANDBOX: &str = r#"{"sandbox":{"enabled":true,"failIfUnavailable":true,"autoAllowBashIfSandboxed":true,"allowUnsandboxedCommands":false}}"#;
 
 fn argv(job: &Job) -> Vec<OsString> {
-    let mut argv = words(&["claude", "-p", "--output-format", "stream-json", "--verbose"]);
+    let mut argv = os_args(&["claude", "-p", "--output-format", "stream-json", "--verbose"]);
     argv.push("--permission-mode".into());
     match job.access {
-        // Denies without asking whatever no rule allows.
+        // `dontAsk` denies everything that no rule allows.
         Access::Read => {
-            let helper = super::shell_word(&job.helper.display().to_string());
-            argv.extend(words(&["dontAsk", "--allowedTools", "Read", "Glob", "Grep"]));
+            let helper = shell_word(&job.helper.display().to_string());
+            argv.extend(os_args(&["dontAsk", "--allowedTools", "Read", "Glob", "Grep"]));
             argv.push(format!("Bash({helper} *)").into());
             argv.push(format!("Edit(/{}/**)", job.task.display()).into());
         }
-        // Any command without asking, and each in the sandbox.
         Access::Write => {
-            argv.extend(words(&["acceptEdits", "--allowedTools", "Bash", "--settings", SANDBOX]));
+            argv.extend(os_args(&["acceptEdits", "--allowedTools", "Bash", "--settings", SANDBOX]));
         }
         Access::Full => argv.push("bypassPermissions".into()),
     }
     argv
 }
 
-/// Why its sandbox would not start here.
-fn gap(access: Access) -> Option<String> {
+fn sandbox_problem(access: Access) -> Option<String> {
     if access != Access::Write || cfg!(target_os = "macos") {
         return None;
     }
@@ -84,100 +85,89 @@ fn gap(access: Access) -> Option<String> {
     }
 }
 
-fn writable(directory: &Path) -> Vec<OsString> {
-    vec!["--add-dir".into(), directory.into()]
-}
-
-fn event(event: &Value, heard: &mut Heard) {
-    let text = |pointer| event.pointer(pointer).and_then(Value::as_str);
-    match text("/type") {
-        Some("system") => match text("/subtype") {
-            Some("init") => heard.session = text("/session_id").map(Into::into),
-            // It tries again for minutes, also with a key that is not taken.
-            Some("api_retry") => {
-                heard.fail(kind(event), &format!("API Error: {}", text("/error").unwrap_or("?")));
+fn event(event: &Value, observed: &mut Observed) {
+    match text(&event["type"]) {
+        "system" => match text(&event["subtype"]) {
+            "init" => observed.set_session(&event["session_id"]),
+            // Claude retries for minutes, even with a key that is not accepted.
+            "api_retry" => {
+                let error = event["error"].as_str().unwrap_or("?");
+                observed.fail(kind(event), &format!("API Error: {error}"));
             }
-            Some("background_tasks_changed") => {
-                heard.goes_on = event["tasks"].as_array().is_some_and(|tasks| !tasks.is_empty());
+            "background_tasks_changed" => {
+                let tasks = event["tasks"].as_array();
+                observed.continues = tasks.is_some_and(|tasks| !tasks.is_empty());
             }
             _ => {}
         },
-        Some("rate_limit_event") if text("/rate_limit_info/status") == Some("rejected") => {
-            heard.resets = event.pointer("/rate_limit_info/resetsAt").and_then(Value::as_u64);
+        "rate_limit_event" if event["rate_limit_info"]["status"] == "rejected" => {
+            observed.limit_resets_at = event["rate_limit_info"]["resetsAt"].as_u64();
         }
-        Some("user") => tool_result(&event["message"]["content"][0], heard),
-        Some("assistant") => {
-            heard.over = false;
-            heard.recovered();
-            if let Some(error) = text("/error") {
-                heard.fail(kind(event), text("/message/content/0/text").unwrap_or(error));
+        "user" => tool_result(&event["message"]["content"][0], observed),
+        "assistant" => {
+            observed.said_last_word = false;
+            observed.recovered();
+            if event["error"].is_string() {
+                let message = &event["message"]["content"][0]["text"];
+                observed.fail(kind(event), first_text(&[message, &event["error"]]));
             }
         }
-        Some("result") => result(event, heard),
+        "result" => result(event, observed),
         _ => {}
     }
 }
 
-/// A sandbox that cannot start fails every command; Claude itself ends as if all were well.
-fn tool_result(result: &Value, heard: &mut Heard) {
-    let text = result["content"].as_str().unwrap_or_default();
+/// Reads the result of a tool call. A sandbox that cannot start fails every command, and Claude
+/// itself exits with success.
+fn tool_result(result: &Value, observed: &mut Observed) {
     if result["type"] == "tool_result" && result["is_error"] != true {
-        heard.failure = None;
-    } else if let Some(said) =
-        text.strip_prefix("Exit code 1\n").filter(|it| it.starts_with("bwrap: "))
+        observed.failure = None;
+    } else if let Some(printed) = text(&result["content"]).strip_prefix("Exit code 1\n")
+        && printed.starts_with("bwrap: ")
     {
-        heard.fail(FailureKind::Sandbox, said);
+        observed.fail(Kind::Sandbox, printed);
     }
 }
 
-/// The end of a turn.
-fn result(event: &Value, heard: &mut Heard) {
-    heard.over = !heard.goes_on;
+/// Reads the end of a turn.
+fn result(event: &Value, observed: &mut Observed) {
+    observed.said_last_word = !observed.continues;
     if event["is_error"] != true {
-        heard.recovered();
-    } else if heard.failure.is_none() {
-        let said = [&event["result"], &event["errors"][0], &event["subtype"]];
-        let said = said.into_iter().find_map(Value::as_str).unwrap_or_default();
-        heard.reported_failure(&CLI, said);
+        observed.recovered();
+    } else if observed.failure.is_none() {
+        let messages = [&event["result"], &event["errors"][0], &event["subtype"]];
+        observed.reported_failure(&CLI, first_text(&messages));
     }
-    for denial in event["permission_denials"].as_array().into_iter().flatten() {
-        heard.denied(denial["tool_name"].as_str().unwrap_or_default(), &denial["tool_input"]);
-    }
-    // `total_cost_usd` and `modelUsage` go on where a resumed session stopped.
+    observed.tools_denied(&event["permission_denials"]);
+    // `total_cost_usd` and `modelUsage` would count what a resumed session used before.
     for used in
         event["model_usage_since_last_result"].as_object().into_iter().flat_map(|it| it.values())
     {
-        let count = |name: &str| used[name].as_u64().unwrap_or_default();
-        let cached = count("cacheReadInputTokens") + count("cacheCreationInputTokens");
-        let cost = used["costUSD"].as_f64();
-        heard.used(count("inputTokens") + cached, count("outputTokens"), cost);
+        let input = ["inputTokens", "cacheReadInputTokens", "cacheCreationInputTokens"];
+        observed.add_usage(
+            sum(used, &input),
+            sum(used, &["outputTokens"]),
+            used["costUSD"].as_f64(),
+        );
     }
 }
 
 /// The kind of an error by the CLI's own name for it.
-fn kind(event: &Value) -> FailureKind {
-    match event["error"].as_str() {
-        Some(
-            "authentication_failed"
-            | "oauth_org_not_allowed"
-            | "account_on_hold"
-            | "verification_required"
-            | "cloud_credential_error",
-        ) => FailureKind::Auth,
-        Some("rate_limit" | "billing_error") => FailureKind::Quota,
-        Some("model_not_found") => FailureKind::Model,
-        _ if event["api_error"] == "connection_failed" => FailureKind::Network,
-        _ => FailureKind::Crash,
+fn kind(event: &Value) -> Kind {
+    match text(&event["error"]) {
+        "authentication_failed"
+        | "oauth_org_not_allowed"
+        | "account_on_hold"
+        | "verification_required"
+        | "cloud_credential_error" => Kind::Auth,
+        "rate_limit" | "billing_error" => Kind::Quota,
+        "model_not_found" => Kind::Model,
+        _ if event["api_error"] == "connection_failed" => Kind::Network,
+        _ => Kind::Crash,
     }
 }
 
-/// A full id goes as it is; what other CLIs call, say, `opus-4.6` is the tier's stable name here.
-fn own_name(model: &str) -> &str {
-    if model.starts_with("claude-") { model } else { tier(model).unwrap_or(model) }
-}
-
-/// The stable name of a Claude model's family, which the Agent tool knows models by.
+/// The stable name of a Claude model's family, as the Agent tool takes it.
 pub(crate) fn tier(model: &str) -> Option<&'static str> {
-    let tiers = ["opus", "sonnet", "haiku", "fable"];
-    tiers.into_iter().find(|tier| model.to_ascii_lowercase().contains(tier))
+    TIERS.into_iter().find(|tier| model.to_ascii_lowercase().contains(tier))
 }

@@ -1,93 +1,162 @@
-//! The CLIs that dispatch knows: what is the same for all of them. Each has a file of its own.
+//! The description of a worker CLI, with what most CLIs have in common.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::domain::{Access, FailureKind};
-use crate::tools::events::Heard;
-use crate::tools::{Job, Session, words};
+use crate::process::capture;
+use crate::tools::ask::Answer;
+use crate::tools::events::Observed;
+use crate::tools::models::Listed;
+use crate::tools::{Job, Session, os_args};
 
-/// A CLI that dispatch knows. It reads the prompt on standard input.
-pub(super) struct Cli {
-    /// The backend's name.
-    pub(super) name: &'static str,
-    /// What its programs are called.
+/// A worker CLI that dispatch knows: how it is found, asked, called, limited and heard. It reads the
+/// prompt on standard input. CLIs change: whatever depends on one of them stands in its own file.
+pub struct WorkerCli {
+    /// The name of its backend.
+    pub name: &'static str,
+    /// The name that people use.
+    pub title: &'static str,
+    /// The version that these facts were compared with, or another source, and the date.
+    pub checked: &'static str,
+
+    /// The names of its programs, the best first.
     pub(super) programs: &'static [&'static str],
-    /// The command line for a backend without a command of its own: without model, session and
-    /// further directories, which are put behind a command of the config too.
+    /// True if this CLI printed that text for `program --version`; others share program names.
+    pub(super) is_own_version: fn(program: &str, text: &str) -> bool,
+    /// The npm package, whose package.json tells the version without the second that some CLIs take
+    /// to start.
+    pub(super) package: Option<&'static str>,
+    /// How the CLI is asked whether it is logged in, if it can be asked without the network.
+    pub(super) login_status: Option<LoginQuestion>,
+    /// A variable that holds a key and counts as logged in, whatever the CLI says.
+    pub(super) key: Option<&'static str>,
+    /// The command that logs a person in.
+    pub(super) login: &'static str,
+    /// Where its models are known from.
+    pub(super) models: Models,
+    /// Flags that newer versions refuse, each with its replacement. Old configs still have them.
+    pub(super) removed_flags: &'static [(&'static str, &'static str)],
+
+    /// The command line for a backend without `command:`. Model, session and further directories
+    /// follow it, as they follow a command of the config.
     pub(super) argv: fn(&Job) -> Vec<OsString>,
-    /// What lets it write in that directory, which is not below its own.
-    pub(super) writable: fn(&Path) -> Vec<OsString>,
+    /// The flag that makes one more directory writable, where there is one.
+    pub(super) directory_flag: Option<&'static str>,
     /// The flag before a model's name.
     pub(super) model_flag: &'static str,
-    /// What it calls a model of the config.
+    /// The CLI's own name of a model in the config.
     pub(super) model_name: fn(&str) -> &str,
-    /// What begins that session, or continues it; it stands behind everything else.
+    /// The last arguments, which begin or resume a session.
     pub(super) session: fn(Session) -> Vec<OsString>,
-    /// Why it cannot be held to that access on this machine, if so.
-    pub(super) gap: fn(Access) -> Option<String>,
-    /// Takes in an event: a JSON object that was a line of its own.
-    pub(super) event: fn(&Value, &mut Heard),
-    /// Takes in any other line, without colours.
-    pub(super) line: fn(&str, &mut Heard),
-    /// Its errors: the first expression that fits tells the kind.
+
+    /// Why its workers can never be held to an access level, if so.
+    pub(super) unenforceable: fn(Access) -> Option<&'static str>,
+    /// Why its sandbox for an access level cannot start on this machine, if so.
+    pub(super) sandbox_problem: fn(Access) -> Option<String>,
+
+    /// Reads an event: a JSON object that was a line of its own.
+    pub(super) event: fn(&Value, &mut Observed),
+    /// Reads any other line, without colours; `None` looks for the errors below.
+    pub(super) line: Option<fn(&str, &mut Observed)>,
+    /// The CLI's error messages: the first expression that matches tells the kind.
     pub(super) failures: &'static [(FailureKind, &'static str)],
-    /// What a person types to log in.
-    pub(super) login: &'static str,
 }
 
-impl Cli {
-    /// What is put behind the command line: further directories, the model, and the session.
-    pub(super) fn end(&self, command: &str, job: &Job) -> Vec<OsString> {
-        let mut end = Vec::new();
-        for directory in job.writable.iter().filter(|it| !it.starts_with(job.directory)) {
-            end.extend((self.writable)(directory));
+/// The arguments that ask whether a CLI is logged in, and what the answer says; `None` if it is not
+/// understood.
+pub(super) type LoginQuestion = (&'static [&'static str], fn(&Answer) -> Option<bool>);
+
+/// Where a CLI's models are known from.
+pub(super) enum Models {
+    /// These arguments print a list; the function returns `None` if it does not understand it.
+    Asked(&'static [&'static str], fn(&str) -> Option<Vec<Listed>>),
+    /// Names that outlive the CLI's versions.
+    Stable(&'static [&'static str]),
+    /// The CLI has no list; these models worked when the facts were checked.
+    Curated(&'static [&'static str]),
+}
+
+impl WorkerCli {
+    /// The facts that most CLIs have in common. Each CLI's own description starts from this one.
+    pub(super) const BASE: Self = Self {
+        name: "",
+        title: "",
+        checked: "",
+        programs: &[],
+        is_own_version: |_, _| true,
+        package: None,
+        login_status: None,
+        key: None,
+        login: "",
+        models: Models::Curated(&[]),
+        removed_flags: &[],
+        argv: |_| Vec::new(),
+        directory_flag: None,
+        model_flag: "--model",
+        model_name: |model| model,
+        session: |session| match session {
+            Session::New(id) => os_args(&["--session-id", id]),
+            Session::Resume(id) => os_args(&["--resume", id]),
+        },
+        unenforceable: |_| None,
+        sandbox_problem: |_| None,
+        event: |_, _| {},
+        line: None,
+        failures: &[],
+    };
+
+    /// The arguments after the command line: further directories, the model, and the session.
+    pub(super) fn last_args(&self, command: &str, job: &Job) -> Vec<OsString> {
+        let mut args = Vec::new();
+        if let Some(flag) = self.directory_flag {
+            let outside = job.writable.iter().filter(|it| !it.starts_with(job.directory));
+            args.extend(outside.flat_map(|directory| [flag.into(), directory.into()]));
         }
         if let Some(model) = job.model.filter(|_| !super::command::names_a_model(command)) {
-            end.extend(words(&[self.model_flag, (self.model_name)(model)]));
+            args.extend(os_args(&[self.model_flag, (self.model_name)(model)]));
         }
         if !super::command::names_a_session(command) {
-            end.extend((self.session)(job.session));
+            args.extend((self.session)(job.session));
         }
-        end
+        args
+    }
+
+    /// Why its workers cannot be held to an access level on this machine, if so.
+    pub(super) fn gap(&self, access: Access) -> Option<String> {
+        let never = (self.unenforceable)(access).map(str::to_owned);
+        never.or_else(|| (self.sandbox_problem)(access))
     }
 }
 
-pub(super) fn same_name(model: &str) -> &str {
-    model
-}
-
-/// The flags of the CLIs that let us name a new session.
-pub(super) fn named_session(session: Session) -> Vec<OsString> {
+/// The session arguments of a CLI that names new sessions itself.
+pub(super) fn resume_with(flag: &str, session: Session) -> Vec<OsString> {
     match session {
-        Session::New(id) => words(&["--session-id", id]),
-        Session::Resume(id) => words(&["--resume", id]),
+        Session::New(_) => Vec::new(),
+        Session::Resume(id) => os_args(&[flag, id]),
     }
 }
 
-pub(super) fn no_directories(_: &Path) -> Vec<OsString> {
-    Vec::new()
-}
-
-/// Why a sandbox made of Linux's namespaces cannot start here, if so. A sandbox that cannot start
-/// fails only when the worker is at work, and few CLIs call that an error.
+/// Why a sandbox made of Linux namespaces cannot start on this machine, if so. Such a sandbox would
+/// fail only once the worker runs commands, and few CLIs report that as an error.
 pub(super) fn no_namespaces() -> Option<String> {
     if cfg!(target_os = "macos") {
         return None;
     }
-    // A system may let bwrap alone make namespaces; a CLI that brings its own asks for this too.
+    // A system may allow namespaces to bwrap alone; a CLI that brings its own bwrap needs unshare.
     let tries = [
         "bwrap --unshare-user --unshare-pid --unshare-net --ro-bind / / true",
         "unshare --user --map-root-user true",
     ];
     let output = tries.iter().find_map(|command| {
         let mut words = command.split(' ');
-        Command::new(words.next()?).args(words).output().ok()
+        let mut command = Command::new(words.next()?);
+        capture(command.args(words), Instant::now() + Duration::from_secs(5), 64 << 10).ok()
     })?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.lines().next().unwrap_or("no user namespaces");
-    (!output.status.success()).then(|| format!("its sandbox cannot start: {said}"))
+    let printed = String::from_utf8_lossy(&output.stderr);
+    let printed = printed.lines().next().unwrap_or("no user namespaces");
+    (!output.status.success()).then(|| format!("its sandbox cannot start: {printed}"))
 }

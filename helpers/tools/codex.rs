@@ -1,137 +1,172 @@
-//! Codex as a worker: `codex exec` (checked with 0.169.0 on 2026-11-21).
+//! Codex as a worker: `codex exec`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::Value;
 
-use crate::domain::{Access, FailureKind};
-use crate::tools::cli::{Cli, no_namespaces, same_name};
-use crate::tools::events::Heard;
-use crate::tools::{Job, Session, words};
+use crate::domain::{Access, FailureKind as Kind};
+use crate::tools::ask::Answer;
+use crate::tools::cli::{Models, WorkerCli, no_namespaces};
+use crate::tools::events::{Observed, sum, text};
+use crate::tools::models::Listed;
+use crate::tools::{Job, Session, os_args};
 
-pub(super) static CLI: Cli = Cli {
+pub(super) static CLI: WorkerCli = WorkerCli {
     name: "codex",
+    title: "Codex",
+    checked: "0.169.0 on 2026-11-21",
     programs: &["codex"],
-    argv,
-    writable,
-    model_flag: "--model",
-    model_name: same_name,
-    session,
-    gap,
-    event,
-    line,
-    failures: &[
-        (
-            FailureKind::Auth,
-            r"unexpected status 40[13] |^Missing environment variable|^Not logged in",
-        ),
-        (FailureKind::Auth, r"access token could not be refreshed"),
-        (FailureKind::Quota, r"last status: 429|^You've hit your usage limit|^Quota exceeded"),
-        (FailureKind::Model, r"The model .* does not exist|is not supported when using Codex with"),
-        (FailureKind::Session, r"no rollout found for thread id"),
-        (FailureKind::Untrusted, r"^Not inside a trusted directory"),
-        (FailureKind::Sandbox, r"^(bwrap|sandbox-exec): "),
-        (FailureKind::Network, r"waiting for network|stream disconnected before completion"),
-    ],
+    package: Some("@openai/codex"),
+    login_status: Some((&["login", "status"], is_logged_in)),
+    // `codex exec` takes the key, and `login status` does not know it.
+    key: Some("CODEX_API_KEY"),
     login: "codex login",
+    // 0.140.0 has this command, 0.120.0 does not.
+    models: Models::Asked(&["debug", "models"], listed_models),
+    // 0.146.0 takes it, 0.147.0 exits with 2.
+    removed_flags: &[("--full-auto", "-s workspace-write")],
+    argv,
+    directory_flag: Some("--add-dir"),
+    // `-` reads the prompt from standard input.
+    session: |session| match session {
+        Session::New(_) => os_args(&["-"]),
+        Session::Resume(id) => os_args(&["resume", id, "-"]),
+    },
+    sandbox_problem: |access| if access == Access::Full { None } else { no_namespaces() },
+    event,
+    line: Some(line),
+    failures: &[
+        (Kind::Auth, r"unexpected status 40[13] |^Missing environment variable|^Not logged in"),
+        (Kind::Auth, r"access token could not be refreshed"),
+        (Kind::Quota, r"last status: 429|^You've hit your usage limit|^Quota exceeded"),
+        (Kind::Model, r"The model .* does not exist|is not supported when using Codex with"),
+        (Kind::Session, r"no rollout found for thread id"),
+        (Kind::Untrusted, r"^Not inside a trusted directory"),
+        (Kind::Sandbox, r"^(bwrap|sandbox-exec): "),
+        (Kind::Network, r"waiting for network|stream disconnected before completion"),
+    ],
+    ..WorkerCli::BASE
 };
 
 fn argv(job: &Job) -> Vec<OsString> {
     let sandbox = if job.access == Access::Full { "danger-full-access" } else { "workspace-write" };
-    let mut argv = words(&["codex", "exec", "--json", "--skip-git-repo-check", "-s", sandbox]);
-    let workspace = if job.access == Access::Read {
-        // What its sandbox allows beside the workspace would be the project.
-        if temporary(job.directory) {
-            argv.extend(words(&["-c", "sandbox_workspace_write.exclude_slash_tmp=true"]));
-            argv.extend(words(&["-c", "sandbox_workspace_write.exclude_tmpdir_env_var=true"]));
+    let mut argv = os_args(&["codex", "exec", "--json", "--skip-git-repo-check", "-s", sandbox]);
+    let mut workspace = job.directory;
+    if job.access == Access::Read {
+        // The sandbox may always write in temporary directories, and so in a project below one.
+        if is_temporary(job.directory) {
+            argv.extend(os_args(&["-c", "sandbox_workspace_write.exclude_slash_tmp=true"]));
+            argv.extend(os_args(&["-c", "sandbox_workspace_write.exclude_tmpdir_env_var=true"]));
         }
-        // One that may only read works in its task's directory, to tick its plan.
-        job.task
-    } else {
-        job.directory
-    };
-    argv.push("-C".into());
-    argv.push(workspace.into());
+        // A worker that may only read works in its task's directory, where it ticks its plan.
+        workspace = job.task;
+    }
+    argv.extend(["-C".into(), workspace.into()]);
     argv
 }
 
-/// Whether that is where every program may write.
-fn temporary(directory: &Path) -> bool {
+fn is_temporary(directory: &Path) -> bool {
     ["/tmp".into(), std::env::temp_dir()].iter().any(|tmp: &PathBuf| directory.starts_with(tmp))
 }
 
-fn gap(access: Access) -> Option<String> {
-    if access == Access::Full { None } else { no_namespaces() }
+fn is_logged_in(answer: &Answer) -> Option<bool> {
+    let says_no = (answer.out.clone() + &answer.err).contains("Not logged in");
+    if answer.code == Some(0) { Some(true) } else { says_no.then_some(false) }
 }
 
-fn writable(directory: &Path) -> Vec<OsString> {
-    vec!["--add-dir".into(), directory.into()]
-}
-
-/// The prompt is on standard input.
-fn session(session: Session) -> Vec<OsString> {
-    match session {
-        Session::New(_) => words(&["-"]),
-        Session::Resume(id) => words(&["resume", id, "-"]),
-    }
-}
-
-fn event(event: &Value, heard: &mut Heard) {
-    match event["type"].as_str() {
-        Some("thread.started") => heard.session = event["thread_id"].as_str().map(Into::into),
-        Some("item.completed") => item(&event["item"], heard),
-        Some("error") => failed(&event["message"], heard),
-        Some("turn.failed") => {
-            heard.over = true;
-            failed(&event["error"]["message"], heard);
+fn event(event: &Value, observed: &mut Observed) {
+    match text(&event["type"]) {
+        "thread.started" => observed.set_session(&event["thread_id"]),
+        "item.completed" => completed_item(&event["item"], observed),
+        "error" => observed.reported_failure(&CLI, text(&event["message"])),
+        "turn.failed" => {
+            observed.said_last_word = true;
+            observed.reported_failure(&CLI, text(&event["error"]["message"]));
         }
-        Some("turn.completed") => {
-            heard.over = true;
-            let count = |name: &str| event["usage"][name].as_u64().unwrap_or_default();
-            heard.session_used(count("input_tokens"), count("output_tokens"));
+        "turn.completed" => {
+            observed.said_last_word = true;
+            let used = &event["usage"];
+            observed.set_session_usage(sum(used, &["input_tokens"]), sum(used, &["output_tokens"]));
         }
         _ => {}
     }
 }
 
-fn item(item: &Value, heard: &mut Heard) {
-    match item["type"].as_str() {
-        Some("command_execution") if item["exit_code"] == 0 => heard.failure = None,
-        Some("command_execution") => {
-            let output = item["aggregated_output"].as_str().unwrap_or_default();
-            if let Some(first) = output.lines().next().filter(|line| of_the_sandbox(line)) {
-                heard.fail(FailureKind::Sandbox, first);
+fn completed_item(item: &Value, observed: &mut Observed) {
+    match text(&item["type"]) {
+        "command_execution" if item["exit_code"] == 0 => observed.failure = None,
+        "command_execution" => {
+            let first = text(&item["aggregated_output"]).lines().next().unwrap_or_default();
+            if is_sandbox_error(first) {
+                observed.fail(Kind::Sandbox, first);
             }
         }
-        Some("agent_message") => heard.recovered(),
+        "agent_message" => observed.recovered(),
         _ => {}
     }
 }
 
-/// Takes in a line of the form for people, where Codex's own errors stand behind one word, among
-/// the prompt and all that the commands said.
-fn line(line: &str, heard: &mut Heard) {
+/// Reads a line of the output for people, where one word marks Codex's own errors among the prompt
+/// and the output of commands.
+fn line(line: &str, observed: &mut Observed) {
     let error = line.strip_prefix("ERROR: ").or_else(|| line.strip_prefix("Error: "));
     if let Some(id) = line.strip_prefix("session id: ") {
-        heard.session.get_or_insert_with(|| id.into());
+        observed.session.get_or_insert_with(|| id.into());
     } else if line.starts_with("succeeded in ") {
-        heard.failure = None;
+        observed.failure = None;
     } else if line == "tokens used" {
-        heard.over = true;
-        heard.recovered();
+        observed.said_last_word = true;
+        observed.recovered();
     } else if let Some(error) = error {
-        heard.known_failure(&CLI, error);
-    } else if of_the_sandbox(line) || line.starts_with("Not inside a trusted directory") {
-        heard.known_failure(&CLI, line);
+        observed.known_failure(&CLI, error);
+    } else if is_sandbox_error(line) || line.starts_with("Not inside a trusted directory") {
+        observed.known_failure(&CLI, line);
     }
 }
 
-/// Whether the sandbox says that it cannot start. Codex then ends as if all were well.
-fn of_the_sandbox(line: &str) -> bool {
+/// True if the sandbox says that it cannot start. Codex itself then exits with success.
+fn is_sandbox_error(line: &str) -> bool {
     line.starts_with("bwrap: ") || line.starts_with("sandbox-exec: ")
 }
 
-fn failed(said: &Value, heard: &mut Heard) {
-    heard.reported_failure(&CLI, said.as_str().unwrap_or_default());
+/// Reads `codex debug models`, best first as in Codex's own picker.
+fn listed_models(text: &str) -> Option<Vec<Listed>> {
+    #[derive(Deserialize)]
+    struct Answer {
+        models: Vec<Model>,
+    }
+    #[derive(Deserialize)]
+    struct Model {
+        slug: String,
+        display_name: Option<String>,
+        visibility: Option<String>,
+        priority: Option<i64>,
+    }
+    let mut answer: Answer = serde_json::from_str(text).ok()?;
+    answer.models.sort_by_key(|model| model.priority.unwrap_or(i64::MAX));
+    let listed = answer.models.into_iter().filter(|m| m.visibility.as_deref() == Some("list"));
+    Some(listed.map(|model| Listed { id: model.slug, name: model.display_name }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codex_lists_its_visible_models_by_priority() {
+        let text = r#"{"models":[
+            {"slug":"gpt-6-astra","display_name":"GPT-6-Astra","visibility":"list","priority":2,"base_instructions":"…"},
+            {"slug":"gpt-6.1-sol","display_name":"GPT-6.1-Sol","visibility":"list","priority":1},
+            {"slug":"codex-auto-review","display_name":"Codex Auto Review","visibility":"hide","priority":43},
+            {"slug":"gpt-5.5","visibility":"list"}]}"#;
+        let expected = [
+            ("gpt-6.1-sol", Some("GPT-6.1-Sol")),
+            ("gpt-6-astra", Some("GPT-6-Astra")),
+            ("gpt-5.5", None),
+        ];
+        assert_eq!(listed_models(text), Some(expected.map(Listed::from).to_vec()));
+        assert_eq!(listed_models("error"), None);
+    }
 }

@@ -1,23 +1,23 @@
-//! Commands from the config. They are shell text that the person wrote; whatever dispatch adds
-//! reaches the shell as arguments and is never part of that text.
+//! Commands of the config: shell text that the person wrote. Whatever dispatch adds reaches the shell
+//! as arguments and never becomes part of that text.
 
 use std::ffi::OsString;
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-use crate::tools::words;
+use crate::tools::os_args;
 
-/// Runs `command` with more arguments behind it. The shell makes way for a single program, so that
-/// the process that is watched, and stopped, is the worker itself.
+/// The arguments that run `command` with `extra` arguments after it. The shell replaces itself by a
+/// single program, so that the watched process is the worker itself.
 pub(super) fn argv(command: &str, extra: Vec<OsString>) -> Vec<OsString> {
     let exec = if is_one_program(command) { "exec " } else { "" };
-    let mut argv = words(&["sh", "-c", &format!("{exec}{} \"$@\"", command.trim()), "sh"]);
+    let mut argv = os_args(&["sh", "-c", &format!("{exec}{} \"$@\"", command.trim()), "sh"]);
     argv.extend(extra);
     argv
 }
 
-/// Whether the command certainly is one program with its arguments, and no assignment before it.
+/// True if the command certainly is one program with arguments, without an assignment before it.
 fn is_one_program(command: &str) -> bool {
     let first = command.split_whitespace().next().unwrap_or_default();
     let assigns = first.contains('=') && !first.starts_with(['\'', '"', '/']);
@@ -25,20 +25,20 @@ fn is_one_program(command: &str) -> bool {
     program(command).is_some() && !assigns && !several
 }
 
-/// Whether the command says itself which model to use.
+/// True if the command chooses a model itself.
 pub(super) fn names_a_model(command: &str) -> bool {
     let is_model = |word: &str| matches!(word, "--model" | "-m") || word.starts_with("--model=");
     command.split_whitespace().any(is_model)
 }
 
-/// Whether the command says itself which conversation to have.
+/// True if the command chooses a session itself.
 pub(super) fn names_a_session(command: &str) -> bool {
     let words = ["--session-id", "--resume", "--continue", "-r", "resume", "fork"];
     let is_session = |word: &str| words.contains(&word.split('=').next().unwrap_or_default());
     command.split_whitespace().any(is_session)
 }
 
-/// Past `env`, its options and assignments: a quoted or a plain word, and then an end or a space.
+/// Skips `env`, its options and assignments, then matches one quoted or plain word.
 static PROGRAM: LazyLock<Regex> = LazyLock::new(|| {
     let pattern = r#"(?x)
         ^[\x20\t\n]* (?: env [\x20\t\n]+ (?: (?: -u [\x20\t\n]+ [^\x20\t\n]+ | -[^\x20\t\n]+ ) [\x20\t\n]+ )* )?
@@ -49,11 +49,11 @@ static PROGRAM: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// The program that a command starts; `None` if only a shell can tell.
-pub(super) fn program(command: &str) -> Option<String> {
+pub fn program(command: &str) -> Option<String> {
     let found = PROGRAM.captures(command)?;
     let word = ["single", "double", "plain"].iter().find_map(|name| found.name(name))?.as_str();
-    let of_the_shell = ["cd", "exec", "if", "for", "while", "export", "set", ".", "eval", "env"];
-    (!of_the_shell.contains(&word)).then(|| word.into())
+    let builtins = ["cd", "exec", "if", "for", "while", "export", "set", ".", "eval", "env"];
+    (!builtins.contains(&word)).then(|| word.into())
 }
 
 #[cfg(test)]
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_program_of_a_command() {
+    fn program_of_a_command_is_its_first_word_past_env_and_assignments() {
         let rows = [
             ("codex exec -C \"$(pwd)\"", Some("codex")),
             ("env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE\n claude -p\n", Some("claude")),
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shell_makes_way_for_one_program_only() {
+    fn shell_replaces_itself_by_a_single_program_only() {
         for one in ["codex exec -C \"$(pwd)\"", "env -u A claude -p\n", "'/a b/c' demo"] {
             assert!(is_one_program(one), "{one}");
         }
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_keeps_its_own_model() {
+    fn command_keeps_its_own_model() {
         assert!(names_a_model("agent -p --model gpt-5"));
         assert!(names_a_model("agent --model=gpt-5"));
         assert!(names_a_model("codex exec -m gpt-5"));
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_keeps_its_own_session() {
+    fn command_keeps_its_own_session() {
         assert!(names_a_session("claude -p --resume=abc"));
         assert!(names_a_session("claude -p --session-id abc"));
         assert!(names_a_session("codex exec resume --last"));

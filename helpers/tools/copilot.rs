@@ -1,72 +1,77 @@
-//! GitHub Copilot CLI as a worker: `copilot` with its prompt piped (checked with 1.0.102 on
-//! 2026-11-21).
+//! GitHub Copilot CLI as a worker: `copilot` with its prompt piped.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
 
 use serde_json::Value;
 
-use crate::domain::{Access, FailureKind};
+use crate::domain::{Access, FailureKind as Kind};
 use crate::process::find_program;
-use crate::tools::cli::{Cli, same_name};
-use crate::tools::events::Heard;
-use crate::tools::{Job, Session, words};
+use crate::tools::cli::{Models, WorkerCli};
+use crate::tools::events::{Observed, first_text, text};
+use crate::tools::models::Listed;
+use crate::tools::{Job, Session, os_args};
 
-/// What its sandbox is made of on Linux; on macOS it is one program that every system has.
+/// The programs that its sandbox uses on Linux. On macOS the sandbox is `sandbox-exec`, which every
+/// system has.
 const SANDBOX: [&str; 6] = ["bwrap", "slirp4netns", "iptables", "ip6tables", "unshare", "nsenter"];
 
-pub(super) static CLI: Cli = Cli {
+pub(super) static CLI: WorkerCli = WorkerCli {
     name: "copilot",
+    title: "Copilot CLI",
+    checked: "1.0.102 on 2026-11-21",
     programs: &["copilot"],
-    argv,
-    writable,
-    model_flag: "--model",
-    model_name: same_name,
-    session,
-    gap,
-    event,
-    line: |line, heard| heard.known_failure(&CLI, line),
-    failures: &[
-        (FailureKind::Auth, r"^Error: No authentication information found"),
-        (FailureKind::Quota, r"^402 |You have no quota"),
-        (FailureKind::Model, r"^Model '.*' not found|^(Error: )?Model .* is not available"),
-        (FailureKind::Session, r"^Error: No session, task, or name matched"),
-        (FailureKind::Sandbox, r"Cannot start sandboxed command: "),
-        (FailureKind::Network, r"Last error: Failed native model (HTTP|WebSocket) request"),
-    ],
+    // AWS has a program of the same name, which prints "copilot version: v1.34.0".
+    is_own_version: |_, text| !text.trim_start().starts_with("copilot version"),
+    package: Some("@github/copilot"),
     login: "copilot login",
+    models: Models::Asked(&["help", "config"], listed_models),
+    argv,
+    directory_flag: Some("--add-dir"),
+    session: |session| match session {
+        Session::New(id) => os_args(&["--session-id", id]),
+        // With `=`, an unknown session is an error and not a new one.
+        Session::Resume(id) => vec![format!("--resume={id}").into()],
+    },
+    sandbox_problem,
+    event,
+    failures: &[
+        (Kind::Auth, r"^Error: No authentication information found"),
+        (Kind::Quota, r"^402 |You have no quota"),
+        (Kind::Model, r"^Model '.*' not found|^(Error: )?Model .* is not available"),
+        (Kind::Session, r"^Error: No session, task, or name matched"),
+        (Kind::Sandbox, r"Cannot start sandboxed command: "),
+        (Kind::Network, r"Last error: Failed native model (HTTP|WebSocket) request"),
+    ],
+    ..WorkerCli::BASE
 };
 
 fn argv(job: &Job) -> Vec<OsString> {
-    let ends = ["--no-ask-user", "--output-format", "json"];
-    let beside = job.helper.parent().unwrap_or(job.helper);
-    let mut argv = words(&["copilot"]);
+    let bin = job.helper.parent().unwrap_or(job.helper);
+    let mut argv = os_args(&["copilot"]);
     match job.access {
-        // It denies whatever it would ask about. Commands that only read, such as `ls`, run, and a
-        // path outside of its directories counts as something to ask about, the helper's too.
+        // Copilot denies whatever it would ask about, a path outside of its directories included.
+        // Commands that only read, such as `ls`, run without asking.
         Access::Read => {
-            argv.extend(writable(beside));
-            argv.push("--allow-tool".into());
+            argv.extend(["--add-dir".into(), bin.into(), "--allow-tool".into()]);
             argv.push(format!("shell({})", job.helper.display()).into());
         }
-        // In its sandbox there are only the directories that it may write in and those of PATH.
+        // The sandbox holds only the writable directories and those of PATH.
         Access::Write => {
-            argv.insert(0, "env".into());
             let mut path = OsString::from("PATH=");
-            path.push(beside);
+            path.push(bin);
             path.push(":");
             path.push(std::env::var_os("PATH").unwrap_or_default());
-            argv.insert(1, path);
-            argv.extend(words(&["--sandbox", "--allow-all-paths"]));
-            argv.extend(words(&["--allow-tool", "shell", "--allow-tool", "write"]));
+            argv.splice(..0, ["env".into(), path]);
+            argv.extend(os_args(&["--sandbox", "--allow-all-paths"]));
+            argv.extend(os_args(&["--allow-tool", "shell", "--allow-tool", "write"]));
         }
         Access::Full => argv.push("--allow-all".into()),
     }
-    argv.extend(words(&ends));
+    argv.extend(os_args(&["--no-ask-user", "--output-format", "json"]));
     argv
 }
 
-fn gap(access: Access) -> Option<String> {
+fn sandbox_problem(access: Access) -> Option<String> {
     let has = |program: &str| find_program(OsStr::new(program)).is_some();
     if access != Access::Write || has("sandbox-exec") {
         return None;
@@ -76,46 +81,61 @@ fn gap(access: Access) -> Option<String> {
         .then(|| format!("its sandbox needs {}: not in PATH", missing.join(" and ")))
 }
 
-fn writable(directory: &Path) -> Vec<OsString> {
-    vec!["--add-dir".into(), directory.into()]
-}
-
-fn session(session: Session) -> Vec<OsString> {
-    match session {
-        Session::New(id) => words(&["--session-id", id]),
-        // Here a session that is not known is an error, and not a new one.
-        Session::Resume(id) => vec![format!("--resume={id}").into()],
+fn event(event: &Value, observed: &mut Observed) {
+    let data = &event["data"];
+    match text(&event["type"]) {
+        "assistant.message" => observed.recovered(),
+        "tool.execution_start" => {
+            observed.tool_call_started(&data["toolCallId"], &data["toolName"], &data["arguments"]);
+        }
+        "tool.execution_complete" => {
+            observed.tool_call_ended(&data["toolCallId"], data["error"]["code"] == "denied");
+            let message = first_text(&[&data["error"]["message"], &data["result"]["content"]]);
+            if message.starts_with("<error: ") {
+                observed.known_failure(&CLI, message);
+            }
+        }
+        "session.error" => {
+            let message = text(&data["message"]);
+            match text(&data["errorType"]) {
+                "authentication" => observed.fail(Kind::Auth, message),
+                "rate_limit" | "quota" => observed.fail(Kind::Quota, message),
+                _ => observed.reported_failure(&CLI, message),
+            }
+        }
+        // Copilot counts requests and no tokens, so that no usage is known.
+        "result" => {
+            observed.said_last_word = true;
+            observed.set_session(&event["sessionId"]);
+        }
+        _ => {}
     }
 }
 
-fn event(event: &Value, heard: &mut Heard) {
-    let data = &event["data"];
-    match event["type"].as_str() {
-        Some("assistant.message") => heard.recovered(),
-        Some("tool.execution_start") => {
-            heard.began(&data["toolCallId"], &data["toolName"], &data["arguments"]);
-        }
-        Some("tool.execution_complete") => {
-            heard.ended(&data["toolCallId"], data["error"]["code"] == "denied");
-            let said = [&data["error"]["message"], &data["result"]["content"]];
-            let said = said.into_iter().find_map(Value::as_str).unwrap_or_default();
-            if said.starts_with("<error: ") {
-                heard.known_failure(&CLI, said);
-            }
-        }
-        Some("session.error") => {
-            let said = data["message"].as_str().unwrap_or_default();
-            match data["errorType"].as_str() {
-                Some("authentication") => heard.fail(FailureKind::Auth, said),
-                Some("rate_limit" | "quota") => heard.fail(FailureKind::Quota, said),
-                _ => heard.reported_failure(&CLI, said),
-            }
-        }
-        // It counts requests and no tokens.
-        Some("result") => {
-            heard.over = true;
-            heard.session = event["sessionId"].as_str().map(Into::into);
-        }
-        _ => {}
+/// Reads the help on the setting `model`: one `- "id"` a line.
+fn listed_models(text: &str) -> Option<Vec<Listed>> {
+    let mut lines = text.lines().skip_while(|line| !line.trim_start().starts_with("`model`"));
+    lines.next()?;
+    let id = |line: &str| Some(line.trim().strip_prefix("- \"")?.strip_suffix('"')?.to_owned());
+    Some(lines.map_while(id).map(|id| Listed { id, name: None }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copilot_of_aws_is_another_program() {
+        assert!((CLI.is_own_version)("copilot", "GitHub Copilot CLI 1.0.102.\n"));
+        assert!(!(CLI.is_own_version)("copilot", "copilot version: v1.34.0\n"));
+    }
+
+    #[test]
+    fn copilot_lists_its_models_in_the_help_on_a_setting() {
+        let text = "  `logLevel`: level\n    - \"none\"\n\n  `model`: AI model to use.\n    \
+            - \"claude-opus-5.5\"\n    - \"gpt-6-sol\"\n\n  `mouse`: whether\n    - \"on\"\n";
+        let expected = [("claude-opus-5.5", None), ("gpt-6-sol", None)];
+        assert_eq!(listed_models(text), Some(expected.map(Listed::from).to_vec()));
+        assert_eq!(listed_models("nothing"), None);
     }
 }

@@ -1,43 +1,54 @@
-//! Cursor as a worker: `cursor-agent -p`. From its documentation of 2026-11 and what others
-//! recorded of it; no registry has it, so it was not run.
+//! Cursor as a worker: `cursor-agent -p`. No registry has it, so it was never run: the facts are
+//! from its documentation and from outputs that others recorded.
 
 use std::ffi::OsString;
 
 use serde_json::Value;
 
-use crate::domain::{Access, FailureKind};
-use crate::tools::cli::{Cli, no_directories, same_name};
-use crate::tools::events::Heard;
-use crate::tools::{Job, Session, words};
+use crate::domain::{Access, FailureKind as Kind};
+use crate::tools::cli::{Models, WorkerCli, resume_with};
+use crate::tools::events::{Observed, sum, text};
+use crate::tools::models::Listed;
+use crate::tools::{Job, os_args};
 
-pub(super) static CLI: Cli = Cli {
+pub(super) static CLI: WorkerCli = WorkerCli {
     name: "cursor",
+    title: "Cursor",
+    checked: "documentation of 2026-11-21",
     programs: &["cursor-agent", "agent"],
-    argv,
-    writable: no_directories,
-    model_flag: "--model",
-    model_name: same_name,
-    session,
-    gap,
-    event,
-    line: |line, heard| heard.known_failure(&CLI, line),
-    // It says them on standard error, and not in events.
-    failures: &[
-        (FailureKind::Auth, r"^(Error: )?Authentication required\. Please run"),
-        (FailureKind::Auth, r"^[^A-Za-z]*((Error|Warning): )?The provided API key is invalid"),
-        (FailureKind::Quota, r"^(Error: |ActionRequiredError: )*You've hit your usage limit"),
-        (FailureKind::Quota, r"^[A-Za-z]*Error: \[resource_exhausted\]"),
-        (FailureKind::Model, r"^(Error: )?Cannot use this model: "),
-        (FailureKind::Untrusted, r"^[^A-Za-z]*Workspace Trust Required"),
-        (FailureKind::Sandbox, r"^(Error: )?Sandbox mode is enabled but not available"),
-        (FailureKind::Network, r"^[A-Za-z]*Error: \[(unavailable|deadline_exceeded)\]"),
-    ],
+    // Grok's installer also installs an `agent`, with versions such as 0.3.
+    is_own_version: |program, text| program != "agent" || text.lines().any(is_dated),
+    login_status: Some((&["status", "--format", "json"], |answer| {
+        answer.json_flag("isAuthenticated")
+    })),
+    key: Some("CURSOR_API_KEY"),
     login: "cursor-agent login",
+    models: Models::Asked(&["models"], listed_models),
+    argv,
+    session: |session| resume_with("--resume", session),
+    unenforceable: |access| match access {
+        Access::Read => Some("where it may only read, it runs no command: it could not report"),
+        Access::Write => Some("its sandbox holds only as far as its own settings say"),
+        Access::Full => None,
+    },
+    event,
+    // Cursor prints these on standard error, and not as events.
+    failures: &[
+        (Kind::Auth, r"^(Error: )?Authentication required\. Please run"),
+        (Kind::Auth, r"^[^A-Za-z]*((Error|Warning): )?The provided API key is invalid"),
+        (Kind::Quota, r"^(Error: |ActionRequiredError: )*You've hit your usage limit"),
+        (Kind::Quota, r"^[A-Za-z]*Error: \[resource_exhausted\]"),
+        (Kind::Model, r"^(Error: )?Cannot use this model: "),
+        (Kind::Untrusted, r"^[^A-Za-z]*Workspace Trust Required"),
+        (Kind::Sandbox, r"^(Error: )?Sandbox mode is enabled but not available"),
+        (Kind::Network, r"^[A-Za-z]*Error: \[(unavailable|deadline_exceeded)\]"),
+    ],
+    ..WorkerCli::BASE
 };
 
 fn argv(job: &Job) -> Vec<OsString> {
-    let mut argv = words(&["cursor-agent", "-p", "--trust", "--output-format", "stream-json"]);
-    argv.extend(words(match job.access {
+    let mut argv = os_args(&["cursor-agent", "-p", "--trust", "--output-format", "stream-json"]);
+    argv.extend(os_args(match job.access {
         Access::Read => &["--mode", "ask"],
         Access::Write => &["--sandbox", "enabled"],
         Access::Full => &["--force"],
@@ -45,50 +56,119 @@ fn argv(job: &Job) -> Vec<OsString> {
     argv
 }
 
-fn gap(access: Access) -> Option<String> {
-    let why = match access {
-        Access::Read => "where it may only read, it runs no command: it could not report",
-        Access::Write => "its sandbox holds only as far as its own settings say",
-        Access::Full => return None,
-    };
-    Some(why.into())
-}
-
-fn session(session: Session) -> Vec<OsString> {
-    match session {
-        Session::New(_) => Vec::new(),
-        Session::Resume(id) => words(&["--resume", id]),
-    }
-}
-
-fn event(event: &Value, heard: &mut Heard) {
-    if let Some(id) = event["session_id"].as_str() {
-        heard.session = Some(id.into());
-    }
-    match event["type"].as_str() {
-        Some("assistant") => heard.recovered(),
-        Some("tool_call") if event["subtype"] == "completed" => {
+fn event(event: &Value, observed: &mut Observed) {
+    observed.set_session(&event["session_id"]);
+    match text(&event["type"]) {
+        "assistant" => observed.recovered(),
+        "tool_call" if event["subtype"] == "completed" => {
             for (tool, call) in event["tool_call"].as_object().into_iter().flatten() {
                 let rejected = &call["result"]["rejected"];
                 if rejected.is_object() {
-                    heard.denied(tool.trim_end_matches("ToolCall"), rejected);
+                    observed.tool_denied(tool.trim_end_matches("ToolCall"), rejected);
                 }
             }
         }
-        // It may never exit after this.
-        Some("result") => {
-            heard.over = true;
+        // Cursor may never exit after this event.
+        "result" => {
+            observed.said_last_word = true;
+            observed.failure = None;
             if event["is_error"] == true {
-                heard.reported_failure(&CLI, event["result"].as_str().unwrap_or_default());
-            } else {
-                heard.failure = None;
+                observed.reported_failure(&CLI, text(&event["result"]));
             }
-            let count = |name: &str| event["usage"][name].as_u64().unwrap_or_default();
-            if event["usage"].is_object() {
-                let cached = count("cacheReadTokens") + count("cacheWriteTokens");
-                heard.used(count("inputTokens") + cached, count("outputTokens"), None);
+            let used = &event["usage"];
+            if used.is_object() {
+                let input = sum(used, &["inputTokens", "cacheReadTokens", "cacheWriteTokens"]);
+                observed.add_usage(input, sum(used, &["outputTokens"]), None);
             }
         }
         _ => {}
+    }
+}
+
+/// True if a line is a version of Cursor's, such as `2026.01.28-fd13201`.
+fn is_dated(line: &str) -> bool {
+    let year = line.strip_prefix("20").and_then(|rest| rest.split_once('.'));
+    year.is_some_and(|(year, _)| year.len() == 2 && year.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Reads `id - name` lines, with marks after the name, between a heading and a tip.
+fn listed_models(text: &str) -> Option<Vec<Listed>> {
+    let entry = |line: &str| {
+        let (line, marked) = unmarked(line.trim());
+        let (id, name) = match line.split_once(" - ") {
+            Some((id, name)) => (id.trim(), Some(name.trim())),
+            // Only a mark distinguishes an entry without a name from other text.
+            None => (line, None),
+        };
+        let is_id = !id.is_empty() && !id.contains(char::is_whitespace);
+        (is_id && (marked || name.is_some())).then(|| Listed::from((id, name)))
+    };
+    Some(text.lines().filter_map(entry).collect())
+}
+
+/// A line without `(current)`, `(default)` or both at its end, and whether it had one.
+fn unmarked(line: &str) -> (&str, bool) {
+    let is_mark = |mark: &str| matches!(mark.trim(), "current" | "default");
+    match line.strip_suffix(')').and_then(|line| line.rsplit_once('(')) {
+        Some((rest, marks)) if marks.split(',').all(is_mark) => (unmarked(rest.trim_end()).0, true),
+        _ => (line, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::sanitize;
+
+    #[test]
+    fn agent_is_cursors_only_with_a_dated_version() {
+        let rows = [
+            ("agent", "2026.01.28-fd13201\n", true),
+            ("agent", "0.3\n", false),
+            ("agent", "0.2026.1\n", false),
+            ("agent", "20260128\n", false),
+            ("cursor-agent", "1.0.0\n", true),
+        ];
+        for (program, text, own) in rows {
+            assert_eq!((CLI.is_own_version)(program, text), own, "{program}: {text}");
+        }
+    }
+
+    #[test]
+    fn cursors_list_is_read_with_colours_and_every_mark() {
+        let recorded = "Available models\n\nauto - Auto (current, default)\n\
+            gpt-5.3-codex-low - Codex 5.3 Low\nclaude-opus-5-thinking-high - Opus 5 1M Thinking\n\n\
+            Tip: use --model <id> (or /model <id> in interactive mode) to switch.\n";
+        let expected = [
+            ("auto", Some("Auto")),
+            ("gpt-5.3-codex-low", Some("Codex 5.3 Low")),
+            ("claude-opus-5-thinking-high", Some("Opus 5 1M Thinking")),
+        ];
+        let expected = expected.map(Listed::from).to_vec();
+        let coloured = recorded
+            .replace("auto", "\x1b[1mauto\x1b[0m")
+            .replace("Auto", "\u{200b}Auto\u{feff}")
+            .replace("Available", "\x1b[2K\x1b[1G\x1b]0;title\x07Available");
+        for text in [recorded.to_owned(), coloured, recorded.replace('\n', "\r\n")] {
+            assert_eq!(listed_models(&sanitize(&text)), Some(expected.clone()), "{text}");
+        }
+        let rows = [
+            ("a - A (current)", Some(("a", Some("A")))),
+            ("  a - A (default)  ", Some(("a", Some("A")))),
+            ("a - A (default,current)", Some(("a", Some("A")))),
+            ("a - A (current) (default)", Some(("a", Some("A")))),
+            ("a - A (Preview) (current)", Some(("a", Some("A (Preview)")))),
+            ("a - A (NO ZDR)", Some(("a", Some("A (NO ZDR)")))),
+            ("a - A - fast - 1M", Some(("a", Some("A - fast - 1M")))),
+            ("a (current)", Some(("a", None))),
+            ("Tip: use a - or b", None),
+            ("No models available for this account.", None),
+            ("Loading models…\n", None),
+            ("", None),
+        ];
+        for (text, expected) in rows {
+            let expected: Vec<_> = expected.map(Listed::from).into_iter().collect();
+            assert_eq!(listed_models(text), Some(expected), "{text}");
+        }
     }
 }

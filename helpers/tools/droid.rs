@@ -1,37 +1,46 @@
-//! Droid as a worker: `droid exec` (checked with 0.215.0 on 2026-11-21).
+//! Droid as a worker: `droid exec`.
 
 use std::ffi::OsString;
 
 use serde_json::Value;
 
-use crate::domain::{Access, FailureKind};
-use crate::tools::cli::{Cli, no_directories, same_name};
-use crate::tools::events::Heard;
-use crate::tools::{Job, Session, words};
+use crate::domain::{Access, FailureKind as Kind};
+use crate::tools::cli::{Models, WorkerCli, resume_with};
+use crate::tools::events::{Observed, sum, text};
+use crate::tools::models::Listed;
+use crate::tools::{Job, os_args};
 
-pub(super) static CLI: Cli = Cli {
+pub(super) static CLI: WorkerCli = WorkerCli {
     name: "droid",
+    title: "Droid",
+    checked: "0.215.0 on 2026-11-21",
     programs: &["droid"],
-    argv,
-    writable: no_directories,
-    model_flag: "-m",
-    model_name: same_name,
-    session,
-    gap,
-    event,
-    line: |line, heard| heard.known_failure(&CLI, line),
-    failures: &[
-        (FailureKind::Auth, r"^40[13] |^(Error: )?Authentication failed"),
-        (FailureKind::Quota, r"^(402|429) "),
-        (FailureKind::Model, r"^404 .*[Mm]odel|^Invalid model: "),
-        (FailureKind::Network, r"^Connection error"),
-    ],
+    package: Some("droid"),
+    key: Some("FACTORY_API_KEY"),
     login: "droid",
+    models: Models::Asked(&["exec", "--help"], listed_models),
+    argv,
+    model_flag: "-m",
+    // `-s` resumes too, but exits silently with 1 when Droid is logged out and has its own models.
+    // A fork holds everything that was said in the session.
+    session: |session| resume_with("--fork", session),
+    unenforceable: |access| {
+        (access != Access::Full)
+            .then_some("it lets the model itself say how risky each of its commands is")
+    },
+    event,
+    failures: &[
+        (Kind::Auth, r"^40[13] |^(Error: )?Authentication failed"),
+        (Kind::Quota, r"^(402|429) "),
+        (Kind::Model, r"^404 .*[Mm]odel|^Invalid model: "),
+        (Kind::Network, r"^Connection error"),
+    ],
+    ..WorkerCli::BASE
 };
 
 fn argv(job: &Job) -> Vec<OsString> {
-    let mut argv = words(&["droid", "exec", "--output-format", "stream-json"]);
-    argv.extend(words(match job.access {
+    let mut argv = os_args(&["droid", "exec", "--output-format", "stream-json"]);
+    argv.extend(os_args(match job.access {
         Access::Read => &[],
         Access::Write => &["--auto", "medium"],
         Access::Full => &["--auto", "high"],
@@ -39,53 +48,65 @@ fn argv(job: &Job) -> Vec<OsString> {
     argv
 }
 
-fn gap(access: Access) -> Option<String> {
-    (access != Access::Full)
-        .then(|| "it lets the model itself say how risky each of its commands is".to_owned())
-}
-
-/// `-s` goes on with a session too, but ends with 1 and without a word when it is logged out of
-/// Factory and has its own models; a fork of the session has all that was said in it.
-fn session(session: Session) -> Vec<OsString> {
-    match session {
-        Session::New(_) => Vec::new(),
-        Session::Resume(id) => words(&["--fork", id]),
-    }
-}
-
-fn event(event: &Value, heard: &mut Heard) {
-    if let Some(id) = event["session_id"].as_str() {
-        heard.session = Some(id.into());
-    }
-    match event["type"].as_str() {
-        Some("message") if event["role"] == "assistant" => heard.recovered(),
-        Some("tool_call") => heard.began(&event["id"], &event["toolName"], &event["parameters"]),
-        Some("tool_result") => {
-            let said = event["error"]["message"].as_str().unwrap_or_default();
-            heard.ended(
-                &event["id"],
-                said.contains(" is not permitted in this") || ended_early(said),
-            );
+fn event(event: &Value, observed: &mut Observed) {
+    observed.set_session(&event["session_id"]);
+    match text(&event["type"]) {
+        "message" if event["role"] == "assistant" => observed.recovered(),
+        "tool_call" => {
+            observed.tool_call_started(&event["id"], &event["toolName"], &event["parameters"]);
         }
-        Some("error") => {
-            let said = event["message"].as_str().unwrap_or_default();
-            // The CLI's own word at the end only says that there was an error.
-            if !ended_early(said) && (event["source"] != "cli" || heard.failure.is_none()) {
-                heard.reported_failure(&CLI, said);
+        "tool_result" => {
+            let message = text(&event["error"]["message"]);
+            let denied = message.contains(" is not permitted in this") || ended_early(message);
+            observed.tool_call_ended(&event["id"], denied);
+        }
+        "error" => {
+            let message = text(&event["message"]);
+            // The CLI's own last error only says that there was an error.
+            if !ended_early(message) && (event["source"] != "cli" || observed.failure.is_none()) {
+                observed.reported_failure(&CLI, message);
             }
         }
-        Some("completion") => {
-            heard.over = true;
-            heard.failure = None;
-            let count = |name: &str| event["usage"][name].as_u64().unwrap_or_default();
-            let cached = count("cache_read_input_tokens") + count("cache_creation_input_tokens");
-            heard.used(count("input_tokens") + cached, count("output_tokens"), None);
+        "completion" => {
+            observed.said_last_word = true;
+            observed.failure = None;
+            let used = &event["usage"];
+            let input = ["input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"];
+            observed.add_usage(sum(used, &input), sum(used, &["output_tokens"]), None);
         }
         _ => {}
     }
 }
 
-/// Whether it ended because it was denied something, and did not fail.
-fn ended_early(said: &str) -> bool {
-    said.contains("Exec ended early: insufficient permission")
+/// True if the message says that Droid ended because of a denied call, which is no failure.
+fn ended_early(message: &str) -> bool {
+    message.contains("Exec ended early: insufficient permission")
+}
+
+/// Reads the help of `exec`: ids and names in columns, up to an empty line.
+fn listed_models(text: &str) -> Option<Vec<Listed>> {
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("Available Models"));
+    lines.next()?;
+    let columns = |line: &'_ str| -> Option<(String, String)> {
+        let (id, name) = line.trim().split_once("  ")?;
+        Some((id.into(), name.trim().trim_end_matches("(default)").trim_end().into()))
+    };
+    let models = lines.map_while(columns).filter(|(_, name)| !name.ends_with("[Deprecated]"));
+    Some(models.map(|(id, name)| Listed { id, name: Some(name) }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn droid_lists_its_models_in_the_help_without_deprecated_ones() {
+        let text = "Usage: droid exec\n\nAvailable Models:\n  gpt-5.6-sol                  \
+            GPT-5.6 Sol (default)\n  inkling                      Inkling (Droid Core)\n  glm-5    \
+            GLM-5 (Droid Core) [Deprecated]\n\nModel details:\n  - Sol  x: supports\n";
+        let expected =
+            [("gpt-5.6-sol", Some("GPT-5.6 Sol")), ("inkling", Some("Inkling (Droid Core)"))];
+        assert_eq!(listed_models(text), Some(expected.map(Listed::from).to_vec()));
+        assert_eq!(listed_models("nothing"), None);
+    }
 }

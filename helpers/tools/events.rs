@@ -1,22 +1,21 @@
-//! What a worker CLI says on its output: which session it works in, that it has said its last word,
-//! what it was denied, what it cost, and why it failed.
+//! Reads a worker CLI's output: its session, its last word, denied tool calls, usage, and failures.
 //!
 //! Only the CLI's own words count: its events, and lines that are one of its known errors. A worker
-//! may well write about a rate limit that it is not under.
+//! may write about a rate limit that it is not under.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use regex::RegexSet;
 use serde_json::Value;
 
 use crate::domain::{Failure, FailureKind, Usage};
+use crate::ids::unix_seconds;
 use crate::text::strip_escapes;
-use crate::tools::cli::Cli;
+use crate::tools::cli::WorkerCli;
 use crate::tools::rate_limit;
 
-/// The longest line that is looked at, in bytes; of a longer one nothing is.
+/// The longest line that is read, in bytes; longer ones are skipped.
 const LONGEST_LINE: usize = 1 << 20;
 
 /// The longest error that is kept, in characters.
@@ -25,98 +24,121 @@ const LONGEST_ERROR: usize = 300;
 /// The longest denial that is kept, in characters.
 const LONGEST_DENIAL: usize = 80;
 
-/// All that was heard of one attempt so far.
+/// The facts that one attempt's output told so far.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Heard {
-    /// The CLI's own name for the session.
+pub struct Observed {
+    /// The CLI's own id of the session.
     pub session: Option<String>,
-    /// Whether it said its last word. It should exit by itself then.
-    pub over: bool,
-    /// Whether something that it started will give it the word once more.
-    pub goes_on: bool,
-    /// What it was not allowed to do.
+    /// True if the CLI finished its last turn, so that it should exit by itself.
+    pub said_last_word: bool,
+    /// True if something that the CLI started in the background will begin another turn.
+    pub continues: bool,
+    /// The tool calls that were denied, in short.
     pub denied: Vec<String>,
-    /// What it used.
+    /// The usage.
     pub usage: Option<Usage>,
-    /// Whether that counts the whole session, with the attempts that it was resumed from.
+    /// True if `usage` covers the whole session, with the attempts that this one resumed.
     pub usage_of_session: bool,
-    /// The last failure that it did not recover from.
+    /// The last failure that the CLI did not recover from.
     pub failure: Option<Failure>,
-    /// When a limit ends of which no failure was heard yet.
-    pub resets: Option<u64>,
-    /// The tool calls that have not ended, by the CLI's ids, in short words.
+    /// When a rate limit resets, in seconds since 1970, from an event before the failure.
+    pub limit_resets_at: Option<u64>,
+    /// The tool calls that have not ended, by the CLI's ids, in short.
     calls: BTreeMap<String, String>,
 }
 
-impl Heard {
-    /// Keeps a failure whose kind the CLI's table knows.
-    pub(super) fn known_failure(&mut self, cli: &Cli, said: &str) {
-        if let Some(kind) = kind_of(cli, said) {
-            self.fail(kind, said);
+impl Observed {
+    /// Keeps the session's id, if the value is one.
+    pub(super) fn set_session(&mut self, id: &Value) {
+        self.session = id.as_str().map(Into::into).or(self.session.take());
+    }
+
+    /// Keeps a failure, if the message is one of the CLI's errors.
+    pub(super) fn known_failure(&mut self, cli: &WorkerCli, message: &str) {
+        if let Some(kind) = kind_of(cli, message) {
+            self.fail(kind, message);
         }
     }
 
-    /// Keeps a failure that the CLI reports as one, whether the table knows its kind or not.
-    pub(super) fn reported_failure(&mut self, cli: &Cli, said: &str) {
-        self.fail(kind_of(cli, said).unwrap_or(FailureKind::Crash), said);
+    /// Keeps a failure that the CLI reports as one, of kind `Crash` unless its errors tell more.
+    pub(super) fn reported_failure(&mut self, cli: &WorkerCli, message: &str) {
+        self.fail(kind_of(cli, message).unwrap_or(FailureKind::Crash), message);
     }
 
-    /// Keeps a failure of that kind.
-    pub(super) fn fail(&mut self, kind: FailureKind, said: &str) {
-        let said = said.trim().lines().next().unwrap_or_default();
-        let said: String = said.chars().take(LONGEST_ERROR).collect();
-        let resets = self.resets.filter(|_| kind == FailureKind::Quota).or_else(|| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            rate_limit::stated(&said, now.as_secs()).filter(|_| kind == FailureKind::Quota)
-        });
+    /// Keeps a failure of that kind, with the message's first line.
+    pub(super) fn fail(&mut self, kind: FailureKind, message: &str) {
+        let line = message.trim().lines().next().unwrap_or_default();
+        let said: String = line.chars().take(LONGEST_ERROR).collect();
+        let stated = || rate_limit::stated_reset(&said, unix_seconds());
+        let is_limit = kind == FailureKind::Quota;
+        let resets = is_limit.then(|| self.limit_resets_at.or_else(stated)).flatten();
         self.failure = Some(Failure { kind, said, resets });
     }
 
-    /// Takes back a failure, for the model speaks. That goes on without a sandbox that works, in
-    /// which nothing else does.
+    /// Drops the failure, since the model spoke again. A broken sandbox stays a failure: the model
+    /// keeps talking without it, and every command fails.
     pub(super) fn recovered(&mut self) {
         self.failure.take_if(|failure| failure.kind != FailureKind::Sandbox);
     }
 
-    /// Keeps that it was not allowed to use a tool so, in short words.
-    pub(super) fn denied(&mut self, tool: &str, input: &Value) {
-        self.keep_denied(in_short(tool, input));
-    }
-
-    /// Keeps what a tool call is, for a CLI that does not say it again when the call has ended.
-    pub(super) fn began(&mut self, call: &Value, tool: &Value, input: &Value) {
-        let tool = tool.as_str().unwrap_or_default();
-        self.calls.insert(call.as_str().unwrap_or_default().into(), in_short(tool, input));
-    }
-
-    /// Takes in that a tool call has ended, perhaps because it was denied.
-    pub(super) fn ended(&mut self, call: &Value, denied: bool) {
-        let call = self.calls.remove(call.as_str().unwrap_or_default());
-        if let Some(call) = call.filter(|_| denied) {
-            self.keep_denied(call);
+    /// Keeps that a tool call was denied.
+    pub(super) fn tool_denied(&mut self, tool: &str, input: &Value) {
+        let call = in_short(tool, input);
+        if !self.denied.contains(&call) {
+            self.denied.push(call);
         }
     }
 
-    fn keep_denied(&mut self, denial: String) {
-        if !self.denied.contains(&denial) {
-            self.denied.push(denial);
+    /// Keeps the `permission_denials` of a result event.
+    pub(super) fn tools_denied(&mut self, denials: &Value) {
+        for denial in denials.as_array().into_iter().flatten() {
+            self.tool_denied(text(&denial["tool_name"]), &denial["tool_input"]);
         }
     }
 
-    /// Adds what one more turn used.
-    pub(super) fn used(&mut self, input_tokens: u64, output_tokens: u64, cost_usd: Option<f64>) {
-        let turn = Usage { input_tokens, output_tokens, cost_usd, ..Usage::default() };
+    /// Keeps a tool call, for a CLI that does not repeat it when the call ends.
+    pub(super) fn tool_call_started(&mut self, id: &Value, tool: &Value, input: &Value) {
+        self.calls.insert(text(id).into(), in_short(text(tool), input));
+    }
+
+    /// Forgets a tool call that ended, or keeps it as denied.
+    pub(super) fn tool_call_ended(&mut self, id: &Value, denied: bool) {
+        if let Some(call) = self.calls.remove(text(id)).filter(|_| denied)
+            && !self.denied.contains(&call)
+        {
+            self.denied.push(call);
+        }
+    }
+
+    /// Adds the usage of one more turn.
+    pub(super) fn add_usage(&mut self, input_tokens: u64, output_tokens: u64, cost: Option<f64>) {
+        let turn = Usage { input_tokens, output_tokens, cost_usd: cost, ..Usage::default() };
         self.usage.get_or_insert_default().add(&turn);
     }
 
-    /// Keeps what the session used from its beginning on.
-    pub(super) fn session_used(&mut self, input_tokens: u64, output_tokens: u64) {
+    /// Replaces the usage by that of the session since its beginning.
+    pub(super) fn set_session_usage(&mut self, input_tokens: u64, output_tokens: u64) {
         self.usage = Some(Usage { input_tokens, output_tokens, ..Usage::default() });
         self.usage_of_session = true;
     }
 }
 
-/// A tool call in short words.
+/// The text of a JSON value; empty if the value is none.
+pub(super) fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// The first of the values that is a text; empty if none is.
+pub(super) fn first_text<'a>(values: &[&'a Value]) -> &'a str {
+    values.iter().find_map(|value| value.as_str()).unwrap_or_default()
+}
+
+/// The sum of an object's numbers under these names; missing ones count as 0.
+pub(super) fn sum(object: &Value, names: &[&str]) -> u64 {
+    names.iter().filter_map(|name| object[name].as_u64()).sum()
+}
+
+/// A tool call in short: the tool, and the first line of its most telling argument.
 fn in_short(tool: &str, input: &Value) -> String {
     let names = ["command", "file_path", "filePath", "path", "url", "pattern", "description"];
     let what = names.iter().find_map(|name| input[name].as_str()).unwrap_or_default();
@@ -125,62 +147,57 @@ fn in_short(tool: &str, input: &Value) -> String {
     if what.is_empty() { tool.to_owned() } else { format!("{tool}: {what}") }
 }
 
-/// The kind of an error by the CLI's table.
-fn kind_of(cli: &Cli, said: &str) -> Option<FailureKind> {
-    /// Each CLI's expressions, compiled once: every line of a log may be looked at.
+/// The kind of an error message by the CLI's expressions.
+fn kind_of(cli: &WorkerCli, message: &str) -> Option<FailureKind> {
+    /// Each CLI's expressions, compiled once: every line of a log may be compared with them.
     static TABLES: Mutex<BTreeMap<&str, RegexSet>> = Mutex::new(BTreeMap::new());
     let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
     let table = tables.entry(cli.name).or_insert_with(|| {
         RegexSet::new(cli.failures.iter().map(|(_, pattern)| pattern)).expect("valid expressions")
     });
-    table.matches(said).iter().next().map(|first| cli.failures[first].0)
+    table.matches(message).iter().next().map(|first| cli.failures[first].0)
 }
 
-/// Listens to a worker's output as it comes.
+/// Reads a worker's output while it comes.
 pub struct Listener {
-    cli: Option<&'static Cli>,
+    cli: Option<&'static WorkerCli>,
     line: Vec<u8>,
-    heard: Heard,
+    observed: Observed,
 }
 
 impl Listener {
-    pub(super) fn new(cli: Option<&'static Cli>) -> Self {
-        Self { cli, line: Vec::new(), heard: Heard::default() }
+    pub(super) fn new(cli: Option<&'static WorkerCli>) -> Self {
+        Self { cli, line: Vec::new(), observed: Observed::default() }
     }
 
-    /// What was heard so far.
-    pub fn heard(&self) -> &Heard {
-        &self.heard
+    /// The facts that the output told so far.
+    pub fn observed(&self) -> &Observed {
+        &self.observed
     }
 
-    /// Takes more output in, cut anywhere.
+    /// Reads more output, which may be cut anywhere.
     pub fn hear(&mut self, bytes: &[u8]) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             if self.line.len() < LONGEST_LINE {
                 self.line.extend_from_slice(piece);
             }
             if piece.ends_with(b"\n") {
-                self.end_line();
+                self.end();
             }
         }
     }
 
-    /// Takes in that no more output comes.
+    /// Reads the last line, which has no end.
     pub fn end(&mut self) {
-        self.end_line();
-    }
-
-    fn end_line(&mut self) {
         let line = std::mem::take(&mut self.line);
         let Some(cli) = self.cli.filter(|_| line.len() < LONGEST_LINE) else { return };
         let line = strip_escapes(&String::from_utf8_lossy(&line)).replace('\u{2019}', "'");
         let line = line.trim();
-        if line.starts_with('{')
-            && let Ok(event) = serde_json::from_str::<Value>(line)
-        {
-            (cli.event)(&event, &mut self.heard);
-        } else if !line.is_empty() {
-            (cli.line)(line, &mut self.heard);
+        let event = line.starts_with('{').then(|| serde_json::from_str::<Value>(line).ok());
+        match (event.flatten(), cli.line) {
+            (Some(event), _) => (cli.event)(&event, &mut self.observed),
+            (None, Some(read_line)) => read_line(line, &mut self.observed),
+            (None, None) => self.observed.known_failure(cli, line),
         }
     }
 }

@@ -1,49 +1,54 @@
-//! opencode as a worker: `opencode run` (checked with 1.18.33 on 2026-11-21).
+//! opencode as a worker: `opencode run`.
 
 use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use crate::domain::{Access, FailureKind};
+use crate::domain::{Access, FailureKind as Kind};
 use crate::text::shell_word;
-use crate::tools::cli::{Cli, no_directories, same_name};
-use crate::tools::events::Heard;
-use crate::tools::{Job, Session, words};
+use crate::tools::cli::{Models, WorkerCli, resume_with};
+use crate::tools::events::{Observed, first_text, sum, text};
+use crate::tools::models::Listed;
+use crate::tools::{Job, os_args};
 
-pub(super) static CLI: Cli = Cli {
+pub(super) static CLI: WorkerCli = WorkerCli {
     name: "opencode",
+    title: "opencode",
+    checked: "1.18.33 on 2026-11-21",
     programs: &["opencode"],
-    argv,
-    // They stand in its rules.
-    writable: no_directories,
-    model_flag: "-m",
-    model_name: same_name,
-    session,
-    gap,
-    event,
-    line: |line, heard| heard.known_failure(&CLI, line),
-    failures: &[
-        (FailureKind::Session, r"^Error: Session not found"),
-        (FailureKind::Model, r"^(Error: )?Model not found: "),
-        (FailureKind::Network, r"^(Error: )?Cannot connect to API: "),
-    ],
+    package: Some("opencode-ai"),
+    // opencode works without a login, by the free models of its own provider.
     login: "opencode auth login",
+    models: Models::Asked(&["models"], listed_models),
+    // No directory flag: the rules of the command line name further directories.
+    argv,
+    model_flag: "-m",
+    session: |session| resume_with("-s", session),
+    unenforceable: |access| {
+        (access == Access::Write)
+            .then_some("it holds its own edits to the project, but not the commands that it runs")
+    },
+    event,
+    failures: &[
+        (Kind::Session, r"^Error: Session not found"),
+        (Kind::Model, r"^(Error: )?Model not found: "),
+        (Kind::Network, r"^(Error: )?Cannot connect to API: "),
+    ],
+    ..WorkerCli::BASE
 };
 
 fn argv(job: &Job) -> Vec<OsString> {
-    let mut argv = words(&["opencode", "run", "--format", "json"]);
-    // It ends at once where it would ask; with rules that deny, the worker goes on without.
-    match job.access {
-        Access::Full => argv.push("--auto".into()),
-        Access::Read | Access::Write => {
-            argv.insert(0, "env".into());
-            argv.insert(1, format!("OPENCODE_PERMISSION={}", rules(job)).into());
-        }
+    let mut argv = os_args(&["opencode", "run", "--format", "json"]);
+    if job.access == Access::Full {
+        argv.push("--auto".into());
+    } else {
+        // opencode ends where it would ask; where a rule denies, the worker continues without.
+        argv.splice(..0, ["env".into(), format!("OPENCODE_PERMISSION={}", rules(job)).into()]);
     }
     argv
 }
 
-/// What it may use, behind the rules of the person: the last one that fits counts.
+/// The rules for the job's access, which follow the person's own: the last matching rule counts.
 fn rules(job: &Job) -> String {
     let mut directories = vec![("*".to_owned(), "deny")];
     let writable = job.writable.iter().map(|directory| format!("{}/*", directory.display()));
@@ -57,7 +62,7 @@ fn rules(job: &Job) -> String {
     let mut commands = vec![
         ("*".to_owned(), "deny"),
         (format!("{call} *"), "allow"),
-        // It takes a redirection for a part of the command.
+        // opencode takes a redirection for a part of the command.
         (format!("{call} *>*"), "deny"),
     ];
     for word in ["ask", "tell", "report", "block ?", "block ??", "fail ?", "fail ??"] {
@@ -68,67 +73,65 @@ fn rules(job: &Job) -> String {
     format!(r#"{{"*":"deny",{read},"bash":{commands},"external_directory":{directories}}}"#)
 }
 
-/// A JSON object whose keys stay in this order.
+/// A JSON object that keeps the order of its keys.
 fn in_order(rules: &[(String, &str)]) -> String {
     let rules: Vec<_> =
         rules.iter().map(|(key, value)| format!("{}:{}", json!(key), json!(value))).collect();
     format!("{{{}}}", rules.join(","))
 }
 
-fn gap(access: Access) -> Option<String> {
-    (access == Access::Write).then(|| {
-        "it holds its own edits to the project, but not the commands that it runs".to_owned()
-    })
-}
-
-fn session(session: Session) -> Vec<OsString> {
-    match session {
-        Session::New(_) => Vec::new(),
-        Session::Resume(id) => words(&["-s", id]),
-    }
-}
-
-fn event(event: &Value, heard: &mut Heard) {
-    if let Some(id) = event["sessionID"].as_str() {
-        heard.session = Some(id.into());
-    }
+fn event(event: &Value, observed: &mut Observed) {
+    observed.set_session(&event["sessionID"]);
     let part = &event["part"];
-    match event["type"].as_str() {
-        Some("step_start") => heard.over = false,
-        Some("text") => heard.recovered(),
-        Some("tool_use") => {
-            let state = &part["state"];
-            let said = state["error"].as_str().unwrap_or_default();
-            if said.starts_with("The user has specified a rule which prevents")
-                || said.starts_with("The user rejected permission")
+    match text(&event["type"]) {
+        "step_start" => observed.said_last_word = false,
+        "text" => observed.recovered(),
+        "tool_use" => {
+            let message = text(&part["state"]["error"]);
+            if message.starts_with("The user has specified a rule which prevents")
+                || message.starts_with("The user rejected permission")
             {
-                heard.denied(part["tool"].as_str().unwrap_or_default(), &state["input"]);
+                observed.tool_denied(text(&part["tool"]), &part["state"]["input"]);
             }
         }
-        Some("step_finish") => {
-            heard.over = part["reason"] != "tool-calls";
-            let count = |name: &str| part.pointer(name).and_then(Value::as_u64).unwrap_or_default();
-            let cached = count("/tokens/cache/read") + count("/tokens/cache/write");
-            let output = count("/tokens/output") + count("/tokens/reasoning");
-            heard.used(count("/tokens/input") + cached, output, part["cost"].as_f64());
+        "step_finish" => {
+            observed.said_last_word = part["reason"] != "tool-calls";
+            let used = &part["tokens"];
+            let input = sum(used, &["input"]) + sum(&used["cache"], &["read", "write"]);
+            observed.add_usage(input, sum(used, &["output", "reasoning"]), part["cost"].as_f64());
         }
-        Some("error") => error(&event["error"], heard),
+        "error" => error(&event["error"], observed),
         _ => {}
     }
 }
 
-fn error(error: &Value, heard: &mut Heard) {
+fn error(error: &Value, observed: &mut Observed) {
     let data = &error["data"];
-    let said = [&data["message"], &error["name"]].into_iter().find_map(Value::as_str);
-    let said = said.unwrap_or_default();
-    match (error["name"].as_str(), data["statusCode"].as_u64()) {
-        (Some("ProviderAuthError"), _) | (_, Some(401 | 403)) => {
-            heard.fail(FailureKind::Auth, said)
-        }
-        (_, Some(402 | 429)) => heard.fail(FailureKind::Quota, said),
-        (Some("ProviderModelNotFoundError"), _) | (_, Some(404)) => {
-            heard.fail(FailureKind::Model, said)
-        }
-        _ => heard.reported_failure(&CLI, said),
+    let message = first_text(&[&data["message"], &error["name"]]);
+    match (text(&error["name"]), data["statusCode"].as_u64()) {
+        ("ProviderAuthError", _) | (_, Some(401 | 403)) => observed.fail(Kind::Auth, message),
+        (_, Some(402 | 429)) => observed.fail(Kind::Quota, message),
+        ("ProviderModelNotFoundError", _) | (_, Some(404)) => observed.fail(Kind::Model, message),
+        _ => observed.reported_failure(&CLI, message),
+    }
+}
+
+/// Reads `provider/model` lines.
+fn listed_models(text: &str) -> Option<Vec<Listed>> {
+    let is_id = |line: &&str| line.contains('/') && !line.contains(char::is_whitespace);
+    let ids = text.lines().map(str::trim).filter(is_id);
+    Some(ids.map(|id| Listed { id: id.into(), name: None }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opencode_lists_its_models_by_provider() {
+        let text = "opencode/big-pickle\nopenrouter/anthropic/claude-opus-5\n\nno / list\n";
+        let expected =
+            [("opencode/big-pickle", None), ("openrouter/anthropic/claude-opus-5", None)];
+        assert_eq!(listed_models(text), Some(expected.map(Listed::from).to_vec()));
     }
 }

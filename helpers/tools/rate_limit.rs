@@ -1,4 +1,4 @@
-//! When a limit ends, in the words of a CLI: a time of the day where it runs, with or without a date.
+//! When a rate limit resets, by a CLI's message: a local time of day, with or without a date.
 
 use std::sync::LazyLock;
 
@@ -18,9 +18,9 @@ static TIME: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(pattern).expect("a valid expression")
 });
 
-/// The end of the minute that is stated, in seconds since 1970.
-pub(super) fn stated(said: &str, now: u64) -> Option<u64> {
-    let found = TIME.captures(said)?;
+/// The end of the minute that the message states, in seconds since 1970.
+pub(super) fn stated_reset(message: &str, now: u64) -> Option<u64> {
+    let found = TIME.captures(message)?;
     let number = |name: &str| found.name(name).and_then(|text| text.as_str().parse::<i32>().ok());
     let mut local = local_time(now)?;
     let afternoon = found["half"].eq_ignore_ascii_case("p");
@@ -35,7 +35,7 @@ pub(super) fn stated(said: &str, now: u64) -> Option<u64> {
     if let Some(year) = number("year") {
         local.tm_year = year - 1900;
     }
-    // A limit that ended while the CLI spoke of it did not begin anew for a day, or a year.
+    // A reset less than an hour ago just happened; an earlier one means the next day or year.
     let past = local_seconds(local)? + 3600 < now;
     match (month, number("year")) {
         (None, _) if past => local.tm_mday += 1,
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_that_a_cli_states_is_the_next_such_time_here() {
+    fn stated_reset_is_the_next_such_local_time() {
         let mut noon = local_time(1_795_267_493).expect("a moment in November 2026");
         (noon.tm_mday, noon.tm_hour, noon.tm_min, noon.tm_sec) = (21, 12, 0, 30);
         let now = local_seconds(noon).expect("noon");
@@ -66,7 +66,7 @@ mod tests {
             ("resets Foo 24, 7pm", None),
         ];
         for (said, expected) in rows {
-            let end = stated(said, now).map(|end| local_time(end).expect("a moment"));
+            let end = stated_reset(said, now).map(|end| local_time(end).expect("a moment"));
             let end = end.map(|it| (it.tm_year, it.tm_mon, it.tm_mday, it.tm_hour, it.tm_min));
             assert_eq!(end, expected, "{said}");
         }

@@ -24,7 +24,7 @@ use crate::process::{
 };
 use crate::task::{Attempt, ExitRecord, LAST_WORD, Record, SessionRecord, Task, UNSEEN};
 use crate::text::lossy;
-use crate::tools::events::{Heard, Listener};
+use crate::tools::events::{Listener, Observed};
 use crate::tools::{Invocation, Job, Session, invocation, listener};
 use crate::worker::log::Log;
 use crate::worker::prompt;
@@ -94,15 +94,15 @@ pub(super) fn run(
         }
     }
     fault::point("supervisor", "reaped");
-    let heard = started.listener.heard().clone();
+    let observed = started.listener.observed().clone();
     // What it used is no reason to leave its end unknown.
-    let usage = usage(task, &attempt, &heard).unwrap_or_default();
+    let usage = usage(task, &attempt, &observed).unwrap_or_default();
     let exit = ExitRecord {
         code: status.code(),
         signal: status.signal(),
         ended,
-        failure: heard.failure,
-        denied: heard.denied,
+        failure: observed.failure,
+        denied: observed.denied,
         usage,
         at: now(),
         milliseconds: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -122,18 +122,18 @@ pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> Exi
         listener.hear(&files::tail(&log, LONGEST_LOG).unwrap_or_default());
     }
     listener.end();
-    let heard = listener.heard().clone();
+    let observed = listener.observed().clone();
     let exit = ExitRecord {
         // What it used is no reason to leave its end unknown.
-        usage: usage(task, attempt, &heard).unwrap_or_default(),
+        usage: usage(task, attempt, &observed).unwrap_or_default(),
         at: now(),
         milliseconds: attempt.life_sign().map_or(0, |time| time.as_millis() as u64),
         ..ExitRecord::default()
     };
-    if !heard.over {
+    if !observed.said_last_word {
         return exit;
     }
-    let (failure, denied) = (heard.failure, heard.denied);
+    let (failure, denied) = (observed.failure, observed.denied);
     ExitRecord { ended: Some(UNSEEN.into()), failure, denied, ..exit }
 }
 
@@ -179,13 +179,13 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
 }
 
 /// What an attempt used itself: some CLIs count the attempts that it was resumed from again.
-fn usage(task: &Task, attempt: &Attempt, heard: &Heard) -> Result<Option<Usage>> {
-    let Some(mut usage) = heard.usage.clone() else { return Ok(None) };
-    let earlier = if heard.usage_of_session { task.attempts()? } else { Vec::new() };
+fn usage(task: &Task, attempt: &Attempt, observed: &Observed) -> Result<Option<Usage>> {
+    let Some(mut usage) = observed.usage.clone() else { return Ok(None) };
+    let earlier = if observed.usage_of_session { task.attempts()? } else { Vec::new() };
     for before in earlier.into_iter().filter(|it| it.number < attempt.number) {
         let session = before.session()?.map(|session| session.id);
         if let Some(ExitRecord { usage: Some(before), .. }) = before.exit()?
-            && session == heard.session
+            && session == observed.session
         {
             usage = usage.since(&before);
         }
@@ -222,7 +222,8 @@ fn without_what_was_refused(
     status: ExitStatus,
 ) -> Result<Option<Record>> {
     let begun = task.plan()?.done() > task.plan_at_start()?.map_or(0, |plan| plan.done());
-    let Some(failure) = listener.heard().failure.as_ref().filter(|_| !begun && !status.success())
+    let Some(failure) =
+        listener.observed().failure.as_ref().filter(|_| !begun && !status.success())
     else {
         return Ok(None);
     };
@@ -375,8 +376,8 @@ impl RunningWorker {
             if self.child.try_wait().context("cannot wait for the worker")?.is_some() {
                 break None;
             }
-            over = over.filter(|_| self.listener.heard().over);
-            if self.listener.heard().over
+            over = over.filter(|_| self.listener.observed().said_last_word);
+            if self.listener.observed().said_last_word
                 && over.get_or_insert_with(Instant::now).elapsed() >= last_word_grace
             {
                 break Some(LAST_WORD.into());
@@ -422,8 +423,8 @@ impl RunningWorker {
     }
 
     fn keep_session(&mut self) {
-        let heard = &self.listener.heard().session;
-        if let Some(id) = heard.as_ref().filter(|_| *heard != self.session) {
+        let observed = &self.listener.observed().session;
+        if let Some(id) = observed.as_ref().filter(|_| *observed != self.session) {
             let record = SessionRecord { backend: self.backend.clone(), id: id.clone() };
             // Where there is no space now, there may be at the next look.
             if self.attempt.set_session(&record).is_ok() {

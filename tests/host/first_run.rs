@@ -26,6 +26,8 @@ fn all_clis() -> String {
 fn config(home: &Home, arguments: &[&str]) -> Value {
     let mut command = Command::new(helpers::path("dispatch-config"));
     command.args(arguments).env_clear().env("HOME", home.path()).env("PATH", all_clis());
+    // On a busy machine the CLIs may take as long as they need.
+    command.env("DISPATCH_SLOW_ANSWER_MS", "120000").env("DISPATCH_LIST_MS", "120000");
     let output = command.current_dir(home.project()).output().expect("dispatch-config");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("JSON")

@@ -218,7 +218,7 @@ fn a_backend_without_a_command_is_refused() {
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
 exit 65
 ! dispatch-spawn: backend 'mine' has no command
-!   without one only these are known: claude, codex, cursor, gemini, opencode, copilot, qwen, droid
+!   dispatch knows no worker CLI of that name
 !   next: add backends.mine.command to HOME/.dispatch/config.yaml
 "#]]);
 }

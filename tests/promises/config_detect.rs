@@ -1,4 +1,4 @@
-//! `dispatch-config detect` and `models`: who can work on this machine.
+//! `dispatch-config detect` and `models`: the worker CLIs of a machine.
 
 use snapbox::str;
 
@@ -7,7 +7,7 @@ use crate::support::clis::{CLAUDE, CLAUDE_LOGGED_OUT, CODEX, CURSOR, HANGS, OPEN
 use crate::support::text::same;
 
 #[test]
-fn each_cli_has_a_line() {
+fn detect_prints_a_line_for_each_cli() {
     let sandbox = Sandbox::with_clis(&[
         ("claude", CLAUDE_LOGGED_OUT),
         ("codex", CODEX),
@@ -28,7 +28,7 @@ opencode 1.18.33 (TOP/clis/opencode)
 qwen: `qwen --version` ended with 1: Error: node is too old (TOP/clis/qwen)
 harvey (TOP/clis/harvey)
 "#]]);
-    // What nobody knows is not run, since nobody can say what it does.
+    // An unknown program is not run, since it may do anything.
     assert_eq!(sandbox.calls_of("harvey --version"), 0);
     let said = sandbox.configure(&["detect", "--json"]).run().ok();
     let json: serde_json::Value = serde_json::from_str(&said).expect("JSON");
@@ -48,7 +48,7 @@ harvey (TOP/clis/harvey)
 }
 
 #[test]
-fn nothing_found_names_the_three() {
+fn detect_without_clis_names_those_it_looked_for() {
     let sandbox = Sandbox::with_clis(&[]);
     sandbox.configure(&["detect"]).run().shows(str![[r#"
 exit 69
@@ -61,7 +61,7 @@ exit 69
 }
 
 #[test]
-fn the_models_of_each_with_what_the_list_rests_on() {
+fn models_are_listed_with_the_source_of_each_list() {
     let sandbox = Sandbox::with_clis(&[
         ("claude", CLAUDE),
         ("codex", CODEX),
@@ -107,7 +107,7 @@ opencode (its own list, TIME)
 }
 
 #[test]
-fn a_cli_whose_models_are_not_known_is_named_with_the_reason() {
+fn cli_without_a_list_is_named_with_the_reason() {
     let sandbox = Sandbox::with_clis(&[
         ("codex", "[ \"$1\" = --version ] && echo 'codex-cli 0.120.0' || exit 2"),
         (
@@ -121,13 +121,13 @@ fn a_cli_whose_models_are_not_known_is_named_with_the_reason() {
         ),
         ("claude", HANGS),
     ]);
-    let ran = sandbox.configure(&["models"]).run();
+    let ran = sandbox.configure(&["models"]).env("DISPATCH_SLOW_ANSWER_MS", "0").run();
     let seconds = regex::Regex::new(r"in [0-9.]+ s").expect("a regex");
     assert_eq!(ran.code, Some(0), "{ran:?}");
     same(
         &seconds.replace_all(&ran.out, "in SECONDS"),
         str![[r#"
-claude: `claude --version` did not answer in SECONDS
+claude: slow: `claude --version` did not answer in SECONDS
 codex: `codex debug models` ended with 2: it said nothing
 cursor: `cursor-agent models` lists no model: No models available for this account.
 opencode: `opencode models` ended with 1: Error: no network
@@ -137,7 +137,7 @@ opencode: `opencode models` ended with 1: Error: no network
 }
 
 #[test]
-fn a_list_is_asked_for_once_a_day_or_when_it_is_wanted() {
+fn models_are_asked_for_once_a_day_or_on_refresh() {
     let sandbox = Sandbox::with_clis(&[("codex", CODEX), ("cursor-agent", CURSOR)]);
     let asked = || {
         let of = |words| sandbox.calls_of(words);
@@ -155,4 +155,32 @@ fn a_list_is_asked_for_once_a_day_or_when_it_is_wanted() {
     sandbox.add_cli("codex", &CODEX.replace("0.169.0", "0.170.0"));
     sandbox.configure(&["models"]).run().ok();
     assert_eq!(asked(), (3, 2));
+}
+
+#[test]
+fn slow_cli_is_asked_again_and_named_as_slow() {
+    let sandbox = Sandbox::with_clis(&[("codex", &format!("sleep 0.5\n{CODEX}"))]);
+    sandbox.configure(&["detect"]).env("DISPATCH_ANSWER_MS", "0").run().shows(str![[r#"
+exit 0
+codex 0.169.0, logged in: slow: `codex --version` answered only when asked again (TOP/clis/codex)
+"#]]);
+}
+
+#[test]
+fn hanging_cli_is_named_in_every_list() {
+    let sandbox = Sandbox::with_clis(&[("codex", HANGS)]);
+    for args in [["detect", "--json"], ["models", "--json"], ["setup", "--json"]] {
+        let call = sandbox.configure(&args).env("DISPATCH_ANSWER_MS", "0");
+        let said = call.env("DISPATCH_SLOW_ANSWER_MS", "0").run().ok();
+        assert!(said.contains("slow: `codex --version` did not answer in "), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn config_knows_every_cli_without_a_command() {
+    let sandbox = Sandbox::new();
+    for cli in dispatch::tools::KNOWN {
+        sandbox.config(&format!("models: {{ m: {{ backend: {} }} }}\n", cli.name));
+        sandbox.configure(&["check"]).run().ok();
+    }
 }

@@ -1,7 +1,6 @@
 //! `dispatch-config setup`: the first config, from what is on the machine, and on with the request.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use snapbox::str;
 
@@ -266,18 +265,17 @@ fn a_cli_that_hangs_is_named_and_left_out() {
     let sandbox = machine();
     sandbox.add_cli("codex", HANGS);
     sandbox.add_cli("gemini", HANGS);
-    let begin = Instant::now();
-    let said = sandbox.configure(&["setup", "--default", "opus", "--yes"]).run().ok();
-    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    let setup = sandbox.configure(&["setup", "--default", "opus", "--yes"]);
+    let said = setup.env("DISPATCH_SLOW_ANSWER_MS", "0").run().ok();
     let seconds = regex::Regex::new(r"in [0-9.]+ s").expect("a regex");
     let said = sandbox.redactions().apply(&said);
     same(
         &seconds.replace_all(&said, "in SECONDS"),
         str![[r#"
 claude 2.1.329, logged in (TOP/clis/claude)
-codex: `codex --version` did not answer in SECONDS (TOP/clis/codex)
+codex: slow: `codex --version` did not answer in SECONDS (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
-gemini: `gemini --version` did not answer in SECONDS (TOP/clis/gemini)
+gemini: slow: `gemini --version` did not answer in SECONDS (TOP/clis/gemini)
 cursor's workers cannot be held to the project: its sandbox holds only as far as its own settings say
 HOME/.dispatch/config.yaml written: 8 models, default opus.
 

@@ -11,7 +11,8 @@ use crate::config::setup::{Offer, gaps, models as models_of, offers, text};
 use crate::config::{Config, choose, store};
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::tools::detect::{InstalledCli, Listing, Source};
+use crate::tools::detect::InstalledCli;
+use crate::tools::models::{Listing, Source};
 
 /// How many models of a CLI are named in a line.
 const NOTABLE: usize = 4;
@@ -46,8 +47,11 @@ fn described(found: &InstalledCli) -> String {
 pub(super) fn models(refresh: bool, json: bool) -> Result<Exit> {
     let (found, answers) = choose::asked(Config::load().ok().as_ref(), refresh)?;
     if json {
-        let listings: Vec<_> = answers.into_iter().filter_map(Result::ok).collect();
-        say(serde_json::to_string(&listings)?);
+        let listing = |answer| match answer {
+            Ok(listing) => json!(listing),
+            Err((backend, why)) => json!({ "backend": backend, "models": [], "problem": why }),
+        };
+        say(json!(answers.into_iter().map(listing).collect::<Vec<_>>()).to_string());
         return Ok(Exit::Ok);
     }
     if found.is_empty() {
