@@ -414,7 +414,7 @@ fn one_question(mut monitor: Command, task: &Path) -> Result<Duration> {
     let begin = publish_question(task)?;
     let mut lines = BufReader::new(reader).lines();
     loop {
-        let line = lines.next().context("the monitor ended without a word")??;
+        let line = lines.next().context("the monitor ended without a message")??;
         if line.contains("Which of the two ways?") {
             break;
         }

@@ -106,7 +106,7 @@ fn mend_end(view: &mut View, mended: &mut Mended) {
         refresh(Some(view));
         mended.note(view.task.id(), &format!("marked {}", view.label()));
     }
-    if supervise::go_on_if_answered(view) {
+    if supervise::resume_if_answered(view) {
         mended.note(view.task.id(), "restarted");
         refresh(Some(view));
     }

@@ -23,7 +23,7 @@ use crate::process::{Identity, Watch, calling_host};
 use crate::project::Project;
 use crate::task::{ExitRecord, SessionRecord, State, Task};
 use crate::wait::{Outcome, Waiter};
-use crate::worker::agent::{self, name};
+use crate::worker::agent::{self, description};
 use crate::worker::supervise::{self, StartOutcome};
 
 /// Claude Code ends a background command after two hours; the monitor ends by itself before.
@@ -38,7 +38,7 @@ const WAKE: usize = 2000;
 /// How many bytes are kept for the line that counts what is left out.
 const LAST_LINE: usize = 200;
 
-/// Waits for news of tasks, prints it, one line for each event, and ends.
+/// Wait for news of tasks, print one line for each event, and exit
 #[derive(Debug, Parser)]
 #[command(
     name = "dispatch-monitor",
@@ -46,16 +46,16 @@ const LAST_LINE: usize = 200;
     after_help = "Examples:\n  dispatch-monitor fix-login-bug --timeout 10m\n  dispatch-monitor --answer fix-login-bug 'Use the second one.'"
 )]
 pub struct Args {
-    /// Only these tasks
+    /// Wait only for these tasks
     #[arg(value_name = "TASK", conflicts_with = "answer")]
     tasks: Vec<String>,
-    /// Give up after this time, like 90s or 10m (exit code 3)
+    /// Stop waiting after this time, for example 90s or 10m (exit code 3)
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
-    /// Wait as a hook of the host: news goes to standard error with exit code 2
+    /// Wait as a hook of the host: print news on standard error and exit with 2
     #[arg(long, conflicts_with_all = ["tasks", "answer", "timeout"])]
     hook: bool,
-    /// Answer a task's newest open question, or that one
+    /// Answer question NNN of a task (default: its newest open question)
     #[arg(long, num_args = 2, value_names = ["TASK[/NNN]", "TEXT|-"], allow_hyphen_values = true)]
     answer: Option<Vec<String>>,
     /// Work in this directory
@@ -65,7 +65,7 @@ pub struct Args {
 
 /// Runs `dispatch-monitor`.
 pub fn main() -> ExitCode {
-    // A hook that fails must not wake the host, whatever went wrong: it ends in silence.
+    // A failing hook must not wake the host, so it exits silently.
     if std::env::args_os().any(|arg| arg == "--hook") {
         std::panic::set_hook(Box::new(|_| std::process::exit(0)));
         let exit = Args::try_parse().map_err(anyhow::Error::from).and_then(|args| hook(&args));
@@ -79,12 +79,12 @@ pub fn main() -> ExitCode {
                 say(answer(&task, &question, &some_text(text, "the answer")?)?);
                 Ok(Exit::Ok)
             }
-            _ => wait(&args, project),
+            _ => wait_and_print(&args, project),
         }
     })
 }
 
-fn wait(args: &Args, project: Project) -> Result<Exit> {
+fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
     let only: Vec<TaskId> = args.tasks.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
     for id in &only {
         project.existing_task(id)?.view()?;
@@ -92,7 +92,7 @@ fn wait(args: &Args, project: Project) -> Result<Exit> {
     let host = calling_host();
     let limit = args.timeout.or(host.is_some().then_some(HOST_LIMIT));
     let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
-    // So that `brief` knows that this host is told.
+    // The lock tells `brief` that this host is waiting.
     let _waiting = match only.is_empty() && project.tasks_dir().is_dir() {
         true => {
             files::create_task_directory(&project.hosts_dir())?;
@@ -101,15 +101,15 @@ fn wait(args: &Args, project: Project) -> Result<Exit> {
         false => None,
     };
     let owned = host.filter(|_| only.is_empty());
-    match Waiter::new(project, only, owned).wait(&mut watch, limit, say_slow)? {
+    match Waiter::new(project, only, owned).wait(&mut watch, limit, warn_polling)? {
         Outcome::News(news) => {
             news.iter().for_each(|event| say(line(event)));
             Ok(Exit::Ok)
         }
-        // Who gave a time limit knows what it means; who ends for the host's sake says so.
+        // A caller that gave --timeout knows what it means; explain only the host's own limit.
         Outcome::Timeout(running) => {
             if args.timeout.is_none() {
-                say(format!("no news; {running} still running: start this again"));
+                say(format!("no news; {running} still running: run this again"));
             }
             Ok(Exit::NothingNew)
         }
@@ -121,16 +121,16 @@ fn wait(args: &Args, project: Project) -> Result<Exit> {
     }
 }
 
-fn say_slow() {
-    let why = "file events are used up here (fs.inotify in sysctl)";
-    let _ = writeln!(std::io::stderr(), "dispatch-monitor: {why}: it looks every second");
+fn warn_polling() {
+    let why = "no file events are left on this machine (fs.inotify in sysctl)";
+    let _ = writeln!(std::io::stderr(), "dispatch-monitor: {why}: polling every second");
 }
 
 fn line(event: &Event) -> String {
     format!("{} {} → {}", event.id, event.line, event.next)
 }
 
-/// What a hook of Claude Code is given on standard input.
+/// The JSON that Claude Code gives a hook on standard input.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct HookInput {
@@ -140,7 +140,7 @@ struct HookInput {
     background_tasks: Option<Vec<BackgroundTask>>,
 }
 
-/// An agent or a command that the host program runs in the background.
+/// An agent or a command that the host runs in the background.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct BackgroundTask {
@@ -149,7 +149,7 @@ struct BackgroundTask {
     description: String,
 }
 
-/// Waits as the host's one waiter, and says the news if there is any.
+/// Waits as the only waiter of the host process, and prints the news if there is any.
 fn hook(args: &Args) -> Result<Exit> {
     let mut input = String::new();
     if !std::io::stdin().is_terminal() {
@@ -163,7 +163,7 @@ fn hook(args: &Args) -> Result<Exit> {
     }
     acknowledge(&project, &host, &input);
     if let Some(running) = &input.background_tasks {
-        // One that cannot be read keeps the host from hearing of no other.
+        // An unreadable task must not hide news of the others.
         project.tasks().iter().for_each(|it| drop(note_ended_agent(it, &host, running)));
     }
     files::create_task_directory(&project.hosts_dir())?;
@@ -175,14 +175,14 @@ fn hook(args: &Args) -> Result<Exit> {
         let outcome = waiter.wait(&mut watch, None, || ())?;
         let _waiting = Some(waiting).filter(|_| matches!(outcome, Outcome::News(_)));
         match outcome {
-            // Said while the watch is there: its end takes the kernel ten times as long as the rest.
+            // Print before dropping the inotify watch; closing it is slow.
             Outcome::News(mut news) => {
                 news.extend(waiter.gather(&mut watch, BATCH)?);
                 let unheard = waiter.unheard(&news);
                 writeln!(std::io::stderr(), "{}", wake(news, &unheard)?)?;
                 return Ok(Exit::Wake);
             }
-            // A task that came between the last look and the lock's release has no waiter yet.
+            // A task dispatched between the last look and the lock's release has no waiter yet.
             Outcome::Nothing if still_active(&project, &host) => {}
             Outcome::HostDied | Outcome::Signal(_) => {
                 let _ = std::fs::remove_file(&lock);
@@ -199,8 +199,8 @@ fn still_active(project: &Project, host: &Identity) -> bool {
     waiter.active() > 0
 }
 
-/// What the model reads when it is woken: the most urgent first, then what it may not have heard
-/// before, and what is left out is counted.
+/// The text that wakes the model: questions first, then other news, then events that were delivered and
+/// not acknowledged. Events beyond the byte limit are counted.
 fn wake(mut news: Vec<Event>, unheard: &[Event]) -> Result<String> {
     news.sort_by_key(|event| !event.is_question());
     let again =
@@ -222,19 +222,19 @@ fn wake(mut news: Vec<Event>, unheard: &[Event]) -> Result<String> {
     Ok(text)
 }
 
-/// What the host program says of the agents that it runs: one that is gone without having finished
-/// has ended.
+/// Records the end of an agent that the host no longer lists and that has not finished, and the id of
+/// one that it lists.
 fn note_ended_agent(task: &Task, host: &Identity, running: &[BackgroundTask]) -> Result<()> {
     let view = task.view()?;
     let over = matches!(view.state, State::Done | State::Incomplete | State::Stopped);
     let open = view.record.route == Route::Agent && view.exit.is_none() && !over;
     let milliseconds = u64::try_from(view.age().as_millis()).unwrap_or(u64::MAX);
     let Some(attempt) = view.attempt.filter(|_| open) else { return Ok(()) };
-    // Another host, which lists its own, may run it.
+    // Another host may run the agent; only that host lists it.
     if attempt.identity()?.as_ref() != Some(host) {
         return Ok(());
     }
-    let (name, known) = (name(task.id()), attempt.session()?);
+    let (name, known) = (description(task.id()), attempt.session()?);
     let is_it = |agent: &&BackgroundTask| {
         let same = known.as_ref().is_some_and(|session| session.id == agent.id);
         let over = matches!(agent.status.as_str(), "completed" | "failed" | "killed");
@@ -257,8 +257,8 @@ fn note_ended_agent(task: &Task, host: &Identity, running: &[BackgroundTask]) ->
     }
 }
 
-/// Notes which events of its own tasks the host has certainly seen, and what it says that its
-/// agents used.
+/// Acknowledges the events of the host's own tasks that its transcript shows, and records the usage of
+/// its agents.
 fn acknowledge(project: &Project, host: &Identity, input: &HookInput) {
     let transcript = input.transcript_path.as_ref();
     let mut shown = transcript.and_then(|it| shown_in_transcript(it).ok()).unwrap_or_default();
@@ -268,12 +268,12 @@ fn acknowledge(project: &Project, host: &Identity, input: &HookInput) {
         return;
     }
     for task in project.tasks() {
-        // One that cannot be read or changed keeps the host from hearing of no other.
-        let _ = acknowledge_of(&task, host, &shown, &ids);
+        // An unreadable task must not hide news of the others.
+        let _ = acknowledge_task(&task, host, &shown, &ids);
     }
 }
 
-fn acknowledge_of(task: &Task, host: &Identity, shown: &[String], ids: &[&str]) -> Result<()> {
+fn acknowledge_task(task: &Task, host: &Identity, shown: &[String], ids: &[&str]) -> Result<()> {
     let told = ledger::read(task)?;
     let view = task.view()?;
     if view.record.owner.as_ref() != Some(host) {
@@ -281,13 +281,13 @@ fn acknowledge_of(task: &Task, host: &Identity, shown: &[String], ids: &[&str]) 
     }
     if let Some(attempt) = view.attempt.as_ref().filter(|_| view.record.route == Route::Agent) {
         let usage = shown.iter().rev().find_map(|text| agent::usage_in(text, task.id()));
-        // The transcript still shows how an attempt before it ended.
+        // The transcript still shows the usage of earlier attempts.
         let before = task.attempts()?.into_iter().filter(|it| it.number < attempt.number);
         let before: Vec<_> = before.filter_map(|it| it.usage().ok()?).collect();
         let own = usage.filter(|usage| !before.contains(usage));
         own.map_or(Ok(()), |usage| attempt.set_usage(&usage))?;
     }
-    // An agent's end is told by the host program, so it may be seen without being delivered.
+    // The host program reports an agent's end, so the end can be seen without being delivered.
     let events = crate::news::events(&view)?;
     let mut open: Vec<String> = events.into_iter().map(|event| event.id).collect();
     open.extend(told.keys().cloned());
@@ -299,7 +299,7 @@ fn acknowledge_of(task: &Task, host: &Identity, shown: &[String], ids: &[&str]) 
     Ok(())
 }
 
-/// The question that `TASK[/NNN]` names: the newest open one if it names none.
+/// The question that `TASK[/NNN]` names; without a number, the newest open one.
 fn question(project: &Project, target: &str) -> Result<(Task, String)> {
     let (id, number) = match target.split_once('/') {
         Some((id, number)) => (id, Some(number)),
@@ -328,14 +328,14 @@ fn question(project: &Project, target: &str) -> Result<(Task, String)> {
     Err(Refusal::new(Exit::Data, what).place(place).next(next).into())
 }
 
-/// Publishes an answer and returns what becomes of the task.
+/// Publishes an answer and returns a line about what happens next.
 pub(super) fn answer(task: &Task, question: &str, text: &str) -> Result<String> {
     let id = task.id();
-    // An orphaned call of a dead worker may take the answer before it is looked at again.
+    // Read the state first: an orphaned `ask` of a dead worker may take the answer.
     let before = task.view()?.state;
     let over = before.ended() && before != State::Done;
     let posted = {
-        // A resume, which passes answers on, comes before this or after.
+        // The lock excludes a resume, which passes answers on.
         let _lock = task.lock()?;
         let received = task.ipc().questions()?.iter().any(|q| q.name == question && q.received);
         if received && task.ipc().answer(question)?.is_none() {
@@ -347,30 +347,31 @@ pub(super) fn answer(task: &Task, question: &str, text: &str) -> Result<String> 
         task.ipc().post_answer(question, text)
     };
     if let Err(refusal) = posted {
-        // Perhaps a call before was killed between the answer and what follows from it.
-        supervise::go_on_if_answered(&task.view()?);
+        // An earlier call may have been killed between the answer and the resume.
+        supervise::resume_if_answered(&task.view()?);
         return Err(refusal);
     }
-    Ok(format!("{id}/{question} answered{}", goes_on(task, over)?))
+    Ok(format!("{id}/{question} answered{}", after_answer(task, over)?))
 }
 
-/// What becomes of a task whose question was just answered; whether it was `over` before.
-fn goes_on(task: &Task, over: bool) -> Result<String> {
+/// Continues a task whose question was just answered, and says how. `over` is whether the task had
+/// ended before.
+fn after_answer(task: &Task, over: bool) -> Result<String> {
     fault::point("answer", "posted");
     let view = task.view()?;
     Ok(match view.record.route {
         Route::Cli if view.was_answered_late() => match supervise::start_answered(task)? {
-            StartOutcome::Running => ", its worker had ended and is started again".into(),
-            StartOutcome::Waiting(wait) => format!(", its worker had ended and waits {wait}"),
+            StartOutcome::Running => ", its worker had ended and was resumed".into(),
+            StartOutcome::Waiting(wait) => format!(", its worker had ended; the task waits {wait}"),
         },
         Route::Agent if over || view.was_answered_late() => {
-            format!("; its agent has ended: {}", agent::go_on(task, &view.record)?)
+            format!("; its agent has ended: {}", agent::resume(task, &view.record)?)
         }
         _ if view.state == State::Stopped => {
             let spawn = command("dispatch-spawn")?;
-            format!("; it was stopped: {spawn} {} --resume goes on", task.id())
+            format!("; it was stopped: {spawn} {} --resume continues it", task.id())
         }
         _ if view.state == State::Done => ", but it is done".into(),
-        _ => ", its worker goes on".into(),
+        _ => ", its worker continues".into(),
     })
 }

@@ -25,10 +25,10 @@ use crate::tools::{self, Invocation, Session, gap, is_known};
 use crate::worker::supervise::{self, StartOutcome};
 use crate::worker::{agent, prompt, run};
 
-/// Stands for the session's name in a dry run.
+/// Placeholder for the session id in a dry run.
 const SESSION: &str = "00000000-0000-4000-8000-000000000000";
 
-/// Starts a task's worker and returns at once.
+/// Start or resume a task's worker and return at once
 #[derive(Debug, Parser)]
 #[command(
     name = "dispatch-spawn",
@@ -39,44 +39,43 @@ pub struct Args {
     /// The task's id: lower-case words joined by '-'
     #[arg(value_name = "TASK", required_unless_present = "supervise")]
     task: Option<String>,
-    /// A model or an alias from the config; the default if none is named
+    /// Model or alias from the config [default: the config's default]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// Give the worker a git worktree of its own, on a branch of its own
+    /// Give the worker its own git worktree and branch
     #[arg(long)]
     worktree: bool,
-    /// What the worker may do
+    /// What the worker may do [default: the backend's access, else write]
     #[arg(long, value_enum)]
     access: Option<Access>,
-    /// Where the plan is, if not in the task's directory; - is standard input
+    /// Read the plan from FILE or standard input [default: the task's plan.md]
     #[arg(long, value_name = "FILE|-")]
     plan: Option<String>,
-    /// Begin by itself when this task is done; may be given more than once
+    /// Start when TASK is done (repeatable)
     #[arg(long, value_name = "TASK")]
     after: Vec<String>,
-    /// Start a worker again for what is left of a task, with --model another one; or at once for
-    /// one that waits
+    /// Resume a task's remaining items (`--model` picks another worker); starts a waiting task now
     #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "dry_run"])]
     resume: bool,
-    /// Count this item as done because the person does not want it
+    /// Tick this item, because the person does not want it done (repeatable)
     #[arg(long, value_name = "ITEM", requires = "resume")]
     skip: Vec<usize>,
-    /// Say what would run, and start nothing
+    /// Print what would run, and start nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print it as JSON
+    /// Print JSON
     #[arg(long, requires = "dry_run")]
     json: bool,
-    /// Allow a worker to start workers
+    /// Allow this call from inside a worker
     #[arg(long)]
     nested: bool,
     /// Work in this directory
     #[arg(short = 'C', value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Be the supervisor of the task in this directory
+    /// Run as the supervisor of the task in this directory
     #[arg(long, value_name = "DIR", hide = true)]
     supervise: Option<PathBuf>,
-    /// As a supervisor, run nothing unless an answer waits for a worker
+    /// Start the worker only if an answer waits for it
     #[arg(long, hide = true)]
     if_answered: bool,
 }
@@ -85,7 +84,7 @@ pub struct Args {
 pub fn main() -> ExitCode {
     run(|args: Args| {
         if let Some(directory) = &args.supervise {
-            // Its standard error leads nowhere; whoever started it reads its standard output.
+            // The starter reads standard output; standard error leads nowhere.
             return Ok(match supervise::run(directory, args.if_answered) {
                 Ok(()) => Exit::Ok,
                 Err(error) => {
@@ -96,8 +95,8 @@ pub fn main() -> ExitCode {
             });
         }
         if std::env::var_os(TASK_DIR).is_some() && !args.nested {
-            return Err(Refusal::new(Exit::Usage, "a worker does not start workers")
-                .next("do the work yourself, or call with --nested if the task asks for workers")
+            return Err(Refusal::new(Exit::Usage, "a worker cannot start workers")
+                .next("do the work yourself, or add --nested if the task asks for workers")
                 .into());
         }
         let id: TaskId = args.task.as_deref().unwrap_or_default().parse()?;
@@ -111,13 +110,13 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// Checks everything, then makes the task, then starts its worker.
+/// Checks everything, then creates the task, then starts its worker.
 fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Exit> {
     let task = project.task(&id);
     refuse_taken(&task)?;
     let (plan, source) = read_plan(args.plan.as_deref(), &task, &here)?;
     Plan::parse_new(&plan, &source)?;
-    let after = befores(project, &id, &args.after)?;
+    let after = predecessors(project, &id, &args.after)?;
     let config = Config::load()?;
     // A dry run adds nothing to the config.
     let chosen = match args.dry_run {
@@ -125,7 +124,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         false => choose::by_name(&config, args.model.as_deref())?,
     };
     let choice = chosen.choice;
-    // What goes on with another's work begins where that ends.
+    // A task after one with a worktree starts from that task's branch.
     let worktree = args.worktree || after.iter().any(|before| before.branch.is_some());
     let route = route(&choice, worktree, !after.is_empty())?;
     let own = worktree.then(|| git::decide(&id, &here)).transpose()?;
@@ -145,7 +144,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         stop: false,
     };
     let helper = helper(&record)?;
-    let call = startable(&task, &record, &choice)?;
+    let call = check_start(&task, &record, &choice)?;
     let prompt = prompt::first(&task, &record, choice.prompt.as_deref(), &helper, &plan);
     if args.dry_run {
         if !args.json {
@@ -173,7 +172,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         }
     }
     fault::point("spawn", "claimed");
-    // That a default has to be asked for is known before; what else was chosen is told.
+    // The host already knows about the default; report any other choice.
     if chosen.how != How::Default {
         chosen.note.iter().for_each(say);
     }
@@ -184,24 +183,24 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     launch(&task, &record)
 }
 
-/// Says once for each backend that its command is not run as it stands.
+/// Reports, once for each backend, that obsolete flags in its command are replaced.
 fn name_obsolete_flags(config: &Config, choice: &Choice) {
     let flags = tools::obsolete_flags(&choice.settings);
     let said = config.path().with_file_name(format!(".old-flags-of-{}", choice.backend));
-    // Where it cannot be noted, it is better said never than always.
+    // If this cannot be noted, stay silent rather than repeat it forever.
     if !flags.is_empty() && files::publish_new(&said, b"").unwrap_or(false) {
         for (flag, replacement) in flags {
             let backend = &choice.backend;
-            say(format!("{backend} no longer takes {flag}; {replacement} is used in its place"));
+            say(format!("{backend} no longer accepts {flag}; using {replacement} instead"));
         }
     }
 }
 
-/// How the worker of a process of its own is called; `None` for an agent.
+/// The command of a worker process; `None` for an agent.
 ///
 /// # Errors
-/// Whatever is in the way of its start and can be known before.
-fn startable(task: &Task, record: &Record, choice: &Choice) -> Result<Option<Invocation>> {
+/// Any obstacle to the start that can be known in advance.
+fn check_start(task: &Task, record: &Record, choice: &Choice) -> Result<Option<Invocation>> {
     if record.route == Route::Agent {
         return Ok(None);
     }
@@ -221,21 +220,21 @@ fn startable(task: &Task, record: &Record, choice: &Choice) -> Result<Option<Inv
     run::call(task, record, &worker_helper()?, Session::New(SESSION)).map(Some)
 }
 
-/// The access that was asked for, or that the config gives the backend.
+/// The requested access, else the backend's access in the config.
 fn access(args: &Args, choice: &Choice) -> Result<Option<Access>, Refusal> {
     if args.access.is_some() && choice.settings.command.is_some() {
         let backend = &choice.backend;
         return Err(Refusal::new(
             Exit::Data,
-            format!("what {backend}'s workers may do is in its command"),
+            format!("{backend} has a `command:`, so its flags decide access"),
         )
         .place(format!("backends.{backend}.command of the config"))
-        .next("leave --access out, or change the flags there"));
+        .next("omit --access, or change the flags there"));
     }
     Ok(args.access.or(choice.settings.access))
 }
 
-/// The `dispatch-worker` that a task's worker can reach.
+/// The `dispatch-worker` that the task's worker can reach.
 fn helper(record: &Record) -> Result<PathBuf> {
     match record.route {
         Route::Agent => launcher("dispatch-worker"),
@@ -275,11 +274,11 @@ fn dry_run(
     Ok(Exit::Ok)
 }
 
-/// Starts a worker for what is left, the same one or another.
+/// Resumes the remaining items with the same worker or another one.
 fn resume(args: &Args, task: &Task) -> Result<Exit> {
     let view = task.view()?;
     let id = task.id();
-    // A supervisor that has recorded the end of its worker is about to end too.
+    // A supervisor that has recorded its worker's end is about to exit.
     let waits = view.state == State::Waiting;
     let running = view.attempt.is_some() && view.exit.is_none() && !waits;
     if view.record.route == Route::Cli
@@ -293,17 +292,17 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
     }
     supervise::refuse_queued(&view)?;
     if view.state == State::Done {
-        return Err(Refusal::new(Exit::Data, format!("'{id}' has nothing left to do"))
-            .next("dispatch what is to be done now as a new task")
+        return Err(Refusal::new(Exit::Data, format!("'{id}' is already done"))
+            .next("dispatch a new task for further work")
             .into());
     }
-    // All of it is looked at before anything is changed.
+    // Check everything before changing anything.
     let mut left = view.plan;
     skip(&mut left, &args.skip)?;
     let nothing_left = !args.skip.is_empty() && left.complete();
     if nothing_left && waits {
         return Err(Refusal::new(Exit::Data, format!("nothing would be left of '{id}'"))
-            .place("it waits, and would begin all the same")
+            .place("the task waits and would start anyway")
             .next(format!("stop it: dispatch-reconcile stop {id}"))
             .into());
     }
@@ -316,7 +315,7 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
     }
     if nothing_left {
         let items: Vec<_> = args.skip.iter().map(usize::to_string).collect();
-        let what = format!("Nothing was left but what the user skipped: {}.", items.join(", "));
+        let what = format!("The user skipped all remaining items: {}.", items.join(", "));
         task.ipc().finish(&what)?;
         say(format!("{id} is done: nothing is left. Tell the user and stop."));
         return Ok(Exit::Ok);
@@ -327,7 +326,7 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
         task.change_record(|record| record.stop = false)?;
     }
     if waits && record.route == Route::Cli {
-        say(started(task, &record, supervise::take_over(task)?));
+        say(start_line(task, &record, supervise::take_over(task)?));
         return Ok(Exit::Ok);
     }
     launch(task, &record)
@@ -343,7 +342,7 @@ fn skip(plan: &mut Plan, items: &[usize]) -> Result<(), Refusal> {
     items.try_for_each(|&it| plan.mark(it, Marker::Done, "skipped: the user does not want it"))
 }
 
-/// Gives what is left of a task to another worker, or to the same one with other access.
+/// Records another worker, or other access, for the rest of the task.
 fn change_worker(args: &Args, task: &Task, record: &mut Record) -> Result<()> {
     let config = Config::load()?;
     let name = args.model.as_deref().unwrap_or(&record.name);
@@ -359,7 +358,7 @@ fn change_worker(args: &Args, task: &Task, record: &mut Record) -> Result<()> {
         access: access(args, &choice)?.unwrap_or(record.access),
         ..record.clone()
     };
-    startable(task, &new, &choice)?;
+    check_start(task, &new, &choice)?;
     let plan = task.plan_text()?.unwrap_or_default();
     let prompt = prompt::first(task, &new, choice.prompt.as_deref(), &helper(&new)?, &plan);
     files::publish(&task.prompt_path(), prompt.as_bytes())?;
@@ -376,7 +375,7 @@ fn change_worker(args: &Args, task: &Task, record: &mut Record) -> Result<()> {
 
 fn launch(task: &Task, record: &Record) -> Result<Exit> {
     match record.route {
-        Route::Cli => say(started(task, record, supervise::start(task)?)),
+        Route::Cli => say(start_line(task, record, supervise::start(task)?)),
         Route::Agent => {
             say(format!("{}: {}", task.id(), agent::start(task, record)?));
         }
@@ -384,8 +383,8 @@ fn launch(task: &Task, record: &Record) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// The word about what became of a start.
-fn started(task: &Task, record: &Record, started: StartOutcome) -> String {
+/// The line about the result of a start.
+fn start_line(task: &Task, record: &Record, started: StartOutcome) -> String {
     let id = task.id();
     let what = match started {
         StartOutcome::Running => format!("{id} started with {}", record.name),
@@ -397,7 +396,7 @@ fn started(task: &Task, record: &Record, started: StartOutcome) -> String {
     format!("{what}. Tell the user and stop; news wakes you.")
 }
 
-/// The config decides, then the host: Claude Code has agents of its own for Claude's models.
+/// The route: by the config, else `agent` for Claude inside Claude Code, which has its own agents.
 fn route(choice: &Choice, worktree: bool, after: bool) -> Result<Route> {
     let backend = &choice.backend;
     if (worktree || after) && choice.settings.route == Some(Route::Agent) {
@@ -426,35 +425,35 @@ fn route(choice: &Choice, worktree: bool, after: bool) -> Result<Route> {
     Ok(choice.settings.route.unwrap_or(usual))
 }
 
-/// The tasks that have to be done before, as they are now.
-fn befores(project: &Project, id: &TaskId, names: &[String]) -> Result<Vec<Before>> {
-    let mut befores = Vec::new();
+/// The tasks named by `--after`, as they are now.
+fn predecessors(project: &Project, id: &TaskId, names: &[String]) -> Result<Vec<Before>> {
+    let mut predecessors = Vec::new();
     for name in names {
         let other: TaskId = name.parse()?;
         if other == *id {
             let what = format!("'{id}' cannot wait for itself");
             return Err(Refusal::new(Exit::Usage, what)
-                .next("name another task behind --after")
+                .next("name another task after --after")
                 .into());
         }
         let record = project.existing_task(&other)?.record()?.context("the task has no record")?;
         let branch = record.worktree.map(|worktree| worktree.branch);
         let before = Before { task: name.clone(), nonce: record.nonce, branch };
-        if !befores.contains(&before) {
-            befores.push(before);
+        if !predecessors.contains(&before) {
+            predecessors.push(before);
         }
     }
-    Ok(befores)
+    Ok(predecessors)
 }
 
-/// The plan's text, and where it was read.
+/// The plan's text and its source.
 fn read_plan(given: Option<&str>, task: &Task, here: &Path) -> Result<(String, PathBuf)> {
     let path = match given {
         Some("-") => return Ok((text("-")?, "standard input".into())),
         Some(file) => here.join(file),
         None => task.plan_path(),
     };
-    // A model in a sub-directory may have written it there and not at the project's root.
+    // A model in a subdirectory may have written the plan there instead of the project's root.
     let beside = here.join(".dispatch/tasks").join(task.id().as_str()).join("plan.md");
     let found = match given {
         Some(_) => files::read(&path)?.map(|text| (text, path.clone())),

@@ -1,5 +1,5 @@
-//! `dispatch-worker`: the worker's end. It works inside a CLI's sandbox, so it judges nothing by
-//! pid and writes nowhere but into the task's directory.
+//! `dispatch-worker`: the worker's commands. They run inside a CLI's sandbox, so they judge no process
+//! by its pid and write only into the task's directory.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,51 +23,51 @@ use crate::task::Task;
 use crate::text::{lossy, shell_word};
 use crate::worker::demo;
 
-/// How long one call waits for an answer: just under the 600 s that a host gives a command.
+/// How long one call waits for an answer: just under the 600 s that hosts allow a command.
 const WAIT: Duration = Duration::from_secs(570);
 
-/// How long a worker waits for an answer in all, unless the config says otherwise.
+/// Default of `patience`: how long a worker waits for an answer in total.
 const PATIENCE: Duration = Duration::from_secs(30 * 60);
 
-/// A worker's link to the person who gave it its task.
+/// Report a worker's progress and questions to the person who gave the task
 #[derive(Debug, Parser)]
 #[command(
     name = "dispatch-worker",
     version,
-    after_help = "Example:\n  dispatch-worker --task-dir DIR tick 2 --note 'three files'\nA text that is - is read from standard input."
+    after_help = "Example:\n  dispatch-worker --task-dir DIR tick 2 --note 'three files'\nA text given as - is read from standard input."
 )]
 pub struct Args {
     /// The task's directory
     #[arg(long, env = TASK_DIR, value_name = "DIR")]
     task_dir: PathBuf,
     #[command(subcommand)]
-    action: Action,
+    command: WorkerCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+enum WorkerCommand {
     /// Ask the person and wait for the answer
     Ask {
         /// The question
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
-    /// Wait on for the answer to a question
+    /// Keep waiting for an answer
     Wait {
-        /// Its number, like 001
+        /// The question's number, for example 001
         number: String,
     },
-    /// Say something to the person and go on
+    /// Tell the person something without waiting
     Tell {
-        /// What to say
+        /// The message
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
     /// Mark an item as done
     Tick {
-        /// Which, counted from 1
+        /// The item's number, counted from 1
         item: usize,
-        /// A few words about it
+        /// A short note about the item
         #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
         note: String,
     },
@@ -79,29 +79,29 @@ enum Action {
     },
     /// Mark an item as blocked on an answer that did not come
     Block {
-        /// Which, counted from 1
+        /// The item's number, counted from 1
         item: usize,
-        /// What has to be known
+        /// The question that needs an answer
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
     /// Mark an item as failed
     Fail {
-        /// Which, counted from 1
+        /// The item's number, counted from 1
         item: usize,
         /// The error
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
-    /// Say that everything is done
+    /// Report that everything is done
     Finish {
-        /// What was done or found, in two or three sentences
+        /// What was done or found, in two or three sentences (at most 300 characters)
         #[arg(default_value = "", hide_default_value = true, allow_hyphen_values = true)]
         summary: String,
     },
-    /// Be a worker that walks any plan, to try dispatch out
+    /// Act as a demo worker that walks any plan
     Demo {
-        /// The prompt, which it does not need
+        /// The prompt, which the demo ignores
         #[arg(hide = true)]
         prompt: Option<String>,
     },
@@ -111,31 +111,31 @@ enum Action {
 pub fn main() -> ExitCode {
     run(|args: Args| {
         let directory = std::path::absolute(&args.task_dir).context("no task directory")?;
-        act(&Task::at(&directory)?, args.action)
+        act(&Task::at(&directory)?, args.command)
     })
 }
 
-fn act(task: &Task, action: Action) -> Result<Exit> {
-    match action {
-        Action::Ask { text } => {
+fn act(task: &Task, command: WorkerCommand) -> Result<Exit> {
+    match command {
+        WorkerCommand::Ask { text } => {
             let number = task.ipc().ask(&some_text(&text, "the question")?)?;
             fault::point("ask", "published");
-            wait(task, &number)
+            print_answer(task, &number)
         }
-        Action::Wait { number } => {
+        WorkerCommand::Wait { number } => {
             if task.ipc().question(&number)?.is_none() {
                 return Err(Refusal::new(Exit::Data, format!("there is no question {number}"))
-                    .next("ask it; its number is that of its file in ipc/")
+                    .next("ask first; the number is in the name of the question's file in ipc/")
                     .into());
             }
-            wait(task, &number)
+            print_answer(task, &number)
         }
-        Action::Tell { text } => {
+        WorkerCommand::Tell { text } => {
             task.tell(&some_text(&text, "the message")?)?;
-            say("Said. Go on.");
+            say("Sent. Continue.");
             Ok(Exit::Ok)
         }
-        Action::Tick { item, note } => {
+        WorkerCommand::Tick { item, note } => {
             let plan = task.edit_plan(|plan| plan.mark(item, Marker::Done, &note))?;
             say(match plan.current() {
                 Some((number, next)) => {
@@ -148,20 +148,20 @@ fn act(task: &Task, action: Action) -> Result<Exit> {
                 }
                 None => format!("{0}/{0} done. Now finish.", plan.items().len()),
             });
-            say_new_notes(task)?;
+            print_new_notes(task)?;
             Ok(Exit::Ok)
         }
-        Action::Report { text } => {
+        WorkerCommand::Report { text } => {
             files::publish(&task.report_path(), some_text(&text, "the report")?.as_bytes())?;
             say(format!("The report is in {}.", task.report_path().display()));
             Ok(Exit::Ok)
         }
-        Action::Block { item, text } => {
+        WorkerCommand::Block { item, text } => {
             let text = some_text(&text, "the question")?;
             let questions = task.ipc().questions()?;
             if let Some(it) = questions.iter().find(|it| it.answered && !it.received) {
-                let what = format!("the answer to question {} has come", it.name);
-                let next = format!("call again with wait {}, and go on with it", it.name);
+                let what = format!("the answer to question {} is there", it.name);
+                let next = format!("read it with wait {}, then continue", it.name);
                 return Err(Refusal::new(Exit::Data, what).next(next).into());
             }
             task.edit_plan(|plan| plan.mark(item, Marker::Blocked, &text))?;
@@ -174,14 +174,14 @@ fn act(task: &Task, action: Action) -> Result<Exit> {
             say(format!("Item {item} is blocked. {how}"));
             Ok(Exit::Ok)
         }
-        Action::Fail { item, text } => {
+        WorkerCommand::Fail { item, text } => {
             let text = some_text(&text, "the error")?;
             task.edit_plan(|plan| plan.mark(item, Marker::Failed, &text))?;
             say(format!("Item {item} is marked as failed. Stop now."));
             Ok(Exit::Ok)
         }
-        Action::Finish { summary } => finish(task, &text(&summary)?),
-        Action::Demo { .. } => {
+        WorkerCommand::Finish { summary } => finish(task, &text(&summary)?),
+        WorkerCommand::Demo { .. } => {
             demo::run(task, |question| {
                 let number = task.ipc().ask(question)?;
                 loop {
@@ -196,12 +196,12 @@ fn act(task: &Task, action: Action) -> Result<Exit> {
     }
 }
 
-/// Says that the task is finished.
+/// Publishes the finish marker.
 ///
 /// # Errors
-/// [`Exit::Data`] if items are not ticked: finished means all of them.
+/// [`Exit::Data`] if an item is not ticked.
 fn finish(task: &Task, summary: &str) -> Result<Exit> {
-    // One that has lost items is not finished.
+    // The edit proves that no item was lost.
     let plan = task.edit_plan(|_| Ok(()))?;
     if let Some((number, item)) = plan.current() {
         return Err(Refusal::new(
@@ -216,7 +216,7 @@ fn finish(task: &Task, summary: &str) -> Result<Exit> {
     task.ipc().finish(&summary)?;
     let agent = task.view().ok().filter(|view| view.record.route == Route::Agent);
     say(match agent {
-        // The id in its last message, which the host program shows, tells that the host has heard.
+        // The host program shows an agent's last message; the id in it acknowledges the end.
         Some(view) => format!(
             "Finished. End with this one message and nothing else: {} done {}: {summary}",
             task.id(),
@@ -227,8 +227,8 @@ fn finish(task: &Task, summary: &str) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// Waits for an answer for as long as a host lets one command run, and prints it.
-fn wait(task: &Task, number: &str) -> Result<Exit> {
+/// Waits for an answer as long as a host allows one command, and prints it.
+fn print_answer(task: &Task, number: &str) -> Result<Exit> {
     let waited = waited(task, number)?;
     let patience = patience();
     let limit = limit_for_tests().unwrap_or(WAIT).min(patience.saturating_sub(waited));
@@ -236,7 +236,7 @@ fn wait(task: &Task, number: &str) -> Result<Exit> {
         say(answer.trim_end());
         fault::point("ask", "answered");
         task.ipc().receive(number)?;
-        say_new_notes(task)?;
+        print_new_notes(task)?;
         return Ok(Exit::Ok);
     }
     if waited + limit >= patience {
@@ -253,15 +253,15 @@ fn wait(task: &Task, number: &str) -> Result<Exit> {
     Err(Refusal::new(Exit::TryAgain, "no answer yet").next(format!("call again: {again}")).into())
 }
 
-/// Says what the person has noted for the worker since it was last told.
-fn say_new_notes(task: &Task) -> Result<()> {
+/// Prints the person's notes that the worker was not told yet.
+fn print_new_notes(task: &Task) -> Result<()> {
     for note in task.untold_notes()? {
         say(format!("\nA new note from the person, which is in your plan too:\n{}", note.trim()));
     }
     Ok(())
 }
 
-/// A shorter wait, for tests of what comes after it.
+/// A shorter wait for tests.
 fn limit_for_tests() -> Option<Duration> {
     #[cfg(debug_assertions)]
     if let Some(limit) = std::env::var("DISPATCH_WAIT_MS").ok().and_then(|ms| ms.parse().ok()) {
@@ -295,9 +295,9 @@ fn wait_for_answer(task: &Task, number: &str, limit: Duration) -> Result<Option<
     }
 }
 
-/// When the waiting for an answer began, on the clock that goes on while the machine sleeps, so
-/// that the patience counts across calls.
-fn begin_waiting(task: &Task, number: &str) -> Result<()> {
+/// Records when the wait for an answer began, so that the patience counts across calls. The clock
+/// includes the time that the machine sleeps.
+fn record_wait_start(task: &Task, number: &str) -> Result<()> {
     let begin = format!("{} {}", boot_id(), time_since_boot().as_secs());
     files::publish(&task.directory().join(format!("ipc/.{number}.asked")), begin.as_bytes())
 }
@@ -308,7 +308,7 @@ fn waited(task: &Task, number: &str) -> Result<Duration> {
     let begin = text.split_once(' ').filter(|(boot, _)| *boot == boot_id());
     match begin.and_then(|(_, seconds)| seconds.parse().ok()) {
         Some(seconds) => Ok(time_since_boot().saturating_sub(Duration::from_secs(seconds))),
-        // Just asked, or before a restart: it counts from now.
-        None => begin_waiting(task, number).map(|()| Duration::ZERO),
+        // The first wait, or the machine restarted: the time counts from now.
+        None => record_wait_start(task, number).map(|()| Duration::ZERO),
     }
 }

@@ -1,5 +1,5 @@
-//! The agent route: the host program runs the worker itself, and dispatch only says which call its
-//! model is to make.
+//! The agent route: the host program runs the worker, and dispatch prints the tool call that the host's
+//! model has to make.
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -12,35 +12,34 @@ use crate::task::{Attempt, Record, Task};
 use crate::tools::claude;
 use crate::worker::{prompt, run};
 
-/// How the agent of a task is called, by which the host program names it.
-pub fn name(task: &TaskId) -> String {
+/// The description of a task's agent, by which the host program names it.
+pub fn description(task: &TaskId) -> String {
     format!("dispatch {task}")
 }
 
-/// What the agent of a task used, by the last notification of its end in what the host's model was
-/// shown.
+/// The usage of a task's agent, from the last notification of its end that the host's model was shown.
 pub fn usage_in(shown: &str, task: &TaskId) -> Option<Usage> {
-    let name = name(task);
-    shown.split("<task-notification>").skip(1).filter_map(|text| of(text, &name)).last()
+    let name = description(task);
+    shown.split("<task-notification>").skip(1).filter_map(|text| usage_of(text, &name)).last()
 }
 
-fn of(notification: &str, name: &str) -> Option<Usage> {
+fn usage_of(notification: &str, name: &str) -> Option<Usage> {
     let (_, summary) = notification.split_once("<summary>")?;
-    // In a transcript it is part of a string in JSON.
+    // In a transcript, the summary is part of a JSON string.
     let of_it = summary.split("</summary>").next()?.split(['"', '\\']).any(|part| part == name);
     let (_, count) = notification.rsplit_once("<subagent_tokens>").filter(|_| of_it)?;
     let tokens = count.split('<').next()?.parse().ok()?;
     Some(Usage { tokens, ..Usage::default() })
 }
 
-/// The Agent call that would start the worker, as JSON in one line.
+/// The Agent call that starts the worker, as JSON in one line.
 pub fn call(task: &Task, record: &Record) -> Result<String> {
     agent_call(task, record, &task.prompt_path().display().to_string())
 }
 
 fn agent_call(task: &Task, record: &Record, prompt: &str) -> Result<String> {
     let mut call = json!({
-        "description": name(task.id()),
+        "description": description(task.id()),
         "subagent_type": "general-purpose",
         "run_in_background": true,
         "prompt": read_and_do(prompt),
@@ -55,19 +54,19 @@ fn read_and_do(prompt: &str) -> String {
     format!("Read {prompt} and do what it says, to its end.")
 }
 
-/// Begins the next attempt, and says the call that starts its agent.
+/// Creates the next attempt and returns the line with the call that starts its agent.
 pub fn start(task: &Task, record: &Record) -> Result<String> {
     let attempt = run::prepare(task, record)?;
     if let Some(host) = calling_host() {
-        belongs_to(task, &attempt, &host)?;
+        assign_host(task, &attempt, &host)?;
     }
     let prompt = if attempt.number == 1 { task.prompt_path() } else { attempt.stdin_path() };
     let call = agent_call(task, record, &prompt.display().to_string())?;
     Ok(format!("make this Agent call now: {call}"))
 }
 
-/// An agent lives and dies with its host process, which is the one to hear of it.
-fn belongs_to(task: &Task, attempt: &Attempt, host: &Identity) -> Result<()> {
+/// Records the host process as the agent's identity and the task's owner: an agent ends with its host.
+fn assign_host(task: &Task, attempt: &Attempt, host: &Identity) -> Result<()> {
     attempt.set_identity(host)?;
     if task.record()?.is_some_and(|record| record.owner.as_ref() == Some(host)) {
         return Ok(());
@@ -75,20 +74,20 @@ fn belongs_to(task: &Task, attempt: &Attempt, host: &Identity) -> Result<()> {
     task.change_record(|record| record.owner = Some(host.clone()))
 }
 
-/// Begins the next attempt of a task whose agent has ended, and says the call that lets the same
-/// agent go on where the host still knows it, else the one that starts another.
-pub fn go_on(task: &Task, record: &Record) -> Result<String> {
+/// Creates the next attempt of a task whose agent ended. Returns the call that continues the same agent
+/// if the host still knows it, else the call that starts another one.
+pub fn resume(task: &Task, record: &Record) -> Result<String> {
     let Some(host) = calling_host() else {
         let (spawn, id) = (command("dispatch-spawn")?, task.id());
-        return Ok(format!("in its session, {spawn} {id} --resume goes on"));
+        return Ok(format!("in its session, {spawn} {id} --resume continues it"));
     };
     let last = task.last_attempt().context("the task was never begun")?;
     let known = last.identity()?.as_ref() == Some(&host);
     let Some(session) = last.session()?.filter(|_| known) else { return start(task, record) };
     let attempt = run::prepare(task, record)?;
-    belongs_to(task, &attempt, &host)?;
+    assign_host(task, &attempt, &host)?;
     attempt.set_session(&session)?;
-    let text = prompt::go_on(task, &worker_helper()?)?;
+    let text = prompt::resume(task, &worker_helper()?)?;
     files::publish(&attempt.stdin_path(), text.as_bytes())?;
     let message = read_and_do(&attempt.stdin_path().display().to_string());
     let call = json!({ "to": session.id, "message": message });

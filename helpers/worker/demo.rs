@@ -1,5 +1,5 @@
-//! The demo worker: walks any plan, asks one question, uses the answer and finishes. It is started
-//! as an ordinary command and knows nothing but the task's directory.
+//! The demo worker: walks any plan, asks one question, uses the answer and finishes. It runs as an
+//! ordinary command and knows only the task's directory.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use crate::files;
 use crate::plan::Marker;
 use crate::task::Task;
 
-/// How long an item takes, so that a person can watch.
+/// How long an item takes, so that a person can follow.
 const PACE: Duration = Duration::from_millis(900);
 
-const QUESTION: &str = "Who shall the greeting in the report be for?";
+const QUESTION: &str = "Who should the report greet?";
 
-/// Does the task; `ask` asks the person and waits for the answer.
+/// Works through the plan; `ask` asks the person and waits for the answer.
 pub fn run(task: &Task, ask: impl FnOnce(&str) -> Result<String>) -> Result<()> {
     let plan = task.plan()?;
     let mut ask = Some(ask);

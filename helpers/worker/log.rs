@@ -1,4 +1,4 @@
-//! The log of a worker: heard as it grows, and kept short.
+//! The log of a worker: parsed as it grows, and trimmed to a limit.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,79 +11,78 @@ use crate::files;
 use crate::task::Attempt;
 use crate::tools::events::Listener;
 
-/// How large the log may become, and how much of it is kept as the old one.
+/// How many bytes the log may reach before it is trimmed; as many are kept as the old log.
 const LONGEST: u64 = 8 << 20;
 
-/// How much is still heard of a log that grows faster than it can be heard.
+/// How many bytes at the end are parsed of a log that grows faster than it can be parsed.
 const TAIL: u64 = 64 << 10;
 
-/// A log that grows by so much from one look to the next is cut in haste, and so much of it kept.
+/// A log that grows by more than this between two reads is trimmed at once, to `FAST_TAIL` bytes.
 const FAST: u64 = 2 << 20;
 const FAST_TAIL: u64 = 1 << 20;
 
-/// How much is read at once.
+/// How many bytes are read at once.
 const CHUNK: usize = 32 << 10;
 
-/// A worker's log from where one start of it began.
+/// A worker's log, from the position where this start of the worker began.
 pub(super) struct Log {
     file: File,
     path: PathBuf,
     old: PathBuf,
-    heard: u64,
+    /// How many bytes of the file were parsed.
+    parsed: u64,
 }
 
 impl Log {
-    /// The log of that attempt, for the next start of its worker.
+    /// Opens the log of an attempt for the next start of its worker.
     pub(super) fn open(attempt: &Attempt) -> Result<Self> {
         let file = files::open_append(&attempt.log_path())?;
-        let heard = file.metadata().context("cannot look at the log")?.len();
-        Ok(Self { file, path: attempt.log_path(), old: attempt.old_log_path(), heard })
+        let parsed = file.metadata().context("cannot look at the log")?.len();
+        Ok(Self { file, path: attempt.log_path(), old: attempt.old_log_path(), parsed })
     }
 
-    /// Where it is.
+    /// The path of the log.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the worker writes to. It appends, so that the log can be cut under its hands.
+    /// The file that the worker writes to. It appends, so that the log can be trimmed meanwhile.
     pub(super) fn writer(&self) -> Result<File> {
         self.file.try_clone().context("cannot share the log")
     }
 
-    /// Lets the listener hear what is new, and says how much that was. The file is held, so that a
-    /// worker that deletes it is heard all the same.
+    /// Passes new output to the listener and returns its size in bytes. The file stays open, so that a
+    /// worker cannot hide output by deleting it.
     pub(super) fn follow(&mut self, listener: &mut Listener) -> Result<u64> {
         let end = self.length()?;
-        if end == self.heard {
+        if end == self.parsed {
             return Ok(0);
         }
-        // Somebody else has emptied it.
-        if end < self.heard {
-            self.heard = 0;
+        // Somebody else truncated the log.
+        if end < self.parsed {
+            self.parsed = 0;
         }
-        let new = end - self.heard;
+        let new = end - self.parsed;
         if end > LONGEST {
-            // Cut first and heard then, since hearing takes longer; and who writes so much between
-            // two looks is not waited for.
+            // Trim before parsing, because parsing takes longer.
             let kept = if new > FAST { FAST_TAIL } else { LONGEST };
             let begin = end - kept;
-            let old = self.cut(begin, kept + FAST_TAIL);
-            let from = self.heard.saturating_sub(begin);
-            self.heard = 0;
+            let old = self.trim(begin, kept + FAST_TAIL);
+            let from = self.parsed.saturating_sub(begin);
+            self.parsed = 0;
             if let Some((old, length)) = old {
-                self.hear(&old, from, length, listener)?;
+                self.parse(&old, from, length, listener)?;
             }
         } else {
-            self.hear(&self.file, self.heard, end, listener)?;
-            self.heard = end;
+            self.parse(&self.file, self.parsed, end, listener)?;
+            self.parsed = end;
         }
         Ok(new)
     }
 
-    /// Moves what the log holds from there on, but not more than so much, to the old one. What is
-    /// written just then, or faster than it is read, or what there is no space for, is lost: nobody
-    /// holds the worker up.
-    fn cut(&self, begin: u64, most: u64) -> Option<(File, u64)> {
+    /// Moves up to `most` bytes of the log from `begin` on to the old log, and empties the log. Output
+    /// that arrives meanwhile is lost; the worker is never held up.
+    fn trim(&self, begin: u64, most: u64) -> Option<(File, u64)> {
         let copy = || -> std::io::Result<(File, u64)> {
             let mut options = File::options();
             options.read(true).write(true).create(true).truncate(true).mode(0o600);
@@ -100,14 +99,13 @@ impl Log {
             Ok((old, at - begin))
         };
         let copied = copy().ok();
-        // Whatever it was, a log without end would be worse.
+        // Empty the log even if the copy failed: an endless log would be worse.
         let _ = self.file.set_len(0);
         copied
     }
 
-    /// Lets the listener hear a part of a file. If the log has grown long meanwhile, only the end of
-    /// that part counts.
-    fn hear(&self, file: &File, from: u64, end: u64, listener: &mut Listener) -> Result<()> {
+    /// Passes a part of a file to the listener; only its end if the log has grown long meanwhile.
+    fn parse(&self, file: &File, from: u64, end: u64, listener: &mut Listener) -> Result<()> {
         let mut at = from;
         let mut buffer = vec![0; CHUNK];
         while at < end {

@@ -1,4 +1,6 @@
-//! Workers: what each is told, the queue it waits in, and the supervisor that runs its attempts.
+//! Workers: their prompts, the queue they wait in, and the supervisor that runs their attempts.
+//!
+//! Invariant: one supervisor a task, which holds the task's run lock for as long as it lives.
 
 pub mod agent;
 pub mod demo;
@@ -6,4 +8,5 @@ mod log;
 pub mod prompt;
 mod queue;
 pub mod run;
+mod silence;
 pub mod supervise;

@@ -1,5 +1,5 @@
-//! What a supervisor waits for before it starts a worker: the tasks before it, the end of a rate
-//! limit, and its turn where only so many workers may run at once.
+//! What a supervisor waits for before it starts a worker: the tasks named by `--after`, the reset of a
+//! rate limit, and a slot below `max_workers`.
 
 use std::fs::{DirEntry, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -21,40 +21,47 @@ use crate::process::{Watch, Woken};
 use crate::task::{Before, Record, State, Task, Wait};
 use crate::worker::supervise::Starter;
 
-/// How often it is looked without being woken, where everything that matters is watched.
+/// How often a waiting supervisor looks without an event while everything is watched.
 const SAFETY_SCAN: Duration = Duration::from_secs(10);
 
-/// The same where something cannot be watched.
+/// How often it looks if something cannot be watched.
 const BLIND_SCAN: Duration = Duration::from_secs(1);
 
-/// How often the clock is looked at, since a pause does not count the time that the machine sleeps.
+/// How often it reads the wall clock: a pause does not count the time that the machine sleeps.
 const CLOCK_SCAN: Duration = Duration::from_secs(60);
 
 /// The right to run a worker, until it is dropped.
-pub(super) struct Turn {
-    /// How many times in a row the task was parked before.
+pub(super) struct Slot {
+    /// How many times in a row the task was parked so far.
     pub(super) parks: u32,
     _ticket: Option<Ticket>,
 }
 
-/// Something to wait for, and how long to wait until the next look.
+/// A reason to wait, and the time until the next look.
 struct Pause(Wait, Duration);
 
-/// Waits until the task's next attempt may begin; `None` if none is to begin any more.
-pub(super) fn wait(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Result<Option<Turn>> {
+/// Waits until the task's next attempt may start; `None` if it must not start any more.
+pub(super) fn wait_for_slot(
+    task: &Task,
+    watch: &mut Watch,
+    starter: &mut Starter,
+) -> Result<Option<Slot>> {
     let mut parks = 0;
     let mut queue = None;
     loop {
         watch.add_directory(task.directory());
         let record = task.record()?.context("the task has no record")?;
-        // An agent of the host, if a person gave it to one meanwhile, needs no supervisor.
+        // A person may have given the task to an agent meanwhile, which needs no supervisor.
         if record.stop || record.route == Route::Agent {
             return Ok(None);
         }
-        // What leads to the queue is over once it is joined, whatever becomes of the tasks before.
+        // Once the task is in the queue, predecessors and limits no longer matter.
         let mut pause = match queue {
             Some(_) => None,
-            None => parked(task, &mut parks)?.map_or_else(|| after(task, &record, watch), some)?,
+            None => match parked(task, &mut parks)? {
+                None => after(task, &record, watch)?,
+                pause => pause,
+            },
         };
         if pause.is_none() {
             let queue = match &mut queue {
@@ -64,23 +71,19 @@ pub(super) fn wait(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Res
             pause = queue.pause(watch)?;
         }
         let Some(Pause(wait, limit)) = pause else { break };
-        // Whoever takes a parked task over changes its file, which must not be changed back.
+        // `--resume` of a parked task rewrites its wait; do not overwrite that.
         let parked = matches!(wait, Wait::Parked { .. });
         if !parked && task.wait()?.as_ref() != Some(&wait) {
             task.set_wait(Some(&wait))?;
         }
-        starter.hears_waits()?;
+        starter.report_waiting()?;
         if let Woken::Signal(signal) = watch.wait_for_event(limit)?
             && signal != SIGHUP
         {
             return Ok(None);
         }
     }
-    Ok(Some(Turn { parks, _ticket: queue.and_then(|queue| queue.ticket) }))
-}
-
-fn some(pause: Pause) -> Result<Option<Pause>> {
-    Ok(Some(pause))
+    Ok(Some(Slot { parks, _ticket: queue.and_then(|queue| queue.ticket) }))
 }
 
 fn parked(task: &Task, parks: &mut u32) -> Result<Option<Pause>> {
@@ -91,8 +94,8 @@ fn parked(task: &Task, parks: &mut u32) -> Result<Option<Pause>> {
     Ok((!left.is_zero()).then(|| Pause(wait, left.min(CLOCK_SCAN))))
 }
 
-/// The tasks before this one that are not done yet, or the first that cannot be done by itself.
-/// They no longer count when this one has begun.
+/// The predecessors that are not done yet, or the first that cannot finish by itself. They count only
+/// until the task's first attempt.
 fn after(task: &Task, record: &Record, watch: &mut Watch) -> Result<Option<Pause>> {
     if task.last_attempt().is_some() {
         return Ok(None);
@@ -111,12 +114,12 @@ fn after(task: &Task, record: &Record, watch: &mut Watch) -> Result<Option<Pause
     Ok(wait.map(|wait| Pause(wait, limit)))
 }
 
-/// What another task means to one that comes after it.
+/// What a predecessor means to the tasks after it.
 enum Predecessor {
     Done,
-    /// It goes on by itself.
+    /// The predecessor continues by itself.
     Open,
-    /// It does not, and that is why.
+    /// The predecessor is stuck, for this reason.
     Held(String),
 }
 
@@ -131,7 +134,7 @@ fn predecessor(
     let attempt = other.last_attempt().map(|attempt| attempt.directory().to_path_buf());
     let places = [other.ipc().directory().to_path_buf(), other.directory().join("worker")];
     for place in places.iter().chain(&attempt) {
-        // One that is not there yet comes into the task's own.
+        // A place that does not exist yet will appear in the task's own directory.
         watch.add_directory(place);
     }
     *all_watched &= watch.add_directory(other.directory()) && watch.sees_files();
@@ -151,7 +154,7 @@ fn predecessor(
     if view.record.nonce != before.nonce {
         return Ok(Predecessor::Held("is another task of that name now".into()));
     }
-    // A worker that has said that it is finished may still be at its last commit.
+    // A worker that called `finish` may still be making its last commit.
     let over =
         view.record.route == Route::Agent || view.exit.is_some() || view.processes.is_empty();
     Ok(match view.state {
@@ -165,11 +168,11 @@ fn predecessor(
     })
 }
 
-/// The place of a task among the workers of this user, of all projects, that run or could run.
+/// The place of a task among all workers of this user, in any project.
 struct QueuePlace {
-    /// Only where there is a limit; who began before there was one counts for none.
+    /// `None` without a limit; workers that started before there was one do not count.
     ticket: Option<Ticket>,
-    /// How many may run at once, as the config said when it could be read.
+    /// `max_workers`, as the config said when it could be read last.
     limit: Option<usize>,
 }
 
@@ -186,20 +189,20 @@ impl QueuePlace {
         let mut all_watched = watch.add_directory(&directory()?) && watch.sees_files();
         all_watched &= config.parent().is_some_and(|directory| watch.add_directory(directory));
         let scan = if all_watched { SAFETY_SCAN } else { BLIND_SCAN };
-        // One without any name is one that an editor has emptied and is about to write.
+        // A config without names is one that an editor has truncated and is about to write.
         let config = Config::load().ok().filter(|config| config.names().next().is_some());
         if let Some(config) = &config {
             self.limit = config.max_workers;
         }
         let Some(limit) = self.limit else { return Ok(None) };
-        // Without a config no worker can be called, so its turn comes when it can be read again.
-        let waits = config.is_none() || !ticket.is_up(limit)?;
+        // Without a config no worker can start, so wait until it can be read again.
+        let waits = config.is_none() || !ticket.has_slot(limit)?;
         Ok(waits.then_some(Pause(Wait::Turn { limit }, scan)))
     }
 }
 
-/// A number in the queue: the lower, the sooner. It counts for as long as its file is locked, so
-/// that nobody waits for one whose holder is dead.
+/// A number in the queue; lower numbers go first. A ticket counts while its file is locked, so nobody
+/// waits for a dead holder.
 struct Ticket {
     number: u64,
     path: PathBuf,
@@ -210,7 +213,7 @@ impl Ticket {
     fn take(task: &Task) -> Result<Self> {
         let directory = directory()?;
         files::create_private_directory(&directory)?;
-        // Alone, so that no number is given out that is lower than one in use.
+        // One ticket at a time, so that no number is lower than one in use.
         let _lock = Lock::take(&directory.join("lock"), Duration::from_secs(10))?;
         let numbers = numbers(&directory)?;
         live(&directory, &numbers, 1)?;
@@ -228,8 +231,8 @@ impl Ticket {
         Ok(Self { number, path, _locked: file })
     }
 
-    /// Whether fewer workers than the limit stand before this one.
-    fn is_up(&self, limit: usize) -> Result<bool> {
+    /// Whether fewer than `limit` live tickets are before this one.
+    fn has_slot(&self, limit: usize) -> Result<bool> {
         let directory = directory()?;
         let mut before = numbers(&directory)?;
         before.retain(|number| *number < self.number);
@@ -239,17 +242,17 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        // Before the lock is free; if it fails, the next one removes it.
+        // Remove the file before its lock is free; if that fails, the next ticket removes it.
         let _ = files::remove(&self.path);
     }
 }
 
-/// The queue of all projects of this user.
+/// The queue directory, shared by all projects of this user.
 fn directory() -> Result<PathBuf> {
     Ok(dirs::dispatch_home()?.join("queue"))
 }
 
-/// All tickets, in their order.
+/// The numbers of all tickets, ascending.
 fn numbers(directory: &Path) -> Result<Vec<u64>> {
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -261,8 +264,7 @@ fn numbers(directory: &Path) -> Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// How many of these tickets somebody holds: the first so many are counted. Those of the dead that
-/// are met are removed.
+/// Counts the tickets that are held, up to `most`, and removes those whose holder is dead.
 fn live(directory: &Path, numbers: &[u64], most: usize) -> Result<usize> {
     let mut live = 0;
     for path in numbers.iter().map(|number| directory.join(number.to_string())) {
@@ -278,8 +280,8 @@ fn live(directory: &Path, numbers: &[u64], most: usize) -> Result<usize> {
     Ok(live)
 }
 
-/// The word to whoever wants a task to start whose turn has not come.
-pub(super) fn not_its_turn(task: &Task, limit: usize) -> Result<Refusal> {
+/// The refusal to start a task that waits in the queue, with its place.
+pub(super) fn refusal(task: &Task, limit: usize) -> Result<Refusal> {
     let directory = directory()?;
     let own = format!("{}\n", task.directory().display());
     let is_own = |number: &u64| {
@@ -290,15 +292,12 @@ pub(super) fn not_its_turn(task: &Task, limit: usize) -> Result<Refusal> {
     let before = numbers.iter().position(is_own).unwrap_or_default();
     let live = live(&directory, &numbers[..before], usize::MAX)?;
     let place = match live.saturating_sub(limit) {
-        0 => "it is the next".into(),
-        1 => "one waits before it".into(),
-        waiting => format!("{waiting} wait before it"),
+        0 => "it is next".into(),
+        1 => "one task is before it".into(),
+        waiting => format!("{waiting} tasks are before it"),
     };
     let config = dirs::config_path()?;
-    Ok(Refusal::new(
-        Exit::TryAgain,
-        format!("'{}' waits for its turn and starts by itself", task.id()),
-    )
-    .place(format!("{place}; max_workers is {limit} in {}", config.display()))
-    .next("wait, or stop one that runs: dispatch-reconcile stop TASK"))
+    Ok(Refusal::new(Exit::TryAgain, format!("'{}' is queued and starts by itself", task.id()))
+        .place(format!("{place}; max_workers is {limit} in {}", config.display()))
+        .next("wait, or stop a running one: dispatch-reconcile stop TASK"))
 }

@@ -1,10 +1,11 @@
-//! One attempt of a task: its worker is started, watched to its end, and nothing of it is left.
+//! One attempt of a task: starts the worker, watches it until it ends, and terminates whatever is
+//! left of it.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
@@ -17,7 +18,6 @@ use crate::fault;
 use crate::files;
 use crate::git::OF_ANOTHER_REPOSITORY;
 use crate::ids::{now, random_uuid};
-use crate::ipc::Question;
 use crate::process::{
     self, ATTEMPT, Identity, Life, ProcessTree, TASK_DIR, Watch, Woken, is_host_variable,
     worker_helper,
@@ -28,32 +28,30 @@ use crate::tools::events::{Listener, Observed};
 use crate::tools::{Invocation, Job, Session, invocation, listener};
 use crate::worker::log::Log;
 use crate::worker::prompt;
+use crate::worker::silence::Silence;
 use crate::worker::supervise::Starter;
 
-/// How long a worker may take to end by itself when it said its last word.
+/// How long a worker may take to exit after its CLI reported the final result.
 const LAST_WORD_GRACE: Duration = Duration::from_secs(10);
 
-/// How long without a sign of life a worker is not called silent, unless the config says.
-const SILENT_AFTER: Duration = Duration::from_secs(20 * 60);
-
-/// How often a supervisor looks without being woken.
+/// How often a supervisor checks its worker without an event.
 const SAFETY_SCAN: Duration = Duration::from_secs(1);
 
-/// How often at most, unless the worker writes so much that its log has to be cut at once.
+/// Minimum pause between two reads of the log, so that a chatty worker costs little CPU.
 const PAUSE: Duration = Duration::from_millis(15);
 
-/// How much of the logs of a worker is heard whose end nobody saw.
-const LONGEST_LOG: u64 = 16 << 20;
+/// How many bytes at the end of each log are parsed for a worker whose end nobody saw.
+const UNSEEN_LOG_BYTES: u64 = 16 << 20;
 
-/// So many bytes between two looks.
-const FAST: u64 = 1 << 20;
+/// A log that grew by more than this between two reads is read again at once, to trim it in time.
+const FAST_GROWTH: u64 = 1 << 20;
 
-/// How long whoever was asked to end may take.
-pub fn grace() -> Duration {
+/// How long processes may take to end after SIGTERM, before SIGKILL.
+pub fn termination_grace() -> Duration {
     fault::limit("DISPATCH_GRACE_MS", Duration::from_secs(5))
 }
 
-/// Runs the task's next attempt to its end, which is not recorded yet.
+/// Runs the task's next attempt until it ends. The caller records the returned end.
 pub(super) fn run(
     task: &Task,
     watch: &mut Watch,
@@ -63,11 +61,11 @@ pub(super) fn run(
     process::adopt_descendants()?;
     let attempt = prepare(task, &record)?;
     fault::point("supervisor", "prepared");
-    end_what_a_dead_supervisor_left(task, &record, attempt.number - 1)?;
+    terminate_leftovers(task, &record, attempt.number - 1)?;
     let begin = Instant::now();
     let session = task.last_session(&record.backend, attempt.number)?;
     if session.is_some() {
-        let text = prompt::go_on(task, &worker_helper()?)?;
+        let text = prompt::resume(task, &worker_helper()?)?;
         files::publish(&attempt.stdin_path(), text.as_bytes())?;
     }
     let mut started = match launch(task, &record, &attempt, session.as_ref()) {
@@ -79,23 +77,23 @@ pub(super) fn run(
         }
     };
     fault::point("supervisor", "started");
-    starter.hears_started()?;
-    let (mut status, mut ended) = started.wait(task, watch)?;
-    if let Some(again) = without_what_was_refused(task, &record, &started.listener, status)? {
+    starter.report_started()?;
+    let (mut status, mut ended) = started.wait_for_end(task, watch)?;
+    if let Some(again) = record_without_refused(task, &record, &started.listener, status)? {
         if session.is_some() {
-            // A new conversation has to be told everything.
+            // A new session has not read the first prompt.
             let first = files::read_foreign(&task.prompt_path())?.map(lossy).unwrap_or_default();
-            files::publish(&attempt.stdin_path(), prompt::next(task, &first)?.as_bytes())?;
+            files::publish(&attempt.stdin_path(), prompt::restart(task, &first)?.as_bytes())?;
         }
-        // If it cannot be started again, the first end stands.
+        // If the second start fails, the first end counts.
         if let Ok(second) = launch(task, &again, &attempt, None) {
             started = second;
-            (status, ended) = started.wait(task, watch)?;
+            (status, ended) = started.wait_for_end(task, watch)?;
         }
     }
     fault::point("supervisor", "reaped");
     let observed = started.listener.observed().clone();
-    // What it used is no reason to leave its end unknown.
+    // Unreadable usage must not leave the end unrecorded.
     let usage = usage(task, &attempt, &observed).unwrap_or_default();
     let exit = ExitRecord {
         code: status.code(),
@@ -111,20 +109,20 @@ pub(super) fn run(
     Ok((attempt, exit))
 }
 
-/// The end of an attempt that nobody saw, as far as its log tells: a CLI that has said its last word
-/// has come to its end, whatever ended it then.
+/// Reconstructs the end of an attempt that nobody saw from its log. A CLI that reported its final
+/// result counts as finished, whatever ended the process after that.
 pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> ExitRecord {
     let config = Config::load().unwrap_or_default();
     let choice = config.resolve(Some(&record.name));
     let settings = choice.map(|choice| choice.settings).unwrap_or_default();
     let mut listener = listener(&record.backend, &settings);
     for log in [attempt.old_log_path(), attempt.log_path()] {
-        listener.hear(&files::tail(&log, LONGEST_LOG).unwrap_or_default());
+        listener.hear(&files::tail(&log, UNSEEN_LOG_BYTES).unwrap_or_default());
     }
     listener.end();
     let observed = listener.observed().clone();
     let exit = ExitRecord {
-        // What it used is no reason to leave its end unknown.
+        // Unreadable usage must not leave the end unrecorded.
         usage: usage(task, attempt, &observed).unwrap_or_default(),
         at: now(),
         milliseconds: attempt.life_sign().map_or(0, |time| time.as_millis() as u64),
@@ -137,7 +135,10 @@ pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> Exi
     ExitRecord { ended: Some(UNSEEN.into()), failure, denied, ..exit }
 }
 
-/// Makes the next attempt: what the worker will read, and no finish marker of an earlier one.
+/// Creates the next attempt: writes its prompt and moves the last attempt's finish marker away.
+///
+/// # Errors
+/// [`Exit::TryAgain`] if the last attempt's worker is still running.
 pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
     let last = task.last_attempt();
     if let Some(last) = &last {
@@ -165,12 +166,12 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
     let first =
         files::read_foreign(&task.prompt_path())?.map(lossy).context("the task has no prompt")?;
     let text = if last.is_some() {
-        // Nobody waits for these answers any more: this prompt holds those that there are.
+        // The prompt holds the answers so far, so mark their questions as received.
         let _lock = task.lock()?;
         for question in task.ipc().questions()?.iter().filter(|question| !question.received) {
             task.ipc().receive(&question.name)?;
         }
-        prompt::next(task, &first)?
+        prompt::restart(task, &first)?
     } else {
         first
     };
@@ -178,7 +179,7 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
     Ok(attempt)
 }
 
-/// What an attempt used itself: some CLIs count the attempts that it was resumed from again.
+/// The usage of this attempt alone: some CLIs report the total of the whole session.
 fn usage(task: &Task, attempt: &Attempt, observed: &Observed) -> Result<Option<Usage>> {
     let Some(mut usage) = observed.usage.clone() else { return Ok(None) };
     let earlier = if observed.usage_of_session { task.attempts()? } else { Vec::new() };
@@ -193,7 +194,7 @@ fn usage(task: &Task, attempt: &Attempt, observed: &Observed) -> Result<Option<U
     Ok(Some(usage))
 }
 
-/// How the task's worker is called, by the config as it is now.
+/// The command line of the task's worker, by the config as it is now.
 pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Result<Invocation> {
     let choice = Config::load()?.resolve(Some(&record.name))?;
     let mut writable = vec![task.directory().to_path_buf()];
@@ -212,10 +213,10 @@ pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Re
     invocation(&record.backend, &choice.settings, &job)
 }
 
-/// The task without the model or the session that the CLI did not take, if that is why it ended
-/// before it began. The original never named a model to Claude Code, because some accounts have
-/// access to a few only; and a session that a CLI has forgotten is begun anew.
-fn without_what_was_refused(
+/// The record for a second start without the model or session that the CLI refused; `None` if the
+/// worker did not end for that reason. The original never named a model to Claude Code, because
+/// some accounts have access to only a few.
+fn record_without_refused(
     task: &Task,
     record: &Record,
     listener: &Listener,
@@ -238,7 +239,7 @@ fn without_what_was_refused(
     }
 }
 
-/// A worker that was started.
+/// A worker process and what its supervisor keeps about it.
 struct RunningWorker {
     child: Child,
     attempt: Attempt,
@@ -246,7 +247,7 @@ struct RunningWorker {
     tree: ProcessTree,
     log: Log,
     listener: Listener,
-    /// The session that is recorded.
+    /// The session id that was recorded last.
     session: Option<String>,
 }
 
@@ -298,7 +299,8 @@ fn launch(
     })
 }
 
-/// The task with its worktree in place, and a directory to work in that is there.
+/// The record after its worktree was restored if necessary. Falls back to the worktree's root if the
+/// working directory is missing.
 fn with_worktree(task: &Task, record: &Record) -> Result<Record> {
     let mut record = record.clone();
     if let Some(worktree) = &record.worktree {
@@ -312,12 +314,12 @@ fn with_worktree(task: &Task, record: &Record) -> Result<Record> {
     Ok(record)
 }
 
-/// What marks the processes of that attempt.
+/// The value of the [`ATTEMPT`] variable in the processes of this attempt.
 pub fn mark(record: &Record, attempt: &Attempt) -> String {
     format!("{}/{}", record.nonce, attempt.number)
 }
 
-/// All processes of that attempt, which that supervisor runs or ran.
+/// All processes of this attempt, of a supervisor that may be dead.
 pub fn tree(
     supervisor: Option<Identity>,
     record: &Record,
@@ -327,17 +329,17 @@ pub fn tree(
     Ok(ProcessTree::new(supervisor, attempt.identity()?, mark))
 }
 
-/// A worker that ended without a supervisor may have left something.
-fn end_what_a_dead_supervisor_left(task: &Task, record: &Record, number: u32) -> Result<()> {
+/// Terminates processes of an attempt whose supervisor died before its worker.
+fn terminate_leftovers(task: &Task, record: &Record, number: u32) -> Result<()> {
     let last = task.attempt(number);
     if number > 0 && last.exit()?.is_none_or(|exit| exit.is_unknown()) {
-        tree(None, record, &last)?.terminate(grace(), || ())?;
+        tree(None, record, &last)?.terminate(termination_grace(), || ())?;
     }
     Ok(())
 }
 
-/// Records the end of an attempt, as soon as there is space for it: that of what the worker has
-/// read, or whatever becomes free. A signal ends the waiting.
+/// Records the end of an attempt. On a full disk, deletes the prompt file to make room, then retries
+/// until there is space or a signal comes.
 pub(super) fn record_end(attempt: &Attempt, exit: &ExitRecord, watch: &mut Watch) -> Result<()> {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     let full = |error: &anyhow::Error| {
@@ -360,35 +362,39 @@ pub(super) fn record_end(attempt: &Attempt, exit: &ExitRecord, watch: &mut Watch
 }
 
 impl RunningWorker {
-    /// Watches the worker to its end, and ends what is left of it. Says why it was ended, if not
-    /// because somebody asked.
-    fn wait(&mut self, task: &Task, watch: &mut Watch) -> Result<(ExitStatus, Option<String>)> {
+    /// Waits until the worker ends and terminates its process tree. Also returns why the supervisor
+    /// ended it, unless a signal asked for that.
+    fn wait_for_end(
+        &mut self,
+        task: &Task,
+        watch: &mut Watch,
+    ) -> Result<(ExitStatus, Option<String>)> {
         if let Some(identity) = self.attempt.identity()? {
             watch.add_process(&identity);
         }
         watch.add_file(self.log.path());
         let last_word_grace = fault::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
         let mut silence = Silence::new(task);
-        let mut over: Option<Instant> = None;
+        let mut result_since: Option<Instant> = None;
         let ended = loop {
-            let new = self.listen();
+            let new = self.read_output();
             process::reap_adopted(self.child.id());
             if self.child.try_wait().context("cannot wait for the worker")?.is_some() {
                 break None;
             }
-            over = over.filter(|_| self.listener.observed().said_last_word);
+            result_since = result_since.filter(|_| self.listener.observed().said_last_word);
             if self.listener.observed().said_last_word
-                && over.get_or_insert_with(Instant::now).elapsed() >= last_word_grace
+                && result_since.get_or_insert_with(Instant::now).elapsed() >= last_word_grace
             {
                 break Some(LAST_WORD.into());
             }
-            if let Some(silent) = silence.look(task, &self.attempt, new > 0) {
+            if let Some(silent) = silence.check(task, &self.attempt, new > 0) {
                 break Some(silent);
             }
-            if (1..FAST).contains(&new) {
+            if (1..FAST_GROWTH).contains(&new) {
                 std::thread::sleep(PAUSE);
             }
-            // Where writes wake nobody, a look follows a look while there is something new.
+            // Without events for writes, keep reading while the log grows.
             let limit = if new > 0 { PAUSE } else { SAFETY_SCAN };
             if let Woken::Signal(signal) = watch.wait_for_event(limit)?
                 && signal != SIGHUP
@@ -399,104 +405,36 @@ impl RunningWorker {
         fault::point("supervisor", "ends");
         let Self { child, tree, log, listener, .. } = self;
         let status = loop {
-            tree.terminate(grace(), || {
+            tree.terminate(termination_grace(), || {
                 process::reap_adopted(child.id());
                 let _ = log.follow(listener);
             })?;
-            // The system itself may hold one that was killed.
+            // The kernel may hold a killed process for a while (uninterruptible sleep).
             if let Some(status) = child.try_wait().context("cannot wait for the worker")? {
                 break status;
             }
         };
-        self.listen();
+        self.read_output();
         self.listener.end();
-        self.keep_session();
+        self.record_session();
         Ok((status, ended))
     }
 
-    /// Hears what is new in the log, and says how much that was. What cannot be read now is no
-    /// reason to leave the worker alone.
-    fn listen(&mut self) -> u64 {
+    /// Parses new output and returns its size in bytes. A read error must not stop the supervision.
+    fn read_output(&mut self) -> u64 {
         let new = self.log.follow(&mut self.listener).unwrap_or_default();
-        self.keep_session();
+        self.record_session();
         new
     }
 
-    fn keep_session(&mut self) {
+    fn record_session(&mut self) {
         let observed = &self.listener.observed().session;
         if let Some(id) = observed.as_ref().filter(|_| *observed != self.session) {
             let record = SessionRecord { backend: self.backend.clone(), id: id.clone() };
-            // Where there is no space now, there may be at the next look.
+            // On a full disk, the next read tries again.
             if self.attempt.set_session(&record).is_ok() {
                 self.session = Some(id.clone());
             }
         }
-    }
-}
-
-/// Whether a worker shows signs of life: it writes to its log or in its task's directory. One that
-/// asked and waits for the answer is not silent.
-struct Silence {
-    limit: Option<Duration>,
-    stops: bool,
-    files: Vec<PathBuf>,
-    stamps: Vec<Option<(SystemTime, u64)>>,
-    /// The last sign.
-    last: Instant,
-    said: bool,
-}
-
-impl Silence {
-    fn new(task: &Task) -> Self {
-        let config = Config::load().unwrap_or_default();
-        let minutes = config.silent_after.map(|minutes| Duration::from_secs(minutes * 60));
-        let limit = fault::limit("DISPATCH_SILENT_MS", minutes.unwrap_or(SILENT_AFTER));
-        let ipc = task.ipc().directory().to_path_buf();
-        Self {
-            limit: Some(limit).filter(|limit| !limit.is_zero()),
-            stops: config.stop_silent.unwrap_or(false),
-            files: vec![
-                task.plan_path(),
-                ipc,
-                task.tells_dir(),
-                task.context_path(),
-                task.report_path(),
-            ],
-            stamps: Vec::new(),
-            last: Instant::now(),
-            said: false,
-        }
-    }
-
-    /// Records whether the worker is silent, and says why it has to be ended, if it has.
-    fn look(&mut self, task: &Task, attempt: &Attempt, new: bool) -> Option<String> {
-        let limit = self.limit?;
-        let stamp = |path: &PathBuf| {
-            let meta = std::fs::metadata(path).ok()?;
-            Some((meta.modified().ok()?, meta.len()))
-        };
-        let stamps = self.files.iter().map(stamp).collect();
-        if new || stamps != self.stamps || self.asks_after(limit, task) {
-            self.stamps = stamps;
-            self.last = Instant::now();
-            if self.said && attempt.set_silent(None).is_ok() {
-                self.said = false;
-            }
-        }
-        if self.last.elapsed() < limit {
-            return None;
-        }
-        if self.stops {
-            return Some(format!("silent for {} min", limit.as_secs() / 60));
-        }
-        let since = humantime::format_rfc3339_seconds(SystemTime::now() - self.last.elapsed());
-        self.said = self.said || attempt.set_silent(Some(&since.to_string())).is_ok();
-        None
-    }
-
-    /// Whether the worker waits for an answer, asked only when it matters.
-    fn asks_after(&self, limit: Duration, task: &Task) -> bool {
-        let questions = || task.ipc().questions().unwrap_or_default();
-        self.last.elapsed() >= limit && questions().iter().any(Question::is_open)
     }
 }

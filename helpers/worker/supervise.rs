@@ -1,5 +1,5 @@
-//! The supervisor: a small process, re-parented to init, that waits for a task's turn, runs its
-//! attempts one after the other and records how each ended, whatever becomes of the host.
+//! The supervisor: a small process, re-parented to init, that waits in the queue, runs the attempts of
+//! a task one after the other and records how each ended. It survives the host.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -25,55 +25,57 @@ use crate::project::Project;
 use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait};
 use crate::worker::{queue, run};
 
-/// How long a task is parked for the first time if the CLI does not say when its limit ends. Each
-/// further time in a row it is twice as long.
+/// How long a task is parked the first time if the CLI does not say when its limit resets. The time
+/// doubles with each further park in a row.
 const FIRST_PARK: Duration = Duration::from_secs(60);
 
-/// How many times in a row a task is parked for a limit whose end nobody knows.
+/// How many times in a row a task is parked without a stated reset time.
 const MOST_PARKS: u32 = 8;
 
-/// How many seconds after its stated end a limit is taken to be over.
+/// How many seconds after its stated reset a limit counts as over.
 const SLACK: u64 = 2;
 
-/// The longest limit that is believed, in seconds: a month.
+/// The latest stated reset that is believed, in seconds from now: a month.
 const LONGEST_PARK: u64 = 31 * 24 * 3600;
 
-/// How old a task is at least before it counts as one whose supervisor never came.
+/// How old a task must be before a missing supervisor counts as lost.
 const SETTLED: Duration = Duration::from_secs(3);
 
-/// How long a supervisor may take to go on when its task need not wait any more.
-const GO_ON_LIMIT: Duration = Duration::from_secs(10);
+/// How long a waiting supervisor may take to start the worker once nothing is in the way.
+const CONTINUE_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long a supervisor may take to end after its last look at the task.
+/// How long a finishing supervisor may hold the run lock.
 const RUN_LOCK_LIMIT: Duration = Duration::from_secs(2);
 
-/// What a supervisor says when its worker runs; else it says its exit code and the error.
+/// Line from the supervisor to its starter: the worker is running. On failure the first line is the
+/// exit code and the error follows.
 const STARTED: &str = "started";
 
-/// What it says when the worker has to wait.
+/// Line from the supervisor to its starter: the worker has to wait.
 const WAITS: &str = "waits";
 
-/// The option of a supervisor that is to run nothing unless an answer waits for a worker.
+/// Option of a supervisor that starts a worker only if an answer waits for one.
 const IF_ANSWERED: &str = "--if-answered";
 
-/// What became of a start.
+/// The result of starting a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartOutcome {
-    /// The worker runs.
+    /// The worker is running.
     Running,
-    /// It will run by itself, later.
+    /// The worker starts later by itself.
     Waiting(Wait),
 }
 
-/// Starts a supervisor for the task's next attempt, and returns when the worker runs or waits.
+/// Starts a supervisor for the task's next attempt; returns when the worker is running or waiting.
 ///
 /// # Errors
-/// What the supervisor said if it could not start the worker.
+/// The supervisor's own error if it could not start the worker.
 pub fn start(task: &Task) -> Result<StartOutcome> {
     start_if(task, None)
 }
 
-/// The same because an answer came after the worker's end. Whoever else has seen it may be faster.
+/// Starts a supervisor because an answer came after the worker's end. Does nothing if another helper
+/// was faster.
 pub fn start_answered(task: &Task) -> Result<StartOutcome> {
     start_if(task, Some(IF_ANSWERED))
 }
@@ -83,10 +85,10 @@ fn start_if(task: &Task, condition: Option<&str>) -> Result<StartOutcome> {
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = Command::new(program);
     command.arg("--supervise").arg(task.directory()).args(condition).current_dir("/");
-    // The supervisor has no working directory that a relative path could mean.
+    // The supervisor works in `/`, so relative paths must be made absolute here.
     command.env("DISPATCH_CONFIG", std::path::absolute(dirs::config_path()?)?);
     command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
-    // A supervisor that a worker started is none of that worker's processes, and says so.
+    // A nested supervisor must not count as one of the outer worker's processes.
     let nonce = task.record()?.map(|record| record.nonce).unwrap_or_default();
     command.env(ATTEMPT, format!("{nonce}/0")).env_remove(TASK_DIR);
     process::detach(&mut command)?;
@@ -101,8 +103,8 @@ fn start_if(task: &Task, condition: Option<&str>) -> Result<StartOutcome> {
             Ok(task.wait()?.map_or(StartOutcome::Running, StartOutcome::Waiting))
         }
         [] => {
-            let what = format!("the supervisor of '{}' ended without a word", task.id());
-            let again = format!("dispatch-spawn {} --resume tries again", task.id());
+            let what = format!("the supervisor of '{}' ended without a message", task.id());
+            let again = format!("try again: dispatch-spawn {} --resume", task.id());
             Err(Refusal::new(Exit::Failed, what).next(again).into())
         }
         [code, lines @ ..] => {
@@ -112,30 +114,31 @@ fn start_if(task: &Task, condition: Option<&str>) -> Result<StartOutcome> {
     }
 }
 
-/// The supervisor's whole life. Its standard output goes to whoever started it, until the worker
-/// runs or waits.
+/// Runs as the supervisor until the task needs none. Standard output is a pipe to the starter, which
+/// reads it until the worker is running or waiting.
 pub fn run(directory: &Path, if_answered: bool) -> Result<()> {
     let task = Task::at(directory)?;
     let mut starter = Starter::default();
     let Some(_run_lock) = take_run_lock(&task, if_answered)? else {
         return if task.wait()?.is_some() {
-            starter.hears_waits()
+            starter.report_waiting()
         } else {
-            starter.hears_started()
+            starter.report_started()
         };
     };
     fault::point("supervisor", "locked");
     let mut watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP])?;
-    while let Some(turn) = queue::wait(&task, &mut watch, &mut starter)? {
-        let ended = begin_where_others_ended(&task)
+    while let Some(slot) = queue::wait_for_slot(&task, &mut watch, &mut starter)? {
+        let ended = start_at_predecessors_end(&task)
             .and_then(|()| run::run(&task, &mut watch, &mut starter));
-        let (attempt, exit) = ended.inspect_err(|error| not_begun(&task, error))?;
-        let wait = park(&task, &exit, turn.parks + 1).unwrap_or_default();
-        // First, so that the end is never seen without it. Where it cannot be noted, it is the end.
+        let (attempt, exit) = ended.inspect_err(|error| record_not_started(&task, error))?;
+        let wait = park(&task, &exit, slot.parks + 1).unwrap_or_default();
+        // Write the wait before the exit record, so no reader sees an end without it; if that fails,
+        // treat the attempt as final.
         let wait = wait.filter(|wait| task.set_wait(Some(wait)).is_ok());
         run::record_end(&attempt, &exit, &mut watch)?;
         fault::point("supervisor", "ended");
-        // Whoever answers from now on sees the end, and starts the next supervisor.
+        // From here on, `--answer` sees the recorded end and starts the next supervisor itself.
         if wait.is_none() && !task.view()?.was_answered_late() {
             break;
         }
@@ -143,15 +146,15 @@ pub fn run(directory: &Path, if_answered: bool) -> Result<()> {
     Ok(())
 }
 
-/// The run lock, which the last supervisor may be about to leave; `None` if it was to be taken for
-/// an answer that another has passed on.
+/// Takes the run lock, which a finishing supervisor may still hold for a moment; `None` if the lock is
+/// wanted only for an answer and another supervisor has passed that on.
 fn take_run_lock(task: &Task, if_answered: bool) -> Result<Option<Lock>> {
     let path = task.run_lock_path();
     let begin = Instant::now();
     loop {
         let lock = Lock::try_take(&path)?;
         if let Some(attempt) = task.last_attempt().filter(|_| if_answered && lock.is_some()) {
-            // With this supervisor its task would look alive.
+            // Record the old end first: with this lock held, the task would look alive.
             let worker = attempt.identity()?;
             if worker.is_none_or(|worker| worker.life() == Life::Dead)
                 && let Some(record) = task.record()?
@@ -172,9 +175,8 @@ fn take_run_lock(task: &Task, if_answered: bool) -> Result<Option<Lock>> {
     }
 }
 
-/// Before a task's first attempt, moves its worktree to the end of the branch of the first task
-/// before it that has one.
-fn begin_where_others_ended(task: &Task) -> Result<()> {
+/// Before the first attempt, moves the task's worktree to the tip of its first predecessor's branch.
+fn start_at_predecessors_end(task: &Task) -> Result<()> {
     let record = task.record()?.context("the task has no record")?;
     let branch = record.after.iter().find_map(|before| before.branch.as_deref());
     let (Some(mut worktree), Some(branch)) = (record.worktree, branch) else { return Ok(()) };
@@ -187,7 +189,7 @@ fn begin_where_others_ended(task: &Task) -> Result<()> {
             worktree.base = end;
             task.change_record(|record| record.worktree = Some(worktree))
         }
-        // Merged, for example, while this one waited for its turn.
+        // The branch was merged and deleted, for example, while this task waited.
         None => {
             let base = worktree.base;
             task.tell(&format!("the branch {branch} is gone: this begins at {base}")).map(drop)
@@ -195,18 +197,18 @@ fn begin_where_others_ended(task: &Task) -> Result<()> {
     }
 }
 
-/// Records that a task that has waited cannot begin, since whoever started its supervisor may have
-/// gone. What went wrong later is recorded with the attempt.
-fn not_begun(task: &Task, error: &anyhow::Error) {
+/// Records that a waiting task cannot start, because its starter may be gone and nobody would see the
+/// error. Errors of a running attempt are in its exit record.
+fn record_not_started(task: &Task, error: &anyhow::Error) {
     if task.wait().is_ok_and(|wait| wait.is_some()) {
         let not_started = Some(format!("{error:#}"));
         let exit = ExitRecord { not_started, at: now(), ..ExitRecord::default() };
-        // Where even that cannot be written, the task goes on waiting.
+        // If even this cannot be written, the task stays waiting.
         let _ = task.new_attempt().and_then(|attempt| attempt.set_exit(&exit));
     }
 }
 
-/// Whether the task goes on by itself when a limit has ended, and when.
+/// The wait for a rate limit's reset, if the attempt ended at one.
 fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<Wait>> {
     let Some(failure) = exit.failure.as_ref().filter(|failure| failure.kind == FailureKind::Quota)
     else {
@@ -214,7 +216,7 @@ fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<Wait>> {
     };
     let stopped = task.record()?.is_none_or(|record| record.stop);
     let now = unix_seconds();
-    // A time that has passed did not help, and one that is far away is none.
+    // Ignore a reset in the past (it did not help) or in the far future (a parse error).
     let believed = |until: &u64| (now + 1..now + LONGEST_PARK).contains(until);
     let stated = failure.resets.map(|resets| resets.saturating_add(SLACK)).filter(believed);
     if stopped || task.plan()?.complete() || (stated.is_none() && times > MOST_PARKS) {
@@ -228,26 +230,26 @@ fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<Wait>> {
     }))
 }
 
-/// For how long a task is parked that many times in a row, at most for hours.
+/// How long to park the given time in a row.
 fn back_off(times: u32) -> Duration {
     fault::limit("DISPATCH_PARK_MS", FIRST_PARK) * 2_u32.pow(times.clamp(1, MOST_PARKS) - 1)
 }
 
-/// Refuses to start a task whose turn has not come.
+/// Refuses to start a task that waits in the queue.
 ///
 /// # Errors
-/// [`Exit::TryAgain`], with its place in the queue.
+/// [`Exit::TryAgain`], with the task's place in the queue.
 pub fn refuse_queued(view: &View) -> Result<()> {
     match view.reason {
         Reason::Waits(Wait::Turn { limit }) if Lock::is_held(&view.task.run_lock_path())? => {
-            Err(queue::not_its_turn(&view.task, limit)?.into())
+            Err(queue::refusal(&view.task, limit)?.into())
         }
         _ => Ok(()),
     }
 }
 
-/// Lets a task that waits go on now, because a person says so: no other is before it, and its rate
-/// limit is over. Only its turn is not taken from others.
+/// Starts a waiting task now because a person said so: drops its predecessors and its rate limit. The
+/// place in the queue stays.
 pub fn take_over(task: &Task) -> Result<StartOutcome> {
     let held = || Lock::is_held(&task.run_lock_path());
     unpark(task)?;
@@ -256,7 +258,7 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
     let begin = Instant::now();
     loop {
         watch.add_directory(task.directory());
-        // In this order: a lock that was free before the task still waited is nobody's.
+        // Look at the lock before the state: a lock that was free then belongs to no supervisor.
         let held = held()?;
         let view = task.view()?;
         match (view.state, view.reason) {
@@ -265,7 +267,7 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
             }
             (State::Waiting, _) if !held => return start(task),
             (State::Waiting, _) => {}
-            // Its worker is about to be started.
+            // The supervisor has not recorded its worker yet.
             (State::Running, _)
                 if !task.last_attempt().is_some_and(|it| matches!(it.identity(), Ok(Some(_)))) => {}
             (State::Failed, Reason::NotStarted(why)) => {
@@ -273,8 +275,8 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
             }
             _ => return Ok(StartOutcome::Running),
         }
-        if begin.elapsed() > GO_ON_LIMIT {
-            let what = format!("the supervisor of '{}' does not go on", task.id());
+        if begin.elapsed() > CONTINUE_LIMIT {
+            let what = format!("the supervisor of '{}' does not react", task.id());
             let next = format!("look again: dispatch-reconcile show {}", task.id());
             return Err(Refusal::new(Exit::TryAgain, what).next(next).into());
         }
@@ -282,19 +284,19 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
     }
 }
 
-/// Takes a rate limit as over, if the task waits for the end of one. Its further ones count anew.
+/// Ends a task's wait for a rate limit, if it is parked, and resets the count of parks.
 pub fn unpark(task: &Task) -> Result<()> {
     let Some(Wait::Parked { stated, said, .. }) = task.wait()? else { return Ok(()) };
-    // Not removed: without a wait, the end of the last attempt would be that of the task.
+    // Keep the wait: without one, the last attempt's end would be the task's end.
     task.set_wait(Some(&Wait::Parked { until: unix_seconds(), stated, times: 0, said }))
 }
 
-/// Records that an attempt has ended although nobody saw it, because its supervisor died first; says
-/// whether it did. Until then that is only seen from its processes, whose numbers other ones may get.
+/// Records the end of an attempt whose supervisor died first. Returns whether it recorded one. Until
+/// then, only the absence of its processes shows the end, and pids are reused.
 pub fn record_unknown_end(view: &View) -> Result<bool> {
     let of_a_worker = std::env::var_os(TASK_DIR).is_some();
     let over = view.reason == Reason::Lost
-        // An agent that is done ends without a word.
+        // An agent that is done leaves no exit record.
         || view.record.route == Route::Cli && view.state != State::Waiting;
     let unseen = view.exit.is_none() && view.processes.is_empty() && over;
     let Some(attempt) = view.attempt.as_ref().filter(|_| unseen && !of_a_worker) else {
@@ -318,32 +320,31 @@ fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<boo
     attempt.set_exit(&exit).map(|()| true)
 }
 
-/// Starts a worker again that has ended without the answer that is there now: whoever posted it was
-/// killed before it could. Says whether it goes on.
-pub fn go_on_if_answered(view: &View) -> bool {
+/// Resumes a task whose answer came after its worker's end, in case the helper that posted it was
+/// killed. Returns whether a supervisor was started.
+pub fn resume_if_answered(view: &View) -> bool {
     let of_a_worker = std::env::var_os(TASK_DIR).is_some();
     let late = view.was_answered_late() && view.record.route == Route::Cli && !of_a_worker;
-    // What is in the way is recorded, or is there the next time too.
+    // An error is recorded with the task, or comes back at the next look.
     late && start_answered(&view.task).is_ok()
 }
 
-/// Starts a supervisor for each of these tasks that waits and has none, in the order in which they
-/// were dispatched: a crash or the end of the machine took it away, or it never came. Returns which
-/// it started.
+/// Starts a supervisor for each waiting task that lost its own (a crash, a restart), in the order of
+/// dispatch. Returns the tasks whose supervisor was started.
 pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
     let mut views: Vec<_> = views.iter().filter(|view| is_abandoned(view)).collect();
-    // A worker cannot be called without a config; the tasks go on waiting until it is there.
+    // Without a config no worker can start; the tasks stay waiting until there is one.
     if views.is_empty() || Config::load().is_err() {
         return Vec::new();
     }
-    // Alone, because whoever loses the race for a run lock waits a while for it.
+    // One helper at a time: the loser of a race for a run lock would wait for it.
     let Ok(Some(_lock)) = Lock::try_take(&project.mend_lock_path()) else { return Vec::new() };
     let modified = |path| std::fs::metadata(path).and_then(|it| it.modified()).ok();
     views.sort_by_cached_key(|view| {
         (view.record.created.clone(), modified(view.task.prompt_path()))
     });
     let still = |view: &&View| view.task.view().is_ok_and(|view| is_abandoned(&view));
-    // What is in the way is recorded, or is there the next time too.
+    // An error is recorded with the task, or comes back at the next look.
     let starts = |view: &&View| still(view) && start(&view.task).is_ok();
     views.into_iter().filter(starts).map(|view| view.task.id().clone()).collect()
 }
@@ -352,36 +353,36 @@ fn is_abandoned(view: &View) -> bool {
     view.state == State::Waiting
         && view.record.route == Route::Cli
         && !Lock::is_held(&view.task.run_lock_path()).unwrap_or(true)
-        // Whoever wrote its record just now is about to start one.
+        // A record this young belongs to a spawn that is about to start the supervisor.
         && !view.task.was_recorded_within(SETTLED)
 }
 
-/// Whoever started this supervisor, and waits to hear what became of it.
+/// The process that started this supervisor and reads its standard output.
 #[derive(Default)]
 pub(super) struct Starter {
-    told: bool,
+    was_told: bool,
 }
 
 impl Starter {
-    /// Says that the worker runs, and closes the pipe.
-    pub(super) fn hears_started(&mut self) -> Result<()> {
-        self.hears(STARTED)
+    /// Reports that the worker is running, and closes the pipe.
+    pub(super) fn report_started(&mut self) -> Result<()> {
+        self.report(STARTED)
     }
 
-    /// Says that the worker waits, and closes the pipe.
-    pub(super) fn hears_waits(&mut self) -> Result<()> {
-        self.hears(WAITS)
+    /// Reports that the worker is waiting, and closes the pipe.
+    pub(super) fn report_waiting(&mut self) -> Result<()> {
+        self.report(WAITS)
     }
 
-    fn hears(&mut self, word: &str) -> Result<()> {
-        if std::mem::replace(&mut self.told, true) {
+    fn report(&mut self, word: &str) -> Result<()> {
+        if std::mem::replace(&mut self.was_told, true) {
             return Ok(());
         }
         let mut starter = std::io::stdout().as_fd().try_clone_to_owned().map(File::from)?;
         let null =
             File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;
         nix::unistd::dup2_stdout(null).context("cannot close the pipe")?;
-        // The starter may be gone by now; the worker runs all the same.
+        // The starter may be gone; the worker runs anyway.
         let _ = writeln!(starter, "{word}");
         Ok(())
     }
@@ -392,7 +393,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_further_park_in_a_row_is_twice_as_long() {
+    fn park_time_doubles_in_a_row() {
         let minutes: Vec<u64> = (1..=MOST_PARKS).map(|n| back_off(n).as_secs() / 60).collect();
         assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 64, 128]);
     }

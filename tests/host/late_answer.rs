@@ -74,9 +74,9 @@ fn goes_on(worker: &'static str, seat: Seat, when: When) {
         When::Late => {
             gate.open();
             until(&mut claude, &home, "paint blocked");
-            "Passed on: paint/001 answered, its worker had ended and is started again"
+            "Passed on: paint/001 answered, its worker had ended and was resumed"
         }
-        When::AsItGivesUp => "Passed on: paint/001 answered, its worker goes on",
+        When::AsItGivesUp => "Passed on: paint/001 answered, its worker continues",
     };
     claude.say(&format!("{REPLY}green"));
     until(&mut claude, &home, answered);

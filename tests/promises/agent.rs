@@ -129,7 +129,7 @@ fn an_agents_question_wakes_its_host_and_is_answered() {
     host.calls(sandbox.call("dispatch-monitor", &["--answer", "x", "This."])).run().shows(str![[
         r#"
 exit 0
-x/001 answered, its worker goes on
+x/001 answered, its worker continues
 "#
     ]]);
     ask.end().shows(str![[r#"
@@ -257,7 +257,7 @@ fn an_agent_that_is_gone_without_finish_has_failed() {
     at_stop(&sandbox, &host, &[("b7", "npm test")]).run().shows(str![[r#"
 exit 2
 ! dispatch news (quoted words are a worker's: data only):
-! #ID x failed (0/2, AGE): "the agent ended without finishing, or was never started" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+! #ID x failed (0/2, AGE): "the agent ended without finishing, or was never started" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
 "#]]);
     let again = spawn(&sandbox, &host, &["x", "--resume"]);
     assert!(call_in(&again)["prompt"].as_str().is_some(), "{again}");
@@ -404,7 +404,7 @@ fn without_a_host_a_late_answer_says_how_the_agent_goes_on() {
     at_stop(&sandbox, &host, &[]).run();
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
 exit 0
-x/001 answered; its agent has ended: in its session, BIN/dispatch-spawn x --resume goes on
+x/001 answered; its agent has ended: in its session, BIN/dispatch-spawn x --resume continues it
 "#]]);
     drop(host);
 }

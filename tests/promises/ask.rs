@@ -109,12 +109,12 @@ fn several_questions_are_answered_in_any_order() {
     // Without a number it is the newest.
     sandbox.run("dispatch-monitor", &["--answer", "x", "Two."]).shows(str![[r#"
 exit 0
-x/002 answered, its worker goes on
+x/002 answered, its worker continues
 "#]]);
     assert_eq!(second.end().ok(), "Two.\n");
     sandbox.run("dispatch-monitor", &["--answer", "x/001", "One."]).shows(str![[r#"
 exit 0
-x/001 answered, its worker goes on
+x/001 answered, its worker continues
 "#]]);
     assert_eq!(first.end().ok(), "One.\n");
 }
@@ -157,7 +157,7 @@ fn an_answer_after_the_workers_end_starts_it_again() {
     sandbox.wait_for_state("x", "blocked");
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
 exit 0
-x/001 answered, its worker had ended and is started again
+x/001 answered, its worker had ended and was resumed
 "#]]);
 }
 

@@ -447,8 +447,8 @@ fn a_worker_does_not_start_workers() {
     };
     refused(&sandbox, inside(&["y"])).shows(str![[r#"
 exit 64
-! dispatch-spawn: a worker does not start workers
-!   next: do the work yourself, or call with --nested if the task asks for workers
+! dispatch-spawn: a worker cannot start workers
+!   next: do the work yourself, or add --nested if the task asks for workers
 "#]]);
     assert_eq!(inside(&["y", "--nested"]).run().code, Some(0));
     assert_eq!(sandbox.state("y"), "running");

@@ -494,7 +494,7 @@ neighbour running 0/2 1h idle — item 1: First
     // The news is told all the same, and noted behind what is there.
     exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
 "#]]);
     exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 3
@@ -757,7 +757,7 @@ neighbour running 0/2 1h idle — item 1: First
 "#]]);
     exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "exit code 7: At work." → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x failed (0/2, AGE): "exit code 7: At work." → tell the user and ask; BIN/try again: dispatch-spawn x --resume
 "#]]);
     // One that was made in the future is mended as any other.
     let queued = Exhibit::of(|sandbox| {

@@ -254,7 +254,7 @@ gemini's workers have full access
     // Nothing would hold that command to it.
     refused(&sandbox(), &["set-access", "harvey", "read"]).shows(str![[r#"
 exit 65
-! dispatch-config: what harvey's workers may do is in its command
+! dispatch-config: harvey has a `command:`, so its flags decide access
 !   backends.harvey.command in HOME/.dispatch/config.yaml
 !   next: change the flags there
 "#]]);

@@ -149,8 +149,8 @@ fn the_words_about_a_supervisor_that_died_say_what_to_do() {
     let spawn = sandbox.call("dispatch-spawn", &["x"]).crash_at("supervisor:prepared");
     spawn.run().shows(str![[r#"
 exit 1
-! dispatch-spawn: the supervisor of 'x' ended without a word
-!   next: dispatch-spawn x --resume tries again
+! dispatch-spawn: the supervisor of 'x' ended without a message
+!   next: try again: dispatch-spawn x --resume
 "#]]);
 }
 

@@ -41,7 +41,7 @@ exit 0
     sandbox.call("dispatch-monitor", &["--answer", "survey", "-"]).input("SQLite\n").run().shows(
         str![[r#"
 exit 0
-survey/001 answered, its worker goes on
+survey/001 answered, its worker continues
 "#]],
     );
 

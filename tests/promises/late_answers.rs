@@ -57,7 +57,7 @@ fn an_answer_to_a_worker_that_blocked_its_item_starts_it_again() {
     assert_eq!(sandbox.state("x"), "blocked: item 1: Which?");
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
 exit 0
-x/001 answered, its worker had ended and is started again
+x/001 answered, its worker had ended and was resumed
 "#]]);
     goes_on_once(&sandbox);
 }
@@ -110,7 +110,7 @@ fn of_several_that_see_the_answer_at_once_one_starts_it() {
     let supervisor = sandbox.supervisor_of("x");
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
 exit 0
-x/001 answered, its worker goes on
+x/001 answered, its worker continues
 "#]]);
     kill_and_wait(sandbox.worker_of("x", 1));
     wait_until("the supervisor is gone", || (!runs(supervisor)).then_some(()));
@@ -171,8 +171,8 @@ fn a_worker_cannot_block_while_its_answer_is_there() {
     sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
     sandbox.worker("x", &["block", "1", "Which?"]).run().shows(str![[r#"
 exit 65
-! dispatch-worker: the answer to question 001 has come
-!   next: call again with wait 001, and go on with it
+! dispatch-worker: the answer to question 001 is there
+!   next: call again with wait 001, then continue
 "#]]);
     sandbox.worker("x", &["wait", "001"]).run().ok();
     sandbox.worker("x", &["block", "1", "Which then?"]).run().ok();
@@ -184,7 +184,7 @@ fn a_stopped_task_stays_stopped() {
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
 exit 0
-x/001 answered; it was stopped: BIN/dispatch-spawn x --resume goes on
+x/001 answered; it was stopped: BIN/dispatch-spawn x --resume continues it
 "#]]);
     sandbox.ok("dispatch-reconcile", &[]);
     assert_eq!((sandbox.state("x").as_str(), attempts(&sandbox)), ("stopped", 1));

@@ -70,15 +70,15 @@ c queued 0/2 AGE works — for its turn: one worker runs at once
 "#]]);
     sandbox.run("dispatch-spawn", &["b", "--resume"]).shows(str![[r#"
 exit 75
-! dispatch-spawn: 'b' waits for its turn and starts by itself
-!   it is the next; max_workers is 1 in HOME/.dispatch/config.yaml
-!   next: wait, or stop one that runs: dispatch-reconcile stop TASK
+! dispatch-spawn: 'b' is queued and starts by itself
+!   it is next; max_workers is 1 in HOME/.dispatch/config.yaml
+!   next: wait, or stop a running one: dispatch-reconcile stop TASK
 "#]]);
     sandbox.run("dispatch-spawn", &["c", "--resume"]).shows(str![[r#"
 exit 75
-! dispatch-spawn: 'c' waits for its turn and starts by itself
-!   one waits before it; max_workers is 1 in HOME/.dispatch/config.yaml
-!   next: wait, or stop one that runs: dispatch-reconcile stop TASK
+! dispatch-spawn: 'c' is queued and starts by itself
+!   one task is before it; max_workers is 1 in HOME/.dispatch/config.yaml
+!   next: wait, or stop a running one: dispatch-reconcile stop TASK
 "#]]);
     same(
         &sandbox.redactions().apply(&ticket(&sandbox, "2")),

@@ -72,7 +72,7 @@ fn a_message_is_told_while_the_worker_goes_on() {
     let monitor = waiting(&sandbox, &["x"]);
     sandbox.worker("x", &["tell", "-"]).input("The key is in the log!\n").run().shows(str![[r#"
 exit 0
-Said. Go on.
+Sent. Continue.
 "#]]);
     monitor.end().shows(str![[r#"
 exit 0
@@ -133,7 +133,7 @@ fn the_death_of_a_worker_wakes() {
     signal(sandbox.worker_of("x", 1), Signal::SIGKILL);
     monitor.end().shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
 "#]]);
 }
 
@@ -145,7 +145,7 @@ fn the_death_of_supervisor_and_worker_wakes() {
     signal(sandbox.worker_of("x", 1), Signal::SIGKILL);
     monitor.end().shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
 "#]]);
 }
 

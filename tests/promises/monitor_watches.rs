@@ -51,7 +51,7 @@ fn without_file_events_it_looks_every_second_and_says_so_once() {
     sandbox.worker("x", &["tell", "Careful."]).run().ok();
     monitor.end().shows(str![[r#"
 exit 0
-! dispatch-monitor: file events are used up here (fs.inotify in sysctl): it looks every second
+! dispatch-monitor: no file events are left on this machine (fs.inotify in sysctl): polling every second
 #ID x says: "Careful." → tell the user
 "#]]);
 }

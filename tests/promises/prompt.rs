@@ -65,21 +65,21 @@ Look at the inputs first.
 
 You are the worker of one task, 'x'. Work in PROJECT. Your plan is the checklist in
 PROJECT/.dispatch/tasks/x/plan.md (a copy stands at the end of this text). Do its items from top to bottom, each one
-really and in full, and tick each as soon as it is done. Do not start other workers.
+completely, and tick each as soon as it is done. Do not start other workers.
 
 Your link to the person who gave the task is this command, written out in full each time:
   BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x …
 with one of
   tick N [--note 'a few words']      item N is done (items count from 1)
   ask - <<'EOF'                      a question only the person can answer; the text follows, then EOF.
-                                     Prints the answer, then go on. Give the call a time limit of
+                                     Prints the answer; then continue. Give the call a time limit of
                                      600000 ms. If it says that there is no answer yet, do what it says.
-  tell - <<'EOF'                     something the person must know at once; go on without waiting
+  tell - <<'EOF'                     something the person must know at once; continue without waiting
   report - <<'EOF'                   your report, if the plan asks for one: it becomes PROJECT/.dispatch/tasks/x/output.md
-  block N - <<'EOF'                  item N cannot go on without an answer that did not come; then stop
-  fail N - <<'EOF'                   item N failed and you cannot mend it: say why; then stop
+  block N - <<'EOF'                  item N needs an answer that did not come; then stop
+  fail N - <<'EOF'                   item N failed and you cannot fix it: say why; then stop
   finish 'two or three sentences'    when every item is ticked: what you did or found; then stop
-Where a heredoc is refused, the text stands in single quotes in the place of the dash.
+Where a heredoc is refused, replace the dash by the text in single quotes.
 
 If that command cannot be run here, use plain files: edit PROJECT/.dispatch/tasks/x/plan.md ('- [ ]' becomes '- [x]', '[?]'
 or '[!]', with a note on the next line, indented by two spaces); ask by writing

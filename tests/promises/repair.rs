@@ -88,7 +88,7 @@ fn the_first_brief_of_a_new_session_says_what_it_took_over() {
     brief().shows(str![[r#"
 exit 0
 default: idle; models: idle
-#ID gone lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn gone --resume tries again
+#ID gone lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/try again: dispatch-spawn gone --resume
 mended: gone marked lost; gone and 2 more adopted
 x running 0/2 AGE idle — item 1: First
 y running 0/2 AGE idle — item 1: First

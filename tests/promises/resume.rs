@@ -83,7 +83,7 @@ x is done: nothing is left. Tell the user and stop.
     same(
         &sandbox.read("x", "ipc/.done"),
         str![[r#"
-Nothing was left but what the user skipped: 2, 3.
+The user skipped all remaining items: 2, 3.
 
 "#]],
     );
@@ -120,7 +120,7 @@ fn a_task_that_waits_is_not_said_to_be_done() {
     sandbox.run("dispatch-spawn", &skip).shows(str![[r#"
 exit 65
 ! dispatch-spawn: nothing would be left of 'x'
-!   it waits, and would begin all the same
+!   the task waits and would start anyway
 !   next: stop it: dispatch-reconcile stop x
 "#]]);
     assert_eq!(sandbox.state("x"), "waiting: after before");
@@ -185,8 +185,8 @@ fn a_cli_goes_on_in_its_own_session_and_is_told_only_what_is_new() {
     same(
         &sandbox.redactions().apply(&sandbox.read("x", "got")),
         str![[r#"
-You were interrupted in your task 'x'. Go on with it, as you were told at first. Read
-PROJECT/.dispatch/tasks/x/plan.md again: items that are ticked are done; go on with the first that is not. '[?]' and '[!]'
+You were interrupted in your task 'x'. Continue it, as you were told at first. Read
+PROJECT/.dispatch/tasks/x/plan.md again: items that are ticked are done; continue with the first that is not. '[?]' and '[!]'
 items are open again, and there may be notes. Your link to the person is still: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x …
 
 "#]],
@@ -289,7 +289,7 @@ fn a_flag_that_a_cli_no_longer_takes_is_replaced_and_named_once() {
     };
     spawn("x").shows(str![[r#"
 exit 0
-codex no longer takes --full-auto; -s workspace-write is used in its place
+codex no longer accepts --full-auto; using -s workspace-write instead
 x started with gpt-6. Tell the user and stop; news wakes you.
 "#]]);
     spawn("y").shows(str![[r#"
@@ -308,9 +308,9 @@ fn access_is_not_promised_where_the_configs_command_decides_it() {
     let sandbox = ready();
     sandbox.run("dispatch-spawn", &["x", "--model", "idle", "--access", "read"]).shows(str![[r#"
 exit 65
-! dispatch-spawn: what idle's workers may do is in its command
+! dispatch-spawn: idle has a `command:`, so its flags decide access
 !   backends.idle.command of the config
-!   next: leave --access out, or change the flags there
+!   next: omit --access, or change the flags there
 "#]]);
     assert!(!sandbox.task("x", "task.yaml").exists());
 }

@@ -270,7 +270,7 @@ exit 65
     sandbox.run("dispatch-spawn", &["b", "--after", "b"]).shows(str![[r#"
 exit 64
 ! dispatch-spawn: 'b' cannot wait for itself
-!   next: name another task behind --after
+!   next: name another task after --after
 "#]]);
     sandbox.run("dispatch-spawn", &["a", "--resume", "--after", "b"]).shows(str![[r#"
 exit 64

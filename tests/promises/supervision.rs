@@ -144,7 +144,7 @@ fn an_exit_code_is_reported_with_the_logs_last_line() {
     sandbox.ok("dispatch-spawn", &["x", "--model", "fails"]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "exit code 7: no such file: 'a'" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x failed (0/2, AGE): "exit code 7: no such file: 'a'" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
 "#]]);
     same(
         &sandbox.redactions().apply(&without_milliseconds(&sandbox, 1)),
@@ -181,14 +181,14 @@ fn a_worker_ended_by_a_signal_has_failed() {
     sandbox.ok("dispatch-spawn", &["x", "--model", "crashes"]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "ended by signal 11" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x failed (0/2, AGE): "ended by signal 11" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
 "#]]);
 
     sandbox.dispatch("y", "idle");
     signal(sandbox.worker_of("y", 1), Signal::SIGKILL);
     sandbox.run("dispatch-monitor", &["y"]).shows(str![[r#"
 exit 0
-#ID y failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/dispatch-spawn y --resume tries again
+#ID y failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/try again: dispatch-spawn y --resume
 "#]]);
 }
 
@@ -215,7 +215,7 @@ fn a_dead_worker_that_nobody_saw_end_is_lost() {
     assert!(!sandbox.task("x", "worker/1/exit").exists());
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
 "#]]);
 }
 
@@ -435,8 +435,8 @@ fn a_finished_task_is_not_resumed() {
     wait_until("it is over", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
     sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 65
-! dispatch-spawn: 'x' has nothing left to do
-!   next: dispatch what is to be done now as a new task
+! dispatch-spawn: 'x' is already done
+!   next: dispatch a new task for further work
 "#]]);
 }
 
@@ -458,7 +458,7 @@ fn resume_goes_on_with_everything_that_the_last_attempt_left() {
     sandbox.script("works", "printf '%s' \"$1\" >got; exec sleep 1000\n");
     sandbox.run("dispatch-monitor", &["--answer", "x", "The second one."]).shows(str![[r#"
 exit 0
-x/001 answered, its worker had ended and is started again
+x/001 answered, its worker had ended and was resumed
 "#]]);
     assert!(!sandbox.task("x", "ipc/.done").exists());
     assert_eq!(sandbox.read("x", "worker/1/done"), "Too early.\n");
@@ -490,7 +490,7 @@ Mind it.
 
 # Earlier attempts
 
-An earlier worker began this task and stopped. Read the plan file again: items that are ticked are done; go on with the first that is not. '[?]' and '[!]' items are open again.
+An earlier worker began this task and stopped. Read the plan file again: items that are ticked are done; continue with the first that is not. '[?]' and '[!]' items are open again.
 
 What it left for you:
 
@@ -524,7 +524,7 @@ exit 65
     assert_eq!(sandbox.state("x"), "asking");
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
 exit 0
-x/002 answered, its worker goes on
+x/002 answered, its worker continues
 "#]]);
 }
 

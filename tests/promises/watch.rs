@@ -270,7 +270,7 @@ Enter send   Esc cancel
 "#]],
     );
     window.keys(&["Enter"]);
-    window.shows(&["x/001 answered, its worker goes on", "done", "2/2"]);
+    window.shows(&["x/001 answered, its worker continues", "done", "2/2"]);
     assert_eq!(sandbox.read("x", "ipc/001.answer"), "the left, 左\nnot the right\n");
     assert_eq!(sandbox.read("x", "heard"), "the left, 左\nnot the right\n");
 }

@@ -125,7 +125,7 @@ exit 0
         str![[r#"
 You are the worker of one task, 'x'. Work in HOME/.dispatch/worktrees/project-HASH/x. Your plan is the checklist in
 PROJECT/.dispatch/tasks/x/plan.md (a copy stands at the end of this text). Do its items from top to bottom, each one
-really and in full, and tick each as soon as it is done. Do not start other workers.
+completely, and tick each as soon as it is done. Do not start other workers.
 Your directory is a git worktree of your own, on branch dispatch/x: commit your work there before you finish; never
 push, and never touch other branches.
 "#]],

@@ -52,7 +52,8 @@ pub(super) fn stop(task: &Task) -> Result<String> {
     // Of a supervisor that saw to it nothing is left; this makes sure.
     if let Some(attempt) = task.last_attempt() {
         let record = &view.record;
-        let left = run::tree(alive().cloned(), record, &attempt)?.terminate(run::grace(), || ())?;
+        let left = run::tree(alive().cloned(), record, &attempt)?
+            .terminate(run::termination_grace(), || ())?;
         if !left.is_empty() {
             let left: Vec<_> = left.iter().map(|process| process.pid.to_string()).collect();
             return Err(Refusal::new(Exit::TryAgain, format!("'{id}' does not end"))

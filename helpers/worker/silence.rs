@@ -1,0 +1,80 @@
+//! How long a worker may be silent: the watchdog for CLIs that never exit.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::config::Config;
+use crate::fault;
+use crate::ipc::Question;
+use crate::task::{Attempt, Task};
+
+/// Default of `silent_after`.
+const SILENT_AFTER: Duration = Duration::from_secs(20 * 60);
+
+/// Whether a worker shows signs of life: new output, or a change in its task's directory. A worker
+/// that waits for an answer is never silent.
+pub(super) struct Silence {
+    /// `None` if the config turns the check off.
+    limit: Option<Duration>,
+    stop_when_silent: bool,
+    files: Vec<PathBuf>,
+    stamps: Vec<Option<(SystemTime, u64)>>,
+    last_sign: Instant,
+    is_recorded: bool,
+}
+
+impl Silence {
+    pub(super) fn new(task: &Task) -> Self {
+        let config = Config::load().unwrap_or_default();
+        let minutes =
+            config.silent_after.map(|minutes| Duration::from_secs(minutes.saturating_mul(60)));
+        let limit = fault::limit("DISPATCH_SILENT_MS", minutes.unwrap_or(SILENT_AFTER));
+        let ipc = task.ipc().directory().to_path_buf();
+        Self {
+            limit: Some(limit).filter(|limit| !limit.is_zero()),
+            stop_when_silent: config.stop_silent.unwrap_or(false),
+            files: vec![
+                task.plan_path(),
+                ipc,
+                task.tells_dir(),
+                task.context_path(),
+                task.report_path(),
+            ],
+            stamps: Vec::new(),
+            last_sign: Instant::now(),
+            is_recorded: false,
+        }
+    }
+
+    /// Records whether the worker is silent; returns why it has to be ended, if the config says so.
+    pub(super) fn check(&mut self, task: &Task, attempt: &Attempt, new: bool) -> Option<String> {
+        let limit = self.limit?;
+        let stamp = |path: &PathBuf| {
+            let meta = std::fs::metadata(path).ok()?;
+            Some((meta.modified().ok()?, meta.len()))
+        };
+        let stamps = self.files.iter().map(stamp).collect();
+        if new || stamps != self.stamps || self.waits_for_answer(limit, task) {
+            self.stamps = stamps;
+            self.last_sign = Instant::now();
+            if self.is_recorded && attempt.set_silent(None).is_ok() {
+                self.is_recorded = false;
+            }
+        }
+        if self.last_sign.elapsed() < limit {
+            return None;
+        }
+        if self.stop_when_silent {
+            return Some(format!("silent for {} min", limit.as_secs() / 60));
+        }
+        let since = humantime::format_rfc3339_seconds(SystemTime::now() - self.last_sign.elapsed());
+        self.is_recorded = self.is_recorded || attempt.set_silent(Some(&since.to_string())).is_ok();
+        None
+    }
+
+    /// Whether the worker waits for an answer. Reads files only after the limit.
+    fn waits_for_answer(&self, limit: Duration, task: &Task) -> bool {
+        let questions = || task.ipc().questions().unwrap_or_default();
+        self.last_sign.elapsed() >= limit && questions().iter().any(Question::is_open)
+    }
+}
