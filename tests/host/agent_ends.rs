@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::{
+use crate::support::{
     claude::{Claude, Options},
     model::{Model, Reply},
     process::Home,

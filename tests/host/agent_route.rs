@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::json;
 
-use super::{
+use crate::support::{
     claude::{Claude, Options, Terminal},
     model::{Model, Reply},
     process::{Home, wait_until},

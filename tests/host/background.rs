@@ -3,7 +3,7 @@
 use regex::Regex;
 use serde_json::json;
 
-use super::{
+use crate::support::{
     claude::{Claude, Options, Terminal},
     model::{Model, Reply},
     process::Home,

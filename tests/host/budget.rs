@@ -28,7 +28,7 @@ use regex::Regex;
 use serde_json::json;
 use snapbox::{IntoData, assert_data_eq};
 
-use super::{
+use crate::support::{
     claude::{Claude, Options},
     codex,
     model::{Model, Part, Reply},

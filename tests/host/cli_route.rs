@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::json;
 
-use super::{
+use crate::support::{
     claude::{Claude, Options},
     codex,
     model::{Model, Reply},

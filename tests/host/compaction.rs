@@ -1,7 +1,7 @@
 //! A conversation is compacted while its tasks are open: what the host's model then no longer knows,
 //! one `/dispatch` tells it.
 
-use super::{
+use crate::support::{
     claude::{Claude, Options},
     model::{Model, Reply},
     request::Request,

@@ -3,7 +3,7 @@
 
 use std::{fs, os::unix::fs::symlink};
 
-use super::{
+use crate::support::{
     claude::{Claude, Options},
     model::{Model, Reply},
     skill,

@@ -12,9 +12,10 @@ use regex::Regex;
 use serde_json::json;
 use snapbox::str;
 
-use super::{
+use super::helpers;
+use crate::support::{
     claude::environment,
-    codex, helpers,
+    codex,
     model::{Model, Reply},
     process::{Home, wait_until},
     request::Request,

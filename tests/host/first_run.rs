@@ -5,9 +5,10 @@ use std::{env, path::Path, process::Command};
 
 use serde_json::Value;
 
-use super::{
+use super::helpers;
+use crate::support::{
     claude::{Claude, Options},
-    codex, helpers,
+    codex,
     model::{Model, Reply},
     process::{HOSTS, Home, path},
     request::Request,

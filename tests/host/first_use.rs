@@ -1,8 +1,8 @@
 //! The first `/dispatch`: before the helpers are installed, and before there is a config.
 
-use super::{
+use super::helpers;
+use crate::support::{
     claude::{Claude, Options},
-    helpers,
     model::Model,
     process::Home,
     skill,

@@ -8,7 +8,7 @@ use nix::{
 };
 use serde_json::json;
 
-use super::{
+use crate::support::{
     claude::{Claude, Options},
     model::{Model, Reply},
     process::{Home, runs, wait_until},

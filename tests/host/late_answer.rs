@@ -1,6 +1,6 @@
 //! An answer to a worker that has given up: its CLI's own session goes on with it.
 
-use super::{
+use crate::support::{
     claude::{Claude, Options},
     codex,
     model::{Model, Reply},

@@ -3,23 +3,16 @@
 //!
 //! `fetch.sh` installs the CLIs; `DISPATCH_HOSTS` names where. No account is needed.
 
-mod background;
-mod budget;
-mod claude;
-mod codex;
-mod compaction;
-mod git;
 #[path = "../helpers/mod.rs"]
 mod helpers;
-mod model;
-mod process;
-mod request;
-mod skill;
-mod story;
+mod support;
 
 mod agent_ends;
 mod agent_route;
+mod background;
+mod budget;
 mod cli_route;
+mod compaction;
 mod escalation;
 mod failures;
 mod first_run;

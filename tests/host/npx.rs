@@ -9,9 +9,9 @@ use std::{
 
 use walkdir::WalkDir;
 
-use super::{
+use super::helpers::{self, VERSION};
+use crate::support::{
     git::Repository,
-    helpers::{self, VERSION},
     process::{Home, fetched, path},
 };
 

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command};
 use dispatch::HELPERS;
 use serde_json::{Value, json};
 
-use super::{
+use crate::support::{
     claude::{Claude, Options, environment},
     git::Repository,
     model::{Model, Reply},

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 
-use super::{
+use crate::support::{
     claude::{Claude, Options, Terminal},
     model::{Model, Reply},
     process::Home,

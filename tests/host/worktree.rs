@@ -7,9 +7,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::{
+use super::helpers;
+use crate::support::{
     claude::environment,
-    codex, helpers,
+    codex,
     model::{Model, Reply},
     process::wait_until,
     request::Request,

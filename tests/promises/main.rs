@@ -27,6 +27,7 @@ mod hook;
 mod install;
 mod late_answers;
 mod launchers;
+mod layers;
 mod limits;
 mod merge;
 mod monitor;

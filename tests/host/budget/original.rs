@@ -16,14 +16,14 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::{
-    super::{
-        model::Reply,
-        process::Home,
-        story::{file, task},
-    },
     Player, Session,
     story::{Scene, Work, Worker},
     tell,
+};
+use crate::support::{
+    model::Reply,
+    process::Home,
+    story::{file, task},
 };
 
 /// SKILL.md after its frontmatter; 23,852 bytes in the file.

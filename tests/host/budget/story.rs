@@ -1,7 +1,7 @@
 //! The stories that are measured: what the person says, what the host tells the person, and what the
 //! workers do. They are the same whoever dispatches.
 
-use super::super::story::{Job, REPLY};
+use crate::support::story::{Job, REPLY};
 
 /// Who does a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,8 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{helpers, process::Home};
+use super::process::Home;
+use crate::helpers;
 
 /// What an installer of skills copies, as far as the skill reads it.
 const SKILL: [&str; 6] =

@@ -1,0 +1,10 @@
+//! What the stories share: the real CLIs, the scripted model, and the dispatcher that obeys the skill.
+
+pub(crate) mod claude;
+pub(crate) mod codex;
+pub(crate) mod git;
+pub(crate) mod model;
+pub(crate) mod process;
+pub(crate) mod request;
+pub(crate) mod skill;
+pub(crate) mod story;
