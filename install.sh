@@ -80,7 +80,9 @@ case $0 in
     *) folder=. ;;
 esac
 folder=$(CDPATH='' cd -- "$folder" && pwd)
-read -r version <"$folder/helpers/VERSION"
+version=
+# shellcheck source=/dev/null
+. "$folder/helpers/VERSION"
 helpers='dispatch-config dispatch-spawn dispatch-monitor dispatch-reconcile dispatch-worker'
 
 home=${DISPATCH_HOME:-${XDG_DATA_HOME:-${HOME:+$HOME/.local/share}}}
@@ -210,7 +212,7 @@ put_in_place() {
 
 install_helpers() {
     # Somebody's own changes need their own build.
-    [ "$(sh "$folder/helpers/version.sh")" = "$version" ] || build=yes
+    [ "$(sh "$folder/helpers/version.sh")" = "$(cat "$folder/helpers/VERSION")" ] || build=yes
     if [ $build = no ] && in_place; then
         say "The helpers of dispatch $version are in $place already"
         return

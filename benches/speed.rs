@@ -721,7 +721,7 @@ impl Home {
     }
 
     fn helper(&self, name: &str) -> PathBuf {
-        self.path("helpers").join(helpers::VERSION.trim_end()).join(name)
+        self.path("helpers").join(helpers::VERSION.as_str()).join(name)
     }
 
     fn command(&self, program: &Path) -> Command {

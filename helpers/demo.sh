@@ -3,7 +3,9 @@
 # It is given the skill's folder, the home of the helpers, and the answer for a person who is not there.
 set -eu
 folder=$1 home=$2 answer=$3
-read -r version <"$folder/helpers/VERSION"
+version=
+# shellcheck source=/dev/null
+. "$folder/helpers/VERSION"
 
 fail() {
     code=$1

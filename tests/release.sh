@@ -23,8 +23,10 @@ fail() {
     exit 1
 }
 
-version=$(sh helpers/version.sh)
-[ "$version" = "$(cat helpers/VERSION)" ] || fail 'helpers/VERSION is of other sources'
+sh helpers/version.sh | cmp -s - helpers/VERSION || fail 'helpers/VERSION is of other sources'
+version=
+# shellcheck source=/dev/null
+. helpers/VERSION
 triple=$(rustc -vV | sed -n 's/^host: //p')
 case $triple in
     *-apple-darwin) system=macos ;;

@@ -33,8 +33,8 @@ cargo clippy --quiet --locked --all-targets --features host-tests -- -D warnings
 if tool shellcheck; then
     shellcheck bin/* install.sh helpers/*.sh tests/*.sh tests/*/*.sh
 fi
-if [ "$(sh helpers/version.sh)" != "$(cat helpers/VERSION)" ]; then
-    echo 'tests/run.sh: helpers/VERSION is of other sources; sh helpers/version.sh >helpers/VERSION' >&2
+if ! sh helpers/version.sh | cmp -s - helpers/VERSION; then
+    echo 'tests/run.sh: helpers/VERSION is of other sources; run: sh helpers/version.sh >helpers/VERSION' >&2
     exit 1
 fi
 

@@ -12,7 +12,17 @@ use dispatch::HELPERS;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dispatch");
 
 /// The version that the launchers look for.
-pub(crate) const VERSION: &str = include_str!("../../helpers/VERSION");
+pub(crate) static VERSION: LazyLock<String> =
+    LazyLock::new(|| version(include_str!("../../helpers/VERSION")));
+
+/// What a shell makes of a VERSION file: the version before the `-`, and the XOR of all hashes.
+pub(crate) fn version(text: &str) -> String {
+    let version = text.lines().find_map(|line| line.strip_prefix("version="));
+    let version = version.and_then(|line| line.strip_suffix("-$((0")).expect("a version");
+    let hashes = text.lines().filter_map(|line| line.strip_prefix("^0x"));
+    let hash = hashes.map(|hash| u64::from_str_radix(hash, 16).expect("a hash"));
+    format!("{version}-{}", hash.fold(0, |all, hash| all ^ hash))
+}
 
 /// The path of a helper: its name beside the built program, because a helper looks for the others
 /// there.
@@ -36,7 +46,7 @@ fn linked(name: &str) -> PathBuf {
 
 /// Puts the helpers where launchers look that are told this home, as install.sh does.
 pub(crate) fn install(home: &Path) {
-    let place = home.join(VERSION.trim_end());
+    let place = home.join(VERSION.as_str());
     fs::create_dir_all(&place).expect("made");
     let program = place.join("dispatch");
     if fs::hard_link(PROGRAM, &program).is_err() {

@@ -29,7 +29,7 @@ fn without_helpers_the_skill_names_the_one_command() {
     skill::install(&home);
     let text = shown(&home);
     let install = home.path().join(".claude/skills/dispatch/install.sh");
-    let version = helpers::VERSION.trim_end();
+    let version = helpers::VERSION.as_str();
     let line = format!(
         "State now:\ndispatch-config {version} is not installed; run: sh \"{}\"\n",
         install.display()

@@ -71,7 +71,6 @@ impl Place {
     #[track_caller]
     fn is_not_installed(&self, skill: &Path, version: &str) {
         let install = skill.join("install.sh");
-        let version = version.trim_end();
         let line = format!(
             "dispatch-config {version} is not installed; run: sh \"{}\"\n",
             install.display()
@@ -102,7 +101,7 @@ fn for_the_user_it_copies_what_is_tracked_and_runs_nothing() {
         assert_eq!(mode(&skill) & 0o100, mode(place.source.folder()) & 0o100, "{}", file.display());
     }
     assert!(!place.home.path().join(".local").exists() && place.home.processes().is_empty());
-    place.is_not_installed(&skill, VERSION);
+    place.is_not_installed(&skill, &VERSION);
     place.install_helpers();
     place.works(&skill);
 }
@@ -115,7 +114,7 @@ fn in_a_project_several_agents_share_one_copy_by_links() {
     let link = place.home.project().join(".claude/skills/dispatch");
     assert_eq!(link.canonicalize().expect("a link"), copy.canonicalize().expect("a folder"));
     assert!(link.is_symlink() && !copy.is_symlink());
-    place.is_not_installed(&link, VERSION);
+    place.is_not_installed(&link, &VERSION);
     place.install_helpers();
     place.works(&link);
     place.works(&copy);
@@ -149,13 +148,12 @@ fn an_update_wipes_the_folder_and_not_the_helpers() {
     place.works(&skill);
 
     // Other sources, whether or not under another version: the old helpers are not used for them.
-    let new = "0.1.0-00000000\n";
-    place.source.publish("helpers/VERSION", new);
+    let new = "0.1.0-1";
+    place.source.publish("helpers/VERSION", &format!("version={new}\n"));
     place.skills(&["update", "-g", "-y"]);
     place.is_not_installed(&skill, new);
-    let place_of =
-        |version: &str| place.home.path().join(".local/share/dispatch").join(version.trim_end());
-    symlink(place_of(VERSION), place_of(new)).expect("linked");
+    let place_of = |version: &str| place.home.path().join(".local/share/dispatch").join(version);
+    symlink(place_of(&VERSION), place_of(new)).expect("linked");
     place.works(&skill);
 }
 

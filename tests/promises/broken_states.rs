@@ -1052,7 +1052,7 @@ fn a_directory_that_only_another_may_write_to() {
     // Where that user finds them.
     let helpers = sandbox.top().join("helpers");
     crate::support::helpers::install(&helpers);
-    let bin = helpers.join(crate::support::helpers::VERSION.trim_end());
+    let bin = helpers.join(crate::support::helpers::VERSION.as_str());
     let mode = |path: &Path, mode: &str| {
         sandbox.program("chmod").args(&["-R", mode]).arg(path).run().ok();
     };
@@ -1140,7 +1140,7 @@ fn a_directory_that_only_another_may_read() {
     let helpers = sandbox.top().join("helpers");
     crate::support::helpers::install(&helpers);
     let reconcile =
-        helpers.join(crate::support::helpers::VERSION.trim_end()).join("dispatch-reconcile");
+        helpers.join(crate::support::helpers::VERSION.as_str()).join("dispatch-reconcile");
     let mode = |path: &Path, mode: &str| {
         sandbox.program("chmod").arg(mode).arg(path).run().ok();
     };

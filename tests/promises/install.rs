@@ -56,9 +56,9 @@ impl Copy {
         let copied = ["bin", "helpers", "install.sh", "Cargo.toml", "Cargo.lock"];
         let copy = copied.iter().fold(copy, |copy, name| copy.arg(repository(name)));
         copy.arg(&folder).run().ok();
-        let version = sandbox.program("sh").arg(folder.join("helpers/version.sh")).run().ok();
-        fs::write(folder.join("helpers/VERSION"), &version).expect("written");
-        let copy = Self { sandbox, folder, version: version.trim_end().into() };
+        let text = sandbox.program("sh").arg(folder.join("helpers/version.sh")).run().ok();
+        fs::write(folder.join("helpers/VERSION"), &text).expect("written");
+        let copy = Self { sandbox, folder, version: helpers::version(&text) };
         fs::create_dir_all(copy.tools()).expect("made");
         TOOLS.iter().for_each(|name| copy.tool(name));
         copy
@@ -112,7 +112,7 @@ impl Copy {
     /// The real helpers, as if they had been installed.
     fn put_in_place(&self) {
         helpers::install(&self.data());
-        let built = self.data().join(helpers::VERSION.trim_end());
+        let built = self.data().join(helpers::VERSION.as_str());
         if built != self.place() {
             fs::rename(built, self.place()).expect("moved");
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use dispatch::HELPERS;
 use snapbox::str;
 
-use crate::support::helpers::{VERSION, install};
+use crate::support::helpers::{VERSION, install, version};
 use crate::support::text::same;
 use crate::support::{Call, PLAN, Sandbox, binary, repository};
 
@@ -19,14 +19,14 @@ fn skill(sandbox: &Sandbox) -> PathBuf {
     // then it cannot be executed.
     let copy = sandbox.program("cp").arg("-R").arg(repository("bin"));
     copy.arg(&folder).run().ok();
-    set_version(&folder, VERSION);
+    set_version(&folder, &format!("version={}", *VERSION));
     folder
 }
 
-/// Says which version of the helpers goes with the skill in this folder.
-fn set_version(folder: &Path, version: &str) {
+/// Writes the skill's VERSION file.
+fn set_version(folder: &Path, text: &str) {
     fs::create_dir_all(folder.join("helpers")).expect("made");
-    fs::write(folder.join("helpers/VERSION"), version).expect("written");
+    fs::write(folder.join("helpers/VERSION"), text).expect("written");
 }
 
 fn launch(sandbox: &Sandbox, launcher: &Path, args: &[&str]) -> Call {
@@ -39,7 +39,7 @@ fn finds_its_helper(call: Call) {
 }
 
 #[test]
-fn the_five_texts_are_identical() {
+fn five_launchers_are_the_same_text() {
     let text = |helper: &&str| fs::read_to_string(repository("bin").join(helper)).expect("text");
     let first = text(&HELPERS[0]);
     assert!(HELPERS.iter().all(|helper| text(helper) == first));
@@ -48,27 +48,33 @@ fn the_five_texts_are_identical() {
 }
 
 #[test]
-fn a_missing_helper_is_named_with_the_command_in_one_line() {
+fn missing_helper_is_named_with_the_install_command() {
     let sandbox = Sandbox::new();
     let folder = skill(&sandbox);
     let ran = launch(&sandbox, &folder.join("bin/dispatch-spawn"), &["x"]).run();
     assert_eq!(ran.code, Some(69));
     same(
-        sandbox.redactions().apply(&ran.err).replace(VERSION.trim_end(), "VERSION").trim_end(),
+        sandbox.redactions().apply(&ran.err).replace(VERSION.as_str(), "VERSION").trim_end(),
         str![[
             r#"dispatch-spawn VERSION is not installed; run: sh "HOME/my skills/dispatch/install.sh""#
         ]],
     );
-    let hook = launch(&sandbox, &folder.join("bin/dispatch-monitor"), &["--hook"]).run();
-    assert_eq!((hook.code, hook.out.as_str(), hook.err.as_str()), (Some(0), "", ""));
+    let hook = || launch(&sandbox, &folder.join("bin/dispatch-monitor"), &["--hook"]).run();
+    let ran = hook();
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(0), "", ""));
+    // Exit code 2 would wake the host.
+    set_version(&folder, "version=0.1.0-$((0\n\n^0x1");
+    assert_eq!(hook().code, Some(0));
 }
 
 #[test]
-fn helpers_of_other_sources_are_not_used() {
+fn helpers_of_other_sources_are_ignored() {
     let sandbox = Sandbox::new();
     let folder = skill(&sandbox);
     install(&sandbox.home().join(".local/share/dispatch"));
-    for other in ["0.1.0-00000000\n", "0.1.0\n", "", "\n"] {
+    let conflict = "version=0.1.0-$((0\n<<<<<<< HEAD\n^0x1\n=======\n^0x2\n>>>>>>> other\n))\n";
+    let half = "version=0.1.0-$((0\n\n^0x1";
+    for other in ["version=0.1.0-0\n", "version=0.1.0\n", "", "\n", conflict, half] {
         set_version(&folder, other);
         let ran = launch(&sandbox, &folder.join("bin/dispatch-config"), &["path"]).run();
         assert_eq!((ran.code, ran.out.as_str()), (Some(69), ""), "{other:?}");
@@ -80,7 +86,7 @@ fn helpers_of_other_sources_are_not_used() {
 }
 
 #[test]
-fn it_is_found_in_all_three_places() {
+fn launchers_look_in_all_three_homes() {
     let sandbox = Sandbox::new();
     let launcher = skill(&sandbox).join("bin/dispatch-config");
     let call = || launch(&sandbox, &launcher, &["path"]);
@@ -95,7 +101,7 @@ fn it_is_found_in_all_three_places() {
 }
 
 #[test]
-fn it_may_be_called_by_any_path() {
+fn launchers_work_by_any_path() {
     let sandbox = Sandbox::new();
     let folder = skill(&sandbox);
     let bin = folder.join("bin");
@@ -111,7 +117,7 @@ fn it_may_be_called_by_any_path() {
 }
 
 #[test]
-fn it_may_be_a_link_or_in_a_linked_folder() {
+fn launchers_work_through_links() {
     let sandbox = Sandbox::new();
     let folder = skill(&sandbox);
     install(&sandbox.home().join(".local/share/dispatch"));
@@ -129,7 +135,7 @@ fn it_may_be_a_link_or_in_a_linked_folder() {
 }
 
 #[test]
-fn arguments_and_input_pass_through_and_news_names_the_launcher() {
+fn launchers_pass_arguments_and_input_and_news_names_them() {
     let sandbox = Sandbox::new();
     let bin = skill(&sandbox).join("bin");
     install(&sandbox.home().join(".local/share/dispatch"));
@@ -154,7 +160,7 @@ exit 0
 }
 
 #[test]
-fn the_one_program_behind_the_helpers_does_nothing_by_another_name() {
+fn program_refuses_any_other_name() {
     let sandbox = Sandbox::new();
     let program = binary("dispatch-spawn").canonicalize().expect("a file");
     assert!(
@@ -174,9 +180,9 @@ exit 64
 }
 
 #[test]
-fn the_version_stands_in_one_place_and_in_the_file_made_from_it() {
+fn version_stands_in_cargo_toml_and_the_file_made_from_it() {
     let version = env!("CARGO_PKG_VERSION");
-    assert!(VERSION.starts_with(&format!("{version}-")) && VERSION.ends_with('\n'), "{VERSION}");
+    assert!(VERSION.starts_with(&format!("{version}-")), "{}", *VERSION);
     let manifest = fs::read_to_string(repository("Cargo.toml")).expect("text");
     assert_eq!(manifest.matches(version).count(), 1);
     // Claude Code updates a plugin only when its version changes.
@@ -199,4 +205,53 @@ fn the_version_stands_in_one_place_and_in_the_file_made_from_it() {
         let said = Sandbox::new().ok(helper, &["--version"]);
         assert_eq!(said, format!("{helper} {version}\n"));
     }
+}
+
+/// Two branches edit neighbours and one adds a file: git merges VERSION, and the merged text names the
+/// merged sources. Where both edit the same file, the version is one that no helpers have.
+#[test]
+fn version_file_merges_without_conflict() {
+    let sandbox = Sandbox::with_git();
+    let project = sandbox.project();
+    let sources = ["helpers", "bin", "install.sh", "Cargo.toml", "Cargo.lock", ".gitattributes"];
+    for name in sources {
+        sandbox.program("cp").arg("-R").arg(repository(name)).arg(&project).run().ok();
+    }
+    let measured = || sandbox.program("sh").arg(project.join("helpers/version.sh")).run().ok();
+    let commit = |name: &str, edits: &[(&str, &str)]| {
+        for (path, text) in edits {
+            let path = project.join(path);
+            let before = fs::read_to_string(&path).unwrap_or_default();
+            fs::write(path, before + text).expect("written");
+        }
+        let text = measured();
+        fs::write(project.join("helpers/VERSION"), &text).expect("written");
+        sandbox.git(&["add", "--all"]);
+        sandbox.git(&["commit", "--quiet", "-m", name]);
+        version(&text)
+    };
+    let merged = || {
+        sandbox.git(&["merge", "--quiet", "--no-edit", "theirs"]);
+        let text = fs::read_to_string(project.join("helpers/VERSION")).expect("text");
+        (version(&text), version(&measured()))
+    };
+    let base = commit("base", &[]);
+    sandbox.git(&["branch", "theirs"]);
+    let ours = commit("ours", &[("helpers/dirs.rs", "// Ours.\n")]);
+    sandbox.git(&["switch", "--quiet", "theirs"]);
+    let theirs = [("helpers/domain.rs", "// Theirs.\n"), ("helpers/added.rs", "// New.\n")];
+    let theirs = commit("theirs", &theirs);
+    sandbox.git(&["switch", "--quiet", "-"]);
+    let (text, sources) = merged();
+    assert_eq!(text, sources);
+    assert!(![base, ours, theirs].contains(&text));
+
+    sandbox.git(&["switch", "--quiet", "theirs"]);
+    let end = fs::read_to_string(project.join("helpers/lib.rs")).expect("text");
+    fs::write(project.join("helpers/lib.rs"), "// Theirs.\n".to_owned() + &end).expect("written");
+    let theirs = commit("start", &[]);
+    sandbox.git(&["switch", "--quiet", "-"]);
+    let ours = commit("end", &[("helpers/lib.rs", "// Ours.\n")]);
+    let (text, sources) = merged();
+    assert!(![sources, ours, theirs].contains(&text));
 }
