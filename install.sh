@@ -6,16 +6,18 @@ set -eu
 
 usage() {
     cat <<'EOF'
-usage: sh install.sh [--build] [--allow] [--demo [--answer TEXT]]
+usage: sh install.sh [--build | --dev] [--allow] [--demo [--answer TEXT]]
                      [--yes] [--dry-run]
        sh install.sh --disallow | --uninstall [--yes] [--dry-run]
 
 Puts the helpers of exactly these sources into
 ${DISPATCH_HOME:-${XDG_DATA_HOME:-~/.local/share}/dispatch}/<version>: keeps
-those that are there, else downloads those that were published for these sources
-and checks their SHA-256, else builds them with Rust's cargo.
+those that are there and unchanged, else downloads those that were published for
+these sources and checks their SHA-256, else builds them with Rust's cargo.
 
   --build         build them, whatever is there or could be downloaded
+  --dev           for contributors: build them fast, without optimisation, and
+                  remove earlier builds of this kind that no worker runs
   --allow         then show the permission rules that let Claude Code call the
                   helpers, and add them to your Claude settings if you agree
   --demo          then run one task with a demo worker, from plan to report
@@ -45,10 +47,11 @@ say() {
     printf '%s\n' "$@"
 }
 
-job=install build=no allow=no tour=no answer='' yes=no dry=no
+job=install build=no profile=release allow=no tour=no answer='' yes=no dry=no
 while [ $# -gt 0 ]; do
     case $1 in
         --build) build=yes ;;
+        --dev) build=yes profile=dev ;;
         --allow) allow=yes ;;
         --demo) tour=yes ;;
         --answer)
@@ -111,6 +114,20 @@ in_place() {
     done
 }
 
+# Whether the helpers in place are the optimised ones that were put there, byte by byte.
+intact() {
+    in_place && [ "$(cat "$place/BUILD" 2>/dev/null)" = "$(build_record "$place/dispatch")" ]
+}
+
+# What the file BUILD beside a program says of it.
+build_record() {
+    if [ $profile = dev ]; then
+        say development
+    else
+        say "release $(sha256 <"$1")"
+    fi
+}
+
 # What the system is called in the name of a published program.
 system() {
     kernel=$(uname -s) machine=$(uname -m)
@@ -168,7 +185,9 @@ download() {
 }
 
 build_helpers() {
-    target=${CARGO_TARGET_DIR:-$home/build}
+    target=$home/build output=release
+    [ $profile = release ] || target=$folder/target output=debug
+    target=${CARGO_TARGET_DIR:-$target}
     case $target in
         /*) ;;
         *) target=$PWD/$target ;;
@@ -181,9 +200,9 @@ build_helpers() {
         cd -- "$folder"
         unset CARGO_BUILD_TARGET
         # shellcheck disable=SC2086 # no word when there is nothing to say
-        cargo build --release --locked $quiet --target-dir "$target"
+        cargo build --profile $profile --locked $quiet --target-dir "$target"
     ) || fail 1 "install.sh: the build failed; nothing was installed"
-    built=$target/release
+    built=$target/$output
 }
 
 # One program and five links to it, whole at every moment: a new version appears by one rename, and
@@ -197,8 +216,9 @@ put_in_place() {
     done
     "$stage/new/dispatch-config" --version >/dev/null ||
         fail 1 "install.sh: the helpers do not run from $home; nothing was installed"
+    build_record "$stage/new/dispatch" >"$stage/new/BUILD"
     if [ -d "$place" ]; then
-        for name in dispatch $helpers; do
+        for name in dispatch $helpers BUILD; do
             mv -f -- "$stage/new/$name" "$place/$name"
         done
     else
@@ -210,12 +230,38 @@ put_in_place() {
     say "The helpers of dispatch $version are in $place"
 }
 
+# Removes earlier development builds, but for those that running workers need.
+remove_development_builds() {
+    for record in "$home"/*/BUILD; do
+        earlier=${record%/BUILD}
+        if [ "$earlier" != "$place" ] && [ "$(cat "$record")" = development ] &&
+            tasks=$(running "$earlier") && [ -z "$tasks" ]; then
+            rm -rf -- "$earlier"
+        fi
+    done
+}
+
+# Puts the helpers of the sources as they are now in place, and only then points the launchers there.
 install_helpers() {
-    # Somebody's own changes need their own build.
-    [ "$(sh "$folder/helpers/version.sh")" = "$(cat "$folder/helpers/VERSION")" ] || build=yes
-    if [ $build = no ] && in_place; then
+    sources=$(sh "$folder/helpers/version.sh")
+    eval "$sources"
+    place=$home/$version
+    put_helpers
+    if [ $dry = no ] && [ "$sources" != "$(cat "$folder/helpers/VERSION")" ]; then
+        printf '%s\n' "$sources" >"$folder/helpers/VERSION.new"
+        mv -f -- "$folder/helpers/VERSION.new" "$folder/helpers/VERSION"
+        say "The sources have changed, so helpers/VERSION now names these helpers"
+    fi
+    [ $profile$dry != devno ] || remove_development_builds
+}
+
+put_helpers() {
+    if [ $build = no ] && intact; then
         say "The helpers of dispatch $version are in $place already"
         return
+    fi
+    if [ $build = no ] && in_place; then
+        say "The helpers in $place are a development build, or damaged: replacing them"
     fi
     if [ $dry = no ]; then
         stage=$({ mkdir -p -- "$home" && mktemp -d "$home/.install.XXXXXX"; } 2>/dev/null) ||
@@ -284,18 +330,19 @@ ours() {
     done
 }
 
-# The tasks of the supervisors that run these helpers. Their command lines begin with the real path.
+# The tasks of the supervisors that run helpers below a directory. Their command lines begin with its
+# real path.
 running() {
-    [ -d "$home" ] || return 0
+    [ -d "$1" ] || return 0
     processes=$(ps -A -ww -o args= 2>/dev/null || ps -o args 2>/dev/null) ||
         fail 69 "install.sh: without ps it is not seen whether workers run; nothing was removed"
-    say "$processes" | HELPERS="$(cd -P -- "$home" && pwd -P)/" awk '
+    say "$processes" | HELPERS="$(cd -P -- "$1" && pwd -P)/" awk '
         index($0, ENVIRON["HELPERS"]) == 1 && sub(/^.*[/]dispatch-spawn --supervise /, "  ")'
 }
 
 uninstall() {
     own=${HOME:-}/.dispatch
-    tasks=$(running)
+    tasks=$(running "$home")
     [ -z "$tasks" ] || fail 75 "install.sh: workers still run and need the helpers; nothing was removed" \
         "$tasks" "  next: wait, or end each in its project: dispatch-reconcile stop TASK"
     if [ -e "$own/allowed.json" ]; then

@@ -20,6 +20,12 @@ use crate::host::settings;
 use crate::process::HELPERS;
 use crate::project::Project;
 
+/// What `--version` prints after the helper's name. Released programs are optimised builds.
+pub const VERSION: &str = match cfg!(debug_assertions) {
+    true => concat!(env!("CARGO_PKG_VERSION"), " (development build)"),
+    false => env!("CARGO_PKG_VERSION"),
+};
+
 /// Runs the helper by whose name this program was called.
 pub fn main() -> ExitCode {
     let called = std::env::args_os().next().unwrap_or_default();

@@ -42,7 +42,7 @@ const LAST_LINE: usize = 200;
 #[derive(Debug, Parser)]
 #[command(
     name = "dispatch-monitor",
-    version,
+    version = super::VERSION,
     after_help = "Examples:\n  dispatch-monitor fix-login-bug --timeout 10m\n  dispatch-monitor --answer fix-login-bug 'Use the second one.'"
 )]
 pub struct Args {

@@ -32,7 +32,7 @@ const SESSION: &str = "00000000-0000-4000-8000-000000000000";
 #[derive(Debug, Parser)]
 #[command(
     name = "dispatch-spawn",
-    version,
+    version = super::VERSION,
     after_help = "Example:\n  dispatch-spawn fix-login-bug --model opus\nThe plan is .dispatch/tasks/fix-login-bug/plan.md."
 )]
 pub struct Args {

@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(30 * 60);
 #[derive(Debug, Parser)]
 #[command(
     name = "dispatch-worker",
-    version,
+    version = super::VERSION,
     after_help = "Example:\n  dispatch-worker --task-dir DIR tick 2 --note 'three files'\nA text given as - is read from standard input."
 )]
 pub struct Args {

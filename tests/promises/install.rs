@@ -78,9 +78,9 @@ impl Copy {
     /// A cargo that builds the stand-in.
     fn cargo(&self) {
         let script = format!(
-            "cat >cargo <<'EOF'\n#!/bin/sh\nfor target; do :; done\nmkdir -p \"$target/release\"\n\
-             : >\"$target/CACHEDIR.TAG\"\ncat >\"$target/release/dispatch\" <<'EOP'\n{PROGRAM}EOP\nEOF\n\
-             chmod 755 cargo"
+            "cat >cargo <<'EOF'\n#!/bin/sh\ncase $3 in dev) output=debug ;; *) output=$3 ;; esac\n\
+             for target; do :; done\nmkdir -p \"$target/$output\"\n: >\"$target/CACHEDIR.TAG\"\n\
+             cat >\"$target/$output/dispatch\" <<'EOP'\n{PROGRAM}EOP\nEOF\nchmod 755 cargo"
         );
         self.sandbox.program("sh").args(&["-c", &script]).within(self.tools()).run().ok();
     }
@@ -109,6 +109,12 @@ impl Copy {
         self.data().join(&self.version)
     }
 
+    /// The version that the launchers of the copy look for now.
+    fn current(&self) -> String {
+        let text = fs::read_to_string(self.folder.join("helpers/VERSION")).expect("text");
+        helpers::version(&text)
+    }
+
     /// The real helpers, as if they had been installed.
     fn put_in_place(&self) {
         helpers::install(&self.data());
@@ -116,6 +122,9 @@ impl Copy {
         if built != self.place() {
             fs::rename(built, self.place()).expect("moved");
         }
+        let hash = self.sandbox.program("sha256sum").arg(self.place().join("dispatch")).run().ok();
+        let (hash, _) = hash.split_once(' ').expect("a hash");
+        fs::write(self.place().join("BUILD"), format!("release {hash}\n")).expect("written");
     }
 
     fn said(&self, text: &str) -> String {
@@ -131,6 +140,7 @@ impl Copy {
         assert_eq!(
             found,
             [
+                "BUILD",
                 "dispatch",
                 "dispatch-config",
                 "dispatch-monitor",
@@ -183,7 +193,7 @@ fn serve_whole(bytes: Vec<u8>) -> String {
 }
 
 #[test]
-fn what_was_published_is_downloaded_once_and_put_in_place() {
+fn published_helpers_are_downloaded_once() {
     for tool in ["curl", "wget"] {
         let copy = Copy::new();
         copy.tool(tool);
@@ -204,7 +214,7 @@ fn what_was_published_is_downloaded_once_and_put_in_place() {
 }
 
 #[test]
-fn a_download_that_was_tampered_with_is_refused() {
+fn tampered_download_is_refused() {
     let copy = Copy::new();
     copy.tool("curl");
     copy.cargo();
@@ -217,7 +227,7 @@ fn a_download_that_was_tampered_with_is_refused() {
 }
 
 #[test]
-fn half_a_download_is_refused() {
+fn incomplete_download_is_refused() {
     let copy = Copy::new();
     copy.tool("curl");
     let bytes = copy.publish();
@@ -233,7 +243,7 @@ fn half_a_download_is_refused() {
 }
 
 #[test]
-fn without_the_network_it_is_built() {
+fn helpers_are_built_without_network() {
     let copy = Copy::new();
     copy.publish();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -256,7 +266,7 @@ fn without_the_network_it_is_built() {
 }
 
 #[test]
-fn without_a_download_and_without_cargo_it_says_what_is_needed() {
+fn install_names_cargo_if_nothing_was_published() {
     let copy = Copy::new();
     let system = "for linux-x86_64";
     let ran = copy.install(&[]).run();
@@ -282,24 +292,27 @@ install.sh: dispatch VERSION is to be built, and there is no cargo on the PATH
 }
 
 #[test]
-fn what_was_published_of_other_sources_is_not_taken() {
-    let copy = Copy::new();
+fn changed_sources_get_their_own_build_and_version() {
+    let mut copy = Copy::new();
     copy.tool("curl");
     copy.cargo();
     let server = serve_whole(copy.publish());
     let main = copy.folder.join("helpers/main.rs");
-    fs::write(&main, "// Mine.\n").expect("written");
-    let said = copy.install(&[]).env("DISPATCH_DOWNLOADS", &server).run().ok();
-    assert!(said.starts_with("Building dispatch "), "{said}");
-    copy.works();
-    // And those in place are not taken for those of the new change.
-    fs::write(&main, "// Mine again.\n").expect("written");
-    let said = copy.install(&[]).env("DISPATCH_DOWNLOADS", &server).run().ok();
-    assert!(said.starts_with("Building dispatch "), "{said}");
+    for text in ["// Mine.\n", "// Mine again.\n"] {
+        fs::write(&main, text).expect("written");
+        let said = copy.install(&[]).env("DISPATCH_DOWNLOADS", &server).run().ok();
+        assert!(said.starts_with("Building dispatch "), "{said}");
+        assert!(said.contains("helpers/VERSION now names these helpers\n"), "{said}");
+        assert_ne!(copy.current(), copy.version);
+        copy.version = copy.current();
+        copy.works();
+        let again = copy.install(&[]).env("DISPATCH_DOWNLOADS", &server).run().ok();
+        assert!(again.ends_with(" already\n"), "{again}");
+    }
 }
 
 #[test]
-fn only_an_https_address_is_downloaded_from() {
+fn download_address_must_be_https() {
     let copy = Copy::new();
     copy.tool("curl");
     copy.publish();
@@ -312,7 +325,7 @@ fn only_an_https_address_is_downloaded_from() {
 }
 
 #[test]
-fn the_helpers_go_where_the_person_says() {
+fn helpers_go_where_the_person_says() {
     for (name, below) in [("DISPATCH_HOME", ""), ("XDG_DATA_HOME", "dispatch")] {
         let copy = Copy::new();
         copy.cargo();
@@ -328,7 +341,7 @@ fn the_helpers_go_where_the_person_says() {
 }
 
 #[test]
-fn a_home_that_cannot_be_written_is_named() {
+fn unwritable_home_is_named() {
     let copy = Copy::new();
     copy.cargo();
     copy.refused(
@@ -342,7 +355,7 @@ install.sh: cannot write to /dev/null/.local/share/dispatch
 }
 
 #[test]
-fn a_dry_run_says_what_would_be_done_and_does_nothing() {
+fn dry_run_tells_its_steps_and_changes_nothing() {
     let copy = Copy::new();
     copy.cargo();
     let dry = |args: &[&str]| {
@@ -407,7 +420,7 @@ Nothing was removed.
 }
 
 #[test]
-fn rules_are_added_and_taken_out_and_strange_settings_stay() {
+fn permission_rules_are_added_and_removed_and_strange_settings_stay() {
     let copy = Copy::new();
     copy.put_in_place();
     let settings = copy.sandbox.home().join(".claude/settings.json");
@@ -438,7 +451,7 @@ fn every_option_has_a_line_in_the_help() {
         option.split(' ').next()
     });
     let options: Vec<_> = options.collect();
-    assert_eq!(options.len(), 9, "{options:?}");
+    assert_eq!(options.len(), 10, "{options:?}");
     for option in options {
         assert!(help.contains(&format!("\n  --{option} ")), "{option}: {help}");
     }
@@ -446,7 +459,7 @@ fn every_option_has_a_line_in_the_help() {
 }
 
 #[test]
-fn what_needs_consent_asks_for_it() {
+fn changes_outside_the_helpers_need_consent() {
     let copy = Copy::new();
     copy.put_in_place();
     for job in ["--allow", "--disallow", "--uninstall"] {
@@ -467,7 +480,7 @@ fn what_needs_consent_asks_for_it() {
 }
 
 #[test]
-fn uninstalling_takes_what_was_installed_and_leaves_what_is_the_persons() {
+fn uninstall_removes_what_was_installed_and_leaves_the_rest() {
     let copy = Copy::new();
     copy.put_in_place();
     let home = copy.sandbox.home();
@@ -524,7 +537,7 @@ Removed. This stays:
 }
 
 #[test]
-fn helpers_that_workers_still_need_are_not_removed() {
+fn helpers_of_running_workers_stay() {
     let copy = Copy::new();
     copy.put_in_place();
     copy.sandbox.workers(&[]);
@@ -561,4 +574,60 @@ fn helpers_are_replaced_while_they_run() {
     copy.install(&["--build"]).run().ok();
     copy.works();
     assert_eq!(copy.sandbox.state("x"), "running");
+}
+
+#[test]
+fn damaged_helpers_are_replaced() {
+    let copy = Copy::new();
+    copy.cargo();
+    copy.install(&[]).run().ok();
+    let program = copy.place().join("dispatch");
+    for damage in [PROGRAM.replace("echo", "exit"), String::new()] {
+        fs::write(&program, damage).expect("written");
+        let said = copy.install(&[]).run().ok();
+        assert!(said.contains(" or damaged: replacing them\n"), "{said}");
+        copy.works();
+    }
+}
+
+#[test]
+fn development_build_serves_until_a_release_build_replaces_it() {
+    let mut copy = Copy::new();
+    copy.cargo();
+    let main = copy.folder.join("helpers/main.rs");
+    for text in ["// First.\n", "// Second.\n"] {
+        fs::write(&main, text).expect("written");
+        // An edit alone leaves the launchers at the last build.
+        let before = copy.current();
+        copy.install(&["--dev"]).run().ok();
+        assert_ne!(copy.current(), before);
+        copy.version = copy.current();
+        copy.works();
+        assert_eq!(names(&copy.data()), [copy.version.as_str()], "earlier builds are removed");
+    }
+    assert!(copy.folder.join("target/debug/dispatch").is_file());
+    let said = copy.install(&[]).run().ok();
+    assert!(said.contains(" are a development build, or damaged: replacing them\n"), "{said}");
+    copy.works();
+    let again = copy.install(&[]).run().ok();
+    assert!(again.ends_with(" already\n"), "{again}");
+}
+
+#[test]
+fn development_build_of_a_running_worker_stays() {
+    let copy = Copy::new();
+    copy.cargo();
+    copy.put_in_place();
+    fs::write(copy.place().join("BUILD"), "development\n").expect("written");
+    copy.sandbox.workers(&[]);
+    copy.sandbox.plan("x", PLAN);
+    let spawn = copy.sandbox.program(copy.folder.join("bin/dispatch-spawn"));
+    spawn.arg("x").run().ok();
+    let main = copy.folder.join("helpers/main.rs");
+    fs::write(&main, "// Mine.\n").expect("written");
+    copy.install(&["--dev"]).run().ok();
+    assert!(copy.place().join("dispatch").exists());
+    copy.sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+    copy.install(&["--dev"]).run().ok();
+    assert!(!copy.place().exists());
 }

@@ -203,7 +203,8 @@ fn version_stands_in_cargo_toml_and_the_file_made_from_it() {
     assert!(looked > 40, "only {looked} files");
     for helper in HELPERS {
         let said = Sandbox::new().ok(helper, &["--version"]);
-        assert_eq!(said, format!("{helper} {version}\n"));
+        let build = if cfg!(debug_assertions) { " (development build)" } else { "" };
+        assert_eq!(said, format!("{helper} {version}{build}\n"));
     }
 }
 

@@ -24,7 +24,7 @@ use crate::files;
 #[derive(Debug, Parser)]
 #[command(
     name = "dispatch-config",
-    version,
+    version = super::VERSION,
     after_help = "Examples:\n  dispatch-config resolve opus\n  dispatch-config add-model gpt-5.3-codex"
 )]
 pub struct Args {

@@ -26,7 +26,7 @@ pub(super) use status::{broken_line, status_line};
 #[derive(Debug, Parser)]
 #[command(
     name = "dispatch-reconcile",
-    version,
+    version = super::VERSION,
     after_help = "Examples:\n  dispatch-reconcile\n  dispatch-reconcile show fix-login-bug"
 )]
 pub struct Args {
