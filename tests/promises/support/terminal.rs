@@ -1,11 +1,13 @@
 //! A terminal with a person in front of it, who can type and close the window.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus};
+use std::sync::Mutex;
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,15 +30,7 @@ impl Terminal {
             opened.expect("a terminal")
         };
         let window = open("/dev/ptmx");
-        let mut name = [0; 128];
-        // SAFETY: the descriptor is a terminal's; the name is written into the array and ended there.
-        let name = unsafe {
-            assert_eq!(libc::grantpt(window.as_raw_fd()), 0);
-            assert_eq!(libc::unlockpt(window.as_raw_fd()), 0);
-            assert_eq!(libc::ptsname_r(window.as_raw_fd(), name.as_mut_ptr(), name.len()), 0);
-            std::ffi::CStr::from_ptr(name.as_ptr())
-        };
-        let programs = open(name.to_str().expect("a path"));
+        let programs = open(&terminal_name(&window));
         let in_child = programs.as_raw_fd();
         let mut command = call.into_command();
         // SAFETY: login_tty makes only system calls: setsid, ioctl, dup2 and close.
@@ -80,6 +74,23 @@ impl Terminal {
     #[track_caller]
     pub(crate) fn status(&mut self) -> ExitStatus {
         wait_until("the program ends", || self.child.try_wait().expect("a child"))
+    }
+}
+
+/// The path of the terminal whose window's side this is.
+fn terminal_name(window: &File) -> String {
+    // macOS has no `ptsname_r`, and `ptsname` returns a buffer that all threads share.
+    static BUFFER: Mutex<()> = Mutex::new(());
+    let _locked = BUFFER.lock();
+    let window = window.as_raw_fd();
+    // SAFETY: the descriptor is open; nothing else calls `ptsname`, and the lock is held until the
+    // text is copied.
+    unsafe {
+        assert_eq!(libc::grantpt(window), 0, "grantpt");
+        assert_eq!(libc::unlockpt(window), 0, "unlockpt");
+        let name = libc::ptsname(window);
+        assert!(!name.is_null(), "ptsname");
+        CStr::from_ptr(name).to_str().expect("a path").to_owned()
     }
 }
 
