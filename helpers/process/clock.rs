@@ -5,7 +5,7 @@ pub type LocalTime = nix::libc::tm;
 
 /// The local time of a moment in seconds since 1970.
 pub fn local_time(seconds: u64) -> Option<LocalTime> {
-    let seconds = nix::libc::time_t::try_from(seconds).ok()?;
+    let seconds = seconds.try_into().ok()?;
     // SAFETY: `tm` is numbers and a pointer that may be null.
     let mut local: LocalTime = unsafe { std::mem::zeroed() };
     // SAFETY: both pointers are to live values of these types.
