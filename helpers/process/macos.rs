@@ -1,8 +1,8 @@
-//! macOS: `proc_pidinfo` and kqueue. Written from Apple's manual pages and the sources of the `nix`
-//! and `libc` crates; **not yet compiled or run on a Mac**.
+//! macOS: `proc_pidinfo` and kqueue. Checked against Apple's manual pages and kernel sources and
+//! type-checked by `tests/macos.sh`; **not yet run on a Mac**.
 //!
-//! There is no pidfd, so a signal is verified just before it is sent. A kqueue sees entries come and
-//! go in a directory, and not that a file in it is written in place: the caller's scan does.
+//! macOS has no pidfd, so a signal is verified just before it is sent. A kqueue reports entries that
+//! come and go in a directory, but no write to a file in it: the caller's scan finds those.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::event::{EvFlags, EventFilter, FilterFlag, KEvent, Kqueue};
 use nix::sys::signal::kill;
@@ -33,22 +32,23 @@ fn start(info: &libc::proc_bsdinfo) -> u64 {
     info.pbi_start_tvsec * 1_000_000 + info.pbi_start_tvusec
 }
 
-/// All live processes that can be seen, with their parents and groups.
+/// All live processes of this user, with their parents and groups.
 pub(super) fn processes() -> Result<Vec<Process>> {
-    // SAFETY: without a buffer it only says how many there are.
+    // SAFETY: without a buffer, the call only returns how many there are.
     let count = unsafe { libc::proc_listallpids(std::ptr::null_mut(), 0) };
-    // Some more may be born until the second call.
+    // Leave room for processes that start before the second call.
     let mut pids = vec![0_i32; usize::try_from(count).unwrap_or_default() + 256];
     let size = i32::try_from(size_of_val(&pids[..])).context("too many processes")?;
-    // SAFETY: the buffer is as long as we say, and lives until the call returns.
+    // SAFETY: the buffer has `size` bytes and lives until the call returns.
     let count = unsafe { libc::proc_listallpids(pids.as_mut_ptr().cast(), size) };
-    if count < 0 {
+    // A failure is 0: libproc never returns the -1 of the system call.
+    if count <= 0 {
         return Err(Errno::last()).context("cannot list the processes");
     }
     pids.truncate(usize::try_from(count)?);
     let process = |pid: i32| {
         let pid = u32::try_from(pid).ok()?;
-        // It may have ended meanwhile, or be another user's.
+        // Skip processes that ended meanwhile or belong to another user.
         let info = info(pid).ok()??;
         let identity = Identity::with_start(pid, start(&info));
         Some(Process { identity, parent: info.pbi_ppid, group: info.pbi_pgid })
@@ -56,14 +56,15 @@ pub(super) fn processes() -> Result<Vec<Process>> {
     Ok(pids.into_iter().filter_map(process).collect())
 }
 
-/// The arguments and the environment that a process was started with, empty if we may not know.
+/// The environment that a process was started with, as `NAME=value` strings that end in NUL; empty
+/// if we may not know. System Integrity Protection hides that of Apple's own programs, such as `sh`.
 pub(super) fn environment(pid: u32) -> Vec<u8> {
     let Ok(raw) = i32::try_from(pid) else { return Vec::new() };
     let mut name = [libc::CTL_KERN, libc::KERN_PROCARGS2, raw];
-    // Both together are never longer than ARG_MAX.
-    let mut buffer = vec![0_u8; 1 << 20];
+    // The kernel refuses a buffer that is longer than the count and ARG_MAX (1 MiB).
+    let mut buffer = vec![0_u8; size_of::<i32>() + (1 << 20)];
     let mut length = buffer.len();
-    // SAFETY: the buffer is as long as `length` says, nothing is set.
+    // SAFETY: the buffer has `length` bytes, and no new value is set.
     let result = unsafe {
         libc::sysctl(
             name.as_mut_ptr(),
@@ -74,36 +75,50 @@ pub(super) fn environment(pid: u32) -> Vec<u8> {
             0,
         )
     };
-    buffer.truncate(if result == 0 { length } else { 0 });
-    buffer
+    let filled = buffer.get(..length).filter(|_| result == 0);
+    filled.and_then(after_arguments).unwrap_or_default().to_owned()
 }
 
-/// Nobody adopts here: what loses its parent becomes init's.
+/// The part of a `KERN_PROCARGS2` buffer behind the arguments. The buffer holds the number of
+/// arguments, the program's path padded with NULs to a multiple of 8 bytes, the arguments, the
+/// environment and the kernel's own strings (`exec_extract_strings` in XNU's kern_exec.c).
+fn after_arguments(buffer: &[u8]) -> Option<&[u8]> {
+    let end = |text: &[u8]| text.iter().position(|&byte| byte == 0).map(|nul| nul + 1);
+    let (count, strings) = buffer.split_first_chunk()?;
+    let mut rest = strings.get(end(strings)?.next_multiple_of(8)..)?;
+    for _ in 0..i32::from_ne_bytes(*count) {
+        rest = &rest[end(rest)?..];
+    }
+    Some(rest)
+}
+
+/// Does nothing: on macOS, only init adopts a process that lost its parent.
 pub fn adopt_descendants() -> Result<()> {
     Ok(())
 }
 
-/// Nobody was adopted.
+/// Does nothing, because nothing was adopted.
 pub fn reap_adopted(_: u32) {}
 
+/// What the kernel says of a live process of this user; `None` if there is none with this number.
 fn info(pid: u32) -> Result<Option<libc::proc_bsdinfo>> {
     let Ok(raw @ 1..) = i32::try_from(pid) else { return Ok(None) };
     let size = size_of::<libc::proc_bsdinfo>();
-    // SAFETY: it consists of integers and arrays of integers only, for which zeros are valid.
+    // SAFETY: the struct consists of integers and arrays of integers, for which zeros are valid.
     let mut info: libc::proc_bsdinfo = unsafe { std::mem::zeroed() };
-    // SAFETY: the buffer is as long as we say, and lives until the call returns.
+    // SAFETY: the buffer has `size` bytes and lives until the call returns.
     let written = unsafe {
         libc::proc_pidinfo(raw, libc::PROC_PIDTBSDINFO, 0, (&raw mut info).cast(), size as i32)
     };
     if written <= 0 {
-        // A zombie is ESRCH too, unless the fourth argument asks for those; EPERM is another user's.
+        // A zombie is ESRCH too, since the third argument is 0. Another user's process is EPERM.
         return match Errno::last() {
             Errno::ESRCH => Ok(None),
             error => Err(error).with_context(|| format!("cannot look at process {pid}")),
         };
     }
     if (written as usize) < size {
-        bail!("the system tells less of process {pid} than it should");
+        bail!("the system returned too little about process {pid}");
     }
     Ok((info.pbi_status != libc::SZOMB).then_some(info))
 }
@@ -113,10 +128,11 @@ pub(super) fn namespace() -> Option<&'static str> {
     None
 }
 
+/// A UUID that the kernel makes at each boot; empty if it cannot be read.
 pub(super) fn boot_id() -> String {
     let mut buffer = [0_u8; 64];
     let mut length = buffer.len();
-    // SAFETY: the name ends with a zero, the buffer is as long as `length` says, nothing is set.
+    // SAFETY: the name ends with a NUL, the buffer has `length` bytes, and no new value is set.
     let result = unsafe {
         libc::sysctlbyname(
             c"kern.bootsessionuuid".as_ptr(),
@@ -133,15 +149,16 @@ pub(super) fn boot_id() -> String {
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// Time since boot, time asleep included, which CLOCK_MONOTONIC counts on macOS (clock_gettime(3)).
+/// Time since boot, including time asleep, which macOS's CLOCK_MONOTONIC counts (clock_gettime(3)).
 pub fn time_since_boot() -> Duration {
     ClockId::CLOCK_MONOTONIC.now().expect("macOS has CLOCK_MONOTONIC since 10.12").into()
 }
 
+/// Sends a signal to a process that was verified just before; `false` if the process is gone.
 pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<bool> {
     match identity.life() {
         Life::Dead => return Ok(false),
-        Life::Unknown => bail!("it cannot be seen"),
+        Life::Unknown => bail!("the process cannot be seen"),
         Life::Alive => {}
     }
     match kill(Pid::from_raw(i32::try_from(identity.pid)?), signal) {
@@ -150,18 +167,18 @@ pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<bool> {
     }
 }
 
-/// What one wait looks at.
+/// The files, processes and signals that one wait watches.
 pub(super) struct EventQueue {
     queue: Kqueue,
     pipes: Vec<SignalPipe>,
-    /// The open directories and files; closing one ends its watch.
+    /// The watched directories and files; closing one ends its watch.
     open: HashMap<PathBuf, File>,
 }
 
 impl EventQueue {
     pub(super) fn new(pipes: Vec<SignalPipe>) -> Result<Self> {
+        // The kernel itself makes a kqueue close-on-exec and close-on-fork.
         let queue = Self { queue: Kqueue::new()?, pipes, open: HashMap::new() };
-        fcntl(&queue.queue, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
         for pipe in &queue.pipes {
             queue.add(
                 pipe.reader.as_raw_fd() as usize,
@@ -194,6 +211,7 @@ impl EventQueue {
         self.open(path, libc::O_EVTONLY, FilterFlag::NOTE_WRITE)
     }
 
+    /// Watches what is at the path now; a watch of what was there before ends.
     fn open(&mut self, path: &Path, flags: i32, interest: FilterFlag) -> bool {
         let same = |held: &File, now: &Metadata| {
             held.metadata().is_ok_and(|held| (held.dev(), held.ino()) == (now.dev(), now.ino()))
@@ -213,22 +231,22 @@ impl EventQueue {
         true
     }
 
-    /// `Alive` if its death will now wake us, `Unknown` if it cannot.
+    /// `Alive` if the death of the process will now wake us, `Unknown` if it cannot.
     pub(super) fn process(&mut self, identity: &Identity) -> Life {
-        // Added first and verified then. If the number belongs to another process now, its end will
-        // be a wake too many; taking the filter back could hit an identity that is watched rightly.
+        // Add the filter before the identity is verified, so that no death is missed. Keep it if the
+        // number has a new owner: an earlier watch may be of that owner, and a spurious wake is cheap.
         let flags = EvFlags::EV_ADD | EvFlags::EV_ONESHOT;
         let pid = identity.pid as usize;
         let added = self.add(pid, EventFilter::EVFILT_PROC, flags, FilterFlag::NOTE_EXIT);
         match (identity.life(), added) {
-            // It is ending right now.
+            // The process is exiting: the kernel takes no filter for it any more.
             (Life::Alive, Err(Errno::ESRCH)) => Life::Dead,
             (Life::Alive, Err(_)) => Life::Unknown,
             (life, _) => life,
         }
     }
 
-    /// Waits for anything, and says whether a file or process may have changed.
+    /// Waits for an event; returns whether a file or process may have changed.
     pub(super) fn wait(&mut self, limit: Duration) -> Result<bool> {
         let mut limit = limit;
         let mut changed = false;
@@ -239,11 +257,11 @@ impl EventQueue {
             let timeout = *TimeSpec::from(limit).as_ref();
             let count = match self.queue.kevent(&[], &mut events, Some(timeout)) {
                 Ok(count) => count,
-                // The handler has written to its pipe, which the caller reads anyway.
+                // The signal handler has written to its pipe, which the caller reads next.
                 Err(Errno::EINTR) => return Ok(changed),
                 Err(error) => return Err(error).context("kevent"),
             };
-            // A pipe is the only thing that we read.
+            // Only the pipes of signals have this filter.
             let read = |event: &KEvent| event.filter() == Ok(EventFilter::EVFILT_READ);
             changed |= !events[..count].iter().all(read);
             if count < events.len() {
@@ -253,6 +271,7 @@ impl EventQueue {
         }
     }
 
+    /// Registers a filter, or replaces the one of the same `ident`.
     fn add(
         &self,
         ident: usize,
@@ -261,21 +280,19 @@ impl EventQueue {
         interest: FilterFlag,
     ) -> Result<(), Errno> {
         let change = KEvent::new(ident, filter, flags, interest, 0, 0);
-        // With no room for events it never waits, and an error of the change is that of the call.
-        match self.queue.kevent(&[change], &mut [], None) {
-            // An interrupted call has made its changes (kqueue(2)).
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(error) => Err(error),
-        }
+        // Without room for events, the call does not wait, and fails with the error of the change.
+        self.queue.kevent(&[change], &mut [], None).map(drop)
     }
 }
 
-/// Lets no descriptor but the first three through exec; for the forked child.
+/// Marks all descriptors but the first three close-on-exec; for the forked child.
 pub(super) fn keep_only_stdio() {
-    // SAFETY: fcntl(2) and getdtablesize(2) are plain system calls; a closed descriptor is refused.
+    // SAFETY: getdtablesize(2) and fcntl(2) are plain system calls; a closed descriptor is an error.
     unsafe {
-        for descriptor in 3..nix::libc::getdtablesize().min(4096) {
-            nix::libc::fcntl(descriptor, nix::libc::F_SETFD, nix::libc::FD_CLOEXEC);
+        // The lowest free number is given out first, so a caller has hardly more than 4096 open; a
+        // limit of millions would cost as many calls.
+        for descriptor in 3..libc::getdtablesize().min(4096) {
+            libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC);
         }
     }
 }
@@ -287,4 +304,30 @@ pub(super) fn machine_id() -> Option<String> {
     // SAFETY: both pointers are to live values of the sizes that the call expects.
     let result = unsafe { libc::gethostuuid(id.as_mut_ptr(), &raw const timeout) };
     (result == 0).then(|| id.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_no_environment() {
+        let strings = b"/bin/x\0\0\0NAME=argument\0NAME=value\0";
+        let buffer = |count: i32| [&count.to_ne_bytes(), &strings[..]].concat();
+        let rest = |count| after_arguments(&buffer(count)).map(<[u8]>::to_vec);
+        // The path and its padding take 8 bytes, so the first argument is empty.
+        assert_eq!(rest(2).unwrap(), b"NAME=value\0");
+        assert_eq!(rest(3).unwrap(), b"");
+        assert_eq!(rest(4), None);
+        assert_eq!(after_arguments(b""), None);
+    }
+
+    #[test]
+    fn own_environment_is_readable() {
+        let environment = environment(std::process::id());
+        let path = std::env::var("PATH").unwrap();
+        let mut variables = environment.split(|&byte| byte == 0);
+        assert!(variables.any(|it| it == format!("PATH={path}").as_bytes()));
+    }
 }
