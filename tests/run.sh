@@ -38,6 +38,9 @@ if ! sh helpers/version.sh | cmp -s - helpers/VERSION; then
     exit 1
 fi
 
+step 'type check for macOS and musl'
+sh tests/macos.sh "$target"
+
 step 'the helpers'
 tool tmux || true # the tests that want it say that they are skipped
 cargo test --quiet --locked
