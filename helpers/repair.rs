@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use crate::dirs;
 use crate::domain::TaskId;
 use crate::files;
-use crate::git::{self, Made};
+use crate::git::{self, Artifact};
 use crate::process::TASK_DIR;
 use crate::project::{Broken, Project, TaskList};
 use crate::task::{Record, State, Task, View};
@@ -150,7 +150,7 @@ fn remove_leftovers(project: &Project, views: &[View]) -> usize {
 /// deleted the tasks and not the work. Nothing here is mended, because only a person knows whether it
 /// is still wanted.
 pub fn orphans(project: &Project, views: &[View]) -> Option<String> {
-    let mut made = git::made(&project.repository()?);
+    let mut made = git::artifacts(&project.repository()?);
     made.retain(|it| !views.iter().any(|view| is_known(it, &view.record)));
     if made.is_empty() {
         return None;
@@ -164,24 +164,25 @@ pub fn orphans(project: &Project, views: &[View]) -> Option<String> {
 }
 
 /// Those of them that no task of the project knows.
-pub fn without_task(project: &Project, mut made: Vec<Made>) -> Vec<Made> {
+pub fn without_task(project: &Project, mut made: Vec<Artifact>) -> Vec<Artifact> {
     // Of one that cannot be read nobody knows which is its worktree.
     let TaskList { tasks, broken } = project.found();
     let records = tasks.iter().map(Task::record).collect::<Result<Vec<_>, _>>();
     let Some(records) = records.ok().filter(|_| broken.is_empty()) else { return Vec::new() };
     made.retain(|it| !records.iter().flatten().any(|record| is_known(it, record)));
     // That of a task which is just being dispatched.
-    let plan = |it: &Made| project.tasks_dir().join(it.name()).join("plan.md");
-    let begins = |it: &Made| plan(it).exists() && !plan(it).with_file_name("task.yaml").exists();
+    let plan = |it: &Artifact| project.tasks_dir().join(it.name()).join("plan.md");
+    let begins =
+        |it: &Artifact| plan(it).exists() && !plan(it).with_file_name("task.yaml").exists();
     made.retain(|it| !begins(it));
     // A worktree's own branch is not told of a second time.
-    let worktrees: Vec<_> = made.iter().filter_map(Made::checked_out).collect();
-    made.retain(|it| !matches!(it, Made::Branch(branch) if worktrees.contains(branch)));
+    let worktrees: Vec<_> = made.iter().filter_map(Artifact::checked_out).collect();
+    made.retain(|it| !matches!(it, Artifact::Branch(branch) if worktrees.contains(branch)));
     made
 }
 
-fn is_known(made: &Made, record: &Record) -> bool {
-    record.worktree.iter().any(|own| made.is_of(own))
+fn is_known(made: &Artifact, record: &Record) -> bool {
+    record.worktree.iter().any(|own| made.belongs_to(own))
 }
 
 /// The directories of a task that helpers write to.

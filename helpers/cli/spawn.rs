@@ -127,7 +127,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     // A task after one with a worktree starts from that task's branch.
     let worktree = args.worktree || after.iter().any(|before| before.branch.is_some());
     let route = route(&choice, worktree, !after.is_empty())?;
-    let own = worktree.then(|| git::decide(&id, &here)).transpose()?;
+    let own = worktree.then(|| git::plan_worktree(&id, &here)).transpose()?;
     let record = Record {
         format: task::FORMAT,
         nonce: random_hex()?,

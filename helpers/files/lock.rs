@@ -34,7 +34,7 @@ impl Lock {
             if start.elapsed() >= limit {
                 return Err(Refusal::new(Exit::TryAgain, format!("{} is held", path.display()))
                     .place(format!("by {}", holder(path)))
-                    .next("call again when it has ended")
+                    .next("try again when it has ended")
                     .into());
             }
             // Waiters look less and less often, so that a hundred of them do not slow the holder.

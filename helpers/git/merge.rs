@@ -1,4 +1,4 @@
-//! Bringing a task's branch back into the branch of a person's checkout, wholly or not at all.
+//! Merging a task's branch into the branch of a person's checkout, completely or not at all.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -11,43 +11,43 @@ use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
-use crate::git::command::{git, patiently, run, stdout, text};
-use crate::git::{STATUS, changes, commit, first_of};
+use crate::git::command::{bytes, git, retry, run, text, trim};
+use crate::git::{STATUS, changes, commit_id, first_paths};
 
-/// What a merge could take away.
+/// Lists only the changes that a merge could overwrite.
 const TRACKED: [&str; 2] = ["--untracked-files=no", "--ignore-submodules=dirty"];
 
-/// What a merge did.
+/// The result of a merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
-    /// How many commits the branch had that the other one did not have.
+    /// The number of commits that the person's branch did not have.
     pub commits: usize,
-    /// The branch that they were merged into.
+    /// The branch of the person's checkout.
     pub into: String,
-    /// Whether it took no merge commit.
+    /// Whether no merge commit was needed.
     pub fast_forward: bool,
 }
 
 impl Worktree {
-    /// Merges its branch into the branch of the first of these places that is in a checkout of the
-    /// person's. What is in no commit is not looked for in the worktree itself.
+    /// Merges the task's branch into the checked-out branch of the first of `places` that lies in a
+    /// checkout of the person. The caller has to look for uncommitted changes in the worktree.
     pub fn merge(&self, places: &[&Path]) -> Result<Merged> {
         let _lock = self.lock()?;
         let own = format!("refs/heads/{}", self.branch);
-        let tip = commit(&self.repository, &own)?.ok_or_else(|| {
+        let tip = commit_id(&self.repository, &own)?.ok_or_else(|| {
             Refusal::new(Exit::Data, format!("the branch {} is gone", self.branch))
                 .place(format!("it is not in {}", self.repository.display()))
                 .next(format!("git branch {} COMMIT, if you know its last commit", self.branch))
         })?;
-        let top = self.checkout(places)?;
+        let top = self.persons_checkout(places)?;
         let (into, before) = branch_and_commit(&top)?;
         if into == self.branch {
             return Err(Refusal::new(Exit::Data, format!("{into} is what is checked out"))
                 .place(top.display().to_string())
-                .next(format!("git -C {} switch BRANCH, and call again", top.display()))
+                .next(format!("git -C {} switch BRANCH, and try again", top.display()))
                 .into());
         }
-        refuse_unready(&top, &into)?;
+        refuse_unsafe_checkout(&top, &into)?;
         let commits = count(&top, &[&tip, "--not", &before])?;
         if commits == 0 {
             return Ok(Merged { commits, into, fast_forward: true });
@@ -55,15 +55,18 @@ impl Worktree {
         let what = format!("{} cannot be merged into {into}", self.branch);
         let refuse = |conflicts: &[String]| {
             Refusal::new(Exit::Failed, format!("{what}: conflicts, and nothing was changed"))
-                .place(first_of(conflicts))
-                .next(format!("git -C {} merge {into}, and settle them there", self.path.display()))
+                .place(first_paths(conflicts))
+                .next(format!(
+                    "git -C {} merge {into}, and resolve them there",
+                    self.path.display()
+                ))
         };
         if let Some(conflicts) = conflicts(&top, &before, &tip)? {
             return Err(refuse(&conflicts).into());
         }
         let message = format!("Merge branch '{}'", self.branch);
         let mut unmerged = Vec::new();
-        let merged = patiently(|| {
+        let merged = retry(|| {
             let mut merge = git(&top);
             merge.args(["merge", "--quiet", "--commit", "--no-squash", "--no-autostash"]);
             let merged = run(merge.args(["-m", &message, &own]))?;
@@ -80,15 +83,15 @@ impl Worktree {
         if !merged.status.success() {
             return Err(Refusal::new(Exit::Failed, format!("{what}; nothing was changed"))
                 .place(why(&merged))
-                .next("see to that, and call again")
+                .next("fix that and try again")
                 .into());
         }
-        let fast_forward = commit(&top, "HEAD")?.as_ref() == Some(&tip);
+        let fast_forward = commit_id(&top, "HEAD")?.as_ref() == Some(&tip);
         Ok(Merged { commits, into, fast_forward })
     }
 
-    /// The top of the first checkout of this repository that is no task's.
-    fn checkout(&self, places: &[&Path]) -> Result<PathBuf> {
+    /// The top of the first checkout of this repository that is no task's worktree.
+    fn persons_checkout(&self, places: &[&Path]) -> Result<PathBuf> {
         let asked = |place: &Path, what: &str| -> Result<Option<PathBuf>> {
             let asked = run(git(place).args(["rev-parse", "--path-format=absolute", what]))?;
             let path = asked.stdout.strip_suffix(b"\n").unwrap_or_default();
@@ -107,52 +110,54 @@ impl Worktree {
                 return Ok(top);
             }
         }
-        Err(Refusal::new(Exit::Data, format!("there is no checkout to merge {} into", self.branch))
-            .place(format!("{} has none here", self.repository.display()))
-            .next("call again in a checkout of yours, made by: git worktree add")
+        let (branch, repository) = (&self.branch, self.repository.display());
+        let what = format!("there is nowhere to merge {branch} into");
+        Err(Refusal::new(Exit::Data, what)
+            .place(format!("not inside a checkout of {repository}"))
+            .next("try again in a checkout of yours, made by: git worktree add")
             .into())
     }
 }
 
-/// The branch that is checked out there, and its commit.
+/// The branch that is checked out in a checkout, and its commit.
 fn branch_and_commit(top: &Path) -> Result<(String, String)> {
-    let head = text(&run(git(top).args(["symbolic-ref", "--quiet", "HEAD"]))?.stdout);
+    let head = trim(&run(git(top).args(["symbolic-ref", "--quiet", "HEAD"]))?.stdout);
     let Some(branch) = head.strip_prefix("refs/heads/") else {
         return Err(Refusal::new(Exit::Data, "there is no branch to merge into")
             .place(format!("HEAD of {} is detached", top.display()))
-            .next(format!("git -C {} switch BRANCH, and call again", top.display()))
+            .next(format!("git -C {} switch BRANCH, and try again", top.display()))
             .into());
     };
-    let before = commit(top, "HEAD")?.ok_or_else(|| {
+    let before = commit_id(top, "HEAD")?.ok_or_else(|| {
         Refusal::new(Exit::Data, format!("the branch {branch} has no commit to merge into"))
             .place(top.display().to_string())
-            .next("make its first commit, and call again")
+            .next("make its first commit, and try again")
     })?;
     Ok((branch.into(), before))
 }
 
-/// Refuses a checkout in which there is something that a merge could take away.
-fn refuse_unready(top: &Path, branch: &str) -> Result<()> {
-    let git_dir = run(git(top).args(["rev-parse", "--absolute-git-dir"]))?;
-    let git_dir = stdout(git_dir, "cannot find the repository")?;
+/// Refuses a checkout with work in it that a merge could overwrite.
+fn refuse_unsafe_checkout(top: &Path, branch: &str) -> Result<()> {
+    let git_dir =
+        bytes(git(top).args(["rev-parse", "--absolute-git-dir"]), "cannot find the repository")?;
     let git_dir = Path::new(OsStr::from_bytes(git_dir.strip_suffix(b"\n").unwrap_or(&git_dir)));
     if let Some(what) = unfinished(git_dir) {
         return Err(Refusal::new(Exit::Data, format!("{branch} is in the middle of a {what}"))
             .place(top.display().to_string())
-            .next(format!("finish it, or end it with git {what} --abort; then call again"))
+            .next(format!("finish it, or end it with git {what} --abort; then try again"))
             .into());
     }
     let changed = changes(git(top).args(STATUS).args(TRACKED))?;
     if changed.is_empty() {
         return Ok(());
     }
-    Err(Refusal::new(Exit::Data, format!("{branch} has changes that are not committed"))
-        .place(format!("{} in {}", first_of(&changed), top.display()))
-        .next("commit or stash them, and call again")
+    Err(Refusal::new(Exit::Data, format!("{branch} has uncommitted changes"))
+        .place(format!("{} in {}", first_paths(&changed), top.display()))
+        .next("commit or stash them, and try again")
         .into())
 }
 
-/// What somebody began in a checkout and did not finish, by git's own directory for it.
+/// The unfinished operation in a checkout, by git's own directory of that checkout.
 pub(super) fn unfinished(git_dir: &Path) -> Option<&'static str> {
     let marks = [
         ("rebase-merge", "rebase"),
@@ -165,15 +170,17 @@ pub(super) fn unfinished(git_dir: &Path) -> Option<&'static str> {
     marks.into_iter().find(|(name, _)| git_dir.join(name).exists()).map(|(_, what)| what)
 }
 
-/// How many commits `git rev-list` lists.
+/// The number of commits that `git rev-list` lists.
 pub(super) fn count(directory: &Path, revisions: &[&str]) -> Result<usize> {
-    let counted = run(git(directory).args(["rev-list", "--count"]).args(revisions))?;
-    let counted = text(&stdout(counted, "cannot compare the branches")?);
+    let counted = text(
+        git(directory).args(["rev-list", "--count"]).args(revisions),
+        "cannot compare the branches",
+    )?;
     counted.parse().with_context(|| format!("git counted {counted:?} commits"))
 }
 
-/// The files in which a merge would conflict; nothing is touched to see that. A git before 2.38
-/// cannot say, and a merge that is tried tells.
+/// The files in which a merge would conflict, found without touching any file. `None` if there are
+/// none, or for a git before 2.38, where only the merge itself tells.
 fn conflicts(top: &Path, before: &str, tip: &str) -> Result<Option<Vec<String>>> {
     let mut tree = git(top);
     tree.args(["merge-tree", "--write-tree", "--name-only", "--no-messages", "-z"]);
@@ -186,7 +193,7 @@ fn conflicts(top: &Path, before: &str, tip: &str) -> Result<Option<Vec<String>>>
     Ok(Some(names.take_while(|name| !name.is_empty()).collect()))
 }
 
-/// The paths that `git ls-files -u -z` names, each once.
+/// The distinct paths in the output of `git ls-files -u -z`.
 fn paths(listed: &Output) -> Vec<String> {
     let entries = listed.stdout.split(|&byte| byte == 0);
     let path = |entry: &[u8]| String::from_utf8_lossy(entry).split_once('\t').map(|it| it.1.into());
@@ -195,24 +202,24 @@ fn paths(listed: &Output) -> Vec<String> {
     paths
 }
 
-/// Brings a checkout that had no changes back to where it was before a merge that failed.
+/// Resets a checkout to its state before a failed merge. The checkout had no changes then.
 fn undo(top: &Path, before: &str, tip: &str) -> Result<()> {
-    if commit(top, "HEAD")?.as_deref() != Some(before) {
+    if commit_id(top, "HEAD")?.as_deref() != Some(before) {
         return Ok(());
     }
-    // A fast-forward has changed the files before it finds that it cannot move the branch. What a
-    // person staged at this moment is not that.
+    // A failed fast-forward leaves the index of `tip` and no MERGE_HEAD. Any other index was staged
+    // by a person at this moment.
     let tree = |commit: &str| -> Result<String> {
-        Ok(text(&run(git(top).args(["rev-parse", &format!("{commit}^{{tree}}")]))?.stdout))
+        Ok(trim(&run(git(top).args(["rev-parse", &format!("{commit}^{{tree}}")]))?.stdout))
     };
-    let index = text(&run(git(top).arg("write-tree"))?.stdout);
-    if commit(top, "MERGE_HEAD")?.as_deref() != Some(tip)
+    let index = trim(&run(git(top).arg("write-tree"))?.stdout);
+    if commit_id(top, "MERGE_HEAD")?.as_deref() != Some(tip)
         && (index != tree(tip)? || index == tree(before)?)
     {
         return Ok(());
     }
-    // Its own exit status says little: a hook may refuse that it writes HEAD where HEAD is.
-    let undone = patiently(|| run(git(top).args(["reset", "--merge", "--quiet", "HEAD"])))?;
+    // Ignore the exit status: a hook may reject the write of HEAD although HEAD does not change.
+    let undone = retry(|| run(git(top).args(["reset", "--merge", "--quiet", "HEAD"])))?;
     run(git(top).args(["merge", "--quit"]))?;
     if !changes(git(top).args(STATUS).args(TRACKED))?.is_empty() {
         let what = format!("cannot undo the merge in {}", top.display());
@@ -224,7 +231,7 @@ fn undo(top: &Path, before: &str, tip: &str) -> Result<()> {
     Ok(())
 }
 
-/// Why a merge failed: the files in its way, or else the last line of git, and that of a hook.
+/// Why a merge failed: the files in its way, else git's error, with the last line of a hook.
 fn why(merged: &Output) -> String {
     let said = String::from_utf8_lossy(&merged.stderr);
     let files: Vec<String> =
@@ -233,7 +240,7 @@ fn why(merged: &Output) -> String {
     let nothing = |line: &&str| line.starts_with("Not committing merge") || line.trim().is_empty();
     let other = said.lines().rfind(|line| !nothing(line) && !of_git(line));
     match (said.lines().find(of_git), other) {
-        (Some(line), _) if !files.is_empty() => format!("{line} {}", first_of(&files)),
+        (Some(line), _) if !files.is_empty() => format!("{line} {}", first_paths(&files)),
         (Some(line), Some(hook)) if line.ends_with("by hook") => format!("{hook} ({line})"),
         (Some(line), _) | (None, Some(line)) => line.into(),
         (None, None) => merged.status.to_string(),

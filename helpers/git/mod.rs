@@ -1,5 +1,5 @@
-//! Worktrees: a checkout of its own for a task, outside the project's directory, so that whoever
-//! deletes `.dispatch/` loses no work. Nothing here removes what is not safe elsewhere.
+//! Worktrees: a task's own checkout outside the project's directory, so that deleting `.dispatch/`
+//! loses no work. Nothing here removes work that exists nowhere else.
 
 mod command;
 mod merge;
@@ -20,30 +20,30 @@ use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ids::short_hash;
 use crate::text::{sanitize, shell_word};
-use command::{check_version, git, last_line, on, patiently, run, stdout, text};
+use command::{bytes, error_line, git, git_on, require_version, retry, run, succeeded, text, trim};
 
-pub(crate) use command::OF_ANOTHER_REPOSITORY;
+pub(crate) use command::REPOSITORY_VARIABLES;
 pub use merge::Merged;
-pub use remove::{Made, all_made, made};
+pub use remove::{Artifact, all_artifacts, artifacts};
 
-/// How long it waits while other tasks make their worktrees of the same repository.
-const TURN_LIMIT: Duration = Duration::from_secs(120);
+/// How long a task waits while others create their worktrees of the same repository.
+const LOCK_LIMIT: Duration = Duration::from_secs(120);
 
-/// A worktree that is not made yet.
+/// A worktree that does not exist yet.
 #[derive(Clone, Debug)]
-pub struct Planned {
-    /// It.
+pub struct PlannedWorktree {
+    /// Its names, branch and base.
     pub worktree: Worktree,
-    /// Where its worker works: as deep in it as the host is in its own checkout.
+    /// The worker's directory: the host's own directory, as far below the top.
     pub directory: PathBuf,
-    /// What the host should know of it, a line each.
+    /// Remarks for the host, one line each.
     pub remarks: Vec<String>,
 }
 
-/// Decides which worktree a task gets that is dispatched from the directory `here`: free names, and
-/// the commit that is HEAD there. Changes nothing.
-pub fn decide(task: &TaskId, here: &Path) -> Result<Planned> {
-    check_version()?;
+/// Chooses free names and the base, HEAD of the directory `here`, for the worktree of a task that is
+/// dispatched from there. Changes nothing.
+pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
+    require_version()?;
     let asked = run(git(here).args([
         "rev-parse",
         "--path-format=absolute",
@@ -51,13 +51,13 @@ pub fn decide(task: &TaskId, here: &Path) -> Result<Planned> {
         "--show-prefix",
         "--git-common-dir",
     ]))?;
-    if last_line(&asked).contains("not a git repository") {
+    if error_line(&asked).contains("not a git repository") {
         return Err(Refusal::new(Exit::CannotCreate, "there is no repository for a worktree")
             .place(format!("{} is not in one", here.display()))
             .next("dispatch without --worktree, or make one: git init, git add, git commit")
             .into());
     }
-    let answer = stdout(asked, "cannot look at the repository")?;
+    let answer = succeeded(asked, "cannot look at the repository")?;
     let answer = answer.strip_suffix(b"\n").unwrap_or(&answer);
     let mut lines = answer.splitn(3, |&byte| byte == b'\n').map(OsStr::from_bytes);
     let mut line = || lines.next().context("git did not say where the repository is");
@@ -66,9 +66,9 @@ pub fn decide(task: &TaskId, here: &Path) -> Result<Planned> {
     let repository = repository
         .canonicalize()
         .with_context(|| format!("cannot find {}", repository.display()))?;
-    let base = commit(here, "HEAD")?.ok_or_else(|| {
+    let base = commit_id(here, "HEAD")?.ok_or_else(|| {
         Refusal::new(Exit::CannotCreate, "the repository has no commit to begin a worktree at")
-            .place(format!("the branch that HEAD of {} names has none", repository.display()))
+            .place(format!("HEAD of {} names a branch without commits", repository.display()))
             .next("commit first, or dispatch without --worktree")
     })?;
 
@@ -76,7 +76,7 @@ pub fn decide(task: &TaskId, here: &Path) -> Result<Planned> {
     let mut remarks = Vec::new();
     let mut directory: PathBuf = path.components().chain(prefix.components()).collect();
     if prefix != Path::new("") && !is_directory_in(&base, prefix, here)? {
-        remarks.push(format!("{} is not in HEAD: the worker begins at the top", prefix.display()));
+        remarks.push(format!("{} is not in HEAD: the worker starts at the top", prefix.display()));
         directory = path.clone();
     }
     if inside {
@@ -87,32 +87,29 @@ pub fn decide(task: &TaskId, here: &Path) -> Result<Planned> {
             Err(error) => Some(format!("{error:#}").replace("\n ", ":")),
         });
     }
-    Ok(Planned { worktree: Worktree { path, branch, base, repository }, directory, remarks })
+    let worktree = Worktree { path, branch, base, repository };
+    Ok(PlannedWorktree { worktree, directory, remarks })
 }
 
-/// The full id of the commit that `revision` names in that directory or repository; `None` if there
-/// is none.
-pub fn commit(directory: &Path, revision: &str) -> Result<Option<String>> {
+/// The full id of the commit that `revision` names in a directory or repository; `None` if there is
+/// none.
+pub fn commit_id(directory: &Path, revision: &str) -> Result<Option<String>> {
     let revision = format!("{revision}^{{commit}}");
     let asked = run(git(directory).args(["rev-parse", "--verify", "--quiet", &revision]))?;
-    Ok(asked.status.success().then(|| text(&asked.stdout)))
+    Ok(asked.status.success().then(|| trim(&asked.stdout)))
 }
 
-/// The directory and the branch for a task: named after it, and with a number behind it where an
-/// earlier task left something of that name, because a task inherits nothing.
+/// The directory and the branch for a task: the task's name, with a number if an earlier task left
+/// something of that name, because a task inherits nothing.
 fn free_names(task: &TaskId, repository: &Path) -> Result<(PathBuf, String)> {
-    let directory = directory_of(repository)?;
-    let asked = run(on(repository).args([
-        "for-each-ref",
-        "--format=%(refname)",
-        "refs/heads/dispatch",
-        "refs/heads/dispatch-*",
-        "refs/heads/dispatch-*/**",
-    ]))?;
-    let branches = text(&stdout(asked, "cannot list the branches")?);
+    let directory = worktrees_directory(repository)?;
+    let mut list = git_on(repository);
+    list.args(["for-each-ref", "--format=%(refname)", "refs/heads/dispatch"]);
+    list.args(["refs/heads/dispatch-*", "refs/heads/dispatch-*/**"]);
+    let branches = text(&mut list, "cannot list the branches")?;
     let branches: Vec<_> =
         branches.lines().filter_map(|name| name.strip_prefix("refs/heads/")).collect();
-    // Git keeps a branch as a file, so that `dispatch` and `dispatch/x` cannot both be there.
+    // A branch is a file, so `dispatch` and `dispatch/x` cannot both exist.
     let separator = if branches.contains(&"dispatch") { '-' } else { '/' };
     let free = |(path, branch): &(PathBuf, String)| {
         let taken = |other: &&str| {
@@ -127,13 +124,13 @@ fn free_names(task: &TaskId, repository: &Path) -> Result<(PathBuf, String)> {
         .context("there is no free name")
 }
 
-/// The directory of all worktrees of a repository.
-fn directory_of(repository: &Path) -> Result<PathBuf> {
+/// The directory of all worktrees that dispatch makes of a repository.
+fn worktrees_directory(repository: &Path) -> Result<PathBuf> {
     let home = std::env::home_dir().filter(|home| home.is_absolute()).ok_or_else(|| {
         Refusal::new(Exit::CannotCreate, "there is no home directory for a worktree")
             .next("set HOME, or dispatch without --worktree")
     })?;
-    // Git and the workers' sandboxes know a directory by its real path.
+    // Git and the sandboxes of workers compare real paths.
     let home = home.canonicalize().with_context(|| format!("cannot find {}", home.display()))?;
     let name = match repository.file_name() {
         Some(name) if name == ".git" => repository.parent().and_then(Path::file_name),
@@ -151,28 +148,28 @@ fn is_directory_in(commit: &str, path: &Path, here: &Path) -> Result<bool> {
     let mut object = std::ffi::OsString::from(format!("{commit}:"));
     object.push(path.components().as_path());
     let asked = run(git(here).args(["cat-file", "-t"]).arg(object))?;
-    Ok(text(&asked.stdout) == "tree")
+    Ok(trim(&asked.stdout) == "tree")
 }
 
-/// How many changes of a checkout are in no commit; what dispatch keeps there is none.
+/// The number of uncommitted changes in a checkout, not counting the files of dispatch.
 fn uncommitted(here: &Path) -> Result<usize> {
     let outside = ["--untracked-files=normal", "--", ":(top)", ":(top,exclude).dispatch"];
     Ok(changes(git(here).args(STATUS).args(outside))?.len())
 }
 
-/// Git's list of what is in no commit, to be followed by what is to be looked at.
+/// The command that [`changes`] parses, without its scope.
 const STATUS: [&str; 4] = ["status", "--porcelain", "-z", "--no-renames"];
 
-/// The paths that such a list names.
+/// The paths of uncommitted changes, in the output of [`STATUS`].
 fn changes(status: &mut Command) -> Result<Vec<String>> {
-    let listed = run(status.env("GIT_OPTIONAL_LOCKS", "0"))?;
-    let listed = stdout(listed, "cannot look for uncommitted changes")?;
+    let status = status.env("GIT_OPTIONAL_LOCKS", "0");
+    let listed = bytes(status, "cannot look for uncommitted changes")?;
     let entries = listed.split(|&byte| byte == 0).filter_map(|entry| entry.get(3..));
     Ok(entries.map(|path| String::from_utf8_lossy(path).into_owned()).collect())
 }
 
-/// The first of some paths and how many more there are.
-pub fn first_of(paths: &[String]) -> String {
+/// The first three paths, and the number of the others.
+pub fn first_paths(paths: &[String]) -> String {
     let first = paths.iter().take(3).map(|path| sanitize(path)).collect::<Vec<_>>().join(", ");
     match paths.len().saturating_sub(3) {
         0 => first,
@@ -181,55 +178,59 @@ pub fn first_of(paths: &[String]) -> String {
 }
 
 impl Worktree {
-    /// Makes it for a new task. Returns what the host should know, a line each.
+    /// Creates the worktree of a new task. Returns remarks for the host, one line each.
     ///
     /// # Errors
-    /// [`Exit::TryAgain`] if its names were taken since they were decided.
+    /// [`Exit::TryAgain`] if its names were taken after they were chosen.
     pub fn create(&self) -> Result<Vec<String>> {
         let _lock = self.lock()?;
         if self.path.symlink_metadata().is_ok() || self.has_branch()? {
             let what = format!("the branch {} was taken meanwhile", self.branch);
-            return Err(Refusal::new(Exit::TryAgain, what).next("call again").into());
+            return Err(Refusal::new(Exit::TryAgain, what).next("try again").into());
         }
         self.add()
     }
 
-    /// Makes it unless it is there; one whose directory was deleted is made anew from git's own
-    /// record of it, else from its branch. Returns what the host should know, a line each.
+    /// Creates the worktree if it does not exist. If its directory was deleted, git's own record of it
+    /// is used, else its branch. Returns remarks for the host, one line each.
     pub fn ensure(&self) -> Result<Vec<String>> {
-        if self.entry().is_some_and(|entry| !half_made(&entry)) {
+        if self.git_dir().is_some_and(|entry| !is_incomplete(&entry)) {
             return Ok(Vec::new());
         }
         let _lock = self.lock()?;
-        self.put_back()?;
+        self.undo_interrupted_removal()?;
         let deleted = self.path.symlink_metadata().is_err();
         if let Some(other) = self.checked_out_elsewhere(&format!("refs/heads/{}", self.branch))? {
             let what = format!("the task's branch {} is checked out elsewhere", self.branch);
             return Err(Refusal::new(Exit::CannotCreate, what)
                 .place(&other)
-                .next(format!("git -C {} switch BRANCH, and call again", shell_word(&other)))
+                .next(format!("git -C {} switch BRANCH, and try again", shell_word(&other)))
                 .into());
         }
         if deleted {
             files::create_private_directory(&self.path)?;
-            run(on(&self.repository).args(["worktree", "repair"]).arg(&self.path))?;
+            run(git_on(&self.repository).args(["worktree", "repair"]).arg(&self.path))?;
         }
-        match self.entry() {
+        match self.git_dir() {
             None if !deleted && !is_empty(&self.path) => {
                 let what = "something else is in the place of the task's worktree";
                 return Err(Refusal::new(Exit::CannotCreate, what)
                     .place(self.path.display().to_string())
-                    .next("move it away, and call again")
+                    .next("move it away, and try again")
                     .into());
             }
-            // Whoever was making it was killed, and no worker has been in it.
-            Some(entry) if half_made(&entry) => {
-                run(on(&self.repository).args(["worktree", "remove", "-f", "-f"]).arg(&self.path))?;
+            // The process that created it was killed, so no worker has been in it.
+            Some(entry) if is_incomplete(&entry) => {
+                run(git_on(&self.repository)
+                    .args(["worktree", "remove", "-f", "-f"])
+                    .arg(&self.path))?;
             }
-            // Git's record holds what was staged, a rebase, and the commits in submodules.
+            // Git's record has the staged changes, a rebase, and the commits in submodules.
             Some(_) if deleted => {
-                let asked = run(git(&self.path).args(["checkout-index", "--all", "--quiet"]))?;
-                stdout(asked, "cannot bring back the files of the worktree")?;
+                bytes(
+                    git(&self.path).args(["checkout-index", "--all", "--quiet"]),
+                    "cannot restore the files of the worktree",
+                )?;
                 return Ok(self.fill_submodules());
             }
             Some(_) => return Ok(Vec::new()),
@@ -238,15 +239,18 @@ impl Worktree {
         self.add()
     }
 
-    /// Moves it to another commit before a worker has been in it. What somebody else changed in it
-    /// stays, or is in the way.
-    pub fn begin_at(&self, commit: &str) -> Result<()> {
+    /// Moves the branch and the checkout to another commit before a worker has been in it. Uncommitted
+    /// changes stay, or make it fail.
+    pub fn reset_to(&self, commit: &str) -> Result<()> {
         self.ensure()?;
-        let moved = run(git(&self.path).args(["reset", "--keep", "--quiet", commit]))?;
-        stdout(moved, &format!("cannot begin at {commit} in {}", self.path.display())).map(drop)
+        bytes(
+            git(&self.path).args(["reset", "--keep", "--quiet", commit]),
+            &format!("cannot begin at {commit} in {}", self.path.display()),
+        )
+        .map(drop)
     }
 
-    /// Only one at a time adds to a repository; git's own locks make the others fail.
+    /// Only one process at a time adds a worktree: git's own locks would make the others fail.
     fn lock(&self) -> Result<Lock> {
         if !self.repository.is_dir() {
             return Err(Refusal::new(Exit::Data, "the repository of the worktree is gone")
@@ -258,26 +262,26 @@ impl Worktree {
         files::create_private_directory(directory)?;
         let mut name = directory.as_os_str().to_owned();
         name.push(".lock");
-        Lock::take(Path::new(&name), TURN_LIMIT)
+        Lock::take(Path::new(&name), LOCK_LIMIT)
     }
 
     fn has_branch(&self) -> Result<bool> {
-        Ok(commit(&self.repository, &format!("refs/heads/{}", self.branch))?.is_some())
+        Ok(commit_id(&self.repository, &format!("refs/heads/{}", self.branch))?.is_some())
     }
 
     fn add(&self) -> Result<Vec<String>> {
-        let added = patiently(|| {
-            let mut add = on(&self.repository);
+        let added = retry(|| {
+            let mut add = git_on(&self.repository);
             run(add.args(self.add_args(self.has_branch()?)))
         })?;
         let mut remarks = Vec::new();
         if !added.status.success() {
-            if self.entry().is_none_or(|entry| half_made(&entry)) {
+            if self.git_dir().is_none_or(|entry| is_incomplete(&entry)) {
                 let what = format!("cannot make the worktree {}", self.path.display());
-                stdout(added, &what)?;
+                succeeded(added, &what)?;
             } else {
-                // All that git does once a worktree is there is to run this hook.
-                let said = last_line(&added);
+                // Once the worktree exists, git only runs this hook.
+                let said = error_line(&added);
                 remarks.push(format!("post-checkout hook failed in the worktree: {said}"));
             }
         }
@@ -295,35 +299,35 @@ impl Worktree {
         args
     }
 
-    /// The command that makes it, as a person would type it.
+    /// The command that creates the worktree, as a person would type it.
     pub fn command(&self) -> String {
         let words = self.add_args(false).into_iter();
         let words: Vec<_> = words.map(|word| shell_word(&word.to_string_lossy())).collect();
         format!("git {}", words.join(" "))
     }
 
-    /// Git's own directory for it, whose name may differ from that of the worktree.
-    fn entry(&self) -> Option<PathBuf> {
-        self.entry_of(&self.path)
+    /// Git's own directory for the worktree, whose name may differ from the worktree's.
+    fn git_dir(&self) -> Option<PathBuf> {
+        self.git_dir_at(&self.path)
     }
 
-    /// The same for a checkout in another place. What its `.git` says is believed only of this
-    /// repository: the worker may have written anything there.
-    fn entry_of(&self, checkout: &Path) -> Option<PathBuf> {
+    /// Git's own directory for the worktree, if its checkout is at `checkout`. The `.git` there is
+    /// believed only if it names this repository: a worker may have written it.
+    fn git_dir_at(&self, checkout: &Path) -> Option<PathBuf> {
         let text = files::read(&checkout.join(".git")).ok()??;
         let entry = checkout.join(text.strip_prefix("gitdir:")?.trim()).canonicalize().ok()?;
         let entries = self.repository.join("worktrees").canonicalize().ok()?;
         (entry.parent() == Some(&entries)).then_some(entry)
     }
 
-    /// The directories outside it that git writes to when somebody commits in it.
+    /// The directories outside the worktree that git writes to for a commit in it.
     pub fn git_directories(&self) -> Vec<PathBuf> {
         let name = self.path.file_name().unwrap_or_default();
-        let entry = self.entry().unwrap_or_else(|| self.repository.join("worktrees").join(name));
+        let entry = self.git_dir().unwrap_or_else(|| self.repository.join("worktrees").join(name));
         vec![self.repository.clone(), entry]
     }
 
-    /// Fills its submodules without any network, from the clones that the repository has of them.
+    /// Fills the submodules without a network, from the repository's own clones of them.
     fn fill_submodules(&self) -> Vec<String> {
         let mut empty = Vec::new();
         fill_submodules(&self.path, &self.repository.join("modules"), Path::new(""), &mut empty);
@@ -345,13 +349,13 @@ fn is_empty(directory: &Path) -> bool {
     std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// Whether the process that made this worktree was killed meanwhile: git locks it for so long.
-fn half_made(entry: &Path) -> bool {
+/// Whether the process that created this worktree was killed: git locks it until it is complete.
+fn is_incomplete(entry: &Path) -> bool {
     let reason = files::read(&entry.join("locked")).ok().flatten();
     reason.is_some_and(|reason| reason.trim() == "initializing")
 }
 
-/// Fills the submodules of `top` from the clones in `modules`, and names those that stay empty.
+/// Fills the submodules of `top` from the clones in `modules`. Adds those that stay empty to `empty`.
 fn fill_submodules(top: &Path, modules: &Path, below: &Path, empty: &mut Vec<String>) {
     if !top.join(".gitmodules").is_file() {
         return;
@@ -363,11 +367,11 @@ fn fill_submodules(top: &Path, modules: &Path, below: &Path, empty: &mut Vec<Str
         let mut halves = entry.splitn(2, |&byte| byte == b'\n');
         let (Some(key), Some(path)) = (halves.next(), halves.next()) else { continue };
         let path = Path::new(OsStr::from_bytes(path));
-        // A line that is left over from a submodule that was taken out.
+        // `.gitmodules` may still name a submodule that was removed.
         if !stays_below(path) || !top.join(path).is_dir() {
             continue;
         }
-        let name = text(key);
+        let name = trim(key);
         let name = name.strip_prefix("submodule.").and_then(|name| name.strip_suffix(".path"));
         let clone = name.filter(|name| stays_below(Path::new(name))).map(|name| modules.join(name));
         match (name, clone) {
@@ -379,16 +383,16 @@ fn fill_submodules(top: &Path, modules: &Path, below: &Path, empty: &mut Vec<Str
     }
 }
 
-/// Whether a path of a repository's own text leads nowhere else.
+/// Whether a path that a repository's own text names stays inside the repository.
 fn stays_below(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn fill_submodule(top: &Path, path: &Path, name: &str, clone: &Path) -> Result<()> {
     let mut update = git(top);
-    // For this one command, so that the repository's own configuration stays as it is.
+    // Settings of this one command leave the repository's configuration unchanged.
     let url = [format!("submodule.{name}.url=").as_ref(), clone.as_os_str()].join(OsStr::new(""));
     update.args(["-c", "protocol.allow=never", "-c", "protocol.file.allow=always", "-c"]).arg(url);
     update.args(["submodule", "--quiet", "update", "--init", "--"]).arg(path);
-    stdout(run(&mut update)?, "cannot fill a submodule").map(drop)
+    bytes(&mut update, "cannot fill a submodule").map(drop)
 }

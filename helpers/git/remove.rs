@@ -1,4 +1,4 @@
-//! Removing a worktree and its branch when all that is in them is safe elsewhere, and only then.
+//! Removing a worktree and its branch, only if all work in them is also elsewhere.
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -12,36 +12,36 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::command::{git, on, patiently, run, stdout, text};
+use crate::git::command::{bytes, git, git_on, retry, run, succeeded, text, trim};
 use crate::git::merge::{count, unfinished};
-use crate::git::{STATUS, changes, commit, directory_of, first_of};
+use crate::git::{STATUS, changes, commit_id, first_paths, worktrees_directory};
 use crate::text::shell_word;
 
 impl Worktree {
-    /// The files in it that are in no commit.
+    /// The uncommitted files in the worktree.
     pub fn changes(&self) -> Result<Vec<String>> {
         if self.path.symlink_metadata().is_err() {
             return Ok(Vec::new());
         }
-        // Git would answer for the repository around it.
-        if self.entry().is_none() {
-            let what = format!("{} is not the worktree any more", self.path.display());
+        // Without an own `.git`, git would answer for the repository around the directory.
+        if self.git_dir().is_none() {
+            let what = format!("{} is no longer the worktree", self.path.display());
             return Err(Refusal::new(Exit::Data, what)
-                .next("put its .git back, or move it away and call again")
+                .next("restore its .git, or move it away and try again")
                 .into());
         }
-        // Whatever the person's configuration hides.
+        // The person's configuration may hide some of these.
         let all = ["--untracked-files=normal", "--ignore-submodules=none"];
         changes(git(&self.path).args(STATUS).args(all))
     }
 
-    /// The merge, rebase or the like in it that nobody has finished.
+    /// The unfinished merge, rebase or similar operation in the worktree.
     pub fn unfinished(&self) -> Result<Option<&'static str>> {
-        Ok(self.entry().as_deref().and_then(unfinished))
+        Ok(self.git_dir().as_deref().and_then(unfinished))
     }
 
-    /// What is in it, for a person: its commits, and the files that are in none.
-    pub fn standing(&self) -> Result<String> {
+    /// The commits and the uncommitted files in the worktree, as one line for a person.
+    pub fn summary(&self) -> Result<String> {
         if self.path.symlink_metadata().is_err() {
             return Ok("deleted".into());
         }
@@ -50,29 +50,29 @@ impl Worktree {
         let changed = self.changes()?;
         Ok(match changed.is_empty() {
             true => commits,
-            false => format!("{commits}, not committed: {}", first_of(&changed)),
+            false => format!("{commits}, not committed: {}", first_paths(&changed)),
         })
     }
 
-    /// The branch that is checked out in it; `None` if it is there and none is.
+    /// The branch that is checked out in the worktree, also if it was deleted; `None` if HEAD is detached.
     pub fn checked_out(&self) -> Result<Option<String>> {
         if self.path.symlink_metadata().is_err() {
             return Ok(Some(self.branch.clone()));
         }
         let head = run(git(&self.path).args(["symbolic-ref", "--quiet", "HEAD"]))?;
-        Ok(text(&head.stdout).strip_prefix("refs/heads/").map(str::to_owned))
+        Ok(trim(&head.stdout).strip_prefix("refs/heads/").map(str::to_owned))
     }
 
-    /// Why it has to be kept; `None` if nothing would be lost with it.
-    pub fn needed(&self) -> Result<Option<String>> {
+    /// Why the worktree has to be kept; `None` if no work would be lost.
+    pub fn reason_to_keep(&self) -> Result<Option<String>> {
         if !self.repository.is_dir() {
             return Ok(Some(format!("its repository {} is gone", self.repository.display())));
         }
         let path = self.path.display();
-        let entry = match (self.path.symlink_metadata().is_ok(), self.entry()) {
-            (true, None) => return Ok(Some(format!("{path} is not its worktree any more"))),
+        let entry = match (self.path.symlink_metadata().is_ok(), self.git_dir()) {
+            (true, None) => return Ok(Some(format!("{path} is no longer its worktree"))),
             (true, entry) => entry,
-            (false, _) => self.entry_of_deleted()?,
+            (false, _) => self.deleted_git_dir()?,
         };
         if let Some(entry) = &entry {
             if entry.join("locked").exists() {
@@ -81,33 +81,35 @@ impl Worktree {
             if let Some(what) = unfinished(entry) {
                 return Ok(Some(format!("an unfinished {what} is in {path}")));
             }
-            if let Some(changed) = self.unsaved(entry)? {
+            if let Some(changed) = self.unsaved_files(entry)? {
                 return Ok(Some(changed));
             }
             if let Some(submodule) = self.submodule_with_commits(entry)? {
                 return Ok(Some(format!("the submodule {submodule} in {path} has own commits")));
             }
         }
-        self.unmerged(entry.as_deref())
+        self.unmerged_commits(entry.as_deref())
     }
 
-    /// What is in its checkout and in no commit.
-    fn unsaved(&self, entry: &Path) -> Result<Option<String>> {
+    /// Why the files of the checkout have to be kept: some are in no commit.
+    fn unsaved_files(&self, entry: &Path) -> Result<Option<String>> {
         let path = self.path.display();
         if self.path.symlink_metadata().is_err() {
-            let staged = run(on(entry).args(["diff-index", "--cached", "--quiet", "HEAD"]))?;
+            let staged = run(git_on(entry).args(["diff-index", "--cached", "--quiet", "HEAD"]))?;
             let why = format!("{path} was deleted with staged changes, which git still has");
             return Ok((!staged.status.success()).then_some(why));
         }
         let mut changed = self.changes()?;
-        let listed = run(git(&self.path).args(["ls-files", "-v", "--stage", "-z"]))?;
-        let listed = stdout(listed, "cannot list the files of the worktree")?;
+        let listed = bytes(
+            git(&self.path).args(["ls-files", "-v", "--stage", "-z"]),
+            "cannot list the files of the worktree",
+        )?;
         let overlooked = listed.split(|&byte| byte == 0).filter_map(|line| {
             let line = String::from_utf8_lossy(line);
             let (about, name) = line.split_once('\t')?;
             let path = self.path.join(name);
-            // Git was told to overlook a change in the first two. The last is a repository of its
-            // own, and of what is in that only the name of a commit is in this one.
+            // Git ignores changes of assume-unchanged (lower case) and skip-worktree (S) files. A
+            // nested repository (160000) has work of which this one knows only a commit id.
             let overlooked = about.starts_with(|tag: char| tag.is_ascii_lowercase())
                 || about.starts_with('S') && path.exists()
                 || about.contains(" 160000 ") && path.join(".git").is_dir();
@@ -115,18 +117,18 @@ impl Worktree {
         });
         changed.extend(overlooked);
         if !changed.is_empty() {
-            return Ok(Some(format!("not committed in {path}: {}", first_of(&changed))));
+            return Ok(Some(format!("not committed in {path}: {}", first_paths(&changed))));
         }
-        // A report that its worker wrote there, and not where the task is, is ignored by git.
+        // A worker may have written its report here instead of in the task directory.
         let mut ignored = git(&self.path);
         ignored.args(["ls-files", "--others", "--ignored", "--exclude-standard", "-z"]);
-        let ignored = run(ignored.args(["--", ":(glob)**/.dispatch/**"]))?;
-        let ignored = stdout(ignored, "cannot list the files of the worktree")?;
+        ignored.args(["--", ":(glob)**/.dispatch/**"]);
+        let ignored = bytes(&mut ignored, "cannot list the files of the worktree")?;
         let first = ignored.split(|&byte| byte == 0).next().filter(|first| !first.is_empty());
         Ok(first.map(|first| format!("{} is in {path}", String::from_utf8_lossy(first))))
     }
 
-    /// The first submodule with a commit that is nowhere but in this worktree.
+    /// The first submodule with a commit that exists only in this worktree.
     fn submodule_with_commits(&self, entry: &Path) -> Result<Option<String>> {
         let modules = entry.join("modules");
         let found = WalkDir::new(&modules).into_iter().filter_map(Result::ok);
@@ -136,12 +138,13 @@ impl Worktree {
         for module in found.filter(is_repository) {
             let name = module.path().strip_prefix(&modules).unwrap_or(module.path());
             let clone = self.repository.join("modules").join(name);
-            let mut tips = on(module.path());
-            tips.args(["rev-list", "HEAD", "--all", "--not", "--remotes"]);
-            let tips = text(&stdout(run(&mut tips)?, "cannot look into a submodule")?);
+            let tips = text(
+                git_on(module.path()).args(["rev-list", "HEAD", "--all", "--not", "--remotes"]),
+                "cannot look into a submodule",
+            )?;
             for tip in tips.lines() {
                 if !clone.is_dir()
-                    || !run(on(&clone).args(["cat-file", "-e", tip]))?.status.success()
+                    || !run(git_on(&clone).args(["cat-file", "-e", tip]))?.status.success()
                 {
                     return Ok(Some(name.display().to_string()));
                 }
@@ -150,24 +153,24 @@ impl Worktree {
         Ok(None)
     }
 
-    /// Why its branch has to be kept, or what is checked out in its place.
-    fn unmerged(&self, entry: Option<&Path>) -> Result<Option<String>> {
+    /// Why the branch, or the commit that is checked out instead, has to be kept.
+    fn unmerged_commits(&self, entry: Option<&Path>) -> Result<Option<String>> {
         let own = format!("refs/heads/{}", self.branch);
-        let branch = commit(&self.repository, &own)?;
+        let branch = commit_id(&self.repository, &own)?;
         if let Some(other) = self.checked_out_elsewhere(&own)? {
             return Ok(Some(format!("{} is checked out in {other}", self.branch)));
         }
-        let stash = run(on(&self.repository).args(["stash", "list", "--format=%gs"]))?;
+        let stash = run(git_on(&self.repository).args(["stash", "list", "--format=%gs"]))?;
         let on_branch = format!("on {}: ", self.branch).to_lowercase();
-        if text(&stash.stdout).lines().any(|line| line.to_lowercase().contains(&on_branch)) {
+        if trim(&stash.stdout).lines().any(|line| line.to_lowercase().contains(&on_branch)) {
             return Ok(Some(format!("a stash was made on {}: git stash list", self.branch)));
         }
-        let head = entry.map(|entry| commit(entry, "HEAD")).transpose()?.flatten();
+        let head = entry.map(|entry| commit_id(entry, "HEAD")).transpose()?.flatten();
         let detached = head.filter(|head| Some(head) != branch.as_ref());
         let path = self.path.display().to_string();
         for (tip, place) in branch.iter().zip([&self.branch]).chain(detached.iter().zip([&path])) {
-            let commits = self.only_here(tip)?;
-            if commits > 0 && !(*tip == self.base && self.was_checked_out(tip)?) {
+            let commits = self.commits_only_on(tip)?;
+            if commits > 0 && !(*tip == self.base && self.is_in_reflog(tip)?) {
                 let s = if commits == 1 { " is" } else { "s are" };
                 let why = format!(
                     "not merged: {commits} commit{s} only in {place}; merge brings back what is on its branch"
@@ -178,97 +181,100 @@ impl Worktree {
         Ok(None)
     }
 
-    /// How many commits of `tip` are reachable from no other branch. What was pushed of this one is
-    /// another's to keep, and does not count.
-    fn only_here(&self, tip: &str) -> Result<usize> {
+    /// The number of commits of `tip` that no other branch reaches. The pushed copy of this branch does
+    /// not count, because another person may delete it.
+    fn commits_only_on(&self, tip: &str) -> Result<usize> {
         let own = format!("--exclude={}", self.branch);
         let pushed = format!("--exclude=*/{}", self.branch);
         let others = [tip, "--not", &own, "--branches", &pushed, "--remotes"];
         count(&self.repository, &others)
     }
 
-    /// Whether the person's own checkout was once at that commit, so that it is no worker's. That it
-    /// is on no branch any more was the person's doing.
-    fn was_checked_out(&self, tip: &str) -> Result<bool> {
-        let reflog = run(on(&self.repository).args(["reflog", "show", "--format=%H", "HEAD"]))?;
-        Ok(text(&reflog.stdout).lines().any(|line| line == tip))
+    /// Whether the person's own checkout was once at that commit. The commit is then no worker's, and
+    /// the person took it off its branch.
+    fn is_in_reflog(&self, tip: &str) -> Result<bool> {
+        let reflog = run(git_on(&self.repository).args(["reflog", "show", "--format=%H", "HEAD"]))?;
+        Ok(trim(&reflog.stdout).lines().any(|line| line == tip))
     }
 
-    /// Another checkout that has the branch, whose commits would have no branch then.
+    /// Another checkout of the branch, which would be left without it.
     pub(super) fn checked_out_elsewhere(&self, branch: &str) -> Result<Option<String>> {
-        let listed = run(on(&self.repository).args(["worktree", "list", "--porcelain"]))?;
-        let listed = text(&stdout(listed, "cannot list the worktrees")?);
+        let listed = text(
+            git_on(&self.repository).args(["worktree", "list", "--porcelain"]),
+            "cannot list the worktrees",
+        )?;
         let line = format!("branch {branch}");
         let of_it = listed.split("\n\n").filter(|entry| entry.lines().any(|it| it == line));
         let mut paths = of_it.filter_map(|entry| entry.lines().next()?.strip_prefix("worktree "));
         Ok(paths.find(|path| Path::new(path) != self.path).map(str::to_owned))
     }
 
-    /// Removes the worktree and the branch, or says why they have to be kept. What was begun by
-    /// another who was killed is finished.
+    /// Removes the worktree and the branch, or returns why they have to be kept. Completes a removal
+    /// that was killed.
     pub fn remove(&self) -> Result<Option<String>> {
         if !self.repository.is_dir() {
-            return self.needed();
+            return self.reason_to_keep();
         }
         let _lock = self.lock()?;
-        self.put_back()?;
+        self.undo_interrupted_removal()?;
         let own = format!("refs/heads/{}", self.branch);
-        // Before it is looked at, so that the one that goes is the one that was.
-        let tip = commit(&self.repository, &own)?;
-        if let Some(why) = self.needed()? {
+        // Read the tip before the checks, so that we delete exactly the commit we checked.
+        let tip = commit_id(&self.repository, &own)?;
+        if let Some(why) = self.reason_to_keep()? {
             return Ok(Some(why));
         }
-        let aside = self.aside();
-        if let Some(entry) = self.entry() {
-            // In one step, so that one that is half removed is never taken for one with changes.
+        let aside = self.path_while_removed();
+        if let Some(entry) = self.git_dir() {
+            // Rename in one step: a half removed directory would look like one with changes.
             rename(&self.path, &aside)?;
             fault::point("clean", "moved");
-            // What somebody wrote meanwhile.
-            let mut tree = on(&entry);
+            // Look again for files that were written meanwhile.
+            let mut tree = git_on(&entry);
             tree.arg("--work-tree").arg(&aside).args(STATUS).current_dir(&aside);
             let late = changes(tree.args(["--untracked-files=normal", "--ignore-submodules=all"]));
             if !late.as_ref().is_ok_and(Vec::is_empty) {
                 rename(&aside, &self.path)?;
                 let path = self.path.display();
-                return Ok(Some(format!("not committed in {path}: {}", first_of(&late?))));
+                return Ok(Some(format!("not committed in {path}: {}", first_paths(&late?))));
             }
         }
-        if self.entry_of_deleted()?.is_some() {
-            let forget = || run(on(&self.repository).args(["worktree", "remove"]).arg(&self.path));
-            stdout(patiently(forget)?, "cannot remove the worktree")?;
+        if self.deleted_git_dir()?.is_some() {
+            let forget =
+                || run(git_on(&self.repository).args(["worktree", "remove"]).arg(&self.path));
+            succeeded(retry(forget)?, "cannot remove the worktree")?;
             fault::point("clean", "forgotten");
         }
         files::remove_directory(&aside)?;
         fault::point("clean", "removed");
         if let Some(tip) = tip {
-            let delete = || run(on(&self.repository).args(["update-ref", "-d", &own, &tip]));
-            stdout(patiently(delete)?, &format!("cannot delete the branch {}", self.branch))?;
-            // Else a later branch of that name would inherit it; mostly there is none.
+            let delete = || run(git_on(&self.repository).args(["update-ref", "-d", &own, &tip]));
+            succeeded(retry(delete)?, &format!("cannot delete the branch {}", self.branch))?;
+            // A later branch of that name must not inherit the settings; usually there are none.
             let section = format!("branch.{}", self.branch);
-            run(on(&self.repository).args(["config", "--remove-section", &section]))?;
+            run(git_on(&self.repository).args(["config", "--remove-section", &section]))?;
         }
         fault::point("clean", "branch");
         Ok(None)
     }
 
-    /// Where its directory is while it is removed.
-    fn aside(&self) -> PathBuf {
+    /// The directory's name during the removal.
+    fn path_while_removed(&self) -> PathBuf {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         self.path.with_file_name(format!(".{name}.removed"))
     }
 
-    /// Undoes what one did who was killed while removing it, for as long as git knows it.
-    pub(super) fn put_back(&self) -> Result<()> {
-        let aside = self.aside();
-        let known = self.entry_of(&aside).is_some() && self.entry_of_deleted()?.is_some();
+    /// Moves the directory back if its removal was killed and git still knows the worktree.
+    pub(super) fn undo_interrupted_removal(&self) -> Result<()> {
+        let aside = self.path_while_removed();
+        let known = self.git_dir_at(&aside).is_some() && self.deleted_git_dir()?.is_some();
         if known && self.path.symlink_metadata().is_err() {
             rename(&aside, &self.path)?;
         }
         Ok(())
     }
 
-    /// Git's own directory for it where the worktree itself is not there.
-    fn entry_of_deleted(&self) -> Result<Option<PathBuf>> {
+    /// Git's own directory for a worktree whose checkout was deleted.
+    fn deleted_git_dir(&self) -> Result<Option<PathBuf>> {
         let entries = match std::fs::read_dir(self.repository.join("worktrees")) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             entries => entries.context("cannot list the worktrees of the repository")?,
@@ -290,25 +296,25 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
         .with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
 }
 
-/// A worktree that dispatch made, or a branch without one.
+/// A worktree or branch that dispatch made in a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Made {
-    /// The worktree in that directory.
+pub enum Artifact {
+    /// The worktree in this directory.
     Worktree(PathBuf),
-    /// The branch of that name.
+    /// The branch of this name.
     Branch(String),
 }
 
-impl Made {
-    /// Whether it belongs to that worktree.
-    pub fn is_of(&self, worktree: &Worktree) -> bool {
+impl Artifact {
+    /// Whether this is that worktree or its branch.
+    pub fn belongs_to(&self, worktree: &Worktree) -> bool {
         match self {
             Self::Worktree(path) => worktree.path == *path,
             Self::Branch(branch) => worktree.branch == *branch,
         }
     }
 
-    /// What brings its commits back or keeps them, and what removes it; neither loses a commit.
+    /// One line with the command that keeps its commits and the command that removes it.
     pub fn remedy(&self) -> String {
         let path = match self {
             Self::Worktree(path) => path.display().to_string(),
@@ -320,11 +326,11 @@ impl Made {
         };
         let directory = shell_word(&path);
         match (self.checked_out(), self.head()) {
-            // Git takes away without a word what it ignores, which a report may be.
+            // Git also removes ignored files without a warning, and a report may be one.
             (Some(branch), _) => format!(
                 "worktree {path} — git merge {branch} brings it back, git worktree remove {directory} removes it and what git ignores in it"
             ),
-            // Git would take away commits that are on no branch as well.
+            // Git would remove commits that are on no branch.
             (None, Some(_)) => {
                 format!("worktree {path} — git -C {directory} switch -c NAME keeps its commits")
             }
@@ -332,12 +338,12 @@ impl Made {
         }
     }
 
-    /// The branch that is checked out in a worktree, read without git.
+    /// The branch that is checked out in a worktree, read from git's files.
     pub fn checked_out(&self) -> Option<String> {
         self.head()?.strip_prefix("ref: refs/heads/").map(str::to_owned)
     }
 
-    /// What git's HEAD of a worktree says.
+    /// The text of git's HEAD of a worktree.
     fn head(&self) -> Option<String> {
         let Self::Worktree(worktree) = self else { return None };
         let text = files::read(&worktree.join(".git")).ok()??;
@@ -345,7 +351,7 @@ impl Made {
         Some(files::read(&entry.join("HEAD")).ok()??.trim().to_owned())
     }
 
-    /// The last part of its name, which is mostly that of its task.
+    /// The last part of the name, usually the task's name.
     pub fn name(&self) -> &OsStr {
         match self {
             Self::Worktree(path) => path.file_name().unwrap_or_default(),
@@ -354,9 +360,9 @@ impl Made {
     }
 }
 
-/// All that dispatch made in that repository, at a glance: without git, and so without branches that
-/// it has packed.
-pub fn made(repository: &Path) -> Vec<Made> {
+/// The worktrees and branches that dispatch made in a repository, read without starting git. Packed
+/// branches are missing.
+pub fn artifacts(repository: &Path) -> Vec<Artifact> {
     let names = |directory: &Path| {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
@@ -364,21 +370,23 @@ pub fn made(repository: &Path) -> Vec<Made> {
         names.sort();
         names
     };
-    let directory = directory_of(repository).unwrap_or_default();
-    let worktrees = names(&directory).into_iter().map(|name| Made::Worktree(directory.join(name)));
+    let directory = worktrees_directory(repository).unwrap_or_default();
+    let worktrees =
+        names(&directory).into_iter().map(|name| Artifact::Worktree(directory.join(name)));
     let branches = names(&repository.join("refs/heads/dispatch"));
-    let branch = |name: OsString| Some(Made::Branch(format!("dispatch/{}", name.to_str()?)));
+    let branch = |name: OsString| Some(Artifact::Branch(format!("dispatch/{}", name.to_str()?)));
     worktrees.chain(branches.into_iter().filter_map(branch)).collect()
 }
 
-/// The same with the branches that git has packed.
-pub fn all_made(repository: &Path) -> Result<Vec<Made>> {
-    let mut all = made(repository);
-    let own = ["--format=%(refname)", "refs/heads/dispatch/"];
-    let branches = run(on(repository).arg("for-each-ref").args(own))?;
-    let branches = text(&stdout(branches, "cannot list the branches")?);
+/// All worktrees and branches that dispatch made in a repository, packed branches included.
+pub fn all_artifacts(repository: &Path) -> Result<Vec<Artifact>> {
+    let mut all = artifacts(repository);
+    let branches = text(
+        git_on(repository).args(["for-each-ref", "--format=%(refname)", "refs/heads/dispatch/"]),
+        "cannot list the branches",
+    )?;
     for branch in branches.lines().filter_map(|name| name.strip_prefix("refs/heads/")) {
-        let branch = Made::Branch(branch.into());
+        let branch = Artifact::Branch(branch.into());
         if !all.contains(&branch) {
             all.push(branch);
         }

@@ -16,7 +16,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::OF_ANOTHER_REPOSITORY;
+use crate::git::REPOSITORY_VARIABLES;
 use crate::ids::{now, random_uuid};
 use crate::process::{
     self, ATTEMPT, Identity, Life, ProcessTree, TASK_DIR, Watch, Woken, is_host_variable,
@@ -280,7 +280,7 @@ fn launch(
         command.env_remove(name);
     }
     if record.worktree.is_some() {
-        for name in OF_ANOTHER_REPOSITORY {
+        for name in REPOSITORY_VARIABLES {
             command.env_remove(name);
         }
     }

@@ -183,9 +183,9 @@ fn start_at_predecessors_end(task: &Task) -> Result<()> {
     if task.last_attempt().is_some() {
         return Ok(());
     }
-    match git::commit(&worktree.repository, &format!("refs/heads/{branch}"))? {
+    match git::commit_id(&worktree.repository, &format!("refs/heads/{branch}"))? {
         Some(end) => {
-            worktree.begin_at(&end)?;
+            worktree.reset_to(&end)?;
             worktree.base = end;
             task.change_record(|record| record.worktree = Some(worktree))
         }

@@ -12,10 +12,10 @@ use std::time::{Duration, SystemTime};
 use dispatch::process::Identity;
 use snapbox::str;
 
-use crate::support::made::{age, an_hour_ago, dead, own};
+use crate::support::made::{age, dead, own};
 use crate::support::process::kill_and_wait;
 use crate::support::text::{Tree, same, tree};
-use crate::support::{Call, Host, PLAN, Sandbox, repository};
+use crate::support::{Call, Host, PLAN, Sandbox};
 use crate::worktrees;
 
 /// A task 'x' in a broken state, and a healthy one beside it.
@@ -75,13 +75,12 @@ impl Exhibit {
 #[test]
 fn a_half_written_temporary_file() {
     Exhibit::of(|sandbox| {
-        sandbox.write("x", "ipc/.001.question.abc123.dispatch.tmp", "Which da");
+        sandbox.write("x", "ipc/.001.question.abc123.tmp", "Which da");
         sandbox.write("x", "ipc/002.question.tmp", "Whi");
-        sandbox.write("x", ".plan.md.abc123.dispatch.tmp", "# Ti");
+        sandbox.write("x", ".plan.md.abc123.tmp", "# Ti");
     })
     .status(str![[r#"
 exit 0
-mended: 2 temporary files removed
 neighbour running 0/2 1h idle — item 1: First
 x running 0/2 1h idle — item 1: First
 "#]]);
@@ -182,37 +181,6 @@ neighbour running 0/2 1h idle — item 1: First
         // Nobody else is ended in its place.
         let stop = exhibit.0.run("dispatch-reconcile", &["stop", "x"]);
         assert_eq!(stop.code, Some(0), "{}", stop.err);
-    }
-}
-
-/// Before there were claims, nothing told a task of one's own from one that came with the project.
-#[test]
-fn a_record_of_an_older_dispatch() {
-    for name in ["1-first.yaml", "1-worktree.yaml"] {
-        let text = fs::read_to_string(repository("tests/formats").join(name)).expect("there");
-        let created = text.lines().find_map(|line| line.strip_prefix("created: "));
-        let text = text.replace(created.expect("a time"), &an_hour_ago());
-        let exhibit = Exhibit::of_dead(|sandbox| sandbox.write("x", "task.yaml", &text));
-        exhibit
-            .status(str![[r#"
-exit 0
-x broken — task 'x' is not yours → dispatch-reconcile show x
-neighbour running 0/2 1h idle — item 1: First
-"#]])
-            .show(str![[r#"
-exit 65
-! dispatch-reconcile: task 'x' is not yours
-!   PROJECT/.dispatch/tasks/x/task.yaml: it came with the project, or this was moved
-!   next: nothing of it is carried out; look at it, and remove its directory
-"#]]);
-        // Everything else in it is understood.
-        exhibit.0.claim("x");
-        exhibit.status(str![[r#"
-exit 0
-mended: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
-neighbour running 0/2 1h idle — item 1: First
-"#]]);
     }
 }
 
@@ -1253,7 +1221,7 @@ fn a_branch_that_is_checked_out_elsewhere() {
 exit 65
 ! dispatch-reconcile: dispatch/x is what is checked out
 !   PROJECT
-!   next: git -C PROJECT switch BRANCH, and call again
+!   next: git -C PROJECT switch BRANCH, and try again
 "#]]);
     sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
 exit 1
@@ -1274,7 +1242,7 @@ attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.lo
 exit 73
 ! dispatch-spawn: the task's branch dispatch/x is checked out elsewhere
 !   PROJECT
-!   next: git -C PROJECT switch BRANCH, and call again
+!   next: git -C PROJECT switch BRANCH, and try again
 "#]]);
     assert!(!path.exists());
     // All is well when the person is on another branch.

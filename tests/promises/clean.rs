@@ -1,4 +1,4 @@
-//! `clean` removes what is finished and safe elsewhere, and says what it keeps and why.
+//! `clean` removes finished tasks whose work is also elsewhere, and says what it keeps and why.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use crate::support::{Host, PLAN, Sandbox};
 use crate::worktrees::{commits, dispatch, ready, until_over, worktree_of};
 
 fn project() -> Sandbox {
-    // A second task of a name has something to commit too.
+    // Appending gives a second task of the same name something to commit.
     let commits = commits().replace("echo work >", "echo work >>");
     ready(&[("commits", &commits), ("fails", "exit 7")])
 }
 
-/// Dispatches a task that commits and is done.
+/// Dispatches a task that commits, and waits until it is done.
 fn do_task(sandbox: &Sandbox, id: &str) -> PathBuf {
     dispatch(sandbox, id, "commits");
     sandbox.wait_for_state(id, "done");
@@ -36,14 +36,14 @@ fn fail_task(sandbox: &Sandbox, id: &str) -> PathBuf {
     worktree_of(sandbox, id).0
 }
 
-/// What is left of a task: its directory, its worktree, its branch.
+/// Whether a task's directory, worktree and branch still exist.
 fn left(sandbox: &Sandbox, id: &str, worktree: &Path) -> (bool, bool, bool) {
     let branch = sandbox.git(&["branch", "--list", &format!("dispatch/{id}")]);
     (sandbox.task(id, "").exists(), worktree.exists(), !branch.is_empty())
 }
 
 #[test]
-fn what_is_done_and_merged_goes_and_its_report_stays() {
+fn clean_removes_merged_tasks_and_keeps_their_reports() {
     let sandbox = project();
     let x = merged(&sandbox, "x");
     fs::write(sandbox.task("x", "output.md"), "All fine.\n").expect("written");
@@ -71,14 +71,14 @@ kept z: failed; name it to remove it
     let report = fs::read_to_string(sandbox.project().join(".dispatch/reports/x.md"));
     assert_eq!(report.expect("kept"), "All fine.\n");
     assert_eq!(sandbox.git(&["worktree", "list"]).lines().count(), 3);
-    // By name also what failed; and never what runs.
+    // A failed task is removed by name, a running one never.
     sandbox.run("dispatch-reconcile", &["clean", "z", "w"]).shows(str![[r#"
 exit 1
 removed z with its worktree and branch dispatch/z
 kept w: its worker is running
 "#]]);
     assert_eq!(left(&sandbox, "z", &z), (false, false, false));
-    // The name is free again, and a second report does not replace the first.
+    // A later task of the same name does not replace the report of the first.
     merged(&sandbox, "x");
     fs::write(sandbox.task("x", "output.md"), "Better.\n").expect("written");
     sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
@@ -89,7 +89,7 @@ removed x with its worktree and branch dispatch/x; report: PROJECT/.dispatch/rep
 }
 
 #[test]
-fn what_is_nowhere_else_is_kept() {
+fn clean_keeps_work_that_exists_nowhere_else() {
     let sandbox = project();
     let x = merged(&sandbox, "x");
     let git = |args: &[&str]| sandbox.program("git").args(args).within(&x).run().ok();
@@ -151,7 +151,7 @@ exit 1
 kept x: dispatch/x is checked out in PROJECT
 "#]]);
     sandbox.git(&["checkout", "-q", "main"]);
-    // What was pushed under its own name is not merged.
+    // A pushed copy of the branch itself does not count as merged.
     sandbox.git(&["reset", "-q", "--hard", "HEAD~"]);
     git(&["checkout", "-q", "dispatch/x"]);
     sandbox.git(&["branch", "-q", "-D", "aside"]);
@@ -169,7 +169,7 @@ removed x with its worktree and branch dispatch/x
 }
 
 #[test]
-fn what_was_staged_in_a_deleted_worktree_is_kept() {
+fn clean_keeps_staged_changes_of_a_deleted_worktree() {
     let sandbox = project();
     let x = merged(&sandbox, "x");
     fs::write(x.join("new"), "New.\n").expect("written");
@@ -180,7 +180,7 @@ exit 0
 kept x: HOME/.dispatch/worktrees/project-HASH/x was deleted with staged changes, which git still has
 "#]]);
     assert_eq!(left(&sandbox, "x", &x), (true, false, true));
-    // Git has forgotten it, and with it what was staged.
+    // After the prune, git has lost the staged changes.
     sandbox.git(&["worktree", "prune"]);
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
@@ -190,7 +190,7 @@ removed x with its worktree and branch dispatch/x
 }
 
 #[test]
-fn commits_in_a_submodule_are_kept() {
+fn clean_keeps_commits_in_a_submodule() {
     let sandbox = project();
     let git = |directory: PathBuf, args: &[&str]| {
         let call = sandbox.program("git").args(&["-c", "protocol.file.allow=always"]).args(args);
@@ -218,7 +218,7 @@ removed x with its worktree and branch dispatch/x
 }
 
 #[test]
-fn a_repository_of_its_own_in_a_worktree_is_kept() {
+fn clean_keeps_nested_repository_in_a_worktree() {
     let sandbox = project();
     let x = fail_task(&sandbox, "x");
     for (directory, args) in [
@@ -239,7 +239,7 @@ kept x: not committed in HOME/.dispatch/worktrees/project-HASH/x: own
 }
 
 #[test]
-fn a_task_that_another_waits_for_is_kept_and_commits_that_only_it_holds_too() {
+fn clean_keeps_awaited_task_and_last_branch_of_a_commit() {
     let sandbox = project();
     let hook = fail_task(&sandbox, "a");
     let git = |args: &[&str]| sandbox.program("git").args(args).within(&hook).run().ok();
@@ -255,7 +255,7 @@ kept a: 'b' begins when it is done
     until_over(&sandbox, "b");
     let (path, ..) = worktree_of(&sandbox, "b");
     sandbox.program("git").args(&["merge", "-q", "dispatch/a"]).within(&path).run().ok();
-    // One of the two holds the commit, whichever goes first.
+    // The branch that is looked at last still has the commit.
     sandbox.run("dispatch-reconcile", &["clean", "a", "b"]).shows(str![[r#"
 exit 1
 removed a with its worktree and branch dispatch/a
@@ -264,7 +264,7 @@ kept b: not merged: 1 commit is only in dispatch/b; merge brings back what is on
 }
 
 #[test]
-fn only_what_ended_long_ago_and_was_told_goes_by_itself() {
+fn clean_keeps_recent_tasks_and_those_with_unread_news() {
     let sandbox = project();
     let host = Host::new(&sandbox);
     sandbox.plan("x", PLAN);
@@ -292,7 +292,7 @@ removed x
 }
 
 #[test]
-fn what_is_of_no_task_is_named_and_left_alone() {
+fn clean_lists_orphaned_work_and_keeps_it() {
     let sandbox = project();
     let x = do_task(&sandbox, "x");
     fs::remove_dir_all(sandbox.project().join(".dispatch")).expect("removed");
@@ -304,7 +304,7 @@ orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — 
 }
 
 #[test]
-fn a_task_that_cannot_be_read_is_kept_and_nothing_counts_as_orphaned() {
+fn clean_keeps_unreadable_task_and_lists_no_orphans() {
     let sandbox = project();
     do_task(&sandbox, "x");
     fs::write(sandbox.task("x", "task.yaml"), "format: 1\n").expect("written");
@@ -315,7 +315,7 @@ kept x: task 'x' has a broken record; PROJECT/.dispatch/tasks/x/task.yaml: missi
 }
 
 #[test]
-fn a_blocked_task_goes_only_by_name() {
+fn clean_removes_blocked_task_only_by_name() {
     let sandbox = project();
     sandbox.dispatch("x", "fails");
     sandbox.wait_for_state("x", "failed: exit code 7");
@@ -332,7 +332,7 @@ removed x
 }
 
 #[test]
-fn a_removal_killed_at_any_step_is_finished_by_the_next() {
+fn killed_removal_is_completed_by_the_next_clean() {
     let sandbox = project();
     let points = ["moved", "forgotten", "removed", "branch", "report", "task"];
     for point in points {
@@ -351,7 +351,7 @@ fn a_removal_killed_at_any_step_is_finished_by_the_next() {
 }
 
 #[test]
-fn a_task_whose_removal_was_killed_can_go_on() {
+fn task_resumes_after_a_killed_removal() {
     let sandbox = project();
     let x = fail_task(&sandbox, "x");
     let clean = sandbox.call("dispatch-reconcile", &["clean", "x"]);

@@ -1,4 +1,4 @@
-//! `merge` brings a task's branch back wholly, or changes nothing and says why.
+//! `merge` merges a task's branch completely, or changes nothing and says why.
 
 use std::fs;
 use std::path::Path;
@@ -20,14 +20,15 @@ fn done() -> Sandbox {
     sandbox
 }
 
-/// A commit in the project that changes that file.
+/// Commits a change of a file in the project.
 fn commit_file(sandbox: &Sandbox, name: &str) {
     fs::write(sandbox.project().join(name), "The person's.\n").expect("written");
     sandbox.git(&["add", name]);
     sandbox.git(&["commit", "-q", "-m", "Meanwhile"]);
 }
 
-/// Puts a hook in place that no other thread's fork has open for writing.
+/// Installs a git hook with another program: a fork of another test could hold the file open for
+/// writing, and then it cannot be executed.
 fn hook(sandbox: &Sandbox, name: &str, script: &str) {
     let path = sandbox.project().join(".git/hooks").join(name);
     let put = "mkdir -p \"${1%/*}\"; cat >\"$1\" && chmod +x \"$1\"";
@@ -35,7 +36,7 @@ fn hook(sandbox: &Sandbox, name: &str, script: &str) {
     put.input(format!("#!/bin/sh\n{script}\n")).run().ok();
 }
 
-/// Everything that a merge could change.
+/// All that a merge could change.
 fn all_of(sandbox: &Sandbox) -> impl PartialEq + std::fmt::Debug + use<> {
     let mut files = tree(&[sandbox.project()]);
     let ours = |path: &Path| {
@@ -49,7 +50,7 @@ fn all_of(sandbox: &Sandbox) -> impl PartialEq + std::fmt::Debug + use<> {
 }
 
 #[test]
-fn a_branch_comes_back_without_a_merge_commit_where_none_is_needed() {
+fn merge_fast_forwards_where_it_can() {
     let sandbox = done();
     sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
 exit 0
@@ -64,7 +65,7 @@ dispatch/x: nothing to merge, main has all of it; dispatch-reconcile clean x rem
 }
 
 #[test]
-fn a_branch_comes_back_with_a_merge_commit_and_untracked_files_stay() {
+fn merge_commit_keeps_untracked_files() {
     let sandbox = done();
     commit_file(&sandbox, "other");
     fs::write(sandbox.project().join("notes"), "Mine.\n").expect("written");
@@ -78,7 +79,7 @@ dispatch/x: 1 commit into main (merge commit); dispatch-reconcile clean x remove
 }
 
 #[test]
-fn it_comes_into_the_checkout_in_which_the_person_is() {
+fn merge_goes_into_the_persons_current_checkout() {
     let sandbox = done();
     sandbox.git(&["worktree", "add", "-q", "-b", "mine", "../linked"]);
     let linked = sandbox.home().join("linked");
@@ -89,7 +90,7 @@ exit 0
 dispatch/x: 1 commit into mine (fast-forward); dispatch-reconcile clean x removes the task
 "#]]);
     assert_eq!(commit(&sandbox, "main"), before);
-    // A task's own checkout is none of the person's.
+    // A task's worktree is not a checkout of the person.
     merge(&worktree_of(&sandbox, "x").0).run().shows(str![[r#"
 exit 0
 dispatch/x: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
@@ -97,7 +98,7 @@ dispatch/x: 1 commit into main (fast-forward); dispatch-reconcile clean x remove
 }
 
 #[test]
-fn a_conflict_is_told_with_its_files_and_changes_nothing() {
+fn conflict_lists_its_files_and_changes_nothing() {
     let sandbox = done();
     commit_file(&sandbox, "work-x");
     let before = all_of(&sandbox);
@@ -106,11 +107,11 @@ fn a_conflict_is_told_with_its_files_and_changes_nothing() {
 exit 1
 ! dispatch-reconcile: dispatch/x cannot be merged into main: conflicts, and nothing was changed
 !   work-x
-!   next: git -C HOME/.dispatch/worktrees/project-HASH/x merge main, and settle them there
+!   next: git -C HOME/.dispatch/worktrees/project-HASH/x merge main, and resolve them there
 "#]];
     merge().run().shows(told);
     assert_eq!(all_of(&sandbox), before);
-    // A git that cannot tell before has to try.
+    // An older git finds the conflict only by merging.
     let git = real_git(&sandbox);
     let old = format!("case \"$*\" in *merge-tree*) exit 129 ;; esac; exec {git} \"$@\"");
     let path = path_with(&sandbox, "git", &old);
@@ -118,22 +119,22 @@ exit 1
 exit 1
 ! dispatch-reconcile: dispatch/x cannot be merged into main: conflicts, and nothing was changed
 !   work-x
-!   next: git -C HOME/.dispatch/worktrees/project-HASH/x merge main, and settle them there
+!   next: git -C HOME/.dispatch/worktrees/project-HASH/x merge main, and resolve them there
 "#]]);
     assert_eq!(all_of(&sandbox), before);
 }
 
 #[test]
-fn what_is_not_committed_here_is_never_at_risk() {
+fn merge_refuses_to_touch_uncommitted_changes() {
     let sandbox = done();
     let merge = || sandbox.run("dispatch-reconcile", &["merge", "x"]);
     fs::write(sandbox.project().join("README"), "Changed.\n").expect("written");
     let before = all_of(&sandbox);
     merge().shows(str![[r#"
 exit 65
-! dispatch-reconcile: main has changes that are not committed
+! dispatch-reconcile: main has uncommitted changes
 !   README in PROJECT
-!   next: commit or stash them, and call again
+!   next: commit or stash them, and try again
 "#]]);
     assert_eq!(all_of(&sandbox), before);
     sandbox.git(&["checkout", "-q", "README"]);
@@ -143,7 +144,7 @@ exit 65
 exit 1
 ! dispatch-reconcile: dispatch/x cannot be merged into main; nothing was changed
 !   error: The following untracked working tree files would be overwritten by merge: work-x
-!   next: see to that, and call again
+!   next: fix that and try again
 "#]]);
     assert_eq!(all_of(&sandbox), before);
     fs::remove_file(sandbox.project().join("work-x")).expect("removed");
@@ -153,12 +154,12 @@ exit 1
 exit 65
 ! dispatch-reconcile: main is in the middle of a merge
 !   PROJECT
-!   next: finish it, or end it with git merge --abort; then call again
+!   next: finish it, or end it with git merge --abort; then try again
 "#]]);
 }
 
 #[test]
-fn there_has_to_be_a_branch_on_either_side() {
+fn merge_needs_a_branch_on_both_sides() {
     let sandbox = done();
     let merge = |id: &str| sandbox.run("dispatch-reconcile", &["merge", id]);
     sandbox.git(&["checkout", "-q", "--detach"]);
@@ -166,7 +167,7 @@ fn there_has_to_be_a_branch_on_either_side() {
 exit 65
 ! dispatch-reconcile: there is no branch to merge into
 !   HEAD of PROJECT is detached
-!   next: git -C PROJECT switch BRANCH, and call again
+!   next: git -C PROJECT switch BRANCH, and try again
 "#]]);
     sandbox.git(&["checkout", "-q", "main"]);
     let (path, ..) = worktree_of(&sandbox, "x");
@@ -207,7 +208,7 @@ exit 65
 }
 
 #[test]
-fn what_the_worker_left_uncommitted_is_committed_first() {
+fn merge_refuses_uncommitted_changes_in_the_worktree() {
     let sandbox = done();
     let (path, ..) = worktree_of(&sandbox, "x");
     for name in ["a", "b", "c", "d"] {
@@ -232,7 +233,7 @@ exit 65
 }
 
 #[test]
-fn a_task_that_has_not_ended_is_not_merged() {
+fn merge_refuses_task_that_has_not_ended() {
     let sandbox = ready(&[]);
     dispatch(&sandbox, "x", "idle");
     sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
@@ -258,9 +259,9 @@ exit 64
 }
 
 #[test]
-fn a_hook_that_refuses_is_heard_and_all_is_as_before() {
+fn failing_hook_is_quoted_and_merge_undone() {
     let sandbox = done();
-    // It refuses when the files of a fast-forward are changed already.
+    // This hook refuses after a fast-forward has changed the files.
     let refuses = "grep -q refs/heads/main && test \"$1\" = prepared || exit 0
 echo 'main is frozen' >&2; exit 1";
     hook(&sandbox, "reference-transaction", refuses);
@@ -269,7 +270,7 @@ echo 'main is frozen' >&2; exit 1";
 exit 1
 ! dispatch-reconcile: dispatch/x cannot be merged into main; nothing was changed
 !   main is frozen (fatal: ref updates aborted by hook)
-!   next: see to that, and call again
+!   next: fix that and try again
 "#]]);
     assert_eq!(all_of(&sandbox), before);
     hook(&sandbox, "reference-transaction", "exit 0");
@@ -280,19 +281,19 @@ exit 1
 exit 1
 ! dispatch-reconcile: dispatch/x cannot be merged into main; nothing was changed
 !   lint: 3 errors
-!   next: see to that, and call again
+!   next: fix that and try again
 "#]]);
     assert_eq!(all_of(&sandbox), before);
 }
 
 #[test]
-fn another_programs_lock_is_waited_for() {
+fn merge_waits_for_another_programs_git_lock() {
     let sandbox = done();
     let path = path_with(&sandbox, "git", &format!("exec {} \"$@\"", real_git(&sandbox)));
     let lock = sandbox.project().join(".git/index.lock");
     fs::write(&lock, "").expect("written");
     let merge = sandbox.call("dispatch-reconcile", &["merge", "x"]).env("PATH", path).start();
-    wait_until("git is asked again", || {
+    wait_until("git to be called again", || {
         let calls = fs::read_to_string(sandbox.top().join("calls")).unwrap_or_default();
         (calls.matches(" merge --quiet ").count() > 1).then_some(())
     });

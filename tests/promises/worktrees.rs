@@ -1,4 +1,4 @@
-//! A task with `--worktree` works in a checkout of its own, and nothing that it commits is lost.
+//! A task with `--worktree` works in its own checkout, and no commit of it is lost.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -71,7 +71,7 @@ pub(crate) fn real_git(sandbox: &Sandbox) -> String {
     found.trim().to_owned()
 }
 
-/// A machine that has one more CLI, by its `PATH`.
+/// A `PATH` with one more program.
 pub(crate) fn path_with(sandbox: &Sandbox, cli: &str, script: &str) -> String {
     let clis = sandbox.top().join("clis");
     fs::create_dir_all(&clis).expect("made");
@@ -80,7 +80,7 @@ pub(crate) fn path_with(sandbox: &Sandbox, cli: &str, script: &str) -> String {
 }
 
 #[test]
-fn a_worker_commits_in_its_own_checkout_and_the_host_hears_the_branch() {
+fn worker_commits_in_its_worktree_and_news_names_the_branch() {
     let sandbox = ready(&[("commits", &commits())]);
     let before = commit(&sandbox, "HEAD");
     dispatch(&sandbox, "x", "commits").shows(str![[r#"
@@ -110,7 +110,7 @@ exit 0
     assert_eq!((branch.as_str(), base), ("dispatch/x", before.clone()));
     assert_eq!(names(&path), [".git", "README", "work-x"]);
     assert_eq!(commit(&sandbox, "dispatch/x~"), before);
-    // The project is as it was.
+    // The project is unchanged.
     assert_eq!(commit(&sandbox, "HEAD"), before);
     assert_eq!(sandbox.git(&["status", "--porcelain"]), "");
     assert_eq!(names(&sandbox.project()), [".dispatch", ".git", "README"]);
@@ -133,7 +133,7 @@ push, and never touch other branches.
 }
 
 #[test]
-fn a_dry_run_says_what_would_run_and_makes_nothing() {
+fn dry_run_prints_the_commands_and_creates_nothing() {
     let sandbox = ready(&[]);
     spawn(&sandbox, "x", "idle").args(&["--dry-run"]).run().shows(str![[r#"
 exit 0
@@ -145,7 +145,7 @@ sh -c 'exec sh TOP/scripts/idle "$@"' sh "$(cat PROJECT/.dispatch/tasks/x/worker
 }
 
 #[test]
-fn inside_claude_code_the_worker_is_a_process_of_its_own_too() {
+fn worktree_inside_claude_code_implies_the_cli_route() {
     let sandbox = ready(&[]);
     let idle = sandbox.script("claude", "exec sleep 1000\n");
     let config = |more: &str| {
@@ -172,7 +172,7 @@ exit 64
 }
 
 #[test]
-fn without_a_repository_there_is_no_worktree() {
+fn worktree_needs_a_repository() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     spawn(&sandbox, "x", "idle").run().shows(str![[r#"
@@ -185,21 +185,21 @@ exit 73
 }
 
 #[test]
-fn a_repository_without_a_commit_has_nothing_to_begin_at() {
+fn worktree_needs_a_commit() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.git(&["init", "-q", "-b", "main"]);
     spawn(&sandbox, "x", "idle").run().shows(str![[r#"
 exit 73
 ! dispatch-spawn: the repository has no commit to begin a worktree at
-!   the branch that HEAD of PROJECT/.git names has none
+!   HEAD of PROJECT/.git names a branch without commits
 !   next: commit first, or dispatch without --worktree
 "#]]);
     assert!(!sandbox.task("x", "").exists());
 }
 
 #[test]
-fn git_has_to_be_there_and_new_enough() {
+fn worktree_needs_a_recent_git() {
     let sandbox = Sandbox::with_clis(&[]);
     sandbox.workers(&[]);
     let on_machine = || spawn(&sandbox, "x", "idle").env("PATH", sandbox.top().join("clis"));
@@ -226,9 +226,9 @@ exit 73
 }
 
 #[test]
-fn uncommitted_changes_stay_behind_and_the_host_is_told() {
+fn host_is_told_of_uncommitted_changes_that_stay_behind() {
     let sandbox = ready(&[]);
-    // What the host wrote for dispatch is no change of the project.
+    // The plan that the host wrote is not a change of the project.
     sandbox.plan("w", PLAN);
     sandbox.run("dispatch-spawn", &["w", "--worktree"]).shows(str![[r#"
 exit 0
@@ -260,7 +260,7 @@ z started with idle. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn a_bare_repository_has_worktrees_too() {
+fn bare_repository_has_worktrees() {
     let sandbox = ready(&[("commits", &commits())]);
     let bare = sandbox.home().join("the bare one.git");
     sandbox.git(&["clone", "-q", "--bare", ".", &bare.display().to_string()]);
@@ -279,7 +279,7 @@ x started with commits. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn a_shallow_clone_has_worktrees_too() {
+fn shallow_clone_has_worktrees() {
     let sandbox = ready(&[("commits", &commits())]);
     sandbox.git(&["commit", "-q", "--allow-empty", "-m", "Second"]);
     let (shallow, from) = (sandbox.home().join("shallow"), sandbox.project());
@@ -292,13 +292,13 @@ fn a_shallow_clone_has_worktrees_too() {
 }
 
 #[test]
-fn the_worker_is_as_deep_in_its_checkout_as_the_host_in_its_own() {
+fn worker_starts_in_the_hosts_subdirectory() {
     let sandbox = ready(&[("where", "pwd -P")]);
     let deep = sandbox.project().join("src/deep one");
     fs::create_dir_all(&deep).expect("made");
     spawn(&sandbox, "x", "where").within(&deep).run().shows(str![[r#"
 exit 0
-src/deep one/ is not in HEAD: the worker begins at the top
+src/deep one/ is not in HEAD: the worker starts at the top
 x started with where. Tell the user and stop; news wakes you.
 "#]]);
     fs::write(deep.join("a"), "A.\n").expect("written");
@@ -313,7 +313,7 @@ x started with where. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn a_host_in_a_linked_worktree_has_that_ones_commit() {
+fn worktree_begins_at_the_commit_of_the_hosts_checkout() {
     let sandbox = ready(&[("commits", &commits())]);
     sandbox.git(&["worktree", "add", "-q", "../linked"]);
     let linked = sandbox.home().join("linked");
@@ -329,7 +329,7 @@ fn a_host_in_a_linked_worktree_has_that_ones_commit() {
 
 /// `deps/lib` is a submodule with one of its own; the other was never cloned here.
 #[test]
-fn submodules_are_filled_from_the_clones_that_are_there() {
+fn submodules_are_filled_from_local_clones() {
     let sandbox = ready(&[]);
     let git = |directory: &str, args: &[&str]| {
         let call = sandbox.program("git").args(&["-c", "protocol.file.allow=always"]).args(args);
@@ -355,7 +355,7 @@ fn submodules_are_filled_from_the_clones_that_are_there() {
     }
     fs::remove_dir_all(sandbox.project().join(".git/modules/other")).expect("removed");
     let settings = fs::read_to_string(sandbox.project().join(".git/config")).expect("there");
-    // Whatever would be fetched from where it once was cloned is gone.
+    // Move the origins away, so that a fetch would fail.
     for name in ["inner", "lib", "other"] {
         fs::rename(sandbox.home().join(name), sandbox.top().join(name)).expect("moved");
     }
@@ -373,7 +373,7 @@ x started with idle. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn a_hook_that_fails_is_told_and_the_task_begins() {
+fn failing_checkout_hook_is_reported_and_task_starts() {
     let sandbox = ready(&[]);
     let hook = sandbox.project().join(".git/hooks/post-checkout");
     let put =
@@ -389,7 +389,7 @@ x started with idle. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn a_branch_called_dispatch_is_not_in_the_way() {
+fn branch_named_dispatch_is_no_obstacle() {
     let sandbox = ready(&[("commits", &commits())]);
     sandbox.git(&["branch", "dispatch"]);
     dispatch(&sandbox, "x", "commits");
@@ -399,7 +399,7 @@ fn a_branch_called_dispatch_is_not_in_the_way() {
 }
 
 #[test]
-fn an_id_that_is_used_again_inherits_nothing() {
+fn reused_task_id_inherits_no_branch() {
     let sandbox = ready(&[("commits", &commits())]);
     for n in 1..=3 {
         dispatch(&sandbox, "x", "commits");
@@ -412,7 +412,7 @@ fn an_id_that_is_used_again_inherits_nothing() {
         until_over(&sandbox, "x");
         fs::remove_dir_all(sandbox.project().join(".dispatch")).expect("removed");
     }
-    // Either of the two is in the way: a branch without a directory, or something below the branch.
+    // A branch of that name takes the name, and so does a branch below it.
     sandbox.git(&["branch", "dispatch/y"]);
     sandbox.git(&["branch", "dispatch/z/old"]);
     for id in ["y", "z"] {
@@ -421,13 +421,13 @@ fn an_id_that_is_used_again_inherits_nothing() {
     }
 }
 
-/// A worker that commits, stages something more, and fails.
+/// A worker that commits, stages another file, and fails.
 const STAGES: &str = "echo one >committed && git add . && git commit -q -m One
 echo two >staged && git add staged
 exit 7";
 
 #[test]
-fn a_deleted_worktree_is_made_anew_with_all_that_git_knows() {
+fn deleted_worktree_is_restored_from_git() {
     let sandbox = ready(&[("works", STAGES)]);
     dispatch(&sandbox, "x", "works");
     sandbox.wait_for_state("x", "failed: exit code 7");
@@ -450,7 +450,7 @@ staged
 
 "#]],
     );
-    // Now git has forgotten all but the branch.
+    // After the prune, git has only the branch.
     fs::remove_dir_all(&path).expect("removed");
     sandbox.git(&["worktree", "prune"]);
     sandbox.ok("dispatch-spawn", &["x", "--resume"]);
@@ -470,7 +470,7 @@ committed
 }
 
 #[test]
-fn a_worktree_whose_making_was_killed_is_made_anew() {
+fn half_created_worktree_is_created_again() {
     let sandbox = ready(&[("quits", "exit 0")]);
     dispatch(&sandbox, "x", "quits");
     sandbox.wait_for_state("x", "incomplete");
@@ -478,7 +478,7 @@ fn a_worktree_whose_making_was_killed_is_made_anew() {
     let entry = sandbox.project().join(".git/worktrees/x");
     until_over(&sandbox, "x");
     for deleted in [false, true] {
-        // As git leaves it behind when it is killed: marked, and without files.
+        // A killed git leaves the mark and no files.
         fs::write(entry.join("locked"), "initializing").expect("written");
         fs::remove_file(entry.join("index")).expect("removed");
         fs::remove_file(path.join("README")).expect("removed");
@@ -494,7 +494,7 @@ fn a_worktree_whose_making_was_killed_is_made_anew() {
 }
 
 #[test]
-fn what_stands_in_the_place_of_a_worktree_is_left_alone() {
+fn resume_leaves_foreign_directory_in_place_of_worktree_alone() {
     let sandbox = ready(&[("quits", "exit 0")]);
     dispatch(&sandbox, "x", "quits");
     sandbox.wait_for_state("x", "incomplete");
@@ -506,7 +506,7 @@ fn what_stands_in_the_place_of_a_worktree_is_left_alone() {
 exit 73
 ! dispatch-spawn: something else is in the place of the task's worktree
 !   HOME/.dispatch/worktrees/project-HASH/x
-!   next: move it away, and call again
+!   next: move it away, and try again
 "#]]);
     assert_eq!(names(&path), ["README"]);
     fs::rename(sandbox.project().join(".git"), sandbox.top().join("git")).expect("moved");
@@ -519,7 +519,7 @@ exit 65
 }
 
 #[test]
-fn sixteen_at_once_lose_nothing() {
+fn sixteen_parallel_worktrees_lose_no_commit() {
     let sandbox = ready(&[("commits", &commits())]);
     let base = commit(&sandbox, "HEAD");
     let ids: Vec<_> = (1..=16).map(|n| format!("t{n}")).collect();
@@ -545,7 +545,7 @@ fn sixteen_at_once_lose_nothing() {
 }
 
 #[test]
-fn commits_outlive_the_directory_of_the_tasks() {
+fn commits_outlive_the_task_directory() {
     let sandbox = ready(&[(
         "works",
         "echo one >one && git add . && git commit -q -m One && touch \"$HOME/one\"
@@ -562,9 +562,9 @@ echo two >two && git add . && git commit -q -m Two && touch \"$HOME/two\"",
     assert_eq!(names(&path), [".git", "README", "one", "two"]);
 }
 
-/// As in a hook of another repository, or where a person keeps dotfiles in one.
+/// A hook of another repository sets these variables, and so do people with dotfiles in a repository.
 #[test]
-fn variables_that_name_another_repository_do_not_count() {
+fn dispatch_ignores_git_variables_of_another_repository() {
     let sandbox = ready(&[("commits", &commits())]);
     sandbox.git(&["init", "-q", "-b", "main", "../other"]);
     let other = sandbox.home().join("other");
@@ -579,14 +579,14 @@ fn variables_that_name_another_repository_do_not_count() {
 }
 
 #[test]
-fn another_programs_lock_is_waited_for() {
+fn dispatch_waits_for_another_programs_git_lock() {
     let sandbox = ready(&[]);
     let path = path_with(&sandbox, "git", &format!("exec {} \"$@\"", real_git(&sandbox)));
     let lock = sandbox.project().join(".git/refs/heads/dispatch/x.lock");
     fs::create_dir_all(lock.parent().expect("a directory")).expect("made");
     fs::write(&lock, "").expect("written");
     let spawn = spawn(&sandbox, "x", "idle").env("PATH", path).start();
-    wait_until("git is asked again", || {
+    wait_until("git to be called again", || {
         let calls = fs::read_to_string(sandbox.top().join("calls")).unwrap_or_default();
         (calls.matches(" worktree add ").count() > 1).then_some(())
     });
@@ -595,9 +595,9 @@ fn another_programs_lock_is_waited_for() {
     assert_eq!(commit(&sandbox, "dispatch/x"), commit(&sandbox, "HEAD"));
 }
 
-/// As by a host in another worktree of a bare repository, which is a project of its own.
+/// A host in another worktree of a bare repository, which is another project, can take the name.
 #[test]
-fn a_name_that_is_taken_meanwhile_is_not_shared() {
+fn dispatch_refuses_branch_that_was_taken_meanwhile() {
     let sandbox = ready(&[]);
     let git = real_git(&sandbox);
     let takes = format!(
@@ -609,30 +609,30 @@ exit $code"
     spawn(&sandbox, "x", "idle").env("PATH", path).run().shows(str![[r#"
 exit 75
 ! dispatch-spawn: the branch dispatch/x was taken meanwhile
-!   next: call again
+!   next: try again
 "#]]);
     assert!(!sandbox.task("x", "plan.md").exists());
     spawn(&sandbox, "x", "idle").run().ok();
     assert_eq!(worktree_of(&sandbox, "x").1, "dispatch/x-2");
 }
 
-/// Some hosts ignore SIGCHLD, and what they start inherits that.
+/// Some hosts ignore SIGCHLD, and their children inherit that.
 #[test]
-fn a_host_that_ignores_its_children_gets_worktrees_too() {
+fn host_that_ignores_sigchld_gets_worktrees() {
     let sandbox = ready(&[]);
-    // SAFETY: to ignore a signal is no handler that could do harm.
+    // SAFETY: ignoring a signal installs no handler.
     let ignore = || Ok(unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }.map(drop)?);
     let call = spawn(&sandbox, "x", "idle").with(|command| {
-        // SAFETY: `signal` is async-signal-safe, and to ignore one is no handler.
+        // SAFETY: `signal` is async-signal-safe, and ignoring a signal installs no handler.
         unsafe { command.pre_exec(ignore) };
     });
     call.run().ok();
     assert_eq!(worktree_of(&sandbox, "x").1, "dispatch/x");
 }
 
-/// A person's own worktree has the name, so git calls its record of ours otherwise.
+/// A worktree of the person has the name x, so git gives its record of the task's another name.
 #[test]
-fn a_sandboxed_cli_may_write_where_git_commits_unless_it_only_reads() {
+fn sandboxed_cli_may_write_to_git_directories_only_at_write_access() {
     let sandbox = Sandbox::with_git();
     sandbox.config("backends: { codex: {} }\nmodels: { gpt: { backend: codex } }\n");
     let path = path_with(&sandbox, "codex", "exec sleep 1000");
@@ -666,9 +666,9 @@ codex exec
     );
 }
 
-/// A worker writes in its worktree as it likes, and is given no other directory for that.
+/// A worker can write any `.git` file into its worktree.
 #[test]
-fn a_worktree_that_claims_to_belong_elsewhere_opens_nothing() {
+fn forged_git_file_opens_no_directory_to_the_worker() {
     let sandbox = Sandbox::with_git();
     sandbox.config("backends: { codex: {} }\nmodels: { gpt: { backend: codex } }\n");
     let path = path_with(&sandbox, "codex", "exit 7");

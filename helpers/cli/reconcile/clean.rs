@@ -77,7 +77,7 @@ pub(super) fn clean(project: &Project, args: &Args) -> Result<Exit> {
     if named.is_empty()
         && let Some(repository) = project.repository()
     {
-        for orphan in without_task(project, git::all_made(&repository)?) {
+        for orphan in without_task(project, git::all_artifacts(&repository)?) {
             say(format!("orphaned, of no task here: {}", orphan.remedy()));
             said = true;
         }
@@ -112,7 +112,8 @@ fn fate(
         return Ok(Fate::Kept("its session was not told of its end yet".into()));
     }
     if args.dry_run {
-        let needed = view.record.worktree.as_ref().map(Worktree::needed).transpose()?.flatten();
+        let needed =
+            view.record.worktree.as_ref().map(Worktree::reason_to_keep).transpose()?.flatten();
         return Ok(match needed {
             Some(why) => Fate::Kept(why),
             None => Fate::Removed(what_goes(&view, report_to_keep(project, task)?.map(|it| it.0))),

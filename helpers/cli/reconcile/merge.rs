@@ -9,7 +9,7 @@ use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::Lock;
-use crate::git::first_of;
+use crate::git::first_paths;
 use crate::process::TASK_DIR;
 use crate::project::Project;
 use crate::task::{State, Task, View};
@@ -41,7 +41,7 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task) -> Result<Exit>
             _ => format!("dispatch-spawn {id} --resume, or git -C {path} commit"),
         };
         return Err(Refusal::new(Exit::Data, what)
-            .place(format!("{} in {path}", first_of(&changed)))
+            .place(format!("{} in {path}", first_paths(&changed)))
             .next(next)
             .into());
     }

@@ -47,7 +47,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     }
     if let Some(worktree) = &record.worktree {
         let standing = worktree
-            .standing()
+            .summary()
             .unwrap_or_else(|error| format!("{error:#}").lines().next().unwrap_or_default().into());
         say(format!("worktree: {worktree}: {standing}"));
     }
