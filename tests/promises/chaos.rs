@@ -1,4 +1,4 @@
-//! Whatever is killed, and whenever: what was done stays done, and what is said is true.
+//! Random kills of hosts, supervisors and workers lose no work, and every reported state is true.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,11 +15,11 @@ use crate::support::{DEADLINE, Running, Sandbox, binary, wait_until};
 const TASKS: usize = 50;
 const KILLS: usize = 200;
 
-/// What is left of a worker gets this many milliseconds to end.
+/// The milliseconds that the processes of an ended worker get to end.
 const GRACE: (&str, &str) = ("DISPATCH_GRACE_MS", "300");
 
-/// Notes each thing that it has certainly done. What a killed git left locked it frees, as a person
-/// would.
+/// A worker that logs each fact after it is certain. It removes locks that a killed git left, as a
+/// person would.
 const WORKER: &str = r#"
 id=${DISPATCH_TASK_DIR##*/}; truth=TRUTH/$id
 rm -f "$(git rev-parse --git-dir)/index.lock" "$(git rev-parse --git-common-dir)/refs/heads/dispatch/$id.lock"
@@ -34,7 +34,7 @@ done
 HELPER finish 'All of it.' && echo finished >>"$truth"
 "#;
 
-/// Small and good enough (xorshift64).
+/// A xorshift64 generator.
 struct Random(u64);
 
 impl Random {
@@ -66,7 +66,7 @@ impl World {
         Self { sandbox, ids, random: Random(seed) }
     }
 
-    /// A host that dispatches whatever is not dispatched yet, in an order of its own.
+    /// Starts a host that dispatches the tasks without a record, in a random order.
     fn host(&mut self) -> Running {
         let mut ids = self.ids.clone();
         for at in (1..ids.len()).rev() {
@@ -82,7 +82,7 @@ impl World {
         call.env("SPAWN", binary("dispatch-spawn")).env("PLAN", plan).env(GRACE.0, GRACE.1).start()
     }
 
-    /// The state of every task by name, after a reconciliation.
+    /// The state of every task by name, after `dispatch-reconcile` has repaired them.
     fn states(&self) -> BTreeMap<String, String> {
         let said = self.sandbox.ok("dispatch-reconcile", &["--json"]);
         let tasks: Vec<Value> = serde_json::from_str(&said).expect("JSON");
@@ -90,11 +90,12 @@ impl World {
         tasks.iter().map(|task| (word(task, "task"), word(task, "state"))).collect()
     }
 
-    /// Lets what stopped go on.
+    /// Resumes every task that stopped.
     fn resume(&self, states: &BTreeMap<String, String>) {
         for (id, state) in states {
             if matches!(state.as_str(), "failed" | "incomplete" | "stopped") {
-                // Held by a supervisor that is about to end is no harm: it is tried again.
+                // A supervisor that is about to end may still hold the lock (75); the next round
+                // tries again.
                 let spawn = self.sandbox.call("dispatch-spawn", &[id, "--resume"]);
                 let ran = spawn.env(GRACE.0, GRACE.1).run();
                 assert!(matches!(ran.code, Some(0 | 65 | 75)), "{id}: {ran:?}");
@@ -102,7 +103,7 @@ impl World {
         }
     }
 
-    /// A process of that kind, if one is found that runs.
+    /// The pid of a random running supervisor or worker.
     fn victim(&mut self, kind: &str) -> Option<u32> {
         let id = self.ids[self.random.below(TASKS)].clone();
         let file = match kind {
@@ -120,13 +121,13 @@ impl World {
         entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).max()
     }
 
-    /// What the worker of a task certainly did.
+    /// The facts that the worker of a task logged.
     fn truth(&self, id: &str) -> Vec<String> {
         let text = fs::read_to_string(self.sandbox.top().join("truth").join(id));
         text.unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
-    /// Checks that nothing that a worker did is missing.
+    /// Checks that no logged fact of a task is lost.
     fn check(&self, id: &str) {
         if !self.sandbox.task(id, "task.yaml").exists() {
             return;
@@ -170,7 +171,7 @@ fn two_hundred_kills_over_fifty_tasks_lose_nothing() {
     let mut killed = 0;
     let begin = Instant::now();
     while killed < KILLS && begin.elapsed() < 6 * DEADLINE {
-        // The pause is the point: kills come at random moments.
+        // Kills have to come at random moments.
         std::thread::sleep(Duration::from_millis(world.random.below(30) as u64));
         match world.random.below(12) {
             0 => {
@@ -190,11 +191,11 @@ fn two_hundred_kills_over_fifty_tasks_lose_nothing() {
             world.resume(&world.states());
         }
     }
-    assert_eq!(killed, KILLS, "too few processes were there to be killed");
+    assert_eq!(killed, KILLS, "too few processes could be killed");
 
-    // What is said is true: a task is said to run if and only if something of it runs.
+    // A task is reported as running if and only if a process of it runs.
     for id in world.ids.clone() {
-        wait_until("the state is that of the processes", || {
+        wait_until("the state to match the processes", || {
             let Some(state) = world.states().remove(&id) else { return Some(()) };
             let attempt = world.attempts(&id).unwrap_or(0);
             let alive =
@@ -205,11 +206,11 @@ fn two_hundred_kills_over_fifty_tasks_lose_nothing() {
         world.check(&id);
     }
 
-    // And all of it gets done.
+    // Every task can still be completed.
     fs::write(world.sandbox.top().join("truth/hurry"), "").expect("written");
     hosts.push(world.host());
     for id in &world.ids {
-        wait_until("every task is done", || {
+        wait_until("every task to be done", || {
             let states = world.states();
             world.resume(&states);
             (states.get(id).is_some_and(|state| state == "done")).then_some(())

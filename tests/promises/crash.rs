@@ -1,9 +1,11 @@
-//! Killed at any step, a helper leaves nothing half made, and calling it again ends well.
+//! A helper that is killed at any step leaves only whole files, and the same call succeeds later.
 
 use std::fs;
 
+use dispatch::process::Identity;
 use snapbox::str;
 
+use crate::support::made::own;
 use crate::support::process::{all_of, kill_and_wait, runs, workers_of};
 use crate::support::text::{names, same};
 use crate::support::{Host, PLAN, Ran, Sandbox, wait_until};
@@ -21,8 +23,8 @@ fn running() -> Sandbox {
     sandbox
 }
 
-/// Every file of 'x' that has a real name is whole. What a killed write left has a hidden name that
-/// nobody reads.
+/// Checks that every file of 'x' is whole. A killed write leaves a hidden temporary file that nobody
+/// reads.
 #[track_caller]
 fn all_is_whole(sandbox: &Sandbox, point: &str) {
     let directory = sandbox.task("x", "");
@@ -51,27 +53,27 @@ fn all_is_whole(sandbox: &Sandbox, point: &str) {
     }
 }
 
-/// 'x' has exactly one live worker, which is known.
+/// Checks that 'x' has exactly one live worker, the recorded one.
 #[track_caller]
 fn one_worker_runs(sandbox: &Sandbox, point: &str) {
     let attempt = names(&sandbox.task("x", "worker")).len() as u32;
     let known = sandbox.worker_of("x", attempt);
-    // A process between two programs shows no environment for a moment.
+    // During exec a process shows no environment for a moment.
     wait_until(&format!("{point}: {known} is the one worker"), || {
         (workers_of(&sandbox.home()) == [known]).then_some(())
     });
     assert_eq!(sandbox.state("x"), "running", "{point}");
 }
 
-/// Its pipe is closed a moment before it counts as dead.
+/// Waits for the supervisor's death, which comes a moment after its pipe is closed.
 #[track_caller]
 fn supervisor_is_gone(sandbox: &Sandbox) {
     let supervisor = sandbox.supervisor_of("x");
-    wait_until("the supervisor is gone", || (!runs(supervisor)).then_some(()));
+    wait_until("the supervisor to be gone", || (!runs(supervisor)).then_some(()));
 }
 
 #[test]
-fn a_spawn_killed_at_any_step_can_be_made_again() {
+fn killed_dispatch_can_be_repeated() {
     for point in [
         "plan.md:written",
         "plan.md:published",
@@ -91,7 +93,7 @@ fn a_spawn_killed_at_any_step_can_be_made_again() {
         let again = spawn().run();
         match again.code {
             Some(0) => {}
-            // The name is claimed: what is left of the task goes on.
+            // The task exists, so it can be resumed.
             Some(73) => {
                 assert!(again.err.contains("x --resume"), "{point}: {}", again.err);
                 sandbox.ok("dispatch-spawn", &["x", "--resume"]);
@@ -106,7 +108,7 @@ fn a_spawn_killed_at_any_step_can_be_made_again() {
 }
 
 #[test]
-fn a_supervisor_killed_before_its_worker_is_known_is_followed_by_another() {
+fn supervisor_killed_before_recording_its_worker_leaves_no_worker() {
     for point in [
         "supervisor:locked",
         "plan.md:written",
@@ -129,7 +131,7 @@ fn a_supervisor_killed_before_its_worker_is_known_is_followed_by_another() {
             one_worker_runs(&sandbox, point);
             kill_and_wait(sandbox.worker_of("x", 1));
         } else {
-            // One that was let go by nobody ends by itself, and never was the worker's program.
+            // A child that got no signal to exec ends by itself and never becomes the worker.
             wait_until(&format!("{point}: nothing runs"), || {
                 (all_of(&sandbox.home()).is_empty() && sandbox.state("x") != "running")
                     .then_some(())
@@ -143,7 +145,7 @@ fn a_supervisor_killed_before_its_worker_is_known_is_followed_by_another() {
 }
 
 #[test]
-fn the_words_about_a_supervisor_that_died_say_what_to_do() {
+fn error_about_a_killed_supervisor_names_the_remedy() {
     let sandbox = project();
     sandbox.plan("x", PLAN);
     let spawn = sandbox.call("dispatch-spawn", &["x"]).crash_at("supervisor:prepared");
@@ -155,7 +157,7 @@ exit 1
 }
 
 #[test]
-fn a_supervisor_killed_after_the_workers_end_loses_no_finished_work() {
+fn supervisor_killed_after_the_workers_end_loses_no_work() {
     for point in ["supervisor:ends", "supervisor:reaped", "exit:written", "exit:published"] {
         let sandbox = project();
         sandbox.plan("x", PLAN);
@@ -174,7 +176,7 @@ fn a_supervisor_killed_after_the_workers_end_loses_no_finished_work() {
 }
 
 #[test]
-fn a_resume_killed_at_any_step_keeps_the_ticks_and_can_be_made_again() {
+fn killed_resume_keeps_ticks_and_can_be_repeated() {
     for point in [
         "supervisor:locked",
         "plan.md:written",
@@ -219,7 +221,7 @@ fn received_once(sandbox: &Sandbox, again: &Ran, point: &str) {
 }
 
 #[test]
-fn an_ask_killed_before_the_answer_can_be_made_again() {
+fn ask_killed_before_the_answer_can_be_repeated() {
     for point in [
         "001.question:written",
         "001.question:published",
@@ -234,7 +236,7 @@ fn an_ask_killed_before_the_answer_can_be_made_again() {
         let asking = sandbox.state("x") == "asking";
         assert_eq!(asking, point != "001.question:written", "{point}");
         let again = ask().start();
-        wait_until("the question is there", || {
+        wait_until("the question to be published", || {
             sandbox.task("x", "ipc/001.question").exists().then_some(())
         });
         sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
@@ -244,12 +246,12 @@ fn an_ask_killed_before_the_answer_can_be_made_again() {
 }
 
 #[test]
-fn an_ask_killed_after_the_answer_gives_it_again() {
+fn ask_killed_after_the_answer_prints_it_again() {
     for point in ["ask:answered", "001.done:written", "001.done:published"] {
         let sandbox = running();
         let ask = || sandbox.worker("x", &["ask", "-"]).input("Which.\n");
         let killed = ask().crash_at(point).start();
-        wait_until("the question is there", || {
+        wait_until("the question to be published", || {
             sandbox.task("x", "ipc/001.question").exists().then_some(())
         });
         sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
@@ -259,18 +261,18 @@ fn an_ask_killed_after_the_answer_gives_it_again() {
         if point != "001.done:published" {
             continue;
         }
-        // The answer counts as read now, so that the same words are a new question.
+        // The answer counts as read, so the same text is a new question.
         let again = ask().env("DISPATCH_WAIT_MS", "0").run();
         assert!(again.err.contains("wait 002"), "{}", again.err);
     }
 }
 
 #[test]
-fn an_answer_killed_at_any_step_arrives_once() {
+fn killed_answer_arrives_once() {
     for point in ["001.answer:written", "001.answer:published"] {
         let sandbox = running();
         let ask = sandbox.worker("x", &["ask", "Which."]).start();
-        wait_until("the question is there", || {
+        wait_until("the question to be published", || {
             sandbox.task("x", "ipc/001.question").exists().then_some(())
         });
         let answer = |text| sandbox.call("dispatch-monitor", &["--answer", "x/001", text]);
@@ -284,7 +286,7 @@ fn an_answer_killed_at_any_step_arrives_once() {
 }
 
 #[test]
-fn a_tick_killed_at_any_step_can_be_made_again() {
+fn killed_tick_can_be_repeated() {
     for point in ["plan.md:written", "plan.md:published"] {
         let sandbox = running();
         let tick = || sandbox.worker("x", &["tick", "1", "--note", "easy"]);
@@ -298,7 +300,7 @@ fn a_tick_killed_at_any_step_can_be_made_again() {
 }
 
 #[test]
-fn a_finish_killed_at_any_step_can_be_made_again() {
+fn killed_finish_can_be_repeated() {
     for point in [".done:written", ".done:published"] {
         let sandbox = running();
         sandbox.worker("x", &["tick", "1"]).run().ok();
@@ -314,7 +316,7 @@ fn a_finish_killed_at_any_step_can_be_made_again() {
 }
 
 #[test]
-fn a_note_killed_at_any_step_can_be_made_again() {
+fn killed_note_can_be_repeated() {
     for point in ["001:written", "001:published", "plan.md:written", "plan.md:published"] {
         let sandbox = running();
         let note = || sandbox.call("dispatch-reconcile", &["note", "x", "Mind the gap."]);
@@ -328,7 +330,7 @@ fn a_note_killed_at_any_step_can_be_made_again() {
 }
 
 #[test]
-fn a_tell_killed_at_any_step_is_told_once() {
+fn killed_tell_is_told_once() {
     for point in ["001:written", "001:published"] {
         let sandbox = running();
         let tell = || sandbox.worker("x", &["tell", "Careful."]);
@@ -340,9 +342,9 @@ fn a_tell_killed_at_any_step_is_told_once() {
     }
 }
 
-/// Delivered is written first: news may be late, and is never told twice as new.
+/// Delivery is recorded before printing, so news may be late but is never new twice.
 #[test]
-fn news_whose_teller_is_killed_is_said_again_as_said_before() {
+fn news_of_a_killed_monitor_is_repeated_as_said_before() {
     let sandbox = project();
     let host = Host::new(&sandbox);
     sandbox.plan("x", PLAN);
@@ -353,7 +355,7 @@ fn news_whose_teller_is_killed_is_said_again_as_said_before() {
     let mut next = hook().start();
     next.until_it_watches();
     let brief = || host.calls(sandbox.call("dispatch-config", &["brief"]));
-    // It dies when it has said it, before the ledger says that the host has it.
+    // Kill it after printing, before the ledger says that the host has the news.
     let killed = brief().crash_at("news:acknowledged").run();
     assert_eq!(killed.signal, Some(9));
     assert!(killed.out.contains(" (said before) x says: \"Careful.\""), "{}", killed.out);
@@ -361,9 +363,29 @@ fn news_whose_teller_is_killed_is_said_again_as_said_before() {
     assert!(!next.has_ended());
 }
 
-/// A new named step of a task's life has to be put into a test here.
+/// A home directory on the network shows the state files of other machines.
 #[test]
-fn every_named_step_is_tried() {
+fn live_worker_of_another_machine_is_not_lost() {
+    let sandbox = project();
+    let far = Identity { machine: "far-1a2b3c4d".into(), boot: "another".into(), ..own() };
+    sandbox.worked_at("x", "idle", &far);
+    let supervisor = fs::File::open(sandbox.task("x", "run.lock")).expect("there");
+    supervisor.lock().expect("locked");
+    sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
+exit 0
+x running 0/2 1h idle — item 1: First
+"#]]);
+    drop(supervisor);
+    sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
+exit 0
+mended: x marked lost
+x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+"#]]);
+}
+
+/// A new crash point has to be added to a test, and to this list.
+#[test]
+fn tests_cover_every_crash_point() {
     let call = r#"fault::point\([[:space:]]*"([a-z]+)",[[:space:]]*"([a-z]+)""#;
     let call = regex::Regex::new(call).expect("a regex");
     let mut steps = Vec::new();

@@ -1,4 +1,4 @@
-//! What is on disk, where, and who may read it.
+//! Which files dispatch writes, where, and who may read them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use crate::support::process::runs;
 use crate::support::text::{listing, names, same};
 use crate::support::{Host, PLAN, Sandbox, wait_until};
 
-/// Dispatches 'x' with everything that a task can have, and lets it come to its end.
+/// Dispatches 'x' with all that a task can have, and waits until it has ended.
 fn finished(sandbox: &Sandbox) {
     sandbox.workers(&[]);
     let host = Host::new(sandbox);
@@ -32,12 +32,12 @@ fn finished(sandbox: &Sandbox) {
         sandbox.worker("x", step).run().ok();
     }
     crate::support::process::kill_and_wait(sandbox.worker_of("x", 1));
-    wait_until("it is over", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
+    wait_until("the supervisor to end", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
     host.calls(sandbox.call("dispatch-config", &["brief"])).run().ok();
 }
 
 #[test]
-fn the_files_of_a_finished_task_are_these_and_private() {
+fn finished_task_leaves_only_private_files() {
     let sandbox = Sandbox::with_git();
     finished(&sandbox);
     let hosts = sandbox.project().join(".dispatch/hosts");
@@ -83,18 +83,18 @@ fn the_files_of_a_finished_task_are_these_and_private() {
 }
 
 #[test]
-fn nothing_is_written_outside_the_project_and_the_config() {
+fn dispatch_writes_only_to_the_project_and_its_home() {
     let sandbox = Sandbox::with_git();
     finished(&sandbox);
     assert_eq!(names(&sandbox.temporary()), [""; 0]);
     assert_eq!(names(&sandbox.home()), [".dispatch", ".gitconfig", "project"]);
     assert_eq!(names(&sandbox.home().join(".dispatch")), ["claims", "config.yaml"]);
     assert_eq!(names(&sandbox.project()), [".dispatch", ".git", "README"]);
-    assert_eq!(sandbox.git(&["status", "--porcelain"]), "", "git sees nothing of it");
+    assert_eq!(sandbox.git(&["status", "--porcelain"]), "", "git must not see .dispatch");
 }
 
 #[test]
-fn the_plan_says_it_all_in_the_seeds_form() {
+fn plan_of_finished_task_keeps_its_form() {
     let sandbox = Sandbox::new();
     finished(&sandbox);
     same(
@@ -115,7 +115,7 @@ Just do it.
 }
 
 #[test]
-fn the_ledger_has_one_line_for_each_event_and_step() {
+fn ledger_has_one_line_for_each_event_and_step() {
     let sandbox = Sandbox::new();
     finished(&sandbox);
     let news = sandbox.redactions().apply(&sandbox.read("x", "news"));
@@ -133,9 +133,9 @@ TIME acknowledged #ID
     );
 }
 
-/// The host writes the plan with its own tool, which knows nothing of privacy.
+/// The host writes the plan with its own tool, which makes readable directories.
 #[test]
-fn a_directory_that_the_host_made_becomes_private() {
+fn directory_made_by_the_host_becomes_private() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
@@ -148,7 +148,7 @@ fn excluded(git: &Path) -> String {
 }
 
 #[test]
-fn dispatch_is_kept_out_of_git_exactly_once() {
+fn git_excludes_dispatch_exactly_once() {
     let sandbox = Sandbox::with_git();
     sandbox.workers(&[]);
     let exclude = sandbox.project().join(".git/info/exclude");
@@ -168,7 +168,7 @@ fn dispatch_is_kept_out_of_git_exactly_once() {
 }
 
 #[test]
-fn a_linked_worktree_belongs_to_its_main_one() {
+fn linked_worktree_shares_the_project_of_its_main_checkout() {
     let sandbox = Sandbox::with_git();
     sandbox.workers(&[("where", "pwd >here")]);
     sandbox.git(&["worktree", "add", "-q", "../linked"]);
@@ -182,7 +182,7 @@ fn a_linked_worktree_belongs_to_its_main_one() {
     assert_eq!(Path::new(here.trim()), linked);
 }
 
-/// Where a worker says that it works when it is dispatched from there.
+/// The working directory of a worker that is dispatched from a directory.
 #[track_caller]
 fn works_in(sandbox: &Sandbox, id: &str, directory: &Path) -> PathBuf {
     let spawn = sandbox.call("dispatch-spawn", &[id, "--model", "where", "--plan", "-"]);
@@ -192,7 +192,7 @@ fn works_in(sandbox: &Sandbox, id: &str, directory: &Path) -> PathBuf {
 }
 
 #[test]
-fn in_a_sub_directory_the_task_is_the_projects_and_the_work_is_there() {
+fn worker_dispatched_from_subdirectory_works_there() {
     let sandbox = Sandbox::with_git();
     sandbox.workers(&[("where", "pwd -P")]);
     let below = sandbox.project().join("src/deep");
@@ -206,7 +206,7 @@ fn in_a_sub_directory_the_task_is_the_projects_and_the_work_is_there() {
 }
 
 #[test]
-fn outside_git_the_nearest_directory_with_tasks_is_the_project() {
+fn project_outside_git_is_the_nearest_directory_with_tasks() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[("where", "pwd -P")]);
     let below = sandbox.project().join("notes");
@@ -217,9 +217,9 @@ fn outside_git_the_nearest_directory_with_tasks_is_the_project() {
     assert_eq!(names(&sandbox.project()), [".dispatch", "notes"]);
 }
 
-/// A sandbox (Codex's, for one) leaves an empty `.git` behind where there was none.
+/// Some sandboxes, Codex's for one, leave an empty `.git` behind.
 #[test]
-fn an_empty_git_directory_is_no_repository() {
+fn empty_git_directory_is_no_repository() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[("where", "pwd -P")]);
     works_in(&sandbox, "x", &sandbox.project());
@@ -229,9 +229,9 @@ fn an_empty_git_directory_is_no_repository() {
     assert_eq!(names(&below.join(".git")), [""; 0]);
 }
 
-/// The config's own directory is never a project.
+/// The directory of the config is never a project.
 #[test]
-fn the_home_directory_is_not_the_project_of_what_is_below_it() {
+fn home_directory_is_no_project_for_directories_below() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     fs::create_dir_all(sandbox.home().join(".dispatch/tasks")).expect("made");
@@ -241,7 +241,7 @@ fn the_home_directory_is_not_the_project_of_what_is_below_it() {
 }
 
 #[test]
-fn the_worker_finds_its_task_from_anywhere() {
+fn worker_finds_its_task_from_any_directory() {
     let sandbox = Sandbox::new();
     let helper = crate::support::binary("dispatch-worker").display().to_string();
     sandbox.workers(&[(
@@ -253,7 +253,8 @@ fn the_worker_finds_its_task_from_anywhere() {
     assert_eq!(sandbox.read("x", "ipc/.done"), "Fine.\n");
 }
 
-/// On a disk of half a megabyte that gets full, a worker ends. In `$1` is what else happens then.
+/// A worker ends on a full disk of half a megabyte. Runs `$1` before the disk is full, and `$2` after
+/// the worker's end.
 const FULL: &str = r#"
 set -e
 mkdir .dispatch && mount -t tmpfs -o size=512k none .dispatch
@@ -270,7 +271,7 @@ until [ -e $worker/exit ]; do :; done
 "$BIN/dispatch-reconcile" show x | head -n 2
 "#;
 
-/// What the script said, if this system lets a test mount.
+/// The output of [`FULL`]; `None` if this system does not let a test mount.
 fn on_a_full_disk(before: &str, after: &str) -> Option<String> {
     let sandbox = Sandbox::new();
     let mounts = sandbox.program("unshare").args(&["-rm", "true"]).run();
@@ -287,7 +288,7 @@ fn on_a_full_disk(before: &str, after: &str) -> Option<String> {
 }
 
 #[test]
-fn an_end_is_recorded_although_the_disk_is_full() {
+fn exit_is_recorded_on_a_full_disk() {
     let Some(said) = on_a_full_disk("", "") else { return };
     same(
         &said,
@@ -301,7 +302,7 @@ failed (exit code 7), ends, AGE
 }
 
 #[test]
-fn an_end_that_there_is_no_space_for_is_recorded_when_there_is() {
+fn exit_is_recorded_once_a_full_disk_has_space() {
     let still = "[ ! -e $worker/exit ] && \"$BIN/dispatch-reconcile\"; rm .dispatch/fill";
     let Some(said) = on_a_full_disk("rm $worker/stdin", still) else { return };
     same(

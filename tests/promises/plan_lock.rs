@@ -1,4 +1,4 @@
-//! The plan survives everybody who writes to it at the same moment.
+//! The plan survives several writers at the same moment.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,7 +17,7 @@ fn running(plan: &str) -> Sandbox {
 }
 
 #[test]
-fn fifty_ticks_and_fifty_notes_at_the_same_moment_all_survive() {
+fn plan_keeps_fifty_ticks_and_fifty_notes_made_at_once() {
     const COUNT: usize = 50;
     let items: String = (1..=COUNT).map(|n| format!("- [ ] Step {n:02}\n")).collect();
     let sandbox = running(&format!("# Title\n\n{items}\n## Context\nMind it.\n"));
@@ -47,10 +47,9 @@ fn fifty_ticks_and_fifty_notes_at_the_same_moment_all_survive() {
 
 const PLAN: &str = "# Title\n\n- [ ] First\n- [ ] Second\n- [ ] Third\n\n## Context\nMind it.\n";
 
-/// An editor that truncates the file and writes it again: the helper that comes in between waits
-/// for the rest.
+/// An editor truncates the file and writes it again; a helper that runs in between has to wait.
 #[test]
-fn a_torn_plan_is_read_again() {
+fn tick_waits_for_an_editor_that_rewrites_the_plan() {
     let sandbox = running(PLAN);
     let path = sandbox.task("x", "plan.md");
     for part in [0, 12, 30] {
@@ -59,7 +58,7 @@ fn a_torn_plan_is_read_again() {
         editor.write_all(&PLAN.as_bytes()[..part]).expect("written");
         let tick = sandbox.worker("x", &["tick", "2"]).start();
         let inside = sandbox.task("x", "lock");
-        crate::support::wait_until("the helper is at it", || {
+        crate::support::wait_until("the helper to hold the lock", || {
             let lock = fs::read_to_string(&inside).ok()?;
             lock.contains(&format!("\"pid\":{},", tick.pid())).then_some(())
         });
@@ -70,7 +69,7 @@ fn a_torn_plan_is_read_again() {
 }
 
 #[test]
-fn a_plan_that_stays_torn_is_left_alone() {
+fn plan_that_lost_items_is_left_alone() {
     let sandbox = running(PLAN);
     let torn = &PLAN[..30];
     fs::write(sandbox.task("x", "plan.md"), torn).expect("written");
@@ -87,11 +86,11 @@ exit 65
 !   next: put the missing lines back; worker/<n>/plan.md beside it has them
 "#]]);
     assert_eq!(sandbox.read("x", "plan.md"), torn);
-    assert_eq!(sandbox.read("x", "worker/1/plan.md"), PLAN, "what was there is kept");
+    assert_eq!(sandbox.read("x", "worker/1/plan.md"), PLAN, "the plan at the start of the attempt");
 }
 
 #[test]
-fn a_helper_changes_only_its_own_line() {
+fn tick_changes_only_its_own_line() {
     let plan = "Words before.\r\n# Title\n\n* [ ] Star\n- [x] Ticked by hand — with a note\n\
                 - [ ] Last  \n  an old note\n\n## Context\n- [ ] no item\n\n> **Note from dispatcher:** Old.";
     let sandbox = running(plan);
@@ -100,5 +99,5 @@ fn a_helper_changes_only_its_own_line() {
         plan.replace("- [ ] Last  \n  an old note\n", "- [x] Last  \n  an old note\n  new\n");
     assert_eq!(sandbox.read("x", "plan.md"), expected);
     sandbox.worker("x", &["tick", "3", "--note", "new"]).run().ok();
-    assert_eq!(sandbox.read("x", "plan.md"), expected, "again changes nothing");
+    assert_eq!(sandbox.read("x", "plan.md"), expected, "a second tick changes nothing");
 }
