@@ -1,4 +1,4 @@
-//! The command lines of the five helpers: arguments in, one line and an exit code out.
+//! The command lines of the five helpers: arguments in, lines and an exit code out.
 
 pub mod config;
 pub mod monitor;
@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Error, Result};
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{Command, Parser};
 
 use crate::error::{Refusal, exit_code};
 use crate::exit::Exit;
@@ -37,46 +38,60 @@ pub fn main() -> ExitCode {
         "dispatch-reconcile" => reconcile::main(),
         "dispatch-worker" => worker::main(),
         _ => {
-            let refusal = Refusal::new(
-                Exit::Usage,
-                "this program has five names, and does nothing by another",
-            )
-            .place(HELPERS.join(", "))
-            .next("call it by one of them; install.sh puts links of these names beside it");
+            let refusal =
+                Refusal::new(Exit::Usage, "this program runs only under the name of a helper")
+                    .place(HELPERS.join(", "))
+                    .next("call it by one of these names; install.sh links them beside it");
             let _ = writeln!(std::io::stderr(), "{name}: {refusal}");
             Exit::Usage.into()
         }
     }
 }
 
-/// Reads the arguments, runs the helper, and says an error as a person reads it.
+/// Reads the arguments, runs the helper, and prints an error as a person reads it.
 fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
+    let command = with_layout(Args::command());
+    let name = command.get_name().to_string();
+    let parsed = command.clone().try_get_matches().and_then(|it| Args::from_arg_matches(&it));
+    let exit = match parsed {
+        Ok(args) => refuse_pattern(&name).and_then(|()| body(args)),
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
-            return Exit::Ok.into();
+            Ok(Exit::Ok)
         }
-        Err(error) => {
-            let refusal = usage(&error.to_string(), Args::command().get_name());
-            let _ = writeln!(std::io::stderr(), "{}: {refusal}", Args::command().get_name());
-            return Exit::Usage.into();
+        // Without arguments, a group of commands prints its commands.
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            Ok(Exit::Usage)
         }
+        Err(error) => Err(usage(&error.to_string(), &command).into()),
     };
-    let name = Args::command().get_name().to_string();
-    let exit = refuse_pattern(&name).and_then(|()| body(args)).unwrap_or_else(|error| {
+    let exit = exit.unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "{name}: {error:#}");
         if is_denied(&error) {
-            let _ = writeln!(std::io::stderr(), "  next: call as its owner, or change its mode");
+            let _ = writeln!(std::io::stderr(), "  next: call as the owner, or change the mode");
         }
         exit_code(&error)
     });
     exit.into()
 }
 
-/// Refuses a word for which Claude Code asks the person, where a file has its name: the command may
-/// hold a pattern in its place (`ful[l]`), and the rules that ask do not see what the shell makes of
-/// that.
+/// Wraps the texts of a command and its subcommands. The exit codes and the example, which end a
+/// text, go below the options.
+fn with_layout(command: Command) -> Command {
+    let text = command.get_long_about().map(ToString::to_string).unwrap_or_default();
+    let command = command.mut_subcommands(with_layout);
+    let Some((about, end)) = text.split_once("\n\nExit code") else { return command };
+    command.long_about(wrapped(about)).after_long_help(wrapped(&format!("Exit code{end}")))
+}
+
+/// The text in lines of at most 80 columns.
+fn wrapped(text: &str) -> String {
+    reconcile::wrap(text, 80).iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
+}
+
+/// Refuses a word for which Claude Code asks the person, if a file has that name: the command may
+/// hold a pattern instead (`ful[l]`), and permission rules do not see what the shell makes of it.
 fn refuse_pattern(helper: &str) -> Result<()> {
     let mut words = std::env::args_os().skip(1);
     let hidden = |word: &OsString| {
@@ -85,38 +100,45 @@ fn refuse_pattern(helper: &str) -> Result<()> {
     };
     let Some(word) = words.find(hidden) else { return Ok(()) };
     let word = word.display();
-    Err(Refusal::new(Exit::Usage, format!("'{word}' may be a word, or a file that is found here"))
-        .place("a shell puts a file's name in the place of a pattern, unseen by permission rules")
-        .next("call from a directory that has no such file")
+    Err(Refusal::new(Exit::Usage, format!("'{word}' is also the name of a file here"))
+        .place("a shell may have put it in place of a pattern, unseen by permission rules")
+        .next("call from a directory without that file")
         .into())
 }
 
-/// Whether the system does not let this user do it.
+/// Whether the system denied this user something.
 fn is_denied(error: &Error) -> bool {
     let kind =
         |it: &(dyn std::error::Error + 'static)| Some(it.downcast_ref::<io::Error>()?.kind());
     error.chain().find_map(kind) == Some(io::ErrorKind::PermissionDenied)
 }
 
-/// What clap says in six lines, in three: what is wrong, what was meant, where to read on.
-fn usage(said: &str, name: &str) -> Refusal {
-    let mut parts = said.split("\n\n");
+/// Shortens clap's message to what is wrong, what was meant, and the help of the command.
+fn usage(message: &str, mut command: &Command) -> Refusal {
+    let mut help = command.get_name().to_owned();
+    for word in std::env::args().skip(1) {
+        if let Some(found) = command.find_subcommand(&word) {
+            help = format!("{help} {word}");
+            command = found;
+        }
+    }
+    let mut parts = message.split("\n\n");
     let first = parts.next().unwrap_or_default();
     let what = first.split_whitespace().collect::<Vec<_>>().join(" ");
     let refusal = Refusal::new(Exit::Usage, what.trim_start_matches("error: "))
-        .next(format!("see {name} --help"));
+        .next(format!("see {help} --help"));
     match parts.find_map(|part| part.trim().strip_prefix("tip: ")) {
         Some(tip) => refusal.place(tip),
         None => refusal,
     }
 }
 
-/// Says one line. A reader that has gone away is no error.
+/// Prints one line. A reader that has gone away is no error.
 fn say(line: impl AsRef<str>) {
     let _ = writeln!(std::io::stdout(), "{}", line.as_ref());
 }
 
-/// The directory that a helper was called in, or the one that `-C` names.
+/// The directory that `-C` names, or else the working directory.
 fn directory(given: Option<&Path>) -> Result<PathBuf> {
     let directory = match given {
         Some(directory) => directory.to_path_buf(),
@@ -133,7 +155,7 @@ fn project(given: Option<&Path>) -> Result<Project> {
     Project::find(&directory(given)?)
 }
 
-/// A text argument; `-` means standard input.
+/// The text of an argument; `-` means standard input.
 fn text(argument: &str) -> Result<String> {
     if argument != "-" {
         return Ok(argument.into());
@@ -142,17 +164,17 @@ fn text(argument: &str) -> Result<String> {
     std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
     String::from_utf8(bytes).map_err(|_| {
         Refusal::new(Exit::Data, "the text on standard input is not UTF-8")
-            .next("give it again as UTF-8")
+            .next("send the text as UTF-8")
             .into()
     })
 }
 
-/// Like [`text`], for a text that says something.
+/// The text of an argument, which must not be empty.
 fn some_text(argument: &str, what: &str) -> Result<String> {
     let text = text(argument)?;
     if text.contains('\0') {
-        return Err(Refusal::new(Exit::Data, format!("{what} holds a zero byte"))
-            .next("give it again without")
+        return Err(Refusal::new(Exit::Data, format!("{what} contains a NUL byte"))
+            .next("send the text without NUL bytes")
             .into());
     }
     if text.trim().is_empty() {

@@ -164,7 +164,7 @@ Item 2 is marked as failed. Stop now.
     sandbox.run("dispatch-reconcile", &["stop", "x"]).shows(str![[r#"
 exit 1
 ! dispatch-reconcile: 'x' is an agent of the host
-!   next: stop it there: the host's TaskStop tool, or its list of agents
+!   next: stop it in the host: the TaskStop tool, or the list of agents
 "#]]);
 }
 

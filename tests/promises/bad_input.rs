@@ -124,7 +124,7 @@ exit 65
     refused(&sandbox, call).shows(str![[r#"
 exit 65
 ! dispatch-spawn: the text on standard input is not UTF-8
-!   next: give it again as UTF-8
+!   next: send the text as UTF-8
 "#]]);
 }
 
@@ -281,16 +281,16 @@ fn a_word_that_the_shell_may_have_made_of_a_pattern_is_refused() {
         fs::write(&file, "").expect("written");
         let ran = sandbox.run(helper, args);
         assert_eq!(ran.code, Some(64), "{}", ran.err);
-        assert!(ran.err.contains(&format!("'{word}' may be a word, or a file")), "{}", ran.err);
+        assert!(ran.err.contains(&format!("'{word}' is also the name of a file")), "{}", ran.err);
         fs::remove_file(&file).expect("removed");
     }
     fs::write(sandbox.project().join("full"), "").expect("written");
     let call = sandbox.call("dispatch-spawn", &["x", "--access", "full"]);
     refused(&sandbox, call).shows(str![[r#"
 exit 64
-! dispatch-spawn: 'full' may be a word, or a file that is found here
-!   a shell puts a file's name in the place of a pattern, unseen by permission rules
-!   next: call from a directory that has no such file
+! dispatch-spawn: 'full' is also the name of a file here
+!   a shell may have put it in place of a pattern, unseen by permission rules
+!   next: call from a directory without that file
 "#]]);
     assert!(!sandbox.task("x", "task.yaml").exists());
 }
@@ -347,7 +347,7 @@ exit 64
     refused(&sandbox, sandbox.call("dispatch-worker", &["finish"])).shows(str![[r#"
 exit 64
 ! dispatch-worker: the following required arguments were not provided: --task-dir <DIR>
-!   next: see dispatch-worker --help
+!   next: see dispatch-worker finish --help
 "#]]);
 }
 

@@ -133,7 +133,7 @@ fn the_tasks_of_a_dead_host_are_adopted_with_their_news() {
 exit 0
 default: idle; models: idle, fails
 #ID (said before) x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
-mended: x adopted
+repaired: x adopted
 "#]]);
     // The new host's hook waits for it from now on.
     let mut hook = new.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").start();

@@ -91,7 +91,7 @@ fn a_question_without_a_worker() {
     Exhibit::of_dead(|sandbox| sandbox.write("x", "ipc/001.question", "Which?\n"))
         .status(str![[r#"
 exit 0
-mended: x marked blocked
+repaired: x marked blocked
 x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 neighbour running 0/2 1h idle — item 1: First
 "#]])
@@ -103,7 +103,7 @@ next: dispatch-monitor --answer x/001 -
 1. [ ] First
 2. [ ] Second
 question 001: "Which?"
-attempt 1: exit status unknown, its end was seen at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit status unknown, end noticed at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 output: "At work."
 "#]]);
 }
@@ -130,7 +130,7 @@ x done 2/2 1h idle — "All is well."
 fn a_dead_worker_without_an_exit_record() {
     Exhibit::of_dead(|_| ()).status(str![[r#"
 exit 0
-mended: x marked lost
+repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]).show(str![[r#"
@@ -140,13 +140,13 @@ lost (the worker is gone and nobody saw it end), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
-attempt 1: exit status unknown, its end was seen at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit status unknown, end noticed at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 output: "At work."
 "#]]);
     // All is ticked, but nobody said that it is finished.
     Exhibit::of_dead(|sandbox| sandbox.tick_all("x")).status(str![[r#"
 exit 0
-mended: x marked lost
+repaired: x marked lost
 x lost 2/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
@@ -156,7 +156,7 @@ neighbour running 0/2 1h idle — item 1: First
     })
     .status(str![[r#"
 exit 0
-mended: x marked done
+repaired: x marked done
 neighbour running 0/2 1h idle — item 1: First
 x done 2/2 AGE idle — "All is well."
 "#]]);
@@ -174,7 +174,7 @@ fn a_pid_that_was_used_again() {
         let exhibit = Exhibit::of(|sandbox| sandbox.worked_at("x", "idle", &reused));
         exhibit.status(str![[r#"
 exit 0
-mended: x marked lost
+repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
@@ -286,7 +286,7 @@ x — Title
 running, idle, 1h
 1. [x] caf�
 2. [ ] Second
-attempt 1: runs, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: running, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 output: "At work."
 "#]]);
     exhibit.0.worker("x", &["tick", "2"]).run().shows(str![[r#"
@@ -339,7 +339,7 @@ x — Title
 running, idle, 1h
 1. [ ] First
 2. [ ] Second
-attempt 1: runs, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: running, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 output: "At work."
 "#]]);
     // A task that somebody has renamed.
@@ -384,7 +384,7 @@ next: dispatch-monitor --answer x/001 -
 question 001: "Caf�?"
 note: "�"
 said: "na�ve"
-attempt 1: runs, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: running, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 output: "At work."
 "#]]);
 }
@@ -429,14 +429,14 @@ exit 65
 "#]]);
     Exhibit::of_dead(|sandbox| sandbox.write("x", "run.lock", "{\"pid\":1")).status(str![[r#"
 exit 0
-mended: x marked lost
+repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     let session = Exhibit::of_dead(|sandbox| sandbox.write("x", "worker/1/session", "id"));
     session.status(str![[r#"
 exit 0
-mended: x marked lost
+repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
@@ -455,7 +455,7 @@ fn a_ledger_of_news_that_is_torn() {
     });
     exhibit.status(str![[r#"
 exit 0
-mended: x marked lost
+repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
@@ -568,7 +568,7 @@ fn directories_of_attempts_that_nobody_made() {
     })
     .status(str![[r#"
 exit 0
-mended: x marked lost
+repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]])
@@ -579,7 +579,7 @@ lost (the worker is gone and nobody saw it end), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
-attempt 1: exit status unknown, its end was seen at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit status unknown, end noticed at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 output: "At work."
 "#]]);
     // The second is gone.
@@ -588,7 +588,7 @@ output: "At work."
     });
     gap.status(str![[r#"
 exit 0
-mended: x marked lost
+repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]).show(str![[r#"
@@ -598,7 +598,7 @@ lost (the worker is gone and nobody saw it end), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
-attempt 3: exit status unknown, its end was seen at TIME, log PROJECT/.dispatch/tasks/x/worker/3/output.log
+attempt 3: exit status unknown, end noticed at TIME, log PROJECT/.dispatch/tasks/x/worker/3/output.log
 output: "At work."
 "#]]);
     gap.0.ok("dispatch-spawn", &["x", "--resume"]);
@@ -610,7 +610,7 @@ output: "At work."
     })
     .status(str![[r#"
 exit 0
-mended: x marked lost
+repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
@@ -735,7 +735,7 @@ exit 0
     });
     queued.status(str![[r#"
 exit 0
-mended: x restarted
+repaired: x restarted
 neighbour running 0/2 1h idle — item 1: First
 x running 0/2 1h idle — item 1: First
 "#]]);
@@ -1073,21 +1073,21 @@ neighbour running 0/2 1h idle — item 1: First
 waits queued 0/2 1h idle
 == dispatch-monitor x --timeout AGE: Some(1)
 dispatch-monitor: cannot write PROJECT/.dispatch/tasks/x/news: Permission denied (os error 13)
-  next: call as its owner, or change its mode
+  next: call as the owner, or change the mode
 == dispatch-monitor --answer x This.: Some(1)
 dispatch-monitor: cannot open the lock PROJECT/.dispatch/tasks/x/lock: Permission denied (os error 13)
-  next: call as its owner, or change its mode
+  next: call as the owner, or change the mode
 == dispatch-reconcile note x Mind the gap.: Some(1)
 dispatch-reconcile: cannot make the directory PROJECT/.dispatch/tasks/x/notes: Permission denied (os error 13)
-  next: call as its owner, or change its mode
+  next: call as the owner, or change the mode
 == dispatch-reconcile stop x: Some(1)
 dispatch-reconcile: cannot open the lock PROJECT/.dispatch/tasks/x/lock: Permission denied (os error 13)
-  next: call as its owner, or change its mode
+  next: call as the owner, or change the mode
 == dispatch-spawn x --resume: Some(1)
 dispatch-spawn: cannot open the lock PROJECT/.dispatch/tasks/x/run.lock: Permission denied (os error 13)
 == dispatch-reconcile merge x: Some(1)
 dispatch-reconcile: cannot open the lock PROJECT/.dispatch/tasks/x/run.lock: Permission denied (os error 13)
-  next: call as its owner, or change its mode
+  next: call as the owner, or change the mode
 == dispatch-reconcile clean x: Some(1)
 kept x: cannot open the lock PROJECT/.dispatch/tasks/x/run.lock: Permission denied (os error 13)
 == dispatch-spawn x: Some(73)
@@ -1124,7 +1124,7 @@ neighbour running 0/2 1h idle — item 1: First
     run(&["show", "x"]).shows(str![[r#"
 exit 1
 ! dispatch-reconcile: cannot read PROJECT/.dispatch/tasks/x: Permission denied (os error 13)
-!   next: call as its owner, or change its mode
+!   next: call as the owner, or change the mode
 "#]]);
     mode(&tasks.join("x"), "a+rx");
     // Without either, and where only the names can be read.
@@ -1137,7 +1137,7 @@ exit 0
         run(&["show", "x"]).shows(str![[r#"
 exit 1
 ! dispatch-reconcile: cannot read PROJECT/.dispatch/tasks: Permission denied (os error 13)
-!   next: call as its owner, or change its mode
+!   next: call as the owner, or change the mode
 "#]]);
         run(&["statusline"]).shows(str![[r#"
 exit 0

@@ -248,7 +248,7 @@ fn clean_keeps_awaited_task_and_last_branch_of_a_commit() {
     after.args(&["--model", "fails"]).input(PLAN).run().ok();
     sandbox.run("dispatch-reconcile", &["clean", "a"]).shows(str![[r#"
 exit 1
-kept a: 'b' begins when it is done
+kept a: 'b' starts when it is done
 "#]]);
     sandbox.ok("dispatch-spawn", &["b", "--resume"]);
     sandbox.wait_for_state("b", "failed: exit code 7");
@@ -273,7 +273,7 @@ fn clean_keeps_recent_tasks_and_those_with_unread_news() {
     until_over(&sandbox, "x");
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
-kept x: its session was not told of its end yet
+kept x: its session has not been told yet that it ended
 "#]]);
     host.die();
     sandbox.run("dispatch-reconcile", &["clean", "--older-than", "1h"]).shows(str![[r#"

@@ -168,15 +168,15 @@ fn program_refuses_any_other_name() {
     );
     sandbox.program(&program).args(&["x", "--plan", "-"]).run().shows(str![[r#"
 exit 64
-! dispatch: this program has five names, and does nothing by another
+! dispatch: this program runs only under the name of a helper
 !   dispatch-config, dispatch-spawn, dispatch-monitor, dispatch-reconcile, dispatch-worker
-!   next: call it by one of them; install.sh puts links of these names beside it
+!   next: call it by one of these names; install.sh links them beside it
 "#]]);
     let other = sandbox.home().join("dispatch-workers");
     symlink(&program, &other).expect("linked");
     let ran = sandbox.program(&other).run();
     assert_eq!((ran.code, ran.out.as_str()), (Some(64), ""));
-    assert!(ran.err.starts_with("dispatch-workers: this program has five names"), "{}", ran.err);
+    assert!(ran.err.starts_with("dispatch-workers: this program runs only under"), "{}", ran.err);
 }
 
 #[test]

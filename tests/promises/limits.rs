@@ -141,7 +141,7 @@ fn the_order_outlives_the_end_of_every_supervisor() {
     kill_and_wait(sandbox.worker_of("d", 1));
     sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
 exit 0
-mended: d and e marked lost; c and 2 more restarted
+repaired: d and e marked lost; c and 2 more restarted
 d lost 0/2 AGE works — the worker is gone and nobody saw it end → dispatch-spawn d --resume
 e lost 0/2 AGE works — the worker is gone and nobody saw it end → dispatch-spawn e --resume
 b running 0/2 AGE works — item 1: First

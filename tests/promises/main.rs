@@ -22,6 +22,7 @@ mod crash;
 mod disk;
 mod files_only;
 mod foreign_tasks;
+mod help;
 mod histories;
 mod hook;
 mod install;

@@ -60,7 +60,7 @@ dispatch/x: 1 commit into main (fast-forward); dispatch-reconcile clean x remove
     assert_eq!(names(&sandbox.project()), [".dispatch", ".git", "README", "work-x"]);
     sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
 exit 0
-dispatch/x: nothing to merge, main has all of it; dispatch-reconcile clean x removes the task
+dispatch/x: nothing to merge, main has all its commits; dispatch-reconcile clean x removes the task
 "#]]);
 }
 
@@ -203,7 +203,7 @@ exit 65
 exit 65
 ! dispatch-reconcile: 'y' has no branch of its own to merge
 !   it worked in PROJECT
-!   next: what it did is there already
+!   next: nothing to do: its changes are in that directory
 "#]]);
 }
 
@@ -240,21 +240,21 @@ fn merge_refuses_task_that_has_not_ended() {
 exit 75
 ! dispatch-reconcile: 'x' has not ended
 !   its worker is running
-!   next: wait until it has, or end it: dispatch-reconcile stop x
+!   next: wait for its end, or stop it: dispatch-reconcile stop x
 "#]]);
     let wait = sandbox.call("dispatch-spawn", &["y", "--after", "x", "--plan", "-"]);
     wait.input(crate::support::PLAN).run().ok();
     sandbox.run("dispatch-reconcile", &["merge", "y"]).shows(str![[r#"
 exit 75
 ! dispatch-reconcile: 'y' has not ended
-!   it waits: after x
-!   next: wait until it has, or end it: dispatch-reconcile stop y
+!   it is waiting: after x
+!   next: wait for its end, or stop it: dispatch-reconcile stop y
 "#]]);
     let inside = sandbox.call("dispatch-reconcile", &["merge", "x"]);
     inside.env("DISPATCH_TASK_DIR", sandbox.task("x", "")).run().shows(str![[r#"
 exit 64
-! dispatch-reconcile: a worker does not merge or clean
-!   next: leave that to the session that dispatched
+! dispatch-reconcile: a worker may not merge or clean
+!   next: leave this to the session that dispatched the task
 "#]]);
 }
 

@@ -25,7 +25,7 @@ fn status(sandbox: &Sandbox) -> Ran {
 fn nothing_is_left_to_mend(sandbox: &Sandbox) {
     let before = tree(&[sandbox.home(), sandbox.temporary()]);
     let said = status(sandbox).ok();
-    assert!(!said.contains("mended"), "{said}");
+    assert!(!said.contains("repaired"), "{said}");
     assert_eq!(tree(&[sandbox.home(), sandbox.temporary()]), before);
 }
 
@@ -41,7 +41,7 @@ fn all_that_was_mended_is_said_in_one_line_and_once() {
     sandbox.write("gone", "ipc/.001.question.x.dispatch.tmp", "Wh");
     status(&sandbox).shows(str![[r#"
 exit 0
-mended: blocked marked blocked; gone marked lost; one and 2 more restarted; 1 temporary file removed
+repaired: blocked marked blocked; gone marked lost; one and 2 more restarted; 1 temporary file removed
 blocked blocked 0/2 AGE idle — item 1: which? → dispatch-spawn blocked --resume
 gone lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn gone --resume
 one running 0/2 1h idle — item 1: First
@@ -67,7 +67,7 @@ x running 0/2 AGE idle — item 1: First
     kill_and_wait(sandbox.worker_of("x", 1));
     status(&sandbox).shows(str![[r#"
 exit 0
-mended: x marked lost
+repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 "#]]);
     nothing_is_left_to_mend(&sandbox);
@@ -89,11 +89,11 @@ fn the_first_brief_of_a_new_session_says_what_it_took_over() {
 exit 0
 default: idle; models: idle
 #ID gone lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/try again: dispatch-spawn gone --resume
-mended: gone marked lost; gone and 2 more adopted
+repaired: gone marked lost; gone and 2 more adopted
 x running 0/2 AGE idle — item 1: First
 y running 0/2 AGE idle — item 1: First
 "#]]);
-    assert!(!brief().ok().contains("mended"));
+    assert!(!brief().ok().contains("repaired"));
 }
 
 /// What a CLI has said to its end is known, also when nobody lived to hear it.
@@ -113,7 +113,7 @@ fn the_log_tells_how_a_worker_ended_that_nobody_saw() {
     sandbox.write("cut", "worker/1/output.log", format!("{retry}\n{{\"type\":\"assis"));
     status(&sandbox).shows(str![[r#"
 exit 0
-mended: complete marked done; cut marked lost; left marked incomplete; refused marked failed
+repaired: complete marked done; cut marked lost; left marked incomplete; refused marked failed
 refused failed 0/2 AGE claude — not logged in: Not logged in… → dispatch-spawn refused --resume
 cut lost 0/2 AGE claude — the worker is gone and nobody saw it end → dispatch-spawn cut --resume
 left incomplete 0/2 AGE claude $0.25 → dispatch-spawn left --resume
@@ -136,7 +136,7 @@ fn a_worker_that_met_its_limit_unseen_is_parked() {
     sandbox.write("x", "worker/1/output.log", format!("{log}\n"));
     status(&sandbox).shows(str![[r#"
 exit 0
-mended: x marked parked; x restarted
+repaired: x marked parked; x restarted
 x parked 0/2 AGE claude — rate limit, until TIME: You've hit your session limit
 "#]]);
     nothing_is_left_to_mend(&sandbox);
@@ -157,7 +157,7 @@ fn only_a_dead_writers_temporary_file_goes() {
     let writer = fs::File::open(sandbox.task("x", alive)).expect("there");
     writer.lock().expect("locked");
     let said = status(&sandbox).ok();
-    assert!(said.starts_with("mended: 1 temporary file removed\n"), "{said}");
+    assert!(said.starts_with("repaired: 1 temporary file removed\n"), "{said}");
     assert!(sandbox.task("x", alive).exists());
     nothing_is_left_to_mend(&sandbox);
 }

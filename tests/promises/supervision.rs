@@ -254,7 +254,7 @@ fn stop_ends_what_a_dead_supervisor_left() {
     let stop = sandbox.call("dispatch-reconcile", &["stop", "x"]);
     stop.env("DISPATCH_GRACE_MS", "300").run().shows(str![[r#"
 exit 0
-x stopped; its supervisor was dead, and nothing of it is left
+x stopped; its supervisor was dead, and no process is left
 "#]]);
     assert_eq!(all_of(&sandbox.home()), [0; 0]);
     assert!(!runs(bare.trim().parse().expect("a pid")));
@@ -268,7 +268,7 @@ fn stop_does_without_a_supervisor_that_does_not_react() {
     let stop = sandbox.call("dispatch-reconcile", &["stop", "x"]);
     stop.env("DISPATCH_STOP_MS", "100").run().shows(str![[r#"
 exit 0
-x stopped; its supervisor did not react, and nothing of it is left
+x stopped; its supervisor did not react, and no process is left
 "#]]);
     assert_eq!(all_of(&sandbox.home()), [0; 0]);
 }

@@ -1,4 +1,4 @@
-//! `dispatch-reconcile watch` under a real terminal, with a person at it.
+//! `dispatch-reconcile watch` and the table of `status` in a real terminal, with a person at it.
 
 use std::fs;
 use std::io::Write;
@@ -9,13 +9,13 @@ use nix::sys::signal::Signal;
 use snapbox::str;
 
 use crate::support::picture::svg;
-use crate::support::process::{kill_and_wait, runs, signal};
+use crate::support::process::{all_of, kill_and_wait, runs, signal};
 use crate::support::terminal::Terminal;
 use crate::support::text::same;
 use crate::support::tmux::Window;
 use crate::support::{Sandbox, binary, repository, wait_until};
 
-/// A worker of Claude Code's that does what its task is for.
+/// A worker of Claude Code that acts by the name of its task.
 const CLAUDE: &str = r#"cat >/dev/null
 case ${DISPATCH_TASK_DIR##*/} in
 checkout-tax)
@@ -39,14 +39,14 @@ manual)
 *) exec sleep 1000 ;;
 esac"#;
 
-/// A worker of which dispatch only knows the command.
+/// A worker with a `command:` in the config.
 const OTHER: &str = r#"case ${DISPATCH_TASK_DIR##*/} in
 flaky-login) "$W" tick 1; "$W" tick 2; exec sleep 1000 ;;
 old-images) exec sleep 1000 ;;
 esac"#;
 
-/// A project with a task in each state. Their ages are made up.
-fn museum() -> Sandbox {
+/// A project with a task in each state. The test sets their ages.
+fn project_with_all_states() -> Sandbox {
     let helper = format!("W='{}'\n", binary("dispatch-worker").display());
     let sandbox = Sandbox::with_clis(&[("claude", &format!("{helper}{CLAUDE}"))]);
     let other = sandbox.script("codex", &format!("{helper}{OTHER}"));
@@ -94,7 +94,7 @@ fn museum() -> Sandbox {
     sandbox
 }
 
-/// Sets the age of a task that runs, or how long it ran, when that is known.
+/// Sets the age of a running task, or how long an ended task ran.
 fn make_older(sandbox: &Sandbox, id: &str, minutes: u64) {
     let began = SystemTime::now() - Duration::from_secs(60 * minutes);
     let created = humantime::format_rfc3339_seconds(began).to_string();
@@ -115,17 +115,17 @@ fn set(path: &Path, key: &str, value: &str) {
     fs::rename(&new, path).expect("renamed");
 }
 
-/// The command line of the helper that watches.
+/// The command line of `watch`.
 fn watch() -> String {
     format!("'{}' watch", binary("dispatch-reconcile").display())
 }
 
-/// The last thing on the screen while nobody answers or reads a log.
+/// The last line of the screen while the person looks at the tasks.
 const KEYS: &str = "a answer   l log   s stop   ↑↓ select   q quit";
 
 #[test]
-fn it_shows_all_tasks_in_a_window_of_any_size() {
-    let sandbox = museum();
+fn watch_shows_all_tasks_in_window_of_any_size() {
+    let sandbox = project_with_all_states();
     let Some(window) = Window::open(&sandbox, (80, 30), &watch()) else { return };
     let screen = window.shows(&["all links work.\n", KEYS]);
     same(
@@ -218,10 +218,180 @@ a answer l log s stop ↑↓ select q quit
     );
 }
 
-/// The README shows it. `sh tests/picture.sh` makes it anew.
+/// The process whose last argument is this.
+fn process(sandbox: &Sandbox, argument: &str) -> u32 {
+    let end = format!("\0{argument}\0").into_bytes();
+    let is_it =
+        |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(&end));
+    wait_until("the helper runs", || all_of(&sandbox.home()).into_iter().find(is_it))
+}
+
+fn is_styled(text: &str) -> bool {
+    text.contains("\u{1b}[")
+}
+
+fn is_coloured(text: &str) -> bool {
+    text.contains("[33m") || text.contains("[38;5;")
+}
+
+/// The last lines of a window whose command succeeded.
+const OVER: &str = "ended with 0\nthe terminal is as it was\n";
+
+/// The command line of `status`.
+fn status(options: &str) -> String {
+    format!("'{}' status {options}", binary("dispatch-reconcile").display())
+}
+
 #[test]
-fn the_picture_in_the_readme_is_of_such_a_screen() {
-    let sandbox = museum();
+fn status_on_terminal_is_table_with_commands() {
+    let sandbox = project_with_all_states();
+    let Some(window) = Window::open(&sandbox, (80, 40), &status("")) else { return };
+    same(
+        &window.shows(&[OVER]),
+        str![[r#"
+checkout-tax   asking      ━━━───────  1/3   2h  sonnet
+    001: Which rounding shall the tax use: per line, or once per invoice? The o…
+    → dispatch-monitor --answer checkout-tax/001 -
+payment-retry  blocked     ━━━───────  1/3  12m  opus         $0.18
+    item 2: Retry with Stripe or Adyen? Both keys are there.
+    → dispatch-spawn payment-retry --resume
+parser-tests   failed      ──────────  0/2   0s  sonnet
+    not logged in: Failed to authenticate. API Error: 403
+    → claude auth login
+import-csv     incomplete  ──────────  0/2   1m  gpt-6-codex
+    ended before item 1: Read the rows
+    → dispatch-spawn import-csv --resume
+flaky-login    running     ━━━━━━────  2/3   1h  gpt-6-codex
+    item 3: Fix it
+search-index   running     ━━━━──────  2/5   3h  opus
+    item 3: Add an index
+search-docs    queued      ──────────  0/1   3h  sonnet
+    after search-index
+old-images     stopped     ──────────  0/1  48m  gpt-6-codex
+    item 1: Find those that nobody uses
+manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42
+    Three pages describe the new checkout; all links work.
+ended with 0
+the terminal is as it was
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+"#]],
+    );
+    assert!(is_coloured(&window.styled()), "{}", window.styled());
+    drop(window);
+    let Some(window) = Window::open(&sandbox, (130, 30), &status("--all")) else { return };
+    same(
+        &window.shows(&[OVER]),
+        str![[r#"
+checkout-tax   asking      ━━━───────  1/3   2h  sonnet              001: Which rounding shall the tax use: per line, or once per…
+    → dispatch-monitor --answer checkout-tax/001 -
+payment-retry  blocked     ━━━───────  1/3  12m  opus         $0.18  item 2: Retry with Stripe or Adyen? Both keys are there.
+    → dispatch-spawn payment-retry --resume
+parser-tests   failed      ──────────  0/2   0s  sonnet              not logged in: Failed to authenticate. API Error: 403
+    → claude auth login
+import-csv     incomplete  ──────────  0/2   1m  gpt-6-codex         ended before item 1: Read the rows
+    → dispatch-spawn import-csv --resume
+flaky-login    running     ━━━━━━────  2/3   1h  gpt-6-codex         item 3: Fix it
+search-index   running     ━━━━──────  2/5   3h  opus                item 3: Add an index
+search-docs    queued      ──────────  0/1   3h  sonnet              after search-index
+old-images     stopped     ──────────  0/1  48m  gpt-6-codex         item 1: Find those that nobody uses
+manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42  Three pages describe the new checkout; all links work.
+in total 110.0k tokens in, 4.9k out, $0.60
+ended with 0
+the terminal is as it was
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+"#]],
+    );
+}
+
+#[test]
+fn status_colours_follow_option_and_environment() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.dispatch("x", "idle");
+    sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+    let never = status("--color never");
+    let environment = format!("NO_COLOR=1 {}", status(""));
+    let both = format!("NO_COLOR=1 {}", status("--color always"));
+    for (command, expected) in [(never, false), (environment, false), (both, true)] {
+        let Some(window) = Window::open(&sandbox, (80, 10), &command) else { return };
+        window.shows(&["x  stopped", "ended with 0\n"]);
+        assert_eq!(is_styled(&window.styled()), expected, "{command}: {}", window.styled());
+    }
+    // In a pipe it is a table of 80 columns when colours are wanted, and lines otherwise.
+    let piped = |color| sandbox.ok("dispatch-reconcile", &["status", "--color", color]);
+    assert!(is_styled(&piped("always")) && piped("always").contains("x  "), "{}", piped("always"));
+    assert!(piped("auto").starts_with("x stopped 0/2 "), "{}", piped("auto"));
+}
+
+/// A screen reader reads what is new, and nothing twice.
+#[test]
+fn status_follow_prints_line_for_each_change() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.dispatch("x", "idle");
+    let Some(window) = Window::open(&sandbox, (100, 12), &status("--follow")) else { return };
+    window.shows(&["x running 0/2 — item 1: First\n"]);
+    sandbox.worker("x", &["tick", "1"]).run().ok();
+    window.shows(&["x running 1/2 — item 2: Second\n"]);
+    fs::write(sandbox.task("x", "ipc/001.question"), "Which? → rm\n").expect("written");
+    window.shows(&["x asking 1/2 — 001: Which? > rm → dispatch-monitor --answer x/001 -\n"]);
+    sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+    window.shows(&["x stopped 1/2 — item 2: Second\n"]);
+    signal(process(&sandbox, "--follow"), Signal::SIGTERM);
+    same(
+        &window.shows(&[OVER]),
+        str![[r#"
+x running 0/2 — item 1: First
+x running 1/2 — item 2: Second
+x asking 1/2 — 001: Which? > rm → dispatch-monitor --answer x/001 -
+x stopped 1/2 — item 2: Second
+ended with 0
+the terminal is as it was
+
+
+
+
+
+
+
+"#]],
+    );
+}
+
+/// `sh tests/picture.sh` renews the picture.
+#[test]
+fn readme_picture_shows_real_screen() {
+    let sandbox = project_with_all_states();
     let Some(window) = Window::open(&sandbox, (88, 26), &watch()) else { return };
     window.shows(&["all links work.", KEYS]);
     let picture = svg("dispatch-reconcile watch", &window.styled(), 88);
@@ -231,7 +401,7 @@ fn the_picture_in_the_readme_is_of_such_a_screen() {
 }
 
 #[test]
-fn a_question_is_answered_in_it() {
+fn person_answers_question_in_watch() {
     let sandbox = Sandbox::new();
     let worker = format!(
         "W='{}'\n\"$W\" tick 1\n\"$W\" ask 'Which \u{1b}[31mone\u{1b}[0m?' >\"$DISPATCH_TASK_DIR/heard\"\n\"$W\" tick 2\n\"$W\" finish\n",
@@ -276,7 +446,7 @@ Enter send   Esc cancel
 }
 
 #[test]
-fn an_answer_that_is_not_taken_is_not_lost() {
+fn refused_answer_is_not_lost() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
@@ -292,7 +462,7 @@ fn an_answer_that_is_not_taken_is_not_lost() {
 }
 
 #[test]
-fn the_end_of_a_log_is_shown_as_it_grows() {
+fn growing_log_is_followed() {
     let sandbox = Sandbox::new();
     let worker = "printf 'one \\033[32mgreen\\033[0m \\033]0;title\\007\\n 10 %%\\r 90 %%\\n'\nexec sleep 1000";
     sandbox.workers(&[("talks", worker)]);
@@ -332,7 +502,7 @@ one green
 }
 
 #[test]
-fn a_task_is_stopped_in_it_when_the_person_says_so_twice() {
+fn confirmed_key_stops_task() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
@@ -350,36 +520,28 @@ fn a_task_is_stopped_in_it_when_the_person_says_so_twice() {
 }
 
 #[test]
-fn what_was_begun_is_done_before_it_ends() {
+fn watch_ends_after_stop_is_done() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
     let Some(window) = Window::open(&sandbox, (80, 12), &watch()) else { return };
     window.shows(&["running", KEYS]);
     window.keys(&["s", "y", "q"]);
-    window.shows(&["x stopped\nended with 0\n"]);
+    window.shows(&["ended with 0\n"]);
+    assert_eq!(sandbox.state("x"), "stopped");
 }
 
 #[test]
-fn however_it_ends_the_terminal_is_as_it_was() {
+fn watch_restores_terminal_however_it_ends() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
-    let process = || {
-        wait_until("it runs", || {
-            let is_it = |pid: &u32| {
-                fs::read(format!("/proc/{pid}/cmdline"))
-                    .is_ok_and(|line| line.ends_with(b"\0watch\0"))
-            };
-            crate::support::process::all_of(&sandbox.home()).into_iter().find(is_it)
-        })
-    };
     type End<'a> = &'a dyn Fn(&Window);
     let ends: [(End, u8); 4] = [
         (&|window| window.keys(&["q"]), 0),
         (&|window| window.keys(&["C-c"]), 0),
-        (&|_| signal(process(), Signal::SIGTERM), 0),
-        (&|_| signal(process(), Signal::SIGHUP), 0),
+        (&|_| signal(process(&sandbox, "watch"), Signal::SIGTERM), 0),
+        (&|_| signal(process(&sandbox, "watch"), Signal::SIGHUP), 0),
     ];
     for (end, code) in ends {
         let Some(window) = Window::open(&sandbox, (80, 10), &watch()) else { return };
@@ -390,15 +552,15 @@ fn however_it_ends_the_terminal_is_as_it_was() {
         let screen = window.shows(&[&ended]);
         assert_eq!((screen.trim_end(), window.flags().as_str()), (ended.trim_end(), "0 1 1"));
     }
-    // What goes wrong in it is said on the ordinary screen.
+    // An error is printed on the ordinary screen.
     let fails = format!("DISPATCH_FAIL=watch {}", watch());
     let Some(window) = Window::open(&sandbox, (80, 10), &fails) else { return };
-    window.shows(&["as a test wants it", "ended with 1\nthe terminal is as it was\n"]);
+    window.shows(&["a test makes watch fail", "ended with 1\nthe terminal is as it was\n"]);
     assert_eq!(window.flags(), "0 1 1");
 }
 
 #[test]
-fn when_the_window_is_closed_it_ends() {
+fn closed_window_ends_watch() {
     let sandbox = Sandbox::new();
     let call = sandbox.call("dispatch-reconcile", &["watch"]).env("TERM", "xterm");
     let mut terminal = Terminal::run(call);
@@ -408,7 +570,7 @@ fn when_the_window_is_closed_it_ends() {
 }
 
 #[test]
-fn without_colour_it_says_the_same() {
+fn watch_without_colour_shows_same_text() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
@@ -416,37 +578,41 @@ fn without_colour_it_says_the_same() {
     sandbox.dispatch("y", "idle");
     fs::create_dir_all(sandbox.task("y", "ipc")).expect("made");
     fs::write(sandbox.task("y", "ipc/001.question"), "Which?\n").expect("written");
-    let coloured = |styled: &str| styled.contains("[33m") || styled.contains("[38;5;");
     let Some(window) = Window::open(&sandbox, (80, 12), &watch()) else { return };
     let with = window.shows(&["? y asks", KEYS]);
-    assert!(coloured(&window.styled()), "{}", window.styled());
+    assert!(is_coloured(&window.styled()), "{}", window.styled());
     drop(window);
     let without = format!("NO_COLOR=1 {}", watch());
     let Some(window) = Window::open(&sandbox, (80, 12), &without) else { return };
     assert_eq!(window.shows(&["? y asks", KEYS]), with);
-    assert!(!coloured(&window.styled()), "{}", window.styled());
+    assert!(!is_coloured(&window.styled()), "{}", window.styled());
+    drop(window);
+    let without = format!("{} --color never", watch());
+    let Some(window) = Window::open(&sandbox, (80, 12), &without) else { return };
+    assert_eq!(window.shows(&["? y asks", KEYS]), with);
+    assert!(!is_coloured(&window.styled()), "{}", window.styled());
 }
 
 #[test]
-fn without_a_terminal_it_shows_the_status_once() {
+fn watch_without_terminal_prints_status_once() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
     let call = sandbox.call("dispatch-reconcile", &["watch"]).env("TERM", "xterm");
     call.run().shows(str![[r#"
 exit 0
-! dispatch-reconcile: watch needs a terminal to draw on; this is the status now (dispatch-monitor waits for news)
+! dispatch-reconcile: watch needs a terminal; this is the status now (dispatch-monitor waits for news)
 x running 0/2 AGE idle — item 1: First
 "#]]);
-    // One that cannot be drawn on is none.
+    // A dumb terminal cannot be drawn on.
     let Some(window) = Window::open(&sandbox, (130, 10), &format!("TERM=dumb {}", watch())) else {
         return;
     };
-    window.shows(&["x running 0/2", "ended with 0\n"]);
+    window.shows(&["x  running", "ended with 0\n"]);
 }
 
 #[test]
-fn what_waits_for_nobody_goes_on_when_it_is_opened() {
+fn watch_repairs_lost_task_when_it_opens() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
@@ -459,7 +625,7 @@ fn what_waits_for_nobody_goes_on_when_it_is_opened() {
 }
 
 #[test]
-fn what_cannot_be_read_is_shown_as_in_the_status() {
+fn unreadable_tasks_are_listed_in_watch() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
@@ -467,7 +633,7 @@ fn what_cannot_be_read_is_shown_as_in_the_status() {
     sandbox.write("torn", "task.yaml", "format: 1\n");
     let Some(window) = Window::open(&sandbox, (90, 12), &watch()) else { return };
     window.shows(&["! torn broken — task 'torn' has a broken record", "› x  running", KEYS]);
-    // Also such as is no task at all, as soon as it is there.
+    // A directory that holds no task any more is listed as soon as it changes.
     sandbox.dispatch("lost", "idle");
     window.shows(&["lost  running"]);
     fs::remove_file(sandbox.task("lost", "task.yaml")).expect("removed");

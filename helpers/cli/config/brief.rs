@@ -98,7 +98,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         }
     }
     if !mended.is_empty() {
-        lines.push(shorten(&format!("mended: {mended}"), MENDED));
+        lines.push(shorten(&format!("repaired: {mended}"), MENDED));
     }
     lines.extend(broken.iter().map(broken_line));
     lines.extend(quiet);

@@ -1,7 +1,6 @@
-//! `dispatch-reconcile clean`: removes finished tasks, and nothing that is nowhere else.
+//! `dispatch-reconcile clean`: removes finished tasks, but no work that exists nowhere else.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -22,32 +21,31 @@ use crate::repair::without_task;
 use crate::task::{State, Task, View};
 use crate::text::short_duration;
 
-/// What is to be removed.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    /// The tasks, also such as failed or were stopped; all that are done if none is named
+pub(super) struct CleanArgs {
+    /// The tasks to remove, also failed or stopped ones [default: all that are done]
     #[arg(value_name = "TASK")]
     tasks: Vec<String>,
-    /// Only those that ended so long ago
+    /// Only tasks that ended at least this long ago, like 7d
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
-    /// Say what would be removed, and remove nothing
+    /// Show what would be removed, and remove nothing
     #[arg(long)]
     dry_run: bool,
 }
 
-/// What becomes of a task.
-enum Fate {
-    /// It goes, and this with it.
+/// What happened to a task.
+enum Verdict {
+    /// Removed, with this.
     Removed(String),
-    /// It stays, for that reason.
+    /// Kept, for this reason.
     Kept(String),
-    /// It was not meant.
-    Passed,
+    /// Not asked for.
+    Skipped,
 }
 
-/// Removes the tasks that are meant, and says of each what became of it.
-pub(super) fn clean(project: &Project, args: &Args) -> Result<Exit> {
+/// Removes the tasks that were asked for, and prints what happened to each.
+pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
     refuse_worker()?;
     let named = args.tasks.iter().map(|id| project.existing_task(&id.parse::<TaskId>()?));
     let named = named.collect::<Result<Vec<_>>>()?;
@@ -56,85 +54,73 @@ pub(super) fn clean(project: &Project, args: &Args) -> Result<Exit> {
         remove_leftovers(project)?;
     }
     let awaited = awaited(&all);
-    let (mut said, mut exit) = (false, Exit::Ok);
+    let (mut printed, mut exit) = (false, Exit::Ok);
     for task in if named.is_empty() { &all } else { &named } {
         let id = task.id();
-        let fate = fate(project, task, args, &awaited)
-            .unwrap_or_else(|error| Fate::Kept(format!("{error:#}").replace("\n  ", "; ")));
-        match fate {
-            Fate::Removed(what) if args.dry_run => say(format!("would remove {id}{what}")),
-            Fate::Removed(what) => say(format!("removed {id}{what}")),
-            Fate::Kept(why) => {
+        let verdict = clean_task(project, task, args, &awaited)
+            .unwrap_or_else(|error| Verdict::Kept(format!("{error:#}").replace("\n  ", "; ")));
+        match verdict {
+            Verdict::Removed(what) if args.dry_run => say(format!("would remove {id}{what}")),
+            Verdict::Removed(what) => say(format!("removed {id}{what}")),
+            Verdict::Kept(why) => {
                 say(format!("kept {id}: {why}"));
                 if !named.is_empty() {
                     exit = Exit::Failed;
                 }
             }
-            Fate::Passed => continue,
+            Verdict::Skipped => continue,
         }
-        said = true;
+        printed = true;
     }
     if named.is_empty()
         && let Some(repository) = project.repository()
     {
         for orphan in without_task(project, git::all_artifacts(&repository)?) {
             say(format!("orphaned, of no task here: {}", orphan.remedy()));
-            said = true;
+            printed = true;
         }
     }
-    if !said {
+    if !printed {
         say("nothing to clean");
     }
     Ok(exit)
 }
 
-/// What is to become of a task, once it has.
-fn fate(
+/// Removes a task, unless there is a reason to keep it.
+fn clean_task(
     project: &Project,
     task: &Task,
-    args: &Args,
+    args: &CleanArgs,
     awaited: &BTreeMap<String, TaskId>,
-) -> Result<Fate> {
+) -> Result<Verdict> {
     let view = task.view()?;
-    let named = !args.tasks.is_empty();
-    if let Some(why) = not_finished(&view, named)? {
-        return Ok(why);
-    }
-    let age = SystemTime::now().duration_since(ended(&view)).unwrap_or_default();
-    if args.older_than.is_some_and(|least| age < least) {
-        let why = Fate::Kept(format!("it ended {} ago", short_duration(age)));
-        return Ok(if named { why } else { Fate::Passed });
-    }
-    if let Some(other) = awaited.get(&view.record.nonce) {
-        return Ok(Fate::Kept(format!("'{other}' begins when it is done")));
-    }
-    if !named && is_untold(&view)? {
-        return Ok(Fate::Kept("its session was not told of its end yet".into()));
+    if let Some(verdict) = reason_to_keep(&view, args, awaited)? {
+        return Ok(verdict);
     }
     if args.dry_run {
         let needed =
             view.record.worktree.as_ref().map(Worktree::reason_to_keep).transpose()?.flatten();
-        return Ok(match needed {
-            Some(why) => Fate::Kept(why),
-            None => Fate::Removed(what_goes(&view, report_to_keep(project, task)?.map(|it| it.0))),
-        });
+        return match needed {
+            Some(why) => Ok(Verdict::Kept(why)),
+            None => Ok(removed(&view, keep_report(project, task, true)?)),
+        };
     }
     let (held, _run_lock) = at_rest(task)?;
-    // It may have gone on, or be another by now.
+    // The task may have resumed meanwhile, or be another one of the same name.
     if held.record.nonce != view.record.nonce {
-        return Ok(Fate::Passed);
+        return Ok(Verdict::Skipped);
     }
     if held.state != view.state {
-        return Ok(Fate::Kept(format!("it is {} now", held.state)));
+        return Ok(Verdict::Kept(format!("it is {} now", held.state)));
     }
     if let Some(worktree) = &held.record.worktree
         && let Some(why) = worktree.remove()?
     {
-        return Ok(Fate::Kept(why));
+        return Ok(Verdict::Kept(why));
     }
-    let report = keep_report(project, task)?;
+    let report = keep_report(project, task, false)?;
     fault::point("clean", "report");
-    // In one step, because a part of a task would be a task without its past.
+    // Rename first: a crash must not leave a task with a part of its files.
     let aside = task.directory().with_file_name(format!(".{}.removed", task.id()));
     {
         let _lock = task.lock()?;
@@ -145,27 +131,50 @@ fn fate(
     fault::point("clean", "task");
     files::remove_directory(&aside)?;
     task.disown(&held.record.nonce)?;
-    Ok(Fate::Removed(what_goes(&held, report)))
+    Ok(removed(&held, report))
 }
 
-/// Why it is not for removal; `None` if it is.
-fn not_finished(view: &View, named: bool) -> Result<Option<Fate>> {
+/// Why the task stays; `None` if it may be removed. A worktree with work in it is judged later.
+fn reason_to_keep(
+    view: &View,
+    args: &CleanArgs,
+    awaited: &BTreeMap<String, TaskId>,
+) -> Result<Option<Verdict>> {
+    let named = !args.tasks.is_empty();
+    let kept = |why: String| Ok(Some(Verdict::Kept(why)));
+    let ended = matches!(
+        view.state,
+        State::Done | State::Stopped | State::Failed | State::Incomplete | State::Blocked
+    );
     let at_work = at_work(view)?;
-    let why = match view.state {
-        State::Done => at_work,
-        State::Stopped | State::Failed | State::Incomplete | State::Blocked => match at_work {
-            None if !named => Some(format!("{}; name it to remove it", view.label())),
-            Some(_) if !named => return Ok(Some(Fate::Passed)),
-            at_work => at_work,
-        },
-        _ if !named => return Ok(Some(Fate::Passed)),
-        state => at_work.or(Some(format!("it is {state}"))),
-    };
-    Ok(why.map(Fate::Kept))
+    if !named && (!ended || at_work.is_some() && view.state != State::Done) {
+        return Ok(Some(Verdict::Skipped));
+    }
+    if let Some(why) = at_work {
+        return kept(why);
+    }
+    if !ended {
+        return kept(format!("it is {}", view.state));
+    }
+    if !named && view.state != State::Done {
+        return kept(format!("{}; name it to remove it", view.label()));
+    }
+    let age = SystemTime::now().duration_since(end_of(view)).unwrap_or_default();
+    if args.older_than.is_some_and(|least| age < least) {
+        let why = Verdict::Kept(format!("it ended {} ago", short_duration(age)));
+        return Ok(Some(if named { why } else { Verdict::Skipped }));
+    }
+    if let Some(other) = awaited.get(&view.record.nonce) {
+        return kept(format!("'{other}' starts when it is done"));
+    }
+    if !named && is_untold(view)? {
+        return kept("its session has not been told yet that it ended".into());
+    }
+    Ok(None)
 }
 
-/// When its last worker ended, as far as that is known.
-fn ended(view: &View) -> SystemTime {
+/// When the last worker ended, as far as the files tell.
+fn end_of(view: &View) -> SystemTime {
     let parsed = |time: &str| humantime::parse_rfc3339(time).ok();
     let marker = view.task.ipc().directory().join(".done");
     let marker = || std::fs::metadata(marker).and_then(|it| it.modified()).ok();
@@ -173,7 +182,7 @@ fn ended(view: &View) -> SystemTime {
     exit.or_else(marker).or_else(|| parsed(&view.record.created)).unwrap_or_else(SystemTime::now)
 }
 
-/// The tasks for which another waits, by their nonces.
+/// The tasks that start after another one, by the nonce of that other one.
 fn awaited(all: &[Task]) -> BTreeMap<String, TaskId> {
     let mut awaited = BTreeMap::new();
     for task in all.iter().filter(|task| task.last_attempt().is_none()) {
@@ -185,7 +194,7 @@ fn awaited(all: &[Task]) -> BTreeMap<String, TaskId> {
     awaited
 }
 
-/// Whether a session lives that is to be told of its end, and is another than the one that calls.
+/// Whether another living session still has to be told that the task ended.
 fn is_untold(view: &View) -> Result<bool> {
     let owner = view.record.owner.as_ref().filter(|owner| owner.life() != Life::Dead);
     if owner.is_none() || owner == calling_host().as_ref() {
@@ -196,56 +205,45 @@ fn is_untold(view: &View) -> Result<bool> {
     Ok(events(view)?.iter().any(|event| is_new(&event.id)))
 }
 
-/// Where a task's report is kept, and its bytes. One that was kept by a call that was killed is in
-/// its place already.
-fn report_to_keep(project: &Project, task: &Task) -> Result<Option<(PathBuf, Vec<u8>)>> {
-    let path = task.report_path();
-    let Some(bytes) = files::read_foreign(&path)? else { return Ok(None) };
-    let directory = project.reports_dir();
+/// Copies a task's report to where it outlives the task, and returns its path.
+fn keep_report(project: &Project, task: &Task, dry_run: bool) -> Result<Option<PathBuf>> {
+    let Some(bytes) = files::read_foreign(&task.report_path())? else { return Ok(None) };
+    let id = task.id();
     for n in 1.. {
-        let name =
-            if n == 1 { format!("{}.md", task.id()) } else { format!("{}-{n}.md", task.id()) };
-        let kept = directory.join(name);
-        if kept.symlink_metadata().is_err() || files::read_foreign(&kept)?.as_ref() == Some(&bytes)
-        {
-            return Ok(Some((kept, bytes)));
+        let name = if n == 1 { format!("{id}.md") } else { format!("{id}-{n}.md") };
+        let kept = project.reports_dir().join(name);
+        if kept.symlink_metadata().is_ok() {
+            // A call that was killed may have copied it already.
+            if files::read_foreign(&kept)?.as_ref() == Some(&bytes) {
+                return Ok(Some(kept));
+            }
+            continue;
+        }
+        if !dry_run {
+            files::create_task_directory(&project.reports_dir())?;
+        }
+        if dry_run || files::publish_new(&kept, &bytes)? {
+            return Ok(Some(kept));
         }
     }
     Ok(None)
 }
 
-/// Keeps a task's report where it outlives the task.
-fn keep_report(project: &Project, task: &Task) -> Result<Option<PathBuf>> {
-    loop {
-        let Some((path, bytes)) = report_to_keep(project, task)? else { return Ok(None) };
-        if path.exists() {
-            return Ok(Some(path));
-        }
-        files::create_task_directory(&project.reports_dir())?;
-        // Else another of that name was faster.
-        if files::publish_new(&path, &bytes)? {
-            return Ok(Some(path));
-        }
-    }
-}
-
-/// What goes with a task, and what stays of it.
-fn what_goes(view: &View, report: Option<PathBuf>) -> String {
+fn removed(view: &View, report: Option<PathBuf>) -> Verdict {
     let worktree = view.record.worktree.as_ref();
     let worktree = worktree.map(|it| format!(" with its worktree and branch {}", it.branch));
     let report = report.map(|path| format!("; report: {}", path.display()));
-    worktree.unwrap_or_default() + &report.unwrap_or_default()
+    Verdict::Removed(worktree.unwrap_or_default() + &report.unwrap_or_default())
 }
 
 /// Removes what is left of tasks whose removal was killed.
 fn remove_leftovers(project: &Project) -> Result<()> {
-    let entries = std::fs::read_dir(project.tasks_dir()).into_iter().flatten().flatten();
-    let is_removed = |name: &OsStr| {
+    for entry in std::fs::read_dir(project.tasks_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
         let name = name.as_encoded_bytes();
-        name.starts_with(b".") && name.ends_with(b".removed")
-    };
-    for entry in entries.filter(|entry| is_removed(&entry.file_name())) {
-        files::remove_directory(&entry.path())?;
+        if name.starts_with(b".") && name.ends_with(b".removed") {
+            files::remove_directory(&entry.path())?;
+        }
     }
     Ok(())
 }

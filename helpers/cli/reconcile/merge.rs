@@ -1,4 +1,4 @@
-//! `dispatch-reconcile merge`: brings a task's branch back.
+//! `dispatch-reconcile merge`: merges a task's branch into the person's.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::project::Project;
 use crate::task::{State, Task, View};
 use crate::worker::supervise;
 
-/// Merges a task's branch into the one that is checked out `here`, or else in the project.
+/// Merges a task's branch into the branch that is checked out `here`, or else in the project.
 pub(super) fn merge(project: &Project, here: &Path, task: &Task) -> Result<Exit> {
     refuse_worker()?;
     let id = task.id();
@@ -23,14 +23,14 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task) -> Result<Exit>
     let Some(worktree) = &view.record.worktree else {
         return Err(Refusal::new(Exit::Data, format!("'{id}' has no branch of its own to merge"))
             .place(format!("it worked in {}", view.record.directory.display()))
-            .next("what it did is there already")
+            .next("nothing to do: its changes are in that directory")
             .into());
     };
     let path = worktree.path.display();
     if let Some(what) = worktree.unfinished()? {
         return Err(Refusal::new(Exit::Data, format!("a {what} is not finished in the worktree"))
             .place(path.to_string())
-            .next(format!("settle it there and commit, or git -C {path} {what} --abort"))
+            .next(format!("finish it there and commit, or git -C {path} {what} --abort"))
             .into());
     }
     let changed = worktree.changes()?;
@@ -57,7 +57,7 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task) -> Result<Exit>
     let merged = worktree.merge(&[here, project.root()])?;
     let into = &merged.into;
     let what = match (merged.commits, merged.fast_forward) {
-        (0, _) => format!("nothing to merge, {into} has all of it"),
+        (0, _) => format!("nothing to merge, {into} has all its commits"),
         (1, true) => format!("1 commit into {into} (fast-forward)"),
         (1, false) => format!("1 commit into {into} (merge commit)"),
         (commits, true) => format!("{commits} commits into {into} (fast-forward)"),
@@ -67,19 +67,19 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task) -> Result<Exit>
     Ok(Exit::Ok)
 }
 
-/// Refuses a worker, which is told to leave other branches alone.
+/// Refuses a worker: merging and cleaning change what other tasks and the person work on.
 pub(super) fn refuse_worker() -> Result<(), Refusal> {
     match std::env::var_os(TASK_DIR) {
-        Some(_) => Err(Refusal::new(Exit::Usage, "a worker does not merge or clean")
-            .next("leave that to the session that dispatched")),
+        Some(_) => Err(Refusal::new(Exit::Usage, "a worker may not merge or clean")
+            .next("leave this to the session that dispatched the task")),
         None => Ok(()),
     }
 }
 
-/// A task at which no worker is, and its run lock, so that none begins meanwhile.
+/// Takes the run lock of a task without a worker, so that no worker starts meanwhile.
 ///
 /// # Errors
-/// [`Exit::TryAgain`] if there is one or it begins by itself.
+/// [`Exit::TryAgain`] if the task has a worker or is about to start one.
 pub(super) fn at_rest(task: &Task) -> Result<(View, Lock)> {
     supervise::record_unknown_end(&task.view()?)?;
     let view = task.view()?;
@@ -87,25 +87,25 @@ pub(super) fn at_rest(task: &Task) -> Result<(View, Lock)> {
         return Err(not_yet(task, why).into());
     }
     let lock = Lock::try_take_unsigned(&task.run_lock_path())?;
-    let seen = view.attempt.as_ref().map(|attempt| attempt.number);
+    let viewed = view.attempt.as_ref().map(|attempt| attempt.number);
     let last = task.last_attempt().map(|attempt| attempt.number);
-    match lock.filter(|_| last == seen) {
+    match lock.filter(|_| last == viewed) {
         Some(lock) => Ok((view, lock)),
         None => Err(not_yet(task, "its worker is running".into()).into()),
     }
 }
 
-/// Why a task is not at rest.
+/// Why a task is not at rest: it has a worker, or is about to start one.
 pub(super) fn at_work(view: &View) -> Result<Option<String>> {
     let working = match view.record.route {
-        // Nobody hears of the end of an agent that its host does not tell.
+        // The end of an agent is only known if its host reports it.
         Route::Agent => view.is_alive() && view.state != State::Done,
         Route::Cli => view.is_alive() || Lock::is_held(&view.task.run_lock_path())?,
     };
     Ok(match view.state {
-        State::Waiting => Some(format!("it waits: {}", view.because())),
+        State::Waiting => Some(format!("it is waiting: {}", view.because())),
         _ if working => Some("its worker is running".into()),
-        _ if view.was_answered_late() => Some("it goes on with an answer".into()),
+        _ if view.was_answered_late() => Some("it is about to resume with an answer".into()),
         _ => None,
     })
 }
@@ -114,5 +114,5 @@ fn not_yet(task: &Task, why: String) -> Refusal {
     let id = task.id();
     Refusal::new(Exit::TryAgain, format!("'{id}' has not ended"))
         .place(why)
-        .next(format!("wait until it has, or end it: dispatch-reconcile stop {id}"))
+        .next(format!("wait for its end, or stop it: dispatch-reconcile stop {id}"))
 }

@@ -1,81 +1,150 @@
-//! `dispatch-reconcile`: what is true of all tasks now.
+//! `dispatch-reconcile`: the true state of all tasks, and what a person does with them.
 
 mod clean;
+mod follow;
+mod line;
 mod merge;
 mod show;
 mod status;
 mod statusline;
 mod stop;
+mod table;
+mod tasks;
 mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{ColorChoice, Parser, Subcommand};
 
 use crate::cli::{directory, project, run, say, some_text};
 use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::task::{State, Task};
+use status::StatusArgs;
 
+pub(super) use line::wrap;
 pub(super) use status::{broken_line, status_line};
 
-/// Shows what is true of all tasks now.
+/// Show and manage tasks
+///
+/// A task belongs to the project it was dispatched in: the repository or the directory with
+/// `.dispatch/tasks`. Without a command, the status is shown.
+///
+/// Exit codes: 0 done, 1 failed, 64 wrong arguments, 65 no such task or a broken file, 75 not now
+/// (a worker is running)
+///
+/// Example: dispatch-reconcile show fix-login-bug
 #[derive(Debug, Parser)]
-#[command(
-    name = "dispatch-reconcile",
-    version = super::VERSION,
-    after_help = "Examples:\n  dispatch-reconcile\n  dispatch-reconcile show fix-login-bug"
-)]
+#[command(name = "dispatch-reconcile", version = super::VERSION)]
 pub struct Args {
     #[command(subcommand)]
-    action: Option<Action>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-    /// Work in this directory
+    command: Option<ReconcileCommand>,
+    #[command(flatten)]
+    status: StatusArgs,
+    /// Work in this directory [default: the current one]
     #[arg(short = 'C', global = true, value_name = "DIR")]
     directory: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
-    /// One line a task, most urgent first (the default)
-    Status {
-        /// Also the tasks that were done over a day ago, and what all of them cost
-        #[arg(long)]
-        all: bool,
-    },
-    /// All about one task
+enum ReconcileCommand {
+    /// Show all tasks, most urgent first (the default)
+    ///
+    /// What a crash left is repaired first: unseen ends are recorded, tasks without a supervisor
+    /// restart, and temporary files of dead writers are removed. A terminal gets a table, a pipe one
+    /// line for each task. The command that helps a task on stands after `→`. Tasks that were done
+    /// over a day ago are only counted.
+    ///
+    /// Exit codes: 0 shown, 64 wrong arguments, 65 `.dispatch` is a symlink
+    ///
+    /// Example: dispatch-reconcile status --all
+    Status(StatusArgs),
+    /// Show one task: plan, questions, notes, attempts, cost, commits and logs
+    ///
+    /// Text in quotation marks is the worker's. A session of Claude Code that is shown its own task is
+    /// not woken for that news again.
+    ///
+    /// Exit codes: 0 shown, 64 wrong arguments, 65 no such task or a broken file
+    ///
+    /// Example: dispatch-reconcile show fix-login-bug
     Show {
         /// The task's id
         task: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
-    /// How many tasks are in which state, for Claude Code's status line, whose JSON is on standard
-    /// input
+    /// Print the number of tasks in each state, for Claude Code's status line
+    ///
+    /// Claude Code sends a status line JSON with the directory on standard input. Nothing is printed
+    /// if no task is open; nothing is repaired, and nothing fails.
+    ///
+    /// Exit code: 0
+    ///
+    /// Example: echo '{"cwd":"/home/me/shop"}' | dispatch-reconcile statusline
     Statusline,
-    /// All tasks live on this terminal, with keys to answer, to read logs and to stop
-    Watch,
-    /// End a task's worker
+    /// Show all tasks live on this terminal, with keys to answer, stop and read logs
+    ///
+    /// The last line shows the keys. Without a terminal, the status is printed once.
+    ///
+    /// Exit codes: 0 left, 1 failed, 64 wrong arguments, 65 `.dispatch` is a symlink
+    ///
+    /// Example: dispatch-reconcile watch
+    Watch {
+        /// Colour the screen: `auto` does so unless NO_COLOR is set
+        #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+        color: ColorChoice,
+    },
+    /// Stop a task's worker
+    ///
+    /// The worker gets 10 seconds to end by itself. Its changes stay, and `dispatch-spawn TASK
+    /// --resume` continues the task. An agent of Claude Code is stopped in Claude Code.
+    ///
+    /// Exit codes: 0 stopped, or had ended already, 1 cannot stop it, 64 wrong arguments, 65 no such task, 75 a process is still running
+    ///
+    /// Example: dispatch-reconcile stop fix-login-bug
     Stop {
         /// The task's id
         task: String,
     },
-    /// Bring a task's branch back into the one that is checked out here
+    /// Merge a task's branch into the branch that is checked out here
+    ///
+    /// The worker must have ended and committed its work. A merge with conflicts lists them and
+    /// changes nothing.
+    ///
+    /// Exit codes: 0 merged, 1 failed and changed nothing, 64 wrong arguments, 65 not possible, with the reason, 75 the worker is running
+    ///
+    /// Example: dispatch-reconcile merge fix-login-bug
     Merge {
         /// The task's id
         task: String,
     },
-    /// Remove finished tasks, with worktrees of which nothing would be lost
-    Clean(clean::Args),
-    /// Tell a running worker something: a note at the end of its plan
+    /// Remove finished tasks, and their worktrees if no work would be lost
+    ///
+    /// Without a name, all tasks that are done are removed. A failed, stopped or blocked task is only
+    /// removed by name. Work that exists nowhere else is kept, and so is the report (in
+    /// `.dispatch/reports`).
+    ///
+    /// Exit codes: 0 done, 1 a named task was kept, 64 wrong arguments, 65 no such task
+    ///
+    /// Example: dispatch-reconcile clean --older-than 7d --dry-run
+    Clean(clean::CleanArgs),
+    /// Send a note to a task's worker, at the end of its plan
+    ///
+    /// A running worker sees the note at its next call of a helper; a later worker sees it in its
+    /// prompt.
+    ///
+    /// Exit codes: 0 noted, 64 wrong arguments, 65 no such task, or it is done
+    ///
+    /// Example: dispatch-reconcile note fix-login-bug 'Keep the old API.'
     Note {
         /// The task's id
         task: String,
-        /// What to tell it; - is standard input
-        #[arg(allow_hyphen_values = true)]
+        /// The note; - reads it from standard input
+        #[arg(allow_hyphen_values = true, value_name = "TEXT|-")]
         text: String,
     },
 }
@@ -85,20 +154,28 @@ pub fn main() -> ExitCode {
     run(|args: Args| {
         let project = || project(args.directory.as_deref());
         let task = |id: &str| -> Result<Task> { project()?.existing_task(&id.parse::<TaskId>()?) };
-        match args.action.as_ref().unwrap_or(&Action::Status { all: false }) {
-            Action::Status { all } => status::status(&project()?, *all, args.json),
-            Action::Statusline => Ok(statusline::statusline(args.directory.clone())),
-            Action::Show { task: id } => show::show(&task(id)?, args.json),
-            Action::Watch => watch::watch(&project()?, args.json),
-            Action::Stop { task: id } => {
+        if args.command.is_some() && args.status != StatusArgs::default() {
+            return Err(Refusal::new(
+                Exit::Usage,
+                "the option of a command stands before the command",
+            )
+            .next("put the option after the command")
+            .into());
+        }
+        match args.command.as_ref().unwrap_or(&ReconcileCommand::Status(args.status)) {
+            ReconcileCommand::Status(args) => status::status(&project()?, args),
+            ReconcileCommand::Statusline => Ok(statusline::statusline(args.directory.clone())),
+            ReconcileCommand::Show { task: id, json } => show::show(&task(id)?, *json),
+            ReconcileCommand::Watch { color } => watch::watch(&project()?, *color),
+            ReconcileCommand::Stop { task: id } => {
                 say(stop::stop(&task(id)?)?);
                 Ok(Exit::Ok)
             }
-            Action::Merge { task: id } => {
+            ReconcileCommand::Merge { task: id } => {
                 merge::merge(&project()?, &directory(args.directory.as_deref())?, &task(id)?)
             }
-            Action::Clean(clean) => clean::clean(&project()?, clean),
-            Action::Note { task: id, text } => {
+            ReconcileCommand::Clean(args) => clean::clean(&project()?, args),
+            ReconcileCommand::Note { task: id, text } => {
                 let (task, text) = (task(id)?, some_text(text, "the note")?);
                 if task.view()?.state == State::Done {
                     return Err(Refusal::new(Exit::Data, format!("'{id}' is done"))

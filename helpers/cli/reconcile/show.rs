@@ -1,4 +1,4 @@
-//! `dispatch-reconcile show`: all about one task.
+//! `dispatch-reconcile show`: everything about one task.
 
 use anyhow::Result;
 
@@ -14,7 +14,7 @@ use crate::text::{quoted, sanitize, short_duration};
 /// How many lines of the worker's output are shown.
 const LAST_LINES: usize = 3;
 
-/// A host that is shown all about a task has its news: nobody needs to wake it for that.
+/// Acknowledges a task's news for the host that is shown the task, so that it is not woken for them.
 fn acknowledge_shown(view: &View) -> Result<()> {
     let Some(host) = calling_host().filter(|host| view.record.owner.as_ref() == Some(host)) else {
         return Ok(());
@@ -36,7 +36,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         say(serde_json::to_string(&as_json(&view))?);
         return Ok(Exit::Ok);
     }
-    // A worker may have written anything into its files.
+    // The worker's files may hold any bytes.
     let say = |line: String| say(sanitize(&line));
     let (record, label, because) = (&view.record, view.label(), view.why());
     let because = if because.is_empty() { String::new() } else { format!(" ({because})") };
@@ -83,9 +83,9 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
                 (Some(code), ..) => format!("exit code {code} at {}", exit.at),
                 (_, Some(signal), _) => format!("signal {signal} at {}", exit.at),
                 (.., Some(why)) => format!("not started: {why}"),
-                _ => format!("exit status unknown, its end was seen at {}", exit.at),
+                _ => format!("exit status unknown, end noticed at {}", exit.at),
             },
-            None if at_work.is_some_and(|it| it.number == number) => "runs".into(),
+            None if at_work.is_some_and(|it| it.number == number) => "running".into(),
             None => "no exit recorded".into(),
         };
         let log = attempt.log_path();

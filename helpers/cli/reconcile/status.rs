@@ -1,10 +1,14 @@
-//! `dispatch-reconcile status`: a line a task.
+//! `dispatch-reconcile status`: a line for each task, or a table on a terminal.
 
-use std::time::Duration;
+use std::io::IsTerminal;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
+use clap::ColorChoice;
 use serde_json::json;
 
+use crate::cli::reconcile::follow::follow;
+use crate::cli::reconcile::table::{Columns, TaskRow};
 use crate::cli::say;
 use crate::domain::{TaskId, Usage};
 use crate::exit::Exit;
@@ -14,75 +18,128 @@ use crate::repair::{Repaired, orphans, repair};
 use crate::task::{Reason, State, View};
 use crate::text::{quoted, sanitize, short_duration, shorten};
 
-/// How long a task that is done is shown without `--all`, since its marker was made.
+/// How long a finished task is shown without `--all`.
 const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How many bytes a line has at most.
+/// How many bytes a line has at most, unless its command alone is longer.
 const LINE: usize = 100;
 
-/// How many bytes the line about what was mended has at most.
-const MENDED: usize = 200;
+/// How many bytes the line about repairs has at most.
+const REPAIRS: usize = 200;
 
-/// How many bytes of a line are kept for what a command is about.
+/// How many bytes of the detail stay when the model's name and the cost are left out for it.
 const DETAIL: usize = 30;
 
-/// Shows a line a task, and in the end how many are not shown and what all of them cost.
-pub(super) fn status(project: &Project, all: bool, json: bool) -> Result<Exit> {
+/// The width of a table, in columns, where the terminal's is unknown.
+const TABLE: usize = 80;
+
+#[derive(Debug, Default, PartialEq, clap::Args)]
+pub(super) struct StatusArgs {
+    /// Also show tasks that were done over a day ago, and the total cost
+    #[arg(long)]
+    pub(super) all: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Keep running and print a line for each task that changes (for a screen reader)
+    #[arg(long, conflicts_with_all = ["json", "all"])]
+    pub(super) follow: bool,
+    /// Colour the table: `auto` does so on a terminal, unless NO_COLOR is set
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t, conflicts_with_all = ["json", "follow"])]
+    pub(super) color: ColorChoice,
+}
+
+/// Whether the output is coloured; tells the terminal library too.
+pub(super) fn has_colors(choice: ColorChoice) -> bool {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    let has_colors = match choice {
+        ColorChoice::Auto => !dumb && !is_set("NO_COLOR"),
+        choice => choice == ColorChoice::Always,
+    };
+    crossterm::style::force_color_output(has_colors);
+    has_colors
+}
+
+/// Repairs what a crash left, and shows the tasks, most urgent first.
+pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
+    if args.follow {
+        return follow(project);
+    }
     let mut found = project.found();
-    let there = found.tasks.len();
-    found.tasks.retain(|task| all || task.done_for().is_none_or(|time| time <= RECENT));
-    let hidden = there - found.tasks.len();
+    let count = found.tasks.len();
+    found.tasks.retain(|task| args.all || task.done_for().is_none_or(|time| time <= RECENT));
+    let hidden = count - found.tasks.len();
     let Repaired { mut views, broken, mended } = repair(project, found);
     views.sort_by_key(View::label);
-    if json {
+    if args.json {
         let broken = broken.iter().map(broken_as_json);
         say(serde_json::to_string(&views.iter().map(as_json).chain(broken).collect::<Vec<_>>())?);
         return Ok(Exit::Ok);
     }
     if !mended.is_empty() {
-        say(shorten(&format!("mended: {mended}"), MENDED));
+        say(shorten(&format!("repaired: {mended}"), REPAIRS));
     }
     if views.is_empty() && broken.is_empty() && hidden == 0 {
         say(format!("no tasks in {}", project.root().display()));
     }
     broken.iter().for_each(|it| say(broken_line(it)));
-    for view in &views {
-        say(status_line(view));
+    match std::io::stdout().is_terminal() {
+        false if args.color != ColorChoice::Always => {
+            views.iter().for_each(|view| say(status_line(view)));
+        }
+        terminal => {
+            let size = terminal.then(crossterm::terminal::size).and_then(Result::ok);
+            let width = size.map(|(columns, _)| columns.into()).filter(|it| *it > 0);
+            print_table(&views, width.unwrap_or(TABLE), args.color);
+        }
     }
     if hidden > 0 {
         say(format!("{hidden} more, done over a day ago: dispatch-reconcile status --all"));
     }
     orphans(project, &views).iter().for_each(say);
     let used = views.iter().filter_map(View::usage).reduce(Usage::with);
-    if let Some(used) = used.filter(|_| all) {
+    if let Some(used) = used.filter(|_| args.all) {
         say(format!("in total {used}"));
     }
     Ok(Exit::Ok)
 }
 
-/// What cannot be read, in one line of at most 100 bytes, with paths as they are in its directory.
+/// Prints the table of `watch` in that many columns, each task with the command that helps it on.
+/// Commands are whole, so that they can be copied.
+fn print_table(views: &[View], width: usize, color: ColorChoice) {
+    let (has_colors, now) = (has_colors(color), SystemTime::now());
+    let rows: Vec<TaskRow> = views.iter().map(TaskRow::new).collect();
+    let columns = Columns::new(&rows, width, now);
+    for row in &rows {
+        let lines = columns.lines(row, row.question_or_detail(), None, now);
+        for line in lines.into_iter().map(|line| line.cut(width)) {
+            match line.text() {
+                text if text.trim().is_empty() => {}
+                _ if has_colors => say(line.to_string()),
+                text => say(text.trim_end()),
+            }
+        }
+        row.next.iter().for_each(|next| say(format!("    → {next}")));
+    }
+}
+
+/// Why a task cannot be read, in one line. Paths are relative to the task's directory.
 pub(in crate::cli) fn broken_line(broken: &Broken) -> String {
     let name = &broken.name;
     let (own, all) = (&broken.directory, broken.directory.parent());
     let why = format!("{:#}", broken.error).replace(&format!("{}/", own.display()), "");
     let why = all.map_or(why.clone(), |all| why.replace(&format!("{}/", all.display()), ""));
     let why = why.lines().next().unwrap_or_default();
-    let mends = match name.parse::<TaskId>() {
-        Ok(id) if id.as_str().len() < 20 => format!(" → dispatch-reconcile show {id}"),
-        Ok(_) => " → dispatch-reconcile show ID".into(),
-        Err(_) => String::new(),
+    let (name, next) = match name.parse::<TaskId>() {
+        Ok(id) => (name.clone(), format!(" → dispatch-reconcile show {id}")),
+        // Anybody may have given the directory its name.
+        Err(_) => (shorten(&format!("{name:?}"), 40), String::new()),
     };
-    let room = LINE.saturating_sub(mends.len());
-    shorten(&format!("{} broken — {why}", quoted_name(name)), room) + &mends
+    shorten(&format!("{name} broken — {why}"), LINE.saturating_sub(next.len())) + &next
 }
 
-/// A name that anybody may have given, so that it is one word of one line.
-fn quoted_name(name: &str) -> String {
-    let plain = name.parse::<TaskId>().is_ok();
-    if plain { name.into() } else { shorten(&format!("{name:?}"), 40) }
-}
-
-/// What a program may want to know of what cannot be read.
+/// What a program may want to know about a task that cannot be read.
 fn broken_as_json(broken: &Broken) -> serde_json::Value {
     json!({
         "task": broken.name,
@@ -93,8 +150,7 @@ fn broken_as_json(broken: &Broken) -> serde_json::Value {
     })
 }
 
-/// One task in one line of at most 100 bytes: its state first, then what mends it, then what there
-/// is room for.
+/// A task in one line: its state, the detail that fits, and the command that helps it on.
 pub(in crate::cli) fn status_line(view: &View) -> String {
     let id = view.task.id().as_str();
     let (done, all) = (view.plan.done(), view.plan.items().len());
@@ -102,49 +158,37 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
     let mut line = format!("{id} {} {done}/{all} {age}", view.label());
     let detail = sanitize(&detail(view)).replace(['\n', '\t'], " ").replace('→', ">");
     let detail = if detail.is_empty() { detail } else { format!(" — {detail}") };
+    let next = Remedy::of(view).map(|remedy| format!(" → {}", remedy.command(id)));
+    let next = next.unwrap_or_default();
+    // The state and the command are never cut.
+    let room = LINE.saturating_sub(next.len()).max(line.len());
     let kept = detail.len().min(DETAIL);
-    let mut mends = String::new();
-    if let Some(remedy) = Remedy::of(view) {
-        mends = format!(" → {}", remedy.command(id));
-        if line.len() + kept + mends.len() > LINE {
-            mends = format!(" → {}", remedy.command("ID"));
-        }
-    }
     let cost = view.usage().and_then(|usage| usage.cost_usd).map(|cost| format!("${cost:.2}"));
     for word in [Some(view.record.name.clone()), cost].into_iter().flatten() {
-        if line.len() + 1 + word.len() + kept + mends.len() <= LINE {
+        if line.len() + 1 + word.len() + kept <= room {
             line.push_str(&format!(" {word}"));
         }
     }
-    let room = LINE.saturating_sub(mends.len());
     if line.len() + kept <= room {
-        line = shorten(&(line + &detail), room);
+        line.push_str(&detail);
     }
-    shorten(&line, LINE.saturating_sub(mends.len())) + &mends
+    shorten(&line, room) + &next
 }
 
-/// What a task is at, or why it is not.
+/// The open question, the current item, the summary, or the reason for the state.
 fn detail(view: &View) -> String {
-    let asks = view.reason == Reason::None && !view.questions.is_empty();
-    match view.state {
-        State::Asking | State::Blocked if asks => {
-            view.questions.first().map_or_else(String::new, |(question, text)| {
-                format!("{}: {}", question.name, quoted(text))
-            })
+    match (view.state, view.questions.first(), view.current(), &view.summary) {
+        _ if view.reason != Reason::None => view.why(),
+        (State::Asking | State::Blocked, Some((question, text)), ..) => {
+            format!("{}: {}", question.name, quoted(text))
         }
-        State::Running if view.reason == Reason::None => view
-            .current()
-            .map_or_else(String::new, |(number, item)| format!("item {number}: {}", item.text)),
-        State::Done if view.reason == Reason::None => view
-            .summary
-            .as_deref()
-            .filter(|summary| !summary.is_empty())
-            .map_or_else(String::new, quoted),
+        (State::Running, _, Some((number, item)), _) => format!("item {number}: {}", item.text),
+        (State::Done, _, _, Some(summary)) if !summary.is_empty() => quoted(summary),
         _ => view.why(),
     }
 }
 
-/// All that a program may want to know of a task.
+/// Everything that a program may want to know about a task.
 pub(super) fn as_json(view: &View) -> serde_json::Value {
     json!({
         "task": view.task.id().as_str(),

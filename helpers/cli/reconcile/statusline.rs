@@ -1,4 +1,4 @@
-//! `dispatch-reconcile statusline`: how many tasks are in which state, for the host's status line.
+//! `dispatch-reconcile statusline`: the number of tasks in each state, for the host's status line.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read};
@@ -11,11 +11,11 @@ use crate::exit::Exit;
 use crate::project::{Project, TaskList};
 use crate::task::{Label, Task};
 
-/// How much of the host's JSON is read at most, in bytes.
+/// How many bytes of the host's JSON are read at most.
 const MOST: u64 = 1 << 20;
 
-/// Says how many tasks are in which state; nothing if none is open. It mends nothing and never
-/// fails, because the host calls it all the time and shows whatever it says.
+/// Prints the number of tasks in each state; nothing if no task is open. The host calls this all the
+/// time and shows whatever is printed, so it repairs nothing and never fails.
 pub(super) fn statusline(here: Option<PathBuf>) -> Exit {
     if let Ok(Some(line)) = line(here) {
         say(line);
@@ -24,7 +24,7 @@ pub(super) fn statusline(here: Option<PathBuf>) -> Exit {
 }
 
 fn line(here: Option<PathBuf>) -> Result<Option<String>> {
-    let directory = match here.or_else(hosts_directory) {
+    let directory = match here.or_else(host_directory) {
         Some(directory) => directory,
         None => std::env::current_dir()?,
     };
@@ -45,16 +45,16 @@ fn line(here: Option<PathBuf>) -> Result<Option<String>> {
     Ok((!counts.is_empty()).then(|| format!("dispatch: {}", counts.join(", "))))
 }
 
-/// Where the host works, by the JSON that it gives a status line on standard input.
-fn hosts_directory() -> Option<PathBuf> {
+/// The directory in the JSON that the host gives a status line on standard input.
+fn host_directory() -> Option<PathBuf> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
         return None;
     }
     let mut text = String::new();
     stdin.take(MOST).read_to_string(&mut text).ok()?;
-    let said: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let input: serde_json::Value = serde_json::from_str(&text).ok()?;
     let places = ["/workspace/current_dir", "/cwd", "/workspace/project_dir"];
-    let directory = places.iter().find_map(|place| said.pointer(place)?.as_str())?;
+    let directory = places.iter().find_map(|place| input.pointer(place)?.as_str())?;
     Some(directory.into())
 }

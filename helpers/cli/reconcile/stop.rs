@@ -9,22 +9,22 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files::Lock;
-use crate::process::{Life, Signal, Watch};
+use crate::process::{Identity, Life, Signal, Watch};
 use crate::task::{State, Task};
 use crate::text::short_duration;
 use crate::worker::run;
 
-/// How long a worker may take to end when it is asked to.
+/// How long a worker may take to end after the first signal.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Ends a task's worker through its supervisor, which records the end; without one, here. Returns
-/// what became of it.
+/// Ends a task's worker, through its supervisor if that is alive, because it records the end.
+/// Returns a line about the result.
 pub(super) fn stop(task: &Task) -> Result<String> {
     let id = task.id();
     let view = task.view()?;
     if view.record.route == Route::Agent {
         return Err(Refusal::new(Exit::Failed, format!("'{id}' is an agent of the host"))
-            .next("stop it there: the host's TaskStop tool, or its list of agents")
+            .next("stop it in the host: the TaskStop tool, or the list of agents")
             .into());
     }
     if view.exit.is_some() && view.processes.is_empty() && view.state != State::Waiting {
@@ -32,48 +32,42 @@ pub(super) fn stop(task: &Task) -> Result<String> {
     }
     let supervisor = Lock::last_holder(&task.run_lock_path())?;
     let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
-    // Before it is asked, because one that only waits ends as soon as it sees that.
+    // Judge the supervisor before the record tells it to stop: one that only waits ends at once.
     let mut how = match alive() {
         Some(_) => "",
-        None => "; its supervisor was dead, and nothing of it is left",
+        None => "; its supervisor was dead, and no process is left",
     };
-    // Where there is no space for it now, the worker is ended first, which may have used it up.
+    // On a full disk this fails; it is tried again when the worker has ended.
     let asked = task.change_record(|record| record.stop = true);
     let begin = Instant::now();
-    if let Some(supervisor) = alive() {
+    let end = |supervisor: &Identity, signal, limit| -> Result<()> {
         let mut watch = Watch::new(&[])?;
         watch.add_process(supervisor);
-        supervisor.signal(Signal::SIGTERM)?;
-        let limit = fault::limit("DISPATCH_STOP_MS", STOP_LIMIT);
+        supervisor.signal(signal)?;
         while alive().is_some() && begin.elapsed() < limit {
             watch.wait_for_event(Duration::from_millis(100))?;
         }
+        Ok(())
+    };
+    if let Some(supervisor) = alive() {
+        end(supervisor, Signal::SIGTERM, fault::limit("DISPATCH_STOP_MS", STOP_LIMIT))?;
     }
-    // Of a supervisor that saw to it nothing is left; this makes sure.
+    // The supervisor ends the whole tree; make sure that nothing is left.
     if let Some(attempt) = task.last_attempt() {
         let record = &view.record;
         let left = run::tree(alive().cloned(), record, &attempt)?
             .terminate(run::termination_grace(), || ())?;
         if !left.is_empty() {
-            let left: Vec<_> = left.iter().map(|process| process.pid.to_string()).collect();
-            return Err(Refusal::new(Exit::TryAgain, format!("'{id}' does not end"))
-                .place(format!(
-                    "asked to {} ago; left: {}",
-                    short_duration(begin.elapsed()),
-                    left.join(", ")
-                ))
-                .next(format!("look again: dispatch-reconcile show {id}"))
+            let (count, age) = (left.len(), short_duration(begin.elapsed()));
+            return Err(Refusal::new(Exit::TryAgain, format!("'{id}' is still running"))
+                .place(format!("processes left {age} after the first signal: {count}"))
+                .next(format!("try again: dispatch-reconcile stop {id}"))
                 .into());
         }
     }
     if let Some(supervisor) = alive() {
-        how = "; its supervisor did not react, and nothing of it is left";
-        supervisor.signal(Signal::SIGKILL)?;
-        let mut watch = Watch::new(&[])?;
-        watch.add_process(supervisor);
-        while alive().is_some() && begin.elapsed() < 2 * STOP_LIMIT {
-            watch.wait_for_event(Duration::from_millis(100))?;
-        }
+        how = "; its supervisor did not react, and no process is left";
+        end(supervisor, Signal::SIGKILL, 2 * STOP_LIMIT)?;
     }
     asked.or_else(|_| task.change_record(|record| record.stop = true))?;
     Ok(format!("{id} {}{how}", task.view()?.label()))

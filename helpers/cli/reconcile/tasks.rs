@@ -1,0 +1,98 @@
+//! The tasks of a project for `watch` and `status --follow`, each reread when it has changed.
+
+use std::collections::BTreeMap;
+
+use crate::cli::reconcile::line::one_line;
+use crate::cli::reconcile::status::broken_line;
+use crate::cli::reconcile::table::TaskRow;
+use crate::domain::TaskId;
+use crate::process::{Identity, Life, Watch};
+use crate::project::{Broken, Project, TaskList};
+use crate::task::{Label, Task};
+use crate::wait::{Mark, directories, places, watch_undispatched};
+
+/// All tasks of a project as they were read last.
+pub(super) struct WatchedTasks {
+    project: Project,
+    cached: BTreeMap<TaskId, CachedRow>,
+    /// One line for each thing that is in the place of a task and is none.
+    broken: Vec<String>,
+    /// Whether the directory of all tasks was watched at the last look.
+    watched: bool,
+}
+
+struct CachedRow {
+    mark: Mark,
+    processes: Vec<Identity>,
+    /// The row, or the line that says why the task cannot be read.
+    row: Result<TaskRow, String>,
+}
+
+impl CachedRow {
+    fn is_current(&self) -> bool {
+        self.mark.is_current() && self.processes.iter().all(|it| it.life() == Life::Alive)
+    }
+
+    /// Whether the task may change without somebody starting a worker.
+    fn is_open(&self) -> bool {
+        let waits =
+            |row: &TaskRow| matches!(row.label, Label::Held | Label::Parked | Label::Queued);
+        !self.processes.is_empty() || self.row.as_ref().map_or(true, waits)
+    }
+}
+
+impl WatchedTasks {
+    pub(super) fn new(project: Project) -> Self {
+        Self { project, cached: BTreeMap::new(), broken: Vec::new(), watched: false }
+    }
+
+    /// Rereads what has changed, and says whether anything had. Without an event, only open tasks
+    /// are looked at, as long as events can be had.
+    pub(super) fn refresh(&mut self, watch: &mut Watch, event: bool) -> bool {
+        let directory = self.project.tasks_dir();
+        let watched = std::mem::replace(&mut self.watched, watch.add_directory(&directory));
+        if !event && watched && self.watched {
+            let stale = |row: &CachedRow| row.is_open() && !row.is_current();
+            let stale = self.cached.iter().filter(|(_, row)| stale(row));
+            let stale: Vec<Task> = stale.map(|(id, _)| self.project.task(id)).collect();
+            stale.iter().for_each(|task| self.read(task, watch));
+            return !stale.is_empty();
+        }
+        watch_undispatched(&directory, watch);
+        let TaskList { mut tasks, broken } = self.project.found();
+        let broken = broken.iter().map(|it| one_line(&broken_line(it))).collect();
+        let other = std::mem::replace(&mut self.broken, broken) != self.broken;
+        let before = self.cached.len();
+        self.cached.retain(|id, _| tasks.binary_search_by(|task| task.id().cmp(id)).is_ok());
+        let gone = self.cached.len() < before;
+        tasks.retain(|task| !self.cached.get(task.id()).is_some_and(CachedRow::is_current));
+        tasks.iter().for_each(|task| self.read(task, watch));
+        other || gone || !tasks.is_empty()
+    }
+
+    fn read(&mut self, task: &Task, watch: &mut Watch) {
+        // Watch before reading, so that no change falls in between.
+        for place in directories(task) {
+            watch.add_directory(&place);
+        }
+        let mark = Mark::of(places(task));
+        let view = task.view();
+        let processes = view.as_ref().map_or_else(|_| Vec::new(), |view| view.processes.clone());
+        for process in &processes {
+            watch.add_process(process);
+        }
+        let row = view
+            .map(|view| TaskRow::new(&view))
+            .map_err(|error| one_line(&broken_line(&Broken::of(task, error))));
+        self.cached.insert(task.id().clone(), CachedRow { mark, processes, row });
+    }
+
+    /// The rows, most urgent first, and a line for each task that cannot be read.
+    pub(super) fn rows(&self) -> (Vec<TaskRow>, Vec<String>) {
+        let rows = self.cached.values().filter_map(|cached| cached.row.as_ref().ok());
+        let mut rows: Vec<TaskRow> = rows.cloned().collect();
+        rows.sort_by_key(|row| row.label);
+        let broken = self.cached.values().filter_map(|cached| cached.row.as_ref().err());
+        (rows, self.broken.iter().chain(broken).cloned().collect())
+    }
+}

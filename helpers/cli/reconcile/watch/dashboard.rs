@@ -1,0 +1,223 @@
+//! The state of the screen, and how each key changes it.
+
+use anyhow::Result;
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+
+use crate::cli::reconcile::line::{one_line, printable};
+use crate::cli::reconcile::table::TaskRow;
+use crate::domain::TaskId;
+use crate::task::{Label, Task, output};
+
+/// How many lines or tasks the keys for a page move.
+const PAGE: usize = 10;
+
+/// An answer to a question of a task.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) task: Task,
+    pub(super) question: String,
+    pub(super) text: String,
+}
+
+/// What the person is doing.
+#[derive(Clone, Debug)]
+pub(super) enum Mode {
+    /// Looks at the tasks.
+    Tasks,
+    /// Writes an answer.
+    Answer(Answer),
+    /// Is asked whether to stop the task.
+    Stop(Task),
+    /// Reads the log of a task.
+    Log {
+        task: Task,
+        /// The end of the log.
+        text: String,
+        /// How many lines above the end.
+        up: usize,
+    },
+}
+
+/// What the person wants done.
+#[derive(Debug)]
+pub(super) enum Wish {
+    Answer(Answer),
+    Stop(Task),
+}
+
+/// Everything that is shown.
+pub(super) struct Dashboard {
+    /// The project's name.
+    pub(super) project: String,
+    /// The tasks, most urgent first.
+    pub(super) rows: Vec<TaskRow>,
+    /// One line for each task that cannot be read.
+    pub(super) broken: Vec<String>,
+    pub(super) mode: Mode,
+    /// The result of the last wish.
+    pub(super) message: String,
+    /// Whether the person wants to leave.
+    pub(super) over: bool,
+    selected: Option<TaskId>,
+}
+
+impl Dashboard {
+    pub(super) fn new(project: String) -> Self {
+        Self {
+            project,
+            rows: Vec::new(),
+            broken: Vec::new(),
+            mode: Mode::Tasks,
+            message: String::new(),
+            over: false,
+            selected: None,
+        }
+    }
+
+    pub(super) fn set_tasks(&mut self, rows: Vec<TaskRow>, broken: Vec<String>) {
+        let at = self.selected();
+        (self.rows, self.broken) = (rows, broken);
+        // If the selected task is gone, its place stays selected.
+        if !self.rows.iter().any(|row| Some(row.task.id()) == self.selected.as_ref()) {
+            self.select(at);
+        }
+    }
+
+    /// Reads the log that is shown; `false` if none is.
+    pub(super) fn read_log(&mut self) -> bool {
+        let Mode::Log { task, text, .. } = &mut self.mode else { return false };
+        let log = task.last_attempt().map(|attempt| attempt.log_end()).unwrap_or_default();
+        let words: Vec<String> = log.lines().filter_map(output::in_words).collect();
+        // A progress line overwrites itself; only its last text is shown.
+        let last = |line: &str| printable(line.rsplit('\r').next().unwrap_or_default());
+        *text = words.iter().flat_map(|it| it.lines()).map(last).collect::<Vec<_>>().join("\n");
+        true
+    }
+
+    /// The index of the selected task.
+    pub(super) fn selected(&self) -> usize {
+        let is_selected = |row: &TaskRow| Some(row.task.id()) == self.selected.as_ref();
+        self.rows.iter().position(is_selected).unwrap_or_default()
+    }
+
+    fn select(&mut self, at: usize) {
+        let row = self.rows.get(at).or(self.rows.last());
+        self.selected = row.map(|row| row.task.id().clone());
+    }
+
+    /// Shows that a wish is being carried out.
+    pub(super) fn begin(&mut self, wish: &Wish) {
+        self.message = match wish {
+            Wish::Answer(answer) => {
+                format!("answering {}/{} …", answer.task.id(), answer.question)
+            }
+            Wish::Stop(task) => format!("stopping {} …", task.id()),
+        };
+    }
+
+    /// Shows the result of a wish. A refused answer is opened again, so that its text is not lost.
+    pub(super) fn end(&mut self, wish: Wish, result: Result<String>) {
+        let message = result.unwrap_or_else(|error| {
+            if let Wish::Answer(answer) = wish {
+                self.mode = Mode::Answer(answer);
+            }
+            format!("{error:#}").replace('\n', ";")
+        });
+        self.message = one_line(&message);
+    }
+
+    /// Inserts pasted text, which may have many lines.
+    pub(super) fn paste(&mut self, pasted: &str) {
+        if let Mode::Answer(answer) = &mut self.mode {
+            answer.text.push_str(&printable(&pasted.replace("\r\n", "\n").replace('\r', "\n")));
+        }
+    }
+
+    pub(super) fn key(&mut self, key: KeyEvent) -> Option<Wish> {
+        let control = key.modifiers.contains(KeyModifiers::CONTROL);
+        self.over |= control && key.code == KeyCode::Char('c');
+        self.message.clear();
+        match std::mem::replace(&mut self.mode, Mode::Tasks) {
+            Mode::Tasks => self.key_in_tasks(key.code),
+            Mode::Answer(mut answer) => {
+                match key.code {
+                    KeyCode::Esc => return None,
+                    KeyCode::Enter if !answer.text.trim().is_empty() => {
+                        return Some(Wish::Answer(answer));
+                    }
+                    KeyCode::Backspace => drop(answer.text.pop()),
+                    // Some terminals send it for the backspace key.
+                    KeyCode::Char('h') if control => drop(answer.text.pop()),
+                    KeyCode::Char('u') if control => answer.text.clear(),
+                    KeyCode::Char(c) if !control => {
+                        answer.text.push_str(&printable(&c.to_string()))
+                    }
+                    _ => {}
+                }
+                self.mode = Mode::Answer(answer);
+            }
+            Mode::Stop(task) => {
+                return (key.code == KeyCode::Char('y')).then_some(Wish::Stop(task));
+            }
+            Mode::Log { task, text, up } => {
+                let up = match key.code {
+                    KeyCode::Esc | KeyCode::Char('q' | 'l') => return None,
+                    KeyCode::Up | KeyCode::Char('k') => up + 1,
+                    KeyCode::Down | KeyCode::Char('j') => up.saturating_sub(1),
+                    KeyCode::PageUp => up + PAGE,
+                    KeyCode::PageDown => up.saturating_sub(PAGE),
+                    _ => up,
+                };
+                self.mode = Mode::Log { task, text, up };
+            }
+        }
+        None
+    }
+
+    fn key_in_tasks(&mut self, key: KeyCode) {
+        let at = self.selected();
+        match key {
+            KeyCode::Char('q') => self.over = true,
+            KeyCode::Up | KeyCode::Char('k') => self.select(at.saturating_sub(1)),
+            KeyCode::Down | KeyCode::Char('j') => self.select(at + 1),
+            KeyCode::PageUp => self.select(at.saturating_sub(PAGE)),
+            KeyCode::PageDown => self.select(at + PAGE),
+            KeyCode::Home => self.select(0),
+            KeyCode::End => self.select(usize::MAX),
+            _ => {
+                let Some(row) = self.rows.get(at).cloned() else { return };
+                match key {
+                    KeyCode::Char('a') => self.open_answer(&row),
+                    KeyCode::Char('l') | KeyCode::Enter if row.logs => {
+                        self.mode = Mode::Log { task: row.task, text: String::new(), up: 0 };
+                    }
+                    KeyCode::Char('l') | KeyCode::Enter => {
+                        self.message =
+                            format!("{} is an agent of the host, which has its log", row.task.id());
+                    }
+                    KeyCode::Char('s') => self.mode = Mode::Stop(row.task),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Opens the oldest question of the selected task, or else the first one on the screen.
+    fn open_answer(&mut self, selected: &TaskRow) {
+        let id = selected.task.id();
+        // A blocked task without a question must not open the question of another task.
+        if selected.label == Label::Blocked && selected.questions.is_empty() {
+            self.message = format!(
+                "{id} asks in its plan: answer with dispatch-reconcile note {id} TEXT, then dispatch-spawn {id} --resume"
+            );
+            return;
+        }
+        let open = |row: &TaskRow| Some((row.task.clone(), row.questions.first()?.0.clone()));
+        match std::iter::once(selected).chain(&self.rows).find_map(open) {
+            Some((task, question)) => {
+                self.mode = Mode::Answer(Answer { task, question, text: String::new() });
+            }
+            None => self.message = "no open question".into(),
+        }
+    }
+}
