@@ -1,5 +1,5 @@
-//! Broken states, each made by hand: what is said of them is clear, the tasks beside them are seen,
-//! and nothing is lost.
+//! Broken states, each made by hand: the message is clear, other tasks stay visible, and no file is
+//! lost.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,34 +18,34 @@ use crate::support::text::{Tree, same, tree};
 use crate::support::{Call, Host, PLAN, Sandbox};
 use crate::worktrees;
 
-/// A task 'x' in a broken state, and a healthy one beside it.
-struct Exhibit(Sandbox);
+/// A broken task 'x' beside a healthy one.
+struct BrokenTask(Sandbox);
 
-impl Exhibit {
-    /// What the test makes of a task whose worker lives.
-    fn of(make: impl FnOnce(&Sandbox)) -> Self {
+impl BrokenTask {
+    /// Breaks a task whose worker is alive.
+    fn alive(make: impl FnOnce(&Sandbox)) -> Self {
         let sandbox = Sandbox::new();
         sandbox.workers(&[]);
         sandbox.worked_at("neighbour", "idle", &own());
         sandbox.worked_at("x", "idle", &own());
         make(&sandbox);
-        // Nobody is writing it.
+        // Nobody is writing the plan at the moment.
         if sandbox.task("x", "plan.md").is_file() {
             age(&sandbox.task("x", "plan.md"), 60);
         }
         Self(sandbox)
     }
 
-    /// The same of one whose worker is dead, with its supervisor.
-    fn of_dead(make: impl FnOnce(&Sandbox)) -> Self {
-        Self::of(|sandbox| {
+    /// Breaks a task whose worker and supervisor are dead.
+    fn dead(make: impl FnOnce(&Sandbox)) -> Self {
+        Self::alive(|sandbox| {
             sandbox.worked_at("x", "idle", &dead());
             make(sandbox);
         })
     }
 
-    /// Compares the status lines, of which the last is that of the healthy task, and checks that no
-    /// file went or changed by it.
+    /// Compares the status, which must show the healthy task, and checks that no file was changed or
+    /// removed.
     #[track_caller]
     fn status(&self, expected: impl snapbox::IntoData) -> &Self {
         let before = tree(&[self.0.home(), self.0.temporary()]);
@@ -73,22 +73,23 @@ impl Exhibit {
 }
 
 #[test]
-fn a_half_written_temporary_file() {
-    Exhibit::of(|sandbox| {
-        sandbox.write("x", "ipc/.001.question.abc123.tmp", "Which da");
+fn half_written_temporary_files_are_removed() {
+    BrokenTask::alive(|sandbox| {
+        sandbox.write("x", "ipc/.001.question.abc123.dispatch.tmp", "Which da");
         sandbox.write("x", "ipc/002.question.tmp", "Whi");
         sandbox.write("x", ".plan.md.abc123.tmp", "# Ti");
     })
     .status(str![[r#"
 exit 0
+repaired: 2 temporary files removed
 neighbour running 0/2 1h idle — item 1: First
 x running 0/2 1h idle — item 1: First
 "#]]);
 }
 
 #[test]
-fn a_question_without_a_worker() {
-    Exhibit::of_dead(|sandbox| sandbox.write("x", "ipc/001.question", "Which?\n"))
+fn question_without_worker_blocks_task() {
+    BrokenTask::dead(|sandbox| sandbox.write("x", "ipc/001.question", "Which?\n"))
         .status(str![[r#"
 exit 0
 repaired: x marked blocked
@@ -109,13 +110,15 @@ output: "At work."
 }
 
 #[test]
-fn a_finish_marker_with_a_live_worker() {
-    Exhibit::of(|sandbox| sandbox.write("x", "ipc/.done", "All is well.\n")).status(str![[r#"
+fn finish_marker_needs_checked_items() {
+    BrokenTask::alive(|sandbox| sandbox.write("x", "ipc/.done", "All is well.\n")).status(str![[
+        r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
 x running 0/2 1h idle — item 1: First
-"#]]);
-    Exhibit::of(|sandbox| {
+"#
+    ]]);
+    BrokenTask::alive(|sandbox| {
         sandbox.tick_all("x");
         sandbox.write("x", "ipc/.done", "All is well.\n");
     })
@@ -127,8 +130,8 @@ x done 2/2 1h idle — "All is well."
 }
 
 #[test]
-fn a_dead_worker_without_an_exit_record() {
-    Exhibit::of_dead(|_| ()).status(str![[r#"
+fn dead_worker_without_exit_record_is_lost() {
+    BrokenTask::dead(|_| ()).status(str![[r#"
 exit 0
 repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
@@ -143,14 +146,14 @@ next: dispatch-spawn x --resume
 attempt 1: exit status unknown, end noticed at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 output: "At work."
 "#]]);
-    // All is ticked, but nobody said that it is finished.
-    Exhibit::of_dead(|sandbox| sandbox.tick_all("x")).status(str![[r#"
+    // All items are checked, but the worker did not say that it finished.
+    BrokenTask::dead(|sandbox| sandbox.tick_all("x")).status(str![[r#"
 exit 0
 repaired: x marked lost
 x lost 2/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    Exhibit::of_dead(|sandbox| {
+    BrokenTask::dead(|sandbox| {
         sandbox.tick_all("x");
         sandbox.write("x", "ipc/.done", "All is well.\n");
     })
@@ -162,31 +165,31 @@ x done 2/2 AGE idle — "All is well."
 "#]]);
 }
 
-/// The number of a dead worker is that of this test now, or another boot's.
+/// The pid of a dead worker belongs to this test now, or comes from another boot.
 #[test]
-fn a_pid_that_was_used_again() {
+fn reused_pid_is_not_taken_for_worker() {
     let rows = [
         Identity { start: own().start + 1, ..own() },
         Identity { boot: "another".into(), ..own() },
         Identity { pid: 1, start: 1, ..own() },
     ];
     for reused in rows {
-        let exhibit = Exhibit::of(|sandbox| sandbox.worked_at("x", "idle", &reused));
-        exhibit.status(str![[r#"
+        let broken = BrokenTask::alive(|sandbox| sandbox.worked_at("x", "idle", &reused));
+        broken.status(str![[r#"
 exit 0
 repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-        // Nobody else is ended in its place.
-        let stop = exhibit.0.run("dispatch-reconcile", &["stop", "x"]);
+        // `stop` ends no other process.
+        let stop = broken.0.run("dispatch-reconcile", &["stop", "x"]);
         assert_eq!(stop.code, Some(0), "{}", stop.err);
     }
 }
 
 #[test]
-fn a_record_of_a_newer_dispatch() {
-    Exhibit::of(|sandbox| sandbox.write("x", "task.yaml", "format: 2\nwho: knows\n"))
+fn record_of_newer_version_is_refused() {
+    BrokenTask::alive(|sandbox| sandbox.write("x", "task.yaml", "format: 2\nwho: knows\n"))
         .status(str![[r#"
 exit 0
 x broken — that task was made by a newer dispatch → dispatch-reconcile show x
@@ -201,8 +204,8 @@ exit 65
 }
 
 #[test]
-fn a_record_that_is_torn_or_gone() {
-    Exhibit::of(|sandbox| sandbox.write("x", "task.yaml", "format: 1\nnonce: 12\nna"))
+fn torn_or_missing_record_is_reported() {
+    BrokenTask::alive(|sandbox| sandbox.write("x", "task.yaml", "format: 1\nnonce: 12\nna"))
         .status(str![[r#"
 exit 0
 x broken — task 'x' has a broken record → dispatch-reconcile show x
@@ -214,17 +217,17 @@ exit 65
 !   PROJECT/.dispatch/tasks/x/task.yaml: could not find expected ':' at line 4 column 1, while scanning a simple key at line 3 column 1
 !   next: restore the file, or dispatch the plan again under another id
 "#]]);
-    Exhibit::of(|sandbox| sandbox.write("x", "task.yaml", "")).status(str![[r#"
+    BrokenTask::alive(|sandbox| sandbox.write("x", "task.yaml", "")).status(str![[r#"
 exit 0
 x broken — task 'x' has a broken record → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    Exhibit::of(|sandbox| sandbox.write("x", "task.yaml", [0xff, 0xfe])).status(str![[r#"
+    BrokenTask::alive(|sandbox| sandbox.write("x", "task.yaml", [0xff, 0xfe])).status(str![[r#"
 exit 0
 x broken — task.yaml is not UTF-8 text → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    let gone = Exhibit::of(|sandbox| {
+    let gone = BrokenTask::alive(|sandbox| {
         fs::remove_file(sandbox.task("x", "task.yaml")).expect("removed");
     });
     gone.status(str![[r#"
@@ -238,7 +241,7 @@ exit 65
 !   PROJECT/.dispatch/tasks/x has attempts and no record
 !   next: restore the file, or move the directory away
 "#]]);
-    // Its id is not given to another, who would inherit its worker and its answers.
+    // The id stays taken: a new task would inherit the worker and the answers.
     gone.0.run("dispatch-spawn", &["x"]).shows(str![[r#"
 exit 65
 ! dispatch-spawn: 'x' has lost its task.yaml
@@ -248,33 +251,34 @@ exit 65
 }
 
 #[test]
-fn a_plan_that_was_edited_into_nonsense() {
+fn nonsense_plan_is_reported_and_kept() {
     for nonsense in [&b""[..], b"\0\x01\x02", b"just words\n", b"- [~] First\n- [done] Second\n"] {
-        let exhibit = Exhibit::of(|sandbox| sandbox.write("x", "plan.md", nonsense));
-        exhibit.status(str![[r#"
+        let broken = BrokenTask::alive(|sandbox| sandbox.write("x", "plan.md", nonsense));
+        broken.status(str![[r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
 x running 0/0 1h idle — its plan lost items: 0 of 2 are left
 "#]]);
-        exhibit.0.worker("x", &["tick", "1"]).run().shows(str![[r#"
+        broken.0.worker("x", &["tick", "1"]).run().shows(str![[r#"
 exit 65
 ! dispatch-worker: the plan lost items: 0 of 2
 !   PROJECT/.dispatch/tasks/x/plan.md
 !   next: put the missing lines back; worker/<n>/plan.md beside it has them
 "#]]);
-        assert_eq!(fs::read(exhibit.0.task("x", "plan.md")).expect("there"), nonsense);
+        assert_eq!(fs::read(broken.0.task("x", "plan.md")).expect("there"), nonsense);
     }
-    // One item is gone.
-    let fewer = Exhibit::of(|sandbox| sandbox.write("x", "plan.md", "# Title\n- [x] First\n"));
+    // An item is missing.
+    let fewer =
+        BrokenTask::alive(|sandbox| sandbox.write("x", "plan.md", "# Title\n- [x] First\n"));
     fewer.status(str![[r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
 x running 1/1 1h idle — its plan lost items: 1 of 2 are left
 "#]]);
-    // What is not UTF-8 is shown, and not lost by a tick.
+    // A plan that is not UTF-8 is shown, and `tick` does not damage it.
     let latin = b"# Title\n\n- [x] caf\xe9\n- [ ] Second\n";
-    let exhibit = Exhibit::of(|sandbox| sandbox.write("x", "plan.md", latin));
-    exhibit
+    let broken = BrokenTask::alive(|sandbox| sandbox.write("x", "plan.md", latin));
+    broken
         .status(str![[r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
@@ -289,27 +293,26 @@ running, idle, 1h
 attempt 1: running, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 output: "At work."
 "#]]);
-    exhibit.0.worker("x", &["tick", "2"]).run().shows(str![[r#"
+    broken.0.worker("x", &["tick", "2"]).run().shows(str![[r#"
 exit 65
 ! dispatch-worker: PROJECT/.dispatch/tasks/x/plan.md is not UTF-8 text
 !   line 3, byte 18 of the file
 !   next: save it again as UTF-8
 "#]]);
-    assert_eq!(fs::read(exhibit.0.task("x", "plan.md")).expect("there"), latin);
-    // One that is gone.
-    Exhibit::of(|sandbox| fs::remove_file(sandbox.task("x", "plan.md")).expect("removed")).status(
-        str![[r#"
+    assert_eq!(fs::read(broken.0.task("x", "plan.md")).expect("there"), latin);
+    // The plan is missing.
+    BrokenTask::alive(|sandbox| fs::remove_file(sandbox.task("x", "plan.md")).expect("removed"))
+        .status(str![[r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
 x running 0/0 1h idle — its plan lost items: 0 of 2 are left
-"#]],
-    );
+"#]]);
 }
 
 #[test]
-fn a_plan_of_ten_megabytes() {
+fn plan_of_ten_megabytes_is_read() {
     let long = "- [ ] A step that somebody had a machine write.\n".repeat(10 << 20 >> 5);
-    Exhibit::of(|sandbox| sandbox.write("x", "plan.md", &long)).status(str![[r#"
+    BrokenTask::alive(|sandbox| sandbox.write("x", "plan.md", &long)).status(str![[r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
 x running 0/327680 1h idle — item 1: A step that somebody had a machine write.
@@ -317,9 +320,9 @@ x running 0/327680 1h idle — item 1: A step that somebody had a machine write.
 }
 
 #[test]
-fn names_that_are_not_utf8() {
+fn names_that_are_not_utf8_hide_no_task() {
     let odd = OsStr::from_bytes(b"\xff\xfe");
-    Exhibit::of(|sandbox| {
+    BrokenTask::alive(|sandbox| {
         for place in ["ipc", "notes", "tells", "worker"] {
             fs::create_dir_all(sandbox.task("x", place)).expect("made");
             fs::write(sandbox.task("x", place).join(odd), "?").expect("written");
@@ -342,8 +345,8 @@ running, idle, 1h
 attempt 1: running, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 output: "At work."
 "#]]);
-    // A task that somebody has renamed.
-    Exhibit::of(|sandbox| {
+    // A renamed task directory.
+    BrokenTask::alive(|sandbox| {
         let tasks = sandbox.project().join(".dispatch/tasks");
         for name in [b"caf\xe9\n".as_slice(), b"Fix Login"] {
             let directory = tasks.join(OsStr::from_bytes(name));
@@ -361,8 +364,8 @@ x running 0/2 1h idle — item 1: First
 }
 
 #[test]
-fn words_that_are_not_utf8() {
-    Exhibit::of(|sandbox| {
+fn text_that_is_not_utf8_is_shown() {
+    BrokenTask::alive(|sandbox| {
         sandbox.write("x", "ipc/001.question", b"Caf\xe9?\n");
         sandbox.write("x", "tells/001", b"na\xefve");
         sandbox.write("x", "notes/001", b"\xff");
@@ -390,8 +393,8 @@ output: "At work."
 }
 
 #[test]
-fn records_of_an_attempt_that_are_torn() {
-    Exhibit::of(|sandbox| sandbox.write("x", "worker/1/exit", "code: 0\nat: 20"))
+fn torn_attempt_records_are_reported() {
+    BrokenTask::alive(|sandbox| sandbox.write("x", "worker/1/exit", "code: 0\nat: 20"))
         .status(str![[r#"
 exit 0
 x broken — worker/1/exit is broken → dispatch-reconcile show x
@@ -403,7 +406,7 @@ exit 65
 !   missing field `milliseconds`
 !   next: remove it; how that worker ended counts as unknown then
 "#]]);
-    Exhibit::of(|sandbox| sandbox.write("x", "worker/1/identity", "pid: 12\nst"))
+    BrokenTask::alive(|sandbox| sandbox.write("x", "worker/1/identity", "pid: 12\nst"))
         .status(str![[r#"
 exit 0
 x broken — worker/1/identity is broken → dispatch-reconcile show x
@@ -415,7 +418,7 @@ exit 65
 !   could not find expected ':' at line 3 column 1, while scanning a simple key at line 2 column 1
 !   next: remove it if no worker of the task runs any more
 "#]]);
-    Exhibit::of(|sandbox| sandbox.write("x", "wait", "{\"parked\":{\"un"))
+    BrokenTask::alive(|sandbox| sandbox.write("x", "wait", "{\"parked\":{\"un"))
         .status(str![[r#"
 exit 0
 x broken — wait is broken → dispatch-reconcile show x
@@ -427,13 +430,13 @@ exit 65
 !   EOF while parsing a string at line 1 column 14
 !   next: remove it; whatever the task waits for is found again
 "#]]);
-    Exhibit::of_dead(|sandbox| sandbox.write("x", "run.lock", "{\"pid\":1")).status(str![[r#"
+    BrokenTask::dead(|sandbox| sandbox.write("x", "run.lock", "{\"pid\":1")).status(str![[r#"
 exit 0
 repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    let session = Exhibit::of_dead(|sandbox| sandbox.write("x", "worker/1/session", "id"));
+    let session = BrokenTask::dead(|sandbox| sandbox.write("x", "worker/1/session", "id"));
     session.status(str![[r#"
 exit 0
 repaired: x marked lost
@@ -449,31 +452,31 @@ exit 65
 }
 
 #[test]
-fn a_ledger_of_news_that_is_torn() {
-    let exhibit = Exhibit::of_dead(|sandbox| {
+fn torn_ledger_loses_no_news() {
+    let broken = BrokenTask::dead(|sandbox| {
         sandbox.write("x", "news", b"2026-11-21T10:00:00Z deliv\n\n \0\xff\nacknowledged\n2026");
     });
-    exhibit.status(str![[r#"
+    broken.status(str![[r#"
 exit 0
 repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    // The news is told all the same, and noted behind what is there.
-    exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
+    // The news is printed once, and noted at the end of the torn file.
+    broken.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
 #ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
 "#]]);
-    exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
+    broken.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 3
 no news, and nothing is running
 "#]]);
 }
 
 #[test]
-fn a_directory_in_the_place_of_a_file_and_the_other_way_round() {
+fn swapped_files_and_directories_are_reported() {
     let directory = |path: &str| {
-        Exhibit::of(|sandbox| {
+        BrokenTask::alive(|sandbox| {
             let _ = fs::remove_file(sandbox.task("x", path));
             fs::create_dir(sandbox.task("x", path)).expect("made");
         })
@@ -515,7 +518,7 @@ x broken — 'x' has lost its task.yaml → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     let file = |path: &str| {
-        Exhibit::of(|sandbox| {
+        BrokenTask::alive(|sandbox| {
             fs::remove_dir_all(sandbox.task("x", path)).expect("removed");
             sandbox.write("x", path, "?");
         })
@@ -543,25 +546,25 @@ neighbour running 0/2 1h idle — item 1: First
 "#]]);
 }
 
-/// Whoever reads a pipe waits for a writer.
+/// Reading a pipe would wait for a writer.
 #[test]
-fn a_pipe_in_the_place_of_a_file() {
+fn pipe_in_place_of_file_blocks_nobody() {
     for path in ["plan.md", "ipc/001.question", "news", "worker/1/exit"] {
-        let exhibit = Exhibit::of(|sandbox| {
+        let broken = BrokenTask::alive(|sandbox| {
             let _ = fs::remove_file(sandbox.task("x", path));
             let made = sandbox.program("mkfifo").arg(sandbox.task("x", path)).run();
             assert_eq!(made.code, Some(0), "{}", made.err);
         });
-        let said = exhibit.0.run("dispatch-reconcile", &[]);
+        let said = broken.0.run("dispatch-reconcile", &[]);
         assert!(said.out.contains("neighbour running"), "{path}: {}", said.out);
-        let brief = exhibit.0.run("dispatch-config", &["brief"]);
+        let brief = broken.0.run("dispatch-config", &["brief"]);
         assert!(brief.out.contains("neighbour running"), "{path}: {}", brief.out);
     }
 }
 
 #[test]
-fn directories_of_attempts_that_nobody_made() {
-    Exhibit::of_dead(|sandbox| {
+fn foreign_attempt_directories_are_ignored() {
+    BrokenTask::dead(|sandbox| {
         for name in ["0", "007", "+8", "4294967295", "99999999999999", "two"] {
             fs::create_dir(sandbox.task("x", "worker").join(name)).expect("made");
         }
@@ -582,8 +585,8 @@ next: dispatch-spawn x --resume
 attempt 1: exit status unknown, end noticed at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 output: "At work."
 "#]]);
-    // The second is gone.
-    let gap = Exhibit::of_dead(|sandbox| {
+    // A gap in the numbers.
+    let gap = BrokenTask::dead(|sandbox| {
         fs::rename(sandbox.task("x", "worker/1"), sandbox.task("x", "worker/3")).expect("moved");
     });
     gap.status(str![[r#"
@@ -604,8 +607,8 @@ output: "At work."
     gap.0.ok("dispatch-spawn", &["x", "--resume"]);
     assert!(gap.0.task("x", "worker/4/identity").exists());
     kill_and_wait(gap.0.worker_of("x", 4));
-    // Nothing is in it.
-    Exhibit::of_dead(|sandbox| {
+    // An empty attempt directory.
+    BrokenTask::dead(|sandbox| {
         fs::create_dir(sandbox.task("x", "worker/2")).expect("made");
     })
     .status(str![[r#"
@@ -617,25 +620,25 @@ neighbour running 0/2 1h idle — item 1: First
 }
 
 #[test]
-fn numbers_of_questions_without_end() {
-    let exhibit = Exhibit::of(|sandbox| {
+fn impossible_question_numbers_are_ignored() {
+    let broken = BrokenTask::alive(|sandbox| {
         sandbox.write("x", "ipc/4294967295.question", "Which?\n");
         sandbox.write("x", "ipc/99999999999999999999.question", "Which?\n");
     });
-    exhibit.status(str![[r#"
+    broken.status(str![[r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
 x running 0/2 1h idle — item 1: First
 "#]]);
-    let ask = exhibit.0.worker("x", &["ask", "This one?"]).env("DISPATCH_WAIT_MS", "0").run();
+    let ask = broken.0.worker("x", &["ask", "This one?"]).env("DISPATCH_WAIT_MS", "0").run();
     assert_eq!(ask.code, Some(75), "{}", ask.err);
-    assert!(exhibit.0.task("x", "ipc/001.question").exists());
+    assert!(broken.0.task("x", "ipc/001.question").exists());
 }
 
-/// A worker can make any file in its task's directory.
+/// A worker can create any file in its task's directory.
 #[test]
-fn the_highest_number_is_taken() {
-    let exhibit = Exhibit::of_dead(|sandbox| {
+fn taken_highest_number_is_refused() {
+    let broken = BrokenTask::dead(|sandbox| {
         let exit = "code: 7\nat: 2026-11-21T10:00:00Z\nmilliseconds: 1000\n";
         sandbox.write("x", "worker/999999/exit", exit);
         fs::create_dir(sandbox.task("x", "worker/1000000")).expect("made");
@@ -643,41 +646,41 @@ fn the_highest_number_is_taken() {
             sandbox.write("x", path, "Which?\n");
         }
     });
-    exhibit.status(str![[r#"
+    broken.status(str![[r#"
 exit 0
 x failed 0/2 AGE idle — exit code 7 → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    exhibit.0.run("dispatch-reconcile", &["note", "x", "Mind the gap."]).shows(str![[r#"
+    broken.0.run("dispatch-reconcile", &["note", "x", "Mind the gap."]).shows(str![[r#"
 exit 65
 ! dispatch-reconcile: there is no number left
 !   in PROJECT/.dispatch/tasks/x/notes
 !   next: move the highest one away
 "#]]);
-    exhibit.0.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
+    broken.0.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 65
 ! dispatch-spawn: there is no number left
 !   in PROJECT/.dispatch/tasks/x/worker
 !   next: move the highest one away
 "#]]);
     for call in [["tell", "Careful."], ["ask", "This one?"]] {
-        let ran = exhibit.0.worker("x", &call).run();
+        let ran = broken.0.worker("x", &call).run();
         assert!(ran.code == Some(65) && ran.err.contains("no number left"), "{}", ran.err);
     }
 }
 
 #[test]
-fn a_plan_that_fits_into_no_memory() {
-    let exhibit = Exhibit::of(|sandbox| {
+fn huge_plan_is_refused() {
+    let broken = BrokenTask::alive(|sandbox| {
         let plan = fs::File::create(sandbox.task("x", "plan.md")).expect("made");
         plan.set_len(1 << 40).expect("a sparse file");
     });
-    exhibit.0.run("dispatch-reconcile", &[]).shows(str![[r#"
+    broken.0.run("dispatch-reconcile", &[]).shows(str![[r#"
 exit 0
 x broken — plan.md is too large → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    exhibit.show(str![[r#"
+    broken.show(str![[r#"
 exit 65
 ! dispatch-reconcile: PROJECT/.dispatch/tasks/x/plan.md is too large
 !   it has 1048576 MiB, and no file of a task needs 64
@@ -686,27 +689,27 @@ exit 65
 }
 
 #[test]
-fn a_directory_without_a_task() {
-    let exhibit = Exhibit::of(|sandbox| {
+fn directory_without_task_is_ignored() {
+    let broken = BrokenTask::alive(|sandbox| {
         fs::create_dir(sandbox.task("empty", "")).expect("made");
         sandbox.write("planned", "plan.md", PLAN);
         sandbox.write("stray", "note.txt", "?");
     });
-    exhibit.status(str![[r#"
+    broken.status(str![[r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
 x running 0/2 1h idle — item 1: First
 "#]]);
 }
 
-/// The clock was an hour ahead when the task was made and ended, or is behind now.
+/// The clock was an hour ahead when the task was created, or is behind now.
 #[test]
-fn a_clock_that_went_backwards() {
+fn backwards_clock_changes_no_state() {
     let later = |seconds| {
         let time = SystemTime::now() + Duration::from_secs(seconds);
         humantime::format_rfc3339_seconds(time).to_string()
     };
-    let exhibit = Exhibit::of_dead(|sandbox| {
+    let broken = BrokenTask::dead(|sandbox| {
         let record = sandbox.read("x", "task.yaml");
         let created = record.lines().find(|line| line.starts_with("created")).expect("there");
         let record = record.replace(created, &format!("created: {}", later(7200)));
@@ -718,17 +721,17 @@ fn a_clock_that_went_backwards() {
             file.set_modified(SystemTime::now() + Duration::from_secs(3600)).expect("dated");
         }
     });
-    exhibit.status(str![[r#"
+    broken.status(str![[r#"
 exit 0
 x failed 0/2 AGE idle — exit code 7: At work. → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    exhibit.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
+    broken.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
 #ID x failed (0/2, AGE): "exit code 7: At work." → tell the user and ask; BIN/try again: dispatch-spawn x --resume
 "#]]);
-    // One that was made in the future is mended as any other.
-    let queued = Exhibit::of(|sandbox| {
+    // A task from the future is repaired too.
+    let queued = BrokenTask::alive(|sandbox| {
         fs::remove_dir_all(sandbox.task("x", "worker")).expect("removed");
         let file = fs::File::open(sandbox.task("x", "task.yaml")).expect("there");
         file.set_modified(SystemTime::now() + Duration::from_secs(3600)).expect("dated");
@@ -742,7 +745,7 @@ x running 0/2 1h idle — item 1: First
     kill_and_wait(queued.0.worker_of("x", 1));
 }
 
-/// Everything that is called for a task, in a state in which it may fail.
+/// All calls for a task; each may fail in a broken state.
 const CALLS: [&[&str]; 13] = [
     &["dispatch-reconcile", "status", "--all"],
     &["dispatch-reconcile", "status", "--json"],
@@ -759,8 +762,7 @@ const CALLS: [&[&str]; 13] = [
     &["dispatch-spawn", "x"],
 ];
 
-/// Calls all of that, none of which may panic, fail without a word, or say a secret. Returns what
-/// they refused.
+/// Makes all calls. No call may panic, fail without a message, or print a secret. Returns the refusals.
 #[track_caller]
 fn call_all(sandbox: &Sandbox) -> String {
     let mut refused = String::new();
@@ -783,7 +785,7 @@ fn call_all(sandbox: &Sandbox) -> String {
     sandbox.redactions().apply(&refused)
 }
 
-/// A place outside the project to which symlinks lead.
+/// Creates a directory outside the project, for symlinks to lead to.
 fn outside(sandbox: &Sandbox) -> PathBuf {
     let outside = sandbox.temporary().join("outside");
     for directory in ["1", "x/ipc", "x/worker/1"] {
@@ -801,7 +803,7 @@ fn outside(sandbox: &Sandbox) -> PathBuf {
     outside
 }
 
-/// Checks that what is outside is as it was.
+/// Checks that nothing outside the project changed.
 #[track_caller]
 fn unchanged(before: &Tree, sandbox: &Sandbox, what: &str) {
     let after = tree(&[sandbox.temporary()]);
@@ -810,10 +812,10 @@ fn unchanged(before: &Tree, sandbox: &Sandbox, what: &str) {
     assert!(changed.is_empty(), "{what}: {changed:?}");
 }
 
-/// A worker in its sandbox, or a repository that was cloned, may plant a symlink: nothing is read or
-/// written where it leads.
+/// A sandboxed worker or a cloned repository may plant a symlink. Helpers must not read or write its
+/// target.
 #[test]
-fn a_symlink_that_leads_outside() {
+fn symlink_to_outside_is_never_followed() {
     let mut all = String::new();
     for (path, target) in [
         ("plan.md", "secret"),
@@ -841,7 +843,7 @@ fn a_symlink_that_leads_outside() {
         ("worker/1/plan.md", "secret"),
         ("worker/1/session", "secret"),
     ] {
-        let exhibit = Exhibit::of_dead(|sandbox| {
+        let broken = BrokenTask::dead(|sandbox| {
             let (at, outside) = (sandbox.task("x", path), outside(sandbox));
             sandbox.write("x", "ipc/001.question", "Which?\n");
             let _ = fs::remove_file(&at);
@@ -849,13 +851,13 @@ fn a_symlink_that_leads_outside() {
             fs::create_dir_all(at.parent().expect("a directory")).expect("made");
             symlink(outside.join(target), at).expect("linked");
         });
-        let status = exhibit.0.run("dispatch-reconcile", &[]).ok();
+        let status = broken.0.run("dispatch-reconcile", &[]).ok();
         assert!(status.contains("neighbour running"), "{path}: {status}");
         let own = status.lines().filter(|line| line.starts_with("x "));
         all.push_str(&format!("{path}: {}\n", own.collect::<Vec<_>>().join("\n")));
-        let before = tree(&[exhibit.0.temporary()]);
-        call_all(&exhibit.0);
-        unchanged(&before, &exhibit.0, path);
+        let before = tree(&[broken.0.temporary()]);
+        call_all(&broken.0);
+        unchanged(&before, &broken.0, path);
     }
     same(
         &Sandbox::new().redactions().apply(&all),
@@ -890,15 +892,15 @@ worker/1/session: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor 
 }
 
 #[test]
-fn a_task_that_is_a_symlink() {
-    let exhibit = Exhibit::of_dead(|sandbox| {
+fn symlinked_task_is_refused() {
+    let broken = BrokenTask::dead(|sandbox| {
         let outside = outside(sandbox);
         fs::remove_dir_all(sandbox.task("x", "")).expect("removed");
         let at = sandbox.project().join(".dispatch/tasks/x");
         symlink(outside.join("x"), at).expect("linked");
     });
-    let before = tree(&[exhibit.0.temporary()]);
-    exhibit
+    let before = tree(&[broken.0.temporary()]);
+    broken
         .status(str![[r#"
 exit 0
 x broken — x is a symlink → dispatch-reconcile show x
@@ -911,7 +913,7 @@ exit 65
 !   next: remove it, or put what it leads to in its place
 "#]]);
     same(
-        &call_all(&exhibit.0),
+        &call_all(&broken.0),
         str![[r#"
 dispatch-reconcile show: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
 dispatch-reconcile show: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
@@ -926,11 +928,11 @@ dispatch-spawn x: dispatch-spawn: PROJECT/.dispatch/tasks/x is a symlink
 
 "#]],
     );
-    unchanged(&before, &exhibit.0, "tasks/x");
-    // Also one that leads nowhere.
-    fs::remove_file(exhibit.0.project().join(".dispatch/tasks/x")).expect("removed");
-    symlink("nowhere", exhibit.0.project().join(".dispatch/tasks/x")).expect("linked");
-    exhibit.status(str![[r#"
+    unchanged(&before, &broken.0, "tasks/x");
+    // A dangling symlink is refused too.
+    fs::remove_file(broken.0.project().join(".dispatch/tasks/x")).expect("removed");
+    symlink("nowhere", broken.0.project().join(".dispatch/tasks/x")).expect("linked");
+    broken.status(str![[r#"
 exit 0
 x broken — x is a symlink → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
@@ -938,7 +940,7 @@ neighbour running 0/2 1h idle — item 1: First
 }
 
 #[test]
-fn a_project_whose_tasks_are_a_symlink() {
+fn symlinked_task_list_is_refused() {
     for (path, target) in [(".dispatch/tasks", "tasks"), (".dispatch", "")] {
         let sandbox = Sandbox::new();
         sandbox.workers(&[]);
@@ -972,16 +974,15 @@ PROJECT/PATH is a symlink
         );
         assert_eq!(refused.lines().count(), CALLS.len() - 1, "{refused}");
         unchanged(&before, &sandbox, path);
-        // A hook of the host stays silent.
+        // The host's hook stays silent.
         let host = Host::new(&sandbox);
         let hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
         assert_eq!((hook.code, hook.err.as_str()), (Some(0), ""));
     }
 }
 
-/// A host's hook hears of the others while one task cannot be told of.
 #[test]
-fn news_of_others_comes_through() {
+fn unreadable_task_hides_no_news_of_others() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     let host = Host::new(&sandbox);
@@ -1000,7 +1001,7 @@ fn news_of_others_comes_through() {
     }
 }
 
-/// Runs a call as a user who may write nothing here, or as the test's own if that is no root.
+/// Runs a call as a user without write access, or as the test's own user if that is not root.
 fn as_nobody(call: Call) -> Call {
     call.with(|command| {
         if nix::unistd::geteuid().is_root() {
@@ -1010,14 +1011,14 @@ fn as_nobody(call: Call) -> Call {
 }
 
 #[test]
-fn a_directory_that_only_another_may_write_to() {
+fn unwritable_directory_is_reported() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.worked_at("neighbour", "idle", &own());
     sandbox.worked_at("x", "idle", &dead());
     sandbox.queued("waits", "idle");
     sandbox.write("x", "ipc/001.question", "Which?\n");
-    // Where that user finds them.
+    // The other user needs helpers in a readable place.
     let helpers = sandbox.top().join("helpers");
     crate::support::helpers::install(&helpers);
     let bin = helpers.join(crate::support::helpers::VERSION.as_str());
@@ -1100,7 +1101,7 @@ dispatch-spawn: the task id 'x' is taken
 }
 
 #[test]
-fn a_directory_that_only_another_may_read() {
+fn unreadable_directory_is_reported() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.worked_at("neighbour", "idle", &own());
@@ -1127,7 +1128,7 @@ exit 1
 !   next: call as the owner, or change the mode
 "#]]);
     mode(&tasks.join("x"), "a+rx");
-    // Without either, and where only the names can be read.
+    // Without any access, and with names only.
     for bits in ["a-rwx", "a+r"] {
         mode(&tasks, bits);
         run(&[]).shows(str![[r#"
@@ -1148,7 +1149,7 @@ dispatch: 1 broken
     mode(&tasks.join("x"), "u+rwx");
 }
 
-/// A task whose worker has committed something, and that worktree.
+/// A task whose worker has committed, and its worktree.
 fn with_a_worktree() -> (Sandbox, PathBuf) {
     let commits = "echo work >>work; git add . && git commit -q -m Work";
     let sandbox = worktrees::ready(&[("commits", commits)]);
@@ -1159,9 +1160,9 @@ fn with_a_worktree() -> (Sandbox, PathBuf) {
     (sandbox, path)
 }
 
-/// A task whose worktree somebody deleted, with what was not committed in it.
+/// The person deleted the worktree with its uncommitted changes.
 #[test]
-fn a_deleted_worktree() {
+fn deleted_worktree_keeps_branch() {
     let (sandbox, path) = with_a_worktree();
     fs::remove_dir_all(&path).expect("removed");
     let status = || sandbox.run("dispatch-reconcile", &[]);
@@ -1184,7 +1185,7 @@ attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.lo
 exit 1
 kept x: not merged: 1 commit is only in dispatch/x; merge brings back what is on its branch
 "#]]);
-    // Also when git has forgotten it.
+    // Git has forgotten the worktree too.
     sandbox.git(&["worktree", "prune"]);
     show().shows(str![[r#"
 exit 0
@@ -1200,7 +1201,7 @@ attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.lo
 exit 1
 kept x: not merged: 1 commit is only in dispatch/x; merge brings back what is on its branch
 "#]]);
-    // The branch has the commits, and a worker gets its worktree again.
+    // The branch keeps the commits, and a resumed worker gets a new worktree.
     sandbox.ok("dispatch-spawn", &["x", "--resume"]);
     assert!(path.join("work").exists());
     worktrees::until_over(&sandbox, "x");
@@ -1211,9 +1212,9 @@ dispatch/x: 2 commits into main (fast-forward); dispatch-reconcile clean x remov
 "#]]);
 }
 
-/// A person has looked at a task's branch in their own checkout, or in another.
+/// The person has checked the task's branch out in their own checkout.
 #[test]
-fn a_branch_that_is_checked_out_elsewhere() {
+fn branch_checked_out_elsewhere_is_left_alone() {
     let (sandbox, path) = with_a_worktree();
     sandbox.git(&["worktree", "remove", "--force", &path.display().to_string()]);
     sandbox.git(&["checkout", "-q", "dispatch/x"]);
@@ -1245,7 +1246,7 @@ exit 73
 !   next: git -C PROJECT switch BRANCH, and try again
 "#]]);
     assert!(!path.exists());
-    // All is well when the person is on another branch.
+    // After a switch to another branch, the task resumes.
     sandbox.git(&["switch", "-q", "main"]);
     assert_eq!(resume().code, Some(0));
     sandbox.wait_for_state("x", "incomplete");

@@ -1,5 +1,5 @@
-//! A project's own files may hold tasks, made by whoever made the project: a repository that is
-//! cloned, an archive. The helpers carry out only what the user's own helpers dispatched.
+//! A cloned repository or an archive may bring tasks along. The helpers run only tasks that the user's
+//! own helpers dispatched.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,8 +11,8 @@ use crate::support::process::{all_of, kill_and_wait};
 use crate::support::text::{names, tree};
 use crate::support::{Host, Sandbox, wait_until};
 
-/// A task whose worker ended and whose question is answered since: any helper goes on with it.
-fn to_be_gone_on_with() -> Sandbox {
+/// A task with an answer that came after its worker ended: any helper would resume it.
+fn task_with_late_answer() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
@@ -24,8 +24,8 @@ fn to_be_gone_on_with() -> Sandbox {
     sandbox
 }
 
-/// Every call that a host makes, and a hook of it.
-fn calls_everything(sandbox: &Sandbox) {
+/// Makes every call that a host or its hook makes.
+fn make_every_call(sandbox: &Sandbox) {
     let host = Host::new(sandbox);
     let calls: [(&str, &[&str]); 9] = [
         ("dispatch-config", &["brief"]),
@@ -43,7 +43,7 @@ fn calls_everything(sandbox: &Sandbox) {
     }
 }
 
-/// Where the user's helpers keep what was decided about the only task.
+/// The file in which the user's helpers keep the decisions about the only task.
 fn claim(sandbox: &Sandbox) -> PathBuf {
     let claims = sandbox.home().join(".dispatch/claims");
     let [only] = &names(&claims)[..] else { panic!("one claim in {}", claims.display()) };
@@ -51,14 +51,14 @@ fn claim(sandbox: &Sandbox) -> PathBuf {
 }
 
 #[test]
-fn a_task_that_the_user_has_not_dispatched_is_named_and_never_carried_out() {
-    let sandbox = to_be_gone_on_with();
+fn foreign_task_is_named_and_never_run() {
+    let sandbox = task_with_late_answer();
     let ours = sandbox.read("x", "task.yaml");
     let claim = claim(&sandbox);
     let (nonce, decided) = (claim.file_name().and_then(OsStr::to_str), fs::read(&claim));
     let (nonce, decided) = (nonce.expect("a name"), decided.expect("decided"));
     let of_another = String::from_utf8_lossy(&decided);
-    // Of the same name, in another project.
+    // A claim of the same name in another project.
     let of_another = of_another.replace("/.dispatch/tasks/x\"", "/other/.dispatch/tasks/x\"");
     assert_ne!(of_another.as_bytes(), decided);
     let forged = ["0".repeat(16), format!("../claims/{nonce}"), String::new()];
@@ -68,7 +68,7 @@ fn a_task_that_the_user_has_not_dispatched_is_named_and_never_carried_out() {
         fs::write(&claim, claimed.unwrap_or(decided.clone())).expect("written");
         fs::write(sandbox.task("x", "task.yaml"), theirs).expect("written");
         let before = tree(&[sandbox.task("x", "")]);
-        calls_everything(&sandbox);
+        make_every_call(&sandbox);
         assert_eq!(tree(&[sandbox.task("x", "")]), before);
         assert_eq!(all_of(&sandbox.home()), [0; 0]);
         sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
@@ -88,7 +88,7 @@ default: idle; models: idle
 x broken — task 'x' is not yours → dispatch-reconcile show x
 "#]]);
     }
-    // With it, it is gone on with.
+    // With the real record and claim, the task resumes.
     fs::write(&claim, decided).expect("written");
     fs::write(sandbox.task("x", "task.yaml"), ours).expect("written");
     sandbox.ok("dispatch-reconcile", &[]);
@@ -96,8 +96,8 @@ x broken — task 'x' is not yours → dispatch-reconcile show x
 }
 
 #[test]
-fn a_worker_that_rewrites_its_record_gets_no_more_access() {
-    let sandbox = to_be_gone_on_with();
+fn worker_that_rewrites_its_record_gains_no_access() {
+    let sandbox = task_with_late_answer();
     let more = sandbox.read("x", "task.yaml").replace("access: write", "access: full");
     fs::write(sandbox.task("x", "task.yaml"), more).expect("written");
     let shown = sandbox.ok("dispatch-reconcile", &["show", "x", "--json"]);
@@ -106,7 +106,7 @@ fn a_worker_that_rewrites_its_record_gets_no_more_access() {
 }
 
 #[test]
-fn what_was_decided_goes_with_the_task() {
+fn removed_task_takes_its_claim() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[("ends", "exit 0")]);
     sandbox.dispatch("x", "ends");

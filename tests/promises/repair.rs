@@ -1,4 +1,4 @@
-//! What a crash left is mended by whoever looks first, and said in one line; nothing else changes.
+//! The first look after a crash repairs what it left, and reports that in one line.
 
 use std::fs;
 
@@ -20,9 +20,9 @@ fn status(sandbox: &Sandbox) -> Ran {
     sandbox.run("dispatch-reconcile", &[])
 }
 
-/// A second look mends nothing, changes nothing, and says nothing of it.
+/// A second look repairs, changes and reports nothing.
 #[track_caller]
-fn nothing_is_left_to_mend(sandbox: &Sandbox) {
+fn assert_nothing_left_to_repair(sandbox: &Sandbox) {
     let before = tree(&[sandbox.home(), sandbox.temporary()]);
     let said = status(sandbox).ok();
     assert!(!said.contains("repaired"), "{said}");
@@ -30,7 +30,7 @@ fn nothing_is_left_to_mend(sandbox: &Sandbox) {
 }
 
 #[test]
-fn all_that_was_mended_is_said_in_one_line_and_once() {
+fn repairs_are_reported_in_one_line_once() {
     let sandbox = project();
     for id in ["one", "two", "three"] {
         sandbox.queued(id, "idle");
@@ -48,13 +48,13 @@ one running 0/2 1h idle — item 1: First
 three running 0/2 1h idle — item 1: First
 two running 0/2 1h idle — item 1: First
 "#]]);
-    nothing_is_left_to_mend(&sandbox);
+    assert_nothing_left_to_repair(&sandbox);
     assert!(runs(sandbox.worker_of("one", 1)));
 }
 
-/// A worker that lives needs no mending, although its supervisor is dead.
+/// A living worker needs no repair, although its supervisor is dead.
 #[test]
-fn a_live_worker_stays_what_it_is() {
+fn live_worker_without_supervisor_is_left_alone() {
     let sandbox = project();
     sandbox.dispatch("x", "idle");
     kill_and_wait(sandbox.supervisor_of("x"));
@@ -62,7 +62,7 @@ fn a_live_worker_stays_what_it_is() {
 exit 0
 x running 0/2 AGE idle — item 1: First
 "#]]);
-    nothing_is_left_to_mend(&sandbox);
+    assert_nothing_left_to_repair(&sandbox);
     assert!(runs(sandbox.worker_of("x", 1)));
     kill_and_wait(sandbox.worker_of("x", 1));
     status(&sandbox).shows(str![[r#"
@@ -70,11 +70,11 @@ exit 0
 repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 "#]]);
-    nothing_is_left_to_mend(&sandbox);
+    assert_nothing_left_to_repair(&sandbox);
 }
 
 #[test]
-fn the_first_brief_of_a_new_session_says_what_it_took_over() {
+fn first_brief_reports_adopted_tasks() {
     let sandbox = project();
     let old = Host::new(&sandbox);
     for id in ["x", "y"] {
@@ -96,9 +96,9 @@ y running 0/2 AGE idle — item 1: First
     assert!(!brief().ok().contains("repaired"));
 }
 
-/// What a CLI has said to its end is known, also when nobody lived to hear it.
+/// The log holds what a CLI said at its end, also if no supervisor was there to read it.
 #[test]
-fn the_log_tells_how_a_worker_ended_that_nobody_saw() {
+fn log_tells_how_unseen_worker_ended() {
     let sandbox = project();
     let result = r#"{"type":"result","subtype":"success","is_error":false,"result":"Done.","model_usage_since_last_result":{"opus":{"inputTokens":1000,"outputTokens":200,"costUSD":0.25}}}"#;
     let refused = r#"{"type":"result","subtype":"success","is_error":true,"result":"Not logged in · Please run /login"}"#;
@@ -107,7 +107,7 @@ fn the_log_tells_how_a_worker_ended_that_nobody_saw() {
         sandbox.write(id, "worker/1/output.log", format!("{log}\n"));
     }
     sandbox.tick_all("complete");
-    // It was at work, so that a failure that it might have recovered from says nothing.
+    // The worker was still running, so a failure that it may have recovered from proves nothing.
     sandbox.worked_at("cut", "claude", &dead());
     let retry = r#"{"type":"system","subtype":"api_retry","error":"rate_limit"}"#;
     sandbox.write("cut", "worker/1/output.log", format!("{retry}\n{{\"type\":\"assis"));
@@ -119,12 +119,12 @@ cut lost 0/2 AGE claude — the worker is gone and nobody saw it end → dispatc
 left incomplete 0/2 AGE claude $0.25 → dispatch-spawn left --resume
 complete done 2/2 AGE claude $0.25 — finish marker missing
 "#]]);
-    nothing_is_left_to_mend(&sandbox);
+    assert_nothing_left_to_repair(&sandbox);
 }
 
-/// A rate limit that nobody was there to wait for is waited for from now on.
+/// A repair starts the wait for a rate limit that no supervisor saw.
 #[test]
-fn a_worker_that_met_its_limit_unseen_is_parked() {
+fn unseen_rate_limit_parks_task() {
     let sandbox = project();
     sandbox.worked_at("x", "claude", &dead());
     let limit = r#"{"type":"rate_limit_event","rate_limit_info":{"status":"rejected","resetsAt":RESETS}}
@@ -139,12 +139,12 @@ exit 0
 repaired: x marked parked; x restarted
 x parked 0/2 AGE claude — rate limit, until TIME: You've hit your session limit
 "#]]);
-    nothing_is_left_to_mend(&sandbox);
+    assert_nothing_left_to_repair(&sandbox);
     assert!(runs(sandbox.supervisor_of("x")), "it waits");
 }
 
 #[test]
-fn only_a_dead_writers_temporary_file_goes() {
+fn only_temporary_files_of_dead_writers_are_removed() {
     let sandbox = project();
     sandbox.dispatch("x", "idle");
     let crash = sandbox.worker("x", &["tell", "Careful."]).crash_at("001:written");
@@ -159,12 +159,12 @@ fn only_a_dead_writers_temporary_file_goes() {
     let said = status(&sandbox).ok();
     assert!(said.starts_with("repaired: 1 temporary file removed\n"), "{said}");
     assert!(sandbox.task("x", alive).exists());
-    nothing_is_left_to_mend(&sandbox);
+    assert_nothing_left_to_repair(&sandbox);
 }
 
-/// A worker that looks at the tasks mends nothing: it may see other processes than the host.
+/// A worker may see other processes than the host, so its look must not repair.
 #[test]
-fn a_worker_mends_nothing() {
+fn worker_repairs_nothing() {
     let sandbox = project();
     sandbox.queued("x", "idle");
     sandbox.worked_at("y", "idle", &dead());
@@ -179,9 +179,9 @@ x queued 0/2 1h idle
     assert_eq!(tree(&[sandbox.home()]), before);
 }
 
-/// What a program reads has no line about repairs in it, and every task.
+/// The JSON has every task, and no line about repairs.
 #[test]
-fn json_stays_json() {
+fn repairs_keep_json_output_valid() {
     let sandbox = project();
     sandbox.worked_at("gone", "idle", &dead());
     sandbox.write("torn", "task.yaml", "format: 1\nnonce: [\n");
@@ -193,9 +193,8 @@ fn json_stays_json() {
     assert!(json[1]["because"].as_str().is_some_and(|why| why.contains("torn/task.yaml")));
 }
 
-/// Several that look at once mend each thing once.
 #[test]
-fn of_many_that_look_at_once_each_thing_is_mended_once() {
+fn concurrent_looks_repair_each_task_once() {
     let sandbox = project();
     for id in ["one", "two"] {
         sandbox.queued(id, "idle");
@@ -212,9 +211,9 @@ fn of_many_that_look_at_once_each_thing_is_mended_once() {
     }
 }
 
-/// Whoever deletes `.dispatch/` has the work still, and is told where.
+/// A person who deleted `.dispatch/` still has the work, and is told where.
 #[test]
-fn work_whose_task_is_gone_is_pointed_at() {
+fn orphaned_work_is_listed() {
     let sandbox = Sandbox::with_git();
     sandbox.workers(&[]);
     for id in ["x", "y"] {
@@ -232,8 +231,8 @@ exit 0
 y running 0/2 AGE idle — item 1: First
 orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings it back, git worktree remove HOME/.dispatch/worktrees/project-HASH/x removes it and what git ignores in it
 "#]]);
-    nothing_is_left_to_mend(&sandbox);
-    // Its commits are on no branch.
+    assert_nothing_left_to_repair(&sandbox);
+    // The commits of a detached HEAD are on no branch.
     let path = fs::read_dir(sandbox.home().join(".dispatch/worktrees")).expect("there");
     let path = path.flatten().map(|it| it.path().join("x")).find(|it| it.join(".git").exists());
     let path = path.expect("there");
@@ -245,7 +244,7 @@ y running 0/2 AGE idle — item 1: First
 orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — git -C HOME/.dispatch/worktrees/project-HASH/x switch -c NAME keeps its commits; and 1 more: dispatch-reconcile clean --dry-run
 "#]]);
     inside(&["checkout", "-q", "dispatch/x"]);
-    // As it is told.
+    // The printed commands work.
     sandbox.git(&["worktree", "remove", &path.display().to_string()]);
     status(&sandbox).shows(str![[r#"
 exit 0
@@ -254,7 +253,7 @@ orphaned, of no task here: branch dispatch/x — git merge dispatch/x brings it 
 "#]]);
     sandbox.git(&["branch", "-d", "dispatch/x"]);
     assert!(!status(&sandbox).ok().contains("orphaned"));
-    // Several are still one line.
+    // Several orphans still take one line.
     for id in ["a", "b", "c"] {
         sandbox.git(&["branch", &format!("dispatch/{id}")]);
     }
@@ -263,7 +262,7 @@ exit 0
 y running 0/2 AGE idle — item 1: First
 orphaned, of no task here: branch dispatch/a — git merge dispatch/a brings it back, git branch -d dispatch/a removes it; and 2 more: dispatch-reconcile clean --dry-run
 "#]]);
-    // Which names all of them, also such as are packed, and not that of a task that begins.
+    // `clean` lists all of them, also packed ones, but not the branch of a task that is starting.
     sandbox.git(&["pack-refs", "--all"]);
     sandbox.git(&["branch", "dispatch/begins"]);
     sandbox.plan("begins", PLAN);
