@@ -77,7 +77,7 @@ fn half_written_temporary_files_are_removed() {
     BrokenTask::alive(|sandbox| {
         sandbox.write("x", "ipc/.001.question.abc123.dispatch.tmp", "Which da");
         sandbox.write("x", "ipc/002.question.tmp", "Whi");
-        sandbox.write("x", ".plan.md.abc123.tmp", "# Ti");
+        sandbox.write("x", ".plan.md.abc123.dispatch.tmp", "# Ti");
     })
     .status(str![[r#"
 exit 0
