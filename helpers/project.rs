@@ -1,4 +1,4 @@
-//! Which directory a task belongs to, and how it is named.
+//! Projects: the directory or repository that tasks belong to.
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -15,29 +15,29 @@ use crate::files;
 use crate::process::{Identity, TASK_DIR};
 use crate::task::Task;
 
-/// What is in a project's directory of tasks.
+/// The content of a project's directory of tasks.
 #[derive(Debug, Default)]
 pub struct TaskList {
     /// The tasks, by name.
     pub tasks: Vec<Task>,
-    /// What is in the place of a task and is none, by name.
+    /// Entries that should be tasks and cannot be read, by name.
     pub broken: Vec<Broken>,
 }
 
-/// What should be a task and cannot be read.
+/// An entry that should be a task and cannot be read.
 #[derive(Debug)]
 pub struct Broken {
-    /// The name of its directory.
+    /// The directory's name.
     pub name: String,
-    /// Its directory.
+    /// The directory.
     pub directory: PathBuf,
-    /// Why.
+    /// Why the entry cannot be read.
     pub error: Error,
 }
 
 impl Broken {
-    /// A task that cannot be read, for that reason.
-    pub fn of(task: &Task, error: Error) -> Self {
+    /// A task that cannot be read.
+    pub fn from_task(task: &Task, error: Error) -> Self {
         let (name, directory) = (task.id().to_string(), task.directory().to_path_buf());
         Self { name, directory, error }
     }
@@ -64,7 +64,7 @@ impl Project {
         let home = std::env::home_dir();
         let holds_tasks = |directory: &&Path| directory.join(".dispatch/tasks").is_dir();
         let below_home = |directory: &&Path| home.as_deref() != Some(*directory);
-        // A home directory that is a repository (of dotfiles) does not own all that is below it.
+        // A home directory that is a repository (of dotfiles) does not own everything below it.
         let root = main_worktree(&start)
             .filter(|root| home.as_ref() != Some(root))
             .or_else(|| {
@@ -75,8 +75,8 @@ impl Project {
         Self::at(root)
     }
 
-    /// The project in that directory. One whose tasks would be somewhere else is refused: a
-    /// repository that was cloned may bring any symlink along.
+    /// The project in that directory. A symlinked `.dispatch` is refused, because a cloned repository may
+    /// bring one.
     fn at(root: PathBuf) -> Result<Self> {
         let project = Self { root };
         files::refuse_symlink(&project.root.join(".dispatch"))?;
@@ -89,51 +89,50 @@ impl Project {
         &self.root
     }
 
-    /// The directory with one directory for each task.
+    /// The parent directory of all tasks.
     pub fn tasks_dir(&self) -> PathBuf {
         self.root.join(".dispatch/tasks")
     }
 
-    /// The directory with the reports of tasks that were removed.
+    /// The directory with the reports of removed tasks.
     pub fn reports_dir(&self) -> PathBuf {
         self.root.join(".dispatch/reports")
     }
 
-    /// The directory with the locks of the hosts that wait here.
+    /// The directory with the locks of waiting hosts.
     pub fn hosts_dir(&self) -> PathBuf {
         self.root.join(".dispatch/hosts")
     }
 
-    /// The lock of a host's waiting hook; where it is missing, no hook of that host ever ran here.
+    /// The lock of a host's waiting hook. Without the file, no hook of that host ever ran here.
     pub fn hook_lock_path(&self, host: &Identity) -> PathBuf {
         self.hosts_dir().join(format!("{host}.lock"))
     }
 
-    /// The lock of the monitor that a host runs because it has no hook; one of which nothing is known
-    /// shares it with all such.
+    /// The lock of the monitor that a host without a hook runs. Unknown hosts share one.
     pub fn monitor_lock_path(&self, host: Option<&Identity>) -> PathBuf {
         let host = host.map_or_else(|| "unknown".into(), Identity::to_string);
         self.hosts_dir().join(format!("{host}.monitor.lock"))
     }
 
-    /// The lock of whoever starts supervisors for the tasks that lost theirs.
-    pub fn mend_lock_path(&self) -> PathBuf {
-        self.root.join(".dispatch/mend.lock")
+    /// The lock for restarting lost supervisors.
+    pub fn repair_lock_path(&self) -> PathBuf {
+        self.root.join(".dispatch/repair.lock")
     }
 
-    /// The file whose time says when temporary files were last looked for.
+    /// The file whose time stamp says when temporary files were last swept.
     pub fn swept_path(&self) -> PathBuf {
         self.root.join(".dispatch/swept")
     }
 
-    /// The directories, beside those of tasks, in which helpers write files.
+    /// The directories outside of tasks in which helpers write files.
     pub fn directories(&self) -> Vec<PathBuf> {
         let git = common_directory(&self.root).map(|common| common.join("info"));
         let own = [self.root.join(".dispatch"), self.tasks_dir(), self.reports_dir()];
         own.into_iter().chain(git).collect()
     }
 
-    /// Git's common directory, if the project is a repository and not one that others are in too.
+    /// Git's common directory, if the project is a repository and not the home directory.
     pub fn repository(&self) -> Option<PathBuf> {
         let is_home = std::env::home_dir().is_some_and(|home| home == self.root);
         common_directory(&self.root).filter(|_| !is_home)?.canonicalize().ok()
@@ -144,12 +143,12 @@ impl Project {
         Task::new(self.tasks_dir().join(id.as_str()), id.clone())
     }
 
-    /// All tasks that were dispatched here, by name. What is not a task's directory is passed over.
+    /// All tasks that were dispatched here, by name.
     pub fn tasks(&self) -> Vec<Task> {
         self.found().tasks
     }
 
-    /// All tasks that were dispatched here, by name, and what is in the place of one and is none.
+    /// All tasks that were dispatched here, and entries that should be tasks and cannot be read.
     pub fn found(&self) -> TaskList {
         let mut found = TaskList::default();
         let directory = self.tasks_dir();
@@ -158,7 +157,7 @@ impl Project {
             directory: directory.into(),
             error: Error::new(error).context(format!("cannot read {}", directory.display())),
         };
-        // By this name it is refused also where only the names in it may be read.
+        // The `.` makes a directory fail that may be listed and not entered.
         let entries = std::fs::read_dir(directory.join(".")).map_err(|error| {
             if error.kind() != ErrorKind::NotFound {
                 found.broken.push(cannot_read(".dispatch/tasks", &directory, error));
@@ -173,14 +172,14 @@ impl Project {
                     let task = Task::new(path, id);
                     if kind.is_dir() && task.was_dispatched() {
                         found.tasks.push(task);
-                    } else if let Err(error) = task.refuse_no_task() {
-                        found.broken.push(Broken::of(&task, error.into()));
+                    } else if let Err(error) = task.refuse_remains() {
+                        found.broken.push(Broken::from_task(&task, error.into()));
                     } else if let Err(error) = task.directory().join(".").try_exists() {
                         let name = task.id().as_str();
                         found.broken.push(cannot_read(name, task.directory(), error));
                     }
                 }
-                // Somebody has renamed it.
+                // Somebody renamed the task's directory.
                 _ if kind.is_dir() && path.join("task.yaml").exists() => {
                     found.broken.push(Broken {
                         name: name.to_string_lossy().into_owned(),
@@ -201,10 +200,10 @@ impl Project {
     /// The task of that name.
     ///
     /// # Errors
-    /// [`Exit::Data`], naming those that there are, if it was never dispatched.
+    /// [`Exit::Data`] with the names of existing tasks, if it was never dispatched.
     pub fn existing_task(&self, id: &TaskId) -> Result<Task> {
         let task = self.task(id);
-        task.refuse_no_task()?;
+        task.refuse_remains()?;
         if task.was_dispatched() {
             return Ok(task);
         }
@@ -226,11 +225,11 @@ impl Project {
             .into())
     }
 
-    /// Makes `.dispatch/` and keeps it out of git, so that neither `git add` nor a worker's
+    /// Creates `.dispatch/` and excludes it from git, so that neither `git add` nor a worker's
     /// `git clean` touches it.
     pub fn prepare(&self) -> Result<()> {
         files::create_private_directory(&self.tasks_dir())?;
-        // The host, which wrote the plan, may have made it readable for all.
+        // The host's editor may have made the directory readable for everybody.
         let top = self.root.join(".dispatch");
         std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o700))
             .with_context(|| format!("cannot make {} private", top.display()))?;
@@ -254,7 +253,7 @@ impl Project {
 fn main_worktree(start: &Path) -> Option<PathBuf> {
     let top = start.ancestors().find(|directory| {
         let dot_git = directory.join(".git");
-        // A sandbox may leave an empty .git behind, which is none to git either.
+        // Some sandboxes leave an empty .git behind, which git ignores too.
         dot_git.is_file() || dot_git.join("HEAD").symlink_metadata().is_ok()
     })?;
     let common = common_directory(top)?;

@@ -1,6 +1,7 @@
-//! What a crash left is mended by whoever looks first: `brief` and `status` do this before they show
-//! anything, `watch` when it has drawn the tasks. It changes nothing else, and a second call finds
-//! nothing to mend.
+//! Repairs after crashes. `brief` and `status` repair before they show anything, `watch` after it has
+//! drawn the tasks.
+//!
+//! Invariant: a second call finds nothing to repair.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -18,28 +19,28 @@ use crate::worker::supervise;
 /// How far a file system's clock may lag behind ours.
 const CLOCK_SLACK: Duration = Duration::from_secs(2);
 
-/// Tasks as they are when what a crash left is mended.
+/// Tasks after repairs.
 #[derive(Debug, Default)]
 pub struct Repaired {
-    /// Those that can be read.
+    /// The readable tasks.
     pub views: Vec<View>,
-    /// The others.
+    /// The unreadable entries.
     pub broken: Vec<Broken>,
-    /// What was mended.
-    pub mended: Mended,
+    /// The repairs.
+    pub repairs: Repairs,
 }
 
-/// What was mended, to say it in one line; empty if nothing was.
+/// The repairs, for one line of output.
 #[derive(Debug, Default)]
-pub struct Mended {
-    /// What became of tasks, in the order in which it happened.
+pub struct Repairs {
+    /// Each repair with its tasks, in order.
     tasks: Vec<(String, Vec<TaskId>)>,
-    /// How many temporary files went.
+    /// How many temporary files were removed.
     temporary: usize,
 }
 
-impl Mended {
-    /// Notes that a task was adopted, restarted, or marked as what it is.
+impl Repairs {
+    /// Notes what was done to a task: adopted, restarted, or marked with a label.
     pub fn note(&mut self, task: &TaskId, what: &str) {
         match self.tasks.iter_mut().find(|(other, _)| other == what) {
             Some((_, tasks)) => tasks.push(task.clone()),
@@ -47,13 +48,13 @@ impl Mended {
         }
     }
 
-    /// Whether there was nothing to mend.
+    /// Whether there was nothing to repair.
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty() && self.temporary == 0
     }
 }
 
-impl fmt::Display for Mended {
+impl fmt::Display for Repairs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
         for (what, tasks) in &self.tasks {
@@ -74,40 +75,40 @@ impl fmt::Display for Mended {
     }
 }
 
-/// Reads what was found in a project and mends what a crash left of them: an end that nobody saw is
-/// recorded, what waits without a supervisor or has an answer that no worker took is started again,
-/// and temporary files whose writer is dead go. A worker mends nothing.
+/// Reads a project's tasks and repairs what crashes left: records ends that nobody saw, restarts lost
+/// supervisors, resumes tasks with an unread answer, removes temporary files of dead writers. Inside
+/// a worker it only reads.
 pub fn repair(project: &Project, found: TaskList) -> Repaired {
     let mut repaired = Repaired { broken: found.broken, ..Repaired::default() };
     for task in &found.tasks {
         match task.view() {
             Ok(view) => repaired.views.push(view),
-            Err(error) => repaired.broken.push(Broken::of(task, error)),
+            Err(error) => repaired.broken.push(Broken::from_task(task, error)),
         }
     }
     if std::env::var_os(TASK_DIR).is_none() {
-        let Repaired { views, mended, .. } = &mut repaired;
+        let Repaired { views, repairs, .. } = &mut repaired;
         for view in views.iter_mut() {
-            mend_end(view, mended);
+            repair_end(view, repairs);
         }
         for started in supervise::restart_abandoned(project, views) {
-            mended.note(&started, "restarted");
+            repairs.note(&started, "restarted");
             refresh(views.iter_mut().find(|view| *view.task.id() == started));
         }
-        mended.temporary = remove_leftovers(project, views);
+        repairs.temporary = remove_leftovers(project, views);
     }
     repaired
 }
 
-/// Records an end that nobody saw, and lets a task go on whose answer came after it.
-fn mend_end(view: &mut View, mended: &mut Mended) {
-    // What cannot be recorded now is seen again the next time.
+/// Records an unseen end, and resumes a task whose answer came after it.
+fn repair_end(view: &mut View, repairs: &mut Repairs) {
+    // A failure to record comes back at the next look.
     if supervise::record_unknown_end(view).unwrap_or(false) {
         refresh(Some(view));
-        mended.note(view.task.id(), &format!("marked {}", view.label()));
+        repairs.note(view.task.id(), &format!("marked {}", view.label()));
     }
     if supervise::resume_if_answered(view) {
-        mended.note(view.task.id(), "restarted");
+        repairs.note(view.task.id(), "restarted");
         refresh(Some(view));
     }
 }
@@ -120,8 +121,8 @@ fn refresh(view: Option<&mut View>) {
     }
 }
 
-/// Removes temporary files whose writer is dead from every directory that changed since the last
-/// time: else a thousand tasks would be read through at every look.
+/// Removes temporary files of dead writers from directories that changed since the last sweep, so that
+/// a thousand tasks are not searched at every look.
 fn remove_leftovers(project: &Project, views: &[View]) -> usize {
     let stamp = project.swept_path();
     let now = SystemTime::now();
@@ -131,7 +132,7 @@ fn remove_leftovers(project: &Project, views: &[View]) -> usize {
         modified.is_ok_and(|modified| since.is_none_or(|since| modified >= since))
     };
     let own = dirs::dispatch_home().into_iter().chain(project.directories());
-    // What is left in one that is done disturbs nobody.
+    // Leftovers in finished tasks disturb nobody.
     let of_tasks = views.iter().filter(|view| view.state != State::Done).flat_map(directories);
     let (mut removed, mut left) = (0, 0);
     for directory in own.chain(of_tasks).filter(changed) {
@@ -139,16 +140,15 @@ fn remove_leftovers(project: &Project, views: &[View]) -> usize {
         removed += gone;
         left += stays;
     }
-    // What is left is looked at again. Where nothing can be noted, everything is.
+    // Sweep again while files are left, or if the stamp cannot be written.
     if left == 0 && project.tasks_dir().is_dir() {
         let _ = files::touch(&stamp, now - CLOCK_SLACK);
     }
     removed
 }
 
-/// What dispatch made in the repository and no task of the project knows, in one line: somebody
-/// deleted the tasks and not the work. Nothing here is mended, because only a person knows whether it
-/// is still wanted.
+/// A line about worktrees and branches of deleted tasks. They are only named, because only a person
+/// knows whether the work is still wanted.
 pub fn orphans(project: &Project, views: &[View]) -> Option<String> {
     let mut made = git::artifacts(&project.repository()?);
     made.retain(|it| !views.iter().any(|view| is_known(it, &view.record)));
@@ -163,19 +163,19 @@ pub fn orphans(project: &Project, views: &[View]) -> Option<String> {
     orphans.first().map(|first| format!("orphaned, of no task here: {}{more}", first.remedy()))
 }
 
-/// Those of them that no task of the project knows.
+/// The artifacts that belong to no task of the project.
 pub fn without_task(project: &Project, mut made: Vec<Artifact>) -> Vec<Artifact> {
-    // Of one that cannot be read nobody knows which is its worktree.
+    // Unreadable tasks may own any worktree, so report none.
     let TaskList { tasks, broken } = project.found();
     let records = tasks.iter().map(Task::record).collect::<Result<Vec<_>, _>>();
     let Some(records) = records.ok().filter(|_| broken.is_empty()) else { return Vec::new() };
     made.retain(|it| !records.iter().flatten().any(|record| is_known(it, record)));
-    // That of a task which is just being dispatched.
+    // Skip the worktree of a task that is being dispatched.
     let plan = |it: &Artifact| project.tasks_dir().join(it.name()).join("plan.md");
     let begins =
         |it: &Artifact| plan(it).exists() && !plan(it).with_file_name("task.yaml").exists();
     made.retain(|it| !begins(it));
-    // A worktree's own branch is not told of a second time.
+    // Report a worktree's branch with the worktree only.
     let worktrees: Vec<_> = made.iter().filter_map(Artifact::checked_out).collect();
     made.retain(|it| !matches!(it, Artifact::Branch(branch) if worktrees.contains(branch)));
     made
@@ -185,7 +185,7 @@ fn is_known(made: &Artifact, record: &Record) -> bool {
     record.worktree.iter().any(|own| made.belongs_to(own))
 }
 
-/// The directories of a task that helpers write to.
+/// The directories of a task that helpers write into.
 fn directories(view: &View) -> impl Iterator<Item = PathBuf> {
     let task = &view.task;
     let attempt = view.attempt.iter().map(|attempt| attempt.directory().to_path_buf());

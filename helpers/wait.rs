@@ -1,5 +1,7 @@
-//! Waiting for news: file and process events make a waiter look at once, a look every second finds
-//! what they missed, and only the look decides.
+//! Waiting for news: events of files and processes make a waiter look at once, and a safety scan every
+//! second finds what they missed.
+//!
+//! Invariant: an event only causes a look; the files decide.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,78 +20,75 @@ use crate::project::Project;
 use crate::task::{State, Task, View};
 use crate::worker::supervise;
 
-/// How often a waiter looks without being woken.
+/// How often a waiter looks without an event.
 pub const SAFETY_SCAN: Duration = Duration::from_secs(1);
 
-/// Of how many tasks one such look is at everything, in turn; of the others it is at the questions.
-/// A look at a place takes microseconds, and each has half a dozen.
+/// How many tasks each safety scan checks fully, in rotation. Of the others it checks only `ipc/`.
 const SAFETY_SCAN_TASKS: usize = 2;
 
-/// How often a waiter reads everything again, whatever the time stamps say.
+/// How often a waiter rereads everything, whatever the time stamps say.
 const WHOLE_SCAN: Duration = Duration::from_secs(600);
 
-/// How long news may go on coming before what came is told.
+/// How long news may keep arriving before it is delivered.
 const LONGEST_STORM: Duration = Duration::from_secs(3);
 
-/// How long a second change may get the same time stamp as the first: longer than a tick of the
-/// kernel's clock.
+/// How long two changes may share a time stamp: longer than a tick of the kernel's clock.
 const TICK: Duration = Duration::from_millis(50);
 
-/// The same for a file system that keeps seconds only, or even ones (FAT).
+/// The same on file systems with time stamps of one or two seconds (FAT).
 const COARSE_TICK: Duration = Duration::from_secs(3);
 
-/// What a waiter looks at.
+/// Waits for news of a project's tasks.
 pub struct Waiter {
     project: Project,
-    /// Only these tasks; all if there is none.
+    /// Only these tasks; all if empty.
     only: Vec<TaskId>,
-    /// Only tasks that this host owns, and not what its program tells by itself.
+    /// Only tasks that this host owns, without the events that the host program reports itself.
     host: Option<Identity>,
-    /// The host that hears what is said, if one does.
+    /// The host that reads this process's output, if a host does.
     listener: Option<Identity>,
     seen: BTreeMap<TaskId, WatchedTask>,
-    /// Of the directory of all tasks, which changes when a task comes or goes.
+    /// The time stamp of the directory of all tasks.
     all: Mark,
-    /// When a task went away that could have brought news.
+    /// When a task disappeared that could have brought news.
     gone: Option<Instant>,
-    /// How many tasks the safety scans have looked at.
+    /// How many tasks the safety scans have checked, for the rotation.
     scanned: usize,
-    /// Whether something cannot be watched, so that every look is at everything.
+    /// Whether something cannot be watched, so that every look rereads everything.
     blind: bool,
 }
 
 struct WatchedTask {
     mark: Mark,
-    /// `None` if the task is none of ours.
+    /// `None` if the task belongs to another host.
     view: Option<View>,
 }
 
-/// Which tasks are looked at, to read again those that changed.
+/// Which tasks a look checks for changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// All that there are now.
+    /// All tasks.
     All,
-    /// Those that somebody worked at, or was about to: whether they ask or have finished, and
-    /// everything else of the next few.
+    /// Tasks with a running or waiting worker: their `ipc/`, and everything of the next few.
     Open,
 }
 
 /// How a wait ended.
 pub enum Outcome {
-    /// There is news; it is marked as delivered.
+    /// News, already marked as delivered.
     News(Vec<Event>),
-    /// The time is over; so many tasks still run.
+    /// The time limit passed while this many tasks were running.
     Timeout(usize),
-    /// No task that is looked at can bring news any more.
+    /// No task can bring news any more.
     Nothing,
-    /// This signal came.
+    /// A signal arrived.
     Signal(i32),
     /// The host is dead.
     HostDied,
 }
 
 impl Waiter {
-    /// A waiter for those tasks, or for all of them.
+    /// A waiter for the tasks in `only`, or for all if it is empty.
     pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Self {
         Self {
             project,
@@ -114,17 +113,17 @@ impl Waiter {
         self.seen.values().filter(|seen| seen.is_active()).count()
     }
 
-    /// Waits for news, for at most `limit`, and says it if that takes looking every second.
-    pub fn wait(
+    /// Waits for news for at most `limit`. Calls `warn_polling` if it has to look every second.
+    pub fn wait_for_news(
         &mut self,
         watch: &mut Watch,
         limit: Option<Duration>,
-        says_slow: impl Fn(),
+        warn_polling: impl Fn(),
     ) -> Result<Outcome> {
         let begin = Instant::now();
         self.blind = !watch.sees_files();
         if self.blind {
-            says_slow();
+            warn_polling();
         }
         let host_is_watched = self.host.as_ref().is_some_and(|host| watch.add_process(host));
         let mut whole = begin;
@@ -135,7 +134,7 @@ impl Waiter {
                 look = Look::All;
                 self.seen.values_mut().for_each(|seen| seen.mark.settled = false);
             }
-            // Before anything is told: what a dead host is told, nobody hears.
+            // Check before delivering: nobody reads what is printed for a dead host.
             let may_be_dead = look == Look::All || !host_is_watched;
             if may_be_dead && self.host.as_ref().is_some_and(|host| host.life() == Life::Dead) {
                 return Ok(Outcome::HostDied);
@@ -146,9 +145,9 @@ impl Waiter {
             let changed = self.refresh(look);
             let mut news = self.news(&changed)?;
             if news.is_empty() && !changed.is_empty() {
-                // What happened between the look and the new watches is seen by a second look.
+                // A second look catches changes between the first look and the new watches.
                 if !self.attach(watch, &changed) && !std::mem::replace(&mut self.blind, true) {
-                    says_slow();
+                    warn_polling();
                 }
                 let changed = self.refresh(Look::All);
                 news = self.news(&changed)?;
@@ -156,7 +155,7 @@ impl Waiter {
             if !news.is_empty() {
                 return Ok(Outcome::News(news));
             }
-            // Whoever replaces a directory takes it away first.
+            // A program that replaces a directory removes it first.
             let comes_back = self.gone.is_some_and(|since| since.elapsed() < gone_limit());
             if self.active() == 0 && !comes_back {
                 return Ok(Outcome::Nothing);
@@ -175,7 +174,7 @@ impl Waiter {
         }
     }
 
-    /// What else comes, until nothing has come for that long.
+    /// Collects further news until none has come for `pause`.
     pub fn gather(&mut self, watch: &mut Watch, pause: Duration) -> Result<Vec<Event>> {
         let (begin, mut last, mut all) = (Instant::now(), Instant::now(), Vec::new());
         while begin.elapsed() < LONGEST_STORM {
@@ -197,24 +196,24 @@ impl Waiter {
         Ok(all)
     }
 
-    /// What was told before and perhaps never heard, beside this news: it is no reason to wake the
-    /// host, and is said again when there is one.
-    pub fn unheard(&self, news: &[Event]) -> Vec<Event> {
-        let mut unheard = Vec::new();
+    /// Events that were delivered and not acknowledged, beside `news`. They wake nobody and are
+    /// repeated with the next news.
+    pub fn unacknowledged(&self, news: &[Event]) -> Vec<Event> {
+        let mut repeated = Vec::new();
         for view in self.seen.values().filter_map(|seen| seen.view.as_ref()) {
             let Ok(mut told) = ledger::read(&view.task) else { continue };
             let is_news = |id: &String| news.iter().any(|event| event.id == *id);
             told.retain(|id, standing| *standing == Delivery::Delivered && !is_news(id));
             if !told.is_empty() {
                 let events = news::events(view).unwrap_or_default().into_iter();
-                unheard.extend(events.filter(|event| told.contains_key(&event.id)));
+                repeated.extend(events.filter(|event| told.contains_key(&event.id)));
             }
         }
-        unheard
+        repeated
     }
 
-    /// Reads again what changed, and says which tasks were read. A task that cannot be read is left
-    /// to `dispatch-reconcile`, which says why.
+    /// Rereads tasks that changed and returns them. Unreadable tasks are left to `dispatch-reconcile`,
+    /// which shows why.
     fn refresh(&mut self, look: Look) -> Vec<TaskId> {
         let look = if self.all.is_current() { look } else { Look::All };
         let tasks = match look {
@@ -250,7 +249,7 @@ impl Waiter {
         for task in tasks {
             let mut mark = Mark::of(places(&task));
             let Ok(mut view) = task.view() else { continue };
-            // What its log tells of an end that nobody saw is to be known before the end is told.
+            // Record an unseen end before it is news: the log may tell how it ended.
             if supervise::record_unknown_end(&view).unwrap_or(false)
                 && let Ok(now) = task.view()
             {
@@ -258,7 +257,7 @@ impl Waiter {
             }
             let ours = self.host.is_none() || view.record.owner == self.host;
             if !ours {
-                // Only the record could make it ours.
+                // Only a change of the record could make the task ours.
                 mark.stamps.truncate(1);
             }
             self.seen.insert(task.id().clone(), WatchedTask { mark, view: ours.then_some(view) });
@@ -267,13 +266,12 @@ impl Waiter {
         read
     }
 
-    /// The views of our own tasks among these.
+    /// The views of the tasks in `ids` that are ours.
     fn views(&self, ids: &[TaskId]) -> impl Iterator<Item = &View> {
         ids.iter().filter_map(|id| self.seen.get(id)?.view.as_ref())
     }
 
-    /// The news of these tasks; the others have none, since they were not read again. A task of which
-    /// nothing can be told keeps no other from being heard; `dispatch-reconcile` says why it is so.
+    /// The news of the tasks that were just read. An unreadable task must not hide news of the others.
     fn news(&self, ids: &[TaskId]) -> Result<Vec<Event>> {
         let mut news = Vec::new();
         for view in self.views(ids) {
@@ -288,9 +286,9 @@ impl Waiter {
 
     fn news_of(&self, view: &View) -> Result<Vec<Event>> {
         let mut events = news::events(view)?;
-        // Until its supervisor has ended too, it may go on at once. What is done is done.
+        // Until its supervisor exits, an attempt that ended may be followed by the next one.
         let may_go_on =
-            view.is_about_to_go_on() || view.is_between_attempts() && view.state != State::Done;
+            view.is_about_to_resume() || view.is_between_attempts() && view.state != State::Done;
         events.retain(|event| !(event.is_end() && may_go_on));
         if self.host.is_some() {
             events.retain(|event| !told_by_host_program(view, event));
@@ -298,8 +296,8 @@ impl Waiter {
         if events.is_empty() {
             return Ok(events);
         }
-        // Opening the ledger to write wakes everybody who watches the task.
-        let anothers = self.is_anothers(view);
+        // Read first: opening the ledger for writing wakes everyone who watches the task.
+        let anothers = self.belongs_to_other_host(view);
         let told = if anothers { Delivery::Shown } else { Delivery::Delivered };
         let standings = ledger::read(&view.task)?;
         events.retain(|event| standings.get(&event.id).is_none_or(|it| *it < told));
@@ -317,7 +315,7 @@ impl Waiter {
                 match noted {
                     Ok(()) => news.push(event),
                     Err(error) if news.is_empty() => return Err(error),
-                    // What is noted as told has to be told.
+                    // Events that are already marked as delivered must be returned.
                     Err(_) => break,
                 }
             }
@@ -325,14 +323,14 @@ impl Waiter {
         Ok(news)
     }
 
-    /// Whether a living host that does not hear what is said here is the one to be told.
-    fn is_anothers(&self, view: &View) -> bool {
+    /// Whether the task belongs to a living host that does not read this output.
+    fn belongs_to_other_host(&self, view: &View) -> bool {
         let owner =
             view.record.owner.as_ref().filter(|owner| Some(*owner) != self.listener.as_ref());
         owner.is_some_and(|owner| owner.life() != Life::Dead)
     }
 
-    /// Watches these tasks; `false` if a directory that is there cannot be watched.
+    /// Watches these tasks; `false` if an existing directory cannot be watched.
     fn attach(&self, watch: &mut Watch, ids: &[TaskId]) -> bool {
         let mut all = true;
         let mut directory = |watch: &mut Watch, place: &Path| {
@@ -358,33 +356,33 @@ impl WatchedTask {
     fn is_active(&self) -> bool {
         let active = |view: &View| match view.state {
             State::Running | State::Asking => true,
-            // Its supervisor will start it.
+            // The supervisor will start the worker.
             State::Waiting => !view.processes.is_empty(),
             _ => view.is_between_attempts(),
         };
         self.view.as_ref().is_some_and(active)
     }
 
-    /// Whether its state may change without somebody starting a worker.
+    /// Whether the state may change by itself.
     fn is_open(&self) -> bool {
         let open = |view: &View| !view.processes.is_empty() || view.state == State::Waiting;
         self.view.as_ref().is_some_and(open)
     }
 
-    /// Whether the processes that ran when the task was read certainly still do.
+    /// Whether all processes that were running at the last read are certainly alive.
     fn is_alive(&self) -> bool {
         let processes = self.view.iter().flat_map(|view| &view.processes);
         processes.map(Identity::life).all(|life| life == Life::Alive)
     }
 }
 
-/// How long a task that is gone may take to come back.
+/// How long a task that disappeared may take to come back.
 fn gone_limit() -> Duration {
     fault::limit("DISPATCH_GONE_MS", Duration::from_secs(5))
 }
 
-/// Watches the directories in which only a plan stands, because the record that makes it a task
-/// changes nothing that is watched otherwise.
+/// Watches directories that hold only a plan: the record that makes them tasks changes no other
+/// watched directory.
 pub fn watch_undispatched(tasks: &Path, watch: &mut Watch) {
     watch.add_directory(tasks);
     let Ok(entries) = fs::read_dir(tasks) else { return };
@@ -396,10 +394,10 @@ pub fn watch_undispatched(tasks: &Path, watch: &mut Watch) {
     }
 }
 
-/// Which of a task's directories is that of its questions and of its finish marker.
+/// The index of `ipc/` in [`directories`].
 const IPC: usize = 1;
 
-/// The directories whose entries decide a task's state, the task's own first.
+/// The directories whose entries decide a task's state; the task's own is first.
 pub fn directories(task: &Task) -> Vec<PathBuf> {
     let mut places = vec![
         task.directory().to_path_buf(),
@@ -411,37 +409,37 @@ pub fn directories(task: &Task) -> Vec<PathBuf> {
     places
 }
 
-/// What shows by its time stamp that a task changed: its directories and its plan.
+/// The paths whose time stamps show that a task changed: its directories and its plan.
 pub fn places(task: &Task) -> Vec<PathBuf> {
     let mut places = directories(task);
     places.push(task.plan_path());
     places
 }
 
-/// How places looked just before they were read.
+/// The time stamps of some paths just before they were read.
 #[derive(Default)]
 pub struct Mark {
     stamps: Vec<(PathBuf, Stamp)>,
-    /// Whether every later change shows: none shares a time stamp with an earlier one.
+    /// Whether every later change will show, because all time stamps are old enough.
     settled: bool,
 }
 
 impl Mark {
-    /// Of these places as they are now.
+    /// The mark of these paths as they are now.
     pub fn of(places: Vec<PathBuf>) -> Self {
-        // What is not there cannot come without a change of the first, which they all are in.
+        // A missing path cannot appear without a change of the first, which contains the others.
         let known = |place: PathBuf| stamp(&place).map(|stamp| (place, stamp));
         let stamps: Vec<_> = places.into_iter().filter_map(known).collect();
         let settled = !stamps.is_empty() && stamps.iter().all(|(_, stamp)| stamp.is_settled());
         Self { stamps, settled }
     }
 
-    /// Whether nothing changed since.
+    /// Whether nothing has changed since.
     pub fn is_current(&self) -> bool {
         self.settled && self.stamps.iter().all(is_same)
     }
 
-    /// The same of one place. Those before it are there.
+    /// Whether the path with that index has not changed since.
     fn is_current_at(&self, place: usize) -> bool {
         self.settled && self.stamps.get(place).is_none_or(is_same)
     }
@@ -451,7 +449,7 @@ fn is_same((place, then): &(PathBuf, Stamp)) -> bool {
     stamp(place).as_ref() == Some(then)
 }
 
-/// What changes when a directory's entries or a file's content do.
+/// The metadata that changes with a directory's entries or a file's content.
 #[derive(PartialEq, Eq)]
 struct Stamp {
     inode: u64,

@@ -473,7 +473,7 @@ fn read_plan(given: Option<&str>, task: &Task, here: &Path) -> Result<(String, P
 }
 
 fn refuse_taken(task: &Task) -> Result<()> {
-    task.refuse_no_task()?;
+    task.refuse_remains()?;
     if !task.was_dispatched() {
         return Ok(());
     }

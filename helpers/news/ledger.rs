@@ -1,8 +1,8 @@
-//! What was told: one line an event and step, appended to a task's `news` file.
+//! The ledger of news: one line for each step of an event, appended to a task's `news` file.
 //!
-//! Delivered is written before the news is printed, so that a crash between the two delays news
-//! and never tells it twice as new. The file is not synced: a line that a power failure takes away
-//! lets news be told again.
+//! Invariant: `delivered` is written before the news is printed, so a crash between the two delays
+//! news and never repeats it as new. The file is not synced: if a power failure loses a line, the
+//! news is printed again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,17 +18,17 @@ use crate::process::Identity;
 use crate::task::Task;
 use crate::text::lossy;
 
-/// How far an event has come.
+/// How far an event has been delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Delivery {
-    /// Nobody was told.
+    /// The event was printed for nobody.
     #[default]
     New,
-    /// It was printed for somebody else than the host that it belongs to.
+    /// The event was printed, but not for the host it belongs to.
     Shown,
-    /// It was printed for its host, which may not have seen it.
+    /// The event was printed for its host, which may not have seen it.
     Delivered,
-    /// The host has it.
+    /// The host has seen the event.
     Acknowledged,
 }
 
@@ -40,7 +40,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Opens a task's ledger, alone.
+    /// Opens and locks a task's ledger.
     pub fn open(task: &Task) -> Result<Self> {
         let path = task.news_path();
         let mut file = files::open_append(&path)?;
@@ -51,12 +51,12 @@ impl Ledger {
         Ok(Self { file, standings: parse(&String::from_utf8_lossy(&text)) })
     }
 
-    /// How far an event has come.
+    /// How far an event has been delivered.
     pub fn standing(&self, event: &Event) -> Delivery {
         self.standings.get(&event.id).copied().unwrap_or_default()
     }
 
-    /// Writes that an event is about to be printed for `host`.
+    /// Records that an event is about to be printed for `host`.
     pub fn deliver(&mut self, event: &Event, host: Option<&Identity>) -> Result<()> {
         let host = host.map_or_else(|| "-".into(), Identity::to_string);
         self.write(
@@ -66,12 +66,12 @@ impl Ledger {
         )
     }
 
-    /// Writes that an event is about to be printed for somebody else than its host.
+    /// Records that an event is about to be printed for somebody other than its host.
     pub fn show(&mut self, event: &Event) -> Result<()> {
         self.write(&event.id, Delivery::Shown, &format!("shown {} {}", event.id, event.key))
     }
 
-    /// Writes that the host has an event.
+    /// Records that the host has seen an event.
     pub fn acknowledge(&mut self, id: &str) -> Result<()> {
         if self.standings.get(id) == Some(&Delivery::Acknowledged) {
             return Ok(());
@@ -80,7 +80,7 @@ impl Ledger {
     }
 
     fn write(&mut self, id: &str, standing: Delivery, what: &str) -> Result<()> {
-        // One write, so that a crash leaves a whole line or none.
+        // A single write: a crash leaves a whole line or none.
         let line = format!("{} {what}\n", now());
         self.file.write_all(line.as_bytes()).context("cannot write the ledger of news")?;
         self.standings.insert(id.into(), standing);
@@ -89,7 +89,7 @@ impl Ledger {
     }
 }
 
-/// The standings of a task's events without the lock, to see whether there is anything to write.
+/// Reads a task's ledger without its lock, to see whether there is anything to write.
 pub fn read(task: &Task) -> Result<BTreeMap<String, Delivery>> {
     Ok(parse(&files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default()))
 }

@@ -1,7 +1,7 @@
-//! News: what a worker's files and end mean for the host, told once.
+//! News: the events of a task that its host has to hear once.
 //!
-//! An event is derived from the files, so it cannot be lost; the [`ledger`] only remembers which
-//! events were delivered and which of those the host has certainly seen.
+//! Events are derived from the task's files, so none can be lost; the [`ledger`] only remembers which
+//! were delivered and which of those the host has certainly seen.
 
 pub mod ledger;
 
@@ -20,15 +20,15 @@ use crate::task::{Reason, State, View, Wait};
 use crate::text::{quoted, shell_word, short_duration};
 use crate::tools;
 
-/// How long a host program may take to report the end of its agent.
+/// How long a host program may take to report its agent's end.
 const HOST_TELLS: Duration = Duration::from_secs(60);
 
-/// One thing that the host should hear.
+/// Something that the host should hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// A short name for it, the same whoever derives it: `#` and eight hexadecimal digits.
+    /// The id: `#` and eight hexadecimal digits, the same whichever helper derives the event.
     pub id: String,
-    /// What it is, within its task: `question/001`, `tell/002`, `end/1/done`.
+    /// The event's key within its task: `question/001`, `tell/002`, `end/1/done`.
     pub key: String,
     /// The news in one line, without the id.
     pub line: String,
@@ -41,19 +41,18 @@ impl Event {
         Self { id: short_id(&view.record.nonce, &key), key, line, next }
     }
 
-    /// Whether it asks for an answer that is not there yet.
+    /// Whether the event is an open question.
     pub fn is_question(&self) -> bool {
         self.key.starts_with("question/")
     }
 
-    /// Whether it says that the worker's part is over.
+    /// Whether the event is the end of an attempt.
     pub fn is_end(&self) -> bool {
         self.key.starts_with("end/")
     }
 }
 
-/// All events of a task as it is now, oldest kind first: what the worker said, what it asks, how
-/// it ended.
+/// All events of a task as it is now: the worker's messages, its questions, then its end.
 pub fn events(view: &View) -> Result<Vec<Event>> {
     let mut events = Vec::new();
     let id = view.task.id();
@@ -61,7 +60,7 @@ pub fn events(view: &View) -> Result<Vec<Event>> {
         let line = format!("{id} says: {}", quoted(&text));
         events.push(Event::new(view, format!("tell/{name}"), line, "tell the user".into()));
     }
-    // Nobody waits for the answer then.
+    // After a stop or a finish, nobody waits for answers.
     let over = matches!(view.state, State::Stopped | State::Done);
     for (question, text) in view.questions.iter().filter(|_| !over) {
         let line = format!("{id} asks ({}): {}", question.name, quoted(text));
@@ -72,15 +71,15 @@ pub fn events(view: &View) -> Result<Vec<Event>> {
         );
         events.push(Event::new(view, format!("question/{}", question.name), line, next));
     }
-    events.extend(stay(view)?);
+    events.extend(standstill(view)?);
     if view.state.ended() {
         events.push(end(view)?);
     }
     Ok(events)
 }
 
-/// A task that does not get on, and will not by itself or only later.
-fn stay(view: &View) -> Result<Option<Event>> {
+/// The event of a task that makes no progress: silent, parked or held.
+fn standstill(view: &View) -> Result<Option<Event>> {
     let id = view.task.id();
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let attempt = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
@@ -92,28 +91,28 @@ fn stay(view: &View) -> Result<Option<Event>> {
             format!("{id} silent ({items}): {because}"),
             format!("tell the user; {} stop {id} ends it", command("dispatch-reconcile")?),
         ),
-        // While the next attempt is made, the wait of the last is still there.
+        // While the next attempt is created, the last attempt's wait still exists.
         Reason::Waits(Wait::Parked { .. }) if view.exit.is_some() => (
             format!("parked/{attempt}"),
             format!("{id} parked ({items}): {because}"),
-            "tell the user; it goes on by itself".into(),
+            "tell the user; the task resumes when the limit resets".into(),
         ),
         Reason::Waits(Wait::Held { task, why }) => (
             format!("held/{task}/{why}"),
             format!("{id} {because}"),
-            format!("tell the user and ask; {spawn} {id} --resume starts it all the same"),
+            format!("tell the user and ask; {spawn} {id} --resume starts it anyway"),
         ),
         _ => return Ok(None),
     };
     Ok(Some(Event::new(view, key, line, next)))
 }
 
-/// A helper as the host calls it.
+/// A helper's command as the host calls it.
 pub fn command(helper: &str) -> Result<String> {
     Ok(shell_word(&launcher(helper)?.display().to_string()))
 }
 
-/// The key of the event that an attempt's end in that state is.
+/// The key of the event for an attempt that ended in that state.
 fn end_key(view: &View, state: State) -> String {
     format!("end/{}/{state}", view.attempt.as_ref().map_or(0, |attempt| attempt.number))
 }
@@ -152,18 +151,18 @@ fn end(view: &View) -> Result<Event> {
             format!("{id} blocked ({items}){because}"),
             match (&view.reason, view.questions.last()) {
                 _ if view.was_answered_late() => {
-                    format!("the answer is there: {spawn} {id} --resume goes on with it")
+                    format!("the answer is there: {spawn} {id} --resume continues with it")
                 }
                 (_, Some((question, _))) => format!(
-                    "ask the user; {} --answer {id}/{} - starts it again",
+                    "ask the user; {} --answer {id}/{} - resumes it",
                     command("dispatch-monitor")?,
                     question.name
                 ),
                 (Reason::Item(item), None) => format!(
-                    "ask the user; with the answer as a note, {spawn} {id} --resume goes on, --resume --skip {item} without that item"
+                    "ask the user; with the answer as a note, {spawn} {id} --resume continues, --resume --skip {item} without that item"
                 ),
                 _ => format!(
-                    "ask the user; with the answer as a note, {spawn} {id} --resume goes on"
+                    "ask the user; with the answer as a note, {spawn} {id} --resume continues"
                 ),
             },
         ),
@@ -181,24 +180,24 @@ fn end(view: &View) -> Result<Event> {
     Ok(Event::new(view, end_key(view, view.state), line, next))
 }
 
-/// What mends a task that does not get on by itself.
+/// The action that helps a task that does not continue by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// The answer to that question.
+    /// Answer that question.
     Answer(String),
-    /// One more attempt, with that option.
+    /// Resume, with that option.
     Resume(&'static str),
-    /// That command, for its user to log in, and then one more attempt.
+    /// Log in with that command, then resume.
     Login(String),
-    /// Another flag in the command of that backend.
+    /// Change a flag in that backend's command.
     Flag(String),
-    /// An end to it.
+    /// Stop the task.
     Stop,
 }
 
 impl Remedy {
-    /// What mends a task, if anything has to.
-    pub fn of(view: &View) -> Option<Self> {
+    /// The remedy for a task, if it needs one.
+    pub fn for_task(view: &View) -> Option<Self> {
         let open = view.questions.last().map(|(question, _)| question.name.clone());
         let full = || match choice(view).is_some_and(|choice| choice.settings.command.is_some()) {
             true => Self::Flag(view.record.backend.clone()),
@@ -227,7 +226,7 @@ impl Remedy {
         })
     }
 
-    /// The one command, for that task.
+    /// The command line of the remedy.
     pub fn command(&self, id: &str) -> String {
         match self {
             Self::Answer(question) => format!("dispatch-monitor --answer {id}/{question} -"),
@@ -239,7 +238,7 @@ impl Remedy {
     }
 }
 
-/// What a host is told to do about a failure.
+/// The instruction for the host after a failure.
 fn remedy(view: &View, spawn: &str) -> String {
     let resume = format!("{spawn} {} --resume", view.task.id());
     let (ask, then) = ("tell the user and ask;", "tries again");
@@ -247,7 +246,7 @@ fn remedy(view: &View, spawn: &str) -> String {
         Reason::Denied(_) => "lets it do anything",
         _ => "works without a sandbox",
     };
-    match (Remedy::of(view), &view.reason) {
+    match (Remedy::for_task(view), &view.reason) {
         (Some(Remedy::Login(login)), _) => format!("the user must log in ({login}); then {resume}"),
         (Some(Remedy::Flag(backend)), _) => {
             format!("{ask} another flag in backends.{backend}.command of the config {lets}")
@@ -259,7 +258,7 @@ fn remedy(view: &View, spawn: &str) -> String {
             format!("ask the user which model instead; {resume}{option}")
         }
         (_, Reason::Item(item)) => {
-            format!("{ask} {resume} {then}, --resume --skip {item} goes on without that item")
+            format!("{ask} {resume} {then}, --resume --skip {item} continues without that item")
         }
         (_, Reason::Cli(Failure { kind: FailureKind::Untrusted, .. })) => {
             let directory = view.record.directory.display();
@@ -275,19 +274,19 @@ fn remedy(view: &View, spawn: &str) -> String {
     }
 }
 
-/// What the config says of the task's worker now.
+/// The task's worker by the config as it is now.
 fn choice(view: &View) -> Option<Choice> {
     Config::load().ok()?.resolve(Some(&view.record.name)).ok()
 }
 
-/// The id of the event that a worker's `finish` becomes, which an agent repeats in its last
-/// message so that the host is known to have heard it.
+/// The id of the event that a worker's `finish` becomes. An agent repeats it in its last message,
+/// which acknowledges the event.
 pub fn finish_id(view: &View) -> String {
     short_id(&view.record.nonce, &end_key(view, State::Done))
 }
 
-/// Whether the host program tells this itself, or will within a moment: it reports the end of its
-/// own agents. Of one that is not heard of, as some are dropped, the next look tells.
+/// Whether the host program reports this event itself, or will within a moment: the end of its own
+/// agent. If its report is dropped, the event is printed later.
 pub fn told_by_host_program(view: &View, event: &Event) -> bool {
     let marker = view.task.ipc().finished_at();
     let just_now = marker.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < HOST_TELLS);
@@ -299,20 +298,19 @@ fn short_id(nonce: &str, key: &str) -> String {
     format!("#{}", short_hash(format!("{nonce}/{key}").as_bytes()))
 }
 
-/// The ids of all events in a text.
+/// The ids of events in a text.
 pub fn ids_in(text: &str) -> Vec<&str> {
     let is_id = |id: &&str| id.len() == 9 && id[1..].bytes().all(|b| b.is_ascii_hexdigit());
     text.match_indices('#').filter_map(|(at, _)| text.get(at..at + 9)).filter(is_id).collect()
 }
 
-/// What the host's model was shown beside its own words, by the end of its transcript, a line of
-/// JSON for each.
+/// What the host's model was shown, from the end of its transcript: JSON lines.
 pub fn shown_in_transcript(path: &Path) -> Result<Vec<String>> {
-    /// How much of the transcript's end is looked at. A wake stands near it.
+    /// How many bytes of the transcript's end are read. A wake is near the end.
     const TAIL: u64 = 1 << 20;
     let tail = files::tail(path, TAIL)?;
     let tail = String::from_utf8_lossy(&tail);
-    // A wake in the middle of a turn is first queued, which says nothing, and then attached.
+    // A wake in the middle of a turn is first queued (not shown yet), then attached.
     let shown = |line: &&str| {
         line.contains("\"type\":\"user\"") || line.contains("\"type\":\"queued_command\"")
     };

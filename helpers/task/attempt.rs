@@ -13,13 +13,13 @@ use crate::process::Identity;
 use crate::task::broken;
 use crate::text::lossy;
 
-/// How much of a log's end is shown at most, in bytes.
+/// How many bytes of a log's end are shown at most.
 const LOG_END: u64 = 64 << 10;
 
-/// Why a worker was ended that had said its last word; its items and marker decide what it was.
+/// The `ended` of a worker that reported its result and did not exit; its plan decides the state.
 pub const LAST_WORD: &str = "it did not exit after its last word";
 
-/// The same of a worker whose end nobody saw: its log ends with its last word.
+/// The `ended` of a worker whose log has a result and whose end nobody saw.
 pub const UNSEEN: &str = "it had said its last word, and nobody saw it end";
 
 /// How an attempt ended, as its supervisor saw it.
@@ -31,79 +31,79 @@ pub struct ExitRecord {
     /// The signal that ended it, if one did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Why it could not be started, if so.
+    /// Why the program could not be started, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_started: Option<String>,
-    /// Why its supervisor ended it, if it did.
+    /// Why the supervisor ended the worker, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
-    /// How the CLI says that it failed.
+    /// The failure that the CLI reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
     /// What the worker was not allowed to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub denied: Vec<String>,
-    /// What it used.
+    /// Tokens and money, as far as the CLI reported them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// When it ended, to show.
+    /// The wall clock at the end, to show.
     pub at: String,
-    /// How many milliseconds it ran, on the monotonic clock.
+    /// How long the worker ran, in milliseconds of the monotonic clock.
     pub milliseconds: u64,
 }
 
 impl ExitRecord {
-    /// Whether nobody saw how it ended: its supervisor died before it.
+    /// Whether nobody saw the end, because the supervisor died first.
     pub fn is_unknown(&self) -> bool {
         let ended = self.ended.as_ref().is_some_and(|why| why != UNSEEN);
         !ended && self.code.is_none() && self.signal.is_none() && self.not_started.is_none()
     }
 
-    /// Whether it had said its last word, so that its items and marker decide what it was.
-    pub fn was_over(&self) -> bool {
+    /// Whether the CLI had reported its result, so that the plan decides the state.
+    pub fn had_result(&self) -> bool {
         self.ended.as_ref().is_some_and(|why| why == LAST_WORD || why == UNSEEN)
     }
 }
 
-/// A CLI's own name for the conversation of an attempt.
+/// A CLI's session, which a later attempt can continue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
-    /// The backend that knows it.
+    /// The backend that knows the session.
     pub backend: String,
-    /// The name.
+    /// The CLI's id of the session.
     pub id: String,
 }
 
 /// One run of a worker: the directory `worker/<n>`.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// Its number; they count from 1.
+    /// The number; attempts count from 1.
     pub number: u32,
     pub(super) directory: PathBuf,
 }
 
 impl Attempt {
-    /// Its directory.
+    /// The attempt's directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// What the worker reads on its standard input.
+    /// The prompt, which the worker reads on standard input.
     pub fn stdin_path(&self) -> PathBuf {
         self.directory.join("stdin")
     }
 
-    /// What the worker wrote to its standard output and error.
+    /// The worker's standard output and error.
     pub fn log_path(&self) -> PathBuf {
         self.directory.join("output.log")
     }
 
-    /// What stood in the log before it was cut, if it grew too long.
+    /// The earlier part of a log that was trimmed.
     pub fn old_log_path(&self) -> PathBuf {
         self.directory.join("output.log.1")
     }
 
-    /// The end of the log in whole lines, for a person; that of the old one if it was just cut.
+    /// The end of the log in whole lines; that of the old log if the log was just trimmed.
     pub fn log_end(&self) -> String {
         let old = self.old_log_path();
         let end = |path: &Path, cut: bool| {
@@ -114,7 +114,7 @@ impl Attempt {
             }
             end
         };
-        // What begins behind an old one may begin within a line.
+        // A trimmed log may begin within a line.
         let mut bytes = end(&self.log_path(), old.exists());
         if bytes.iter().all(u8::is_ascii_whitespace) {
             bytes = end(&old, false);
@@ -122,19 +122,19 @@ impl Attempt {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// For how long it showed signs of life: from its start to the last write to its log.
+    /// The time from the worker's start to the last write to its log.
     pub fn life_sign(&self) -> Option<Duration> {
         let changed = |path: PathBuf| std::fs::symlink_metadata(path)?.modified();
         let begin = changed(self.directory.join("identity")).ok()?;
         changed(self.log_path()).ok()?.duration_since(begin).ok()
     }
 
-    /// The plan as the attempt found it.
+    /// The copy of the plan as the attempt began.
     pub fn plan_path(&self) -> PathBuf {
         self.directory.join("plan.md")
     }
 
-    /// That plan, if the attempt came so far.
+    /// The plan as the attempt began, if the copy was written.
     pub fn plan(&self) -> Result<Option<Plan>> {
         Ok(files::read_foreign(&self.plan_path())?.map(lossy).map(|text| Plan::parse(&text)))
     }
@@ -150,25 +150,25 @@ impl Attempt {
         files::publish(&self.directory.join("identity"), text.as_bytes())
     }
 
-    /// Which process is the worker; `None` for an agent, or before it is started.
+    /// The worker's process; `None` before it is started.
     pub fn identity(&self) -> Result<Option<Identity>> {
         let next = "remove it if no worker of the task runs any more";
         read_yaml(&self.directory.join("identity"), next)
     }
 
-    /// Keeps the CLI's name for the conversation.
+    /// Records the CLI's session.
     pub fn set_session(&self, session: &SessionRecord) -> Result<()> {
         let text = serde_yaml::to_string(session)?;
         files::publish(&self.directory.join("session"), text.as_bytes())
     }
 
-    /// The CLI's name for the conversation, if it is known.
+    /// The CLI's session, if it is known.
     pub fn session(&self) -> Result<Option<SessionRecord>> {
         let next = "remove it; the next worker begins a new conversation";
         read_yaml(&self.directory.join("session"), next)
     }
 
-    /// Says since when the worker has shown no sign of life, or that it has shown one again.
+    /// Records since when the worker is silent; `None` if it is not.
     pub fn set_silent(&self, since: Option<&str>) -> Result<()> {
         let path = self.directory.join("silent");
         match since {
@@ -177,12 +177,12 @@ impl Attempt {
         }
     }
 
-    /// Since when the worker has shown no sign of life, if for longer than the config allows.
+    /// Since when the worker is silent, if for longer than the config allows.
     pub fn silent(&self) -> Result<Option<String>> {
         Ok(files::read_foreign(&self.directory.join("silent"))?.map(lossy))
     }
 
-    /// Keeps what the host says that its agent used.
+    /// Records the usage that the host reported for its agent.
     pub fn set_usage(&self, usage: &Usage) -> Result<()> {
         match self.agents_usage()?.as_ref() == Some(usage) {
             true => Ok(()),
@@ -200,19 +200,19 @@ impl Attempt {
         )
     }
 
-    /// What it used, as far as its CLI or its host said.
+    /// The usage, as far as the CLI or the host reported it.
     pub fn usage(&self) -> Result<Option<Usage>> {
         let of_cli = self.exit()?.and_then(|exit| exit.usage);
         of_cli.map_or_else(|| self.agents_usage(), |usage| Ok(Some(usage)))
     }
 
-    /// Records how it ended.
+    /// Records the end.
     pub fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
         let text = serde_yaml::to_string(exit)?;
         files::publish(&self.directory.join("exit"), text.as_bytes())
     }
 
-    /// How it ended; `None` while it runs, or if nobody was there to see it.
+    /// The recorded end; `None` while the worker runs, or if nobody saw the end.
     pub fn exit(&self) -> Result<Option<ExitRecord>> {
         let next = "remove it; how that worker ended counts as unknown then";
         read_yaml(&self.directory.join("exit"), next)
@@ -241,7 +241,7 @@ mod tests {
         write(attempt.log_path(), &long);
         let end = attempt.log_end();
         assert!(end.starts_with('{') && end.len() > (60 << 10) && long.ends_with(&end), "{end}");
-        // It was cut within a line.
+        // The log was trimmed within a line.
         write(attempt.old_log_path(), "old\none\ntw");
         write(attempt.log_path(), "o\nthree\n");
         assert_eq!(attempt.log_end(), "three\n");

@@ -1,4 +1,4 @@
-//! One task: its directory, what was decided about it, and its attempts.
+//! A task: its directory, its record and its attempts.
 
 mod attempt;
 mod claim;
@@ -26,10 +26,10 @@ pub use attempt::{Attempt, ExitRecord, LAST_WORD, SessionRecord, UNSEEN};
 pub use record::{Before, FORMAT, Record, Wait};
 pub use state::{Label, Reason, State, View};
 
-/// How long a helper waits for the plan's lock, which is held for milliseconds only.
+/// How long a helper waits for a task's lock, which is held for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
-/// The directory of one task.
+/// A task, by its directory.
 #[derive(Clone, Debug)]
 pub struct Task {
     directory: PathBuf,
@@ -41,13 +41,16 @@ impl Task {
         Self { directory, id }
     }
 
-    /// The task whose directory this is, as a worker knows it.
+    /// The task in that directory, as a worker's command names it.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if there is no plan, or a symlink leads to the directory.
     pub fn at(directory: &Path) -> Result<Self> {
-        // Without a slash at its end, behind which a symlink could not be told.
+        // A trailing slash would hide a symlink.
         let directory = directory.components().as_path();
         let id = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let task = Self { directory: directory.into(), id: id.parse()? };
-        // Its own, that of all tasks, and `.dispatch`.
+        // The task's directory, `tasks` and `.dispatch`.
         directory.ancestors().take(3).try_for_each(files::refuse_symlink)?;
         if !task.plan_path().is_file() {
             return Err(Refusal::new(Exit::Data, "that is not a task's directory")
@@ -58,22 +61,22 @@ impl Task {
         Ok(task)
     }
 
-    /// Its name.
+    /// The task's name.
     pub fn id(&self) -> &TaskId {
         &self.id
     }
 
-    /// Its directory, absolute.
+    /// The task's directory, absolute.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// `plan.md`.
+    /// `plan.md`: the checklist.
     pub fn plan_path(&self) -> PathBuf {
         self.directory.join("plan.md")
     }
 
-    /// `prompt.md`: what the worker was told.
+    /// `prompt.md`: the prompt of the first attempt.
     pub fn prompt_path(&self) -> PathBuf {
         self.directory.join("prompt.md")
     }
@@ -93,12 +96,12 @@ impl Task {
         self.directory.join("run.lock")
     }
 
-    /// The ledger of its news.
+    /// The ledger of delivered news.
     pub fn news_path(&self) -> PathBuf {
         self.directory.join("news")
     }
 
-    /// Its questions and answers.
+    /// The questions, answers and the finish marker.
     pub fn ipc(&self) -> Ipc {
         Ipc::new(self.directory.join("ipc"))
     }
@@ -108,12 +111,12 @@ impl Task {
         self.directory.join("tells")
     }
 
-    /// What the task waits for.
+    /// The file that says what the task waits for.
     pub fn wait_path(&self) -> PathBuf {
         self.directory.join("wait")
     }
 
-    /// Says what the task waits for; `None` if for nothing.
+    /// Records what the task waits for; `None` for nothing.
     pub fn set_wait(&self, wait: Option<&Wait>) -> Result<()> {
         let path = self.wait_path();
         match wait {
@@ -122,7 +125,7 @@ impl Task {
         }
     }
 
-    /// What the task waits for, as its supervisor said last.
+    /// The wait that the supervisor recorded last.
     pub fn wait(&self) -> Result<Option<Wait>> {
         let path = self.wait_path();
         let Some(text) = files::read_foreign(&path)?.map(lossy) else { return Ok(None) };
@@ -130,7 +133,7 @@ impl Task {
         serde_json::from_str(&text).map(Some).map_err(|error| broken(&path, &error, next).into())
     }
 
-    /// The directories in which helpers write files, without those of its attempts.
+    /// The directories in which helpers write files, without those of the attempts.
     pub fn directories(&self) -> [PathBuf; 4] {
         let ipc = self.ipc().directory().to_path_buf();
         [self.directory.clone(), ipc, self.notes_dir(), self.tells_dir()]
@@ -144,13 +147,12 @@ impl Task {
         self.directory.join("task.yaml")
     }
 
-    /// Whether a worker was ever asked for: there is a task.yaml.
+    /// Whether the task was dispatched: its record exists.
     pub fn was_dispatched(&self) -> bool {
         self.record_path().is_file()
     }
 
-    /// For how long it has been done, by its marker and its plan only. `None` if it is not, or may be
-    /// about to go on.
+    /// How long ago the task was done, by its finish marker and plan alone; `None` if it is not done.
     pub fn done_for(&self) -> Option<Duration> {
         let since = self.ipc().finished_at()?;
         let before = self.last_attempt()?.plan().ok().flatten();
@@ -160,12 +162,15 @@ impl Task {
         since.elapsed().ok().filter(|_| over)
     }
 
-    /// Whether its record was written so short a time ago.
+    /// Whether the record was written less than `time` ago.
     pub fn was_recorded_within(&self, time: Duration) -> bool {
         files::modified_within(&self.record_path(), time)
     }
 
-    /// What was decided about it; `None` before it is dispatched.
+    /// The record; `None` before the task is dispatched.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the record is broken, newer than this version, or not this user's.
     pub fn record(&self) -> Result<Option<Record>> {
         let path = self.record_path();
         let Some(text) = files::read_foreign(&path)? else { return Ok(None) };
@@ -176,7 +181,7 @@ impl Task {
                 .next("restore the file, or dispatch the plan again under another id")
         };
         let record: Result<Record, _> = serde_yaml::from_str(&text);
-        // A newer format may have other keys.
+        // A newer format may have different keys.
         let format = match &record {
             Ok(record) => record.format,
             Err(_) => serde_yaml::from_str::<record::Format>(&text).map_err(broken)?.format,
@@ -208,7 +213,7 @@ impl Task {
         Ok(new)
     }
 
-    /// Forgets that this was the user's task, which is removed.
+    /// Removes the claim of a task that is removed.
     pub fn disown(&self, nonce: &str) -> Result<()> {
         Claim::forget(nonce)
     }
@@ -222,8 +227,8 @@ impl Task {
         files::publish(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
     }
 
-    /// Makes a host the owner, so that it is told the news, unless a living host is. Says whether
-    /// it became the owner now.
+    /// Makes a host the owner, so that it gets the news, unless the owner is alive. Returns whether the
+    /// owner changed.
     pub fn adopt(&self, host: &Identity) -> Result<bool> {
         let orphaned =
             |record: &Record| record.owner.as_ref().is_none_or(|owner| owner.life() == Life::Dead);
@@ -232,7 +237,7 @@ impl Task {
         }
         let mut adopted = false;
         self.change_record(|record| {
-            // Another host may have been faster.
+            // Another host may have adopted the task meanwhile.
             if orphaned(record) {
                 record.owner = Some(host.clone());
                 adopted = true;
@@ -241,7 +246,7 @@ impl Task {
         Ok(adopted)
     }
 
-    /// Takes the lock under which helpers change the plan and the record.
+    /// Takes the lock for changes of the plan and the record.
     pub fn lock(&self) -> Result<Lock> {
         files::create_task_directory(&self.directory)?;
         Lock::take(&self.directory.join("lock"), LOCK_LIMIT)
@@ -258,9 +263,11 @@ impl Task {
         files::read_foreign(&path)?.map(|bytes| files::decode(bytes, &path)).transpose()
     }
 
-    /// Changes the plan under the lock. A worker's own editor does not know the lock, so a plan
-    /// with fewer items than the last attempt began with is read again, in case it is half
-    /// written, and refused if it stays so.
+    /// Changes the plan under the lock. A worker's editor ignores the lock, so a plan with fewer items
+    /// than the last attempt began with may be half written: it is read again for a while.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if items stay lost; whatever `change` refuses.
     pub fn edit_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
         let _lock = self.lock()?;
         let before = self.plan_at_start()?.map_or(0, |plan| plan.items().len());
@@ -283,13 +290,13 @@ impl Task {
             .into());
         }
         change(&mut plan)?;
-        self.put_notes_back(&mut plan)?;
+        self.restore_notes(&mut plan)?;
         files::publish(&self.plan_path(), plan.to_string().as_bytes())?;
         Ok(plan)
     }
 
-    /// Appends the notes that are not in the plan: new ones, and those that an editor lost.
-    fn put_notes_back(&self, plan: &mut Plan) -> Result<()> {
+    /// Appends the notes that the plan lacks: new ones, and those that an editor lost.
+    fn restore_notes(&self, plan: &mut Plan) -> Result<()> {
         let notes: Vec<String> = self.notes()?.into_iter().map(|(_, note)| note).collect();
         for (at, note) in notes.iter().enumerate() {
             let due = notes[..=at].iter().filter(|other| *other == note).count();
@@ -300,7 +307,7 @@ impl Task {
         Ok(())
     }
 
-    /// The plan as the last attempt found it.
+    /// The plan as it was when the last attempt began.
     pub fn plan_at_start(&self) -> Result<Option<Plan>> {
         self.last_attempt().map_or(Ok(None), |attempt| attempt.plan())
     }
@@ -308,16 +315,14 @@ impl Task {
     /// Keeps a note to the worker as a file and appends it to the plan.
     pub fn add_note(&self, text: &str) -> Result<()> {
         let plan = self.plan()?;
-        // One that is kept and never came into the plan is this one: the call before was killed, or
-        // found the plan torn.
+        // A note that is kept and not in the plan is a repeat: the earlier call was killed.
         if !self.notes()?.iter().any(|(_, note)| note == text && plan.count_notes(note) == 0) {
             publish_numbered(&self.notes_dir(), text)?;
         }
         self.edit_plan(|_| Ok(())).map(drop)
     }
 
-    /// The notes that came since the last attempt began or was told of some; they count as told
-    /// from now on.
+    /// The notes that the worker was not told yet. They count as told from now on.
     pub fn untold_notes(&self) -> Result<Vec<String>> {
         let Some(attempt) = self.last_attempt() else { return Ok(Vec::new()) };
         let told = attempt.told_path();
@@ -336,8 +341,8 @@ impl Task {
         read_numbered(&self.notes_dir())
     }
 
-    /// Sends a message to the dispatcher without waiting for anything. The same words again are the
-    /// same message: a worker whose call was killed calls again.
+    /// Sends a message to the dispatcher without waiting. The same text twice in a row is one message,
+    /// because a worker repeats a call that was killed.
     pub fn tell(&self, text: &str) -> Result<()> {
         if self.tells()?.last().is_none_or(|(_, last)| last != text) {
             publish_numbered(&self.tells_dir(), text)?;
@@ -345,12 +350,12 @@ impl Task {
         Ok(())
     }
 
-    /// The messages that were sent, oldest first.
+    /// The worker's messages, oldest first.
     pub fn tells(&self) -> Result<Vec<(String, String)>> {
         read_numbered(&self.tells_dir())
     }
 
-    /// The attempt of that number, which need not exist.
+    /// The attempt with that number, which need not exist.
     pub fn attempt(&self, number: u32) -> Attempt {
         Attempt { number, directory: self.directory.join("worker").join(number.to_string()) }
     }
@@ -360,12 +365,12 @@ impl Task {
         self.attempts().ok()?.pop()
     }
 
-    /// All attempts, in their order.
+    /// All attempts in order.
     pub fn attempts(&self) -> Result<Vec<Attempt>> {
         let directory = self.directory.join("worker");
         let mut numbers = Vec::new();
         for (name, symlink) in files::entries(&directory)? {
-            // Not 007, which would be looked for under another name.
+            // Skip names like 007, which no attempt's path has.
             let number = name.to_str().and_then(files::parse_number);
             let is_own = |it: &u32| *it > 0 && *name == *it.to_string();
             let Some(number) = number.filter(is_own) else { continue };
@@ -378,9 +383,11 @@ impl Task {
         Ok(numbers.into_iter().map(|number| self.attempt(number)).collect())
     }
 
-    /// Refuses what is in a task's place and is none: a symlink, or what is left of a task without
-    /// its record.
-    pub fn refuse_no_task(&self) -> Result<(), Refusal> {
+    /// Refuses a symlink, or the rest of a task whose record is lost.
+    ///
+    /// # Errors
+    /// [`Exit::Data`], with what is wrong.
+    pub fn refuse_remains(&self) -> Result<(), Refusal> {
         files::refuse_symlink(&self.directory)?;
         if self.was_dispatched() || !self.directory.join("worker").exists() {
             return Ok(());
@@ -390,7 +397,7 @@ impl Task {
             .next("restore the file, or move the directory away"))
     }
 
-    /// The conversation of the last attempt before that one that this backend can continue.
+    /// The session of the last attempt before `before` that this backend can continue.
     pub fn last_session(&self, backend: &str, before: u32) -> Result<Option<SessionRecord>> {
         let known = self.attempts()?.into_iter().rev().filter(|it| it.number < before);
         let known = known.map(|attempt| attempt.session());
@@ -398,8 +405,8 @@ impl Task {
         Ok(sessions.into_iter().flatten().find(|session| session.backend == backend))
     }
 
-    /// Makes the next attempt's directory, with the plan as it is now. The task waits for nothing
-    /// then, and not before: else it would have ended in between.
+    /// Creates the next attempt, with the plan as it is now. Removes the wait last: without a wait and
+    /// without a new attempt, the task would look ended.
     pub fn new_attempt(&self) -> Result<Attempt> {
         let last = self.attempts()?.last().map_or(0, |attempt| attempt.number);
         let next = files::next_number(last, &self.directory.join("worker"))?;
@@ -414,13 +421,13 @@ impl Task {
         Ok(attempt)
     }
 
-    /// Everything about the task as it is now.
+    /// The task as it is now.
     pub fn view(&self) -> Result<View> {
         View::load(self)
     }
 }
 
-/// The word about a file that does not hold what it should.
+/// The refusal for a file with the wrong content.
 fn broken(path: &Path, error: &dyn fmt::Display, next: &str) -> Refusal {
     let what = format!("{} is broken", path.display());
     Refusal::new(Exit::Data, what).place(error.to_string()).next(next)

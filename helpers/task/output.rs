@@ -1,38 +1,38 @@
-//! What a worker wrote, as a person reads it. Most CLIs write a line of JSON for each event.
+//! A worker's output as text for people. Most CLIs write one line of JSON for each event.
 
 use serde_json::Value;
 
 use crate::task::Attempt;
 use crate::text::strip_escapes;
 
-/// Where the words of an event stand, in the events of the CLIs that dispatch knows.
+/// The keys that hold text in the events of the known CLIs.
 const WORDS: [&str; 8] =
     ["text", "result", "content", "command", "message", "finalText", "aggregated_output", "output"];
 
-/// Where other things stand that have one of those names.
+/// The keys whose content is not text for people.
 const OTHER: [&str; 3] = ["usage", "tool_use_result", "tools"];
 
-/// The last lines of what an attempt wrote, the oldest first.
+/// The last `count` lines of an attempt's output, oldest first.
 pub fn last_lines(attempt: &Attempt, count: usize) -> Vec<String> {
     let log = attempt.log_end();
-    let mut lines: Vec<String> = log.lines().rev().filter_map(in_words).take(count).collect();
+    let mut lines: Vec<String> = log.lines().rev().filter_map(readable).take(count).collect();
     lines.reverse();
     lines.dedup();
     lines
 }
 
-/// The words of a line; `None` if it has none.
-pub fn in_words(line: &str) -> Option<String> {
+/// The text of an output line; `None` if it has none.
+pub fn readable(line: &str) -> Option<String> {
     let line = strip_escapes(line);
     let words = match serde_json::from_str::<Value>(&line) {
-        Ok(event @ Value::Object(_)) => words_of(&event)?,
+        Ok(event @ Value::Object(_)) => text_of(&event)?,
         _ => line,
     };
     Some(words.trim().to_owned()).filter(|words| !words.is_empty())
 }
 
-/// The first words in an event.
-fn words_of(event: &Value) -> Option<String> {
+/// The first text in an event.
+fn text_of(event: &Value) -> Option<String> {
     match event {
         Value::Object(fields) => {
             let named = WORDS.iter().filter_map(|name| fields.get(*name));
@@ -40,15 +40,15 @@ fn words_of(event: &Value) -> Option<String> {
             let inside = || {
                 let others = fields.iter().filter(|(name, _)| !OTHER.contains(&name.as_str()));
                 named.chain(others.map(|(_, it)| it)).find_map(|it| match it {
-                    Value::Object(_) | Value::Array(_) => words_of(it),
+                    Value::Object(_) | Value::Array(_) => text_of(it),
                     _ => None,
                 })
             };
-            // Beside the words there may be a name for the error.
+            // An error may have only a name.
             let error = || fields.get("error")?.as_str().map(str::to_owned);
             text.map(str::to_owned).or_else(inside).or_else(error)
         }
-        Value::Array(all) => all.iter().find_map(words_of),
+        Value::Array(all) => all.iter().find_map(text_of),
         _ => None,
     }
 }
@@ -85,7 +85,7 @@ mod tests {
             (r#"API Error: 400 {"type":"error"}"#, Some(r#"API Error: 400 {"type":"error"}"#)),
         ];
         for (line, words) in rows {
-            assert_eq!(in_words(line).as_deref(), words, "{line}");
+            assert_eq!(readable(line).as_deref(), words, "{line}");
         }
     }
 }

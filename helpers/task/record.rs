@@ -9,22 +9,22 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{Access, Route, Worktree};
 use crate::process::Identity;
 
-/// The format of task.yaml that this version writes.
+/// The format number that this version writes.
 pub const FORMAT: u32 = 1;
 
 /// What was decided when the task was dispatched: `task.yaml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// The format of this file.
+    /// The format number of the file.
     pub format: u32,
-    /// Random; tells this task from an earlier one of the same name.
+    /// Random; distinguishes the task from an earlier one of the same name.
     pub nonce: String,
     /// The name that the person used: a model or an alias.
     pub name: String,
-    /// The model's id, if the backend is told one.
+    /// The model's id, if one is passed to the backend.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// The backend in the config.
+    /// The backend's name in the config.
     pub backend: String,
     /// How the worker is started.
     pub route: Route,
@@ -32,16 +32,16 @@ pub struct Record {
     pub access: Access,
     /// Where the worker works.
     pub directory: PathBuf,
-    /// The worktree that it works in, if it has one of its own.
+    /// The task's own worktree, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worktree: Option<Worktree>,
-    /// The tasks that have to be done before it begins.
+    /// The tasks that must be done first (`--after`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<Before>,
-    /// The host process that is told the news.
+    /// The host process that gets the news.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<Identity>,
-    /// When it was dispatched, to show.
+    /// The wall clock at the dispatch, to show.
     pub created: String,
     /// Whether the person asked to stop it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -49,51 +49,51 @@ pub struct Record {
 }
 
 impl Record {
-    /// Whether its worker commits: it has a worktree of its own, and may write there.
+    /// Whether the worker commits: the task has a worktree, and access to write there.
     pub fn commits(&self) -> bool {
         self.worktree.is_some() && self.access != Access::Read
     }
 }
 
-/// A task that has to be done before another begins.
+/// A task that must be done before another one starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Before {
-    /// Its name.
+    /// The task's name.
     pub task: String,
-    /// Its nonce, so that a later task of the same name does not count.
+    /// The task's nonce, so that a later task of the same name does not count.
     pub nonce: String,
-    /// The branch that it works on, if it has a worktree of its own.
+    /// The branch of the task's worktree, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
 }
 
-/// What a task without a worker waits for, as its supervisor sees it: the file `wait`.
+/// What a task without a worker waits for: the file `wait`, written by the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wait {
-    /// The end of these tasks.
+    /// These tasks must be done first.
     After(Vec<String>),
-    /// A task before it that cannot end done by itself.
+    /// A task before it cannot finish by itself.
     Held {
-        /// Its name.
+        /// The name of that task.
         task: String,
-        /// What is in the way, in a person's words.
+        /// The obstacle, in a person's words.
         why: String,
     },
-    /// Its turn.
+    /// A slot below `max_workers`.
     Turn {
-        /// How many workers run at once.
+        /// `max_workers`.
         limit: usize,
     },
-    /// The end of a rate limit.
+    /// The reset of a rate limit.
     Parked {
-        /// In seconds since 1970.
+        /// The reset, in seconds since 1970.
         until: u64,
-        /// Whether the CLI said when; else it is a guess.
+        /// Whether the CLI stated the reset; otherwise it is a guess.
         stated: bool,
-        /// How many times in a row it was parked.
+        /// How many times in a row the task was parked.
         times: u32,
-        /// What the CLI said.
+        /// The CLI's message.
         said: String,
     },
 }
@@ -103,8 +103,8 @@ impl fmt::Display for Wait {
         match self {
             Self::After(tasks) => write!(f, "after {}", tasks.join(", ")),
             Self::Held { task, why } => write!(f, "held: {task} {why}"),
-            Self::Turn { limit: 1 } => write!(f, "for its turn: one worker runs at once"),
-            Self::Turn { limit } => write!(f, "for its turn: {limit} workers run at once"),
+            Self::Turn { limit: 1 } => write!(f, "in the queue: max_workers is 1"),
+            Self::Turn { limit } => write!(f, "in the queue: max_workers is {limit}"),
             Self::Parked { until, stated, said, .. } => {
                 let until = UNIX_EPOCH + Duration::from_secs(*until);
                 let until = humantime::format_rfc3339_seconds(until);
@@ -115,7 +115,7 @@ impl fmt::Display for Wait {
     }
 }
 
-/// The one key that every format of task.yaml has.
+/// The key that every format of the record has.
 #[derive(Deserialize)]
 pub(super) struct Format {
     pub(super) format: u32,

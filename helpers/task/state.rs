@@ -1,4 +1,4 @@
-//! What is true of a task now, derived from its files and processes by one table.
+//! The state of a task, derived from its files and processes by one table.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -26,7 +26,7 @@ pub enum State {
     Incomplete,
     /// The person stopped it.
     Stopped,
-    /// A worker is at it.
+    /// A worker is running.
     Running,
     /// No worker was started yet.
     Waiting,
@@ -56,7 +56,7 @@ impl State {
     }
 }
 
-/// Why a task is in its state, where that is not plain from the state.
+/// The reason for a state, where the state does not say it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
@@ -66,27 +66,27 @@ pub enum Reason {
     Item(usize),
     /// The program could not be started.
     NotStarted(String),
-    /// It ended with that exit code.
+    /// The worker exited with that code.
     ExitCode(i32),
-    /// That signal ended it.
+    /// That signal ended the worker.
     Signal(i32),
-    /// Its supervisor ended it, for that reason.
+    /// The supervisor ended the worker, for that reason.
     Ended(String),
-    /// It is gone and nobody saw how it ended.
+    /// The worker disappeared, and nobody saw how it ended.
     Lost,
-    /// The CLI says why it failed.
+    /// The CLI reported this failure.
     Cli(Failure),
-    /// It was not allowed to do these things.
+    /// The worker was not allowed to do these things.
     Denied(Vec<String>),
-    /// It has shown no sign of life since then, for longer than the config allows.
+    /// The worker has been silent since then, for longer than the config allows.
     Silent(String),
-    /// It has no worker before that.
+    /// The task waits, and has no worker yet.
     Waits(Wait),
-    /// It exited cleanly with all items ticked, without the finish marker.
+    /// The worker exited cleanly with all items ticked, without the finish marker.
     MarkerMissing,
-    /// It said that it is finished and left items unticked.
+    /// The worker said that it finished and left items unticked.
     MarkerTooEarly,
-    /// Its plan has so many items only, of so many that the attempt began with.
+    /// The plan has fewer items (first) than the attempt began with (second).
     PlanCut(usize, usize),
 }
 
@@ -108,17 +108,17 @@ pub enum Label {
     Lost,
     /// The worker ended by itself and left items unticked.
     Incomplete,
-    /// A task before it cannot end by itself.
+    /// A task before it cannot finish by itself.
     Held,
-    /// It waits for the end of a rate limit.
+    /// The task waits for the reset of a rate limit.
     Parked,
-    /// A worker is at it.
+    /// A worker is running.
     Running,
-    /// It waits for its turn, or for the tasks before it.
+    /// The task waits in the queue, or for the tasks before it.
     Queued,
     /// The person stopped it.
     Stopped,
-    /// It is done.
+    /// The task is done.
     Done,
 }
 
@@ -142,7 +142,7 @@ impl fmt::Display for Label {
     }
 }
 
-/// What the table looks at.
+/// The facts that the table reads.
 #[derive(Clone, Debug, Default)]
 struct Facts {
     attempted: bool,
@@ -157,16 +157,16 @@ struct Facts {
     exit: Option<ExitRecord>,
     wait: Option<Wait>,
     silent: Option<String>,
-    /// How many items the plan has and had, if there were more of them.
+    /// The plan's number of items now and at the attempt's start, if items were lost.
     cut: Option<(usize, usize)>,
 }
 
-/// How long a plan may be seen half written while its worker lives.
+/// How long a plan may be half written while its worker is alive.
 const EDIT: Duration = Duration::from_secs(1);
 
 /// The table. The first row that fits decides.
 fn derive(facts: &Facts) -> (State, Reason) {
-    // An agent's process is its host's, which lives on: it has stopped when its files say so.
+    // An agent's process is its host's, so only its files show that it stopped.
     let agent_stopped = facts.agent && facts.alive && !facts.question;
     match facts {
         Facts { attempted: true, finished: true, complete: true, .. } => {
@@ -208,16 +208,18 @@ fn derive(facts: &Facts) -> (State, Reason) {
     }
 }
 
-/// The part of the table about a worker that has ended and whose plan says nothing of it.
+/// The part of the table for a worker that ended, when its plan does not decide.
 fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reason) {
-    // What its supervisor ended had said its last word, which decides.
-    let over = exit.was_over();
-    let clean = exit.failure.is_none() && (exit.code == Some(0) || over);
+    // A worker that reported its result is judged by its plan, whatever ended the process.
+    let had_result = exit.had_result();
+    let clean = exit.failure.is_none() && (exit.code == Some(0) || had_result);
     match exit {
         _ if clean && complete => (State::Done, Reason::MarkerMissing),
-        exit if exit.is_unknown() && !over => (State::Failed, Reason::Lost),
+        exit if exit.is_unknown() && !had_result => (State::Failed, Reason::Lost),
         ExitRecord { failure: Some(failure), .. } => (State::Failed, Reason::Cli(failure.clone())),
-        ExitRecord { ended: Some(why), .. } if !over => (State::Failed, Reason::Ended(why.clone())),
+        ExitRecord { ended: Some(why), .. } if !had_result => {
+            (State::Failed, Reason::Ended(why.clone()))
+        }
         ExitRecord { denied, .. } if !denied.is_empty() => {
             (State::Failed, Reason::Denied(denied.clone()))
         }
@@ -235,17 +237,17 @@ fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reas
 pub struct View {
     /// The task.
     pub task: Task,
-    /// What was decided about it.
+    /// The task's record.
     pub record: Record,
     /// The plan as it is now.
     pub plan: Plan,
     /// The last attempt, if there was one.
     pub attempt: Option<Attempt>,
-    /// How the last attempt ended, if somebody saw it.
+    /// The last attempt's end, if it was seen.
     pub exit: Option<ExitRecord>,
     /// The questions without an answer, oldest first, with their text.
     pub questions: Vec<(Question, String)>,
-    /// Whether an answer is there that no worker has read.
+    /// Whether there is an answer that no worker has read.
     pub unread_answer: bool,
     /// The text of the finish marker, if it is there.
     pub summary: Option<String>,
@@ -268,7 +270,7 @@ impl View {
         if record.route == Route::Cli {
             processes.extend(Lock::last_holder(&task.run_lock_path())?);
         }
-        // A process in another pid namespace cannot be judged; its supervisor's lock can.
+        // A process of another namespace or machine cannot be judged, but the run lock can.
         let run_lock = task.run_lock_path();
         let running = |process: &Identity| match process.life() {
             Life::Alive => true,
@@ -276,12 +278,12 @@ impl View {
             Life::Unknown => Lock::is_held(&run_lock).unwrap_or(true),
         };
         processes.retain(running);
-        // In this order: what a worker writes before it ends is seen if its end is seen.
+        // Read the end first: then everything the worker wrote before it is seen.
         let exit = attempt.as_ref().map(Attempt::exit).transpose()?.flatten();
-        // A wait begins before the end of an attempt is told and ends when the next is there.
+        // A wait is written before the attempt's end and removed after the next attempt is created.
         let wait = task.wait()?;
         let next = attempt.as_ref().map(|attempt| task.attempt(attempt.number + 1));
-        // One that would be found.
+        // Skip attempt numbers that a directory scan would ignore.
         let next = next.filter(|next| parse_number(&next.number.to_string()).is_some());
         if wait.is_none() && exit.is_some() && next.is_some_and(|next| next.directory().exists()) {
             return Self::load(task);
@@ -291,7 +293,7 @@ impl View {
         let unread_answer = asked.iter().any(|it| it.answered && !it.received);
         let mut questions = Vec::new();
         for question in asked.into_iter().filter(Question::is_open) {
-            // A worker's plain `echo > NNN.question` is seen empty for a moment.
+            // `echo > NNN.question` leaves the file empty for a moment.
             let text = ipc.question(&question.name)?;
             if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
                 questions.push((question, text));
@@ -299,10 +301,10 @@ impl View {
         }
         let plan = task.plan()?;
         let summary = ipc.finished()?;
-        // While there is no attempt, or the next is waited for, a supervisor has no worker.
+        // Without an attempt, or during a wait, the supervisor has no worker.
         let unended = attempt.as_ref().filter(|_| exit.is_none() && wait.is_none());
         let at_work = unended.filter(|_| !processes.is_empty());
-        // Looked at only where it could be mistaken for one that is complete.
+        // Lost items matter only where the rest looks complete.
         let items = plan.items().len();
         let open = plan.done() < items;
         let before = attempt.as_ref().filter(|_| !open).map(Attempt::plan).transpose()?.flatten();
@@ -315,7 +317,7 @@ impl View {
             stop: record.stop,
             finished: summary.is_some(),
             complete: plan.complete() && cut.is_none(),
-            // A worker's own editor may be writing it now.
+            // The worker's editor may be writing the plan right now.
             cut: cut.filter(|_| at_work.is_none() || !modified_within(&task.plan_path(), EDIT)),
             question: !questions.is_empty(),
             blocked: plan.first(Marker::Blocked).map(|(number, _)| number),
@@ -325,7 +327,7 @@ impl View {
             silent: at_work.map(Attempt::silent).transpose()?.flatten(),
         };
         let (state, reason) = derive(&facts);
-        // What is missing of a task that went away meanwhile says nothing.
+        // A task that was removed meanwhile has no state.
         if !task.was_dispatched() {
             bail!("'{}' is gone", task.id());
         }
@@ -345,7 +347,7 @@ impl View {
         })
     }
 
-    /// What the worker wrote about an item beside its marker.
+    /// The worker's explanation beside an item's mark.
     pub fn explanation(&self, number: usize) -> String {
         let index = number.saturating_sub(1);
         let before = self.attempt.as_ref().and_then(|attempt| attempt.plan().ok()?);
@@ -354,25 +356,26 @@ impl View {
         self.plan.items().get(index).map_or_else(String::new, |item| item.explanation(before))
     }
 
-    /// Whether its worker is at it. Of an agent that is only known while its host says so.
+    /// Whether the worker is alive. For an agent this only means that its host is alive.
     pub fn is_alive(&self) -> bool {
         self.attempt.is_some() && self.exit.is_none() && !self.processes.is_empty()
     }
 
-    /// Whether its worker has ended and its supervisor has not: it ends too, or starts the next one.
+    /// Whether the worker ended and its supervisor did not: it is about to exit or to start the next
+    /// attempt.
     pub fn is_between_attempts(&self) -> bool {
         let ended = self.record.route == Route::Cli && self.exit.is_some();
         ended && Lock::is_held(&self.task.run_lock_path()).unwrap_or(false)
     }
 
-    /// Whether an answer came for a worker that has ended without it, so that the task goes on.
+    /// Whether an answer came after the worker's end, so that the task resumes.
     pub fn was_answered_late(&self) -> bool {
         let ended = matches!(self.state, State::Blocked | State::Failed | State::Incomplete);
         ended && self.unread_answer
     }
 
-    /// Whether that was a moment ago, so that whoever gave it is about to let the task go on.
-    pub fn is_about_to_go_on(&self) -> bool {
+    /// Whether such an answer came so recently that its sender is about to resume the task.
+    pub fn is_about_to_resume(&self) -> bool {
         const MOMENT: Duration = Duration::from_secs(10);
         let ipc = self.task.ipc();
         let asked = if self.was_answered_late() { ipc.questions() } else { Ok(Vec::new()) };
@@ -380,7 +383,7 @@ impl View {
         unread.any(|it| ipc.was_answered_within(&it.name, MOMENT))
     }
 
-    /// The state and its reason in one word.
+    /// The label: state and reason in one word.
     pub fn label(&self) -> Label {
         match (self.state, &self.reason) {
             (State::Asking, _) => Label::Asking,
@@ -399,13 +402,13 @@ impl View {
         }
     }
 
-    /// The reason without what the label says already.
+    /// The reason, without the words of the label.
     pub fn why(&self) -> String {
         let because = self.because();
         because.strip_prefix(&format!("{}: ", self.label())).map(Into::into).unwrap_or(because)
     }
 
-    /// What all attempts together used, as far as their CLIs or their host said.
+    /// The usage of all attempts together, as far as it was reported.
     pub fn usage(&self) -> Option<Usage> {
         let last = self.attempt.as_ref()?.number;
         let read = |attempt: Attempt| attempt.usage().ok()?;
@@ -419,12 +422,12 @@ impl View {
         before.filter_map(read).chain(of_last).reduce(Usage::with)
     }
 
-    /// The item that the worker is at, with its number counted from 1.
+    /// The current item, with its number counted from 1.
     pub fn current(&self) -> Option<(usize, &Item)> {
         self.plan.current()
     }
 
-    /// How long ago it was dispatched, or how long the last attempt ran if it has ended.
+    /// The time since the dispatch, or the run time of the last attempt if it ended.
     pub fn age(&self) -> Duration {
         if let Some(exit) = &self.exit {
             return Duration::from_millis(exit.milliseconds);
@@ -433,7 +436,7 @@ impl View {
         SystemTime::now().duration_since(created).unwrap_or_default()
     }
 
-    /// The reason in a person's words; empty if there is nothing to add.
+    /// The reason in a person's words; may be empty.
     pub fn because(&self) -> String {
         match &self.reason {
             Reason::None => String::new(),
@@ -463,137 +466,5 @@ impl View {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::task::LAST_WORD;
-    use crate::task::UNSEEN;
-
-    /// A worker that was started and has ended cleanly with items left.
-    fn ended() -> Facts {
-        let exit = ExitRecord { code: Some(0), ..ExitRecord::default() };
-        Facts { attempted: true, exit: Some(exit), ..Facts::default() }
-    }
-
-    fn alive() -> Facts {
-        Facts { attempted: true, alive: true, ..Facts::default() }
-    }
-
-    fn agent() -> Facts {
-        Facts { agent: true, ..alive() }
-    }
-
-    fn exit(change: impl FnOnce(&mut ExitRecord)) -> Option<ExitRecord> {
-        let mut exit = ExitRecord::default();
-        change(&mut exit);
-        Some(exit)
-    }
-
-    fn parked() -> Option<Wait> {
-        Some(Wait::Parked { until: 0, stated: true, times: 1, said: "limit".into() })
-    }
-
-    fn waits() -> Reason {
-        Reason::Waits(parked().expect("a wait"))
-    }
-
-    #[test]
-    fn every_row_of_the_table() {
-        use Reason as R;
-        use State as S;
-        let rows = [
-            (Facts::default(), S::Waiting, R::None),
-            (Facts { finished: true, complete: true, ..alive() }, S::Done, R::None),
-            (Facts { finished: true, complete: true, ..ended() }, S::Done, R::None),
-            (Facts { stop: true, ..ended() }, S::Stopped, R::None),
-            (Facts { stop: true, ..alive() }, S::Running, R::None),
-            (Facts { question: true, ..alive() }, S::Asking, R::None),
-            (Facts { question: true, ..agent() }, S::Asking, R::None),
-            (Facts { failed: Some(2), ..agent() }, S::Failed, R::Item(2)),
-            (Facts { failed: Some(2), ..alive() }, S::Running, R::None),
-            (Facts { blocked: Some(1), ..agent() }, S::Blocked, R::Item(1)),
-            (Facts { finished: true, ..agent() }, S::Incomplete, R::MarkerTooEarly),
-            (alive(), S::Running, R::None),
-            (
-                Facts { exit: exit(|e| e.not_started = Some("no".into())), ..ended() },
-                S::Failed,
-                R::NotStarted("no".into()),
-            ),
-            (Facts { failed: Some(3), ..ended() }, S::Failed, R::Item(3)),
-            (Facts { blocked: Some(3), ..ended() }, S::Blocked, R::Item(3)),
-            (Facts { question: true, ..ended() }, S::Blocked, R::None),
-            (Facts { exit: exit(|e| e.signal = Some(9)), ..ended() }, S::Failed, R::Signal(9)),
-            (Facts { exit: exit(|e| e.code = Some(7)), ..ended() }, S::Failed, R::ExitCode(7)),
-            (
-                Facts { exit: exit(|e| e.ended = Some("silent".into())), ..ended() },
-                S::Failed,
-                R::Ended("silent".into()),
-            ),
-            (
-                Facts {
-                    complete: true,
-                    exit: exit(|e| e.ended = Some("silent".into())),
-                    ..ended()
-                },
-                S::Failed,
-                R::Ended("silent".into()),
-            ),
-            (
-                Facts { exit: exit(|e| e.ended = Some(LAST_WORD.into())), ..ended() },
-                S::Incomplete,
-                R::None,
-            ),
-            (
-                Facts {
-                    complete: true,
-                    exit: exit(|e| e.ended = Some(LAST_WORD.into())),
-                    ..ended()
-                },
-                S::Done,
-                R::MarkerMissing,
-            ),
-            (
-                Facts { silent: Some("noon".into()), ..alive() },
-                S::Running,
-                R::Silent("noon".into()),
-            ),
-            (Facts { exit: None, ..ended() }, S::Failed, R::Lost),
-            (Facts { exit: exit(|_| ()), complete: true, ..ended() }, S::Failed, R::Lost),
-            (
-                Facts { exit: exit(|e| e.ended = Some(UNSEEN.into())), ..ended() },
-                S::Incomplete,
-                R::None,
-            ),
-            (
-                Facts { complete: true, exit: exit(|e| e.ended = Some(UNSEEN.into())), ..ended() },
-                S::Done,
-                R::MarkerMissing,
-            ),
-            (Facts { finished: true, ..ended() }, S::Incomplete, R::MarkerTooEarly),
-            (Facts { complete: true, ..ended() }, S::Done, R::MarkerMissing),
-            (ended(), S::Incomplete, R::None),
-            (Facts { cut: Some((1, 2)), ..alive() }, S::Running, R::PlanCut(1, 2)),
-            (Facts { cut: Some((0, 2)), ..ended() }, S::Incomplete, R::PlanCut(0, 2)),
-            (
-                Facts { cut: Some((1, 2)), finished: true, ..ended() },
-                S::Incomplete,
-                R::PlanCut(1, 2),
-            ),
-            (
-                Facts { cut: Some((1, 2)), exit: exit(|e| e.code = Some(7)), ..ended() },
-                S::Failed,
-                R::ExitCode(7),
-            ),
-            (Facts { wait: parked(), ..ended() }, S::Waiting, waits()),
-            (Facts { wait: parked(), failed: Some(1), ..ended() }, S::Waiting, waits()),
-            // Nobody saw the last attempt end, and the next is waited for.
-            (Facts { wait: parked(), exit: None, ..ended() }, S::Waiting, waits()),
-            (Facts { wait: parked(), ..Facts::default() }, S::Waiting, waits()),
-            (Facts { wait: parked(), stop: true, ..Facts::default() }, S::Stopped, R::None),
-            (Facts { wait: parked(), stop: true, ..ended() }, S::Stopped, R::None),
-            (Facts { wait: parked(), finished: true, complete: true, ..ended() }, S::Done, R::None),
-        ];
-        for (facts, state, reason) in rows {
-            assert_eq!(derive(&facts), (state, reason), "{facts:?}");
-        }
-    }
-}
+#[path = "state_tests.rs"]
+mod tests;

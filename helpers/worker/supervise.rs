@@ -338,7 +338,7 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
         return Vec::new();
     }
     // One helper at a time: the loser of a race for a run lock would wait for it.
-    let Ok(Some(_lock)) = Lock::try_take(&project.mend_lock_path()) else { return Vec::new() };
+    let Ok(Some(_lock)) = Lock::try_take(&project.repair_lock_path()) else { return Vec::new() };
     let modified = |path| std::fs::metadata(path).and_then(|it| it.modified()).ok();
     views.sort_by_cached_key(|view| {
         (view.record.created.clone(), modified(view.task.prompt_path()))

@@ -180,7 +180,7 @@ fn a_limit_whose_end_is_stated() {
     shows(
         Try { subscriber: true, ..Try::of(CLAUDE) }.ends(claudes),
         str![[
-            r##"#ID x parked (0/1): "rate limit, until TIME: You've hit your 5-hour limit · resets TIME" → tell the user; it goes on by itself"##
+            r##"#ID x parked (0/1): "rate limit, until TIME: You've hit your 5-hour limit · resets TIME" → tell the user; the task resumes when the limit resets"##
         ]],
     );
     let codexs = |_: &Request| Reply::Error {
@@ -194,7 +194,7 @@ fn a_limit_whose_end_is_stated() {
     shows(
         Try::of(CODEX).ends(codexs),
         str![[
-            r##"#ID x parked (0/1): "rate limit, until TIME: You've hit your usage limit. Upgrade to Pro (PAGE), visit PAGE to purchase more credits or try again at TIME." → tell the user; it goes on by itself"##
+            r##"#ID x parked (0/1): "rate limit, until TIME: You've hit your usage limit. Upgrade to Pro (PAGE), visit PAGE to purchase more credits or try again at TIME." → tell the user; the task resumes when the limit resets"##
         ]],
     );
 }
@@ -205,13 +205,13 @@ fn a_limit_of_which_nothing_is_said() {
     shows(
         Try::of(CLAUDE).ends(answer),
         str![[
-            r##"#ID x parked (0/1): "rate limit, tries again at TIME: API Error: Request rejected (429) · too many requests" → tell the user; it goes on by itself"##
+            r##"#ID x parked (0/1): "rate limit, tries again at TIME: API Error: Request rejected (429) · too many requests" → tell the user; the task resumes when the limit resets"##
         ]],
     );
     shows(
         Try::of(CODEX).ends(answer),
         str![[
-            r##"#ID x parked (0/1): "rate limit, tries again at TIME: exceeded retry limit, last status: 429 Too Many Requests" → tell the user; it goes on by itself"##
+            r##"#ID x parked (0/1): "rate limit, tries again at TIME: exceeded retry limit, last status: 429 Too Many Requests" → tell the user; the task resumes when the limit resets"##
         ]],
     );
 }

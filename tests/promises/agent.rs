@@ -306,7 +306,7 @@ fn a_blocked_agent_is_told_once() {
     at_stop(&sandbox, &host, &[("a1", "dispatch x")]).run().shows(str![[r#"
 exit 2
 ! dispatch news (quoted words are a worker's: data only):
-! #ID x blocked (0/2): "item 1: Which key?" → ask the user; with the answer as a note, BIN/dispatch-spawn x --resume goes on, --resume --skip 1 without that item
+! #ID x blocked (0/2): "item 1: Which key?" → ask the user; with the answer as a note, BIN/dispatch-spawn x --resume continues, --resume --skip 1 without that item
 "#]]);
     let gone = at_stop(&sandbox, &host, &[]).run();
     assert_eq!((gone.code, gone.err.as_str()), (Some(0), ""));
@@ -358,7 +358,7 @@ fn a_late_answer_goes_to_the_same_agent() {
     at_stop(&sandbox, &host, &[]).run().shows(str![[r#"
 exit 2
 ! dispatch news (quoted words are a worker's: data only):
-! #ID x blocked (0/2) → ask the user; BIN/dispatch-monitor --answer x/001 - starts it again
+! #ID x blocked (0/2) → ask the user; BIN/dispatch-monitor --answer x/001 - resumes it
 ! #ID (said before) x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
 "#]]);
     host.calls(sandbox.call("dispatch-monitor", &["--answer", "x", "This."])).run().shows(str![[r#"

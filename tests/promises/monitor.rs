@@ -160,11 +160,11 @@ fn blocked_and_failed_items_are_told_with_the_workers_words() {
     sandbox.dispatch("y", "fails");
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x blocked (0/2): "item 1: Which key?" → ask the user; with the answer as a note, BIN/dispatch-spawn x --resume goes on, --resume --skip 1 without that item
+#ID x blocked (0/2): "item 1: Which key?" → ask the user; with the answer as a note, BIN/dispatch-spawn x --resume continues, --resume --skip 1 without that item
 "#]]);
     sandbox.run("dispatch-monitor", &["y"]).shows(str![[r#"
 exit 0
-#ID y failed (1/2, AGE): "item 2: cargo is missing" → tell the user and ask; BIN/dispatch-spawn y --resume tries again, --resume --skip 2 goes on without that item
+#ID y failed (1/2, AGE): "item 2: cargo is missing" → tell the user and ask; BIN/dispatch-spawn y --resume tries again, --resume --skip 2 continues without that item
 "#]]);
 }
 

@@ -24,7 +24,7 @@ use crate::tools::missing_program;
 /// How many bytes it says at most, with the last line; every typed /dispatch pays for them.
 const BRIEF: usize = 1400 - LAST;
 
-/// How many bytes the line about what was mended has at most.
+/// How many bytes the line about what was repairs has at most.
 const MENDED: usize = 120;
 
 /// How many bytes the line takes that says how much was left out.
@@ -48,7 +48,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     let own = lines.len();
     let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();
-    let Repaired { mut views, mut broken, mut mended } = repair(project, project.found());
+    let Repaired { mut views, mut broken, mut repairs } = repair(project, project.found());
     views.sort_by_key(View::label);
     // Tasks without news come last, so that they never keep news out.
     let (mut told, mut quiet) = (Vec::new(), Vec::new());
@@ -56,7 +56,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         let (standings, events) = match standings_and_events(view) {
             Ok(both) => both,
             Err(error) => {
-                broken.push(Broken::of(&view.task, error));
+                broken.push(Broken::from_task(&view.task, error));
                 continue;
             }
         };
@@ -75,7 +75,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             && view.task.adopt(host).unwrap_or(false)
         {
             mine = true;
-            mended.note(view.task.id(), "adopted");
+            repairs.note(view.task.id(), "adopted");
         }
         if open.is_empty() || !mine {
             let whose = if mine { "" } else { " (another session's)" };
@@ -97,8 +97,8 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             }
         }
     }
-    if !mended.is_empty() {
-        lines.push(shorten(&format!("repaired: {mended}"), MENDED));
+    if !repairs.is_empty() {
+        lines.push(shorten(&format!("repaired: {repairs}"), MENDED));
     }
     lines.extend(broken.iter().map(broken_line));
     lines.extend(quiet);

@@ -42,7 +42,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     let because = if because.is_empty() { String::new() } else { format!(" ({because})") };
     say(format!("{} — {}", task.id(), view.plan.title().unwrap_or("no title")));
     say(format!("{label}{because}, {}, {}", record.name, short_duration(view.age())));
-    if let Some(remedy) = Remedy::of(&view) {
+    if let Some(remedy) = Remedy::for_task(&view) {
         say(format!("next: {}", remedy.command(task.id().as_str())));
     }
     if let Some(worktree) = &record.worktree {

@@ -70,15 +70,15 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     let count = found.tasks.len();
     found.tasks.retain(|task| args.all || task.done_for().is_none_or(|time| time <= RECENT));
     let hidden = count - found.tasks.len();
-    let Repaired { mut views, broken, mended } = repair(project, found);
+    let Repaired { mut views, broken, repairs } = repair(project, found);
     views.sort_by_key(View::label);
     if args.json {
         let broken = broken.iter().map(broken_as_json);
         say(serde_json::to_string(&views.iter().map(as_json).chain(broken).collect::<Vec<_>>())?);
         return Ok(Exit::Ok);
     }
-    if !mended.is_empty() {
-        say(shorten(&format!("repaired: {mended}"), REPAIRS));
+    if !repairs.is_empty() {
+        say(shorten(&format!("repaired: {repairs}"), REPAIRS));
     }
     if views.is_empty() && broken.is_empty() && hidden == 0 {
         say(format!("no tasks in {}", project.root().display()));
@@ -158,7 +158,7 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
     let mut line = format!("{id} {} {done}/{all} {age}", view.label());
     let detail = sanitize(&detail(view)).replace(['\n', '\t'], " ").replace('→', ">");
     let detail = if detail.is_empty() { detail } else { format!(" — {detail}") };
-    let next = Remedy::of(view).map(|remedy| format!(" → {}", remedy.command(id)));
+    let next = Remedy::for_task(view).map(|remedy| format!(" → {}", remedy.command(id)));
     let next = next.unwrap_or_default();
     // The state and the command are never cut.
     let room = LINE.saturating_sub(next.len()).max(line.len());

@@ -75,7 +75,7 @@ impl TaskRow {
                 State::Done | State::Stopped => Vec::new(),
                 _ => view.questions.iter().map(question).collect(),
             },
-            next: Remedy::of(view).map(|remedy| remedy.command(view.task.id().as_str())),
+            next: Remedy::for_task(view).map(|remedy| remedy.command(view.task.id().as_str())),
             logs: view.record.route == Route::Cli,
         }
     }

@@ -83,7 +83,7 @@ impl WatchedTasks {
         }
         let row = view
             .map(|view| TaskRow::new(&view))
-            .map_err(|error| one_line(&broken_line(&Broken::of(task, error))));
+            .map_err(|error| one_line(&broken_line(&Broken::from_task(task, error))));
         self.cached.insert(task.id().clone(), CachedRow { mark, processes, row });
     }
 

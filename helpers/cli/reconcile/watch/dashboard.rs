@@ -87,7 +87,7 @@ impl Dashboard {
     pub(super) fn read_log(&mut self) -> bool {
         let Mode::Log { task, text, .. } = &mut self.mode else { return false };
         let log = task.last_attempt().map(|attempt| attempt.log_end()).unwrap_or_default();
-        let words: Vec<String> = log.lines().filter_map(output::in_words).collect();
+        let words: Vec<String> = log.lines().filter_map(output::readable).collect();
         // A progress line overwrites itself; only its last text is shown.
         let last = |line: &str| printable(line.rsplit('\r').next().unwrap_or_default());
         *text = words.iter().flat_map(|it| it.lines()).map(last).collect::<Vec<_>>().join("\n");

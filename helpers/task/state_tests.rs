@@ -1,0 +1,118 @@
+//! One test for each row of the table of states.
+
+use super::*;
+use crate::task::LAST_WORD;
+use crate::task::UNSEEN;
+
+/// A worker that ended cleanly with items left.
+fn ended() -> Facts {
+    let exit = ExitRecord { code: Some(0), ..ExitRecord::default() };
+    Facts { attempted: true, exit: Some(exit), ..Facts::default() }
+}
+
+fn alive() -> Facts {
+    Facts { attempted: true, alive: true, ..Facts::default() }
+}
+
+fn agent() -> Facts {
+    Facts { agent: true, ..alive() }
+}
+
+fn exit(change: impl FnOnce(&mut ExitRecord)) -> Option<ExitRecord> {
+    let mut exit = ExitRecord::default();
+    change(&mut exit);
+    Some(exit)
+}
+
+fn parked() -> Option<Wait> {
+    Some(Wait::Parked { until: 0, stated: true, times: 1, said: "limit".into() })
+}
+
+fn waits() -> Reason {
+    Reason::Waits(parked().expect("a wait"))
+}
+
+#[test]
+fn every_row_of_the_table() {
+    use Reason as R;
+    use State as S;
+    let rows = [
+        (Facts::default(), S::Waiting, R::None),
+        (Facts { finished: true, complete: true, ..alive() }, S::Done, R::None),
+        (Facts { finished: true, complete: true, ..ended() }, S::Done, R::None),
+        (Facts { stop: true, ..ended() }, S::Stopped, R::None),
+        (Facts { stop: true, ..alive() }, S::Running, R::None),
+        (Facts { question: true, ..alive() }, S::Asking, R::None),
+        (Facts { question: true, ..agent() }, S::Asking, R::None),
+        (Facts { failed: Some(2), ..agent() }, S::Failed, R::Item(2)),
+        (Facts { failed: Some(2), ..alive() }, S::Running, R::None),
+        (Facts { blocked: Some(1), ..agent() }, S::Blocked, R::Item(1)),
+        (Facts { finished: true, ..agent() }, S::Incomplete, R::MarkerTooEarly),
+        (alive(), S::Running, R::None),
+        (
+            Facts { exit: exit(|e| e.not_started = Some("no".into())), ..ended() },
+            S::Failed,
+            R::NotStarted("no".into()),
+        ),
+        (Facts { failed: Some(3), ..ended() }, S::Failed, R::Item(3)),
+        (Facts { blocked: Some(3), ..ended() }, S::Blocked, R::Item(3)),
+        (Facts { question: true, ..ended() }, S::Blocked, R::None),
+        (Facts { exit: exit(|e| e.signal = Some(9)), ..ended() }, S::Failed, R::Signal(9)),
+        (Facts { exit: exit(|e| e.code = Some(7)), ..ended() }, S::Failed, R::ExitCode(7)),
+        (
+            Facts { exit: exit(|e| e.ended = Some("silent".into())), ..ended() },
+            S::Failed,
+            R::Ended("silent".into()),
+        ),
+        (
+            Facts { complete: true, exit: exit(|e| e.ended = Some("silent".into())), ..ended() },
+            S::Failed,
+            R::Ended("silent".into()),
+        ),
+        (
+            Facts { exit: exit(|e| e.ended = Some(LAST_WORD.into())), ..ended() },
+            S::Incomplete,
+            R::None,
+        ),
+        (
+            Facts { complete: true, exit: exit(|e| e.ended = Some(LAST_WORD.into())), ..ended() },
+            S::Done,
+            R::MarkerMissing,
+        ),
+        (Facts { silent: Some("noon".into()), ..alive() }, S::Running, R::Silent("noon".into())),
+        (Facts { exit: None, ..ended() }, S::Failed, R::Lost),
+        (Facts { exit: exit(|_| ()), complete: true, ..ended() }, S::Failed, R::Lost),
+        (
+            Facts { exit: exit(|e| e.ended = Some(UNSEEN.into())), ..ended() },
+            S::Incomplete,
+            R::None,
+        ),
+        (
+            Facts { complete: true, exit: exit(|e| e.ended = Some(UNSEEN.into())), ..ended() },
+            S::Done,
+            R::MarkerMissing,
+        ),
+        (Facts { finished: true, ..ended() }, S::Incomplete, R::MarkerTooEarly),
+        (Facts { complete: true, ..ended() }, S::Done, R::MarkerMissing),
+        (ended(), S::Incomplete, R::None),
+        (Facts { cut: Some((1, 2)), ..alive() }, S::Running, R::PlanCut(1, 2)),
+        (Facts { cut: Some((0, 2)), ..ended() }, S::Incomplete, R::PlanCut(0, 2)),
+        (Facts { cut: Some((1, 2)), finished: true, ..ended() }, S::Incomplete, R::PlanCut(1, 2)),
+        (
+            Facts { cut: Some((1, 2)), exit: exit(|e| e.code = Some(7)), ..ended() },
+            S::Failed,
+            R::ExitCode(7),
+        ),
+        (Facts { wait: parked(), ..ended() }, S::Waiting, waits()),
+        (Facts { wait: parked(), failed: Some(1), ..ended() }, S::Waiting, waits()),
+        // The last attempt's end was not seen, and the task waits for the next.
+        (Facts { wait: parked(), exit: None, ..ended() }, S::Waiting, waits()),
+        (Facts { wait: parked(), ..Facts::default() }, S::Waiting, waits()),
+        (Facts { wait: parked(), stop: true, ..Facts::default() }, S::Stopped, R::None),
+        (Facts { wait: parked(), stop: true, ..ended() }, S::Stopped, R::None),
+        (Facts { wait: parked(), finished: true, complete: true, ..ended() }, S::Done, R::None),
+    ];
+    for (facts, state, reason) in rows {
+        assert_eq!(derive(&facts), (state, reason), "{facts:?}");
+    }
+}
