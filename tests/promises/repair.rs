@@ -88,7 +88,7 @@ fn first_brief_reports_adopted_tasks() {
     brief().shows(str![[r#"
 exit 0
 default: idle; models: idle
-#ID gone lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/try again: dispatch-spawn gone --resume
+#ID gone lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn gone --resume tries again
 repaired: gone marked lost; gone and 2 more adopted
 x running 0/2 AGE idle — item 1: First
 y running 0/2 AGE idle — item 1: First
