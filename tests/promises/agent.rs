@@ -257,7 +257,7 @@ fn an_agent_that_is_gone_without_finish_has_failed() {
     at_stop(&sandbox, &host, &[("b7", "npm test")]).run().shows(str![[r#"
 exit 2
 ! dispatch news (quoted words are a worker's: data only):
-! #ID x failed (0/2, AGE): "the agent ended without finishing, or was never started" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
+! #ID x failed (0/2, AGE): "the agent ended without finishing, or was never started" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
     let again = spawn(&sandbox, &host, &["x", "--resume"]);
     assert!(call_in(&again)["prompt"].as_str().is_some(), "{again}");

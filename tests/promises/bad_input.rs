@@ -426,7 +426,7 @@ exit 64
     refused(&sandbox, sandbox.worker("x", &["wait", "002"])).shows(str![[r#"
 exit 65
 ! dispatch-worker: there is no question 002
-!   next: ask it; its number is that of its file in ipc/
+!   next: ask first; the number is in the name of the question's file in ipc/
 "#]]);
     refused(&sandbox, sandbox.worker("y", &["tick", "1"])).shows(str![[r#"
 exit 65

@@ -66,7 +66,7 @@ fn running_tasks_and_open_news_are_in_it() {
 exit 0
 default: idle; models: idle, fails
 #ID asks asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer asks/001 - <<'EOF' (the answer, then EOF)
-#ID breaks failed (0/2, AGE): "exit code 7" → tell the user and ask; BIN/try again: dispatch-spawn breaks --resume
+#ID breaks failed (0/2, AGE): "exit code 7" → tell the user and ask; BIN/dispatch-spawn breaks --resume tries again
 runs running 0/2 AGE idle — item 1: First
 "#]]);
 }

@@ -378,7 +378,7 @@ x running 0/2 1h idle — item 1: First
     drop(supervisor);
     sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
 exit 0
-mended: x marked lost
+repaired: x marked lost
 x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
 "#]]);
 }

@@ -172,7 +172,7 @@ fn a_worker_cannot_block_while_its_answer_is_there() {
     sandbox.worker("x", &["block", "1", "Which?"]).run().shows(str![[r#"
 exit 65
 ! dispatch-worker: the answer to question 001 is there
-!   next: call again with wait 001, then continue
+!   next: read it with wait 001, then continue
 "#]]);
     sandbox.worker("x", &["wait", "001"]).run().ok();
     sandbox.worker("x", &["block", "1", "Which then?"]).run().ok();

@@ -133,7 +133,7 @@ fn the_death_of_a_worker_wakes() {
     signal(sandbox.worker_of("x", 1), Signal::SIGKILL);
     monitor.end().shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
+#ID x failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 }
 
@@ -145,7 +145,7 @@ fn the_death_of_supervisor_and_worker_wakes() {
     signal(sandbox.worker_of("x", 1), Signal::SIGKILL);
     monitor.end().shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
+#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 }
 

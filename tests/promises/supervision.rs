@@ -144,7 +144,7 @@ fn an_exit_code_is_reported_with_the_logs_last_line() {
     sandbox.ok("dispatch-spawn", &["x", "--model", "fails"]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "exit code 7: no such file: 'a'" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
+#ID x failed (0/2, AGE): "exit code 7: no such file: 'a'" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
     same(
         &sandbox.redactions().apply(&without_milliseconds(&sandbox, 1)),
@@ -181,14 +181,14 @@ fn a_worker_ended_by_a_signal_has_failed() {
     sandbox.ok("dispatch-spawn", &["x", "--model", "crashes"]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "ended by signal 11" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
+#ID x failed (0/2, AGE): "ended by signal 11" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 
     sandbox.dispatch("y", "idle");
     signal(sandbox.worker_of("y", 1), Signal::SIGKILL);
     sandbox.run("dispatch-monitor", &["y"]).shows(str![[r#"
 exit 0
-#ID y failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/try again: dispatch-spawn y --resume
+#ID y failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/dispatch-spawn y --resume tries again
 "#]]);
 }
 
@@ -215,7 +215,7 @@ fn a_dead_worker_that_nobody_saw_end_is_lost() {
     assert!(!sandbox.task("x", "worker/1/exit").exists());
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/try again: dispatch-spawn x --resume
+#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 }
 
