@@ -91,8 +91,7 @@ impl fmt::Display for Access {
 
 /// A worker CLI as the config describes it. What the config leaves out, the CLI's own file in
 /// `tools/` or the host decides.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default)]
 pub struct Backend {
     /// The shell command that starts the CLI; a known CLI needs none.
     pub command: Option<String>,

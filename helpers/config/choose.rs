@@ -1,4 +1,4 @@
-//! From what a person said to the worker that is meant, with what the CLIs know beyond the config.
+//! Chooses the worker that a person named, also a model that only a CLI on this machine knows.
 
 use std::collections::BTreeSet;
 
@@ -12,55 +12,58 @@ use crate::tools::detect::{InstalledCli, detect};
 use crate::tools::models::{Listing, models, preferred_backend, provider};
 use crate::tools::program_of;
 
-/// How a choice came about.
+/// Why a worker was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum How {
-    /// A name of the config was said.
+    /// The person used a name of the config.
     Named,
-    /// A provider was said; it is its newest model in the config.
+    /// The person named a provider: its newest model of the config.
     Provider,
-    /// A model was said that a CLI has; it is in the config now.
+    /// The person named a model that a CLI has; it was added to the config.
     Added,
-    /// Nothing was said; it is the default.
+    /// The person named nothing: the default.
     Default,
 }
 
-/// A choice, and what should be said about it.
+/// A choice with the reason.
 #[derive(Clone, Debug, Serialize)]
 pub struct Chosen {
     /// The worker.
     #[serde(flatten)]
     pub choice: Choice,
-    /// How it came about.
+    /// Why it was chosen.
     pub how: How,
-    /// Whether the person should be asked before it is used.
+    /// Whether the person must confirm it.
     pub confirm: bool,
-    /// What the person should hear about it.
+    /// What the person should know about it.
     pub note: Option<String>,
 }
 
-/// What is on this machine: the CLIs and their models.
+/// The models of a CLI; else its backend and the reason why there is no list.
+pub type ListingResult = Result<Listing, (String, String)>;
+
+/// The CLIs on this machine and the models of those that list them.
 pub fn machine(
     config: Option<&Config>,
     refresh: bool,
 ) -> Result<(Vec<InstalledCli>, Vec<Listing>)> {
-    let (found, answers) = asked(config, refresh)?;
-    Ok((found, answers.into_iter().filter_map(Result::ok).collect()))
+    let (found, results) = machine_results(config, refresh)?;
+    Ok((found, results.into_iter().filter_map(Result::ok).collect()))
 }
 
-/// A CLI's models; else its backend, and why it has none.
-pub type Answer = Result<Listing, (String, String)>;
-
-/// The same with the CLIs that have no list of models.
-pub fn asked(config: Option<&Config>, refresh: bool) -> Result<(Vec<InstalledCli>, Vec<Answer>)> {
+/// The CLIs on this machine and what each answered when it was asked for its models.
+pub fn machine_results(
+    config: Option<&Config>,
+    refresh: bool,
+) -> Result<(Vec<InstalledCli>, Vec<ListingResult>)> {
     let found = detect(&config.map(backends).unwrap_or_default());
-    let answers =
-        models(&found, &crate::dirs::config_path()?.with_file_name("models.json"), refresh);
-    Ok((found, answers))
+    let cache = crate::dirs::config_path()?.with_file_name("models.json");
+    let results = models(&found, &cache, refresh);
+    Ok((found, results))
 }
 
-/// The backends of a config with the programs that their commands start.
+/// The backends of a config, each with the program that its command starts.
 pub fn backends(config: &Config) -> Vec<(String, String)> {
     let program = |(name, backend): (&str, &crate::domain::Backend)| {
         Some((name.to_owned(), program_of(backend.command.as_deref()?)?))
@@ -68,8 +71,8 @@ pub fn backends(config: &Config) -> Vec<(String, String)> {
     config.backends.iter().filter_map(program).collect()
 }
 
-/// The worker that a name means: one of the config, a provider's word, or a model of a CLI that is
-/// here, which is then added to the config. Without a name, the default.
+/// The worker that a name stands for: a name of the config, a provider, or a model of a CLI on this
+/// machine, which is then added to the config. Without a name, the default.
 pub fn by_name(config: &Config, name: Option<&str>) -> Result<Chosen> {
     let Some(name) = name else { return default(config) };
     let refusal = match config.resolve(Some(name)) {
@@ -78,7 +81,7 @@ pub fn by_name(config: &Config, name: Option<&str>) -> Result<Chosen> {
     };
     match config.mention(name) {
         Mention::Provider(word, model) => by_provider(config, &word, &model),
-        // A sentence is no name; an alias that is broken stays so.
+        // A whole sentence is not a name, and a broken alias is not replaced by a guess.
         Mention::Name(other) if other.eq_ignore_ascii_case(name) && other != name => {
             by_name(config, Some(&other))
         }
@@ -87,7 +90,7 @@ pub fn by_name(config: &Config, name: Option<&str>) -> Result<Chosen> {
     }
 }
 
-/// The worker that a sentence means.
+/// The worker that a sentence names.
 pub fn by_request(config: &Config, sentence: &str) -> Result<Chosen> {
     match config.mention(sentence) {
         Mention::Name(name) => Ok(known(config.resolve(Some(&name))?)),
@@ -97,7 +100,7 @@ pub fn by_request(config: &Config, sentence: &str) -> Result<Chosen> {
     }
 }
 
-/// A choice by a name of the config.
+/// The choice of a name of the config.
 pub fn known(choice: Choice) -> Chosen {
     Chosen { choice, how: How::Named, confirm: false, note: None }
 }
@@ -115,7 +118,7 @@ fn by_provider(config: &Config, word: &str, model: &str) -> Result<Chosen> {
     Ok(Chosen { choice, how: How::Provider, confirm: false, note })
 }
 
-/// The backend that a model belongs to on this machine, and whether a CLI lists the model.
+/// The backend that runs a model on this machine, and whether a CLI lists the model.
 pub fn runs(config: &Config, id: &str) -> Result<(Option<String>, bool)> {
     let (found, listings) = machine(Some(config), false)?;
     let usable = found.iter().filter(|found| found.usable());
@@ -130,24 +133,24 @@ fn discovered(config: &Config, id: &str) -> Result<Option<Chosen>> {
         return Ok(None);
     }
     let (backend, listed) = runs(config, id)?;
-    // What is neither listed nor of a family that a CLI resolves by itself is a typo.
+    // An id that no CLI lists is a typo, unless the CLI of its family resolves ids by itself.
     let of_a_family = matches!(provider(id), "Claude" | "OpenAI") && !id.contains(['/', ' ']);
     let Some(backend) = backend.filter(|_| listed || of_a_family) else { return Ok(None) };
     let mut edits = Vec::new();
     if config.backends.get(&backend).is_none() {
-        edits.push(Edit::AddBackend { name: backend.clone(), command: None });
+        edits.push(Edit::add_backend(&backend, None));
     }
-    edits.push(Edit::AddModel { id: id.into(), backend: backend.clone() });
+    edits.push(Edit::add_model(id, &backend));
     store::change(&edits)?;
     let choice = Config::load()?.resolve(Some(id))?;
-    let note = Some(format!("{id} was not in the config and is added to it, on {backend}"));
+    let note = Some(format!("{id} was not in the config and was added to it, on {backend}"));
     Ok(Some(Chosen { choice, how: How::Added, confirm: false, note }))
 }
 
-/// What to use instead of a worker that cannot work now, the best first: other models of the
-/// config whose CLI is here and not logged out, those of another CLI and of the same family first,
-/// one of each provider. As model and backend.
-pub fn instead_of(config: &Config, name: &str) -> Result<Vec<(String, String)>> {
+/// Up to three replacements for a worker that cannot work now, best first, as model and backend:
+/// models of the config whose CLI is installed and logged in, one of each provider. Another CLI and
+/// the same family come first.
+pub fn replacements(config: &Config, name: &str) -> Result<Vec<(String, String)>> {
     let failed = config.resolve(Some(name))?;
     let (found, _) = machine(Some(config), false)?;
     let works = |backend: &str| {

@@ -8,23 +8,25 @@ use serde_yaml::Mapping;
 use super::*;
 
 fn model(id: &str, backend: &str) -> Edit {
-    Edit::AddModel { id: id.into(), backend: backend.into() }
+    Edit::add_model(id, backend)
 }
 
 fn set(id: &str, backend: &str) -> Edit {
-    Edit::SetModelBackend { id: id.into(), backend: backend.into() }
+    Edit::Set { section: "models", name: id.into(), field: ("backend", backend.into()) }
 }
 
 fn backend(name: &str, command: Option<&str>) -> Edit {
-    Edit::AddBackend { name: name.into(), command: command.map(Into::into) }
+    Edit::add_backend(name, command)
 }
 
 fn alias(name: &str, model: &str, prompt: Option<&str>) -> Edit {
-    Edit::AddAlias { name: name.into(), model: model.into(), prompt: prompt.map(Into::into) }
+    let prompt = prompt.map(|prompt| ("prompt", prompt.into()));
+    let fields = [("model", model.into())].into_iter().chain(prompt).collect();
+    Edit::Add { section: "aliases", name: name.into(), fields }
 }
 
 fn remove(id: &str) -> Edit {
-    Edit::RemoveModel(id.into())
+    Edit::Remove { section: "models", name: id.into() }
 }
 
 fn default(name: &str) -> Edit {
@@ -159,7 +161,11 @@ fn each_edit_is_written_as_its_neighbours_are() {
             alias("r", "opus", Some("It's\ntwo.")),
             "aliases: { q: { model: 'o' }, r: { model: opus, prompt: \"It's\\ntwo.\" } }\n",
         ),
-        ("aliases:\n  q: { model: o }\n", Edit::RemoveAlias("q".into()), "aliases:\n"),
+        (
+            "aliases:\n  q: { model: o }\n",
+            Edit::Remove { section: "aliases", name: "q".into() },
+            "aliases:\n",
+        ),
     ];
     for (before, edit, after) in rows {
         match apply(before, edit) {
@@ -172,15 +178,18 @@ fn each_edit_is_written_as_its_neighbours_are() {
 #[test]
 fn what_cannot_be_done_is_refused_with_the_remedy() {
     let rows: &[(&str, Edit, &str)] = &[
-        ("models:\n  a: { backend: x }\n", model("a", "z"), "there already, and different: line 2"),
+        (
+            "models:\n  a: { backend: x }\n",
+            model("a", "z"),
+            "line 2 of the config has it with other",
+        ),
         (
             "models:\n",
             remove("a"),
             "cannot remove the model 'a'\n  the config has no such entry below 'models:'",
         ),
         ("models:\n", set("a", "x"), "no such entry"),
-        ("agents:\n  x: { command: y }\n", model("a", "x"), "'dispatch-config migrate'"),
-        ("models: [a\n", default("a"), "the config is wrong, it is not changed"),
+        ("models: [a\n", default("a"), "the config is wrong and was not changed"),
         ("default: a\ndefault: b\n", default("a"), "duplicate entry"),
         ("models:\n  a: {}\n  'a': {}\n", default("a"), "duplicate entry"),
         (
@@ -192,7 +201,7 @@ fn what_cannot_be_done_is_refused_with_the_remedy() {
         (
             "models: [a]\n",
             model("b", "x"),
-            "cannot add the model 'b' without touching more\n  it is no map\n  next: paste it by hand, at line 1 of the config:\nmodels:\n  b: { backend: x }",
+            "cannot add the model 'b' without touching more\n  it is not a map\n  next: paste it by hand, at line 1 of the config:\nmodels:\n  b: { backend: x }",
         ),
         (
             "models:\n  a: &m { backend: x }\n  b: *m\n",
@@ -219,21 +228,25 @@ fn what_is_not_proved_is_not_published() {
     type Row<'a> = (Edit, &'a [(Range<usize>, &'a str)], &'a str);
     let rows: &[Row] = &[
         (set("a", "z"), &[(backend.clone(), "z")], ""),
-        (set("a", "z"), &[(backend, "y")], "would not be read as asked"),
+        (set("a", "z"), &[(backend, "y")], "would be read differently"),
         (set("a", "z"), &[(at("x } # c"), "z }")], "a comment would be lost"),
         (set("a", "z"), &[(at("x } # c"), "z }# c")], "a comment would be lost"),
         (remove("b"), &[(at("  # d\n  b: { backend: x }\n"), "")], "bytes beside it"),
-        (remove("b"), &[(at("  a: { backend: x } # c\n"), "")], "would not be read as asked"),
+        (remove("b"), &[(at("  a: { backend: x } # c\n"), "")], "would be read differently"),
         (model("c", "z"), &[(end..end, "  c: { backend: z }\nnew: 1\n")], "something else"),
-        (model("c", "z"), &[(end..end, "  c: { backend: z\n")], "no longer be read"),
-        (model("c", "z"), &[(end..end, "  c: { backend: z }\n  c: {}\n")], "no longer be read"),
+        (model("c", "z"), &[(end..end, "  c: { backend: z\n")], "would not be YAML any more"),
+        (
+            model("c", "z"),
+            &[(end..end, "  c: { backend: z }\n  c: {}\n")],
+            "would not be YAML any more",
+        ),
     ];
     for (edit, splices, expected) in rows {
         let splices: Vec<Splice> =
             splices.iter().map(|(range, new)| (range.clone(), (*new).into())).collect();
         let before = read(text).expect("a config");
         let after = spliced(text, &splices).expect("apart");
-        let proved = prove(&before, &splices, &after, &Change::of(edit));
+        let proved = prove(&before, &splices, &after, &Change::new(edit));
         match proved {
             Ok(()) => assert!(expected.is_empty(), "{after}"),
             Err(why) => assert!(!expected.is_empty() && why.contains(expected), "{after}\n{why}"),
@@ -419,10 +432,11 @@ impl Random {
                 let model = self.name(value, "models", half);
                 alias(&self.new_name(value, "aliases"), &model, text.as_deref())
             }
-            7 => Edit::RemoveAlias(self.name(value, "aliases", rare)),
-            _ => Edit::SetAccess {
-                backend: self.name(value, "backends", rare),
-                access: self.of(&["read", "write", "full"]).into(),
+            7 => Edit::Remove { section: "aliases", name: self.name(value, "aliases", rare) },
+            _ => Edit::Set {
+                section: "backends",
+                name: self.name(value, "backends", rare),
+                field: ("access", self.of(&["read", "write", "full"]).into()),
             },
         }
     }
@@ -436,40 +450,32 @@ impl Random {
 /// The value that an edit is to lead to; `None` if it must be refused.
 fn expected(before: &Value, edit: &Edit) -> Option<Value> {
     let mut root = before.as_mapping().cloned().unwrap_or_default();
-    let old = root.contains_key("agents")
-        && !root.contains_key("models")
-        && !root.contains_key("backends");
     let section = match edit {
         Edit::SetDefault(name) => {
             root.insert("default".into(), name.as_str().into());
             return Some(root.into());
         }
-        Edit::AddModel { .. } | Edit::SetModelBackend { .. } | Edit::RemoveModel(_) => "models",
-        Edit::AddBackend { .. } | Edit::SetAccess { .. } => "backends",
-        Edit::AddAlias { .. } | Edit::RemoveAlias(_) => "aliases",
+        Edit::Add { section, .. } | Edit::Set { section, .. } | Edit::Remove { section, .. } => {
+            *section
+        }
     };
     let mut map = match root.get(section) {
         None | Some(Value::Null) => Mapping::new(),
         Some(value) => value.as_mapping()?.clone(),
     };
-    if old {
-        return None;
-    }
     match edit {
-        Edit::RemoveModel(name) | Edit::RemoveAlias(name) => {
+        Edit::Remove { name, .. } => {
             map.shift_remove(name.as_str())?;
         }
-        Edit::SetModelBackend { id: name, .. } | Edit::SetAccess { backend: name, .. } => {
+        Edit::Set { name, field: (key, text), .. } => {
             let old = map.get_mut(name.as_str())?;
             let mut entry = old.as_mapping().cloned().unwrap_or_default();
-            entry.extend(edit.fields().into_iter().map(|(key, text)| (key.into(), text.into())));
+            entry.insert((*key).into(), text.as_str().into());
             *old = entry.into();
         }
-        Edit::AddModel { id: name, .. }
-        | Edit::AddBackend { name, .. }
-        | Edit::AddAlias { name, .. } => {
+        Edit::Add { name, fields, .. } => {
             let entry: Mapping =
-                edit.fields().into_iter().map(|(key, text)| (key.into(), text.into())).collect();
+                fields.iter().map(|(key, text)| ((*key).into(), text.as_str().into())).collect();
             let entry = Value::Mapping(entry);
             match map.get(name.as_str()) {
                 None => _ = map.insert(name.as_str().into(), entry),
@@ -548,9 +554,8 @@ fn lost<'a>(before: &'a str, after: &str) -> Vec<&'a str> {
 fn fault(before: &str, after: &str, edit: &Edit, expected: &Value) -> Option<&'static str> {
     let (old, new) = (parse(before), parse(after));
     let (old, new, expected) = (tidy(&old), tidy(&new), tidy(expected));
-    let removal = matches!(edit, Edit::RemoveModel(_) | Edit::RemoveAlias(_));
-    let set =
-        matches!(edit, Edit::SetDefault(_) | Edit::SetModelBackend { .. } | Edit::SetAccess { .. });
+    let removal = matches!(edit, Edit::Remove { .. });
+    let set = matches!(edit, Edit::SetDefault(_) | Edit::Set { .. });
     let markers =
         ["{}", "{ }", "{\n}", "{\r\n}", "~", "null"].iter().any(|marker| before.contains(marker));
     if new != expected {

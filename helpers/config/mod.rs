@@ -1,98 +1,82 @@
-//! `~/.dispatch/config.yaml`: which workers there are and how each is started.
+//! `~/.dispatch/config.yaml`: the workers and how each is started.
 
 pub mod check;
 pub mod choose;
-mod diagnostic;
 pub mod edit;
 mod pick;
+pub mod problem;
+mod read;
 mod resolve;
 pub mod setup;
 mod spans;
+mod splice;
 pub mod store;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::domain::Backend;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
+use problem::{Problem, Severity};
 
 pub use pick::Mention;
 pub use resolve::Choice;
 
-/// A model, and the backend that runs it.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Model {
-    /// The backend's name.
+/// A model of the config.
+#[derive(Clone, Debug)]
+pub struct ModelEntry {
+    /// The name of the backend that runs it.
     pub backend: String,
 }
 
-/// A short name for a model, with words that open every prompt to it.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Alias {
+/// A short name for a model.
+#[derive(Clone, Debug)]
+pub struct AliasEntry {
     /// The model's id.
     pub model: String,
-    /// The role that the worker is given.
+    /// The text that opens every prompt.
     pub prompt: Option<String>,
 }
 
-/// An entry of the original's first format: a name for a whole command.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Agent {
+/// A named command of the original's first format.
+#[derive(Clone, Debug)]
+pub struct AgentEntry {
     /// The shell command.
     pub command: String,
 }
 
-/// The config as it was read.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// The config without the parts that hold errors.
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// The model or alias for a task that names none.
     pub default: Option<String>,
     /// The worker CLIs.
     pub backends: Entries<Backend>,
     /// The models.
-    pub models: Entries<Model>,
+    pub models: Entries<ModelEntry>,
     /// The aliases.
-    pub aliases: Entries<Alias>,
-    /// The entries of the old format.
-    pub agents: Entries<Agent>,
-    /// Whether the host asks before it uses the default; it does unless this is false.
+    pub aliases: Entries<AliasEntry>,
+    /// The commands of the original's first format.
+    pub agents: Entries<AgentEntry>,
+    /// Whether the host asks before it uses the default (default: true).
     pub confirm_default: Option<bool>,
-    /// How many minutes a worker waits for an answer; 30 unless said.
+    /// How many minutes a worker waits for an answer (default: 30).
     pub patience: Option<u64>,
-    /// After how many minutes without a sign of life a worker is called silent; 20 unless said,
-    /// never if 0.
+    /// How many minutes a worker may show no activity before it counts as silent (default: 20;
+    /// 0: never).
     pub silent_after: Option<u64>,
-    /// Whether a silent worker is stopped; it is not unless this is true.
+    /// Whether a silent worker is stopped (default: false).
     pub stop_silent: Option<bool>,
-    /// How many workers of the cli route may run at once, of all projects; no limit unless said.
-    #[serde(deserialize_with = "at_least_one")]
+    /// How many workers of the cli route may run at once, over all projects (default: no limit).
     pub max_workers: Option<usize>,
-    #[serde(skip)]
+    problems: Vec<Problem>,
     path: PathBuf,
 }
 
-fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
-    match Option::deserialize(deserializer)? {
-        Some(0) => {
-            let what =
-                "with 'max_workers: 0' nothing could run; without the line there is no limit";
-            Err(serde::de::Error::custom(what))
-        }
-        limit => Ok(limit),
-    }
-}
-
-/// The word about a config that is not there.
+/// The refusal where there is no config.
 pub fn missing(path: &Path) -> Refusal {
     Refusal::new(Exit::Data, "there is no config yet")
         .place(format!("{} does not exist", path.display()))
@@ -103,7 +87,8 @@ impl Config {
     /// Reads the config.
     ///
     /// # Errors
-    /// [`Exit::Data`] if it is missing or wrong, with the place and what to do.
+    /// [`Exit::Data`] if the config is missing or not YAML. A wrong value is no error: see
+    /// [`Self::problems`].
     pub fn load() -> Result<Self> {
         let path = crate::dirs::config_path()?;
         match files::read(&path)? {
@@ -114,30 +99,53 @@ impl Config {
 
     /// Reads a config from its text.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Refusal> {
-        // The parser counts the mark as a column.
+        // libyaml counts a byte order mark as a column.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let mut config: Option<Self> =
-            serde_yaml::from_str(text).map_err(|error| diagnostic::refusal(text, path, &error))?;
-        let mut config = config.take().unwrap_or_default();
-        config.path = path.into();
-        Ok(config)
+        let root = spans::tree(text).ok_or_else(|| Problem::syntax(text).refusal(path))?;
+        let config = root.map(|root| read::read(text, &root)).unwrap_or_default();
+        Ok(Self { path: path.into(), ..config })
     }
 
-    /// Where it was read from.
+    /// The file that the config was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Every name that a person may use for a worker: aliases, models, agents.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        let aliases = self.aliases.iter().map(|(name, _)| name);
-        aliases
-            .chain(self.models.iter().map(|(name, _)| name))
-            .chain(self.agents.iter().map(|(name, _)| name))
+    /// The unknown keys and the wrong values, in the order of the sections.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// The error that disables a part of the config, such as `models.opus`.
+    fn error_in(&self, part: &str) -> Option<&Problem> {
+        self.problems.iter().find(|it| it.severity == Severity::Error && it.part == part)
+    }
+
+    /// Whether the config has the original's first format, which has no models.
+    pub fn is_old_format(&self) -> bool {
+        !self.agents.is_empty() && self.models.is_empty() && self.backends.is_empty()
+    }
+
+    /// The names of the entries of a section that hold an error.
+    fn disabled<'a>(&'a self, section: &'static str) -> impl Iterator<Item = &'a str> + Clone {
+        let errors = self.problems.iter().filter(|it| it.severity == Severity::Error);
+        errors.filter_map(move |it| it.part.strip_prefix(section)?.strip_prefix('.'))
+    }
+
+    /// Every name that an alias may stand for: models and agents, disabled ones included.
+    fn targets(&self) -> impl Iterator<Item = &str> + Clone {
+        let names = self.models.names().chain(self.agents.names());
+        names.chain(self.disabled("models")).chain(self.disabled("agents"))
+    }
+
+    /// Every name that a person may use for a worker: aliases, models and agents, disabled ones
+    /// included.
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.aliases.names().chain(self.targets()).chain(self.disabled("aliases"))
     }
 }
 
-/// A YAML map in the order of its file. Null is an empty map; a key that stands twice is an error.
+/// A section: its entries by name, in the order of the file.
 #[derive(Clone, Debug)]
 pub struct Entries<T>(Vec<(String, T)>);
 
@@ -153,41 +161,19 @@ impl<T> Entries<T> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
-    /// All entries, in their order.
+    /// All entries with their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &T)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Whether there is none.
+    /// The names of all entries.
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.0.iter().map(|(key, _)| key.as_str())
+    }
+
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntriesVisitor<T>(std::marker::PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
-            type Value = Entries<T>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map of names")
-            }
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Entries::default())
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Entries::default();
-                while let Some(name) = map.next_key::<String>()? {
-                    if entries.get(&name).is_some() {
-                        let twice = format!("'{name}' stands here twice");
-                        return Err(serde::de::Error::custom(twice));
-                    }
-                    entries.0.push((name, map.next_value()?));
-                }
-                Ok(entries)
-            }
-        }
-        deserializer.deserialize_any(EntriesVisitor(std::marker::PhantomData))
     }
 }
 
@@ -195,40 +181,96 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(text, Path::new("config.yaml")).map_err(|refusal| refusal.to_string())
+    fn parse(text: &str) -> Config {
+        Config::parse(text, Path::new("config.yaml")).expect("YAML")
     }
 
     #[test]
-    fn an_empty_config_and_null_sections_are_fine() {
-        assert!(parse("").expect("empty").default.is_none());
-        assert!(parse("# nothing\n").expect("a comment").default.is_none());
-        let config = parse("default: opus\nmodels:\nbackends: ~\n").expect("nulls");
-        assert!(config.models.is_empty());
+    fn empty_config_and_null_sections_are_valid() {
+        for text in ["", "# nothing\n", "~", "---\n", "default: ~\nmodels:\nbackends: ~\n"] {
+            let config = parse(text);
+            assert!(config.default.is_none() && config.models.is_empty(), "{text}");
+            assert_eq!(config.problems(), [], "{text}");
+        }
     }
 
     #[test]
-    fn a_wrong_config_names_line_column_and_remedy() {
+    fn syntax_error_names_line_column_and_remedy() {
         let rows = [
-            (
-                "default: opus\nbackends:\n  claude: { comand: x }\n",
-                "line 3, column 13:   claude: { comand: x }\n                                              ^ here: did you mean 'command'?",
-            ),
-            ("models:\n\topus: {}\n", "not by tabs"),
-            (
-                "defualt: opus\n",
-                "the config is wrong: unknown field `defualt`\n  config.yaml, line 1, column 1: defualt: opus\n  ",
-            ),
-            (
-                "models:\n  opus: { backend: claude }\n  opus: { backend: codex }\n",
-                "stands here twice",
-            ),
-            ("models:\n  opus: { backend: [1] }\n", "invalid type"),
-            ("default: [opus\n", "config.yaml, line 1, column 10"),
+            ("models:\n\topus: {}\n", "^ here: YAML is indented by spaces, not by tabs"),
+            ("default: [opus\n", "config.yaml, line 1, column 15: default: [opus\n"),
+            ("a: 1\n---\nb: 2\n", "more than one document"),
         ];
         for (text, expected) in rows {
-            let error = parse(text).expect_err(text);
+            let error = Config::parse(text, Path::new("config.yaml")).expect_err(text).to_string();
             assert!(error.contains(expected), "{text}\n{error}");
         }
+    }
+
+    #[test]
+    fn claude_model_without_a_backend_runs_on_claude() {
+        let config = parse("models: { opus: {}, claude-sonnet-4.6: , gpt-5: {} }\n");
+        let backend = |id| config.models.get(id).map(|model| model.backend.as_str());
+        assert_eq!(backend("opus"), Some("claude"));
+        assert_eq!(backend("claude-sonnet-4.6"), Some("claude"));
+        assert_eq!(backend("gpt-5"), None);
+        let lines: Vec<_> = config.problems().iter().map(Problem::line).collect();
+        assert_eq!(
+            lines,
+            [
+                "config line 1: models.gpt-5 has no 'backend', so models.gpt-5 is disabled (add 'backend: ...')"
+            ]
+        );
+    }
+
+    /// Each row is one wrong part of a config and the rest of it, which must stay in use.
+    #[test]
+    fn wrong_value_disables_its_part_and_nothing_else() {
+        const GOOD: &str = "good: { backend: b }";
+        let rows = [
+            (
+                "patience: soon\n",
+                "'patience' cannot be 'soon', so patience is disabled (expected a whole number)",
+            ),
+            ("patience: [1]\n", "'patience' must be a single value"),
+            ("max_workers: 0\n", "(expected a whole number above 0)"),
+            ("stop_silent: yes\n", "(expected a boolean)"),
+            ("default: {a: b}\n", "'default' must be a single value, so default is disabled"),
+            ("aliases: [a]\n", "aliases must be a map, so aliases is disabled"),
+            ("aliases: { x: { model: [] } }\n", "so aliases.x is disabled"),
+            ("aliases: { x: y }\n", "aliases.x must be a map, so aliases.x is disabled"),
+            ("aliases: { x: {} }\n", "aliases.x has no 'model', so aliases.x is disabled"),
+            ("agents: { x: { command: *no } }\n", "there is no anchor 'no', so agents.x is"),
+            ("patience: 1\npatience: 2\n", "'patience' stands here twice, so patience is"),
+            ("<<: { patience: 1 }\n", "a merge key ('<<') is not supported (write"),
+            ("? [a]\n: b\n", "a key that is not a name (write a name)"),
+            (
+                "backends: { x: { access: reed } }\n",
+                "'access' cannot be 'reed', so backends.x is disabled (expected one of `read`, `write`, `full`)",
+            ),
+            ("backends: { x: { <<: {} } }\n", "'<<') is not supported, so backends.x is disabled"),
+            ("backends: { x: {}, x: {} }\n", "'x' stands here twice, so backends.x is disabled"),
+            ("patiense: 1\n", "unknown key 'patiense' (did you mean 'patience'?)"),
+            ("aliases: { x: { model: good, z: 1 } }\n", "unknown key 'z' in aliases.x (known"),
+        ];
+        for (wrong, expected) in rows {
+            let config = parse(&format!("{wrong}models:\n  {GOOD}\n"));
+            let lines: Vec<_> = config.problems().iter().map(Problem::line).collect();
+            assert!(lines.len() == 1 && lines[0].contains(expected), "{wrong}{lines:?}");
+            assert!(config.models.get("good").is_some(), "{wrong}");
+            assert!(config.backends.is_empty() && config.agents.is_empty(), "{wrong}");
+            assert_eq!((config.patience, config.max_workers), (None, None), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn anchors_are_understood() {
+        let config = parse(
+            "default: &d opus\nmodels:\n  opus: &m { backend: &b claude }\n  sonnet: *m\n  x: { backend: *b }\naliases:\n  q: { model: *d }\n",
+        );
+        assert_eq!(config.problems(), []);
+        assert_eq!(config.models.get("sonnet").map(|it| it.backend.as_str()), Some("claude"));
+        assert_eq!(config.models.get("x").map(|it| it.backend.as_str()), Some("claude"));
+        assert_eq!(config.aliases.get("q").map(|it| it.model.as_str()), Some("opus"));
     }
 }

@@ -1,19 +1,19 @@
-//! Which worker a sentence names, by the original's rules: a name of the config as a whole word,
-//! the last one if there are several; else a provider's word; else what looks like a model's id.
+//! Finds the worker that a sentence names, by the original's rules: the last name of the config that
+//! is a whole word; else a word that looks like a model's id; else a provider.
 
 use crate::config::Config;
 use crate::tools::models::provider;
 
-/// What a sentence says about the worker.
+/// The worker that a sentence names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mention {
     /// A name of the config.
     Name(String),
-    /// A provider's word, and the newest model of that provider in the config.
+    /// A provider, and its newest model in the config.
     Provider(String, String),
-    /// What looks like a model's id and is not in the config.
+    /// A word that looks like a model's id and is not in the config.
     Unknown(String),
-    /// Nothing.
+    /// No worker.
     Nothing,
 }
 
@@ -30,16 +30,16 @@ const PROVIDERS: [(&str, &str); 9] = [
     ("kimi", "Kimi"),
 ];
 
-/// Whether a name is a provider's word, which is never a model's id.
+/// Whether a name stands for a provider and never for a model.
 pub(super) fn is_provider(name: &str) -> bool {
     PROVIDERS.iter().any(|(word, _)| *word == name)
 }
 
-/// Bare names of models that are one word.
+/// Models that are named by one word without a version.
 const BARE: [&str; 8] = ["opus", "sonnet", "haiku", "fable", "o1", "o3", "o4-mini", "composer"];
 
 impl Config {
-    /// What a sentence says about the worker.
+    /// The worker that a sentence names.
     pub fn mention(&self, sentence: &str) -> Mention {
         let sentence = sentence.to_ascii_lowercase();
         let mut found: Vec<(usize, usize, &str)> = Vec::new();
@@ -48,7 +48,7 @@ impl Config {
                 whole_words(&sentence, &name.to_ascii_lowercase()).map(|(a, b)| (a, b, name)),
             );
         }
-        // A name inside a longer one is not what was said.
+        // A name inside a longer one was not meant.
         let inside = |&(start, end, _): &(usize, usize, &str)| {
             found.iter().any(|&(s, e, _)| s <= start && end <= e && e - s > end - start)
         };
@@ -74,13 +74,13 @@ impl Config {
         }
     }
 
-    /// The newest model of a provider: one whose name follows the newest by itself (`opus`), else
-    /// the highest version; among equals the default, then the first in the file.
+    /// The newest model of a provider: a name without a version (`opus`), else the highest version;
+    /// among equals the default, then the first in the file.
     fn newest_of(&self, said: &str) -> Option<&str> {
         let (_, name) = PROVIDERS.iter().find(|(word, _)| *word == said)?;
         let ids = self.models.iter().map(|(id, _)| id);
         let of_provider: Vec<&str> = ids.filter(|id| provider(id) == *name).collect();
-        // The word itself first: of OpenAI's models, "codex" means those called so.
+        // Prefer models that contain the word: "codex" does not stand for every model of OpenAI.
         let called = |id: &&str| id.to_ascii_lowercase().contains(said);
         let own: Vec<&str> = of_provider.iter().copied().filter(called).collect();
         let models = if own.is_empty() { of_provider } else { own };
@@ -88,20 +88,20 @@ impl Config {
             let version = version(id);
             (version.is_empty(), version, self.default.as_deref() == Some(id))
         };
-        // The last of equal maxima would win; the first in the file is wanted.
+        // Reversed, because `max_by_key` returns the last of equal ones.
         models.into_iter().rev().max_by_key(|id| rank(id))
     }
 }
 
-/// The numbers of an id that look like a version: `gpt-5.3-codex` has 5 and 3.
+/// The version in an id: `[5, 3]` for `gpt-5.3-codex`.
 fn version(id: &str) -> Vec<u32> {
     let numbers = id.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty());
-    // A date or a size is not a version.
+    // Skip dates and sizes.
     numbers.filter(|part| part.len() < 4).filter_map(|part| part.parse().ok()).collect()
 }
 
-/// Where `word` stands in `text` as a whole word, by ASCII: not inside letters and digits, nor
-/// joined to some by a hyphen, a dot or a slash. Other scripts are no part of a word.
+/// The places of `word` as a whole word: not next to ASCII letters or digits, nor joined to them by a
+/// hyphen, a dot or a slash. Other scripts do not count as parts of a word.
 fn whole_words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = (usize, usize)> + 'a {
     let bytes = text.as_bytes();
     let part = |at: Option<usize>| {
@@ -161,7 +161,7 @@ agents:
 ";
 
     #[test]
-    fn what_a_sentence_names() {
+    fn sentence_names_a_worker() {
         let name = |name: &str| Name(name.into());
         let provider = |word: &str, model: &str| Provider(word.into(), model.into());
         let unknown = |id: &str| Unknown(id.into());
@@ -211,14 +211,14 @@ agents:
     }
 
     #[test]
-    fn a_long_request_against_many_names_is_read_in_milliseconds() {
+    fn long_sentence_and_many_names_take_milliseconds() {
         let models: String =
             (0..200).map(|n| format!("  model-{n}.5-x: {{ backend: b }}\n")).collect();
         let config = Config::parse(&format!("models:\n{models}"), Path::new("c")).expect("good");
         let request = "consider the many words of a request ".repeat(286) + "with model-77.5-x";
         let begin = Instant::now();
         assert_eq!(config.mention(&request), Name("model-77.5-x".into()));
-        // Measured at about 1 ms in a release build; an unoptimised one on a busy machine has room.
+        // About 1 ms in a release build; the limit leaves room for a debug build on a busy machine.
         assert!(begin.elapsed().as_millis() < 250, "{:?}", begin.elapsed());
     }
 }

@@ -1,10 +1,10 @@
-//! From a name that a person uses to the worker that is meant.
+//! Resolves a name that a person uses to the worker that it stands for.
 
 use anyhow::Result;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::config::diagnostic::closest;
+use crate::config::problem::{Problem, closest};
 use crate::domain::{Access, Backend, Route};
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -12,13 +12,13 @@ use crate::exit::Exit;
 /// A worker that was chosen.
 #[derive(Clone, Debug, Serialize)]
 pub struct Choice {
-    /// The name that chose it: a model's id, an alias, or an agent of the old format.
+    /// The name that chose it: of a model, an alias, or an agent of the old format.
     pub name: String,
     /// The model's id; an agent of the old format has none.
     pub model: Option<String>,
     /// The backend's name.
     pub backend: String,
-    /// Words that open the prompt.
+    /// The text that opens the prompt.
     pub prompt: Option<String>,
     /// What the config says about the backend.
     #[serde(skip)]
@@ -26,31 +26,34 @@ pub struct Choice {
 }
 
 impl Config {
-    /// The worker that `name` means; without a name, the default.
+    /// The worker that `name` stands for; without a name, the default.
     ///
     /// # Errors
-    /// [`Exit::Data`] if the name is not in the config, with the nearest ones.
+    /// [`Exit::Data`] if the config does not have the name, with the nearest ones, or if that part
+    /// of the config holds an error, with its line.
     pub fn resolve(&self, name: Option<&str>) -> Result<Choice, Refusal> {
         let Some(name) = name.or(self.default.as_deref()) else {
+            self.refuse_disabled(&["default".into()])?;
             return Err(Refusal::new(
                 Exit::Data,
                 "no model is named and the config has no default",
             )
             .place(self.path().display().to_string())
-            .next(format!("name one: {}", self.some_names())));
+            .next(self.listed_names()));
         };
         if let Some(alias) = self.aliases.get(name) {
-            let choice = self.of_model(&alias.model).map_err(|_| {
-                let what = format!("the alias '{name}' means '{}'", alias.model);
-                self.unknown(&alias.model, what)
-            })?;
+            let why = format!("the alias '{name}' stands for '{}'", alias.model);
+            let choice = self.resolve_model(&alias.model, &why)?;
             return Ok(Choice { name: name.into(), prompt: alias.prompt.clone(), ..choice });
         }
-        self.of_model(name)
+        self.refuse_disabled(&[format!("aliases.{name}")])?;
+        self.resolve_model(name, "no such model")
     }
 
-    fn of_model(&self, name: &str) -> Result<Choice, Refusal> {
+    fn resolve_model(&self, name: &str, why: &str) -> Result<Choice, Refusal> {
         if let Some(model) = self.models.get(name) {
+            let backend = format!("backends.{}", model.backend);
+            self.refuse_disabled(&[backend, "backends".into(), String::new()])?;
             return Ok(Choice {
                 name: name.into(),
                 model: Some(name.into()),
@@ -59,8 +62,12 @@ impl Config {
                 settings: self.backends.get(&model.backend).cloned().unwrap_or_default(),
             });
         }
-        let agent =
-            self.agents.get(name).ok_or_else(|| self.unknown(name, "no such model".into()))?;
+        let Some(agent) = self.agents.get(name) else {
+            let sections = ["models", "agents"];
+            self.refuse_disabled(&sections.map(|section| format!("{section}.{name}")))?;
+            self.refuse_disabled(&["models", "agents", "aliases", ""].map(Into::into))?;
+            return Err(self.unknown(name, why));
+        };
         // The original ran an agent's command as it stands, always as a process of its own.
         let settings = Backend {
             command: Some(agent.command.clone()),
@@ -71,10 +78,16 @@ impl Config {
         Ok(Choice { name: name.into(), model: None, backend: name.into(), prompt: None, settings })
     }
 
-    fn unknown(&self, name: &str, why: String) -> Refusal {
+    /// Refuses if an error disables one of these parts of the config.
+    fn refuse_disabled(&self, parts: &[String]) -> Result<(), Refusal> {
+        let error = parts.iter().find_map(|part| self.error_in(part));
+        error.map(|error: &Problem| error.refusal(self.path())).map_or(Ok(()), Err)
+    }
+
+    fn unknown(&self, name: &str, why: &str) -> Refusal {
         let near = closest(name, self.names());
         let next = match near.as_slice() {
-            [] => format!("name one that is there: {}", self.some_names()),
+            [] => self.listed_names(),
             near => format!("did you mean {}", near.join(", ")),
         };
         Refusal::new(Exit::Data, format!("model '{name}' is not in the config"))
@@ -82,13 +95,14 @@ impl Config {
             .next(next + "; dispatch-config models lists what your subscriptions have")
     }
 
-    fn some_names(&self) -> String {
-        let names: Vec<_> = self.names().collect();
-        let more = if names.len() > 8 { ", …" } else { "" };
-        if names.is_empty() {
-            return "it has no models".into();
+    /// The advice to use one of the first names.
+    fn listed_names(&self) -> String {
+        let names: Vec<_> = self.names().take(9).collect();
+        match names.as_slice() {
+            [] => "add a model: dispatch-config add-model ID".into(),
+            [shown @ .., _] if names.len() == 9 => format!("use one of {}, …", shown.join(", ")),
+            all => format!("use one of {}", all.join(", ")),
         }
-        names.into_iter().take(8).collect::<Vec<_>>().join(", ") + more
     }
 }
 
@@ -118,7 +132,7 @@ agents:
     }
 
     #[test]
-    fn a_model_an_alias_an_agent_and_the_default() {
+    fn resolves_models_aliases_agents_and_the_default() {
         let rows = [
             (Some("opus"), Some("opus"), "claude", None),
             (Some("gpt-5.3-codex"), Some("gpt-5.3-codex"), "codex", None),
@@ -135,8 +149,10 @@ agents:
     }
 
     #[test]
-    fn an_unknown_name_is_answered_with_the_nearest() {
+    fn unknown_name_suggests_the_nearest() {
         assert!(resolve(Some("oups")).expect_err("unknown").contains("did you mean opus;"));
-        assert!(resolve(Some("broken")).expect_err("unknown").contains("'broken' means 'opos'"));
+        assert!(
+            resolve(Some("broken")).expect_err("unknown").contains("'broken' stands for 'opos'")
+        );
     }
 }

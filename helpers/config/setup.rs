@@ -1,10 +1,13 @@
-//! The first config: what was found on the machine, as a text that a person can go on with.
+//! The first config, from the CLIs and models on this machine; and the edits that upgrade a config of
+//! the original's first format.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::config::edit::{Edit, Field};
+use crate::config::splice::{PLAIN, flow_map, scalar};
 use crate::domain::{Access, Backend};
 use crate::text::shell_word;
 use crate::tools::detect::InstalledCli;
@@ -20,8 +23,8 @@ pub struct Offer {
     pub why: String,
 }
 
-/// Every model of the CLIs that were found, with the backend that is to run it, grouped by provider
-/// in the order in which the providers first appear.
+/// The models of the installed CLIs, each with the backend that will run it, grouped by provider in
+/// the order in which the providers first appear.
 pub fn models(
     found: &[InstalledCli],
     listings: &[Listing],
@@ -30,7 +33,7 @@ pub fn models(
     let mut groups: Vec<(&'static str, Vec<(String, String)>)> = Vec::new();
     for listing in listings {
         for model in &listing.models {
-            // As a name, Cursor's own choice of a model would be found in many a sentence.
+            // Cursor's name for its own choice is a word of many sentences.
             if model.id == "auto" {
                 continue;
             }
@@ -49,8 +52,8 @@ pub fn models(
     groups
 }
 
-/// Three or four models that make sensible defaults, the recommended one first: the best and the
-/// fast one of Claude, then the first of each other provider. A CLI that is not logged in comes last.
+/// Up to four sensible defaults, the recommended one first: Claude's best and its fast model, then
+/// the first of each other provider. Models of a CLI that is not logged in come last.
 pub fn offers(found: &[InstalledCli], listings: &[Listing]) -> Vec<Offer> {
     let groups = models(found, listings);
     let logged_out = |backend: &str| {
@@ -79,14 +82,14 @@ pub fn offers(found: &[InstalledCli], listings: &[Listing]) -> Vec<Offer> {
     picks.into_iter().map(offer).collect()
 }
 
-/// The CLIs whose workers cannot be held to what a task asks for, with the reason.
+/// The CLIs that cannot restrict their workers to the access of a task, with the reason.
 pub fn gaps(found: &[InstalledCli]) -> Vec<(&str, String)> {
     let settings = Backend::default();
     let gap = |found: &'_ InstalledCli| gap(&found.backend, &settings, Access::Write);
     found.iter().filter_map(|found| Some((found.backend.as_str(), gap(found)?))).collect()
 }
 
-/// The text of the first config. The backends of `full` may do anything.
+/// The text of the first config. Workers of the backends in `full` get full access.
 pub fn text(
     default: &str,
     found: &[InstalledCli],
@@ -94,84 +97,52 @@ pub fn text(
     full: &[String],
 ) -> String {
     let mut text = format!(
-        "# Who can work for dispatch. Yours to edit: 'dispatch-config check' says what is wrong.\n\ndefault: {}\n\nbackends:\n",
-        scalar(default)
+        "# The workers of dispatch. Edit it as you like; 'dispatch-config check' finds mistakes.\n\ndefault: {}\n\nbackends:\n",
+        scalar(default, PLAIN)
     );
+    let entry = |name: &str, fields: &[Field]| {
+        format!("  {}: {}\n", scalar(name, PLAIN), flow_map(fields, PLAIN))
+    };
     for found in found {
-        let settings = backend(found, full.contains(&found.backend));
-        let _ = writeln!(text, "  {}: {settings}", scalar(&found.backend));
+        text += &entry(&found.backend, &backend(found, full.contains(&found.backend)));
     }
     text.push_str("\nmodels:\n");
     for (provider, models) in models(found, listings) {
         let _ = writeln!(text, "  # {provider}");
         for (id, backend) in models {
-            let _ = writeln!(text, "  {}: {{ backend: {} }}", scalar(&id), scalar(&backend));
+            text += &entry(&id, &[("backend", backend)]);
         }
     }
     text
 }
 
-/// The text of a config in the present form that keeps every name and command of one in the old:
-/// its agents stay behind the models, and a model that is called like one of them stays out.
-pub fn migrated(old: &Config, found: &[InstalledCli], listings: &[Listing]) -> String {
-    let mut listings = listings.to_vec();
-    for listing in &mut listings {
-        listing.models.retain(|model| old.agents.get(&model.id).is_none());
+/// The edits that give a config of the original's first format backends and models. Every agent
+/// keeps its name, so a model of the same name is left out.
+pub fn migration(old: &Config, found: &[InstalledCli], listings: &[Listing]) -> Vec<Edit> {
+    let mut edits = Vec::new();
+    if old.default.is_none() {
+        edits.extend(old.agents.names().next().map(|name| Edit::SetDefault(name.into())));
     }
-    let default = old.default.as_deref().or(old.agents.iter().map(|(name, _)| name).next());
-    let mut text = text(default.unwrap_or_default(), found, &listings, &[]);
-    text.push_str("\n# Commands under names of their own, from the config before.\nagents:\n");
-    for (name, agent) in old.agents.iter() {
-        let command = scalar(agent.command.trim_end());
-        let _ = writeln!(text, "  {}: {{ command: {command} }}", scalar(name));
+    for found in found {
+        let (name, fields) = (found.backend.clone(), backend(found, false));
+        edits.push(Edit::Add { section: "backends", name, fields });
     }
-    if !old.aliases.is_empty() {
-        text.push_str("\naliases:\n");
-    }
-    for (name, alias) in old.aliases.iter() {
-        let prompt = alias.prompt.as_deref().map(|prompt| format!(", prompt: {}", scalar(prompt)));
-        let (name, model) = (scalar(name), scalar(&alias.model));
-        let _ = writeln!(text, "  {name}: {{ model: {model}{} }}", prompt.unwrap_or_default());
-    }
-    if let Some(confirm) = old.confirm_default {
-        let _ = writeln!(text, "\nconfirm_default: {confirm}");
-    }
-    if let Some(patience) = old.patience {
-        let _ = writeln!(text, "\npatience: {patience}");
-    }
-    if let Some(minutes) = old.silent_after {
-        let _ = writeln!(text, "\nsilent_after: {minutes}");
-    }
-    if let Some(stop) = old.stop_silent {
-        let _ = writeln!(text, "\nstop_silent: {stop}");
-    }
-    if let Some(limit) = old.max_workers {
-        let _ = writeln!(text, "\nmax_workers: {limit}");
-    }
-    text
+    let models = models(found, listings).into_iter().flat_map(|(_, models)| models);
+    let free = models.filter(|(id, _)| old.names().all(|name| name != id));
+    edits.extend(free.map(|(id, backend)| Edit::add_model(&id, &backend)));
+    edits
 }
 
-/// A backend's settings: none but its access for a CLI that is called by its usual name.
-fn backend(found: &InstalledCli, full: bool) -> String {
+/// The settings of a backend: only the access of a CLI with its usual name.
+fn backend(found: &InstalledCli, full: bool) -> Vec<Field> {
     let program = found.program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if is_known(&found.backend) && program != "agent" {
-        return if full { "{ access: full }" } else { "{}" }.into();
+        return if full { vec![("access", "full".into())] } else { Vec::new() };
     }
-    // Cursor's other name, which other makers use too, is written as the path that was looked at.
+    // Other programs are called `agent` too, so Cursor's is written as the path that was examined.
     let program = shell_word(&found.program.display().to_string());
     let flags = if found.backend == "cursor" { " -p --force --trust" } else { " -x" };
-    format!("{{ command: {}, prompt: stdin }}", scalar(&format!("{program}{flags}")))
-}
-
-/// A YAML scalar, quoted where it is not plainly a name.
-fn scalar(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-._/ ".contains(c);
-    let a_name = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/');
-    let a_word = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];
-    if a_name && text.chars().all(plain) && !a_word.contains(&text.to_ascii_lowercase().as_str()) {
-        return text.trim_end().into();
-    }
-    serde_json::Value::from(text).to_string()
+    vec![("command", format!("{program}{flags}")), ("prompt", "stdin".into())]
 }
 
 #[cfg(test)]
@@ -179,6 +150,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::edit::apply;
     use crate::tools::models::{Listed, Source};
 
     fn found(backend: &str, program: &str, logged_in: bool) -> InstalledCli {
@@ -215,12 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn the_first_config_has_what_was_found_by_provider() {
+    fn first_config_lists_models_by_provider() {
         let (found, listings) = machine();
         let text = text("opus", &found, &listings, &["codex".into()]);
         assert_eq!(
             text,
-            r#"# Who can work for dispatch. Yours to edit: 'dispatch-config check' says what is wrong.
+            r#"# The workers of dispatch. Edit it as you like; 'dispatch-config check' finds mistakes.
 
 default: opus
 
@@ -249,25 +221,26 @@ models:
     }
 
     #[test]
-    fn a_migrated_config_keeps_every_name_and_command() {
-        let old = "default: harvey\nagents:\n  harvey: { command: \"harvey -p 'x'\" }\n  opus:\n    command: >\n      claude -p\n      --model opus\n";
-        let old = Config::parse(old, Path::new("config.yaml")).expect("an old config");
+    fn migration_keeps_every_line_name_and_command() {
+        let text = "agents: # mine\n  harvey: { command: \"harvey -p 'x'\" }\n  opus:\n    command: >\n      claude -p\n      --model opus\n";
+        let old = Config::parse(text, Path::new("config.yaml")).expect("an old config");
         let (found, listings) = machine();
-        let text = migrated(&old, &found, &listings);
-        let new = Config::parse(&text, Path::new("config.yaml")).expect("a new config");
-        assert_eq!(new.default, old.default);
+        let edits = migration(&old, &found, &listings);
+        let new = edits.iter().try_fold(text.to_owned(), |text, edit| apply(&text, edit));
+        let new = new.expect("provable edits");
+        assert!(new.ends_with("  \"1.5\": { backend: cursor }\n"), "{new}");
+        assert!(text.lines().all(|line| new.lines().any(|new| new == line)), "{new}");
+        let new = Config::parse(&new, Path::new("config.yaml")).expect("a new config");
+        assert_eq!(new.default.as_deref(), Some("harvey"));
         for (name, agent) in old.agents.iter() {
             let choice = new.resolve(Some(name)).expect("still there");
-            assert_eq!(
-                choice.settings.command.as_deref().map(str::trim),
-                Some(agent.command.trim())
-            );
+            assert_eq!(choice.settings.command.as_ref(), Some(&agent.command));
         }
         assert_eq!(new.resolve(Some("sonnet")).expect("found").backend, "claude");
     }
 
     #[test]
-    fn the_offered_defaults_are_few_and_those_that_work_come_first() {
+    fn offers_are_few_and_logged_in_clis_come_first() {
         let (found, listings) = machine();
         let names: Vec<_> = offers(&found, &listings).into_iter().map(|offer| offer.name).collect();
         assert_eq!(names, ["opus", "sonnet", "gemini-3.1-pro", "1.5"]);

@@ -1,26 +1,29 @@
-//! Where in a config's text each of its values stands.
+//! The tree of a config's values, each with its place in the text.
 //!
-//! The places come from libyaml, the parser below serde_yaml, so that both read the same.
+//! libyaml gives the places. It is the parser inside serde_yaml, so both read the same YAML.
 
 use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
 
 use libyaml_rs as sys;
 
-/// A value with its place.
+/// A value and its byte offsets in the text.
 pub(super) struct Node {
-    /// Where it starts, with its anchor and tag.
+    /// The first byte, which may belong to an anchor or tag.
     pub(super) start: usize,
-    /// Where it starts without those.
+    /// The first byte behind anchor and tag.
     pub(super) body: usize,
-    /// Behind its last byte; the line breaks that end a block scalar are not its own.
+    /// The end; the line breaks that end a block scalar are left out.
     pub(super) end: usize,
+    /// The name in `&name`.
+    pub(super) anchor: Option<String>,
     pub(super) kind: NodeKind,
 }
 
 pub(super) enum NodeKind {
     Scalar(String),
-    Alias,
+    /// The name in `*name`.
+    Alias(String),
     List(Vec<Node>),
     Map(Vec<(Node, Node)>),
 }
@@ -30,12 +33,12 @@ impl Node {
         self.text() == Some(name)
     }
 
-    /// Its text, if it is a scalar.
+    /// The text of a scalar.
     pub(super) fn text(&self) -> Option<&str> {
         if let NodeKind::Scalar(text) = &self.kind { Some(text) } else { None }
     }
 
-    /// Its keys and values; none if it is no map.
+    /// The keys and values of a map.
     pub(super) fn entries(&self) -> &[(Self, Self)] {
         if let NodeKind::Map(entries) = &self.kind { entries } else { &[] }
     }
@@ -44,7 +47,7 @@ impl Node {
         self.entries().iter().find(|(key, _)| key.is(name))
     }
 
-    /// It and all below it, in the order of the text.
+    /// This node and all below it, in the order of the text.
     pub(super) fn all(&self) -> Vec<&Self> {
         let below: Vec<&Self> = match &self.kind {
             NodeKind::List(items) => items.iter().flat_map(Self::all).collect(),
@@ -57,36 +60,38 @@ impl Node {
     }
 }
 
-/// The tree of a text's first document; `None` in it if that is empty.
-pub(super) fn tree(text: &str) -> Result<Option<Node>, String> {
-    let mut events = events(text).ok_or("it is no YAML")?.into_iter();
-    Ok(node(text, &mut events).ok().filter(|root| root.start < root.end))
+/// The tree of a document (`None` inside: the document is empty); `None` if the text is not one
+/// YAML document.
+pub(super) fn tree(text: &str) -> Option<Option<Node>> {
+    let mut events = events(text)?.into_iter();
+    Some(node(text, &mut events).ok().filter(|root| root.start < root.end))
 }
 
-/// The keys that stand in their map already. serde_yaml takes `1` and `'1'` for two.
-pub(super) fn duplicates(root: &Node) -> Vec<&Node> {
-    let mut twice = Vec::new();
-    for map in root.all() {
+/// The first key that stands in its map a second time. serde_yaml takes `1` and `'1'` for two keys.
+pub(super) fn duplicate(root: &Node) -> Option<&Node> {
+    root.all().into_iter().find_map(|map| {
         let mut seen = BTreeSet::new();
-        let keys = map.entries().iter().map(|(key, _)| key);
-        twice.extend(keys.filter(|key| key.text().is_some_and(|name| !seen.insert(name))));
-    }
-    twice
+        let mut keys = map.entries().iter().map(|(key, _)| key);
+        keys.find(|key| key.text().is_some_and(|name| !seen.insert(name)))
+    })
 }
 
 /// The next node of the events, or the end of the collection that ends there.
-fn node(text: &str, events: &mut impl Iterator<Item = Event>) -> Result<Node, usize> {
-    let Some(Event { start, mut end, kind }) = events.next() else { return Err(text.len()) };
-    let mut body = start;
+fn node(text: &str, events: &mut impl Iterator<Item = YamlEvent>) -> Result<Node, usize> {
+    let Some(YamlEvent { start, mut end, kind }) = events.next() else { return Err(text.len()) };
+    let (mut body, mut anchor) = (start, None);
     while body < end && text[body..].starts_with(['&', '!']) {
-        body += text[body..end].find(char::is_whitespace).unwrap_or(end - body);
+        let length = text[body..end].find(char::is_whitespace).unwrap_or(end - body);
+        let name = text[body..body + length].strip_prefix('&');
+        anchor = name.map(str::to_owned).or(anchor);
+        body += length;
         body += text[body..end].len() - text[body..end].trim_start().len();
     }
     let kind = match kind {
-        EventKind::Scalar(value) => {
+        YamlEventKind::Scalar(value) => {
             let whole = &text[body..end];
             if whole.starts_with(['|', '>']) {
-                // What `+` keeps belongs to it, but for the last line break.
+                // A `+` keeps the blank lines behind the text, but not the last line break.
                 let keeps = whole.split(['\n', '#']).next().is_some_and(|head| head.contains('+'));
                 let kept = whole.trim_end_matches(' ');
                 let kept = kept.strip_suffix('\n').unwrap_or(kept);
@@ -95,8 +100,8 @@ fn node(text: &str, events: &mut impl Iterator<Item = Event>) -> Result<Node, us
             }
             NodeKind::Scalar(value)
         }
-        EventKind::Alias => NodeKind::Alias,
-        EventKind::List | EventKind::Map => {
+        YamlEventKind::Alias => NodeKind::Alias(text[start + 1..end].into()),
+        YamlEventKind::List | YamlEventKind::Map => {
             let mut items = Vec::new();
             let closed = loop {
                 match node(text, events) {
@@ -107,7 +112,7 @@ fn node(text: &str, events: &mut impl Iterator<Item = Event>) -> Result<Node, us
             // libyaml ends a block collection only where the next token starts.
             let last = items.iter().map(|item| item.end).max().unwrap_or(end);
             end = if text[body..].starts_with(['{', '[']) { closed } else { last };
-            if matches!(kind, EventKind::List) {
+            if matches!(kind, YamlEventKind::List) {
                 NodeKind::List(items)
             } else {
                 let mut items = items.into_iter();
@@ -115,19 +120,19 @@ fn node(text: &str, events: &mut impl Iterator<Item = Event>) -> Result<Node, us
                 NodeKind::Map(pairs.collect())
             }
         }
-        EventKind::End => return Err(end),
+        YamlEventKind::End => return Err(end),
     };
-    Ok(Node { start, body, end, kind })
+    Ok(Node { start, body, end, anchor, kind })
 }
 
 /// An event of libyaml.
-struct Event {
+struct YamlEvent {
     start: usize,
     end: usize,
-    kind: EventKind,
+    kind: YamlEventKind,
 }
 
-enum EventKind {
+enum YamlEventKind {
     Scalar(String),
     Alias,
     List,
@@ -135,9 +140,9 @@ enum EventKind {
     End,
 }
 
-/// The events of a text's first document; `None` if it is no YAML.
-fn events(text: &str) -> Option<Vec<Event>> {
-    let mut events = Vec::new();
+/// The events of a text; `None` if the text is not one YAML document.
+fn events(text: &str) -> Option<Vec<YamlEvent>> {
+    let (mut events, mut documents) = (Vec::new(), 0);
     let mut parser = Box::new(MaybeUninit::<sys::yaml_parser_t>::uninit());
     let parser = parser.as_mut_ptr();
     // SAFETY: the parser stays in its box until it is deleted, and the text outlives it. An event
@@ -158,20 +163,23 @@ fn events(text: &str) -> Option<Vec<Event>> {
                 sys::YAML_SCALAR_EVENT => {
                     let scalar = &filled.data.scalar;
                     let bytes = std::slice::from_raw_parts(scalar.value, scalar.length as usize);
-                    Some(EventKind::Scalar(String::from_utf8_lossy(bytes).into_owned()))
+                    Some(YamlEventKind::Scalar(String::from_utf8_lossy(bytes).into_owned()))
                 }
-                sys::YAML_ALIAS_EVENT => Some(EventKind::Alias),
-                sys::YAML_SEQUENCE_START_EVENT => Some(EventKind::List),
-                sys::YAML_MAPPING_START_EVENT => Some(EventKind::Map),
-                sys::YAML_SEQUENCE_END_EVENT | sys::YAML_MAPPING_END_EVENT => Some(EventKind::End),
+                sys::YAML_ALIAS_EVENT => Some(YamlEventKind::Alias),
+                sys::YAML_SEQUENCE_START_EVENT => Some(YamlEventKind::List),
+                sys::YAML_MAPPING_START_EVENT => Some(YamlEventKind::Map),
+                sys::YAML_SEQUENCE_END_EVENT | sys::YAML_MAPPING_END_EVENT => {
+                    Some(YamlEventKind::End)
+                }
                 _ => None,
             };
             let (start, end) = (filled.start_mark.index as usize, filled.end_mark.index as usize);
-            events.extend(kind.map(|kind| Event { start, end, kind }));
+            events.extend(kind.map(|kind| YamlEvent { start, end, kind }));
             let kind = filled.type_;
             sys::yaml_event_delete(filled);
-            if matches!(kind, sys::YAML_DOCUMENT_END_EVENT | sys::YAML_STREAM_END_EVENT) {
-                break true;
+            documents += usize::from(kind == sys::YAML_DOCUMENT_START_EVENT);
+            if kind == sys::YAML_STREAM_END_EVENT {
+                break documents < 2;
             }
         };
         sys::yaml_parser_delete(parser);

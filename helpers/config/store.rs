@@ -1,4 +1,4 @@
-//! Changing the config on disk: one change at a time, whole, with the version before kept.
+//! Changes of the config file: one at a time, whole, with a backup of the version before.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::exit::Exit;
 use crate::fault;
 use crate::files::{self, Lock};
 
-/// How long a change waits for another one.
+/// How long a change waits for another process that changes the config.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
-/// Makes these changes in the config, all of them or none.
+/// Makes all of these changes or none.
 pub fn change(edits: &[Edit]) -> Result<()> {
     change_text(|text| {
         let text = text.context("there is no config to change yet")?;
@@ -34,25 +34,20 @@ pub fn change(edits: &[Edit]) -> Result<()> {
 pub fn create(text: &str) -> Result<PathBuf> {
     change_text(|old| match old {
         None => Ok(text.to_owned()),
-        Some(_) => Err(taken()?.into()),
+        Some(_) => Err(already_exists()?.into()),
     })?;
     crate::dirs::config_path()
 }
 
-/// What [`create`] does if there is a config already, before a person is asked anything.
+/// Refuses early where [`create`] would, before a person is asked anything.
 pub fn refuse_existing() -> Result<()> {
-    if crate::dirs::config_path()?.exists() { Err(taken()?.into()) } else { Ok(()) }
+    if crate::dirs::config_path()?.exists() { Err(already_exists()?.into()) } else { Ok(()) }
 }
 
-fn taken() -> Result<Refusal> {
+fn already_exists() -> Result<Refusal> {
     Ok(Refusal::new(Exit::CannotCreate, "there is a config already")
         .place(crate::dirs::config_path()?.display().to_string())
         .next("change it with set-default, add-model and so on, or move it away"))
-}
-
-/// Replaces the whole text, for `migrate`.
-pub fn replace(new: impl Fn(&str) -> Result<String>) -> Result<()> {
-    change_text(|old| new(old.context("there is no config to change yet")?))
 }
 
 fn change_text(new: impl Fn(Option<&str>) -> Result<String>) -> Result<()> {
@@ -60,7 +55,7 @@ fn change_text(new: impl Fn(Option<&str>) -> Result<String>) -> Result<()> {
     let directory = named.parent().context("the config has no directory")?;
     files::create_private_directory(directory)?;
     let _lock = Lock::take(&beside(&named, "lock"), LOCK_LIMIT)?;
-    // The file may be a link into a person's dotfiles, and stays one.
+    // A link into a person's dotfiles stays a link.
     let real = named.canonicalize().unwrap_or_else(|_| named.clone());
     loop {
         let before = files::read(&real)?;
@@ -68,12 +63,12 @@ fn change_text(new: impl Fn(Option<&str>) -> Result<String>) -> Result<()> {
         if before.as_deref() == Some(&after) {
             return Ok(());
         }
-        Config::parse(&after, &named).context("the changed config would be wrong")?;
+        Config::parse(&after, &named).context("the changed config would not be YAML")?;
         if let Some(before) = &before {
             files::publish(&beside(&named, "bak"), before.as_bytes())?;
         }
         fault::point("config", "kept");
-        // An editor knows no lock: what it saved meanwhile is changed anew.
+        // Editors do not take the lock, so start again from what was saved meanwhile.
         if files::read(&real)? == before {
             return files::publish(&real, after.as_bytes());
         }

@@ -147,17 +147,17 @@ exit 65
 }
 
 #[test]
-fn a_typo_in_the_config_is_shown_with_line_column_and_caret() {
+fn config_error_is_shown_with_line_column_and_caret() {
     let sandbox = ready();
-    sandbox.config("default: opus\nbackends:\n  claude: { comand: claude -p }\n");
+    sandbox.config("default: opus\nmodels: { opus: {} }\nbackends:\n  claude: { access: reed }\n");
     let typo = refused(&sandbox, sandbox.call("dispatch-spawn", &["x"]));
     typo.shows(str![[r#"
 exit 65
-! dispatch-spawn: the config is wrong: backends.claude: unknown field `comand`
-!   HOME/.dispatch/config.yaml, line 3, column 13:   claude: { comand: claude -p }
-!        ^ here: did you mean 'command'?
+! dispatch-spawn: the config is wrong: 'access' cannot be 'reed'
+!   HOME/.dispatch/config.yaml, line 4, column 21:   claude: { access: reed }
+!        ^ expected one of `read`, `write`, `full`
 "#]]);
-    points_at(&typo, "comand");
+    points_at(&typo, "reed }");
     sandbox.config("default: opus\nmodels:\n  opus: { backend: claude\n");
     refused(&sandbox, sandbox.call("dispatch-config", &["check"])).shows(str![[r#"
 exit 65
@@ -173,7 +173,7 @@ exit 65
 exit 65
 ! dispatch-config: the config is wrong: 'opus' stands here twice
 !   HOME/.dispatch/config.yaml, line 4, column 3:   opus: { backend: claude }
-!        ^ take one of them out; only the last would count
+!        ^ remove one of them
 "#]]);
     points_at(&twice, "opus: { backend: claude }");
 }
@@ -192,7 +192,7 @@ exit 65
 exit 65
 ! dispatch-spawn: model 'mistral' is not in the config
 !   HOME/.dispatch/config.yaml: no such model
-!   next: name one that is there: idle; dispatch-config models lists what your subscriptions have
+!   next: use one of idle; dispatch-config models lists what your subscriptions have
 "#
     ]]);
 }
@@ -205,7 +205,7 @@ fn an_alias_to_a_missing_model_is_refused() {
         r#"
 exit 65
 ! dispatch-spawn: model 'opos' is not in the config
-!   HOME/.dispatch/config.yaml: the alias 'quick' means 'opos'
+!   HOME/.dispatch/config.yaml: the alias 'quick' stands for 'opos'
 !   next: did you mean opus; dispatch-config models lists what your subscriptions have
 "#
     ]]);

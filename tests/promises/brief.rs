@@ -1,4 +1,4 @@
-//! `dispatch-config brief` tells a host's model in few bytes what it must know at `/dispatch`.
+//! `dispatch-config brief` tells a host's model in few bytes what it needs at `/dispatch`.
 
 use snapbox::str;
 
@@ -27,7 +27,7 @@ fn ask(sandbox: &Sandbox, id: &str, text: &str) {
 }
 
 #[test]
-fn it_names_the_workers_and_nothing_more_in_a_new_project() {
+fn brief_of_a_new_project_names_the_workers() {
     let sandbox = project();
     sandbox.run("dispatch-config", &["brief"]).shows(str![[r#"
 exit 0
@@ -36,7 +36,7 @@ default: idle; models: idle, fails
 }
 
 #[test]
-fn a_missing_or_wrong_config_is_named_and_is_no_failure() {
+fn missing_or_broken_config_is_printed_without_failure() {
     let sandbox = Sandbox::new();
     sandbox.run("dispatch-config", &["brief"]).shows(str![[r#"
 exit 0
@@ -47,14 +47,13 @@ config: there is no config yet
     sandbox.config("defualt: opus\n");
     sandbox.run("dispatch-config", &["brief"]).shows(str![[r#"
 exit 0
-config: the config is wrong: unknown field `defualt`
-  HOME/.dispatch/config.yaml, line 1, column 1: defualt: opus
-        ^ here: did you mean 'default'?
+default: none; models: none
+config line 1: unknown key 'defualt' (did you mean 'default'?)
 "#]]);
 }
 
 #[test]
-fn running_tasks_and_open_news_are_in_it() {
+fn brief_lists_running_tasks_and_open_news() {
     let sandbox = project();
     let host = Host::new(&sandbox);
     dispatch(&sandbox, &host, "runs", "idle");
@@ -72,7 +71,7 @@ runs running 0/2 AGE idle — item 1: First
 }
 
 #[test]
-fn a_question_stays_in_it_until_it_is_answered() {
+fn question_is_listed_until_answered() {
     let sandbox = project();
     let host = Host::new(&sandbox);
     dispatch(&sandbox, &host, "x", "idle");
@@ -97,7 +96,7 @@ x running 0/2 AGE idle — item 1: First
 }
 
 #[test]
-fn what_was_delivered_and_not_acknowledged_is_said_again() {
+fn unacknowledged_news_is_repeated() {
     let sandbox = project();
     let host = Host::new(&sandbox);
     dispatch(&sandbox, &host, "x", "idle");
@@ -118,7 +117,7 @@ x running 0/2 AGE idle — item 1: First
 }
 
 #[test]
-fn the_tasks_of_a_dead_host_are_adopted_with_their_news() {
+fn tasks_of_a_dead_host_are_adopted_with_their_news() {
     let sandbox = project();
     let old = Host::new(&sandbox);
     dispatch(&sandbox, &old, "x", "idle");
@@ -143,7 +142,7 @@ repaired: x adopted
 }
 
 #[test]
-fn the_tasks_of_a_live_host_stay_its_own() {
+fn tasks_of_a_live_host_are_not_adopted() {
     let sandbox = project();
     let (one, two) = (Host::new(&sandbox), Host::new(&sandbox));
     dispatch(&sandbox, &one, "x", "idle");
@@ -159,7 +158,7 @@ x asking 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 - (a
 
 /// 180 models with the longest names in use, and 20 tasks with something to say.
 #[test]
-fn it_is_at_most_1400_bytes() {
+fn brief_has_at_most_1400_bytes() {
     let sandbox = project();
     let mut config = String::from("default: gpt-5.3-codex-spark-preview-high-fast-000\nmodels:\n");
     for n in 0..180 {
@@ -190,9 +189,9 @@ fn it_is_at_most_1400_bytes() {
     assert!(text.contains("a-task-with-a-rather-long-name-number-00"), "{text}");
 }
 
-/// The most urgent news is not crowded out by its own length.
+/// The length of the most urgent news must not keep it out.
 #[test]
-fn a_long_question_is_in_it_all_the_same() {
+fn long_question_is_listed_shortened() {
     let sandbox = project();
     let host = Host::new(&sandbox);
     dispatch(&sandbox, &host, "x", "idle");
@@ -203,9 +202,9 @@ fn a_long_question_is_in_it_all_the_same() {
     wait_until("the question is still open", || (sandbox.state("x") == "asking").then_some(()));
 }
 
-/// A host that knows no such hooks, or whose session was resumed, would never hear of its tasks.
+/// A host without hooks, or with a resumed session, would not be woken by its tasks' news.
 #[test]
-fn a_host_without_a_hook_is_told_to_run_a_monitor() {
+fn host_without_a_hook_is_told_to_run_a_monitor() {
     let sandbox = project();
     let host = Host::new(&sandbox);
     dispatch(&sandbox, &host, "x", "idle");
@@ -228,16 +227,16 @@ x running 0/2 AGE idle — item 1: First
 "#]]);
     drop(monitor);
     assert!(later().ok().contains("no hook wakes you here"));
-    // At its first hook, at the end of the turn at the latest, nothing more is said.
+    // The advice stops with the first hook, at the end of the turn at the latest.
     let mut hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").start();
     hook.until_it_watches();
     drop(hook);
     assert!(!later().ok().contains("no hook"));
 }
 
-/// Another program than Claude Code has no hook, and says nothing of itself.
+/// Programs other than Claude Code have no hooks and do not identify themselves.
 #[test]
-fn an_unknown_host_is_told_to_run_a_monitor() {
+fn unknown_host_is_told_to_run_a_monitor() {
     let sandbox = project();
     sandbox.dispatch("x", "idle");
     let later =
@@ -249,7 +248,7 @@ fn an_unknown_host_is_told_to_run_a_monitor() {
 }
 
 #[test]
-fn nothing_is_said_of_hooks_before_one_could_have_run() {
+fn no_monitor_advice_before_a_hook_could_run() {
     let sandbox = project();
     let old = Host::new(&sandbox);
     dispatch(&sandbox, &old, "x", "idle");

@@ -71,28 +71,28 @@ fn models_are_listed_with_the_source_of_each_list() {
     ]);
     sandbox.configure(&["models"]).run().shows(str![[r#"
 exit 0
-claude (names that stay)
+claude (stable names)
   opus
   sonnet
   haiku
   fable
-codex (its own list, TIME)
+codex (from the CLI, TIME)
   gpt-6-codex - GPT-6-Codex
   gpt-6 - gpt-6
   gpt-5.3-codex - gpt-5.3-codex
-cursor (its own list, TIME)
+cursor (from the CLI, TIME)
   auto - Auto
   gpt-5.3-codex-low - Codex 5.3 Low
   claude-opus-5-thinking-high - Opus 5 1M Thinking
   gemini-3.1-pro - Gemini 3.1 Pro
   grok-5 - Grok 5
-gemini (it has no list; these are known)
+gemini (no list from the CLI; known models)
   gemini-3.1-pro-preview
   gemini-3-flash-preview
   gemini-2.5-pro
   gemini-2.5-flash
   gemini-2.5-flash-lite
-opencode (its own list, TIME)
+opencode (from the CLI, TIME)
   opencode/big-pickle
   opencode/grok-code
 "#]]);
@@ -151,7 +151,7 @@ fn models_are_asked_for_once_a_day_or_on_refresh() {
     assert_eq!(asked(), (1, 1));
     sandbox.configure(&["models", "--refresh"]).run().ok();
     assert_eq!(asked(), (2, 2));
-    // Another version has other models.
+    // A new version may have other models.
     sandbox.add_cli("codex", &CODEX.replace("0.169.0", "0.170.0"));
     sandbox.configure(&["models"]).run().ok();
     assert_eq!(asked(), (3, 2));

@@ -1,4 +1,4 @@
-//! The commands that change the config: every byte that is not asked for stays.
+//! The commands that change the config keep all other bytes.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::support::clis::{CLAUDE, CODEX, CURSOR};
 use crate::support::text::same;
 use crate::support::{Ran, Sandbox};
 
-/// As a person writes one.
+/// A config as a person writes it.
 const CONFIG: &str = "\
 # Mine. Do not sort!
 
@@ -40,27 +40,27 @@ aliases:
 
 fn sandbox() -> Sandbox {
     let mut clis = vec![("claude", CLAUDE), ("codex", CODEX), ("cursor-agent", CURSOR)];
-    // Those that some commands add, so that the config is right after them.
+    // Backends that some commands add, so that the config stays valid.
     clis.extend([("harvey", "exit 1"), ("gemini", "echo 0.61.0"), ("mine", "exit 1")]);
     let sandbox = Sandbox::with_clis(&clis);
     sandbox.config(CONFIG);
     sandbox
 }
 
-/// What was said, and the lines that went and came.
+/// The lines that a command removed and added, and its output.
 #[track_caller]
 fn change(args: &[&str]) -> String {
     let sandbox = sandbox();
     let said = sandbox.configure(args).run().ok();
     let after = sandbox.config_text();
     sandbox.configure(&["check"]).run().ok();
-    // The version before is kept.
+    // The backup is the version before.
     let kept = fs::read_to_string(sandbox.home().join(".dispatch/config.yaml.bak"));
     assert_eq!(kept.expect("kept"), CONFIG);
     difference(CONFIG, &after) + &said
 }
 
-/// The lines that went and came.
+/// The lines that were removed and added.
 fn difference(before: &str, after: &str) -> String {
     let mut new = after.split_inclusive('\n').peekable();
     let mut marked = String::new();
@@ -89,7 +89,7 @@ fn refused(sandbox: &Sandbox, args: &[&str]) -> Ran {
 }
 
 #[test]
-fn the_default() {
+fn set_default_replaces_only_the_name() {
     same(
         &change(&["set-default", "sonnet"]),
         str![[r#"
@@ -111,7 +111,7 @@ the default is reviewer
 }
 
 #[test]
-fn a_default_that_the_config_did_not_have_is_added() {
+fn set_default_adds_an_installed_model() {
     let sandbox = sandbox();
     let said = sandbox.configure(&["set-default", "gpt-6"]).run().ok();
     same(
@@ -121,12 +121,12 @@ fn a_default_that_the_config_did_not_have_is_added() {
 +default:   gpt-6   # the careful one
 +  codex: {}
 +  gpt-6: { backend: codex }
-gpt-6 was not in the config and is added to it, on codex
+gpt-6 was not in the config and was added to it, on codex
 the default is gpt-6
 
 "#]],
     );
-    // A provider's word is its newest model.
+    // A provider stands for its newest model.
     sandbox.configure(&["add-model", "gemini-3.1-pro"]).run().ok();
     sandbox.configure(&["set-default", "gemini"]).run().shows(str![[r#"
 exit 0
@@ -136,13 +136,13 @@ the default is gemini-3.1-pro
 }
 
 #[test]
-fn a_model() {
-    // Its backend is found out, and added if it is a known one.
+fn models_are_added_changed_and_removed() {
+    // A known backend is chosen and added by itself.
     same(
         &change(&["add-model", "haiku"]),
         str![[r#"
 +  haiku: { backend: claude }
-haiku is added, on claude
+haiku added, on claude
 
 "#]],
     );
@@ -151,7 +151,7 @@ haiku is added, on claude
         str![[r#"
 +  codex: {}
 +  gpt-6: { backend: codex }
-gpt-6 is added, on codex
+gpt-6 added, on codex
 
 "#]],
     );
@@ -160,7 +160,7 @@ gpt-6 is added, on codex
         str![[r#"
 +  cursor: {}
 +  gemini-3.1-pro: { backend: cursor }
-gemini-3.1-pro is added, on cursor
+gemini-3.1-pro added, on cursor
 
 "#]],
     );
@@ -168,7 +168,7 @@ gemini-3.1-pro is added, on cursor
         &change(&["add-model", "harvey-2", "--backend", "harvey"]),
         str![[r#"
 +  harvey-2: { backend: harvey }
-harvey-2 is added, on harvey (no list of a CLI has it; the first task will tell)
+harvey-2 added, on harvey (no CLI lists it, so the first task will show whether it exists)
 
 "#]],
     );
@@ -177,7 +177,7 @@ harvey-2 is added, on harvey (no list of a CLI has it; the first task will tell)
         str![[r#"
 +  cursor: {}
 +  gpt-6: { backend: cursor }
-gpt-6 is added, on cursor
+gpt-6 added, on cursor
 
 "#]],
     );
@@ -186,7 +186,7 @@ gpt-6 is added, on cursor
         str![[r#"
 -  sonnet: { backend: 'claude' }
 +  sonnet: { backend: 'harvey' }
-sonnet is run by harvey
+sonnet now runs on harvey
 
 "#]],
     );
@@ -196,7 +196,7 @@ sonnet is run by harvey
 +  cursor: {}
 -  opus: { backend: claude }     # best
 +  opus: { backend: cursor }     # best
-opus is run by cursor
+opus now runs on cursor
 
 "#]],
     );
@@ -204,19 +204,19 @@ opus is run by cursor
         &change(&["remove-model", "harvey-1"]),
         str![[r#"
 -  harvey-1: { backend: harvey }
-harvey-1 is removed
+harvey-1 removed
 
 "#]],
     );
 }
 
 #[test]
-fn a_backend() {
+fn add_backend_writes_an_entry() {
     same(
         &change(&["add-backend", "gemini"]),
         str![[r#"
 +  gemini: {}
-backend gemini is added
+backend gemini added
 
 "#]],
     );
@@ -226,14 +226,14 @@ backend gemini is added
         str![[r#"
 +  mine:
 +    command: "mine -p \"$(pwd)\" # it's"
-backend mine is added
+backend mine added
 
 "#]],
     );
 }
 
 #[test]
-fn the_access_of_a_backend() {
+fn set_access_changes_one_key() {
     same(
         &change(&["set-access", "claude", "full"]),
         str![[r#"
@@ -251,7 +251,7 @@ gemini's workers have full access
 
 "#]],
     );
-    // Nothing would hold that command to it.
+    // The flags of a command decide its access.
     refused(&sandbox(), &["set-access", "harvey", "read"]).shows(str![[r#"
 exit 65
 ! dispatch-config: harvey has a `command:`, so its flags decide access
@@ -267,13 +267,13 @@ exit 65
 }
 
 #[test]
-fn an_alias() {
+fn aliases_are_added_and_removed() {
     same(
         &change(&["add-alias", "quick", "--model", "sonnet"]),
         str![[r#"
 +  quick:
 +    model: sonnet
-quick means sonnet
+quick stands for sonnet
 
 "#]],
     );
@@ -285,7 +285,7 @@ quick means sonnet
 +  sec:
 +    model: opus
 +    prompt: "You review.\n\n- Look for: \"holes\"\n  - and #more\n--- not the end\n"
-sec means opus
+sec stands for opus
 
 "#]],
     );
@@ -294,13 +294,13 @@ sec means opus
     let said = sandbox.configure(&["resolve", "sec", "--json"]).run().ok();
     let json: serde_json::Value = serde_json::from_str(&said).expect("JSON");
     assert_eq!(json["prompt"].as_str(), Some(prompt));
-    // An alias of an alias means its model.
+    // An alias of an alias stands for its model.
     same(
         &change(&["add-alias", "again", "--model", "reviewer"]),
         str![[r#"
 +  again:
 +    model: sonnet
-again means sonnet
+again stands for sonnet
 
 "#]],
     );
@@ -311,14 +311,14 @@ again means sonnet
 -    model: sonnet
 -    prompt: |
 -      Look twice.
-alias reviewer is removed
+alias reviewer removed
 
 "#]],
     );
 }
 
 #[test]
-fn what_is_so_already_is_no_change() {
+fn repeated_edit_changes_nothing() {
     let sandbox = sandbox();
     for args in [
         &["set-default", "opus"][..],
@@ -333,7 +333,7 @@ fn what_is_so_already_is_no_change() {
 }
 
 #[test]
-fn what_is_refused_names_the_way() {
+fn refused_edit_names_the_remedy() {
     let sandbox = sandbox();
     let refused = |args: &[&str]| refused(&sandbox, args);
     refused(&["remove-model", "opus"]).shows(str![[r#"
@@ -343,14 +343,14 @@ exit 65
 "#]]);
     refused(&["remove-model", "sonnet"]).shows(str![[r#"
 exit 65
-! dispatch-config: the alias 'reviewer' means 'sonnet'
+! dispatch-config: the alias 'reviewer' stands for 'sonnet'
 !   next: remove it first: dispatch-config remove-alias reviewer
 "#]]);
     refused(&["remove-model", "sonet"]).shows(str![[r#"
 exit 65
 ! dispatch-config: cannot remove the model 'sonet'
 !   the config has no such entry below 'models:'
-!   next: 'dispatch-config show' lists what is there
+!   next: 'dispatch-config show' prints the config
 "#]]);
     refused(&["set-default", "opos"]).shows(str![[r#"
 exit 65
@@ -362,7 +362,7 @@ exit 65
 exit 65
 ! dispatch-config: cannot change the model 'opos'
 !   the config has no such entry below 'models:'
-!   next: 'dispatch-config show' lists what is there
+!   next: 'dispatch-config show' prints the config
 "#]]);
     refused(&["set-model", "opus", "--backend", "mine"]).shows(str![[r#"
 exit 65
@@ -379,35 +379,35 @@ exit 65
     refused(&["add-model", "sonnet", "--backend", "harvey"]).shows(str![[r#"
 exit 65
 ! dispatch-config: cannot add the model 'sonnet'
-!   it is there already, and different: line 16 of the config
-!   next: remove that entry first, or take another name
+!   line 16 of the config has it with other values
+!   next: remove that entry first, or choose another name
 "#]]);
     refused(&["add-model", "reviewer", "--backend", "claude"]).shows(str![[r#"
 exit 65
-! dispatch-config: 'reviewer' is an alias of the config already
-!   next: take another name, or remove that one first
+! dispatch-config: the config has an alias 'reviewer' already
+!   next: choose another name, or remove that entry first
 "#]]);
     refused(&["add-backend", "mine"]).shows(str![[r#"
 exit 64
 ! dispatch-config: 'mine' is not a known CLI
-!   next: say how it is started: add-backend mine --command '...'
+!   next: give its command: add-backend mine --command '...'
 "#]]);
     refused(&["add-backend", "claude", "--command", "claude -p"]).shows(str![[r#"
 exit 65
 ! dispatch-config: cannot add the backend 'claude'
-!   it is there already, and different: line 6 of the config
-!   next: remove that entry first, or take another name
+!   line 6 of the config has it with other values
+!   next: remove that entry first, or choose another name
 "#]]);
     refused(&["add-alias", "reviewer", "--model", "opus"]).shows(str![[r#"
 exit 65
 ! dispatch-config: cannot add the alias 'reviewer'
-!   it is there already, and different: line 21 of the config
-!   next: remove that entry first, or take another name
+!   line 21 of the config has it with other values
+!   next: remove that entry first, or choose another name
 "#]]);
     refused(&["add-alias", "opus", "--model", "sonnet"]).shows(str![[r#"
 exit 65
-! dispatch-config: 'opus' is a model of the config already
-!   next: take another name, or remove that one first
+! dispatch-config: the config has a model 'opus' already
+!   next: choose another name, or remove that entry first
 "#]]);
     refused(&["add-alias", "x", "--model", "opos"]).shows(str![[r#"
 exit 65
@@ -419,24 +419,24 @@ exit 65
 exit 65
 ! dispatch-config: cannot remove the alias 'revewer'
 !   the config has no such entry below 'aliases:'
-!   next: 'dispatch-config show' lists what is there
+!   next: 'dispatch-config show' prints the config
 "#]]);
 }
 
 #[test]
-fn a_model_that_no_cli_here_has() {
+fn unlisted_model_needs_a_backend() {
     let sandbox = Sandbox::with_clis(&[("claude", CLAUDE)]);
     sandbox.config(CONFIG);
     refused(&sandbox, &["add-model", "grok-5"]).shows(str![[r#"
 exit 65
-! dispatch-config: no CLI here has a model 'grok-5'
+! dispatch-config: no CLI on this machine has a model 'grok-5'
 !   your subscription may not have it; dispatch-config models lists them
 !   next: name its backend: add-model grok-5 --backend NAME
 "#]]);
 }
 
 #[test]
-fn the_default_alias_stays() {
+fn default_alias_is_not_removed() {
     let sandbox = sandbox();
     sandbox.config(&CONFIG.replace("default:   opus", "default: reviewer"));
     refused(&sandbox, &["remove-alias", "reviewer"]).shows(str![[r#"
@@ -447,7 +447,7 @@ exit 65
 }
 
 #[test]
-fn without_a_config_or_with_a_wrong_one_nothing_is_written() {
+fn missing_or_broken_config_is_not_edited() {
     let sandbox = Sandbox::with_clis(&[("claude", CLAUDE)]);
     sandbox.configure(&["set-default", "opus"]).run().shows(str![[r#"
 exit 65
@@ -459,8 +459,8 @@ exit 65
     sandbox.config("default: opus\nmodels: [\n");
     refused(&sandbox, &["set-default", "opus"]).shows(str![[r#"
 exit 65
-! dispatch-config: the config is wrong: models: invalid type: sequence
-!   HOME/.dispatch/config.yaml, line 2, column 9: models: [
-!        ^ here: expected a map of names
+! dispatch-config: the config is wrong: did not find expected node content
+!   HOME/.dispatch/config.yaml, line 2, column 10: models: [
+!        ^ here
 "#]]);
 }

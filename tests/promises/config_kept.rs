@@ -1,4 +1,4 @@
-//! What the commands that change the config keep, whatever happens meanwhile.
+//! The commands that change the config lose nothing, whatever happens meanwhile.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -8,7 +8,7 @@ use crate::support::Sandbox;
 use crate::support::clis::{CLAUDE, CODEX};
 use crate::support::text::names;
 
-/// As a person writes one.
+/// A config as a person writes it.
 const CONFIG: &str = "\
 # Mine. Do not sort!
 
@@ -36,7 +36,7 @@ fn sandbox() -> Sandbox {
 }
 
 #[test]
-fn a_byte_order_mark_and_windows_line_ends_stay() {
+fn edits_keep_byte_order_mark_and_line_ends() {
     for (mark, end) in [("\u{feff}", "\n"), ("", "\r\n"), ("\u{feff}", "\r\n")] {
         let sandbox = sandbox();
         let foreign = |text: &str| format!("{mark}{}", text.replace('\n', end));
@@ -53,7 +53,7 @@ fn a_byte_order_mark_and_windows_line_ends_stay() {
 }
 
 #[test]
-fn a_linked_config_stays_a_link_and_keeps_its_mode() {
+fn linked_config_stays_a_link_and_keeps_its_mode() {
     let sandbox = sandbox();
     let dotfiles = sandbox.home().join("dotfiles");
     fs::create_dir_all(&dotfiles).expect("made");
@@ -72,7 +72,7 @@ fn a_linked_config_stays_a_link_and_keeps_its_mode() {
 }
 
 #[test]
-fn edits_at_the_same_time_all_land() {
+fn concurrent_edits_all_succeed() {
     let sandbox = sandbox();
     sandbox.configure(&["models"]).run().ok();
     let ids: Vec<String> = (0..16).map(|number| format!("harvey-1{number}")).collect();
@@ -86,19 +86,19 @@ fn edits_at_the_same_time_all_land() {
     let others = |line: &&str| !line.starts_with("  harvey-1") || line.contains("harvey-1:");
     let rest: Vec<&str> = text.lines().filter(others).collect();
     assert_eq!(rest, CONFIG.lines().collect::<Vec<_>>());
-    // The backup is what the last one found.
+    // The backup is the text before the last edit.
     let kept = fs::read_to_string(sandbox.home().join(".dispatch/config.yaml.bak")).expect("kept");
     assert_eq!(kept.lines().count() + 1, text.lines().count());
 }
 
-/// What is left of writers that died is a dot file, and never taken for something.
+/// The files but the dot files, which dead writers leave.
 #[track_caller]
 fn visible(directory: &Path) -> Vec<String> {
     names(directory).into_iter().filter(|name| !name.starts_with('.')).collect()
 }
 
 #[test]
-fn an_edit_killed_at_any_step_leaves_the_old_or_the_new() {
+fn killed_edit_leaves_the_old_or_the_new_config() {
     for point in [
         "config.yaml.bak:written",
         "config.yaml.bak:published",
@@ -112,7 +112,7 @@ fn an_edit_killed_at_any_step_leaves_the_old_or_the_new() {
         let new = CONFIG.replace("opus  ", "sonnet  ");
         let done = point == "config.yaml:published";
         assert_eq!(sandbox.config_text(), if done { &new } else { CONFIG }, "{point}");
-        // What a person saves before the next call is kept.
+        // A person's change before the next call is kept.
         sandbox.config(&(sandbox.config_text() + "# saved\n"));
         edit().run().ok();
         assert_eq!(sandbox.config_text(), new + "# saved\n", "{point}");

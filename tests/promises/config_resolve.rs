@@ -1,4 +1,4 @@
-//! From what a person said to the worker, by the real helpers.
+//! `dispatch-config resolve`: the worker that a person named.
 
 use serde_json::Value;
 use snapbox::str;
@@ -36,51 +36,51 @@ fn json(sandbox: &Sandbox, args: &[&str]) -> Value {
     serde_json::from_str(&said).expect("JSON")
 }
 
-/// `name (model) on backend, how`, with `ask` if the person has to be asked.
+/// `name (model) on backend, how`, with `ask` if the person must confirm it.
 #[track_caller]
-fn meant(json: &Value) -> String {
+fn resolved(json: &Value) -> String {
     let word = |key: &str| json[key].as_str().unwrap_or("-");
     let ask = if json["confirm"].as_bool().expect("a truth") { ", ask" } else { "" };
     format!("{} ({}) on {}, {}{ask}", word("name"), word("model"), word("backend"), word("how"))
 }
 
 #[test]
-fn what_a_request_means() {
+fn sentence_resolves_to_a_worker() {
     let sandbox = sandbox();
     let rows = [
-        // A name, as a whole word; other scripts are no part of a word.
+        // A name as a whole word; other scripts do not count as parts of a word.
         ("Use Opus to review the auth module", "opus (opus) on claude, named"),
         ("用opus审查", "opus (opus) on claude, named"),
         ("please be quick", "quick (gemini-2.5-flash) on cursor, named"),
-        // The last one named.
+        // The last of several names.
         ("have opus review and sonnet test", "sonnet (sonnet) on claude, named"),
         ("sonnet, no: o3", "o3 (o3) on codex, named"),
-        // The longest at its place, on the backend that the config says.
+        // The longest name at its place.
         (
             "gpt-5.3-codex-spark: fix it",
             "gpt-5.3-codex-spark (gpt-5.3-codex-spark) on cursor, named",
         ),
         ("gpt-5.3-codex: fix it", "gpt-5.3-codex (gpt-5.3-codex) on codex, named"),
-        // A provider's newest.
+        // The newest model of a provider.
         ("let gemini do it", "gemini-3.1-pro (gemini-3.1-pro) on cursor, provider"),
         ("let claude do it", "sonnet (sonnet) on claude, provider"),
         ("codex should do it", "gpt-5.3-codex (gpt-5.3-codex) on codex, provider"),
-        // Nothing named.
+        // No name.
         ("do it quickly in foo3", "sonnet (sonnet) on claude, default, ask"),
         ("--fix src/opus/mod.rs", "sonnet (sonnet) on claude, default, ask"),
     ];
     for (request, expected) in rows {
-        assert_eq!(meant(&json(&sandbox, &["--request", request])), expected, "{request}");
+        assert_eq!(resolved(&json(&sandbox, &["--request", request])), expected, "{request}");
         let read = sandbox.configure(&["resolve", "--request", "-", "--json"]).input(request);
         let read: Value = serde_json::from_str(&read.run().ok()).expect("JSON");
-        assert_eq!(meant(&read), expected, "{request}");
+        assert_eq!(resolved(&read), expected, "{request}");
     }
     assert_eq!(sandbox.config_text(), CONFIG);
-    assert_eq!(sandbox.calls_of("claude --version"), 0, "nobody is asked what the config knows");
+    assert_eq!(sandbox.calls_of("claude --version"), 0, "the config has all names");
 }
 
 #[test]
-fn what_the_host_reads() {
+fn resolve_prints_json_or_text() {
     let sandbox = sandbox();
     let text = |args: &[&str]| sandbox.configure(&["resolve"]).args(args).run();
     text(&["--json", "--request", "ask the reviewer"]).shows(str![[r#"
@@ -112,7 +112,7 @@ no model was named; sonnet is the default: ask
 }
 
 #[test]
-fn the_question_about_the_default_can_be_turned_off() {
+fn confirm_default_false_skips_the_question() {
     let sandbox = sandbox();
     sandbox.config(&format!("confirm_default: false\n{CONFIG}"));
     sandbox.configure(&["resolve", "--json", "--request", "fix it"]).run().shows(str![[r#"
@@ -122,25 +122,25 @@ exit 0
 }
 
 #[test]
-fn a_model_that_a_cli_has_is_added_and_that_is_said() {
+fn model_of_an_installed_cli_is_added() {
     let sandbox = sandbox();
     sandbox
         .configure(&["resolve", "--json", "--request", "let gpt-6 try"])
         .run()
         .shows(str![[r#"
 exit 0
-{"name":"gpt-6","model":"gpt-6","backend":"codex","prompt":null,"how":"added","confirm":false,"note":"gpt-6 was not in the config and is added to it, on codex"}
+{"name":"gpt-6","model":"gpt-6","backend":"codex","prompt":null,"how":"added","confirm":false,"note":"gpt-6 was not in the config and was added to it, on codex"}
 "#]]);
-    // One that Claude Code understands by itself, and one that only Cursor has.
+    // A model that Claude Code resolves by itself, and one that only Cursor lists.
     sandbox.configure(&["resolve", "opus-4.9-thinking"]).run().shows(str![[r#"
 exit 0
 opus-4.9-thinking: opus-4.9-thinking on claude
-opus-4.9-thinking was not in the config and is added to it, on claude
+opus-4.9-thinking was not in the config and was added to it, on claude
 "#]]);
     sandbox.configure(&["resolve", "grok-5"]).run().shows(str![[r#"
 exit 0
 grok-5: grok-5 on cursor
-grok-5 was not in the config and is added to it, on cursor
+grok-5 was not in the config and was added to it, on cursor
 "#]]);
     let added = "  gpt-6: { backend: codex }\n  opus-4.9-thinking: { backend: claude }\n  grok-5: { backend: cursor }\n";
     for line in added.lines() {
@@ -149,12 +149,12 @@ grok-5 was not in the config and is added to it, on cursor
     let without: String =
         sandbox.config_text().split_inclusive('\n').filter(|l| !added.contains(l)).collect();
     assert_eq!(without, CONFIG);
-    // It is there now.
-    assert_eq!(meant(&json(&sandbox, &["gpt-6"])), "gpt-6 (gpt-6) on codex, named");
+    // The second time the config has it.
+    assert_eq!(resolved(&json(&sandbox, &["gpt-6"])), "gpt-6 (gpt-6) on codex, named");
 }
 
 #[test]
-fn the_known_backend_of_a_discovered_model_is_added_with_it() {
+fn known_backend_is_added_with_its_first_model() {
     let sandbox = Sandbox::with_clis(&[("claude", CLAUDE), ("codex", CODEX)]);
     sandbox.config("# Mine.\nbackends:\n  claude:\nmodels:\n  opus: { backend: claude }\n");
     sandbox.configure(&["resolve", "gpt-6"]).run().ok();
@@ -174,7 +174,7 @@ models:
 }
 
 #[test]
-fn what_nobody_has_is_answered_with_the_nearest() {
+fn unknown_model_suggests_the_nearest() {
     let sandbox = sandbox();
     sandbox.configure(&["resolve", "gemini-3-pro"]).run().shows(str![[r#"
 exit 65
@@ -186,13 +186,13 @@ exit 65
 exit 65
 ! dispatch-config: model 'kimi-9' is not in the config
 !   HOME/.dispatch/config.yaml: no such model
-!   next: name one that is there: quick, reviewer, opus, sonnet, o3, gpt-5.3-codex, gpt-5.3-codex-spark, gemini-2.5-flash, …; dispatch-config models lists what your subscriptions have
+!   next: use one of quick, reviewer, opus, sonnet, o3, gpt-5.3-codex, gpt-5.3-codex-spark, gemini-2.5-flash, …; dispatch-config models lists what your subscriptions have
 "#]]);
     sandbox.configure(&["resolve", "--request", "ask grok"]).run().shows(str![[r#"
 exit 65
 ! dispatch-config: model 'grok' is not in the config
 !   HOME/.dispatch/config.yaml: no such model
-!   next: name one that is there: quick, reviewer, opus, sonnet, o3, gpt-5.3-codex, gpt-5.3-codex-spark, gemini-2.5-flash, …; dispatch-config models lists what your subscriptions have
+!   next: use one of quick, reviewer, opus, sonnet, o3, gpt-5.3-codex, gpt-5.3-codex-spark, gemini-2.5-flash, …; dispatch-config models lists what your subscriptions have
 "#]]);
     sandbox.configure(&["resolve", "Revewer"]).run().shows(str![[r#"
 exit 65
@@ -204,11 +204,11 @@ exit 65
 }
 
 #[test]
-fn a_spawn_resolves_in_the_same_way_and_says_so() {
+fn spawn_resolves_like_resolve() {
     let sandbox = sandbox();
     let spawn = |id: &str, model: &str| {
         sandbox.plan(id, PLAN);
-        // Cursor's workers cannot be held to less.
+        // Cursor cannot restrict its workers.
         sandbox.on_machine("dispatch-spawn", &[id, "--model", model, "--access", "full"]).run()
     };
     spawn("x", "gemini").shows(str![[r#"
@@ -218,7 +218,7 @@ x started with gemini-3.1-pro. Tell the user and stop; news wakes you.
 "#]]);
     spawn("y", "gpt-6").shows(str![[r#"
 exit 0
-gpt-6 was not in the config and is added to it, on codex
+gpt-6 was not in the config and was added to it, on codex
 y started with gpt-6. Tell the user and stop; news wakes you.
 "#]]);
     spawn("z", "reviewer").shows(str![[r#"
@@ -239,19 +239,19 @@ exit 65
 }
 
 #[test]
-fn a_broken_alias_is_named() {
+fn broken_alias_is_named() {
     let sandbox = sandbox();
     sandbox.config(&format!("{CONFIG}  broken: {{ model: opos }}\n"));
     sandbox.configure(&["resolve", "broken"]).run().shows(str![[r#"
 exit 65
 ! dispatch-config: model 'opos' is not in the config
-!   HOME/.dispatch/config.yaml: the alias 'broken' means 'opos'
+!   HOME/.dispatch/config.yaml: the alias 'broken' stands for 'opos'
 !   next: did you mean opus; dispatch-config models lists what your subscriptions have
 "#]]);
 }
 
 #[test]
-fn what_would_work_in_its_place() {
+fn instead_of_suggests_installed_models() {
     let sandbox = sandbox();
     sandbox.add_cli("claude", CLAUDE_LOGGED_OUT);
     let instead = |name: &str| sandbox.configure(&["resolve", "--instead-of", name]).run();
@@ -279,8 +279,8 @@ exit 0
     sandbox.remove_cli("cursor-agent");
     instead("opus").shows(str![[r#"
 exit 69
-! dispatch-config: nothing can stand in for 'opus'
-!   no other model of the config has a CLI that is here and logged in
+! dispatch-config: no replacement for 'opus'
+!   no other model of the config has a CLI that is installed and logged in
 !   next: install or log in to claude, codex or cursor-agent; dispatch-config detect
 "#]]);
     instead("opos").shows(str![[r#"

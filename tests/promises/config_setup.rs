@@ -1,4 +1,4 @@
-//! `dispatch-config setup`: the first config, from what is on the machine, and on with the request.
+//! `dispatch-config setup`: the first config, from the CLIs on the machine.
 
 use std::fs;
 
@@ -11,13 +11,13 @@ use crate::support::terminal::Terminal;
 use crate::support::text::{names, same, tree};
 use crate::support::{PLAN, Sandbox};
 
-/// All CLIs that most people have.
+/// A machine with the common CLIs.
 fn machine() -> Sandbox {
     Sandbox::with_clis(&[("claude", CLAUDE), ("codex", CODEX), ("cursor-agent", CURSOR)])
 }
 
 #[test]
-fn the_host_hears_what_was_found_and_which_defaults_are_sensible() {
+fn json_lists_clis_models_and_defaults() {
     let sandbox = machine();
     sandbox.configure(&["setup", "--json"]).run().shows(str![[r#"
 exit 0
@@ -27,7 +27,7 @@ exit 0
 }
 
 #[test]
-fn who_is_logged_out_is_offered_last() {
+fn logged_out_cli_is_offered_last() {
     let sandbox = Sandbox::with_clis(&[("claude", CLAUDE_LOGGED_OUT), ("codex", CODEX)]);
     let said = sandbox.configure(&["setup", "--json"]).run().ok();
     let json: serde_json::Value = serde_json::from_str(&said).expect("JSON");
@@ -53,7 +53,7 @@ fn who_is_logged_out_is_offered_last() {
 }
 
 #[test]
-fn one_command_writes_all_models_by_provider() {
+fn setup_writes_all_models_by_provider() {
     let sandbox = machine();
     sandbox.add_cli("opencode", OPENCODE);
     sandbox.configure(&["setup", "--default", "opus", "--yes"]).run().shows(str![[r#"
@@ -62,14 +62,14 @@ claude 2.1.329, logged in (TOP/clis/claude)
 codex 0.169.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 opencode 1.18.33 (TOP/clis/opencode)
-cursor's workers cannot be held to the project: its sandbox holds only as far as its own settings say
-opencode's workers cannot be held to the project: it holds its own edits to the project, but not the commands that it runs
+cursor cannot restrict its workers to the project: its sandbox holds only as far as its own settings say
+opencode cannot restrict its workers to the project: it holds its own edits to the project, but not the commands that it runs
 HOME/.dispatch/config.yaml written: 13 models, default opus.
 "#]]);
     same(
         &sandbox.config_text(),
         str![[r#"
-# Who can work for dispatch. Yours to edit: 'dispatch-config check' says what is wrong.
+# The workers of dispatch. Edit it as you like; 'dispatch-config check' finds mistakes.
 
 default: opus
 
@@ -109,7 +109,7 @@ models:
 }
 
 #[test]
-fn the_request_goes_on_at_once() {
+fn dispatch_works_right_after_setup() {
     let sandbox = machine();
     sandbox.configure(&["setup", "--default", "opus", "--yes"]).run().ok();
     sandbox.plan("x", PLAN);
@@ -121,36 +121,36 @@ x started with opus. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn without_a_terminal_and_a_default_it_says_how_to_call_it() {
+fn setup_without_a_terminal_names_the_missing_options() {
     let sandbox = machine();
     sandbox.configure(&["setup"]).run().shows(str![[r#"
 exit 64
-! dispatch-config: which model is to be the default?
+! dispatch-config: no default model is named
 !   sensible: opus, sonnet, gpt-6-codex, gemini-3.1-pro
-!   next: call again with --default MODEL --yes
+!   next: add --default MODEL --yes
 claude 2.1.329, logged in (TOP/clis/claude)
 codex 0.169.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 "#]]);
     sandbox.configure(&["setup", "--default", "opus"]).run().shows(str![[r#"
 exit 64
-! dispatch-config: nobody is here to agree
+! dispatch-config: cannot ask for confirmation: no terminal
 !   next: add --yes
 claude 2.1.329, logged in (TOP/clis/claude)
 codex 0.169.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
-cursor's workers cannot be held to the project: its sandbox holds only as far as its own settings say
+cursor cannot restrict its workers to the project: its sandbox holds only as far as its own settings say
 "#]]);
     for unknown in ["opos", "auto"] {
         let ran = sandbox.configure(&["setup", "--default", unknown, "--yes"]).run();
         assert_eq!(ran.code, Some(65), "{unknown}");
-        assert!(ran.err.contains("no CLI here has a model"), "{}", ran.err);
+        assert!(ran.err.contains("no CLI on this machine has a model"), "{}", ran.err);
     }
     sandbox.configure(&["setup", "--default", "opos", "--yes"]).run().shows(str![[r#"
 exit 65
-! dispatch-config: no CLI here has a model 'opos'
+! dispatch-config: no CLI on this machine has a model 'opos'
 !   sensible: opus, sonnet, gpt-6-codex, gemini-3.1-pro
-!   next: see them all with dispatch-config models
+!   next: dispatch-config models lists all of them
 claude 2.1.329, logged in (TOP/clis/claude)
 codex 0.169.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
@@ -159,7 +159,7 @@ cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 }
 
 #[test]
-fn a_person_chooses_by_number_by_name_or_by_return() {
+fn person_chooses_the_default_by_number_name_or_return() {
     for (reply, default) in [("\n", "opus"), ("2\n", "sonnet"), ("gpt-6\n", "gpt-6")] {
         let sandbox = machine();
         let mut terminal = Terminal::run(sandbox.configure(&["setup"]));
@@ -174,7 +174,7 @@ cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
   2. sonnet: Claude, fast and capable
   3. gpt-6-codex: OpenAI, first in its list
   4. gemini-3.1-pro: Gemini, first in its list
-Which model is to be the default? [1] 
+Default model? [1] 
 "#]],
         );
         terminal.write(reply);
@@ -182,8 +182,8 @@ Which model is to be the default? [1]
         same(
             shown.split_once('\n').expect("two lines").1,
             str![[r#"
-cursor's workers cannot be held to the project: its sandbox holds only as far as its own settings say
-Let workers of cursor do anything, unasked? [y/N] 
+cursor cannot restrict its workers to the project: its sandbox holds only as far as its own settings say
+Let workers of cursor do anything without asking? [y/N] 
 "#]],
         );
         let full = if default == "opus" { "y\n" } else { "n\n" };
@@ -200,12 +200,12 @@ Let workers of cursor do anything, unasked? [y/N]
 }
 
 #[test]
-fn a_person_may_say_no_or_something_wrong() {
+fn refused_or_wrong_reply_writes_nothing() {
     let sandbox = machine();
     let mut terminal = Terminal::run(sandbox.configure(&["setup"]));
     terminal.read_until("[1] ");
     terminal.write("1\n");
-    for question in ["anything, unasked? [y/N] ", "Write the config? [y/N] "] {
+    for question in ["anything without asking? [y/N] ", "Write the config? [y/N] "] {
         terminal.read_until(question);
         terminal.write("n\n");
     }
@@ -215,14 +215,14 @@ fn a_person_may_say_no_or_something_wrong() {
         let mut terminal = Terminal::run(sandbox.configure(&["setup"]));
         terminal.read_until("[1] ");
         terminal.write(wrong);
-        terminal.read_until("see them all with dispatch-config models\r\n");
+        terminal.read_until("dispatch-config models lists all of them\r\n");
         assert_eq!(terminal.status().code(), Some(65), "{wrong}");
     }
     assert!(!sandbox.config_path().exists());
 }
 
 #[test]
-fn without_any_cli_the_three_are_named() {
+fn setup_without_clis_names_the_common_ones() {
     let sandbox = Sandbox::with_clis(&[]);
     sandbox.configure(&["setup"]).run().shows(str![[r#"
 exit 69
@@ -239,9 +239,9 @@ exit 69
 }
 
 #[test]
-fn a_config_that_is_there_stays_and_nobody_is_asked_in_vain() {
+fn existing_config_is_refused_before_any_question() {
     let sandbox = machine();
-    // A wrong one is a person's work too.
+    // A broken config is a person's work too.
     for text in ["default: opus # mine\n", "default: [\n", ""] {
         sandbox.config(text);
         let before = tree(&[sandbox.home()]);
@@ -261,7 +261,7 @@ exit 73
 }
 
 #[test]
-fn a_cli_that_hangs_is_named_and_left_out() {
+fn hanging_cli_is_named_and_left_out() {
     let sandbox = machine();
     sandbox.add_cli("codex", HANGS);
     sandbox.add_cli("gemini", HANGS);
@@ -276,7 +276,7 @@ claude 2.1.329, logged in (TOP/clis/claude)
 codex: slow: `codex --version` did not answer in SECONDS (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 gemini: slow: `gemini --version` did not answer in SECONDS (TOP/clis/gemini)
-cursor's workers cannot be held to the project: its sandbox holds only as far as its own settings say
+cursor cannot restrict its workers to the project: its sandbox holds only as far as its own settings say
 HOME/.dispatch/config.yaml written: 8 models, default opus.
 
 "#]],
@@ -284,7 +284,7 @@ HOME/.dispatch/config.yaml written: 8 models, default opus.
     same(
         &sandbox.config_text(),
         str![[r#"
-# Who can work for dispatch. Yours to edit: 'dispatch-config check' says what is wrong.
+# The workers of dispatch. Edit it as you like; 'dispatch-config check' finds mistakes.
 
 default: opus
 
@@ -311,39 +311,39 @@ models:
 }
 
 #[test]
-fn where_nothing_works_that_is_said() {
+fn machine_without_a_working_cli_is_refused() {
     let sandbox = Sandbox::with_clis(&[("codex", "echo broken >&2; exit 1")]);
     sandbox.configure(&["setup"]).run().shows(str![[r#"
 exit 69
-! dispatch-config: no worker CLI here can work
-!   those above do not say their version
-!   next: mend or install one, then call again; dispatch-config detect shows them
+! dispatch-config: no worker CLI on this machine works
+!   those listed above do not print their version
+!   next: repair or install one and try again; dispatch-config detect lists them
 codex: `codex --version` ended with 1: broken (TOP/clis/codex)
 "#]]);
     assert!(!sandbox.config_path().exists());
 }
 
 #[test]
-fn groks_agent_is_not_taken_for_cursor() {
+fn grok_agent_is_not_taken_for_cursor() {
     let sandbox = Sandbox::with_clis(&[("agent", GROKS_AGENT)]);
     let ran = sandbox.configure(&["setup", "--default", "auto", "--yes"]).run();
     assert_eq!(ran.code, Some(69), "{ran:?}");
     sandbox.add_cli("claude", CLAUDE);
     sandbox.configure(&["setup", "--default", "opus", "--yes"]).run().ok();
     assert!(!sandbox.config_text().contains("cursor"));
-    // It is asked for nothing but its version.
+    // Only its version was asked for.
     assert_eq!(sandbox.calls_of("agent --version"), 2);
     assert_eq!(sandbox.calls_of("agent models"), 0);
 }
 
 #[test]
-fn cursors_agent_is_called_by_its_path() {
+fn cursor_agent_is_called_by_its_path() {
     let sandbox = Sandbox::with_clis(&[("agent", CURSOR)]);
     sandbox.configure(&["setup", "--default", "grok-5", "--yes"]).run().ok();
     same(
         &sandbox.redactions().apply(&sandbox.config_text()),
         str![[r#"
-# Who can work for dispatch. Yours to edit: 'dispatch-config check' says what is wrong.
+# The workers of dispatch. Edit it as you like; 'dispatch-config check' finds mistakes.
 
 default: grok-5
 
@@ -370,7 +370,7 @@ sh -c 'exec TOP/clis/agent -p --force --trust "$@"' sh --model grok-5 < PROJECT/
 }
 
 #[test]
-fn a_setup_killed_at_any_step_leaves_nothing_or_the_config() {
+fn killed_setup_leaves_nothing_or_the_config() {
     for point in [
         "models.json:written",
         "models.json:published",

@@ -187,19 +187,17 @@ fn a_higher_limit_counts_at_once_and_a_broken_config_costs_no_place() {
 }
 
 #[test]
-fn a_limit_of_nothing_is_refused() {
+fn limit_of_zero_is_reported_and_ignored() {
     let sandbox = limited(0);
     sandbox.plan("a", PLAN);
     sandbox.run("dispatch-spawn", &["a", "--model", "works"]).shows(str![[r#"
-exit 65
-! dispatch-spawn: the config is wrong: with 'max_workers: 0' nothing could run; without the line there is no limit
-!   HOME/.dispatch/config.yaml, line 1, column 1: max_workers: 0
-!        ^ here
+exit 0
+a started with works. Tell the user and stop; news wakes you.
 "#]]);
     sandbox.run("dispatch-config", &["check"]).shows(str![[r#"
 exit 65
-! dispatch-config: the config is wrong: with 'max_workers: 0' nothing could run; without the line there is no limit
-!   HOME/.dispatch/config.yaml, line 1, column 1: max_workers: 0
-!        ^ here
+! dispatch-config: the config is wrong: 'max_workers' cannot be '0'
+!   HOME/.dispatch/config.yaml, line 1, column 14: max_workers: 0
+!        ^ expected a whole number above 0
 "#]]);
 }

@@ -14,6 +14,7 @@ mod chaos;
 mod clean;
 mod config_detect;
 mod config_edits;
+mod config_errors;
 mod config_kept;
 mod config_original;
 mod config_resolve;

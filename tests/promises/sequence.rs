@@ -312,9 +312,9 @@ fn a_task_that_begins_nowhere_says_so_to_whoever_resumes_it() {
     sandbox.config("models: { works: { backend: works } }\nbackends: { works: { command: [] } }\n");
     sandbox.run("dispatch-spawn", &["b", "--resume"]).shows(str![[r#"
 exit 1
-! dispatch-spawn: the config is wrong: backends.works.command: invalid type: sequence
+! dispatch-spawn: the config is wrong: 'command' must be a single value
 !   HOME/.dispatch/config.yaml, line 2, column 31: backends: { works: { command: [] } }
-!        ^ here: expected a string
+!        ^ write it on one line
 "#]]);
 }
 

@@ -142,11 +142,11 @@ fn every_subcommand_and_option_that_is_named_is_accepted() {
 }
 
 #[test]
-fn the_example_config_is_right() {
+fn example_config_is_valid() {
     let sandbox = Sandbox::with_clis(&[("claude", clis::CLAUDE), ("codex", clis::CODEX)]);
     sandbox.config(&read("references/config-example.yaml"));
     let said = sandbox.configure(&["check"]).run().ok();
-    assert!(said.ends_with("config.yaml is right\n"), "{said}");
+    assert!(said.ends_with("config.yaml is valid\n"), "{said}");
 }
 
 /// The calls that the worker's prompt gives are those of the helper.

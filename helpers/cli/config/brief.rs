@@ -1,4 +1,4 @@
-//! `dispatch-config brief`: what the dispatcher must know, in a few lines.
+//! `dispatch-config brief`: what a dispatcher needs to know, in a few lines.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -9,6 +9,7 @@ use anyhow::Result;
 use crate::cli::reconcile::{broken_line, status_line};
 use crate::cli::say;
 use crate::config::Config;
+use crate::config::problem::Problem;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files::{self, Lock};
@@ -21,25 +22,29 @@ use crate::task::{State, View};
 use crate::text::shorten;
 use crate::tools::missing_program;
 
-/// How many bytes it says at most, with the last line; every typed /dispatch pays for them.
+/// The most bytes that the brief prints before its last line; every typed `/dispatch` pays for them.
 const BRIEF: usize = 1400 - LAST;
 
-/// How many bytes the line about what was repairs has at most.
-const MENDED: usize = 120;
+/// The most bytes of the line about repairs.
+const REPAIRED: usize = 120;
 
-/// How many bytes the line takes that says how much was left out.
+/// How many problems of the config are listed.
+const PROBLEMS: usize = 3;
+
+/// The bytes of the last line, which counts the lines that were left out.
 const LAST: usize = 56;
 
-/// How old a task is at least before the turn that dispatched it must have ended, with a hook.
+/// The age of a task at which the model's turn that dispatched it must have ended, with a hook.
 const TURN: Duration = Duration::from_secs(60);
 
-/// What the skill's text shows the host's model at every `/dispatch`. It never fails for a reason
-/// that the model can mend by reading it.
+/// Prints what the skill shows the host's model at every `/dispatch`. A problem that the model can
+/// solve is printed and is no failure.
 pub(super) fn brief(project: &Project) -> Result<Exit> {
     let mut lines = Vec::new();
     match Config::load() {
         Ok(config) => {
             lines.push(names(&config));
+            lines.extend(problems(&config));
             lines.extend(missing(&config));
             lines.extend(old_format(&config));
         }
@@ -50,19 +55,19 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     let host = calling_host();
     let Repaired { mut views, mut broken, mut repairs } = repair(project, project.found());
     views.sort_by_key(View::label);
-    // Tasks without news come last, so that they never keep news out.
+    // Tasks without news come last, so that they never displace news.
     let (mut told, mut quiet) = (Vec::new(), Vec::new());
     for view in &views {
-        let (standings, events) = match standings_and_events(view) {
+        let (deliveries, events) = match deliveries_and_events(view) {
             Ok(both) => both,
             Err(error) => {
                 broken.push(Broken::from_task(&view.task, error));
                 continue;
             }
         };
-        // Who heard a question may be gone, or have forgotten it; it needs its answer all the same.
+        // A question needs its answer, even if the host that heard it is gone or forgot it.
         let open = |event: &Event| {
-            event.is_question() || standings.get(&event.id) != Some(&Delivery::Acknowledged)
+            event.is_question() || deliveries.get(&event.id) != Some(&Delivery::Acknowledged)
         };
         let open: Vec<Event> = events.into_iter().filter(open).collect();
         let over = matches!(view.state, State::Done | State::Stopped);
@@ -70,7 +75,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             continue;
         }
         let mut mine = view.record.owner == host || host.is_none();
-        // Where it cannot be changed, it stays another's.
+        // A task that cannot be changed stays the other host's.
         if let Some(host) = &host
             && view.task.adopt(host).unwrap_or(false)
         {
@@ -83,14 +88,14 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             continue;
         }
         for event in open {
-            let said = standings.get(&event.id) >= Some(&Delivery::Delivered);
+            let said = deliveries.get(&event.id) >= Some(&Delivery::Delivered);
             let before = if said { " (said before)" } else { "" };
             let full = format!("{}{before} {} → {}", event.id, event.line, event.next);
             if head + full.len() <= BRIEF {
                 lines.push(full);
                 told.push((view, event));
             } else {
-                // Too long to fit here ever; the host has it when it has read all of it.
+                // Too long for any brief, so it counts as told only after `show` printed it.
                 let all = format!("all of it: dispatch-reconcile show {}", view.task.id());
                 let some = shorten(&event.line, 140);
                 lines.push(format!("{}{before} {some} ({all}) → {}", event.id, event.next));
@@ -98,23 +103,23 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         }
     }
     if !repairs.is_empty() {
-        lines.push(shorten(&format!("repaired: {repairs}"), MENDED));
+        lines.push(shorten(&format!("repaired: {repairs}"), REPAIRED));
     }
     lines.extend(broken.iter().map(broken_line));
     lines.extend(quiet);
-    if let Some(line) = unheard(project, host.as_ref(), &views) {
-        // What a worker waits for comes before it.
+    if let Some(line) = monitor_advice(project, host.as_ref(), &views) {
+        // News come first, because a worker may be waiting for an answer.
         lines.insert(own + usize::from(!told.is_empty()), line);
     }
     let (mut text, shown) = fit(&lines, BRIEF);
     told.retain(|(_, event)| text.contains(&event.id));
-    // What cannot be written down is said all the same, and once more the next time.
+    // An error only means that this news is printed again the next time.
     if let Some(host) = &host {
         let _ = deliver(host, &told, &mut text);
     }
     say(&text);
     if host.is_some() {
-        // What a host's model was shown in full, it has.
+        // Printed in full counts as acknowledged.
         for (view, event) in &told {
             let _ = Ledger::open(&view.task).and_then(|mut it| it.acknowledge(&event.id));
         }
@@ -126,14 +131,14 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// What was told of a task, and what there is to tell.
-fn standings_and_events(view: &View) -> Result<(BTreeMap<String, Delivery>, Vec<Event>)> {
+/// The deliveries and the events of a task.
+fn deliveries_and_events(view: &View) -> Result<(BTreeMap<String, Delivery>, Vec<Event>)> {
     Ok((ledger::read(&view.task)?, events(view)?))
 }
 
-/// What the host has to do to hear of its tasks if no hook does it: a turn after it dispatched one,
-/// none has ever run, and it has no monitor either.
-fn unheard(project: &Project, host: Option<&Identity>, views: &[View]) -> Option<String> {
+/// The advice to run a monitor: a turn after the host dispatched a task, no hook has run, and the host
+/// has no monitor.
+fn monitor_advice(project: &Project, host: Option<&Identity>, views: &[View]) -> Option<String> {
     let settled = |view: &&View| {
         let open = matches!(view.state, State::Running | State::Asking | State::Waiting);
         let ours = view.record.owner.as_ref() == host;
@@ -142,7 +147,7 @@ fn unheard(project: &Project, host: Option<&Identity>, views: &[View]) -> Option
     let tasks: Vec<&str> = views.iter().filter(settled).map(|it| it.task.id().as_str()).collect();
     let monitor = Lock::is_held(&project.monitor_lock_path(host)).unwrap_or(true);
     let hook = host.is_some_and(|host| project.hook_lock_path(host).exists());
-    // A person in front of a terminal is nobody to wake.
+    // A person at a terminal is not woken by a monitor.
     if tasks.is_empty() || monitor || hook || (host.is_none() && std::io::stdout().is_terminal()) {
         return None;
     }
@@ -153,28 +158,37 @@ fn unheard(project: &Project, host: Option<&Identity>, views: &[View]) -> Option
     ))
 }
 
-/// The CLIs of the config that are not here.
+/// The problems of the config, each in one line.
+fn problems(config: &Config) -> Vec<String> {
+    let problems = config.problems();
+    let mut lines: Vec<String> = problems.iter().take(PROBLEMS).map(Problem::line).collect();
+    if let Some(more) = problems.len().checked_sub(PROBLEMS + 1) {
+        lines.push(format!("… and {} more config problems: dispatch-config check", more + 1));
+    }
+    lines
+}
+
+/// The CLIs of the config that are not installed.
 fn missing(config: &Config) -> Option<String> {
     let missing = |(name, backend)| missing_program(name, backend);
     let missing: Vec<String> = config.backends.iter().filter_map(missing).collect();
     (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
 }
 
-/// The word about a config of the old format, which is said once.
+/// The offer to migrate a config of the old format, made once.
 fn old_format(config: &Config) -> Option<String> {
-    let old = config.models.is_empty() && config.backends.is_empty();
-    if config.agents.is_empty() || !old {
+    if !config.is_old_format() {
         return None;
     }
-    let said = config.path().with_file_name(".migrate-was-offered");
-    // Where it cannot be noted, it is better said never than always.
-    files::publish_new(&said, b"").unwrap_or(false).then(|| {
+    let offered = config.path().with_file_name(".migrate-was-offered");
+    // If the marker cannot be written, no offer is better than one in every brief.
+    files::publish_new(&offered, b"").unwrap_or(false).then(|| {
         "the config has the old format, which works; tell the user once that /dispatch \"migrate my config\" upgrades it".into()
     })
 }
 
-/// Marks events as delivered, before they are printed as for a waiter, which may be telling the
-/// same ones now.
+/// Marks events as delivered before they are printed. A monitor may be delivering the same events
+/// now.
 fn deliver(host: &Identity, told: &[(&View, Event)], text: &mut String) -> Result<()> {
     for (view, event) in told {
         let mut ledger = Ledger::open(&view.task)?;
@@ -190,6 +204,9 @@ fn deliver(host: &Identity, told: &[(&View, Event)], text: &mut String) -> Resul
 /// The names that a person may use.
 fn names(config: &Config) -> String {
     let list = |names: Vec<&str>, bytes: usize| {
+        if names.is_empty() {
+            return "none".into();
+        }
         let mut length = 0;
         let fits = |name: &&&str| {
             length += name.len() + 2;
@@ -204,22 +221,15 @@ fn names(config: &Config) -> String {
     if config.confirm_default == Some(false) {
         text.push_str(" (no need to ask)");
     }
-    let models = config
-        .models
-        .iter()
-        .map(|(name, _)| name)
-        .chain(config.agents.iter().map(|(name, _)| name));
+    let models = config.models.names().chain(config.agents.names());
     text.push_str(&format!("; models: {}", list(models.collect(), 140)));
     if !config.aliases.is_empty() {
-        text.push_str(&format!(
-            "; aliases: {}",
-            list(config.aliases.iter().map(|(name, _)| name).collect(), 60)
-        ));
+        text.push_str(&format!("; aliases: {}", list(config.aliases.names().collect(), 60)));
     }
     text
 }
 
-/// The whole lines that fit, and how many they are; the first always does.
+/// The whole lines that fit, the first one in any case, and their number.
 fn fit(lines: &[String], bytes: usize) -> (String, usize) {
     let mut text = lines.first().cloned().unwrap_or_default();
     let mut shown = 1;

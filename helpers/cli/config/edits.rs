@@ -1,163 +1,185 @@
-//! Changes of the config, one command each.
+//! The commands that change the config.
 
 use anyhow::Result;
 use clap::Subcommand;
 
 use crate::cli::say;
 use crate::config::edit::Edit;
-use crate::config::{Choice, Config, choose, store};
+use crate::config::{Choice, Config, choose, setup, store};
 use crate::domain::Access;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::tools::is_known;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Action {
+pub(super) enum EditCommand {
     /// Make a model or an alias the default
     SetDefault {
-        /// A name of the config
+        /// A model, an alias or a provider
         name: String,
     },
     /// Add a model
     AddModel {
-        /// Its id
+        /// The model's id
         id: String,
-        /// The backend that runs it; found out if not given
+        /// The backend that runs it (default: the CLI on this machine that has it)
         #[arg(long)]
         backend: Option<String>,
     },
     /// Give a model another backend
     SetModel {
-        /// Its id
+        /// The model's id
         id: String,
-        /// The backend that is to run it
+        /// The backend that will run it
         #[arg(long)]
         backend: String,
     },
     /// Remove a model
     RemoveModel {
-        /// Its id
+        /// The model's id
         id: String,
     },
     /// Add a backend
     AddBackend {
-        /// Its name
+        /// The backend's name
         name: String,
         /// The shell command that starts it; a known CLI needs none
         #[arg(long, allow_hyphen_values = true)]
         command: Option<String>,
     },
-    /// Say what a backend's workers may do
+    /// Set the access of a backend's workers
     SetAccess {
-        /// Its name
+        /// The backend's name
         backend: String,
-        /// What they may do
+        /// The access of tasks that ask for none
         #[arg(value_enum)]
         access: Access,
     },
     /// Add an alias
     AddAlias {
-        /// Its name
+        /// The alias's name
         name: String,
-        /// The model it means
+        /// The model that it stands for
         #[arg(long)]
         model: String,
-        /// Words that open every prompt
+        /// Text that opens every prompt
         #[arg(long, allow_hyphen_values = true)]
         prompt: Option<String>,
     },
     /// Remove an alias
     RemoveAlias {
-        /// Its name
+        /// The alias's name
         name: String,
     },
-    /// Bring an old config (agents:) into the present form
+    /// Add backends and models to a config of the old format (agents:)
     Migrate,
 }
 
-/// Makes one change and says it.
-pub(super) fn edit(action: Action) -> Result<Exit> {
+/// Makes one change and reports it.
+pub(super) fn edit(command: EditCommand) -> Result<Exit> {
     let config = Config::load()?;
-    let (edits, said) = match action {
-        Action::SetDefault { name } => {
-            let name = told(choose::by_name(&config, Some(&name))?).name;
+    let keeps_format = matches!(command, EditCommand::SetDefault { .. } | EditCommand::Migrate);
+    if config.is_old_format() && !keeps_format {
+        return Err(Refusal::new(Exit::Data, "a config of the old format has no such entries")
+            .place(format!("{} has only 'agents:'", config.path().display()))
+            .next("call 'dispatch-config migrate', then try again")
+            .into());
+    }
+    let (edits, report) = match command {
+        EditCommand::SetDefault { name } => {
+            let name = announced(choose::by_name(&config, Some(&name))?).name;
             (vec![Edit::SetDefault(name.clone())], format!("the default is {name}"))
         }
-        Action::AddModel { id, backend } => return add_model(&config, id, backend),
-        Action::SetModel { id, backend } => {
+        EditCommand::AddModel { id, backend } => return add_model(&config, id, backend),
+        EditCommand::SetModel { id, backend } => {
             let mut edits = backend_if_missing(&config, &backend)?;
-            let said = format!("{id} is run by {backend}");
-            edits.push(Edit::SetModelBackend { id, backend });
-            (edits, said)
+            let report = format!("{id} now runs on {backend}");
+            edits.push(Edit::Set { section: "models", name: id, field: ("backend", backend) });
+            (edits, report)
         }
-        Action::RemoveModel { id } => {
+        EditCommand::RemoveModel { id } => {
             refuse_used(&config, &id)?;
-            let said = format!("{id} is removed");
-            (vec![Edit::RemoveModel(id)], said)
+            let report = format!("{id} removed");
+            (vec![Edit::Remove { section: "models", name: id }], report)
         }
-        Action::AddBackend { name, command } => {
+        EditCommand::AddBackend { name, command } => {
             if command.is_none() && !is_known(&name) {
                 return Err(Refusal::new(Exit::Usage, format!("'{name}' is not a known CLI"))
-                    .next(format!("say how it is started: add-backend {name} --command '...'"))
+                    .next(format!("give its command: add-backend {name} --command '...'"))
                     .into());
             }
-            let said = format!("backend {name} is added");
-            (vec![Edit::AddBackend { name, command }], said)
+            let report = format!("backend {name} added");
+            (vec![Edit::add_backend(&name, command.as_deref())], report)
         }
-        Action::SetAccess { backend, access } => {
+        EditCommand::SetAccess { backend, access } => {
             if config.backends.get(&backend).is_some_and(|backend| backend.command.is_some()) {
                 return Err(Refusal::new(
                     Exit::Data,
-                    format!("what {backend}'s workers may do is in its command"),
+                    format!("{backend} has a `command:`, so its flags decide access"),
                 )
                 .place(format!("backends.{backend}.command in {}", config.path().display()))
                 .next("change the flags there")
                 .into());
             }
             let access = access.to_string();
-            let said = format!("{backend}'s workers have {access} access");
+            let report = format!("{backend}'s workers have {access} access");
             let mut edits = backend_if_missing(&config, &backend)?;
-            edits.push(Edit::SetAccess { backend, access });
-            (edits, said)
+            edits.push(Edit::Set { section: "backends", name: backend, field: ("access", access) });
+            (edits, report)
         }
-        Action::AddAlias { name, model, prompt } => {
+        EditCommand::AddAlias { name, model, prompt } => {
             refuse_taken(&config, &name, false)?;
-            let model = told(choose::by_name(&config, Some(&model))?);
+            let model = announced(choose::by_name(&config, Some(&model))?);
             let Some(id) = model.model else {
                 return Err(
                     Refusal::new(Exit::Data, format!("'{}' is not a model", model.name)).into()
                 );
             };
-            let said = format!("{name} means {id}");
-            (vec![Edit::AddAlias { name, model: id, prompt }], said)
+            let report = format!("{name} stands for {id}");
+            let prompt = prompt.map(|prompt| ("prompt", prompt));
+            let fields = [("model", id)].into_iter().chain(prompt).collect();
+            (vec![Edit::Add { section: "aliases", name, fields }], report)
         }
-        Action::RemoveAlias { name } => {
+        EditCommand::RemoveAlias { name } => {
             refuse_default(&config, &name)?;
-            let said = format!("alias {name} is removed");
-            (vec![Edit::RemoveAlias(name)], said)
+            let report = format!("alias {name} removed");
+            (vec![Edit::Remove { section: "aliases", name }], report)
         }
-        Action::Migrate => return super::migrate::migrate(&config),
+        EditCommand::Migrate => return migrate(&config),
     };
     store::change(&edits)?;
-    say(said);
+    say(report);
     Ok(Exit::Ok)
 }
 
-/// The choice; what the person should hear about it is said.
-fn told(chosen: choose::Chosen) -> Choice {
+/// Upgrades a config of the old format; its lines and comments stay.
+fn migrate(config: &Config) -> Result<Exit> {
+    if !config.is_old_format() {
+        say("the config has the current format already");
+        return Ok(Exit::Ok);
+    }
+    let (found, listings) = choose::machine(Some(config), false)?;
+    store::change(&setup::migration(config, &found, &listings))?;
+    let count = Config::load()?.models.iter().count();
+    say(format!("migrated: {count} models added; every line of the old config is kept"));
+    Ok(Exit::Ok)
+}
+
+/// The choice, after its note was printed.
+fn announced(chosen: choose::Chosen) -> Choice {
     chosen.note.iter().for_each(say);
     chosen.choice
 }
 
-/// A name means one thing: an alias would hide the model of its name.
+/// Refuses a name that an alias and a model would share: the alias would hide the model.
 fn refuse_taken(config: &Config, name: &str, model: bool) -> Result<()> {
     let (taken, what) = match model {
         true => (config.aliases.get(name).is_some(), "an alias"),
         false => (config.models.get(name).is_some(), "a model"),
     };
     if taken {
-        return Err(Refusal::new(Exit::Data, format!("'{name}' is {what} of the config already"))
-            .next("take another name, or remove that one first")
+        return Err(Refusal::new(Exit::Data, format!("the config has {what} '{name}' already"))
+            .next("choose another name, or remove that entry first")
             .into());
     }
     Ok(())
@@ -169,27 +191,34 @@ fn add_model(config: &Config, id: String, backend: Option<String>) -> Result<Exi
     let backend = match backend.or(preferred) {
         Some(backend) => backend,
         None => {
-            return Err(Refusal::new(Exit::Data, format!("no CLI here has a model '{id}'"))
-                .place("your subscription may not have it; dispatch-config models lists them")
-                .next(format!("name its backend: add-model {id} --backend NAME"))
-                .into());
+            return Err(Refusal::new(
+                Exit::Data,
+                format!("no CLI on this machine has a model '{id}'"),
+            )
+            .place("your subscription may not have it; dispatch-config models lists them")
+            .next(format!("name its backend: add-model {id} --backend NAME"))
+            .into());
         }
     };
-    let mut edits = vec![Edit::AddModel { id: id.clone(), backend: backend.clone() }];
+    let mut edits = vec![Edit::add_model(&id, &backend)];
     edits.extend(backend_if_missing(config, &backend)?);
     store::change(&edits)?;
-    let doubt = if listed { "" } else { " (no list of a CLI has it; the first task will tell)" };
-    say(format!("{id} is added, on {backend}{doubt}"));
+    let doubt = if listed {
+        ""
+    } else {
+        " (no CLI lists it, so the first task will show whether it exists)"
+    };
+    say(format!("{id} added, on {backend}{doubt}"));
     Ok(Exit::Ok)
 }
 
-/// A known backend is added with the first model that needs it.
+/// The edit that adds a known backend where the config does not have it.
 fn backend_if_missing(config: &Config, backend: &str) -> Result<Vec<Edit>> {
     if config.backends.get(backend).is_some() {
         return Ok(Vec::new());
     }
     if is_known(backend) {
-        return Ok(vec![Edit::AddBackend { name: backend.into(), command: None }]);
+        return Ok(vec![Edit::add_backend(backend, None)]);
     }
     let names: Vec<&str> = config.backends.iter().map(|(name, _)| name).collect();
     Err(Refusal::new(Exit::Data, format!("there is no backend '{backend}'"))
@@ -198,11 +227,11 @@ fn backend_if_missing(config: &Config, backend: &str) -> Result<Vec<Edit>> {
         .into())
 }
 
-/// A model that something else means stays.
+/// Refuses to remove a model that an alias or the default stands for.
 fn refuse_used(config: &Config, id: &str) -> Result<()> {
     refuse_default(config, id)?;
     if let Some((alias, _)) = config.aliases.iter().find(|(_, alias)| alias.model == id) {
-        return Err(Refusal::new(Exit::Data, format!("the alias '{alias}' means '{id}'"))
+        return Err(Refusal::new(Exit::Data, format!("the alias '{alias}' stands for '{id}'"))
             .next(format!("remove it first: dispatch-config remove-alias {alias}"))
             .into());
     }

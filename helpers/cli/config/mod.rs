@@ -1,9 +1,8 @@
-//! `dispatch-config`: who can work.
+//! `dispatch-config`: the worker CLIs, their models and the config.
 
 mod allow;
 mod brief;
 mod edits;
-mod migrate;
 mod setup;
 
 use std::io::{IsTerminal, Write};
@@ -14,13 +13,14 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::cli::{project, run, say, text};
+use crate::config::problem::Severity;
 use crate::config::{self, Config, choose};
 use crate::dirs;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
 
-/// Finds the worker CLIs and their models, and keeps the config that says who can work.
+/// Find the worker CLIs and their models, and keep the config that says how each is started
 #[derive(Debug, Parser)]
 #[command(
     name = "dispatch-config",
@@ -29,15 +29,15 @@ use crate::files;
 )]
 pub struct Args {
     #[command(subcommand)]
-    action: Action,
+    command: ConfigCommand,
     /// Work in this directory
     #[arg(short = 'C', global = true, value_name = "DIR")]
     directory: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
-    /// Say in a few lines what the dispatcher must know: the names, the tasks, the news
+enum ConfigCommand {
+    /// Print what a dispatcher needs: worker names, tasks and news, in a few lines
     Brief,
     /// Find the worker CLIs on this machine, their versions and logins
     Detect {
@@ -47,37 +47,37 @@ enum Action {
     },
     /// List the models of the worker CLIs on this machine
     Models {
-        /// Ask the CLIs, whatever is known of them
+        /// Ask the CLIs again instead of using the cached lists
         #[arg(long)]
         refresh: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Write the first config from what is on this machine
+    /// Write the first config, from the CLIs on this machine
     Setup {
         /// The default model
         #[arg(long, value_name = "MODEL")]
         default: Option<String>,
-        /// Let this CLI's workers do anything, because it cannot hold them to the project
+        /// Give this CLI's workers full access, where it cannot restrict them to the project
         #[arg(long, value_name = "BACKEND")]
         full: Vec<String>,
-        /// Write it without asking
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
-        /// Print what was found and which defaults are sensible, as JSON, and write nothing
+        /// Print the CLIs, models and sensible defaults as JSON; write nothing
         #[arg(long, conflicts_with_all = ["default", "yes", "full"])]
         json: bool,
     },
-    /// Say which worker a name or a request means; the default without either
+    /// Show which worker a name or sentence resolves to (default: the default model)
     Resolve {
         /// A model, an alias or a provider
         #[arg(conflicts_with_all = ["request", "instead_of"])]
         name: Option<String>,
-        /// A sentence that may name one; - is standard input
+        /// A sentence that may name a worker; - reads standard input
         #[arg(long, value_name = "TEXT|-", allow_hyphen_values = true)]
         request: Option<String>,
-        /// A worker that fails; says what would work in its place, the best first
+        /// Suggest replacements for this model, best first
         #[arg(long, value_name = "NAME", conflicts_with = "request")]
         instead_of: Option<String>,
         /// Print JSON
@@ -85,23 +85,23 @@ enum Action {
         json: bool,
     },
     #[command(flatten)]
-    Edit(edits::Action),
-    /// Say all that is wrong in the config
+    Edit(edits::EditCommand),
+    /// List all problems of the config
     Check,
     /// Print the config
     Show,
-    /// Print where the config is
+    /// Print the path of the config
     Path,
-    /// Add rules to Claude Code's settings that let it run the helpers unasked, but for what gives
-    /// a worker more
+    /// Allow Claude Code to run the helpers without prompting, except for what gives a worker more
+    /// access
     Allow {
-        /// The directory of the launchers
+        /// The directory of the launchers (repeatable)
         #[arg(long, value_name = "DIR", required_unless_present = "remove")]
         bin: Vec<PathBuf>,
-        /// Take out all the rules that were added
+        /// Remove all rules that this command added
         #[arg(long, conflicts_with = "bin")]
         remove: bool,
-        /// Do it without asking
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
         /// Only show the rules
@@ -112,36 +112,36 @@ enum Action {
 
 /// Runs `dispatch-config`.
 pub fn main() -> ExitCode {
-    run(|args: Args| match args.action {
-        Action::Brief => match project(args.directory.as_deref()) {
+    run(|args: Args| match args.command {
+        ConfigCommand::Brief => match project(args.directory.as_deref()) {
             Ok(project) => brief::brief(&project),
-            // Nobody but a model reads it.
+            // Only a model reads this, and an exit code would hide the text from it.
             Err(error) => {
                 say(format!("{error:#}"));
                 Ok(Exit::Ok)
             }
         },
-        Action::Detect { json } => setup::detect(json),
-        Action::Models { refresh, json } => setup::models(refresh, json),
-        Action::Setup { default, full, yes, json } => {
+        ConfigCommand::Detect { json } => setup::detect(json),
+        ConfigCommand::Models { refresh, json } => setup::models(refresh, json),
+        ConfigCommand::Setup { default, full, yes, json } => {
             setup::setup(default.as_deref(), &full, yes, json)
         }
-        Action::Resolve { instead_of: Some(name), json, .. } => instead_of(&name, json),
-        Action::Resolve { name, request, json, .. } => {
+        ConfigCommand::Resolve { instead_of: Some(name), json, .. } => replacements(&name, json),
+        ConfigCommand::Resolve { name, request, json, .. } => {
             resolve(name.as_deref(), request.as_deref(), json)
         }
-        Action::Edit(action) => edits::edit(action),
-        Action::Check => check(),
-        Action::Show => {
+        ConfigCommand::Edit(command) => edits::edit(command),
+        ConfigCommand::Check => check(),
+        ConfigCommand::Show => {
             let config = Config::load()?;
             say(files::read(config.path())?.unwrap_or_default().trim_end());
             Ok(Exit::Ok)
         }
-        Action::Path => {
+        ConfigCommand::Path => {
             say(dirs::config_path()?.display().to_string());
             Ok(Exit::Ok)
         }
-        Action::Allow { bin, remove, yes, dry_run } => {
+        ConfigCommand::Allow { bin, remove, yes, dry_run } => {
             let agreed = match (dry_run, yes) {
                 (true, _) => allow::Agreed::DryRun,
                 (_, true) => allow::Agreed::Yes,
@@ -152,24 +152,23 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// Says all that is wrong in the config.
+/// Lists all problems of the config. Warnings alone do not make it invalid.
 fn check() -> Result<Exit> {
     let path = dirs::config_path()?;
     let Some(text) = files::read(&path)? else { return Err(config::missing(&path).into()) };
     let problems = config::check::problems(&text, &path)?;
-    match problems.as_slice() {
-        [] => {
-            say(format!("{} is right", path.display()));
-            Ok(Exit::Ok)
-        }
-        [only] => Err(only.refusal(&path).into()),
-        all => {
-            all.iter().for_each(|problem| eprintln!("{}", problem.refusal(&path)));
-            let count = all.len();
-            Err(Refusal::new(Exit::Data, format!("{count} things to mend in {}", path.display()))
-                .into())
-        }
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
+    if let ([only], 1) = (problems.as_slice(), errors) {
+        return Err(only.refusal(&path).into());
     }
+    problems.iter().for_each(|problem| eprintln!("{}", problem.refusal(&path)));
+    if errors == 0 {
+        say(format!("{} is valid", path.display()));
+        return Ok(Exit::Ok);
+    }
+    let plural = if errors == 1 { "" } else { "s" };
+    let what = format!("{errors} problem{plural} in {}", path.display());
+    Err(Refusal::new(Exit::Data, what).into())
 }
 
 fn resolve(name: Option<&str>, request: Option<&str>, json: bool) -> Result<Exit> {
@@ -189,11 +188,11 @@ fn resolve(name: Option<&str>, request: Option<&str>, json: bool) -> Result<Exit
     Ok(Exit::Ok)
 }
 
-fn instead_of(name: &str, json: bool) -> Result<Exit> {
-    let rest = choose::instead_of(&Config::load()?, name)?;
+fn replacements(name: &str, json: bool) -> Result<Exit> {
+    let rest = choose::replacements(&Config::load()?, name)?;
     if rest.is_empty() {
-        return Err(Refusal::new(Exit::Unavailable, format!("nothing can stand in for '{name}'"))
-            .place("no other model of the config has a CLI that is here and logged in")
+        return Err(Refusal::new(Exit::Unavailable, format!("no replacement for '{name}'"))
+            .place("no other model of the config has a CLI that is installed and logged in")
             .next("install or log in to claude, codex or cursor-agent; dispatch-config detect")
             .into());
     }
@@ -206,15 +205,16 @@ fn instead_of(name: &str, json: bool) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// Asks the person, who must be there.
+/// Asks the person at the terminal; refuses without one.
 fn consent(question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(Refusal::new(Exit::Usage, "nobody is here to agree").next("add --yes").into());
+        let what = "cannot ask for confirmation: no terminal";
+        return Err(Refusal::new(Exit::Usage, what).next("add --yes").into());
     }
     Ok(matches!(ask(&format!("{question} [y/N] "))?.as_str(), "y" | "Y" | "yes"))
 }
 
-/// A line that the person types.
+/// Asks for one line.
 fn ask(question: &str) -> Result<String> {
     print!("{question}");
     std::io::stdout().flush().context("cannot ask")?;

@@ -1,4 +1,4 @@
-//! `dispatch-config detect`, `models` and `setup`: what is on this machine, and the first config.
+//! `dispatch-config detect`, `models` and `setup`: the CLIs on this machine and the first config.
 
 use std::io::IsTerminal;
 
@@ -14,10 +14,10 @@ use crate::exit::Exit;
 use crate::tools::detect::InstalledCli;
 use crate::tools::models::{Listing, Source};
 
-/// How many models of a CLI are named in a line.
+/// How many models of a CLI are named as examples.
 const NOTABLE: usize = 4;
 
-/// Says which worker CLIs are here.
+/// Lists the worker CLIs on this machine.
 pub(super) fn detect(json: bool) -> Result<Exit> {
     let config = Config::load().ok();
     let extra = config.as_ref().map(choose::backends).unwrap_or_default();
@@ -43,22 +43,22 @@ fn described(found: &InstalledCli) -> String {
     format!("{}{version}{login}{problem} ({})", found.backend, found.program.display())
 }
 
-/// Lists the models of the CLIs that are here.
+/// Lists the models of the CLIs on this machine.
 pub(super) fn models(refresh: bool, json: bool) -> Result<Exit> {
-    let (found, answers) = choose::asked(Config::load().ok().as_ref(), refresh)?;
+    let (found, results) = choose::machine_results(Config::load().ok().as_ref(), refresh)?;
     if json {
-        let listing = |answer| match answer {
+        let listing = |result| match result {
             Ok(listing) => json!(listing),
             Err((backend, why)) => json!({ "backend": backend, "models": [], "problem": why }),
         };
-        say(json!(answers.into_iter().map(listing).collect::<Vec<_>>()).to_string());
+        say(json!(results.into_iter().map(listing).collect::<Vec<_>>()).to_string());
         return Ok(Exit::Ok);
     }
     if found.is_empty() {
         return Err(nothing_found().into());
     }
-    for answer in answers {
-        let listing = match answer {
+    for result in results {
+        let listing = match result {
             Ok(listing) => listing,
             Err((backend, why)) => {
                 say(format!("{backend}: {why}"));
@@ -66,10 +66,10 @@ pub(super) fn models(refresh: bool, json: bool) -> Result<Exit> {
             }
         };
         let origin = match (listing.source, &listing.asked) {
-            (Source::Stable, _) => "names that stay".into(),
-            (Source::Curated, _) => "it has no list; these are known".into(),
-            (Source::Asked, Some(asked)) => format!("its own list, {asked}"),
-            (Source::Asked, None) => "its own list".into(),
+            (Source::Stable, _) => "stable names".into(),
+            (Source::Curated, _) => "no list from the CLI; known models".into(),
+            (Source::Asked, Some(asked)) => format!("from the CLI, {asked}"),
+            (Source::Asked, None) => "from the CLI".into(),
         };
         say(format!("{} ({origin})", listing.backend));
         for model in listing.models {
@@ -89,7 +89,7 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
     if all.is_empty() {
         return Err(nothing_found().into());
     }
-    // What hangs or fails is named, and cannot work.
+    // A CLI that hangs or fails is listed but not used.
     let found: Vec<_> = all.iter().filter(|found| found.usable()).cloned().collect();
     let offers = offers(&found, &listings);
     if json {
@@ -105,30 +105,33 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
     }
     all.iter().for_each(|found| say(described(found)));
     if found.is_empty() {
-        return Err(Refusal::new(Exit::Unavailable, "no worker CLI here can work")
-            .place("those above do not say their version")
-            .next("mend or install one, then call again; dispatch-config detect shows them")
+        return Err(Refusal::new(Exit::Unavailable, "no worker CLI on this machine works")
+            .place("those listed above do not print their version")
+            .next("repair or install one and try again; dispatch-config detect lists them")
             .into());
     }
     let default = match default {
         Some(default) => default.to_owned(),
-        None if std::io::stdin().is_terminal() => asked(&offers)?,
+        None if std::io::stdin().is_terminal() => ask_default(&offers)?,
         None => {
-            return Err(Refusal::new(Exit::Usage, "which model is to be the default?")
+            return Err(Refusal::new(Exit::Usage, "no default model is named")
                 .place(format!("sensible: {}", names(&offers)))
-                .next("call again with --default MODEL --yes")
+                .next("add --default MODEL --yes")
                 .into());
         }
     };
     let models = models_of(&found, &listings);
     if !models.iter().flat_map(|(_, models)| models).any(|(id, _)| *id == default) {
-        return Err(Refusal::new(Exit::Data, format!("no CLI here has a model '{default}'"))
-            .place(format!("sensible: {}", names(&offers)))
-            .next("see them all with dispatch-config models")
-            .into());
+        return Err(Refusal::new(
+            Exit::Data,
+            format!("no CLI on this machine has a model '{default}'"),
+        )
+        .place(format!("sensible: {}", names(&offers)))
+        .next("dispatch-config models lists all of them")
+        .into());
     }
     let mut full = full.to_vec();
-    full.extend(unasked(&found, &full, yes)?);
+    full.extend(ask_full_access(&found, &full, yes)?);
     let text = text(&default, &found, &listings, &full);
     if !yes && !consent("Write the config?")? {
         say("Nothing was written.");
@@ -140,34 +143,34 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
     Ok(Exit::Ok)
 }
 
-/// The CLIs that cannot hold their workers to the project and may run them all the same.
-fn unasked(found: &[InstalledCli], full: &[String], yes: bool) -> Result<Vec<String>> {
+/// Asks which of the CLIs that cannot restrict their workers may run them all the same.
+fn ask_full_access(found: &[InstalledCli], full: &[String], yes: bool) -> Result<Vec<String>> {
     let mut gaps = gaps(found);
     gaps.retain(|(backend, _)| !full.iter().any(|name| name == backend));
     for (backend, why) in &gaps {
-        say(format!("{backend}'s workers cannot be held to the project: {why}"));
+        say(format!("{backend} cannot restrict its workers to the project: {why}"));
     }
-    // Inside Claude Code its workers are agents, which the host's own permissions hold.
+    // Claude Code restricts its own agents by its permissions.
     gaps.retain(|(backend, _)| *backend != "claude");
     let names: Vec<String> = gaps.into_iter().map(|(backend, _)| backend.to_owned()).collect();
-    // Without a yes their tasks are refused until one is given.
+    // Their tasks are refused until the person agrees.
     let asks = !yes && !names.is_empty();
-    let question = format!("Let workers of {} do anything, unasked?", names.join(", "));
+    let question = format!("Let workers of {} do anything without asking?", names.join(", "));
     Ok(if asks && consent(&question)? { names } else { Vec::new() })
 }
 
-/// A CLI's models as the host's model needs them to tell the person.
+/// The number of a CLI's models with some examples, for the host to tell the person.
 fn in_brief(listing: &Listing) -> serde_json::Value {
     let notable: Vec<_> = listing.models.iter().take(NOTABLE).map(|model| &model.id).collect();
     json!({ "backend": listing.backend, "count": listing.models.len(), "notable": notable })
 }
 
-fn asked(offers: &[Offer]) -> Result<String> {
+fn ask_default(offers: &[Offer]) -> Result<String> {
     for (number, offer) in (1..).zip(offers) {
         let recommended = if number == 1 { " (recommended)" } else { "" };
         say(format!("  {number}. {}{recommended}: {}", offer.name, offer.why));
     }
-    let reply = ask("Which model is to be the default? [1] ")?;
+    let reply = ask("Default model? [1] ")?;
     let index = if reply.is_empty() {
         Some(0)
     } else {
@@ -180,7 +183,7 @@ fn names(offers: &[Offer]) -> String {
     offers.iter().map(|offer| offer.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-/// The original's word for a machine without any worker CLI.
+/// The refusal on a machine without worker CLIs, in the original's words.
 fn nothing_found() -> Refusal {
     Refusal::new(Exit::Unavailable, "no worker CLI is installed")
         .place("looked for Claude Code (claude), Codex (codex), Cursor (cursor-agent) and others")

@@ -1,0 +1,236 @@
+//! The values of a config, read from its tree. A wrong value disables the part of the config that
+//! it belongs to and nothing else; a key that dispatch does not know has no effect.
+
+use std::num::NonZeroUsize;
+
+use serde::de::DeserializeOwned;
+
+use crate::config::problem::{Problem, Severity, closest};
+use crate::config::spans::{Node, NodeKind};
+use crate::config::{AgentEntry, AliasEntry, Config, Entries, ModelEntry};
+use crate::domain::Backend;
+use crate::tools::models::provider;
+
+/// The keys of a config.
+const KEYS: &str = "default backends models aliases agents patience silent_after stop_silent \
+                    max_workers confirm_default";
+
+/// The config that `root` holds, with its problems.
+pub(super) fn read(text: &str, root: &Node) -> Config {
+    let mut reader = Reader { text, root, part: String::new(), problems: Vec::new() };
+    let fields = reader.fields(root, KEYS, "see references/config-example.yaml");
+    let mut config = Config {
+        default: reader.text(&fields, "default"),
+        backends: reader.section(&fields, "backends", Reader::backend),
+        models: reader.section(&fields, "models", Reader::model),
+        aliases: reader.section(&fields, "aliases", Reader::alias),
+        agents: reader.section(&fields, "agents", Reader::agent),
+        confirm_default: reader.value(&fields, "confirm_default"),
+        patience: reader.value(&fields, "patience"),
+        silent_after: reader.value(&fields, "silent_after"),
+        stop_silent: reader.value(&fields, "stop_silent"),
+        max_workers: reader.value(&fields, "max_workers").map(NonZeroUsize::get),
+        ..Config::default()
+    };
+    config.problems = reader.problems;
+    config
+}
+
+/// Whether an unquoted scalar stands for no value.
+pub(super) fn is_null(text: &str) -> bool {
+    matches!(text, "" | "~" | "null" | "Null" | "NULL")
+}
+
+/// The known keys of a map with their values.
+type Fields<'a> = Vec<(&'static str, &'a Node)>;
+
+struct Reader<'a> {
+    text: &'a str,
+    root: &'a Node,
+    /// The part of the config that is being read: nothing, a section, or `section.name`.
+    part: String,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Reader<'a> {
+    fn warning(&mut self, node: &Node, what: String, remedy: impl Into<String>) {
+        let place = (self.text, node.body);
+        self.problems.push(Problem::new(Severity::Warning, place, "", what, remedy));
+    }
+
+    /// Adds an error that disables a part of the config.
+    fn error(&mut self, part: String, node: &Node, what: String, remedy: impl Into<String>) {
+        let place = (self.text, node.body);
+        self.problems.push(Problem::new(Severity::Error, place, part, what, remedy));
+    }
+
+    fn is_disabled(&self, part: &str) -> bool {
+        self.problems.iter().any(|it| it.severity == Severity::Error && it.part == part)
+    }
+
+    /// The part that a wrong value of the key `name` disables: the key, or the entry around it.
+    fn part_of(&self, name: &str) -> String {
+        match self.part.as_str() {
+            "" => name.into(),
+            section if !section.contains('.') => format!("{section}.{name}"),
+            entry => entry.into(),
+        }
+    }
+
+    fn is_null(&self, node: &Node) -> bool {
+        is_null(&self.text[node.body..node.end])
+    }
+
+    /// The node that an alias (`*name`) stands for, or the node itself.
+    fn target(&mut self, node: &'a Node, part: &str) -> Option<&'a Node> {
+        let NodeKind::Alias(name) = &node.kind else { return Some(node) };
+        let mut above = self.root.all().into_iter().filter(|other| other.start < node.start);
+        let target = above.rfind(|other| other.anchor.as_ref() == Some(name));
+        if target.is_none() {
+            let what = format!("there is no anchor '{name}'");
+            self.error(part.into(), node, what, format!("define &{name} above"));
+        }
+        target
+    }
+
+    /// The entries of a map with their names; no value is an empty map.
+    fn entries(&mut self, map: &'a Node, remedy: &str) -> Vec<(&'a str, &'a Node, &'a Node)> {
+        let part = self.part.clone();
+        let Some(map) = self.target(map, &part) else { return Vec::new() };
+        if !matches!(map.kind, NodeKind::Map(_)) && !self.is_null(map) {
+            let what = if part.is_empty() { "the config" } else { &part };
+            self.error(part.clone(), map, format!("{what} must be a map"), remedy);
+        }
+        let mut named: Vec<(&str, &Node, &Node)> = Vec::new();
+        for (key, value) in map.entries() {
+            let Some(name) = key.text() else {
+                self.warning(key, "a key that is not a name".into(), "write a name");
+                continue;
+            };
+            if name == "<<" {
+                let what = "a merge key ('<<') is not supported".into();
+                self.error(part.clone(), key, what, "write the merged keys out");
+            } else if named.iter().any(|(other, ..)| *other == name) {
+                let what = format!("'{name}' stands here twice");
+                self.error(self.part_of(name), key, what, "remove one of them");
+            } else {
+                named.push((name, key, value));
+            }
+        }
+        named
+    }
+
+    /// The fields of a map whose keys are known.
+    fn fields(&mut self, map: &'a Node, known: &'static str, remedy: &str) -> Fields<'a> {
+        let mut fields = Fields::new();
+        for (name, key, value) in self.entries(map, remedy) {
+            if let Some(known) = known.split(' ').find(|known| *known == name) {
+                fields.push((known, value));
+                continue;
+            }
+            let remedy = match closest(name, known.split(' ')).first() {
+                Some(near) => format!("did you mean '{near}'?"),
+                None => format!("known here: {}", known.replace(' ', ", ")),
+            };
+            let place = if self.part.is_empty() { "" } else { " in " };
+            self.warning(key, format!("unknown key '{name}'{place}{}", self.part), remedy);
+        }
+        fields.retain(|(name, value)| !self.is_null(value) && !self.is_disabled(name));
+        fields
+    }
+
+    /// The entries of a section that hold no error.
+    fn section<T>(
+        &mut self,
+        fields: &Fields<'a>,
+        section: &str,
+        read: impl Fn(&mut Self, &str, (&'a Node, &'a Node)) -> T,
+    ) -> Entries<T> {
+        let Some((_, map)) = fields.iter().find(|(name, _)| *name == section) else {
+            return Entries::default();
+        };
+        self.part = section.into();
+        let mut entries = Vec::new();
+        for (name, key, value) in self.entries(map, "indent the names below it") {
+            self.part = format!("{section}.{name}");
+            let entry = read(self, name, (key, value));
+            if !self.is_disabled(&self.part) {
+                entries.push((name.to_owned(), entry));
+            }
+        }
+        self.part.clear();
+        Entries(entries)
+    }
+
+    fn backend(&mut self, _: &str, (_, map): (&'a Node, &'a Node)) -> Backend {
+        let fields = self.fields(map, "command route prompt access", "write { command: ... }");
+        Backend {
+            command: self.text(&fields, "command"),
+            route: self.value(&fields, "route"),
+            prompt: self.value(&fields, "prompt"),
+            access: self.value(&fields, "access"),
+        }
+    }
+
+    fn model(&mut self, id: &str, (key, map): (&'a Node, &'a Node)) -> ModelEntry {
+        let fields = self.fields(map, "backend", "write { backend: NAME }");
+        // The original's own first run writes Claude's models without a backend.
+        let implied = fields.is_empty() && provider(id) == "Claude";
+        let backend = if implied { "claude".into() } else { self.needed(&fields, "backend", key) };
+        ModelEntry { backend }
+    }
+
+    fn alias(&mut self, _: &str, (key, map): (&'a Node, &'a Node)) -> AliasEntry {
+        let fields = self.fields(map, "model prompt", "write { model: NAME }");
+        let model = self.needed(&fields, "model", key);
+        AliasEntry { model, prompt: self.text(&fields, "prompt") }
+    }
+
+    fn agent(&mut self, _: &str, (key, map): (&'a Node, &'a Node)) -> AgentEntry {
+        let fields = self.fields(map, "command", "write { command: ... }");
+        AgentEntry { command: self.needed(&fields, "command", key) }
+    }
+
+    /// The scalar of a field with its place.
+    fn scalar(&mut self, fields: &Fields<'a>, name: &str) -> Option<(&'a str, &'a Node)> {
+        let (_, node) = fields.iter().find(|(field, _)| *field == name)?;
+        let part = self.part_of(name);
+        let node = self.target(node, &part)?;
+        if node.text().is_none() {
+            let what = format!("'{name}' must be a single value");
+            self.error(part, node, what, "write it on one line");
+        }
+        Some((node.text()?, node))
+    }
+
+    fn text(&mut self, fields: &Fields<'a>, name: &str) -> Option<String> {
+        self.scalar(fields, name).map(|(text, _)| text.into())
+    }
+
+    /// The text of a field that the entry of `key` must have.
+    fn needed(&mut self, fields: &Fields<'a>, name: &str, key: &Node) -> String {
+        if fields.iter().all(|(field, _)| *field != name) && !self.is_disabled(&self.part) {
+            let what = format!("{} has no '{name}'", self.part);
+            self.error(self.part.clone(), key, what, format!("add '{name}: ...'"));
+        }
+        self.text(fields, name).unwrap_or_default()
+    }
+
+    /// The value of a field that is a number, a truth value or one of some words.
+    fn value<T: DeserializeOwned>(&mut self, fields: &Fields<'a>, name: &str) -> Option<T> {
+        let (text, node) = self.scalar(fields, name)?;
+        let wrong = |error: serde_yaml::Error| {
+            let error = error.to_string();
+            let expected = error.split_once(", expected ").map_or("another value", |(_, it)| it);
+            let expected = expected.split(" at line ").next().unwrap_or_default();
+            let expected = match expected {
+                "u64" => "a whole number",
+                "a nonzero usize" => "a whole number above 0",
+                other => other,
+            };
+            let what = format!("'{name}' cannot be '{text}'");
+            self.error(self.part_of(name), node, what, format!("expected {expected}"));
+        };
+        serde_yaml::from_str(text).map_err(wrong).ok()
+    }
+}
