@@ -17,7 +17,7 @@ use clap::{Command, Parser};
 
 use crate::error::{Refusal, exit_code};
 use crate::exit::Exit;
-use crate::host::settings;
+use crate::host::rules;
 use crate::process::HELPERS;
 use crate::project::Project;
 
@@ -95,7 +95,7 @@ fn wrapped(text: &str) -> String {
 fn refuse_pattern(helper: &str) -> Result<()> {
     let mut words = std::env::args_os().skip(1);
     let hidden = |word: &OsString| {
-        settings::is_asked(helper, &word.to_string_lossy())
+        rules::is_asked(helper, &word.to_string_lossy())
             && Path::new(word).symlink_metadata().is_ok()
     };
     let Some(word) = words.find(hidden) else { return Ok(()) };

@@ -1,3 +1,4 @@
-//! The host program: its settings file.
+//! The host program's settings: the permission rules for the helpers.
 
+pub mod rules;
 pub mod settings;

@@ -1,5 +1,5 @@
-//! `dispatch-config allow` changes the person's Claude settings only after showing what, and
-//! changes nothing else in them.
+//! `dispatch-config allow` shows its changes to the person's Claude settings first and changes
+//! nothing else in them.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -39,7 +39,7 @@ fn text(sandbox: &Sandbox) -> String {
 }
 
 #[test]
-fn the_rules_are_shown_and_added_and_taken_out_again_to_the_byte() {
+fn rules_are_added_and_removed_to_the_byte() {
     let sandbox = with_settings(SETTINGS);
     allow(&sandbox, &["--yes"]).run().shows(str![[r#"
 exit 0
@@ -104,7 +104,7 @@ nothing to change in HOME/.claude/settings.json
 
     disallow(&sandbox).run().shows(str![[r#"
 exit 0
-These permission rules will be taken out of HOME/.claude/settings.json:
+These permission rules will be removed from HOME/.claude/settings.json:
   allow: Bash(/skills/dispatch/bin/dispatch-config *)
   allow: Bash(/skills/dispatch/bin/dispatch-spawn *)
   allow: Bash(/skills/dispatch/bin/dispatch-monitor *)
@@ -126,13 +126,13 @@ Done.
     assert_eq!(text(&sandbox), SETTINGS);
     disallow(&sandbox).run().shows(str![[r#"
 exit 0
-nothing to change in HOME/.claude/settings.json
+HOME/.claude/settings.json has no rules that dispatch added
 "#]]);
     assert_eq!(names(&sandbox.home().join(".claude")), ["settings.json"]);
 }
 
 #[test]
-fn rules_that_were_there_before_stay() {
+fn rules_of_the_person_stay() {
     let mine = r#"{"permissions": {"ask": ["Bash(/skills/dispatch/bin/dispatch-spawn* -C*)", "Edit"], "allow": ["Skill(dispatch)", "Bash(/skills/dispatch/bin/dispatch-config *)"]}}"#;
     let sandbox = with_settings(mine);
     allow(&sandbox, &["--yes"]).run().shows(str![[r#"
@@ -158,10 +158,10 @@ Done.
     sandbox.ok("dispatch-config", &other);
     disallow(&sandbox).run().shows(str![[r#"
 exit 0
-allow: Skill(dispatch) stays, because it was not added by this
-allow: Bash(/skills/dispatch/bin/dispatch-config *) stays, because it was not added by this
-ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*) stays, because it was not added by this
-These permission rules will be taken out of HOME/.claude/settings.json:
+allow: Skill(dispatch) stays, because dispatch did not add it
+allow: Bash(/skills/dispatch/bin/dispatch-config *) stays, because dispatch did not add it
+ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*) stays, because dispatch did not add it
+These permission rules will be removed from HOME/.claude/settings.json:
   allow: Bash(/skills/dispatch/bin/dispatch-spawn *)
   allow: Bash(/skills/dispatch/bin/dispatch-monitor *)
   allow: Bash(/skills/dispatch/bin/dispatch-reconcile *)
@@ -194,17 +194,17 @@ Done.
     assert_eq!(text(&sandbox), mine);
     disallow(&sandbox).run().shows(str![[r#"
 exit 0
-allow: Skill(dispatch) stays, because it was not added by this
-allow: Bash(/skills/dispatch/bin/dispatch-config *) stays, because it was not added by this
-ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*) stays, because it was not added by this
-nothing to change in HOME/.claude/settings.json
+allow: Skill(dispatch) stays, because dispatch did not add it
+allow: Bash(/skills/dispatch/bin/dispatch-config *) stays, because dispatch did not add it
+ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*) stays, because dispatch did not add it
+HOME/.claude/settings.json has no rules that dispatch added
 "#]]);
     assert_eq!(text(&sandbox), mine);
     assert_eq!(names(&sandbox.home().join(".dispatch")), [""; 0]);
 }
 
 #[test]
-fn rules_that_the_person_took_out_and_put_in_again_stay() {
+fn rules_that_the_person_restored_stay() {
     let sandbox = with_settings(SETTINGS);
     allow(&sandbox, &["--yes"]).run().ok();
     let with_rules = text(&sandbox);
@@ -216,7 +216,7 @@ fn rules_that_the_person_took_out_and_put_in_again_stay() {
 }
 
 #[test]
-fn rules_are_only_shown_in_a_dry_run() {
+fn dry_run_only_shows_the_rules() {
     let sandbox = with_settings(SETTINGS);
     let before = tree(&[sandbox.home()]);
     let shown = allow(&sandbox, &["--dry-run"]).run().ok();
@@ -234,7 +234,7 @@ fn rules_are_only_shown_in_a_dry_run() {
 }
 
 #[test]
-fn settings_that_are_not_there_are_made_private() {
+fn missing_settings_are_created_private() {
     let sandbox = Sandbox::new();
     allow(&sandbox, &["--yes"]).run().ok();
     let path = settings(&sandbox);
@@ -247,7 +247,7 @@ fn settings_that_are_not_there_are_made_private() {
 }
 
 #[test]
-fn without_a_terminal_and_without_yes_nothing_is_changed() {
+fn nothing_is_changed_without_terminal_or_yes() {
     for sandbox in [with_settings(SETTINGS), Sandbox::new()] {
         let before = tree(&[sandbox.home()]);
         let ran = allow(&sandbox, &[]).run();
@@ -257,7 +257,7 @@ fn without_a_terminal_and_without_yes_nothing_is_changed() {
         same(
             ran.err.trim_end(),
             str![[r#"
-dispatch-config: nobody is here to agree
+dispatch-config: cannot ask for confirmation: no terminal
   next: add --yes
 "#]],
         );
@@ -265,11 +265,11 @@ dispatch-config: nobody is here to agree
 }
 
 #[test]
-fn a_person_is_asked_and_only_yes_agrees() {
+fn only_yes_confirms() {
     for (reply, agrees) in [("n\n", false), ("\n", false), ("\u{4}", false), ("y\n", true)] {
         let sandbox = with_settings(SETTINGS);
         let mut terminal = Terminal::run(allow(&sandbox, &[]));
-        let shown = terminal.read_until("Go on? [y/N] ");
+        let shown = terminal.read_until("Continue? [y/N] ");
         assert!(
             shown.contains("  allow: Bash(/skills/dispatch/bin/dispatch-spawn *)\n"),
             "{shown}"
@@ -283,14 +283,14 @@ fn a_person_is_asked_and_only_yes_agrees() {
 }
 
 #[test]
-fn settings_that_change_while_the_person_thinks_are_not_overwritten() {
+fn settings_changed_during_the_question_are_kept() {
     let sandbox = with_settings(SETTINGS);
     let mut terminal = Terminal::run(allow(&sandbox, &[]));
-    terminal.read_until("Go on? [y/N] ");
+    terminal.read_until("Continue? [y/N] ");
     let newer = SETTINGS.replace("dark", "light");
     fs::write(settings(&sandbox), &newer).expect("written");
     terminal.write("y\n");
-    terminal.read_until("the settings have changed meanwhile");
+    terminal.read_until("the settings were changed meanwhile");
     assert_eq!(terminal.status().code(), Some(75));
     assert_eq!(text(&sandbox), newer);
 }
@@ -311,28 +311,115 @@ fn linked_settings_stay_a_link() {
 }
 
 #[test]
-fn settings_that_are_not_plain_json_are_left_as_they_are() {
+fn settings_that_are_not_plain_json_are_not_changed() {
     let lists = "{\"permissions\": {\"allow\": [], \"ask\": {}}}";
     for text in ["{ // mine\n}\n", "{\"permissions\": []}", lists, "[", "{\"a\": 1,}"] {
         let sandbox = with_settings(text);
         let before = tree(&[sandbox.home()]);
         let ran = allow(&sandbox, &["--yes"]).run();
         assert_eq!((ran.code, ran.out.as_str()), (Some(65), ""), "{text}");
-        assert!(
-            ran.err.lines().count() <= 3 && ran.err.contains("put in by hand: "),
-            "{}",
-            ran.err
-        );
+        assert!(ran.err.lines().count() <= 3 && ran.err.contains("add by hand: "), "{}", ran.err);
         assert_eq!(tree(&[sandbox.home()]), before, "{text}");
     }
 }
 
 #[test]
-fn another_config_directory_is_used() {
+fn claude_config_dir_is_respected() {
     let sandbox = Sandbox::new();
     let other = sandbox.home().join("claude settings");
     let said = allow(&sandbox, &["--yes"]).env("CLAUDE_CONFIG_DIR", &other).run().ok();
     assert!(said.contains(&other.join("settings.json").display().to_string()), "{said}");
     assert_eq!(names(&other), ["settings.json"]);
     assert!(!settings(&sandbox).exists());
+}
+
+#[test]
+fn byte_order_mark_stays() {
+    let marked = format!("\u{feff}{SETTINGS}");
+    let sandbox = with_settings(&marked);
+    allow(&sandbox, &["--yes"]).run().ok();
+    let with_rules = text(&sandbox);
+    assert!(with_rules.starts_with("\u{feff}{") && with_rules.contains("Skill(dispatch)"));
+    disallow(&sandbox).run().ok();
+    assert_eq!(text(&sandbox), marked);
+}
+
+/// A Nix store holds read-only files that a link leads to.
+#[test]
+fn read_only_settings_are_refused_and_not_remembered() {
+    let sandbox = with_settings(SETTINGS);
+    let store = sandbox.home().join("store");
+    fs::create_dir_all(&store).expect("made");
+    fs::rename(settings(&sandbox), store.join("settings.json")).expect("moved");
+    symlink("../store/settings.json", settings(&sandbox)).expect("linked");
+    let mode = |path: &PathBuf, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("changed");
+    };
+    mode(&store.join("settings.json"), 0o444);
+    mode(&store, 0o555);
+    let before = tree(&[sandbox.home()]);
+    let ran = allow(&sandbox, &["--yes"]).run();
+    assert_eq!(tree(&[sandbox.home()]), before);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(73), ""), "{ran:?}");
+    let (reason, remedy) = ran.err.trim_end().rsplit_once('\n').expect("three lines");
+    same(
+        &sandbox.redactions().apply(reason),
+        str![[r#"
+dispatch-config: HOME/store/settings.json is read-only
+  another program seems to manage it, such as Nix; nothing was changed
+"#]],
+    );
+    assert!(
+        remedy.starts_with("  next: add the rules in that program's source: \"permissions\": {")
+    );
+    // With the rules in the source, they count as the person's.
+    mode(&store, 0o755);
+    let rules = r#"{"permissions": {"allow": ["Skill(dispatch)"]}}"#;
+    mode(&store.join("settings.json"), 0o644);
+    fs::write(store.join("settings.json"), rules).expect("written");
+    disallow(&sandbox).run().shows(str![[r#"
+exit 0
+allow: Skill(dispatch) stays, because dispatch did not add it
+HOME/store/settings.json has no rules that dispatch added
+"#]]);
+    assert_eq!(text(&sandbox), rules);
+}
+
+#[test]
+fn dangling_link_is_refused_and_stays() {
+    let sandbox = Sandbox::new();
+    fs::create_dir_all(sandbox.home().join(".claude")).expect("made");
+    symlink("../gone/settings.json", settings(&sandbox)).expect("linked");
+    let before = tree(&[sandbox.home()]);
+    allow(&sandbox, &["--yes"]).run().shows(str![[r#"
+exit 65
+! dispatch-config: the settings are a link that leads nowhere
+!   HOME/.claude/settings.json -> ../gone/settings.json
+!   next: restore the target or remove the link, then try again
+"#]]);
+    assert_eq!(tree(&[sandbox.home()]), before);
+}
+
+#[test]
+fn disallow_without_added_rules_says_so() {
+    for text in ["{ // mine\n}\n", SETTINGS] {
+        let sandbox = with_settings(text);
+        disallow(&sandbox).run().shows(str![[r#"
+exit 0
+HOME/.claude/settings.json has no rules that dispatch added
+"#]]);
+        assert_eq!(fs::read_to_string(settings(&sandbox)).expect("readable"), text);
+    }
+}
+
+#[test]
+fn added_rules_are_named_where_they_cannot_be_removed() {
+    let sandbox = with_settings("{}");
+    allow(&sandbox, &["--yes"]).run().ok();
+    let edited = text(&sandbox).replacen('{', "{ // mine", 1);
+    fs::write(settings(&sandbox), &edited).expect("written");
+    let ran = disallow(&sandbox).run();
+    assert_eq!(ran.code, Some(65), "{ran:?}");
+    assert!(ran.err.contains("remove by hand: ") && ran.err.contains("dispatch-spawn *)"));
+    assert_eq!(text(&sandbox), edited);
 }

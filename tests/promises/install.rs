@@ -394,7 +394,7 @@ Would then run the demo in HOME/.local/share/dispatch/demo
     same(
         &dry(&["--uninstall"]),
         str![[r#"
-These permission rules will be taken out of HOME/.claude/settings.json:
+These permission rules will be removed from HOME/.claude/settings.json:
   allow: Bash("HOME/my skills/dispatch/bin/dispatch-config" *)
   allow: Bash("HOME/my skills/dispatch/bin/dispatch-spawn" *)
   allow: Bash("HOME/my skills/dispatch/bin/dispatch-monitor" *)
@@ -436,7 +436,7 @@ fn permission_rules_are_added_and_removed_and_strange_settings_stay() {
         fs::write(&settings, text).expect("written");
         let ran = copy.install(&["--allow", "--yes"]).run();
         assert_eq!(ran.code, Some(65));
-        assert!(ran.err.contains(r#"put in by hand: "permissions": {"allow": ["#), "{}", ran.err);
+        assert!(ran.err.contains(r#"add by hand: "permissions": {"allow": ["#), "{}", ran.err);
         assert_eq!(fs::read_to_string(&settings).expect("settings"), text);
     }
 }
@@ -500,7 +500,7 @@ fn uninstall_removes_what_was_installed_and_leaves_the_rest() {
     same(
         &copy.said(&said),
         str![[r#"
-These permission rules will be taken out of HOME/.claude/settings.json:
+These permission rules will be removed from HOME/.claude/settings.json:
   allow: Bash("HOME/my skills/dispatch/bin/dispatch-config" *)
   allow: Bash("HOME/my skills/dispatch/bin/dispatch-spawn" *)
   allow: Bash("HOME/my skills/dispatch/bin/dispatch-monitor" *)

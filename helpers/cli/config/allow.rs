@@ -1,12 +1,13 @@
 //! `dispatch-config allow`: permission rules for the helpers in Claude Code's settings.
 //!
-//! What was put in is remembered in `~/.dispatch/allowed.json`, so that exactly that goes again and
+//! `~/.dispatch/allowed.json` remembers the added rules, so that exactly those are removed again and
 //! a rule that the person had before stays.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use nix::unistd::{AccessFlags, access};
 
 use crate::cli::config::consent;
 use crate::cli::say;
@@ -14,90 +15,121 @@ use crate::dirs;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
+use crate::host::rules::{Rule, RuleList, rules};
 use crate::host::settings;
 
-/// How the person agrees.
+/// How the person agrees to a change.
 #[derive(Clone, Copy)]
-pub(super) enum Agreed {
-    /// Is asked.
+pub(super) enum Consent {
+    /// The person is asked.
     Ask,
-    /// Has agreed.
-    Yes,
-    /// Only wants to see the rules.
+    /// The person has agreed.
+    Given,
+    /// Nothing is changed.
     DryRun,
 }
 
-/// The rules that were added and not taken out since, by settings file.
+/// The rules that were added and not removed since, by settings file.
 type Added = BTreeMap<PathBuf, BTreeSet<String>>;
 
 /// Adds the rules for the launchers in these directories.
-pub(super) fn allow(bins: &[PathBuf], agreed: Agreed) -> Result<Exit> {
+pub(super) fn allow(bins: &[PathBuf], consent: Consent) -> Result<Exit> {
     let (path, text) = settings()?;
-    let mut rules = Vec::new();
+    let mut wanted = Vec::new();
     for bin in bins {
-        rules.extend(settings::rules(&std::path::absolute(bin).context("no such directory")?));
+        wanted.extend(rules(&std::path::absolute(bin).context("no such directory")?));
     }
-    let mut named = HashSet::new();
-    rules.retain(|rule| named.insert(rule.clone()));
-    let missing = settings::missing(text.as_deref(), &rules);
-    let Some(new) = settings::add(text.as_deref(), &rules)? else { return nothing(&path) };
+    let mut seen = HashSet::new();
+    wanted.retain(|rule| seen.insert(rule.clone()));
+    let missing = settings::missing(text.as_deref(), &wanted);
+    let Some(new) = settings::add(text.as_deref(), &wanted)? else {
+        say(format!("nothing to change in {}", path.display()));
+        return Ok(Exit::Ok);
+    };
+    refuse_read_only(&path, &missing, "add")?;
     say(format!("These permission rules will be added to {}:", path.display()));
     missing.iter().for_each(|rule| say(format!("  {rule}")));
-    let Some(_lock) = begin(&path, &text, agreed)? else { return Ok(Exit::Ok) };
-    // Before the settings, so that what is in them is always remembered.
-    let mut added = added()?;
-    added.entry(path.clone()).or_default().extend(missing.into_iter().map(|rule| rule.text));
-    remember(&added)?;
-    files::publish(&path, new.as_bytes())?;
+    let Some(_lock) = begin(&path, &text, consent)? else { return Ok(Exit::Ok) };
+    // Remember first, so that a crash leaves no rule that nobody would remove.
+    let before = added()?;
+    let mut after = before.clone();
+    after.entry(path.clone()).or_default().extend(missing.into_iter().map(|rule| rule.text));
+    remember(&after)?;
+    if let Err(error) = files::publish(&path, new.as_bytes()) {
+        remember(&before)?;
+        return Err(error);
+    }
     say("Done.");
     Ok(Exit::Ok)
 }
 
-/// Takes out what [`allow`] put in.
-pub(super) fn disallow(agreed: Agreed) -> Result<Exit> {
+/// Removes the rules that [`allow`] added.
+pub(super) fn disallow(consent: Consent) -> Result<Exit> {
     let (path, text) = settings()?;
     let mut added = added()?;
     let ours = added.remove(&path).unwrap_or_default();
-    let (rules, others): (Vec<_>, Vec<_>) =
+    let (present, others): (Vec<_>, Vec<_>) =
         settings::for_dispatch(text.as_deref()).into_iter().partition(|it| ours.contains(&it.text));
     for rule in others {
-        say(format!("{rule} stays, because it was not added by this"));
+        say(format!("{rule} stays, because dispatch did not add it"));
     }
-    let Some(new) = settings::remove(text.as_deref(), &rules)? else {
-        // The person took them out by hand, and any that come back are the person's.
-        if !matches!(agreed, Agreed::DryRun) {
+    let rule = |list| ours.iter().map(move |text| Rule { list, text: text.clone() });
+    let rules: Vec<Rule> = RuleList::BOTH.into_iter().flat_map(rule).collect();
+    let new = if ours.is_empty() { None } else { settings::remove(text.as_deref(), &rules)? };
+    let Some(new) = new else {
+        // Forget rules that the person removed: if they come back, they are the person's.
+        if !matches!(consent, Consent::DryRun) {
             remember(&added)?;
         }
-        return nothing(&path);
+        say(format!("{} has no rules that dispatch added", path.display()));
+        return Ok(Exit::Ok);
     };
-    say(format!("These permission rules will be taken out of {}:", path.display()));
-    rules.iter().for_each(|rule| say(format!("  {rule}")));
-    let Some(_lock) = begin(&path, &text, agreed)? else { return Ok(Exit::Ok) };
+    refuse_read_only(&path, &present, "remove")?;
+    say(format!("These permission rules will be removed from {}:", path.display()));
+    present.iter().for_each(|rule| say(format!("  {rule}")));
+    let Some(_lock) = begin(&path, &text, consent)? else { return Ok(Exit::Ok) };
     files::publish(&path, new.as_bytes())?;
     remember(&added)?;
     say("Done.");
     Ok(Exit::Ok)
 }
 
-/// The person's Claude Code settings.
+/// The person's Claude Code settings: the file behind all links, and its text.
 fn settings() -> Result<(PathBuf, Option<String>)> {
     let path = settings::settings_path();
-    let path = path.canonicalize().unwrap_or(path);
-    let text = files::read(&path)?;
-    Ok((path, text))
+    let real = match path.canonicalize() {
+        Err(_) if path.is_symlink() => {
+            let target = std::fs::read_link(&path).unwrap_or_default();
+            return Err(Refusal::new(Exit::Data, "the settings are a link that leads nowhere")
+                .place(format!("{} -> {}", path.display(), target.display()))
+                .next("restore the target or remove the link, then try again")
+                .into());
+        }
+        real => real.unwrap_or(path),
+    };
+    let text = files::read(&real)?;
+    Ok((real, text))
 }
 
-fn nothing(path: &Path) -> Result<Exit> {
-    say(format!("nothing to change in {}", path.display()));
-    Ok(Exit::Ok)
+/// Refuses to replace a read-only file, or a file in a read-only directory: another program made it,
+/// such as Nix.
+fn refuse_read_only(path: &Path, rules: &[Rule], verb: &str) -> Result<(), Refusal> {
+    let read_only = path.metadata().is_ok_and(|file| file.permissions().readonly());
+    let directory = path.parent().filter(|directory| directory.exists());
+    if !read_only && directory.is_none_or(|it| access(it, AccessFlags::W_OK).is_ok()) {
+        return Ok(());
+    }
+    Err(Refusal::new(Exit::CannotCreate, format!("{} is read-only", path.display()))
+        .place("another program seems to manage it, such as Nix; nothing was changed")
+        .next(format!("{verb} the rules in that program's source: {}", settings::snippet(rules))))
 }
 
-/// The lock on the settings, which are still that text; `None` if the person does not want it.
-fn begin(path: &Path, text: &Option<String>, agreed: Agreed) -> Result<Option<std::fs::File>> {
-    let agrees = match agreed {
-        Agreed::Ask => consent("Go on?")?,
-        Agreed::Yes => true,
-        Agreed::DryRun => false,
+/// The lock on the settings, which still have that text; `None` if the person does not agree.
+fn begin(path: &Path, text: &Option<String>, given: Consent) -> Result<Option<std::fs::File>> {
+    let agrees = match given {
+        Consent::Ask => consent("Continue?")?,
+        Consent::Given => true,
+        Consent::DryRun => false,
     };
     if !agrees {
         say("Nothing was changed.");
@@ -105,13 +137,13 @@ fn begin(path: &Path, text: &Option<String>, agreed: Agreed) -> Result<Option<st
     }
     let directory = path.parent().context("the settings have no directory")?;
     files::create_private_directory(directory)?;
-    // The directory is the lock, because a file beside the person's settings would stay there.
+    // Lock the directory, because a lock file beside the person's settings would stay there.
     let locked = std::fs::File::open(directory).and_then(|it| it.lock().map(|()| it));
     let lock = locked.with_context(|| format!("cannot lock {}", directory.display()))?;
     if files::read(path)? != *text {
-        return Err(Refusal::new(Exit::TryAgain, "the settings have changed meanwhile")
+        return Err(Refusal::new(Exit::TryAgain, "the settings were changed meanwhile")
             .place(path.display().to_string())
-            .next("call again")
+            .next("try again")
             .into());
     }
     Ok(Some(lock))
@@ -125,9 +157,9 @@ fn added() -> Result<Added> {
     let path = memory()?;
     let Some(text) = files::read(&path)? else { return Ok(Added::new()) };
     serde_json::from_str(&text).map_err(|error| {
-        Refusal::new(Exit::Data, "it is not known any more which rules were added")
+        Refusal::new(Exit::Data, "the list of added rules cannot be read")
             .place(format!("{}: {error}", path.display()))
-            .next("remove this file, and take the rules out of Claude Code's settings by hand")
+            .next("remove this file, and remove the rules from Claude Code's settings by hand")
             .into()
     })
 }

@@ -142,12 +142,12 @@ pub fn main() -> ExitCode {
             Ok(Exit::Ok)
         }
         ConfigCommand::Allow { bin, remove, yes, dry_run } => {
-            let agreed = match (dry_run, yes) {
-                (true, _) => allow::Agreed::DryRun,
-                (_, true) => allow::Agreed::Yes,
-                _ => allow::Agreed::Ask,
+            let consent = match (dry_run, yes) {
+                (true, _) => allow::Consent::DryRun,
+                (_, true) => allow::Consent::Given,
+                _ => allow::Consent::Ask,
             };
-            if remove { allow::disallow(agreed) } else { allow::allow(&bin, agreed) }
+            if remove { allow::disallow(consent) } else { allow::allow(&bin, consent) }
         }
     })
 }
