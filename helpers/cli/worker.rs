@@ -1,7 +1,7 @@
 //! `dispatch-worker`: the worker's commands. They run inside a CLI's sandbox, so they judge no process
 //! by its pid and write only into the task's directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -111,8 +111,20 @@ enum WorkerCommand {
 pub fn main() -> ExitCode {
     run(|args: Args| {
         let directory = std::path::absolute(&args.task_dir).context("no task directory")?;
+        refuse_other_task(&directory)?;
         act(&Task::at(&directory)?, args.command)
     })
+}
+
+/// Refuses to speak for another task than the one that this process works on.
+fn refuse_other_task(directory: &Path) -> Result<(), Refusal> {
+    let own = std::env::var_os(TASK_DIR).map(PathBuf::from);
+    match own.filter(|own| own.components().ne(directory.components())) {
+        None => Ok(()),
+        Some(own) => Err(Refusal::new(Exit::Usage, "a worker speaks only for its own task")
+            .place(format!("{} belongs to another task", directory.display()))
+            .next(format!("use --task-dir {}", shell_word(&own.display().to_string())))),
+    }
 }
 
 fn act(task: &Task, command: WorkerCommand) -> Result<Exit> {

@@ -74,6 +74,14 @@ pub struct SessionRecord {
     pub id: String,
 }
 
+impl SessionRecord {
+    /// Whether the id is a word as all CLIs use: never an option, never more than one argument.
+    fn has_plain_id(&self) -> bool {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+        self.id.len() <= 128 && !self.id.starts_with('-') && self.id.bytes().all(plain)
+    }
+}
+
 /// One run of a worker: the directory `worker/<n>`.
 #[derive(Clone, Debug)]
 pub struct Attempt {
@@ -163,9 +171,20 @@ impl Attempt {
     }
 
     /// The CLI's session, if it is known.
+    ///
+    /// # Errors
+    /// [`crate::exit::Exit::Data`] if the file is broken, or its id could be read as an option: a
+    /// worker can write the file, and the id becomes an argument of the next attempt's CLI.
     pub fn session(&self) -> Result<Option<SessionRecord>> {
-        let next = "remove it; the next worker begins a new conversation";
-        read_yaml(&self.directory.join("session"), next)
+        let (path, next) =
+            (self.directory.join("session"), "remove it; the next worker begins a new session");
+        let session: Option<SessionRecord> = read_yaml(&path, next)?;
+        match session {
+            Some(session) if !session.has_plain_id() => {
+                Err(broken(&path, &"the session id has a wrong form", next).into())
+            }
+            session => Ok(session),
+        }
     }
 
     /// Records since when the worker is silent; `None` if it is not.

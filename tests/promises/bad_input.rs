@@ -508,3 +508,18 @@ exit 65
 !   next: install this version's helpers anew: sh install.sh
 "#]]);
 }
+
+#[test]
+fn worker_cannot_finish_another_task() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    for task in ["own", "other"] {
+        sandbox.plan(task, PLAN);
+        sandbox.call("dispatch-spawn", &[task]).run().ok();
+    }
+    let other = sandbox.worker("other", &["finish", "Done."]);
+    let refused = other.env("DISPATCH_TASK_DIR", sandbox.task("own", "")).run();
+    assert_eq!(refused.code, Some(64), "{}", refused.err);
+    assert!(refused.err.contains("a worker speaks only for its own task"), "{}", refused.err);
+    assert_eq!(sandbox.state("other"), "running");
+}

@@ -448,7 +448,7 @@ neighbour running 0/2 1h idle — item 1: First
 exit 65
 ! dispatch-spawn: PROJECT/.dispatch/tasks/x/worker/1/session is broken
 !   invalid type: string "id", expected struct SessionRecord
-!   next: remove it; the next worker begins a new conversation
+!   next: remove it; the next worker begins a new session
 "#]]);
 }
 

@@ -327,3 +327,19 @@ exit 65
 "#]]);
     assert!(!sandbox.task("y", "").exists());
 }
+
+#[test]
+fn session_id_that_is_an_option_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("ends", "exit 0")]);
+    for id in ["--settings={}", "-cmcp_servers=x", "a b", "a\\nb"] {
+        let task = format!("x{}", id.len());
+        sandbox.plan(&task, PLAN);
+        sandbox.call("dispatch-spawn", &[&task, "--model", "ends"]).run().ok();
+        sandbox.wait_for_state(&task, "incomplete");
+        sandbox.write(&task, "worker/1/session", format!("backend: ends\nid: \"{id}\"\n"));
+        let resume = sandbox.call("dispatch-spawn", &[&task, "--resume"]).run();
+        assert_eq!(resume.code, Some(65), "{id}: {}{}", resume.out, resume.err);
+        assert!(resume.err.contains("the session id has a wrong form"), "{id}: {}", resume.err);
+    }
+}
