@@ -174,7 +174,7 @@ fn answer_stop_and_status_work_with_a_broken_config() {
     }
     sandbox.run("dispatch-monitor", &["--answer", "x/001", "This."]).shows(str![[r#"
 exit 0
-x/001 answered, its worker goes on
+x/001 answered, its worker continues
 "#]]);
     let stop = sandbox.run("dispatch-reconcile", &["stop", "x"]);
     assert_eq!((stop.code, stop.out.as_str()), (Some(0), "x stopped\n"), "{stop:?}");
