@@ -360,9 +360,17 @@ fn after_answer(task: &Task, over: bool) -> Result<String> {
     fault::point("answer", "posted");
     let view = task.view()?;
     Ok(match view.record.route {
-        Route::Cli if view.was_answered_late() => match supervise::start_answered(task)? {
-            StartOutcome::Running => ", its worker had ended and was resumed".into(),
-            StartOutcome::Waiting(wait) => format!(", its worker had ended; the task waits {wait}"),
+        Route::Cli if view.was_answered_late() => match supervise::start_answered(task) {
+            Ok(StartOutcome::Running) => ", its worker had ended and was resumed".into(),
+            Ok(StartOutcome::Waiting(wait)) => {
+                format!(", its worker had ended; the task waits {wait}")
+            }
+            // The answer is stored, so this is no failure of the command.
+            Err(error) => format!(
+                ", but its worker had ended and could not start: {error:#}\n  next: correct that, then run {} {} --resume",
+                command("dispatch-spawn")?,
+                task.id()
+            ),
         },
         Route::Agent if over || view.was_answered_late() => {
             format!("; its agent has ended: {}", agent::resume(task, &view.record)?)

@@ -11,8 +11,8 @@ use crate::config::splice::{PLAIN, flow_map, scalar};
 use crate::domain::{Access, Backend};
 use crate::text::shell_word;
 use crate::tools::detect::InstalledCli;
+use crate::tools::gap;
 use crate::tools::models::{Listing, preferred_backend, provider};
-use crate::tools::{gap, is_known};
 
 /// A model that could be the default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -135,14 +135,12 @@ pub fn migration(old: &Config, found: &[InstalledCli], listings: &[Listing]) -> 
 
 /// The settings of a backend: only the access of a CLI with its usual name.
 fn backend(found: &InstalledCli, full: bool) -> Vec<Field> {
-    let program = found.program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    if is_known(&found.backend) && program != "agent" {
+    if found.program.file_name().is_none_or(|name| name != "agent") {
         return if full { vec![("access", "full".into())] } else { Vec::new() };
     }
     // Other programs are called `agent` too, so Cursor's is written as the path that was examined.
     let program = shell_word(&found.program.display().to_string());
-    let flags = if found.backend == "cursor" { " -p --force --trust" } else { " -x" };
-    vec![("command", format!("{program}{flags}")), ("prompt", "stdin".into())]
+    vec![("command", format!("{program} -p --force --trust")), ("prompt", "stdin".into())]
 }
 
 #[cfg(test)]

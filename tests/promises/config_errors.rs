@@ -160,6 +160,7 @@ x started with works. Tell the user and stop; news wakes you.
 #[test]
 fn answer_stop_and_status_work_with_a_broken_config() {
     let sandbox = with_workers("");
+    let config = sandbox.config_text();
     for id in ["x", "y"] {
         sandbox.dispatch(id, "works");
         let ask = sandbox.worker(id, &["ask", "Which?"]).env("DISPATCH_WAIT_MS", "0").run();
@@ -184,7 +185,11 @@ x/001 answered, its worker continues
     sandbox.wait_for_state("y", "blocked");
     let answer = sandbox.run("dispatch-monitor", &["--answer", "y/001", "That."]);
     assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert!(answer.out.starts_with("y/001 answered, but its worker had ended"), "{answer:?}");
     assert_eq!(sandbox.read("y", "ipc/001.answer"), "That.\n");
+    sandbox.config(&config);
+    sandbox.ok("dispatch-spawn", &["y", "--resume"]);
+    assert!(sandbox.read("y", "worker/2/stdin").ends_with("The person answered: That.\n"));
 }
 
 #[test]
