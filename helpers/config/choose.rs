@@ -34,9 +34,9 @@ pub struct Chosen {
     pub choice: Choice,
     /// Why it was chosen.
     pub how: How,
-    /// Whether the person must confirm it.
+    /// True if the person must confirm it.
     pub confirm: bool,
-    /// What the person should know about it.
+    /// A remark for the person.
     pub note: Option<String>,
 }
 

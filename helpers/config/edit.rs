@@ -18,7 +18,7 @@ use crate::exit::Exit;
 /// A key with its value.
 pub type Field = (&'static str, String);
 
-/// One change of the config.
+/// A change of the config.
 #[derive(Clone, Debug)]
 pub enum Edit {
     /// Makes a model or alias the default.
@@ -29,7 +29,7 @@ pub enum Edit {
         section: &'static str,
         /// The name of the new entry.
         name: String,
-        /// What the new entry holds.
+        /// The keys of the new entry.
         fields: Vec<Field>,
     },
     /// Sets one key of an entry.
@@ -92,15 +92,15 @@ pub fn apply(text: &str, edit: &Edit) -> Result<String, Refusal> {
     Ok(format!("{bom}{after}"))
 }
 
-/// What an edit changes in the values of the config.
+/// The values that an edit changes.
 struct Change<'a> {
     /// The path of the value: a section, a name in it, a key of that.
     path: Vec<&'a str>,
     /// The new value; `None` removes it.
     asked: Option<Value>,
-    /// Whether the entry must exist before; `None` if both are fine.
+    /// True if the entry must exist before, false if it must not; `None` if both are fine.
     exists: Option<bool>,
-    /// What is done, in words.
+    /// The change in words.
     what: String,
     /// The lines that a person would write.
     snippet: String,

@@ -1,4 +1,4 @@
-//! Rows that read as documentation, and random edits over configs as people write them.
+//! Tables of edits, and random edits of configs as people write them.
 //!
 //! In the corpus a comment with the word `own` stands in the lines of an entry and may go with it;
 //! every other comment must outlive every edit.
@@ -34,7 +34,7 @@ fn default(name: &str) -> Edit {
 }
 
 #[test]
-fn each_edit_is_written_as_its_neighbours_are() {
+fn edits_follow_the_layout_of_their_neighbours() {
     let rows: &[(&str, Edit, &str)] = &[
         // The default.
         ("default: a # c\n", default("b"), "default: b # c\n"),
@@ -144,7 +144,17 @@ fn each_edit_is_written_as_its_neighbours_are() {
             remove("a"),
             "models:\n  b: &m\n    backend: x\n",
         ),
-        // Backends and aliases.
+        // Backends and aliases, also behind a block scalar and a last line without a line break.
+        (
+            "agents:\n  h:\n    command: >\n      h -p\n# end",
+            backend("b", None),
+            "agents:\n  h:\n    command: >\n      h -p\n# end\nbackends:\n  b: {}",
+        ),
+        (
+            "agents:\n  h:\n    command: >\n      h -p",
+            backend("b", None),
+            "agents:\n  h:\n    command: >-\n      h -p\nbackends:\n  b: {}",
+        ),
         ("backends:\n  a: {}\n", backend("b", None), "backends:\n  a: {}\n  b: {}\n"),
         (
             "backends:\n  a: {}\n",
@@ -176,7 +186,7 @@ fn each_edit_is_written_as_its_neighbours_are() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_with_the_remedy() {
+fn impossible_edit_is_refused_with_the_remedy() {
     let rows: &[(&str, Edit, &str)] = &[
         (
             "models:\n  a: { backend: x }\n",
@@ -221,7 +231,7 @@ fn what_cannot_be_done_is_refused_with_the_remedy() {
 }
 
 #[test]
-fn what_is_not_proved_is_not_published() {
+fn unproved_edit_is_refused() {
     let text = "default: a\nmodels:\n  a: { backend: x } # c\n  # d\n  b: { backend: x }\n";
     let at = |piece: &str| text.find(piece).map(|at| at..at + piece.len()).expect("there");
     let (end, backend) = (text.len(), at("x } # c").start..at(" } # c").start);
@@ -550,7 +560,7 @@ fn lost<'a>(before: &'a str, after: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// What is wrong with an edit that was made.
+/// The mistake of an edit, if any.
 fn fault(before: &str, after: &str, edit: &Edit, expected: &Value) -> Option<&'static str> {
     let (old, new) = (parse(before), parse(after));
     let (old, new, expected) = (tidy(&old), tidy(&new), tidy(expected));

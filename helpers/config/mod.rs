@@ -61,14 +61,14 @@ pub struct Config {
     pub aliases: Entries<AliasEntry>,
     /// The commands of the original's first format.
     pub agents: Entries<AgentEntry>,
-    /// Whether the host asks before it uses the default (default: true).
+    /// Makes the host ask before it uses the default model (default: true).
     pub confirm_default: Option<bool>,
     /// How many minutes a worker waits for an answer (default: 30).
     pub patience: Option<u64>,
     /// How many minutes a worker may show no activity before it counts as silent (default: 20;
     /// 0: never).
     pub silent_after: Option<u64>,
-    /// Whether a silent worker is stopped (default: false).
+    /// Stops silent workers (default: false).
     pub stop_silent: Option<bool>,
     /// How many workers of the cli route may run at once, over all projects (default: no limit).
     pub max_workers: Option<usize>,
@@ -121,7 +121,7 @@ impl Config {
         self.problems.iter().find(|it| it.severity == Severity::Error && it.part == part)
     }
 
-    /// Whether the config has the original's first format, which has no models.
+    /// Returns true for the original's first format, which has no models.
     pub fn is_old_format(&self) -> bool {
         !self.agents.is_empty() && self.models.is_empty() && self.backends.is_empty()
     }
@@ -171,7 +171,7 @@ impl<T> Entries<T> {
         self.0.iter().map(|(key, _)| key.as_str())
     }
 
-    /// Whether there are no entries.
+    /// Returns true if the section has no entries.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

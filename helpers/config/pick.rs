@@ -30,7 +30,7 @@ const PROVIDERS: [(&str, &str); 9] = [
     ("kimi", "Kimi"),
 ];
 
-/// Whether a name stands for a provider and never for a model.
+/// Returns true for a name that stands for a provider and never for a model.
 pub(super) fn is_provider(name: &str) -> bool {
     PROVIDERS.iter().any(|(word, _)| *word == name)
 }
@@ -194,13 +194,13 @@ agents:
             ("codex should fix it", provider("codex", "gpt-5.3-codex")),
             ("let openai do it", provider("openai", "gpt-5.3-codex")),
             ("ask grok", unknown("grok")),
-            // What looks like a model and is not in the config.
+            // An id that is not in the config.
             ("use opus-4.7 here", unknown("opus-4.7")),
             ("with gpt-5.9-codex.", unknown("gpt-5.9-codex")),
             ("try haiku", unknown("haiku")),
             ("edit gpt-5.py", Nothing),
             ("edit docs/gpt-5-notes/all", Nothing),
-            // Nothing.
+            // No worker.
             ("fix the login bug", Nothing),
             ("", Nothing),
         ];

@@ -1,9 +1,12 @@
-//! What is wrong in a config, where, and what to do about it.
+//! The problems of a config, each with its place and remedy.
 
 use std::path::Path;
 
 use crate::error::Refusal;
 use crate::exit::Exit;
+
+/// The most characters of a line that are shown.
+const SHOWN: usize = 120;
 
 /// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +79,11 @@ impl Problem {
             Severity::Error => "the config is wrong",
         };
         let before = format!("{}, line {}, column {}: ", path.display(), self.line, self.column);
-        let shown = self.shown.trim_end();
-        let indent = before.chars().count() + (self.column - 1).min(shown.len());
+        // A config may be one long line of JSON, of which the part around the problem is shown.
+        let skip = (self.column - 1).saturating_sub(SHOWN / 2);
+        let skip = if self.shown.chars().count() > SHOWN { skip } else { 0 };
+        let shown: String = self.shown.trim_end().chars().skip(skip).take(SHOWN).collect();
+        let indent = before.chars().count() + (self.column - 1 - skip).min(shown.chars().count());
         let place = format!("{before}{shown}\n  {:indent$}^ {}", "", self.remedy);
         Refusal::new(Exit::Data, format!("{kind}: {}", self.what)).place(place)
     }
@@ -110,6 +116,16 @@ pub(super) fn closest<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_line_is_shown_around_the_problem() {
+        let text = format!("{}here{}", "-".repeat(5_000), "+".repeat(5_000));
+        let problem = Problem::new(Severity::Error, (&text, 5_000), "", "wrong", "correct it");
+        let shown = problem.refusal(Path::new("c")).to_string();
+        let lines: Vec<&str> = shown.lines().collect();
+        assert!(lines[1].contains("-here+") && lines[1].len() < 160, "{shown}");
+        assert_eq!(lines[1].find("here"), lines[2].find('^'), "{shown}");
+    }
 
     #[test]
     fn typo_finds_the_intended_name() {

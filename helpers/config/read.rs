@@ -36,7 +36,7 @@ pub(super) fn read(text: &str, root: &Node) -> Config {
     config
 }
 
-/// Whether an unquoted scalar stands for no value.
+/// Returns true for an unquoted scalar that stands for no value.
 pub(super) fn is_null(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }

@@ -20,7 +20,7 @@ pub struct Choice {
     pub backend: String,
     /// The text that opens the prompt.
     pub prompt: Option<String>,
-    /// What the config says about the backend.
+    /// The backend as the config describes it.
     #[serde(skip)]
     pub settings: Backend,
 }

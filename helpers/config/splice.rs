@@ -254,14 +254,16 @@ impl Document<'_> {
         }
         // A block scalar there would gain a line break at its end, so `|` becomes `|-`.
         let nodes = self.root.iter().flat_map(Node::all);
-        let last = nodes.last().map_or(0, |last| last.body);
+        let (last, end) = nodes.last().map_or((0, 0), |last| (last.body, last.end));
         let header = self.text[last..].split_whitespace().next().unwrap_or_default();
-        let strip = header.starts_with(['|', '>']) && !header.contains(['+', '-']);
+        let strip = header.starts_with(['|', '>'])
+            && !header.contains(['+', '-'])
+            && !self.text[end..].contains('\n');
         let strip = strip.then(|| (last + 1..last + 1, "-".into()));
         strip.into_iter().chain([(at..at, format!("{newline}{lines}"))]).collect()
     }
 
-    /// What separates sections: a blank line where the config has any.
+    /// The text between sections: a blank line where the config has any.
     fn gap(&self) -> &'static str {
         let blank = self.text.contains("\n\n") || self.text.contains("\n\r\n");
         if blank { self.newline } else { "" }
@@ -318,12 +320,13 @@ pub(super) fn scalar(text: &str, quote: Quote) -> String {
     }
 }
 
-/// Whether YAML requires an escape: control and non-characters, rarer line breaks, the BOM.
+/// Returns true where YAML requires an escape: control and non-characters, rarer line breaks, the
+/// BOM.
 fn is_special(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
 }
 
-/// Whether every YAML reader takes the unquoted text for a string; errs on the side of `false`.
+/// Returns true if every YAML reader takes the unquoted text for a string; in doubt false.
 fn is_plain(text: &str) -> bool {
     const WORDS: [&str; 10] = ["null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan"];
     text.starts_with(|c: char| c.is_alphabetic() || matches!(c, '_' | '/' | '$'))

@@ -75,13 +75,13 @@ pub fn rules(bin: &Path) -> Vec<Rule> {
     allow.chain(ask.map(|text| Rule { list: RuleList::Ask, text })).collect()
 }
 
-/// Whether a rule's text names a helper or the skill.
+/// Returns true if a rule's text names a helper or the skill.
 pub(super) fn names_dispatch(rule: &str) -> bool {
     let mut names = HELPERS.iter().chain(["dispatch-*"].iter());
     names.any(|name| rule.contains(&format!("/{name}"))) || SKILLS.contains(&rule)
 }
 
-/// Whether Claude Code asks about this argument of a helper.
+/// Returns true if Claude Code asks about this argument of a helper.
 pub fn is_asked(helper: &str, argument: &str) -> bool {
     let words = ASKED.iter().filter(|(name, _)| *name == helper);
     let mut words =

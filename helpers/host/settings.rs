@@ -215,7 +215,7 @@ fn values(text: &str) -> Result<Value, Obstacle> {
     })
 }
 
-/// Whether `long` is `short` with one piece inserted.
+/// Returns true if `long` is `short` with one piece inserted.
 fn is_one_piece_more(short: &str, long: &str) -> bool {
     let (short, long) = (short.as_bytes(), long.as_bytes());
     let same = iter::zip(short, long).take_while(|(a, b)| a == b).count();

@@ -31,7 +31,7 @@ pub(super) fn detect(json: bool) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// One CLI in one line.
+/// A line about a CLI.
 fn described(found: &InstalledCli) -> String {
     let version = found.version.as_deref().map(|version| format!(" {version}")).unwrap_or_default();
     let login = match found.logged_in {
