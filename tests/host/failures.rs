@@ -76,7 +76,11 @@ impl Try {
             news.push_str(&monitor());
         }
         let changes = [
-            ("[0-9]{4}-[0-9T:-]+Z|[0-9]+:[0-9]{2} ?[APap][Mm]( \\([A-Za-z/_]+\\))?", "TIME"),
+            // Codex adds the date when the hour is one of the next day.
+            (
+                "[0-9]{4}-[0-9T:-]+Z|([A-Z][a-z]{2} [0-9]+[a-z]{2}, [0-9]{4} )?[0-9]+:[0-9]{2} ?[APap][Mm]( \\([A-Za-z/_]+\\))?",
+                "TIME",
+            ),
             ("https?://[^ ,)\"\n]+", "PAGE"),
             ("#[0-9a-f]{8}", "#ID"),
             (r"(\([0-9]/[0-9]), [0-9]+[sm]\)", "$1, AGE)"),
