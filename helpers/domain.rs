@@ -46,15 +46,19 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// A valid task id that resembles `text`.
+/// A valid task id that resembles `text`; `task-1` where only parts of its words would be left.
 fn suggest_id(text: &str) -> String {
+    const NEUTRAL: &str = "task-1";
+    if text.chars().any(|c| c.is_alphabetic() && !c.is_ascii()) {
+        return NEUTRAL.into();
+    }
     let lower = text.to_ascii_lowercase();
     let words: Vec<_> =
         lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
     let mut id = words.join("-");
     id.truncate(40);
     let id = id.trim_end_matches('-');
-    if id.is_empty() { "fix-login-bug".into() } else { id.into() }
+    if id.is_empty() { NEUTRAL.into() } else { id.into() }
 }
 
 /// How a worker is started.
@@ -263,7 +267,17 @@ mod tests {
 
     #[test]
     fn bad_task_id_gets_a_valid_suggestion() {
-        for (bad, good) in [("../x", "x"), ("Fix Login!", "fix-login"), ("/", "fix-login-bug")] {
+        let rows = [
+            ("../x", "x"),
+            ("Fix Login!", "fix-login"),
+            ("Don’t break — it", "don-t-break-it"),
+            ("/", "task-1"),
+            ("修复登录", "task-1"),
+            ("修复 login", "task-1"),
+            ("Исправить вход", "task-1"),
+            ("Résumé des tests", "task-1"),
+        ];
+        for (bad, good) in rows {
             assert_eq!(suggest_id(bad), good);
             assert!(suggest_id(bad).parse::<TaskId>().is_ok());
         }
