@@ -1,11 +1,56 @@
 //! The plan: a checklist, then `## Context`, then notes. It is the single source of truth for
 //! progress, read and edited line by line so that every byte that is not asked for stays.
+//!
+//! # The grammar
+//!
+//! ```text
+//! step   = blanks list blanks "[" blanks mark blanks "]" text
+//! list   = "-" | "*" | "+" | digits "." | digits ")"
+//! mark   = nothing | "x" | "X" | "✓" | "✔" | "✅"      done, but nothing is open
+//!        | "?" | "!"                                  blocked, failed
+//!        | up to three other characters, no letters or digits      open
+//! blanks = any white space, also no-break spaces, characters without width, a BOM; or nothing
+//! ```
+//!
+//! Lines end with `\n`, `\r\n` or `\r`. Indentation nests steps and hides none. A step's notes are
+//! the lines right below it that are indented by two columns or more.
+//!
+//! A line is in doubt ([`Doubt`]) if a person may take it for a step and it is not counted:
+//!
+//! - its brackets hold letters or digits, behind a list marker or at the beginning of the line;
+//! - its box stands behind something else than one list marker (`### [ ]`, `> - [ ]`, `[ ]`), or an
+//!   empty box within a list item or heading (`- Task 1: [ ]`);
+//! - its brackets are followed by `(` or `[`, so that they read as a link;
+//! - it stands below a heading that reads "Context" (any level, bold, with a colon). No other
+//!   heading ends the plan, and nothing begins it again;
+//! - a code fence or HTML comment hides it by CommonMark and not by a plain toggle, or the other way
+//!   round; one that is never ended is such a case.
+//!
+//! A plan with a line in doubt is neither dispatched nor done. Brackets behind a backtick, a
+//! backslash or a quotation mark are text, as is everything inside a fence or comment that ends.
+
+mod edit;
+mod lines;
+mod numbers;
+
+#[cfg(test)]
+mod forms_tests;
+#[cfg(test)]
+mod property_tests;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::path::Path;
 
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::text::{sanitize, shorten};
+use lines::{Why, plain};
+pub use numbers::LostItem;
+
+/// The longest quotation of a line of the plan in a refusal, in bytes.
+const QUOTE: usize = 80;
 
 /// An item's state, written between its brackets. The four markers are the original's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -22,15 +67,6 @@ pub enum Marker {
 }
 
 impl Marker {
-    fn from_char(mark: &str) -> Self {
-        match mark {
-            "x" | "X" => Self::Done,
-            "?" => Self::Blocked,
-            "!" => Self::Failed,
-            _ => Self::Open,
-        }
-    }
-
     fn as_char(self) -> char {
         match self {
             Self::Open => ' ',
@@ -50,26 +86,56 @@ impl fmt::Display for Marker {
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Item {
-    /// Its state.
+    /// The number in the copy that the worker was given, counted from 1; `2.1` for the first line
+    /// that was inserted behind item 2 since then.
+    pub number: String,
+    /// The state.
     pub marker: Marker,
     /// What is to be done, with whatever a worker wrote on the same line.
     pub text: String,
-    /// The lines below it that are indented by two spaces or more.
+    /// The lines right below that are indented by two columns or more.
     pub notes: Vec<String>,
+    /// What was added to the item's own line since the worker was given it.
+    #[serde(skip)]
+    added: String,
     #[serde(skip)]
     line: usize,
 }
 
 impl Item {
-    /// The explanation that belongs to the marker: the lines below it, else what was added to the
-    /// item's own line since `before`, else the line itself.
-    pub fn explanation(&self, before: Option<&str>) -> String {
-        if !self.notes.is_empty() {
-            return self.notes.join("\n");
+    /// The explanation that belongs to the marker: the notes, else what was added to the item's own
+    /// line, else the line itself.
+    pub fn explanation(&self) -> String {
+        match (self.notes.is_empty(), self.added.is_empty()) {
+            (false, _) => self.notes.join("\n"),
+            (true, false) => self.added.clone(),
+            _ => self.text.clone(),
         }
-        let added = before.and_then(|before| self.text.strip_prefix(before)).map(str::trim);
-        let added = added.map(|text| text.trim_start_matches([' ', '-', '–', '—', ':']));
-        added.filter(|text| !text.is_empty()).unwrap_or(&self.text).to_string()
+    }
+}
+
+/// A line that a person may take for a step and that is not counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// The number of the line, counted from 1.
+    pub line: usize,
+    /// The whole line.
+    pub text: String,
+    why: Why,
+    /// What a step there would say.
+    step: String,
+}
+
+impl Doubt {
+    /// What to change so that the line is a step, or plainly none.
+    pub fn remedy(&self) -> &'static str {
+        self.why.remedy()
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {} of the plan is in doubt: {}", self.line, self.why.reason())
     }
 }
 
@@ -78,73 +144,97 @@ impl Item {
 pub struct Plan {
     lines: Vec<String>,
     items: Vec<Item>,
+    doubts: Vec<Doubt>,
+    title: Option<String>,
+    /// The line below the title, counted from 0.
+    top: usize,
     context: Option<usize>,
-}
-
-/// The marker and the text of a line like `- [ ] Read the code`.
-fn item(line: &str) -> Option<(Marker, &str)> {
-    let bullet = line.trim_start().strip_prefix(['-', '*', '+'])?;
-    let inner = bullet.strip_prefix([' ', '\t'])?.trim_start().strip_prefix('[')?;
-    let (mark, text) = inner.split_once(']')?;
-    let known = matches!(mark, " " | "x" | "X" | "?" | "!");
-    let apart = text.is_empty() || text.starts_with([' ', '\t']);
-    (known && apart).then(|| (Marker::from_char(mark), text.trim()))
+    /// The items' texts in the copy that the worker was given, if that is known.
+    start: Option<Vec<String>>,
+    lost: Vec<LostItem>,
 }
 
 impl Plan {
-    /// Reads a plan. Items stand before `## Context` and outside code fences.
+    /// Reads a plan by the grammar of this module.
     pub fn parse(text: &str) -> Self {
-        let lines: Vec<String> = text.split_inclusive('\n').map(str::to_string).collect();
-        let mut items: Vec<Item> = Vec::new();
-        let mut context = None;
-        let mut fenced = false;
-        let mut notes_open = false;
-        for (number, line) in lines.iter().enumerate() {
-            let line = line.trim_end();
-            if line.trim_start().starts_with("```") {
-                fenced = !fenced;
+        let lines = lines::split(text);
+        let (strict, toggled) = (lines::hidden(&lines, true), lines::hidden(&lines, false));
+        let front_matter = front_matter(&lines);
+        let (mut items, mut doubts): (Vec<Item>, Vec<Doubt>) = (Vec::new(), Vec::new());
+        let (mut title, mut top, mut context, mut notes_open) = (None, 0, None, false);
+        for (at, line) in lines.iter().enumerate() {
+            let (column, trimmed) = lines::trimmed(line);
+            let hiders = (strict[at], toggled[at]);
+            let seen = hiders == (None, None);
+            if seen && at >= front_matter {
+                let below = lines.get(at + 1).and_then(|line| lines::underline(line));
+                let underlined = below.filter(|_| lines::is_plain(line));
+                let heading = lines::heading(line).or(underlined.map(|level| (level, trimmed)));
+                let is_title = |level| level == 1 || (level == 2 && underlined.is_some());
+                if let Some((level, text)) = heading.filter(|(_, text)| !text.is_empty()) {
+                    context = context.or(lines::is_context(text).then_some(at));
+                    if title.is_none() && is_title(level) {
+                        title = Some(text.to_string());
+                        top = at + 1 + usize::from(underlined.is_some());
+                    }
+                }
             }
-            if !fenced && line.eq_ignore_ascii_case("## context") {
-                context = Some(number);
-                break;
+            let found = lines::find(line).filter(|_| hiders.0.is_none() || hiders.1.is_none());
+            let why = match (&found, hiders.0.or(hiders.1), context) {
+                (None, ..) => None,
+                (Some(_), Some(hider), _) => Some(Why::Hidden(hider + 1)),
+                (Some(found), None, Some(context)) => found.why.or(Some(Why::Context(context + 1))),
+                (Some(found), None, None) => found.why,
+            };
+            if let (Some(found), Some(why)) = (&found, why) {
+                let step = plain(found.text);
+                doubts.push(Doubt { line: at + 1, text: trimmed.into(), why, step });
             }
-            match item(line).filter(|_| !fenced) {
-                Some((marker, text)) => {
-                    items.push(Item { marker, text: text.into(), notes: Vec::new(), line: number });
+            match found.filter(|_| why.is_none()) {
+                Some(found) => {
+                    let (marker, text) = (found.marker, found.text.into());
+                    let number = (items.len() + 1).to_string();
+                    let (notes, added) = (Vec::new(), String::new());
+                    items.push(Item { number, marker, text, notes, added, line: at });
                     notes_open = true;
                 }
                 None => {
-                    let indented = line.starts_with("  ") || line.starts_with('\t');
-                    notes_open &= indented;
+                    notes_open &= column >= 2 && !trimmed.is_empty();
                     if let Some(item) = items.last_mut().filter(|_| notes_open) {
-                        item.notes.push(line.trim().into());
+                        item.notes.push(trimmed.into());
                     }
                 }
             }
         }
-        Self { lines, items, context }
+        Self { lines, items, doubts, title, top, context, start: None, lost: Vec::new() }
     }
 
     /// Reads a plan that is about to be dispatched.
     ///
     /// # Errors
-    /// [`Exit::Data`] if it has no item, or one without words.
+    /// [`Exit::Data`] if it has no item, one without words, or a line in doubt.
     pub fn parse_new(text: &str, path: &Path) -> Result<Self, Refusal> {
         let plan = Self::parse(text);
+        let path = path.display();
         if let Some(before) = text.find('\0').map(|at| &text[..at]) {
             let line = before.matches('\n').count() + 1;
             return Err(Refusal::new(Exit::Data, "the plan holds a zero byte")
-                .place(format!("{}, line {line}", path.display()))
+                .place(format!("{path}, line {line}"))
                 .next("take it out and call again; no program can be given one"));
+        }
+        if let Some(doubt) = plan.doubts.first() {
+            return Err(Refusal::new(Exit::Data, doubt.to_string())
+                .place(format!("{path}: {}", shown(&doubt.text)))
+                .next(format!("{}; then call again", doubt.remedy())));
         }
         if plan.items.is_empty() {
             return Err(Refusal::new(Exit::Data, "the plan has no items")
-                .place(format!("{}: no line like '- [ ] A concrete step'", path.display()))
+                .place(format!("{path}: no line like '- [ ] A concrete step'"))
                 .next("write the steps as checklist items and call again"));
         }
         if let Some(item) = plan.items.iter().find(|item| item.text.is_empty()) {
             return Err(Refusal::new(Exit::Data, "the plan has an item without words")
-                .place(format!("{}, line {}", path.display(), item.line + 1))
+                .place(format!("{path}, line {}", item.line + 1))
                 .next("say what is to be done and call again"));
         }
         Ok(plan)
@@ -155,9 +245,14 @@ impl Plan {
         &self.items
     }
 
-    /// The first heading, without its marks.
+    /// The lines that a person may take for steps and that are not counted.
+    pub fn doubts(&self) -> &[Doubt] {
+        &self.doubts
+    }
+
+    /// The first heading of level 1, or the first that is underlined, without its marks.
     pub fn title(&self) -> Option<&str> {
-        self.lines.iter().find_map(|line| line.strip_prefix("# ")).map(str::trim)
+        self.title.as_deref()
     }
 
     /// How many items are ticked.
@@ -165,90 +260,21 @@ impl Plan {
         self.items.iter().filter(|item| item.marker == Marker::Done).count()
     }
 
-    /// Whether every item is ticked. A plan that has lost its items is not.
+    /// Whether every item is ticked, none is lost and no line is in doubt.
     pub fn complete(&self) -> bool {
-        !self.items.is_empty() && self.done() == self.items.len()
+        let certain = self.lost.is_empty() && self.doubts.is_empty();
+        certain && !self.items.is_empty() && self.current().is_none()
     }
 
-    /// The first item that is not ticked, with its number counted from 1.
-    pub fn current(&self) -> Option<(usize, &Item)> {
-        let open = |(_, item): &(usize, &Item)| item.marker != Marker::Done;
-        (1..).zip(&self.items).find(open)
+    /// The first item that is not ticked.
+    pub fn current(&self) -> Option<&Item> {
+        self.items.iter().find(|item| item.marker != Marker::Done)
     }
 
-    /// The first item with that marker, with its number counted from 1.
-    pub fn first(&self, marker: Marker) -> Option<(usize, &Item)> {
-        (1..).zip(&self.items).find(|(_, item)| item.marker == marker)
+    /// The first item with that marker.
+    pub fn first(&self, marker: Marker) -> Option<&Item> {
+        self.items.iter().find(|item| item.marker == marker)
     }
-
-    /// The plan from `## Context` on, notes included.
-    pub fn context(&self) -> Option<String> {
-        self.context.map(|line| self.lines[line..].concat())
-    }
-
-    /// Sets an item's marker and adds a note in the original's form: on the next line, indented by
-    /// two spaces. Items count from 1. A marker that is set already and a note that stands there
-    /// already are left as they are, so that a repeated call changes nothing.
-    ///
-    /// # Errors
-    /// [`Exit::Data`] if there is no such item.
-    pub fn mark(&mut self, number: usize, marker: Marker, note: &str) -> Result<(), Refusal> {
-        let item =
-            number.checked_sub(1).and_then(|index| self.items.get(index)).ok_or_else(|| {
-                Refusal::new(Exit::Data, format!("the plan has no item {number}"))
-                    .place(format!("it has {}, counted from 1", self.items.len()))
-            })?;
-        let line = &mut self.lines[item.line];
-        let open = line.find('[').unwrap_or_default();
-        line.replace_range(open..open + 3, &marker.to_string());
-        let end = if line.ends_with("\r\n") { "\r\n" } else { "\n" };
-        let notes: Vec<String> = note
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty() && !item.notes.iter().any(|old| old == line))
-            .map(|line| format!("  {line}{end}"))
-            .collect();
-        if !notes.is_empty() && !line.ends_with('\n') {
-            line.push_str(end);
-        }
-        let below = item.line + 1 + item.notes.len();
-        self.lines.splice(below..below, notes);
-        *self = Self::parse(&self.to_string());
-        Ok(())
-    }
-
-    /// Opens blocked and failed items again, for another attempt. Their notes stay.
-    pub fn reopen(&mut self) {
-        for item in &mut self.items {
-            if matches!(item.marker, Marker::Blocked | Marker::Failed) {
-                let line = &mut self.lines[item.line];
-                let open = line.find('[').unwrap_or_default();
-                line.replace_range(open..open + 3, &Marker::Open.to_string());
-                item.marker = Marker::Open;
-            }
-        }
-    }
-
-    /// Appends a note from the dispatcher at the end, in the original's form.
-    pub fn append_note(&mut self, note: &str) {
-        let mut text = self.to_string();
-        if !text.ends_with('\n') {
-            text.push('\n');
-        }
-        text.push_str(&format!("\n{}", quoted_note(note)));
-        *self = Self::parse(&text);
-    }
-
-    /// How often a note from the dispatcher stands in the plan.
-    pub fn count_notes(&self, note: &str) -> usize {
-        self.to_string().matches(&quoted_note(note)).count()
-    }
-}
-
-/// A note as it stands in the plan.
-fn quoted_note(note: &str) -> String {
-    let body = note.trim().lines().collect::<Vec<_>>().join("\n> ");
-    format!("> **Note from dispatcher:** {body}\n")
 }
 
 impl fmt::Display for Plan {
@@ -257,72 +283,14 @@ impl fmt::Display for Plan {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Text of the plan in a refusal.
+fn shown(text: &str) -> String {
+    shorten(&sanitize(text), QUOTE)
+}
 
-    const PLAN: &str = "# Fix it\n\n- [x] Read\n  in 2 files\n- [?] Choose\n  Which one?\n- [!] Test — cargo is missing\n- [ ] Write\n\n## Context\n- [ ] not an item\n";
-
-    #[test]
-    fn the_four_markers_and_both_forms_of_notes_are_read() {
-        let plan = Plan::parse(PLAN);
-        let seen: Vec<_> =
-            plan.items().iter().map(|i| (i.marker.to_string(), i.text.as_str())).collect();
-        assert_eq!(
-            seen,
-            [
-                ("[x]".into(), "Read"),
-                ("[?]".into(), "Choose"),
-                ("[!]".into(), "Test — cargo is missing"),
-                ("[ ]".into(), "Write"),
-            ]
-        );
-        assert_eq!(plan.items()[1].explanation(None), "Which one?");
-        assert_eq!(plan.items()[2].explanation(Some("Test")), "cargo is missing");
-        assert_eq!(plan.title(), Some("Fix it"));
-        assert_eq!(plan.current().map(|(number, _)| number), Some(2));
-        assert_eq!(plan.context().as_deref(), Some("## Context\n- [ ] not an item\n"));
-    }
-
-    #[test]
-    fn what_is_an_item_and_what_is_not() {
-        let items = ["- [ ] a", "  * [x] a", "+\t[X]\ta", "- [?] a", "- [!] a", "-  [ ]   a"];
-        assert!(items.iter().all(|line| item(line).is_some_and(|(_, text)| text == "a")));
-        let others = ["-[ ] a", "- [] a", "- [y] a", "- [ ]a", "[ ] a", "- a [x]", "- [link](x)"];
-        assert_eq!(others.iter().find(|line| item(line).is_some()), None);
-    }
-
-    #[test]
-    fn marking_changes_only_its_own_line_and_adds_the_note_below() {
-        let mut plan = Plan::parse(PLAN);
-        plan.mark(4, Marker::Done, "three lines").expect("marked");
-        let expected = PLAN.replace("- [ ] Write\n", "- [x] Write\n  three lines\n");
-        assert_eq!(plan.to_string(), expected);
-        plan.mark(4, Marker::Done, "three lines").expect("marked again");
-        assert_eq!(plan.to_string(), expected);
-    }
-
-    #[test]
-    fn other_line_ends_and_a_missing_last_one_stay() {
-        let mut plan = Plan::parse("* [ ] a\r\n* [ ] b");
-        plan.mark(1, Marker::Failed, "no").expect("marked");
-        plan.mark(2, Marker::Done, "").expect("marked");
-        assert_eq!(plan.to_string(), "* [!] a\r\n  no\r\n* [x] b");
-        plan.mark(2, Marker::Done, "ok").expect("marked");
-        assert_eq!(plan.to_string(), "* [!] a\r\n  no\r\n* [x] b\n  ok\n");
-    }
-
-    #[test]
-    fn a_checklist_inside_a_code_fence_is_not_the_plan() {
-        let plan = Plan::parse("- [ ] a\n```\n- [ ] b\n## Context\n```\n- [ ] c\n");
-        assert_eq!(plan.items().len(), 2);
-    }
-
-    #[test]
-    fn a_note_goes_to_the_end() {
-        let mut plan = Plan::parse("- [ ] a");
-        plan.append_note("It is `npx`.\nReally.");
-        let expected = "- [ ] a\n\n> **Note from dispatcher:** It is `npx`.\n> Really.\n";
-        assert_eq!(plan.to_string(), expected);
-    }
+/// The number of the first line behind a block of YAML at the beginning.
+fn front_matter(lines: &[String]) -> usize {
+    let is_rule = |line: &String| lines::trimmed(line).1 == "---";
+    let end = lines.iter().skip(1).position(is_rule).filter(|_| lines.first().is_some_and(is_rule));
+    end.map_or(0, |at| at + 2)
 }

@@ -57,9 +57,9 @@ pub struct Args {
     /// Resume a task's remaining items (`--model` picks another worker); starts a waiting task now
     #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "dry_run"])]
     resume: bool,
-    /// Tick this item, because the person does not want it done (repeatable)
+    /// Tick this item, named by number or words, because the person does not want it (repeatable)
     #[arg(long, value_name = "ITEM", requires = "resume")]
-    skip: Vec<usize>,
+    skip: Vec<String>,
     /// Print what would run, and start nothing
     #[arg(long)]
     dry_run: bool,
@@ -298,6 +298,7 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
     }
     // Check everything before changing anything.
     let mut left = view.plan;
+    left.restore()?;
     skip(&mut left, &args.skip)?;
     let nothing_left = !args.skip.is_empty() && left.complete();
     if nothing_left && waits {
@@ -311,11 +312,11 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
         change_worker(args, task, &mut record)?;
     }
     if !args.skip.is_empty() {
-        task.edit_plan(|plan| skip(plan, &args.skip))?;
+        task.mend_plan(|plan| skip(plan, &args.skip))?;
     }
     if nothing_left {
-        let items: Vec<_> = args.skip.iter().map(usize::to_string).collect();
-        let what = format!("The user skipped all remaining items: {}.", items.join(", "));
+        let items = args.skip.join(", ");
+        let what = format!("The user skipped all remaining items: {items}.");
         task.ipc().finish(&what)?;
         say(format!("{id} is done: nothing is left. Tell the user and stop."));
         return Ok(Exit::Ok);
@@ -332,14 +333,16 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
     launch(task, &record)
 }
 
-fn skip(plan: &mut Plan, items: &[usize]) -> Result<(), Refusal> {
-    let is_done = |it: usize| plan.items().get(it.wrapping_sub(1)).map(|it| it.marker);
-    if let Some(done) = items.iter().find(|&&it| is_done(it) == Some(Marker::Done)) {
-        return Err(Refusal::new(Exit::Data, format!("item {done} is done already"))
-            .next("call again without it"));
+fn skip(plan: &mut Plan, items: &[String]) -> Result<(), Refusal> {
+    for name in items {
+        let item = plan.item(name)?;
+        if item.marker == Marker::Done {
+            return Err(Refusal::new(Exit::Data, format!("item {} is done already", item.number))
+                .next("call again without it"));
+        }
     }
     let mut items = items.iter();
-    items.try_for_each(|&it| plan.mark(it, Marker::Done, "skipped: the user does not want it"))
+    items.try_for_each(|name| plan.mark(name, Marker::Done, "skipped: the user does not want it"))
 }
 
 /// Records another worker, or other access, for the rest of the task.

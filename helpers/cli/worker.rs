@@ -20,7 +20,7 @@ use crate::news;
 use crate::plan::Marker;
 use crate::process::{TASK_DIR, Watch, Woken, boot_id, launcher, time_since_boot};
 use crate::task::Task;
-use crate::text::{lossy, shell_word};
+use crate::text::{lossy, sanitize, shell_word};
 use crate::worker::demo;
 
 /// How long one call waits for an answer: just under the 600 s that hosts allow a command.
@@ -65,8 +65,8 @@ enum WorkerCommand {
     },
     /// Mark an item as done
     Tick {
-        /// The item's number, counted from 1
-        item: usize,
+        /// The item's number in the plan that the worker was given, or its words
+        item: String,
         /// A short note about the item
         #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
         note: String,
@@ -79,16 +79,16 @@ enum WorkerCommand {
     },
     /// Mark an item as blocked on an answer that did not come
     Block {
-        /// The item's number, counted from 1
-        item: usize,
+        /// The item's number in the plan that the worker was given, or its words
+        item: String,
         /// The question that needs an answer
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
     /// Mark an item as failed
     Fail {
-        /// The item's number, counted from 1
-        item: usize,
+        /// The item's number in the plan that the worker was given, or its words
+        item: String,
         /// The error
         #[arg(allow_hyphen_values = true)]
         text: String,
@@ -148,17 +148,12 @@ fn act(task: &Task, command: WorkerCommand) -> Result<Exit> {
             Ok(Exit::Ok)
         }
         WorkerCommand::Tick { item, note } => {
-            let plan = task.edit_plan(|plan| plan.mark(item, Marker::Done, &note))?;
-            say(match plan.current() {
-                Some((number, next)) => {
-                    format!(
-                        "{}/{} done. Next is item {number}: {}",
-                        plan.done(),
-                        plan.items().len(),
-                        next.text
-                    )
-                }
-                None => format!("{0}/{0} done. Now finish.", plan.items().len()),
+            let plan = task.edit_plan(|plan| plan.mark(&item, Marker::Done, &note))?;
+            let done = format!("{}/{} done.", plan.done(), plan.items().len());
+            say(match (plan.current(), plan.doubts().first()) {
+                (Some(next), _) => format!("{done} Next is item {}: {}", next.number, next.text),
+                (None, Some(doubt)) => format!("{done} But {doubt}; {}.", doubt.remedy()),
+                (None, None) => format!("{done} Now finish."),
             });
             print_new_notes(task)?;
             Ok(Exit::Ok)
@@ -176,20 +171,20 @@ fn act(task: &Task, command: WorkerCommand) -> Result<Exit> {
                 let next = format!("read it with wait {}, then continue", it.name);
                 return Err(Refusal::new(Exit::Data, what).next(next).into());
             }
-            task.edit_plan(|plan| plan.mark(item, Marker::Blocked, &text))?;
+            let number = set(task, &item, Marker::Blocked, &text)?;
             let context = task.context_path();
             let how = if context.is_file() {
                 "Stop now.".into()
             } else {
                 format!("Write what you know to {}, then stop.", context.display())
             };
-            say(format!("Item {item} is blocked. {how}"));
+            say(format!("Item {number} is blocked. {how}"));
             Ok(Exit::Ok)
         }
         WorkerCommand::Fail { item, text } => {
             let text = some_text(&text, "the error")?;
-            task.edit_plan(|plan| plan.mark(item, Marker::Failed, &text))?;
-            say(format!("Item {item} is marked as failed. Stop now."));
+            let number = set(task, &item, Marker::Failed, &text)?;
+            say(format!("Item {number} is marked as failed. Stop now."));
             Ok(Exit::Ok)
         }
         WorkerCommand::Finish { summary } => finish(task, &text(&summary)?),
@@ -208,14 +203,21 @@ fn act(task: &Task, command: WorkerCommand) -> Result<Exit> {
     }
 }
 
+/// Marks an item and returns its number.
+fn set(task: &Task, item: &str, marker: Marker, text: &str) -> Result<String> {
+    let plan = task.edit_plan(|plan| plan.mark(item, marker, text))?;
+    Ok(plan.item(item)?.number.clone())
+}
+
 /// Publishes the finish marker.
 ///
 /// # Errors
-/// [`Exit::Data`] if an item is not ticked.
+/// [`Exit::Data`] if an item is not ticked or lost, or a line of the plan is in doubt.
 fn finish(task: &Task, summary: &str) -> Result<Exit> {
     // The edit proves that no item was lost.
     let plan = task.edit_plan(|_| Ok(()))?;
-    if let Some((number, item)) = plan.current() {
+    if let Some(item) = plan.current() {
+        let number = &item.number;
         return Err(Refusal::new(
             Exit::Data,
             format!("item {number} is {}, not ticked", item.marker),
@@ -223,6 +225,12 @@ fn finish(task: &Task, summary: &str) -> Result<Exit> {
         .place(item.text.clone())
         .next(format!("do it and tick {number}; or block {number} or fail {number}, and stop"))
         .into());
+    }
+    if let Some(doubt) = plan.doubts().first() {
+        return Err(Refusal::new(Exit::Data, doubt.to_string())
+            .place(sanitize(&doubt.text))
+            .next(format!("{}; then finish again", doubt.remedy()))
+            .into());
     }
     let summary: String = summary.trim().chars().take(300).collect();
     task.ipc().finish(&summary)?;

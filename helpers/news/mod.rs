@@ -167,12 +167,19 @@ fn end(view: &View) -> Result<Event> {
             },
         ),
         State::Incomplete => {
-            let left = view.plan.first(Marker::Open).map_or_else(String::new, |(number, item)| {
-                format!("; next is item {number}: {}", quoted(&item.text))
+            let left = view.plan.first(Marker::Open).map_or_else(String::new, |item| {
+                format!("; next is item {}: {}", item.number, quoted(&item.text))
             });
+            let skip = view.plan.skip_lost();
+            let skip = match skip.is_empty() {
+                true => String::new(),
+                false => format!(", --resume{skip} goes on without what the plan lost"),
+            };
             (
                 format!("{id} incomplete ({items}, {age}){because}{left}"),
-                format!("tell the user what is left and ask; {spawn} {id} --resume does the rest"),
+                format!(
+                    "tell the user what is left and ask; {spawn} {id} --resume does the rest{skip}"
+                ),
             )
         }
         _ => (format!("{id} {} ({items}, {age}){because}", view.label()), remedy(view, &spawn)),

@@ -155,10 +155,7 @@ impl Task {
     /// How long ago the task was done, by its finish marker and plan alone; `None` if it is not done.
     pub fn done_for(&self) -> Option<Duration> {
         let since = self.ipc().finished_at()?;
-        let before = self.last_attempt()?.plan().ok().flatten();
-        let before = before.map_or(0, |before| before.items().len());
-        let plan = self.plan().ok()?;
-        let over = plan.complete() && plan.items().len() >= before;
+        let over = self.plan().ok()?.complete();
         since.elapsed().ok().filter(|_| over)
     }
 
@@ -252,9 +249,15 @@ impl Task {
         Lock::take(&self.directory.join("lock"), LOCK_LIMIT)
     }
 
-    /// Reads the plan; a missing one is an empty one.
+    /// Reads the plan, with the numbers of the last attempt's copy; a missing one is an empty one.
     pub fn plan(&self) -> Result<Plan> {
-        Ok(Plan::parse(&files::read_foreign(&self.plan_path())?.map(lossy).unwrap_or_default()))
+        self.plan_since(self.last_attempt().as_ref())
+    }
+
+    fn plan_since(&self, attempt: Option<&Attempt>) -> Result<Plan> {
+        let text = files::read_foreign(&self.plan_path())?.map(lossy).unwrap_or_default();
+        let start = attempt.map(Attempt::plan).transpose()?.flatten();
+        Ok(numbered(&text, start.as_ref()))
     }
 
     /// The plan's text for an edit, which must not lose a byte: text that is not UTF-8 is refused.
@@ -263,31 +266,44 @@ impl Task {
         files::read_foreign(&path)?.map(|bytes| files::decode(bytes, &path)).transpose()
     }
 
-    /// Changes the plan under the lock. A worker's editor ignores the lock, so a plan with fewer items
-    /// than the last attempt began with may be half written: it is read again for a while.
+    /// Changes the plan under the lock. A worker's editor ignores the lock, so a plan that lost items
+    /// since the last attempt began may be half written: it is read again for a while.
     ///
     /// # Errors
     /// [`Exit::Data`] if items stay lost; whatever `change` refuses.
     pub fn edit_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
+        self.change_plan(|plan| {
+            let attempt = self.last_attempt().filter(|_| !plan.lost().is_empty());
+            let Some(attempt) = attempt else { return change(plan) };
+            let (id, skip) = (&self.id, plan.skip_lost());
+            Err(Refusal::new(Exit::Data, format!("the plan lost {}", plan.lost_words()))
+                .place(self.plan_path().display().to_string())
+                .next(format!(
+                    "put it back from {}; to drop it, once no worker runs: dispatch-spawn {id} --resume{skip}",
+                    attempt.plan_path().display()
+                )))
+        })
+    }
+
+    /// The same, but the items that the plan lost are put back first.
+    pub fn mend_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
+        self.change_plan(|plan| {
+            plan.restore()?;
+            change(plan)
+        })
+    }
+
+    fn change_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
         let _lock = self.lock()?;
-        let before = self.plan_at_start()?.map_or(0, |plan| plan.items().len());
-        let mut plan = Plan::parse(&self.plan_text()?.unwrap_or_default());
+        let start = self.plan_at_start()?;
+        let read = || anyhow::Ok(numbered(&self.plan_text()?.unwrap_or_default(), start.as_ref()));
+        let mut plan = read()?;
         for _ in 0..50 {
-            if plan.items().len() >= before {
+            if plan.lost().is_empty() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
-            plan = Plan::parse(&self.plan_text()?.unwrap_or_default());
-        }
-        if plan.items().len() < before {
-            let now = plan.items().len();
-            return Err(Refusal::new(
-                Exit::Data,
-                format!("the plan lost items: {now} of {before}"),
-            )
-            .place(self.plan_path().display().to_string())
-            .next("put the missing lines back; worker/<n>/plan.md beside it has them")
-            .into());
+            plan = read()?;
         }
         change(&mut plan)?;
         self.restore_notes(&mut plan)?;
@@ -301,7 +317,7 @@ impl Task {
         for (at, note) in notes.iter().enumerate() {
             let due = notes[..=at].iter().filter(|other| *other == note).count();
             if plan.count_notes(note) < due {
-                plan.append_note(note);
+                plan.append_note(note)?;
             }
         }
         Ok(())
@@ -424,6 +440,13 @@ impl Task {
     /// The task as it is now.
     pub fn view(&self) -> Result<View> {
         View::load(self)
+    }
+}
+
+fn numbered(text: &str, start: Option<&Plan>) -> Plan {
+    match start {
+        Some(start) => Plan::parse(text).numbered_as(start),
+        None => Plan::parse(text),
     }
 }
 

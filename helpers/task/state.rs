@@ -63,7 +63,7 @@ pub enum Reason {
     /// Nothing to add.
     None,
     /// The worker marked that item.
-    Item(usize),
+    Item(String),
     /// The program could not be started.
     NotStarted(String),
     /// The worker exited with that code.
@@ -86,8 +86,10 @@ pub enum Reason {
     MarkerMissing,
     /// The worker said that it finished and left items unticked.
     MarkerTooEarly,
-    /// The plan has fewer items (first) than the attempt began with (second).
-    PlanCut(usize, usize),
+    /// The plan lost these items since the attempt began.
+    ItemsLost(String),
+    /// A line of the plan may be an item that is not counted.
+    LineInDoubt(String),
 }
 
 /// A task's state and its reason in one word. Ordered by urgency for a person, most urgent first.
@@ -152,13 +154,13 @@ struct Facts {
     finished: bool,
     complete: bool,
     question: bool,
-    blocked: Option<usize>,
-    failed: Option<usize>,
+    blocked: Option<String>,
+    failed: Option<String>,
     exit: Option<ExitRecord>,
     wait: Option<Wait>,
     silent: Option<String>,
-    /// The plan's number of items now and at the attempt's start, if items were lost.
-    cut: Option<(usize, usize)>,
+    /// What is wrong with the plan, so that it cannot be complete.
+    flaw: Option<Reason>,
 }
 
 /// How long a plan may be half written while its worker is alive.
@@ -178,30 +180,32 @@ fn derive(facts: &Facts) -> (State, Reason) {
         }
         Facts { attempted: false, .. } => (State::Waiting, Reason::None),
         Facts { alive: true, question: true, .. } => (State::Asking, Reason::None),
-        Facts { failed: Some(item), .. } if agent_stopped => (State::Failed, Reason::Item(*item)),
-        Facts { blocked: Some(item), .. } if agent_stopped => (State::Blocked, Reason::Item(*item)),
-        Facts { finished: true, .. } if agent_stopped => {
-            (State::Incomplete, Reason::MarkerTooEarly)
+        Facts { failed: Some(item), .. } if agent_stopped => {
+            (State::Failed, Reason::Item(item.clone()))
+        }
+        Facts { blocked: Some(item), .. } if agent_stopped => {
+            (State::Blocked, Reason::Item(item.clone()))
+        }
+        Facts { finished: true, flaw, .. } if agent_stopped => {
+            (State::Incomplete, flaw.clone().unwrap_or(Reason::MarkerTooEarly))
         }
         Facts { alive: true, silent: Some(since), .. } => {
             (State::Running, Reason::Silent(since.clone()))
         }
-        Facts { alive: true, cut: Some((now, before)), .. } => {
-            (State::Running, Reason::PlanCut(*now, *before))
+        Facts { alive: true, flaw: Some(flaw @ Reason::ItemsLost(_)), .. } => {
+            (State::Running, flaw.clone())
         }
         Facts { alive: true, .. } => (State::Running, Reason::None),
         Facts { exit: Some(ExitRecord { not_started: Some(why), .. }), .. } => {
             (State::Failed, Reason::NotStarted(why.clone()))
         }
-        Facts { failed: Some(item), .. } => (State::Failed, Reason::Item(*item)),
-        Facts { blocked: Some(item), .. } => (State::Blocked, Reason::Item(*item)),
+        Facts { failed: Some(item), .. } => (State::Failed, Reason::Item(item.clone())),
+        Facts { blocked: Some(item), .. } => (State::Blocked, Reason::Item(item.clone())),
         Facts { question: true, .. } => (State::Blocked, Reason::None),
         Facts { exit: None, .. } => (State::Failed, Reason::Lost),
-        Facts { exit: Some(exit), complete, finished, cut, .. } => {
-            match (derive_end(exit, *complete, *finished), cut) {
-                ((State::Incomplete, _), Some((now, before))) => {
-                    (State::Incomplete, Reason::PlanCut(*now, *before))
-                }
+        Facts { exit: Some(exit), complete, finished, flaw, .. } => {
+            match (derive_end(exit, *complete, *finished), flaw) {
+                ((State::Incomplete, _), Some(flaw)) => (State::Incomplete, flaw.clone()),
                 (end, _) => end,
             }
         }
@@ -299,29 +303,29 @@ impl View {
                 questions.push((question, text));
             }
         }
-        let plan = task.plan()?;
+        let plan = task.plan_since(attempt.as_ref())?;
         let summary = ipc.finished()?;
         // Without an attempt, or during a wait, the supervisor has no worker.
         let unended = attempt.as_ref().filter(|_| exit.is_none() && wait.is_none());
         let at_work = unended.filter(|_| !processes.is_empty());
-        // Lost items matter only where the rest looks complete.
-        let items = plan.items().len();
-        let open = plan.done() < items;
-        let before = attempt.as_ref().filter(|_| !open).map(Attempt::plan).transpose()?.flatten();
-        let before = before.map_or(0, |before| before.items().len());
-        let cut = (items < before).then_some((items, before));
+        // The worker's editor may be writing the plan right now.
+        let whole = at_work.is_none() || !modified_within(&task.plan_path(), EDIT);
+        let lost = !plan.lost().is_empty() && whole;
+        let flaw = match plan.doubts().first() {
+            _ if lost => Some(Reason::ItemsLost(plan.lost_words())),
+            doubt => doubt.map(|doubt| Reason::LineInDoubt(doubt.to_string())),
+        };
         let facts = Facts {
             attempted: attempt.is_some(),
             alive: at_work.is_some(),
             agent: record.route == Route::Agent,
             stop: record.stop,
             finished: summary.is_some(),
-            complete: plan.complete() && cut.is_none(),
-            // The worker's editor may be writing the plan right now.
-            cut: cut.filter(|_| at_work.is_none() || !modified_within(&task.plan_path(), EDIT)),
+            complete: plan.complete(),
+            flaw,
             question: !questions.is_empty(),
-            blocked: plan.first(Marker::Blocked).map(|(number, _)| number),
-            failed: plan.first(Marker::Failed).map(|(number, _)| number),
+            blocked: plan.first(Marker::Blocked).map(|item| item.number.clone()),
+            failed: plan.first(Marker::Failed).map(|item| item.number.clone()),
             exit: exit.clone(),
             wait,
             silent: at_work.map(Attempt::silent).transpose()?.flatten(),
@@ -348,12 +352,8 @@ impl View {
     }
 
     /// The worker's explanation beside an item's mark.
-    pub fn explanation(&self, number: usize) -> String {
-        let index = number.saturating_sub(1);
-        let before = self.attempt.as_ref().and_then(|attempt| attempt.plan().ok()?);
-        let before = before.as_ref().and_then(|plan| plan.items().get(index));
-        let before = before.map(|item| item.text.as_str());
-        self.plan.items().get(index).map_or_else(String::new, |item| item.explanation(before))
+    pub fn explanation(&self, number: &str) -> String {
+        self.plan.item(number).map_or_else(|_| String::new(), Item::explanation)
     }
 
     /// Whether the worker is alive. For an agent this only means that its host is alive.
@@ -422,8 +422,8 @@ impl View {
         before.filter_map(read).chain(of_last).reduce(Usage::with)
     }
 
-    /// The current item, with its number counted from 1.
-    pub fn current(&self) -> Option<(usize, &Item)> {
+    /// The current item.
+    pub fn current(&self) -> Option<&Item> {
         self.plan.current()
     }
 
@@ -440,7 +440,7 @@ impl View {
     pub fn because(&self) -> String {
         match &self.reason {
             Reason::None => String::new(),
-            Reason::Item(number) => format!("item {number}: {}", self.explanation(*number)),
+            Reason::Item(number) => format!("item {number}: {}", self.explanation(number)),
             Reason::NotStarted(why) => format!("could not start: {why}"),
             Reason::ExitCode(code) => format!("exit code {code}{}", self.last_words()),
             Reason::Signal(signal) => format!("ended by signal {signal}{}", self.last_words()),
@@ -452,9 +452,8 @@ impl View {
             Reason::Waits(wait) => wait.to_string(),
             Reason::MarkerMissing => "finish marker missing".into(),
             Reason::MarkerTooEarly => "said finished with items unticked".into(),
-            Reason::PlanCut(now, before) => {
-                format!("its plan lost items: {now} of {before} are left")
-            }
+            Reason::ItemsLost(items) => format!("its plan lost {items}"),
+            Reason::LineInDoubt(doubt) => doubt.clone(),
         }
     }
 

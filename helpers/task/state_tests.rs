@@ -28,6 +28,14 @@ fn parked() -> Option<Wait> {
     Some(Wait::Parked { until: 0, stated: true, times: 1, said: "limit".into() })
 }
 
+fn lost() -> Option<Reason> {
+    Some(Reason::ItemsLost("item 2: Second".into()))
+}
+
+fn doubt() -> Option<Reason> {
+    Some(Reason::LineInDoubt("line 4 of the plan is in doubt".into()))
+}
+
 fn waits() -> Reason {
     Reason::Waits(parked().expect("a wait"))
 }
@@ -44,9 +52,9 @@ fn every_row_of_the_table() {
         (Facts { stop: true, ..alive() }, S::Running, R::None),
         (Facts { question: true, ..alive() }, S::Asking, R::None),
         (Facts { question: true, ..agent() }, S::Asking, R::None),
-        (Facts { failed: Some(2), ..agent() }, S::Failed, R::Item(2)),
-        (Facts { failed: Some(2), ..alive() }, S::Running, R::None),
-        (Facts { blocked: Some(1), ..agent() }, S::Blocked, R::Item(1)),
+        (Facts { failed: Some("2".into()), ..agent() }, S::Failed, R::Item("2".into())),
+        (Facts { failed: Some("2".into()), ..alive() }, S::Running, R::None),
+        (Facts { blocked: Some("1".into()), ..agent() }, S::Blocked, R::Item("1".into())),
         (Facts { finished: true, ..agent() }, S::Incomplete, R::MarkerTooEarly),
         (alive(), S::Running, R::None),
         (
@@ -54,8 +62,8 @@ fn every_row_of_the_table() {
             S::Failed,
             R::NotStarted("no".into()),
         ),
-        (Facts { failed: Some(3), ..ended() }, S::Failed, R::Item(3)),
-        (Facts { blocked: Some(3), ..ended() }, S::Blocked, R::Item(3)),
+        (Facts { failed: Some("3".into()), ..ended() }, S::Failed, R::Item("3".into())),
+        (Facts { blocked: Some("3".into()), ..ended() }, S::Blocked, R::Item("3".into())),
         (Facts { question: true, ..ended() }, S::Blocked, R::None),
         (Facts { exit: exit(|e| e.signal = Some(9)), ..ended() }, S::Failed, R::Signal(9)),
         (Facts { exit: exit(|e| e.code = Some(7)), ..ended() }, S::Failed, R::ExitCode(7)),
@@ -95,16 +103,23 @@ fn every_row_of_the_table() {
         (Facts { finished: true, ..ended() }, S::Incomplete, R::MarkerTooEarly),
         (Facts { complete: true, ..ended() }, S::Done, R::MarkerMissing),
         (ended(), S::Incomplete, R::None),
-        (Facts { cut: Some((1, 2)), ..alive() }, S::Running, R::PlanCut(1, 2)),
-        (Facts { cut: Some((0, 2)), ..ended() }, S::Incomplete, R::PlanCut(0, 2)),
-        (Facts { cut: Some((1, 2)), finished: true, ..ended() }, S::Incomplete, R::PlanCut(1, 2)),
+        (Facts { flaw: lost(), ..alive() }, S::Running, lost().expect("a flaw")),
+        (Facts { flaw: doubt(), ..alive() }, S::Running, R::None),
+        (Facts { flaw: lost(), ..ended() }, S::Incomplete, lost().expect("a flaw")),
+        (Facts { flaw: doubt(), ..ended() }, S::Incomplete, doubt().expect("a flaw")),
+        (Facts { flaw: lost(), finished: true, ..ended() }, S::Incomplete, lost().expect("a flaw")),
         (
-            Facts { cut: Some((1, 2)), exit: exit(|e| e.code = Some(7)), ..ended() },
+            Facts { flaw: doubt(), finished: true, ..agent() },
+            S::Incomplete,
+            doubt().expect("a flaw"),
+        ),
+        (
+            Facts { flaw: lost(), exit: exit(|e| e.code = Some(7)), ..ended() },
             S::Failed,
             R::ExitCode(7),
         ),
         (Facts { wait: parked(), ..ended() }, S::Waiting, waits()),
-        (Facts { wait: parked(), failed: Some(1), ..ended() }, S::Waiting, waits()),
+        (Facts { wait: parked(), failed: Some("1".into()), ..ended() }, S::Waiting, waits()),
         // The last attempt's end was not seen, and the task waits for the next.
         (Facts { wait: parked(), exit: None, ..ended() }, S::Waiting, waits()),
         (Facts { wait: parked(), ..Facts::default() }, S::Waiting, waits()),

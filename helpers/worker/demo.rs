@@ -19,14 +19,15 @@ pub fn run(task: &Task, ask: impl FnOnce(&str) -> Result<String>) -> Result<()> 
     let plan = task.plan()?;
     let mut ask = Some(ask);
     let mut report = format!("# Report: {}\n\n", plan.title().unwrap_or("demo"));
-    for (number, item) in (1..).zip(plan.items()) {
+    for (at, item) in plan.items().iter().enumerate() {
+        let number = &item.number;
         if item.marker == Marker::Done {
             continue;
         }
         println!("item {number}: {}", item.text);
         std::thread::sleep(PACE);
         let mut note = String::new();
-        if number == 2
+        if at == 1
             && let Some(ask) = ask.take()
         {
             let answer = ask(QUESTION)?;
@@ -34,7 +35,7 @@ pub fn run(task: &Task, ask: impl FnOnce(&str) -> Result<String>) -> Result<()> 
             report.push_str(&format!("Hello, {}!\n\n", answer.trim()));
         }
         report.push_str(&format!("{number}. {}: done\n", item.text));
-        if number == plan.items().len() {
+        if at + 1 == plan.items().len() {
             files::publish(&task.report_path(), report.as_bytes())?;
         }
         task.edit_plan(|plan| plan.mark(number, Marker::Done, &note))?;

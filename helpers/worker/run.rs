@@ -18,6 +18,7 @@ use crate::fault;
 use crate::files;
 use crate::git::REPOSITORY_VARIABLES;
 use crate::ids::{now, random_uuid};
+use crate::plan::Plan;
 use crate::process::{
     self, ATTEMPT, Identity, Life, ProcessTree, TASK_DIR, Watch, Woken, is_host_variable,
     worker_helper,
@@ -157,10 +158,7 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
             }
             _ => {}
         }
-        task.edit_plan(|plan| {
-            plan.reopen();
-            Ok(())
-        })?;
+        task.mend_plan(Plan::reopen)?;
     }
     let attempt = task.new_attempt()?;
     let first =

@@ -63,7 +63,7 @@ exit 64
 #[test]
 fn a_plan_without_items_is_refused() {
     let sandbox = ready();
-    sandbox.plan("x", "# Title\n\nJust words.\n\n## Context\n- [ ] not an item\n");
+    sandbox.plan("x", "# Title\n\nJust words.\n\n## Context\n- `[ ]` is no item\n");
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
 exit 65
 ! dispatch-spawn: the plan has no items

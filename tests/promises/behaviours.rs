@@ -188,12 +188,12 @@ fn behaves_as_claude(script: &str) -> Sandbox {
 #[test]
 fn does_not_exit_after_its_last_word() {
     let last_word = "echo '{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false}'";
-    let work = "printf -- '- [x] One\\n- [x] Two\\n' >\"$DISPATCH_TASK_DIR/plan.md\"";
-    let part = "printf -- '- [x] One\\n' >\"$DISPATCH_TASK_DIR/plan.md\"";
+    let work = "printf -- '- [x] First\\n- [x] Second\\n' >\"$DISPATCH_TASK_DIR/plan.md\"";
+    let part = "printf -- '- [x] First\\n' >\"$DISPATCH_TASK_DIR/plan.md\"";
     let marker = ": >\"$DISPATCH_TASK_DIR/ipc/.done\"";
     for (did, state) in [
         (String::from(":"), "incomplete"),
-        (format!("{part}; {marker}"), "incomplete: its plan lost items: 1 of 2 are left"),
+        (format!("{part}; {marker}"), "incomplete: its plan lost item 2: Second"),
         (work.into(), "done: finish marker missing"),
         (format!("{work}; {marker}"), "done"),
     ] {

@@ -75,15 +75,15 @@ fn plan_that_lost_items_is_left_alone() {
     fs::write(sandbox.task("x", "plan.md"), torn).expect("written");
     sandbox.worker("x", &["tick", "1"]).run().shows(str![[r#"
 exit 65
-! dispatch-worker: the plan lost items: 2 of 3
+! dispatch-worker: the plan lost item 2: Second; item 3: Third
 !   PROJECT/.dispatch/tasks/x/plan.md
-!   next: put the missing lines back; worker/<n>/plan.md beside it has them
+!   next: put it back from PROJECT/.dispatch/tasks/x/worker/1/plan.md; to drop it, once no worker runs: dispatch-spawn x --resume --skip 'Second' --skip 'Third'
 "#]]);
     sandbox.run("dispatch-reconcile", &["note", "x", "Mind the gap."]).shows(str![[r#"
 exit 65
-! dispatch-reconcile: the plan lost items: 2 of 3
+! dispatch-reconcile: the plan lost item 2: Second; item 3: Third
 !   PROJECT/.dispatch/tasks/x/plan.md
-!   next: put the missing lines back; worker/<n>/plan.md beside it has them
+!   next: put it back from PROJECT/.dispatch/tasks/x/worker/1/plan.md; to drop it, once no worker runs: dispatch-spawn x --resume --skip 'Second' --skip 'Third'
 "#]]);
     assert_eq!(sandbox.read("x", "plan.md"), torn);
     assert_eq!(sandbox.read("x", "worker/1/plan.md"), PLAN, "the plan at the start of the attempt");
@@ -92,7 +92,7 @@ exit 65
 #[test]
 fn tick_changes_only_its_own_line() {
     let plan = "Words before.\r\n# Title\n\n* [ ] Star\n- [x] Ticked by hand — with a note\n\
-                - [ ] Last  \n  an old note\n\n## Context\n- [ ] no item\n\n> **Note from dispatcher:** Old.";
+                - [ ] Last  \n  an old note\n\n## Context\n- `[ ]` no item\n\n> **Note from dispatcher:** Old.";
     let sandbox = running(plan);
     sandbox.worker("x", &["tick", "3", "--note", "new"]).run().ok();
     let expected =

@@ -132,13 +132,13 @@ fn task_that_lost_items_is_not_hidden_as_done() {
     sandbox.dispatch("finishes", "ends");
     sandbox.wait_for_state("finishes", "done");
     fs::write(sandbox.task("finishes", "plan.md"), "# Title\n\n- [x] First\n").expect("written");
-    sandbox.wait_for_state("finishes", "incomplete: its plan lost items: 1 of 2 are left");
+    sandbox.wait_for_state("finishes", "incomplete: its plan lost item 2: Second");
     let marker = fs::File::open(sandbox.task("finishes", "ipc/.done")).expect("there");
     let long_ago = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
     marker.set_modified(long_ago).expect("an old marker");
     sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
 exit 0
-finishes incomplete 1/1 AGE ends — its plan lost items: 1 o… → dispatch-spawn finishes --resume
+finishes incomplete 1/1 AGE ends — its plan lost item 2: Se… → dispatch-spawn finishes --resume
 "#]]);
 }
 
@@ -216,15 +216,16 @@ fn worker_text_cannot_control_terminal() {
     sandbox.write("x", "plan.md", plan);
     sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
 exit 0
-x running 0/2 1h idle — item 1: First one
+x running 0/2 1h idle — item 0.1: First one
 "#]]);
     sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
 exit 0
 x — Title
 running, idle, 1h
-1. [ ] First	one
+0.1. [ ] First	one
       a note
 2. [ ] Second
+lost: item 1: First; --resume puts back what is lost, or dispatch-spawn x --resume --skip 'First'
 attempt 1: running, log PROJECT/.dispatch/tasks/x/worker/1/output.log
 output: "At work."
 "#]]);

@@ -51,9 +51,19 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
             .unwrap_or_else(|error| format!("{error:#}").lines().next().unwrap_or_default().into());
         say(format!("worktree: {worktree}: {standing}"));
     }
-    for (number, item) in (1..).zip(view.plan.items()) {
-        say(format!("{number}. {} {}", item.marker, item.text));
+    for item in view.plan.items() {
+        say(format!("{}. {} {}", item.number, item.marker, item.text));
         item.notes.iter().for_each(|note| say(format!("      {note}")));
+    }
+    for doubt in view.plan.doubts() {
+        say(format!("{doubt}: {}", quoted(&doubt.text)));
+    }
+    if !view.plan.lost().is_empty() {
+        let (id, skip) = (task.id(), view.plan.skip_lost());
+        say(format!(
+            "lost: {}; --resume puts back what is lost, or dispatch-spawn {id} --resume{skip}",
+            view.plan.lost_words()
+        ));
     }
     let ipc = task.ipc();
     for question in ipc.questions()? {

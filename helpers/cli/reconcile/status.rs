@@ -182,7 +182,7 @@ fn detail(view: &View) -> String {
         (State::Asking | State::Blocked, Some((question, text)), ..) => {
             format!("{}: {}", question.name, quoted(text))
         }
-        (State::Running, _, Some((number, item)), _) => format!("item {number}: {}", item.text),
+        (State::Running, _, Some(item), _) => format!("item {}: {}", item.number, item.text),
         (State::Done, _, _, Some(summary)) if !summary.is_empty() => quoted(summary),
         _ => view.why(),
     }

@@ -1,0 +1,180 @@
+//! Numbers the items as the copy of the plan does that the worker was given, finds those that the
+//! plan lost since then, and finds an item by its number or its words.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::lines::plain;
+use super::{Item, Plan, shown};
+use crate::error::Refusal;
+use crate::exit::Exit;
+
+/// How many items a refusal names.
+const CANDIDATES: usize = 5;
+
+/// The longest item, in bytes, that may be another one with a remark.
+const LONGEST_REMARK: usize = 4096;
+
+/// An item of the copy that the worker was given, which is not in the plan any more.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct LostItem {
+    /// The number in that copy.
+    pub number: usize,
+    /// What was to be done.
+    pub text: String,
+}
+
+impl Plan {
+    /// The same plan, whose items have the numbers of the copy that the worker was given.
+    #[must_use]
+    pub fn numbered_as(mut self, copy: &Self) -> Self {
+        self.number(copy.items.iter().map(|item| item.text.clone()).collect());
+        self
+    }
+
+    pub(super) fn number(&mut self, start: Vec<String>) {
+        let mut open: HashMap<String, VecDeque<usize>> = HashMap::new();
+        for (at, text) in start.iter().enumerate() {
+            open.entry(plain(text)).or_default().push_back(at);
+        }
+        let mut take = |text: &str| open.get_mut(text).and_then(VecDeque::pop_front);
+        let keys: Vec<String> = self.items.iter().map(|item| plain(&item.text)).collect();
+        // Unchanged lines come first, so that none of them is taken for one with a remark.
+        let mut of: Vec<Option<usize>> = keys.iter().map(|key| take(key)).collect();
+        for ((item, of), key) in self.items.iter_mut().zip(&mut of).zip(&keys) {
+            if of.is_none() && key.len() < LONGEST_REMARK {
+                let mut longest_first = key.char_indices().rev().map(|(at, _)| key.split_at(at));
+                let found = longest_first.find_map(|(old, rest)| {
+                    is_remark(rest).then(|| take(old))?.map(|at| (at, rest))
+                });
+                if let Some((at, remark)) = found {
+                    item.added = remark.trim_start_matches([' ', '-', ':']).into();
+                    *of = Some(at);
+                }
+            }
+        }
+        // A step that stands in a line in doubt is not lost.
+        for doubt in &self.doubts {
+            take(&doubt.step);
+        }
+        let (mut last, mut inserted) = (0, 0);
+        for (item, of) in self.items.iter_mut().zip(of) {
+            (last, inserted) = of.map_or((last, inserted + 1), |at| (at + 1, 0));
+            item.number = match inserted {
+                0 => last.to_string(),
+                _ => format!("{last}.{inserted}"),
+            };
+        }
+        let mut lost: Vec<usize> = open.into_values().flatten().collect();
+        lost.sort_unstable();
+        let item = |at: usize| LostItem { number: at + 1, text: start[at].clone() };
+        self.lost = lost.into_iter().map(item).collect();
+        self.start = Some(start);
+    }
+
+    /// The items that the worker was given and that are not there any more, in their order.
+    pub fn lost(&self) -> &[LostItem] {
+        &self.lost
+    }
+
+    /// The lost items in words: `item 2: Write the report`.
+    pub fn lost_words(&self) -> String {
+        let item = |it: &LostItem| format!("item {}: {}", it.number, shown(&it.text));
+        let words: Vec<_> = self.lost.iter().take(CANDIDATES).map(item).collect();
+        match self.lost.len() - words.len() {
+            0 => words.join("; "),
+            more => format!("{} and {more} more", words.join("; ")),
+        }
+    }
+
+    /// The options of `dispatch-spawn --resume` that drop the lost items for good.
+    pub fn skip_lost(&self) -> String {
+        let texts = self.items.iter().map(|item| &item.text);
+        let texts: Vec<String> =
+            texts.chain(self.lost.iter().map(|lost| &lost.text)).map(|text| key(text)).collect();
+        let name = |lost: &LostItem| {
+            let text = shown(&lost.text);
+            let is_own = texts.iter().filter(|other| **other == key(&text)).count() == 1;
+            match is_own && !is_number(&text) && !text.starts_with('-') && !text.contains('→') {
+                true => format!(" --skip '{}'", text.replace('\'', r"'\''")),
+                false => format!(" --skip {}", lost.number),
+            }
+        };
+        self.lost.iter().take(CANDIDATES).map(name).collect()
+    }
+
+    /// The item of that number, or the only one whose text is or holds `name`.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if there is none, or more than one.
+    pub fn item(&self, name: &str) -> Result<&Item, Refusal> {
+        self.index(name).map(|index| &self.items[index])
+    }
+
+    pub(super) fn index(&self, name: &str) -> Result<usize, Refusal> {
+        if let Some(index) = self.items.iter().position(|item| item.number == name.trim()) {
+            return Ok(index);
+        }
+        if is_number(name.trim()) {
+            return Err(self.no_such_number(name.trim()));
+        }
+        let wanted = key(name);
+        let texts = self.items.iter().map(|item| key(&item.text));
+        let (mut same, mut longer) = (Vec::new(), Vec::new());
+        for (index, text) in texts.enumerate() {
+            if text == wanted {
+                same.push(index);
+            } else if text.contains(&wanted) {
+                longer.push(index);
+            }
+        }
+        let found = if same.is_empty() { longer } else { same };
+        let name = shown(name);
+        match found[..] {
+            [index] => Ok(index),
+            [] => Err(Refusal::new(Exit::Data, format!("the plan has no item '{name}'"))
+                .next("name an item by its number or by its own words")),
+            _ => {
+                let some = found.iter().take(CANDIDATES).map(|index| &self.items[*index]);
+                let some = some.map(|item| format!("{}: {}", item.number, shown(&item.text)));
+                let some: Vec<_> = some.collect();
+                Err(Refusal::new(Exit::Data, format!("'{name}' may be {} items", found.len()))
+                    .place(some.join("; "))
+                    .next("name the item by its number"))
+            }
+        }
+    }
+
+    fn no_such_number(&self, number: &str) -> Refusal {
+        let count = self.start.as_ref().map_or(self.items.len(), Vec::len);
+        let at = number.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+        let Some(text) = at.and_then(|at| self.start.as_ref()?.get(at)) else {
+            return Refusal::new(Exit::Data, format!("the plan has no item {number}"))
+                .place(format!("it has {count}, counted from 1"));
+        };
+        let text = plain(text);
+        if let Some(doubt) = self.doubts.iter().find(|doubt| doubt.step == text) {
+            return Refusal::new(Exit::Data, doubt.to_string())
+                .place(shown(&doubt.text))
+                .next(format!("{}; then call again", doubt.remedy()));
+        }
+        Refusal::new(Exit::Data, format!("item {number} is not in the plan any more"))
+            .place(format!("it was: {}", shown(&text)))
+            .next("put its line back, or name the item that you mean by its own words")
+    }
+}
+
+/// Whether that names an item by its number.
+fn is_number(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+}
+
+/// What two names of the same item have in common.
+fn key(text: &str) -> String {
+    plain(text).to_lowercase()
+}
+
+/// Whether that is what a worker adds to its item's line, as in `Test: cargo is missing`.
+fn is_remark(rest: &str) -> bool {
+    let spaced = rest.strip_prefix(' ').is_some_and(|it| !it.starts_with(char::is_alphanumeric));
+    spaced || rest.starts_with(": ")
+}
