@@ -70,7 +70,7 @@ completely, and tick each as soon as it is done. Do not start other workers.
 Your link to the person who gave the task is this command, written out in full each time:
   BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x …
 with one of
-  tick N [--note 'a few words']      item N is done (items count from 1)
+  tick N [--note 'a few words']      item N is done: its number in the copy below, or 'its words'
   ask - <<'EOF'                      a question only the person can answer; the text follows, then EOF.
                                      Prints the answer; then continue. Give the call a time limit of
                                      600000 ms. If it says that there is no answer yet, do what it says.
@@ -82,7 +82,7 @@ with one of
 Where a heredoc is refused, replace the dash by the text in single quotes.
 
 If that command cannot be run here, use plain files: edit PROJECT/.dispatch/tasks/x/plan.md ('- [ ]' becomes '- [x]', '[?]'
-or '[!]', with a note on the next line, indented by two spaces); ask by writing
+or '[!]', no other mark; a note stands on the next line, indented by two spaces); ask by writing
 PROJECT/.dispatch/tasks/x/ipc/001.question (then 002 …) under another name first and renaming it, wait for 001.answer,
 read it and create 001.done; put the report into PROJECT/.dispatch/tasks/x/output.md; when all is ticked create
 PROJECT/.dispatch/tasks/x/ipc/.done.

@@ -187,7 +187,7 @@ fn a_cli_goes_on_in_its_own_session_and_is_told_only_what_is_new() {
         str![[r#"
 You were interrupted in your task 'x'. Continue it, as you were told at first. Read
 PROJECT/.dispatch/tasks/x/plan.md again: items that are ticked are done; continue with the first that is not. '[?]' and '[!]'
-items are open again, and there may be notes. Your link to the person is still: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x …
+items are open again, and there may be notes; numbers are those of that file now. Your link to the person is still: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x …
 
 "#]],
     );

@@ -490,7 +490,7 @@ Mind it.
 
 # Earlier attempts
 
-An earlier worker began this task and stopped. Read the plan file again: items that are ticked are done; continue with the first that is not. '[?]' and '[!]' items are open again.
+An earlier worker began this task and stopped. Read the plan file again: items that are ticked are done; continue with the first that is not. '[?]' and '[!]' items are open again. Numbers are those of that file now.
 
 What it left for you:
 
