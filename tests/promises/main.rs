@@ -36,6 +36,7 @@ mod monitor;
 mod monitor_watches;
 mod notes;
 mod parked;
+mod plan;
 mod plan_lock;
 mod prompt;
 mod repair;
