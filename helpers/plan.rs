@@ -34,8 +34,6 @@ mod lines;
 mod numbers;
 
 #[cfg(test)]
-mod forms_tests;
-#[cfg(test)]
 mod property_tests;
 #[cfg(test)]
 mod tests;

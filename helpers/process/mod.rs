@@ -17,7 +17,6 @@ mod capture;
 mod clock;
 mod environment;
 mod identity;
-mod program;
 mod start;
 #[cfg(test)]
 mod test_support;
@@ -29,9 +28,9 @@ pub use nix::sys::signal::Signal;
 pub use capture::{CaptureError, capture};
 pub use clock::{LocalTime, local_seconds, local_time};
 pub use environment::{ATTEMPT, TASK_DIR, calling_host, is_host_variable};
+pub use environment::{HELPERS, find_program, find_program_in, launcher, worker_helper};
 pub use identity::{Identity, Life, boot_id, machine};
 pub use os::{adopt_descendants, reap_adopted, time_since_boot};
-pub use program::{HELPERS, find_program, find_program_in, launcher, worker_helper};
 pub use start::{detach, lead_own_group, reset_child_signal, signal_group, spawn_recorded};
 pub use tree::ProcessTree;
 pub use watch::{Watch, Woken};

@@ -1,20 +1,22 @@
 //! Tasks that processes of their own carry out: `claude -p` and `codex exec`, both at once.
 
-use std::{fs, path::Path};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::support::{
-    claude::{Claude, Options},
-    codex,
-    model::{Model, Reply},
-    request::Request,
-    skill,
-    story::{
-        DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, task, told,
-        until,
-    },
+use super::helpers;
+use crate::support::claude::{Claude, Options, environment};
+use crate::support::model::{Model, Reply};
+use crate::support::process::wait_until;
+use crate::support::request::Request;
+use crate::support::story::{
+    DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, task, told,
+    until,
 };
+use crate::support::{codex, skill};
 
 const CONFIG: &str = "
 default: opus
@@ -160,4 +162,63 @@ fn two_workers_of_two_makers_edit_the_project_at_once() {
     // Both tasks in one call, and five without a call: dispatched, three times news, passed on.
     assert_eq!(called(&model), ["Bash", "Bash"]);
     assert_eq!(asked(&model, Seat::Host).len(), 7);
+}
+
+const WORKTREE_CONFIG: &str = "
+backends: { claude: { route: cli }, codex: {} }
+models: { opus: { backend: claude }, gpt-5.5: { backend: codex } }
+";
+
+/// What a model does that is told to commit.
+fn commits(request: &Request) -> Reply {
+    match request.turns() {
+        0 => Reply::shell(request, "touch work && git add work"),
+        1 => Reply::shell(request, "git commit -q -m Work"),
+        2 => run(request, "tick 1"),
+        3 => run(request, "finish Committed."),
+        _ => Reply::say("That is all."),
+    }
+}
+
+/// Dispatches a task to that model and waits for its end.
+fn commits_in_its_worktree(name: &str) {
+    let home = skill::ready(WORKTREE_CONFIG);
+    let model = Model::start(commits);
+    codex::configure(home.path(), &model);
+    let settings = "[user]\n\tname = Tester\n\temail = tester@example.com\n";
+    fs::write(home.path().join(".gitconfig"), settings).expect("git's settings");
+    let call = |program: &Path, args: &[&str], input: &str| {
+        let mut command = Command::new(program);
+        command.args(args).current_dir(home.project()).env_clear();
+        command.envs(environment(home.path(), &model)).env("GIT_CONFIG_NOSYSTEM", "1");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("a program");
+        child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("written");
+        let output = child.wait_with_output().expect("an end");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    call(Path::new("git"), &["init", "-q", "-b", "main"], "");
+    call(Path::new("git"), &["commit", "-q", "--allow-empty", "-m", "Begin"], "");
+    let spawn = helpers::path("dispatch-spawn");
+    let args = ["x", "--model", name, "--worktree", "--plan", "-"];
+    call(spawn, &args, "# Title\n- [ ] Commit something\n");
+    let exit = task(&home, "x").join("worker/1/exit");
+    wait_until(DEADLINE, "the worker ends", || exit.exists().then_some(()));
+    let log = call(Path::new("git"), &["log", "--format=%s", "dispatch/x"], "");
+    let said = file(task(&home, "x").join("worker/1/output.log"));
+    assert_eq!(log, "Work\nBegin\n", "{said}");
+    assert_eq!(file(task(&home, "x").join("ipc/.done")), "Committed.\n");
+    assert_eq!(call(Path::new("git"), &["log", "--format=%s"], ""), "Begin\n");
+    assert_eq!(call(Path::new("git"), &["status", "--porcelain"], ""), "");
+}
+
+#[test]
+fn codex_commits_in_its_worktree() {
+    commits_in_its_worktree("gpt-5.5");
+}
+
+#[test]
+fn claude_commits_in_its_worktree() {
+    commits_in_its_worktree("opus");
 }

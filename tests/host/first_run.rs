@@ -1,20 +1,21 @@
 //! The first run on a machine with real CLIs: what is found, and a first config from it, after which
 //! the request goes on.
 
-use std::{env, path::Path, process::Command};
+use std::env;
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
 use super::helpers;
-use crate::support::{
-    claude::{Claude, Options},
-    codex,
-    model::{Model, Reply},
-    process::{HOSTS, Home, path},
-    request::Request,
-    skill,
-    story::{DEADLINE, Job, Seat, file, quiet, run, spawn, task, told, until},
+use crate::support::claude::{Claude, Options};
+use crate::support::model::{Model, Reply};
+use crate::support::process::{HOSTS, Home, path};
+use crate::support::request::Request;
+use crate::support::story::{
+    DEADLINE, Job, Seat, asked, dispatcher, file, quiet, run, spawn, task, told, until,
 };
+use crate::support::{codex, skill};
 
 /// The PATH with all three fetched CLIs.
 fn all_clis() -> String {
@@ -126,4 +127,45 @@ fn the_first_request_is_carried_out_after_the_setup() {
     assert!(config.contains("  gpt-5.5: { backend: codex }\n"), "{config}");
     assert_eq!(file(task(&home, "paint").join("plan.md")), "- [x] Paint the door\n");
     assert_eq!(told(&model).len(), 1);
+}
+
+/// What the host's model is shown at `/dispatch`, and that nothing wakes it afterwards.
+fn shown(home: &Home) -> String {
+    let model = Model::start(move |request| dispatcher(request, &[]));
+    let mut claude = Claude::stream(home.path(), &home.project(), &model, &Options::default());
+    for _ in 0..2 {
+        claude.say("/dispatch use opus to paint the door");
+        until(&mut claude, home, "Dispatch is ready.");
+    }
+    assert!(claude.end(DEADLINE).success());
+    let host = asked(&model, Seat::Host);
+    assert_eq!(host.len(), 2, "the hooks stay silent");
+    host[0].last_user()
+}
+
+#[test]
+fn without_helpers_the_skill_names_the_one_command() {
+    let home = Home::new();
+    skill::install(&home);
+    let text = shown(&home);
+    let install = home.path().join(".claude/skills/dispatch/install.sh");
+    let version = helpers::VERSION.as_str();
+    let line = format!(
+        "State now:\ndispatch-config {version} is not installed; run: sh \"{}\"\n",
+        install.display()
+    );
+    assert!(text.contains(&line), "{text}");
+    assert!(install.is_file());
+}
+
+#[test]
+fn without_a_config_the_skill_says_so_and_knows_what_to_read() {
+    let home = Home::new();
+    skill::install(&home);
+    skill::install_helpers(&home);
+    let text = shown(&home);
+    assert!(text.contains("State now:\nconfig: there is no config yet"), "{text}");
+    let setup = home.path().join(".claude/skills/dispatch/references/first-run-setup.md");
+    assert!(text.contains(&format!("`{}`", setup.display())), "{text}");
+    assert!(setup.is_file());
 }

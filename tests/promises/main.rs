@@ -48,5 +48,4 @@ mod status;
 mod supervision;
 mod support;
 mod watch;
-mod whose_news;
 mod worktrees;

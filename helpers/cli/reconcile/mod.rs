@@ -1,7 +1,6 @@
 //! `dispatch-reconcile`: the true state of all tasks, and what a person does with them.
 
 mod clean;
-mod follow;
 mod line;
 mod merge;
 mod show;

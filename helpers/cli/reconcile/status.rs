@@ -7,8 +7,8 @@ use anyhow::Result;
 use clap::ColorChoice;
 use serde_json::json;
 
-use crate::cli::reconcile::follow::follow;
 use crate::cli::reconcile::table::{Columns, TaskRow};
+use crate::cli::reconcile::tasks::follow;
 use crate::cli::say;
 use crate::domain::{TaskId, Usage};
 use crate::exit::Exit;

@@ -1,15 +1,21 @@
 //! The tasks of a project for `watch` and `status --follow`, each reread when it has changed.
 
 use std::collections::BTreeMap;
+use std::io::{Write, stdout};
+
+use anyhow::Result;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::reconcile::line::one_line;
 use crate::cli::reconcile::status::broken_line;
 use crate::cli::reconcile::table::TaskRow;
 use crate::domain::TaskId;
-use crate::process::{Identity, Life, Watch};
+use crate::exit::Exit;
+use crate::process::{Identity, Life, Watch, Woken};
 use crate::project::{Broken, Project, TaskList};
+use crate::repair::repair;
 use crate::task::{Label, Task};
-use crate::wait::{Mark, directories, places, watch_undispatched};
+use crate::wait::{Mark, SAFETY_SCAN, directories, places, watch_undispatched};
 
 /// All tasks of a project as they were read last.
 pub(super) struct WatchedTasks {
@@ -94,5 +100,34 @@ impl WatchedTasks {
         rows.sort_by_key(|row| row.label);
         let broken = self.cached.values().filter_map(|cached| cached.row.as_ref().err());
         (rows, self.broken.iter().chain(broken).cloned().collect())
+    }
+}
+
+/// Prints the tasks that are not done, and then each task that changes, until a signal comes.
+pub(super) fn follow(project: &Project) -> Result<Exit> {
+    let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
+    repair(project, project.found());
+    let mut tasks = WatchedTasks::new(project.clone());
+    let mut printed: Option<Vec<String>> = None;
+    let mut event = true;
+    loop {
+        if tasks.refresh(&mut watch, event) || printed.is_none() {
+            let (rows, broken) = tasks.rows();
+            let is_new = |line: &String| !printed.iter().flatten().any(|it| it == line);
+            let open = rows.iter().filter(|row| printed.is_some() || row.label != Label::Done);
+            let lines = broken.iter().cloned().chain(open.map(|row| row.line()));
+            for line in lines.filter(is_new) {
+                // A reader that has left is no error.
+                if writeln!(stdout(), "{line}").is_err() {
+                    return Ok(Exit::Ok);
+                }
+            }
+            printed = Some(rows.iter().map(|row| row.line()).chain(broken).collect());
+        }
+        event = match watch.wait_for_event(SAFETY_SCAN)? {
+            Woken::Signal(_) => return Ok(Exit::Ok),
+            Woken::Changed => true,
+            Woken::Timeout => false,
+        };
     }
 }
