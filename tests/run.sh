@@ -69,6 +69,11 @@ if [ "${calls#_}" != write ]; then
     echo "tests/run.sh: the release program can open connections: $calls" >&2
     exit 1
 fi
+bytes=$(wc -c <"$program")
+if [ "$bytes" -gt 3000000 ]; then
+    echo "tests/run.sh: the release program has $bytes bytes, more than 3 MB" >&2
+    exit 1
+fi
 if tool tmux; then
     demo sh tests/demo-terminal.sh "$fresh"
 fi

@@ -453,11 +453,11 @@ fn what_dispatching_costs() {
 }
 
 /// The limits, in bytes and in calls.
-const SKILL: usize = 4_500;
+const SKILL: usize = 3_600;
 const SKILL_WITH_BRIEF: usize = 5_100;
-const COMMAND_CALLS: usize = 2;
-const AGENT_CALLS: usize = 3;
-const TASK: usize = 2_200;
+const COMMAND_CALLS: usize = 1;
+const AGENT_CALLS: usize = 2;
+const TASK: usize = 1_500;
 const QUESTION: usize = 1_600;
 
 /// The table for people.

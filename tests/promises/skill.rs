@@ -1,4 +1,4 @@
-//! What the host's model reads is short, and everything that it names exists.
+//! The texts for the host's model are short, and everything they name exists.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,13 +30,13 @@ fn texts() -> Vec<(String, String)> {
 }
 
 #[test]
-fn the_body_is_at_most_4500_bytes() {
+fn body_is_at_most_3600_bytes() {
     let (_, body) = skill();
-    assert!(body.len() <= 4500, "{} bytes", body.len());
+    assert!(body.len() <= 3_600, "{} bytes", body.len());
 }
 
 #[test]
-fn the_frontmatter_keeps_the_open_specifications_limits() {
+fn frontmatter_meets_the_open_specification() {
     let (front, _) = skill();
     let front: serde_json::Value = serde_yaml::from_str(&front).expect("YAML");
     assert_eq!(front["name"], "dispatch");
@@ -52,7 +52,7 @@ fn the_frontmatter_keeps_the_open_specifications_limits() {
 }
 
 #[test]
-fn every_file_that_is_named_exists() {
+fn every_named_file_exists() {
     let named = Regex::new(r"(?:references|bin)/[a-z][a-z.-]*[a-z]|`[a-z-]+\.(?:md|yaml)`");
     let named = named.expect("a regex");
     let of_a_task = ["plan.md", "prompt.md", "task.yaml", "context.md", "output.md"];
@@ -60,7 +60,7 @@ fn every_file_that_is_named_exists() {
     for (place, text) in texts() {
         for found in named.find_iter(&text) {
             let name = found.as_str().trim_matches('`');
-            // A rule for all helpers names none of them.
+            // `bin/dispatch-*` in a permission rule stands for all helpers.
             if of_a_task.contains(&name) || text[found.end()..].starts_with("-*") {
                 continue;
             }
@@ -69,9 +69,9 @@ fn every_file_that_is_named_exists() {
             seen.insert(path);
         }
     }
-    // Every reference is named by somebody, else nobody reads it.
+    // A reference that no text names is never read.
     for (place, _) in texts().iter().skip(1) {
-        assert!(seen.contains(place), "nobody names {place}");
+        assert!(seen.contains(place), "no text names {place}");
     }
 }
 
@@ -85,7 +85,7 @@ fn calls() -> Vec<(String, String, String)> {
             calls.push((place.clone(), found[1].to_string(), found[2].to_string()));
         }
     }
-    // Two references name the helper once and then only what follows it.
+    // Two references name the helper once, and then only its subcommands.
     let span = Regex::new(r"`((?:setup|[a-z]+-(?:default|model|alias|backend)) [^`]*)`");
     let span = span.expect("a regex");
     for place in ["references/config-modification.md", "references/first-run-setup.md"] {
@@ -97,7 +97,7 @@ fn calls() -> Vec<(String, String, String)> {
 }
 
 #[test]
-fn every_subcommand_and_option_that_is_named_is_accepted() {
+fn every_named_subcommand_and_option_is_accepted() {
     let sandbox = Sandbox::new();
     let word = Regex::new(r"^ ([a-z]+(?:-[a-z]+)*)(?: |$|\))").expect("a regex");
     let option = Regex::new(r"(?:^| )(--[a-z]+(?:-[a-z]+)*)").expect("a regex");
@@ -119,7 +119,7 @@ fn every_subcommand_and_option_that_is_named_is_accepted() {
             options.insert(format!("{helper} {name}"));
         }
     }
-    // The check found what it looks for.
+    // An empty search would pass, so these must be among the hits.
     for known in [
         "dispatch-config brief",
         "dispatch-config set-default",
@@ -133,7 +133,7 @@ fn every_subcommand_and_option_that_is_named_is_accepted() {
     for known in ["dispatch-spawn --model", "dispatch-monitor --hook"] {
         assert!(options.contains(known), "{options:?}");
     }
-    // In SKILL.md options stand alone too.
+    // SKILL.md also names options without their helper.
     let helps = ["dispatch-config", "dispatch-spawn", "dispatch-monitor", "dispatch-reconcile"];
     let helps: String = helps.iter().map(|helper| sandbox.ok(helper, &["--help"])).collect();
     for found in option.captures_iter(&skill().1.replace('`', " ")) {
@@ -149,9 +149,8 @@ fn example_config_is_valid() {
     assert!(said.ends_with("config.yaml is valid\n"), "{said}");
 }
 
-/// The calls that the worker's prompt gives are those of the helper.
 #[test]
-fn the_workers_prompt_names_calls_that_exist() {
+fn worker_prompt_names_existing_calls() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
