@@ -45,12 +45,24 @@ struct Scale {
     starts: usize,
     spawns: usize,
     questions: usize,
+    #[cfg(target_os = "linux")]
     idle: Duration,
 }
 
-const FULL: Scale =
-    Scale { starts: 100, spawns: 20, questions: 200, idle: Duration::from_secs(120) };
-const QUICK: Scale = Scale { starts: 30, spawns: 5, questions: 50, idle: Duration::from_secs(30) };
+const FULL: Scale = Scale {
+    starts: 100,
+    spawns: 20,
+    questions: 200,
+    #[cfg(target_os = "linux")]
+    idle: Duration::from_secs(120),
+};
+const QUICK: Scale = Scale {
+    starts: 30,
+    spawns: 5,
+    questions: 50,
+    #[cfg(target_os = "linux")]
+    idle: Duration::from_secs(30),
+};
 
 type Part = fn(&Scale, &mut Table) -> Result<()>;
 const PARTS: &[(&str, Part)] = &[
