@@ -21,7 +21,7 @@ use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Event, command, ids_in, shown_in_transcript};
 use crate::process::{Identity, Watch, calling_host};
 use crate::project::Project;
-use crate::task::{ExitRecord, SessionRecord, State, Task};
+use crate::task::{ExitRecord, SessionRecord, State, StopReason, Task};
 use crate::wait::{Outcome, Waiter};
 use crate::worker::agent::{self, description};
 use crate::worker::supervise::{self, StartOutcome};
@@ -249,7 +249,7 @@ fn note_ended_agent(task: &Task, host: &Identity, running: &[BackgroundTask]) ->
             Ok(())
         }
         None => attempt.set_exit(&ExitRecord {
-            ended: Some("the agent ended without finishing, or was never started".into()),
+            stop_reason: Some(StopReason::AgentGone),
             at: now(),
             milliseconds,
             ..ExitRecord::default()

@@ -1,5 +1,8 @@
-//! One run of a worker: the directory `worker/<n>`.
+//! One run of a worker and what is known about it: the directory `worker/<n>`.
+//!
+//! Invariant: every file is replaced as a whole, so a reader sees an old or a new one and no half.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,40 +16,66 @@ use crate::process::Identity;
 use crate::task::broken;
 use crate::text::lossy;
 
-/// How many bytes of a log's end are shown at most.
+/// The most bytes that are read from the end of a log.
 const LOG_END: u64 = 64 << 10;
 
-/// The `ended` of a worker that reported its result and did not exit; its plan decides the state.
-pub const LAST_WORD: &str = "it did not exit after its last word";
+/// An end that an exit code or a signal does not explain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopReason {
+    /// The worker reported its final result and did not exit, so the supervisor ended it.
+    LastWord,
+    /// The worker had reported its final result; its supervisor died before it saw the exit.
+    LastWordUnseen,
+    /// The worker was silent for longer than the config allows, so the supervisor ended it.
+    Silent {
+        /// The limit that passed.
+        minutes: u64,
+    },
+    /// The host no longer lists its agent, which has not finished.
+    AgentGone,
+}
 
-/// The `ended` of a worker whose log has a result and whose end nobody saw.
-pub const UNSEEN: &str = "it had said its last word, and nobody saw it end";
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LastWord => f.write_str("the worker did not exit after its final result"),
+            Self::LastWordUnseen => {
+                f.write_str("the worker reported its final result; nobody saw it exit")
+            }
+            Self::Silent { minutes } => write!(f, "silent for {minutes} min"),
+            Self::AgentGone => {
+                f.write_str("the agent ended without finishing, or was never started")
+            }
+        }
+    }
+}
 
-/// How an attempt ended, as its supervisor saw it.
+/// How an attempt ended, as its supervisor or host saw it: the file `exit`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExitRecord {
-    /// The exit code, if the worker exited by itself.
+    /// The worker's exit code, if it exited by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
-    /// The signal that ended it, if one did.
+    /// The number of the signal that ended the worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Why the program could not be started, if so.
+    /// The error, if the program could not be started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_started: Option<String>,
-    /// Why the supervisor ended the worker, if it did.
+    /// The reason for an end that code and signal do not explain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ended: Option<String>,
+    pub stop_reason: Option<StopReason>,
     /// The failure that the CLI reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
-    /// What the worker was not allowed to do.
+    /// The tool calls that the CLI denied to the worker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub denied: Vec<String>,
-    /// Tokens and money, as far as the CLI reported them.
+    /// The tokens and money that the attempt used, if the CLI reported them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// The wall clock at the end, to show.
+    /// The wall clock at the end (RFC 3339), only to be shown.
     pub at: String,
     /// How long the worker ran, in milliseconds of the monotonic clock.
     pub milliseconds: u64,
@@ -54,38 +83,40 @@ pub struct ExitRecord {
 
 impl ExitRecord {
     /// Whether nobody saw the end, because the supervisor died first.
-    pub fn is_unknown(&self) -> bool {
-        let ended = self.ended.as_ref().is_some_and(|why| why != UNSEEN);
-        !ended && self.code.is_none() && self.signal.is_none() && self.not_started.is_none()
+    pub fn is_unseen(&self) -> bool {
+        matches!(self.stop_reason, None | Some(StopReason::LastWordUnseen))
+            && self.code.is_none()
+            && self.signal.is_none()
+            && self.not_started.is_none()
     }
 
-    /// Whether the CLI had reported its result, so that the plan decides the state.
+    /// Whether the CLI had reported its final result, so that the plan decides the state.
     pub fn had_result(&self) -> bool {
-        self.ended.as_ref().is_some_and(|why| why == LAST_WORD || why == UNSEEN)
+        matches!(self.stop_reason, Some(StopReason::LastWord | StopReason::LastWordUnseen))
     }
 }
 
-/// A CLI's session, which a later attempt can continue.
+/// A CLI's session, which a later attempt can continue: the file `session`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
-    /// The backend that knows the session.
+    /// The backend whose CLI made the session.
     pub backend: String,
     /// The CLI's id of the session.
     pub id: String,
 }
 
 impl SessionRecord {
-    /// Whether the id is a word as all CLIs use: never an option, never more than one argument.
+    /// Whether the id is one plain word, as all CLIs use: never an option or several arguments.
     fn has_plain_id(&self) -> bool {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
         self.id.len() <= 128 && !self.id.starts_with('-') && self.id.bytes().all(plain)
     }
 }
 
-/// One run of a worker: the directory `worker/<n>`.
+/// A task's attempt, by its number.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// The number; attempts count from 1.
+    /// Counted from 1.
     pub number: u32,
     pub(super) directory: PathBuf,
 }
@@ -96,22 +127,22 @@ impl Attempt {
         &self.directory
     }
 
-    /// The prompt, which the worker reads on standard input.
+    /// The file with the prompt, which the worker reads on standard input.
     pub fn stdin_path(&self) -> PathBuf {
         self.directory.join("stdin")
     }
 
-    /// The worker's standard output and error.
+    /// The log: the worker's standard output and error.
     pub fn log_path(&self) -> PathBuf {
         self.directory.join("output.log")
     }
 
-    /// The earlier part of a log that was trimmed.
+    /// The file with the earlier part of a log that was trimmed.
     pub fn old_log_path(&self) -> PathBuf {
         self.directory.join("output.log.1")
     }
 
-    /// The end of the log in whole lines; that of the old log if the log was just trimmed.
+    /// The log's last whole lines, at most 64 KiB; those of the old log if the log was just trimmed.
     pub fn log_end(&self) -> String {
         let old = self.old_log_path();
         let end = |path: &Path, cut: bool| {
@@ -130,24 +161,24 @@ impl Attempt {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The time from the worker's start to the last write to its log.
-    pub fn life_sign(&self) -> Option<Duration> {
+    /// The time from the worker's start to the last write to its log, if both are known.
+    pub fn logged_time(&self) -> Option<Duration> {
         let changed = |path: PathBuf| std::fs::symlink_metadata(path)?.modified();
         let begin = changed(self.directory.join("identity")).ok()?;
         changed(self.log_path()).ok()?.duration_since(begin).ok()
     }
 
-    /// The copy of the plan as the attempt began.
+    /// The file with a copy of the plan as it was when the attempt began.
     pub fn plan_path(&self) -> PathBuf {
         self.directory.join("plan.md")
     }
 
-    /// The plan as the attempt began, if the copy was written.
+    /// The plan as it was when the attempt began, if a copy was written.
     pub fn plan(&self) -> Result<Option<Plan>> {
         Ok(files::read_foreign(&self.plan_path())?.map(lossy).map(|text| Plan::parse(&text)))
     }
 
-    /// The number of the last note that the worker was told of.
+    /// The file with the number of the last note that the worker was told of.
     pub(super) fn told_path(&self) -> PathBuf {
         self.directory.join("told")
     }
@@ -158,9 +189,9 @@ impl Attempt {
         files::publish(&self.directory.join("identity"), text.as_bytes())
     }
 
-    /// The worker's process; `None` before it is started.
+    /// The worker's process; `None` before its start.
     pub fn identity(&self) -> Result<Option<Identity>> {
-        let next = "remove it if no worker of the task runs any more";
+        let next = "remove it if no worker of this task is running";
         read_yaml(&self.directory.join("identity"), next)
     }
 
@@ -177,7 +208,7 @@ impl Attempt {
     /// worker can write the file, and the id becomes an argument of the next attempt's CLI.
     pub fn session(&self) -> Result<Option<SessionRecord>> {
         let (path, next) =
-            (self.directory.join("session"), "remove it; the next worker begins a new session");
+            (self.directory.join("session"), "remove it; the next attempt begins a new session");
         let session: Option<SessionRecord> = read_yaml(&path, next)?;
         match session {
             Some(session) if !session.has_plain_id() => {
@@ -187,8 +218,8 @@ impl Attempt {
         }
     }
 
-    /// Records since when the worker is silent; `None` if it is not.
-    pub fn set_silent(&self, since: Option<&str>) -> Result<()> {
+    /// Records since when (RFC 3339) the worker has been silent; `None` if it is not.
+    pub fn set_silent_since(&self, since: Option<&str>) -> Result<()> {
         let path = self.directory.join("silent");
         match since {
             Some(since) => files::publish(&path, since.as_bytes()),
@@ -196,14 +227,14 @@ impl Attempt {
         }
     }
 
-    /// Since when the worker is silent, if for longer than the config allows.
-    pub fn silent(&self) -> Result<Option<String>> {
+    /// The time since which the worker has been silent, if that is longer than the config allows.
+    pub fn silent_since(&self) -> Result<Option<String>> {
         Ok(files::read_foreign(&self.directory.join("silent"))?.map(lossy))
     }
 
     /// Records the usage that the host reported for its agent.
     pub fn set_usage(&self, usage: &Usage) -> Result<()> {
-        match self.agents_usage()?.as_ref() == Some(usage) {
+        match self.host_usage()?.as_ref() == Some(usage) {
             true => Ok(()),
             false => files::publish(
                 &self.directory.join("usage"),
@@ -212,28 +243,25 @@ impl Attempt {
         }
     }
 
-    fn agents_usage(&self) -> Result<Option<Usage>> {
-        read_yaml(
-            &self.directory.join("usage"),
-            "remove it; what was used before is not known then",
-        )
+    fn host_usage(&self) -> Result<Option<Usage>> {
+        read_yaml(&self.directory.join("usage"), "remove it; the usage so far is then unknown")
     }
 
-    /// The usage, as far as the CLI or the host reported it.
+    /// The usage that the CLI reported, else the one that the host reported.
     pub fn usage(&self) -> Result<Option<Usage>> {
         let of_cli = self.exit()?.and_then(|exit| exit.usage);
-        of_cli.map_or_else(|| self.agents_usage(), |usage| Ok(Some(usage)))
+        of_cli.map_or_else(|| self.host_usage(), |usage| Ok(Some(usage)))
     }
 
-    /// Records the end.
+    /// Records how the attempt ended.
     pub fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
         let text = serde_yaml::to_string(exit)?;
         files::publish(&self.directory.join("exit"), text.as_bytes())
     }
 
-    /// The recorded end; `None` while the worker runs, or if nobody saw the end.
+    /// The recorded end; `None` while the worker runs, and while an unseen end is not recorded yet.
     pub fn exit(&self) -> Result<Option<ExitRecord>> {
-        let next = "remove it; how that worker ended counts as unknown then";
+        let next = "remove it; the worker's end then counts as unknown";
         read_yaml(&self.directory.join("exit"), next)
     }
 }
@@ -249,9 +277,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_log_begins_with_a_line() {
-        let home = tempfile::tempdir().expect("a directory");
-        let attempt = Attempt { number: 1, directory: home.path().into() };
+    fn log_end_begins_with_whole_line() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let attempt = Attempt { number: 1, directory: directory.path().into() };
         let write = |path: PathBuf, text: &str| std::fs::write(path, text).expect("written");
         assert_eq!(attempt.log_end(), "");
         write(attempt.log_path(), "one\ntwo\n");
@@ -266,5 +294,17 @@ mod tests {
         assert_eq!(attempt.log_end(), "three\n");
         write(attempt.log_path(), "o");
         assert_eq!(attempt.log_end(), "old\none\ntw");
+    }
+
+    #[test]
+    fn exit_record_keeps_its_stop_reason() {
+        let silent = StopReason::Silent { minutes: 20 };
+        for reason in
+            [StopReason::LastWord, StopReason::LastWordUnseen, silent, StopReason::AgentGone]
+        {
+            let exit = ExitRecord { stop_reason: Some(reason), ..ExitRecord::default() };
+            let text = serde_yaml::to_string(&exit).expect("YAML");
+            assert_eq!(serde_yaml::from_str::<ExitRecord>(&text).expect("an end"), exit, "{text}");
+        }
     }
 }

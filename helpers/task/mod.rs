@@ -22,7 +22,7 @@ use crate::process::{Identity, Life};
 use crate::text::lossy;
 use claim::Claim;
 
-pub use attempt::{Attempt, ExitRecord, LAST_WORD, SessionRecord, UNSEEN};
+pub use attempt::{Attempt, ExitRecord, SessionRecord, StopReason};
 pub use record::{Before, FORMAT, Record, Wait};
 pub use state::{Label, Reason, State, View};
 

@@ -10,7 +10,7 @@ use crate::files::{Lock, modified_within, parse_number};
 use crate::ipc::Question;
 use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
-use crate::task::{Attempt, ExitRecord, Record, Task, Wait, output};
+use crate::task::{Attempt, ExitRecord, Record, StopReason, Task, Wait, output};
 
 /// The state of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -70,8 +70,8 @@ pub enum Reason {
     ExitCode(i32),
     /// That signal ended the worker.
     Signal(i32),
-    /// The supervisor ended the worker, for that reason.
-    Ended(String),
+    /// The attempt ended for a reason that code and signal do not explain.
+    Ended(StopReason),
     /// The worker disappeared, and nobody saw how it ended.
     Lost,
     /// The CLI reported this failure.
@@ -219,15 +219,15 @@ fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reas
     let clean = exit.failure.is_none() && (exit.code == Some(0) || had_result);
     match exit {
         _ if clean && complete => (State::Done, Reason::MarkerMissing),
-        exit if exit.is_unknown() && !had_result => (State::Failed, Reason::Lost),
+        exit if exit.is_unseen() && !had_result => (State::Failed, Reason::Lost),
         ExitRecord { failure: Some(failure), .. } => (State::Failed, Reason::Cli(failure.clone())),
-        ExitRecord { ended: Some(why), .. } if !had_result => {
-            (State::Failed, Reason::Ended(why.clone()))
+        ExitRecord { stop_reason: Some(reason), .. } if !had_result => {
+            (State::Failed, Reason::Ended(reason.clone()))
         }
         ExitRecord { denied, .. } if !denied.is_empty() => {
             (State::Failed, Reason::Denied(denied.clone()))
         }
-        ExitRecord { signal: Some(signal), ended: None, .. } => {
+        ExitRecord { signal: Some(signal), stop_reason: None, .. } => {
             (State::Failed, Reason::Signal(*signal))
         }
         ExitRecord { code: Some(code @ 1..), .. } => (State::Failed, Reason::ExitCode(*code)),
@@ -328,7 +328,7 @@ impl View {
             failed: plan.first(Marker::Failed).map(|item| item.number.clone()),
             exit: exit.clone(),
             wait,
-            silent: at_work.map(Attempt::silent).transpose()?.flatten(),
+            silent: at_work.map(Attempt::silent_since).transpose()?.flatten(),
         };
         let (state, reason) = derive(&facts);
         // A task that was removed meanwhile has no state.
@@ -444,7 +444,7 @@ impl View {
             Reason::NotStarted(why) => format!("could not start: {why}"),
             Reason::ExitCode(code) => format!("exit code {code}{}", self.last_words()),
             Reason::Signal(signal) => format!("ended by signal {signal}{}", self.last_words()),
-            Reason::Ended(why) => why.clone(),
+            Reason::Ended(reason) => reason.to_string(),
             Reason::Lost => "lost: the worker is gone and nobody saw it end".into(),
             Reason::Cli(failure) => format!("{}: {}", failure.kind, failure.said),
             Reason::Denied(what) => format!("denied: {}", what.join(", ")),

@@ -1,8 +1,6 @@
 //! One test for each row of the table of states.
 
 use super::*;
-use crate::task::LAST_WORD;
-use crate::task::UNSEEN;
 
 /// A worker that ended cleanly with items left.
 fn ended() -> Facts {
@@ -34,6 +32,10 @@ fn lost() -> Option<Reason> {
 
 fn doubt() -> Option<Reason> {
     Some(Reason::LineInDoubt("line 4 of the plan is in doubt".into()))
+}
+
+fn silent() -> Option<StopReason> {
+    Some(StopReason::Silent { minutes: 20 })
 }
 
 fn waits() -> Reason {
@@ -68,22 +70,26 @@ fn every_row_of_the_table() {
         (Facts { exit: exit(|e| e.signal = Some(9)), ..ended() }, S::Failed, R::Signal(9)),
         (Facts { exit: exit(|e| e.code = Some(7)), ..ended() }, S::Failed, R::ExitCode(7)),
         (
-            Facts { exit: exit(|e| e.ended = Some("silent".into())), ..ended() },
+            Facts { exit: exit(|e| e.stop_reason = silent()), ..ended() },
             S::Failed,
-            R::Ended("silent".into()),
+            R::Ended(StopReason::Silent { minutes: 20 }),
         ),
         (
-            Facts { complete: true, exit: exit(|e| e.ended = Some("silent".into())), ..ended() },
+            Facts { complete: true, exit: exit(|e| e.stop_reason = silent()), ..ended() },
             S::Failed,
-            R::Ended("silent".into()),
+            R::Ended(StopReason::Silent { minutes: 20 }),
         ),
         (
-            Facts { exit: exit(|e| e.ended = Some(LAST_WORD.into())), ..ended() },
+            Facts { exit: exit(|e| e.stop_reason = Some(StopReason::LastWord)), ..ended() },
             S::Incomplete,
             R::None,
         ),
         (
-            Facts { complete: true, exit: exit(|e| e.ended = Some(LAST_WORD.into())), ..ended() },
+            Facts {
+                complete: true,
+                exit: exit(|e| e.stop_reason = Some(StopReason::LastWord)),
+                ..ended()
+            },
             S::Done,
             R::MarkerMissing,
         ),
@@ -91,12 +97,16 @@ fn every_row_of_the_table() {
         (Facts { exit: None, ..ended() }, S::Failed, R::Lost),
         (Facts { exit: exit(|_| ()), complete: true, ..ended() }, S::Failed, R::Lost),
         (
-            Facts { exit: exit(|e| e.ended = Some(UNSEEN.into())), ..ended() },
+            Facts { exit: exit(|e| e.stop_reason = Some(StopReason::LastWordUnseen)), ..ended() },
             S::Incomplete,
             R::None,
         ),
         (
-            Facts { complete: true, exit: exit(|e| e.ended = Some(UNSEEN.into())), ..ended() },
+            Facts {
+                complete: true,
+                exit: exit(|e| e.stop_reason = Some(StopReason::LastWordUnseen)),
+                ..ended()
+            },
             S::Done,
             R::MarkerMissing,
         ),

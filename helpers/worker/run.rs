@@ -23,7 +23,7 @@ use crate::process::{
     self, ATTEMPT, Identity, Life, ProcessTree, TASK_DIR, Watch, Woken, is_host_variable,
     worker_helper,
 };
-use crate::task::{Attempt, ExitRecord, LAST_WORD, Record, SessionRecord, Task, UNSEEN};
+use crate::task::{Attempt, ExitRecord, Record, SessionRecord, StopReason, Task};
 use crate::text::lossy;
 use crate::tools::events::{Listener, Observed};
 use crate::tools::{Invocation, Job, Session, invocation, listener};
@@ -79,7 +79,7 @@ pub(super) fn run(
     };
     fault::point("supervisor", "started");
     starter.report_started()?;
-    let (mut status, mut ended) = started.wait_for_end(task, watch)?;
+    let (mut status, mut stop_reason) = started.wait_for_end(task, watch)?;
     if let Some(again) = record_without_refused(task, &record, &started.listener, status)? {
         if session.is_some() {
             // A new session has not read the first prompt.
@@ -89,7 +89,7 @@ pub(super) fn run(
         // If the second start fails, the first end counts.
         if let Ok(second) = launch(task, &again, &attempt, None) {
             started = second;
-            (status, ended) = started.wait_for_end(task, watch)?;
+            (status, stop_reason) = started.wait_for_end(task, watch)?;
         }
     }
     fault::point("supervisor", "reaped");
@@ -99,7 +99,7 @@ pub(super) fn run(
     let exit = ExitRecord {
         code: status.code(),
         signal: status.signal(),
-        ended,
+        stop_reason,
         failure: observed.failure,
         denied: observed.denied,
         usage,
@@ -126,14 +126,14 @@ pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> Exi
         // Unreadable usage must not leave the end unrecorded.
         usage: usage(task, attempt, &observed).unwrap_or_default(),
         at: now(),
-        milliseconds: attempt.life_sign().map_or(0, |time| time.as_millis() as u64),
+        milliseconds: attempt.logged_time().map_or(0, |time| time.as_millis() as u64),
         ..ExitRecord::default()
     };
     if !observed.said_last_word {
         return exit;
     }
     let (failure, denied) = (observed.failure, observed.denied);
-    ExitRecord { ended: Some(UNSEEN.into()), failure, denied, ..exit }
+    ExitRecord { stop_reason: Some(StopReason::LastWordUnseen), failure, denied, ..exit }
 }
 
 /// Creates the next attempt: writes its prompt and moves the last attempt's finish marker away.
@@ -330,7 +330,7 @@ pub fn tree(
 /// Terminates processes of an attempt whose supervisor died before its worker.
 fn terminate_leftovers(task: &Task, record: &Record, number: u32) -> Result<()> {
     let last = task.attempt(number);
-    if number > 0 && last.exit()?.is_none_or(|exit| exit.is_unknown()) {
+    if number > 0 && last.exit()?.is_none_or(|exit| exit.is_unseen()) {
         tree(None, record, &last)?.terminate(termination_grace(), || ())?;
     }
     Ok(())
@@ -366,7 +366,7 @@ impl RunningWorker {
         &mut self,
         task: &Task,
         watch: &mut Watch,
-    ) -> Result<(ExitStatus, Option<String>)> {
+    ) -> Result<(ExitStatus, Option<StopReason>)> {
         if let Some(identity) = self.attempt.identity()? {
             watch.add_process(&identity);
         }
@@ -374,7 +374,7 @@ impl RunningWorker {
         let last_word_grace = fault::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
         let mut silence = Silence::new(task);
         let mut result_since: Option<Instant> = None;
-        let ended = loop {
+        let stop_reason = loop {
             let new = self.read_output();
             process::reap_adopted(self.child.id());
             if self.child.try_wait().context("cannot wait for the worker")?.is_some() {
@@ -384,7 +384,7 @@ impl RunningWorker {
             if self.listener.observed().said_last_word
                 && result_since.get_or_insert_with(Instant::now).elapsed() >= last_word_grace
             {
-                break Some(LAST_WORD.into());
+                break Some(StopReason::LastWord);
             }
             if let Some(silent) = silence.check(task, &self.attempt, new > 0) {
                 break Some(silent);
@@ -415,7 +415,7 @@ impl RunningWorker {
         self.read_output();
         self.listener.end();
         self.record_session();
-        Ok((status, ended))
+        Ok((status, stop_reason))
     }
 
     /// Parses new output and returns its size in bytes. A read error must not stop the supervision.

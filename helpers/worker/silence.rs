@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::config::Config;
 use crate::fault;
 use crate::ipc::Question;
-use crate::task::{Attempt, Task};
+use crate::task::{Attempt, StopReason, Task};
 
 /// Default of `silent_after`.
 const SILENT_AFTER: Duration = Duration::from_secs(20 * 60);
@@ -47,7 +47,12 @@ impl Silence {
     }
 
     /// Records whether the worker is silent; returns why it has to be ended, if the config says so.
-    pub(super) fn check(&mut self, task: &Task, attempt: &Attempt, new: bool) -> Option<String> {
+    pub(super) fn check(
+        &mut self,
+        task: &Task,
+        attempt: &Attempt,
+        new: bool,
+    ) -> Option<StopReason> {
         let limit = self.limit?;
         let stamp = |path: &PathBuf| {
             let meta = std::fs::metadata(path).ok()?;
@@ -57,7 +62,7 @@ impl Silence {
         if new || stamps != self.stamps || self.waits_for_answer(limit, task) {
             self.stamps = stamps;
             self.last_sign = Instant::now();
-            if self.is_recorded && attempt.set_silent(None).is_ok() {
+            if self.is_recorded && attempt.set_silent_since(None).is_ok() {
                 self.is_recorded = false;
             }
         }
@@ -65,10 +70,11 @@ impl Silence {
             return None;
         }
         if self.stop_when_silent {
-            return Some(format!("silent for {} min", limit.as_secs() / 60));
+            return Some(StopReason::Silent { minutes: limit.as_secs() / 60 });
         }
         let since = humantime::format_rfc3339_seconds(SystemTime::now() - self.last_sign.elapsed());
-        self.is_recorded = self.is_recorded || attempt.set_silent(Some(&since.to_string())).is_ok();
+        self.is_recorded =
+            self.is_recorded || attempt.set_silent_since(Some(&since.to_string())).is_ok();
         None
     }
 

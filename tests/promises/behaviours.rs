@@ -200,7 +200,7 @@ fn does_not_exit_after_its_last_word() {
         let sandbox = behaves_as_claude(&format!("{did}\n{last_word}\nsleep 1000"));
         is_over(&sandbox, state);
         let exit = sandbox.read("x", "worker/1/exit");
-        assert!(exit.contains("ended: it did not exit after its last word\n"), "{exit}");
+        assert!(exit.contains("stop_reason: last-word\n"), "{exit}");
     }
 }
 

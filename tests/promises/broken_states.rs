@@ -405,7 +405,7 @@ neighbour running 0/2 1h idle — item 1: First
 exit 65
 ! dispatch-reconcile: PROJECT/.dispatch/tasks/x/worker/1/exit is broken
 !   missing field `milliseconds`
-!   next: remove it; how that worker ended counts as unknown then
+!   next: remove it; the worker's end then counts as unknown
 "#]]);
     BrokenTask::alive(|sandbox| sandbox.write("x", "worker/1/identity", "pid: 12\nst"))
         .status(str![[r#"
@@ -448,7 +448,7 @@ neighbour running 0/2 1h idle — item 1: First
 exit 65
 ! dispatch-spawn: PROJECT/.dispatch/tasks/x/worker/1/session is broken
 !   invalid type: string "id", expected struct SessionRecord
-!   next: remove it; the next worker begins a new session
+!   next: remove it; the next attempt begins a new session
 "#]]);
 }
 

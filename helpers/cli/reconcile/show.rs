@@ -88,7 +88,9 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         let exit = attempt.exit()?;
         let used = attempt.usage()?.map_or_else(String::new, |usage| format!(", {usage}"));
         let end = match exit {
-            Some(ExitRecord { ended: Some(why), at, .. }) => format!("ended at {at}: {why}"),
+            Some(ExitRecord { stop_reason: Some(reason), at, .. }) => {
+                format!("ended at {at}: {reason}")
+            }
             Some(exit) => match (exit.code, exit.signal, exit.not_started) {
                 (Some(code), ..) => format!("exit code {code} at {}", exit.at),
                 (_, Some(signal), _) => format!("signal {signal} at {}", exit.at),
