@@ -172,7 +172,7 @@ impl Project {
                     let task = Task::new(path, id);
                     if kind.is_dir() && task.was_dispatched() {
                         found.tasks.push(task);
-                    } else if let Err(error) = task.refuse_remains() {
+                    } else if let Err(error) = task.refuse_lost_record() {
                         found.broken.push(Broken::from_task(&task, error.into()));
                     } else if let Err(error) = task.directory().join(".").try_exists() {
                         let name = task.id().as_str();
@@ -203,7 +203,7 @@ impl Project {
     /// [`Exit::Data`] with the names of existing tasks, if it was never dispatched.
     pub fn existing_task(&self, id: &TaskId) -> Result<Task> {
         let task = self.task(id);
-        task.refuse_remains()?;
+        task.refuse_lost_record()?;
         if task.was_dispatched() {
             return Ok(task);
         }

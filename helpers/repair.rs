@@ -189,5 +189,5 @@ fn is_known(made: &Artifact, record: &Record) -> bool {
 fn directories(view: &View) -> impl Iterator<Item = PathBuf> {
     let task = &view.task;
     let attempt = view.attempt.iter().map(|attempt| attempt.directory().to_path_buf());
-    task.directories().into_iter().chain(attempt)
+    task.helper_directories().into_iter().chain(attempt)
 }

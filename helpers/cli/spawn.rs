@@ -20,7 +20,7 @@ use crate::ids::{now, random_hex};
 use crate::plan::{Marker, Plan};
 use crate::process::{Life, TASK_DIR, calling_host, is_host_variable, launcher, worker_helper};
 use crate::project::Project;
-use crate::task::{self, Before, Record, State, Task, Wait};
+use crate::task::{self, Dependency, Record, State, Task, Wait};
 use crate::tools::{self, Invocation, Session, gap, is_known};
 use crate::worker::supervise::{self, StartOutcome};
 use crate::worker::{agent, prompt, run};
@@ -312,7 +312,7 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
         change_worker(args, task, &mut record)?;
     }
     if !args.skip.is_empty() {
-        task.mend_plan(|plan| skip(plan, &args.skip))?;
+        task.repair_plan(|plan| skip(plan, &args.skip))?;
     }
     if nothing_left {
         let items = args.skip.join(", ");
@@ -429,7 +429,7 @@ fn route(choice: &Choice, worktree: bool, after: bool) -> Result<Route> {
 }
 
 /// The tasks named by `--after`, as they are now.
-fn predecessors(project: &Project, id: &TaskId, names: &[String]) -> Result<Vec<Before>> {
+fn predecessors(project: &Project, id: &TaskId, names: &[String]) -> Result<Vec<Dependency>> {
     let mut predecessors = Vec::new();
     for name in names {
         let other: TaskId = name.parse()?;
@@ -441,7 +441,7 @@ fn predecessors(project: &Project, id: &TaskId, names: &[String]) -> Result<Vec<
         }
         let record = project.existing_task(&other)?.record()?.context("the task has no record")?;
         let branch = record.worktree.map(|worktree| worktree.branch);
-        let before = Before { task: name.clone(), nonce: record.nonce, branch };
+        let before = Dependency { task: name.clone(), nonce: record.nonce, branch };
         if !predecessors.contains(&before) {
             predecessors.push(before);
         }
@@ -476,7 +476,7 @@ fn read_plan(given: Option<&str>, task: &Task, here: &Path) -> Result<(String, P
 }
 
 fn refuse_taken(task: &Task) -> Result<()> {
-    task.refuse_remains()?;
+    task.refuse_lost_record()?;
     if !task.was_dispatched() {
         return Ok(());
     }

@@ -275,7 +275,7 @@ fn print_answer(task: &Task, number: &str) -> Result<Exit> {
 
 /// Prints the person's notes that the worker was not told yet.
 fn print_new_notes(task: &Task) -> Result<()> {
-    for note in task.untold_notes()? {
+    for note in task.take_untold_notes()? {
         say(format!("\nA new note from the person, which is in your plan too:\n{}", note.trim()));
     }
     Ok(())

@@ -97,8 +97,8 @@ fn standstill(view: &View) -> Result<Option<Event>> {
             format!("{id} parked ({items}): {because}"),
             "tell the user; the task resumes when the limit resets".into(),
         ),
-        Reason::Waits(Wait::Held { task, why }) => (
-            format!("held/{task}/{why}"),
+        Reason::Waits(Wait::Held { task, obstacle }) => (
+            format!("held/{task}/{obstacle}"),
             format!("{id} {because}"),
             format!("tell the user and ask; {spawn} {id} --resume starts it anyway"),
         ),

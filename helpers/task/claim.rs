@@ -1,8 +1,10 @@
-//! The decisions of a task's record, kept where its worker cannot write at `read` and `write`: in
-//! `~/.dispatch/claims`. Without them any worker could write itself a record with more access, and
-//! any project that is cloned could bring a task that is carried out.
+//! Claims: copies of what the person decided about a task, in `~/.dispatch/claims`, where no worker at
+//! `read` or `write` can change them.
+//!
+//! Invariant: a record counts only with its claim, and the claim's values replace the record's. Without
+//! that, a worker could give itself more access, and a cloned project could bring a task that runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -12,10 +14,10 @@ use crate::domain::{Access, Route, Worktree};
 use crate::files;
 use crate::task::{Record, Task};
 
-/// What a record says of its worker.
+/// The decisions in a task's record.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Claim {
-    /// The task's directory: one of the same name in another project is another task.
+    /// The task's directory, which tells it from a task of the same name in another project.
     task: PathBuf,
     name: String,
     model: Option<String>,
@@ -27,27 +29,27 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// The one that belongs to the record of that task; `None` if the user has dispatched no such
-    /// task.
-    pub(super) fn of(task: &Task, nonce: &str) -> Result<Option<Self>> {
-        let Some(path) = path(nonce)? else { return Ok(None) };
+    /// The claim of the task's record; `None` if this user did not dispatch the task.
+    ///
+    /// # Errors
+    /// An unreadable or broken claim.
+    pub(super) fn load(task: &Task, nonce: &str) -> Result<Option<Self>> {
+        let Some(path) = claim_path(nonce)? else { return Ok(None) };
         let Some(text) = files::read(&path)? else { return Ok(None) };
         let claim: Self = serde_json::from_str(&text)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        let is_it = |claim: &Self| {
+        let real = |path: &Path| path.canonicalize().ok();
+        let is_same = |claim: &Self| {
             claim.task == task.directory()
-                || claim
-                    .task
-                    .canonicalize()
-                    .is_ok_and(|its| task.directory().canonicalize().is_ok_and(|own| own == its))
+                || real(&claim.task).is_some_and(|path| Some(path) == real(task.directory()))
         };
-        Ok(Some(claim).filter(is_it))
+        Ok(Some(claim).filter(is_same))
     }
 
-    /// Keeps what the record says from now on.
-    pub(super) fn keep(task: &Task, record: &Record) -> Result<()> {
+    /// Saves the record's decisions, in place of those that were saved before.
+    pub(super) fn save(task: &Task, record: &Record) -> Result<()> {
         let record = record.clone();
-        let path = path(&record.nonce)?.context("a nonce is hexadecimal")?;
+        let path = claim_path(&record.nonce)?.context("a nonce is hexadecimal")?;
         let claim = Self {
             task: task.directory().into(),
             name: record.name,
@@ -62,13 +64,13 @@ impl Claim {
         files::publish(&path, serde_json::to_string(&claim)?.as_bytes())
     }
 
-    /// Forgets a task that is removed.
-    pub(super) fn forget(nonce: &str) -> Result<()> {
-        path(nonce)?.map_or(Ok(()), |path| files::remove(&path))
+    /// Removes the claim of the record with that nonce.
+    pub(super) fn remove(nonce: &str) -> Result<()> {
+        claim_path(nonce)?.map_or(Ok(()), |path| files::remove(&path))
     }
 
-    /// The record with these decisions, whatever it says itself.
-    pub(super) fn decides(self, record: Record) -> Record {
+    /// The record with the claim's decisions in place of its own.
+    pub(super) fn apply_to(self, record: Record) -> Record {
         Record {
             name: self.name,
             model: self.model,
@@ -82,8 +84,9 @@ impl Claim {
     }
 }
 
-/// Where it is. A nonce is read from the project, so that it must not lead anywhere else.
-fn path(nonce: &str) -> Result<Option<PathBuf>> {
+/// The claim's file; `None` for a nonce that dispatch did not make. The nonce comes from a file that a
+/// worker can write, so it must not lead out of the directory of claims.
+fn claim_path(nonce: &str) -> Result<Option<PathBuf>> {
     let harmless = !nonce.is_empty()
         && nonce.len() <= 64
         && nonce.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');

@@ -1,4 +1,7 @@
 //! A task: its directory, its record and its attempts.
+//!
+//! Invariant: the task's files are the only state. Changes of the plan and the record happen under the
+//! task's lock, and each file is replaced as a whole.
 
 mod attempt;
 mod claim;
@@ -23,13 +26,13 @@ use crate::text::lossy;
 use claim::Claim;
 
 pub use attempt::{Attempt, ExitRecord, SessionRecord, StopReason};
-pub use record::{Before, FORMAT, Record, Wait};
+pub use record::{Dependency, FORMAT, Record, Wait};
 pub use state::{Label, Reason, State, View};
 
-/// How long a helper waits for a task's lock, which is held for milliseconds.
+/// How long a helper waits for a task's lock, which others hold for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
-/// A task, by its directory.
+/// A task, by its directory. The directory need not exist.
 #[derive(Clone, Debug)]
 pub struct Task {
     directory: PathBuf,
@@ -41,7 +44,7 @@ impl Task {
         Self { directory, id }
     }
 
-    /// The task in that directory, as a worker's command names it.
+    /// The task in the directory that a worker's command names.
     ///
     /// # Errors
     /// [`Exit::Data`] if there is no plan, or a symlink leads to the directory.
@@ -61,7 +64,7 @@ impl Task {
         Ok(task)
     }
 
-    /// The task's name.
+    /// The task's name, which is also the name of its directory.
     pub fn id(&self) -> &TaskId {
         &self.id
     }
@@ -71,7 +74,7 @@ impl Task {
         &self.directory
     }
 
-    /// `plan.md`: the checklist.
+    /// `plan.md`: the checklist, the context and the notes.
     pub fn plan_path(&self) -> PathBuf {
         self.directory.join("plan.md")
     }
@@ -86,12 +89,12 @@ impl Task {
         self.directory.join("output.md")
     }
 
-    /// `context.md`: what a worker that stopped leaves to the next one.
+    /// `context.md`: what a worker that stops writes for the next one.
     pub fn context_path(&self) -> PathBuf {
         self.directory.join("context.md")
     }
 
-    /// The run lock, which a supervisor holds for as long as it lives.
+    /// The run lock, which the supervisor holds until it exits.
     pub fn run_lock_path(&self) -> PathBuf {
         self.directory.join("run.lock")
     }
@@ -111,12 +114,12 @@ impl Task {
         self.directory.join("tells")
     }
 
-    /// The file that says what the task waits for.
+    /// The file with what the task waits for.
     pub fn wait_path(&self) -> PathBuf {
         self.directory.join("wait")
     }
 
-    /// Records what the task waits for; `None` for nothing.
+    /// Records what the task waits for; `None` removes the wait.
     pub fn set_wait(&self, wait: Option<&Wait>) -> Result<()> {
         let path = self.wait_path();
         match wait {
@@ -125,16 +128,19 @@ impl Task {
         }
     }
 
-    /// The wait that the supervisor recorded last.
+    /// The recorded wait; `None` if the task waits for nothing.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the file is broken.
     pub fn wait(&self) -> Result<Option<Wait>> {
         let path = self.wait_path();
         let Some(text) = files::read_foreign(&path)?.map(lossy) else { return Ok(None) };
-        let next = "remove it; whatever the task waits for is found again";
+        let next = "remove it; dispatch then finds out again what the task waits for";
         serde_json::from_str(&text).map(Some).map_err(|error| broken(&path, &error, next).into())
     }
 
     /// The directories in which helpers write files, without those of the attempts.
-    pub fn directories(&self) -> [PathBuf; 4] {
+    pub fn helper_directories(&self) -> [PathBuf; 4] {
         let ipc = self.ipc().directory().to_path_buf();
         [self.directory.clone(), ipc, self.notes_dir(), self.tells_dir()]
     }
@@ -152,11 +158,11 @@ impl Task {
         self.record_path().is_file()
     }
 
-    /// How long ago the task was done, by its finish marker and plan alone; `None` if it is not done.
-    pub fn done_for(&self) -> Option<Duration> {
+    /// The time since the task was done, by its finish marker and plan alone; `None` if it is not done.
+    pub fn time_since_done(&self) -> Option<Duration> {
         let since = self.ipc().finished_at()?;
-        let over = self.plan().ok()?.complete();
-        since.elapsed().ok().filter(|_| over)
+        let done = self.plan().ok()?.complete();
+        since.elapsed().ok().filter(|_| done)
     }
 
     /// Whether the record was written less than `time` ago.
@@ -184,35 +190,38 @@ impl Task {
             Err(_) => serde_yaml::from_str::<record::Format>(&text).map_err(broken)?.format,
         };
         if format > FORMAT {
-            return Err(Refusal::new(Exit::Data, "that task was made by a newer dispatch")
+            return Err(Refusal::new(Exit::Data, "this task was created by a newer version")
                 .place(format!("{}: format {format}", path.display()))
-                .next("install this version's helpers anew: sh install.sh")
+                .next("install this version's helpers again: sh install.sh")
                 .into());
         }
         let record = record.map_err(broken)?;
-        match Claim::of(self, &record.nonce)? {
-            Some(claim) => Ok(Some(claim.decides(record))),
+        match Claim::load(self, &record.nonce)? {
+            Some(claim) => Ok(Some(claim.apply_to(record))),
             None => Err(Refusal::new(Exit::Data, format!("task '{}' is not yours", self.id))
-                .place(format!("{}: it came with the project, or this was moved", path.display()))
-                .next("nothing of it is carried out; look at it, and remove its directory")
+                .place(format!(
+                    "{}: it came with a cloned project, or the project was moved",
+                    path.display()
+                ))
+                .next("inspect its directory and remove it; dispatch will not run it")
                 .into()),
         }
     }
 
-    /// Claims the name for this record; `false` if it is taken.
+    /// Writes the record of a new task; `false` if the name is taken.
     pub fn claim(&self, record: &Record) -> Result<bool> {
-        Claim::keep(self, record)?;
+        Claim::save(self, record)?;
         let new =
             files::publish_new(&self.record_path(), serde_yaml::to_string(record)?.as_bytes())?;
         if !new {
-            Claim::forget(&record.nonce)?;
+            Claim::remove(&record.nonce)?;
         }
         Ok(new)
     }
 
-    /// Removes the claim of a task that is removed.
-    pub fn disown(&self, nonce: &str) -> Result<()> {
-        Claim::forget(nonce)
+    /// Removes the claim of a task that is about to be removed.
+    pub fn remove_claim(&self, nonce: &str) -> Result<()> {
+        Claim::remove(nonce)
     }
 
     /// Changes the record under the task's lock.
@@ -220,12 +229,12 @@ impl Task {
         let _lock = self.lock()?;
         let mut record = self.record()?.context("the task has no record")?;
         change(&mut record);
-        Claim::keep(self, &record)?;
+        Claim::save(self, &record)?;
         files::publish(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
     }
 
-    /// Makes a host the owner, so that it gets the news, unless the owner is alive. Returns whether the
-    /// owner changed.
+    /// Makes a host the owner, so that it gets the news, unless the present owner may be alive. Returns
+    /// whether the owner changed.
     pub fn adopt(&self, host: &Identity) -> Result<bool> {
         let orphaned =
             |record: &Record| record.owner.as_ref().is_none_or(|owner| owner.life() == Life::Dead);
@@ -244,33 +253,40 @@ impl Task {
     }
 
     /// Takes the lock for changes of the plan and the record.
+    ///
+    /// # Errors
+    /// [`Exit::TryAgain`] if another process holds the lock for too long.
     pub fn lock(&self) -> Result<Lock> {
         files::create_task_directory(&self.directory)?;
         Lock::take(&self.directory.join("lock"), LOCK_LIMIT)
     }
 
-    /// Reads the plan, with the numbers of the last attempt's copy; a missing one is an empty one.
+    /// The plan, with the item numbers of the last attempt's copy; a missing file counts as an empty plan.
     pub fn plan(&self) -> Result<Plan> {
         self.plan_since(self.last_attempt().as_ref())
     }
 
+    /// The plan, with the item numbers of this attempt's copy.
     fn plan_since(&self, attempt: Option<&Attempt>) -> Result<Plan> {
         let text = files::read_foreign(&self.plan_path())?.map(lossy).unwrap_or_default();
         let start = attempt.map(Attempt::plan).transpose()?.flatten();
         Ok(numbered(&text, start.as_ref()))
     }
 
-    /// The plan's text for an edit, which must not lose a byte: text that is not UTF-8 is refused.
+    /// The plan's text, for an edit that must not lose a byte.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the text is not UTF-8.
     pub fn plan_text(&self) -> Result<Option<String>> {
         let path = self.plan_path();
         files::read_foreign(&path)?.map(|bytes| files::decode(bytes, &path)).transpose()
     }
 
     /// Changes the plan under the lock. A worker's editor ignores the lock, so a plan that lost items
-    /// since the last attempt began may be half written: it is read again for a while.
+    /// since the last attempt began may be half written and is read again for half a second.
     ///
     /// # Errors
-    /// [`Exit::Data`] if items stay lost; whatever `change` refuses.
+    /// [`Exit::Data`] if items stay lost, and the refusals of `change`.
     pub fn edit_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
         self.change_plan(|plan| {
             let attempt = self.last_attempt().filter(|_| !plan.lost().is_empty());
@@ -279,20 +295,24 @@ impl Task {
             Err(Refusal::new(Exit::Data, format!("the plan lost {}", plan.lost_words()))
                 .place(self.plan_path().display().to_string())
                 .next(format!(
-                    "put it back from {}; to drop it, once no worker runs: dispatch-spawn {id} --resume{skip}",
+                    "restore it from {}; to drop it, once no worker is running: dispatch-spawn {id} --resume{skip}",
                     attempt.plan_path().display()
                 )))
         })
     }
 
-    /// The same, but the items that the plan lost are put back first.
-    pub fn mend_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
+    /// Restores the items that the plan lost, then changes it like [`Self::edit_plan`].
+    pub fn repair_plan(
+        &self,
+        change: impl FnOnce(&mut Plan) -> Result<(), Refusal>,
+    ) -> Result<Plan> {
         self.change_plan(|plan| {
             plan.restore()?;
             change(plan)
         })
     }
 
+    /// Changes the plan under the lock, after it has waited for lost items to come back.
     fn change_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
         let _lock = self.lock()?;
         let start = self.plan_at_start()?;
@@ -314,32 +334,33 @@ impl Task {
     /// Appends the notes that the plan lacks: new ones, and those that an editor lost.
     fn restore_notes(&self, plan: &mut Plan) -> Result<()> {
         let notes: Vec<String> = self.notes()?.into_iter().map(|(_, note)| note).collect();
-        for (at, note) in notes.iter().enumerate() {
-            let due = notes[..=at].iter().filter(|other| *other == note).count();
-            if plan.count_notes(note) < due {
+        for (index, note) in notes.iter().enumerate() {
+            let expected = notes[..=index].iter().filter(|other| *other == note).count();
+            if plan.count_notes(note) < expected {
                 plan.append_note(note)?;
             }
         }
         Ok(())
     }
 
-    /// The plan as it was when the last attempt began.
+    /// The plan as it was when the last attempt began, if there was one.
     pub fn plan_at_start(&self) -> Result<Option<Plan>> {
         self.last_attempt().map_or(Ok(None), |attempt| attempt.plan())
     }
 
-    /// Keeps a note to the worker as a file and appends it to the plan.
+    /// Saves a note to the worker as a file and appends it to the plan.
     pub fn add_note(&self, text: &str) -> Result<()> {
         let plan = self.plan()?;
-        // A note that is kept and not in the plan is a repeat: the earlier call was killed.
+        // A saved note that the plan lacks is from a call that was killed; this call repeats it.
         if !self.notes()?.iter().any(|(_, note)| note == text && plan.count_notes(note) == 0) {
             publish_numbered(&self.notes_dir(), text)?;
         }
         self.edit_plan(|_| Ok(())).map(drop)
     }
 
-    /// The notes that the worker was not told yet. They count as told from now on.
-    pub fn untold_notes(&self) -> Result<Vec<String>> {
+    /// The texts of the notes that the worker was not told yet, oldest first. They count as told from
+    /// now on.
+    pub fn take_untold_notes(&self) -> Result<Vec<String>> {
         let Some(attempt) = self.last_attempt() else { return Ok(Vec::new()) };
         let told = attempt.told_path();
         let last: u32 =
@@ -352,13 +373,13 @@ impl Task {
         Ok(notes.into_iter().map(|(_, note)| note).collect())
     }
 
-    /// The notes to the worker, oldest first.
+    /// The notes to the worker, oldest first, as pairs of file name and text.
     pub fn notes(&self) -> Result<Vec<(String, String)>> {
         read_numbered(&self.notes_dir())
     }
 
-    /// Sends a message to the dispatcher without waiting. The same text twice in a row is one message,
-    /// because a worker repeats a call that was killed.
+    /// Sends a message to the dispatcher without waiting. A text repeated in a row is one message, because
+    /// a worker repeats a call that was killed.
     pub fn tell(&self, text: &str) -> Result<()> {
         if self.tells()?.last().is_none_or(|(_, last)| last != text) {
             publish_numbered(&self.tells_dir(), text)?;
@@ -366,7 +387,7 @@ impl Task {
         Ok(())
     }
 
-    /// The worker's messages, oldest first.
+    /// The worker's messages, oldest first, as pairs of file name and text.
     pub fn tells(&self) -> Result<Vec<(String, String)>> {
         read_numbered(&self.tells_dir())
     }
@@ -381,15 +402,18 @@ impl Task {
         self.attempts().ok()?.pop()
     }
 
-    /// All attempts in order.
+    /// All attempts, oldest first.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if an attempt's directory is a symlink.
     pub fn attempts(&self) -> Result<Vec<Attempt>> {
         let directory = self.directory.join("worker");
         let mut numbers = Vec::new();
         for (name, symlink) in files::entries(&directory)? {
             // Skip names like 007, which no attempt's path has.
             let number = name.to_str().and_then(files::parse_number);
-            let is_own = |it: &u32| *it > 0 && *name == *it.to_string();
-            let Some(number) = number.filter(is_own) else { continue };
+            let is_canonical = |number: &u32| *number > 0 && *name == *number.to_string();
+            let Some(number) = number.filter(is_canonical) else { continue };
             if symlink {
                 files::refuse_symlink(&directory.join(&name))?;
             }
@@ -399,11 +423,11 @@ impl Task {
         Ok(numbers.into_iter().map(|number| self.attempt(number)).collect())
     }
 
-    /// Refuses a symlink, or the rest of a task whose record is lost.
+    /// Refuses a directory that is a symlink, or that has attempts and no record.
     ///
     /// # Errors
-    /// [`Exit::Data`], with what is wrong.
-    pub fn refuse_remains(&self) -> Result<(), Refusal> {
+    /// [`Exit::Data`] in both cases.
+    pub fn refuse_lost_record(&self) -> Result<(), Refusal> {
         files::refuse_symlink(&self.directory)?;
         if self.was_dispatched() || !self.directory.join("worker").exists() {
             return Ok(());
@@ -413,23 +437,22 @@ impl Task {
             .next("restore the file, or move the directory away"))
     }
 
-    /// The session of the last attempt before `before` that this backend can continue.
+    /// The newest session that this backend can continue, of the attempts before number `before`.
     pub fn last_session(&self, backend: &str, before: u32) -> Result<Option<SessionRecord>> {
-        let known = self.attempts()?.into_iter().rev().filter(|it| it.number < before);
-        let known = known.map(|attempt| attempt.session());
-        let sessions = known.collect::<Result<Vec<_>>>()?;
+        let attempts = self.attempts()?.into_iter().rev().filter(|it| it.number < before);
+        let sessions = attempts.map(|attempt| attempt.session()).collect::<Result<Vec<_>>>()?;
         Ok(sessions.into_iter().flatten().find(|session| session.backend == backend))
     }
 
-    /// Creates the next attempt, with the plan as it is now. Removes the wait last: without a wait and
-    /// without a new attempt, the task would look ended.
-    pub fn new_attempt(&self) -> Result<Attempt> {
+    /// Creates the next attempt, with a copy of the plan as it is now.
+    pub fn create_attempt(&self) -> Result<Attempt> {
         let last = self.attempts()?.last().map_or(0, |attempt| attempt.number);
         let next = files::next_number(last, &self.directory.join("worker"))?;
         let attempt = self.attempt(next);
         files::create_task_directory(attempt.directory())?;
         let plan = self.plan_text()?.unwrap_or_default();
         files::publish(&attempt.plan_path(), plan.as_bytes())?;
+        // The wait goes after the attempt exists: without both, the task would look ended.
         self.set_wait(None)?;
         if let Some((name, _)) = self.notes()?.last() {
             files::publish(&attempt.told_path(), name.as_bytes())?;
@@ -443,6 +466,7 @@ impl Task {
     }
 }
 
+/// The plan with this text, with the item numbers of `start`.
 fn numbered(text: &str, start: Option<&Plan>) -> Plan {
     match start {
         Some(start) => Plan::parse(text).numbered_as(start),
@@ -450,12 +474,13 @@ fn numbered(text: &str, start: Option<&Plan>) -> Plan {
     }
 }
 
-/// The refusal for a file with the wrong content.
+/// The refusal of a file with the wrong content; `next` says what to do about it.
 fn broken(path: &Path, error: &dyn fmt::Display, next: &str) -> Refusal {
     let what = format!("{} is broken", path.display());
     Refusal::new(Exit::Data, what).place(error.to_string()).next(next)
 }
 
+/// Writes a text to the next free number in a directory, with three digits or more.
 fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
     files::create_task_directory(directory)?;
     loop {
@@ -467,6 +492,7 @@ fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
     }
 }
 
+/// The files of a directory whose names are numbers, in their order, as pairs of name and text.
 fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
     let entries = files::entries(directory)?.into_iter();
     let mut names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();

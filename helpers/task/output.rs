@@ -1,18 +1,20 @@
 //! A worker's output as text for people. Most CLIs write one line of JSON for each event.
+//!
+//! Invariant: a line of an unknown form is shown as it is, without escape sequences.
 
 use serde_json::Value;
 
 use crate::task::Attempt;
 use crate::text::strip_escapes;
 
-/// The keys that hold text in the events of the known CLIs.
-const WORDS: [&str; 8] =
+/// The keys that hold text in the events of the known CLIs, the best first.
+const TEXT_KEYS: [&str; 8] =
     ["text", "result", "content", "command", "message", "finalText", "aggregated_output", "output"];
 
-/// The keys whose content is not text for people.
-const OTHER: [&str; 3] = ["usage", "tool_use_result", "tools"];
+/// The keys whose values are not text for people.
+const SKIPPED_KEYS: [&str; 3] = ["usage", "tool_use_result", "tools"];
 
-/// The last `count` lines of an attempt's output, oldest first.
+/// The last `count` lines with text in an attempt's log, oldest first, repeated lines once.
 pub fn last_lines(attempt: &Attempt, count: usize) -> Vec<String> {
     let log = attempt.log_end();
     let mut lines: Vec<String> = log.lines().rev().filter_map(readable).take(count).collect();
@@ -24,23 +26,24 @@ pub fn last_lines(attempt: &Attempt, count: usize) -> Vec<String> {
 /// The text of an output line; `None` if it has none.
 pub fn readable(line: &str) -> Option<String> {
     let line = strip_escapes(line);
-    let words = match serde_json::from_str::<Value>(&line) {
-        Ok(event @ Value::Object(_)) => text_of(&event)?,
+    let text = match serde_json::from_str::<Value>(&line) {
+        Ok(event @ Value::Object(_)) => first_text(&event)?,
         _ => line,
     };
-    Some(words.trim().to_owned()).filter(|words| !words.is_empty())
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// The first text in an event.
-fn text_of(event: &Value) -> Option<String> {
+/// The first text in an event or its parts; `None` if there is none.
+fn first_text(event: &Value) -> Option<String> {
     match event {
         Value::Object(fields) => {
-            let named = WORDS.iter().filter_map(|name| fields.get(*name));
+            let named = TEXT_KEYS.iter().filter_map(|name| fields.get(*name));
             let text = named.clone().find_map(|it| it.as_str().filter(|it| !it.trim().is_empty()));
             let inside = || {
-                let others = fields.iter().filter(|(name, _)| !OTHER.contains(&name.as_str()));
+                let others =
+                    fields.iter().filter(|(name, _)| !SKIPPED_KEYS.contains(&name.as_str()));
                 named.chain(others.map(|(_, it)| it)).find_map(|it| match it {
-                    Value::Object(_) | Value::Array(_) => text_of(it),
+                    Value::Object(_) | Value::Array(_) => first_text(it),
                     _ => None,
                 })
             };
@@ -48,7 +51,7 @@ fn text_of(event: &Value) -> Option<String> {
             let error = || fields.get("error")?.as_str().map(str::to_owned);
             text.map(str::to_owned).or_else(inside).or_else(error)
         }
-        Value::Array(all) => all.iter().find_map(text_of),
+        Value::Array(all) => all.iter().find_map(first_text),
         _ => None,
     }
 }
@@ -58,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_shown_in_its_words() {
+    fn output_line_is_shown_as_its_text() {
         let rows = [
             ("Plain text", Some("Plain text")),
             ("\u{1b}[31mred\u{1b}[0m", Some("red")),
@@ -84,8 +87,8 @@ mod tests {
             (r#"{"type":"result","subtype":"success","result":"All done."}"#, Some("All done.")),
             (r#"API Error: 400 {"type":"error"}"#, Some(r#"API Error: 400 {"type":"error"}"#)),
         ];
-        for (line, words) in rows {
-            assert_eq!(readable(line).as_deref(), words, "{line}");
+        for (line, text) in rows {
+            assert_eq!(readable(line).as_deref(), text, "{line}");
         }
     }
 }

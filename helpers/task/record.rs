@@ -1,4 +1,7 @@
-//! What was decided about a task, and what it waits for: `task.yaml` and `wait`.
+//! A task's record and its wait: `task.yaml`, with what was decided at the dispatch, and `wait`, with
+//! what a task without a worker waits for.
+//!
+//! Invariant: a record of a newer format is refused, never guessed.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,12 +15,12 @@ use crate::process::Identity;
 /// The format number that this version writes.
 pub const FORMAT: u32 = 1;
 
-/// What was decided when the task was dispatched: `task.yaml`.
+/// The decisions at the dispatch: `task.yaml`. Those about the worker count as the claim has them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// The format number of the file.
+    /// The file's format number, at most [`FORMAT`].
     pub format: u32,
-    /// Random; distinguishes the task from an earlier one of the same name.
+    /// A random id, which tells the task from an earlier one of the same name.
     pub nonce: String,
     /// The name that the person used: a model or an alias.
     pub name: String,
@@ -28,22 +31,22 @@ pub struct Record {
     pub backend: String,
     /// How the worker is started.
     pub route: Route,
-    /// What the worker may do.
+    /// The worker's access.
     pub access: Access,
-    /// Where the worker works.
+    /// The worker's working directory.
     pub directory: PathBuf,
     /// The task's own worktree, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worktree: Option<Worktree>,
-    /// The tasks that must be done first (`--after`).
+    /// The tasks that must be done before this one starts (`--after`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub after: Vec<Before>,
-    /// The host process that gets the news.
+    pub after: Vec<Dependency>,
+    /// The host process that gets the news; `None` if no host dispatched the task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<Identity>,
-    /// The wall clock at the dispatch, to show.
+    /// The wall clock at the dispatch (RFC 3339).
     pub created: String,
-    /// Whether the person asked to stop it.
+    /// Whether the person stopped the task.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stop: bool,
 }
@@ -57,43 +60,43 @@ impl Record {
 
 /// A task that must be done before another one starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Before {
+pub struct Dependency {
     /// The task's name.
     pub task: String,
-    /// The task's nonce, so that a later task of the same name does not count.
+    /// The task's nonce: a later task of the same name does not count.
     pub nonce: String,
     /// The branch of the task's worktree, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
 }
 
-/// What a task without a worker waits for: the file `wait`, written by the supervisor.
+/// The obstacle that a task without a worker waits for: the file `wait`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wait {
-    /// These tasks must be done first.
+    /// Tasks that must be done first, by name.
     After(Vec<String>),
-    /// A task before it cannot finish by itself.
+    /// A task that must be done first and cannot finish by itself.
     Held {
         /// The name of that task.
         task: String,
-        /// The obstacle, in a person's words.
-        why: String,
+        /// The obstacle, as the rest of a sentence that begins with that task.
+        obstacle: String,
     },
-    /// A slot below `max_workers`.
-    Turn {
-        /// `max_workers`.
+    /// A free slot for a worker.
+    Queued {
+        /// The number of slots: `max_workers`.
         limit: usize,
     },
     /// The reset of a rate limit.
     Parked {
         /// The reset, in seconds since 1970.
         until: u64,
-        /// Whether the CLI stated the reset; otherwise it is a guess.
+        /// Whether the CLI stated the reset; otherwise dispatch guessed it.
         stated: bool,
         /// How many times in a row the task was parked.
         times: u32,
-        /// The CLI's message.
+        /// The CLI's message about the limit.
         said: String,
     },
 }
@@ -102,9 +105,8 @@ impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::After(tasks) => write!(f, "after {}", tasks.join(", ")),
-            Self::Held { task, why } => write!(f, "held: {task} {why}"),
-            Self::Turn { limit: 1 } => write!(f, "in the queue: max_workers is 1"),
-            Self::Turn { limit } => write!(f, "in the queue: max_workers is {limit}"),
+            Self::Held { task, obstacle } => write!(f, "held: {task} {obstacle}"),
+            Self::Queued { limit } => write!(f, "in the queue: max_workers is {limit}"),
             Self::Parked { until, stated, said, .. } => {
                 let until = UNIX_EPOCH + Duration::from_secs(*until);
                 let until = humantime::format_rfc3339_seconds(until);
@@ -115,7 +117,7 @@ impl fmt::Display for Wait {
     }
 }
 
-/// The key that every format of the record has.
+/// The one key that a record of any format has.
 #[derive(Deserialize)]
 pub(super) struct Format {
     pub(super) format: u32,

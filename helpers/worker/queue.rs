@@ -18,7 +18,7 @@ use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ids::unix_seconds;
 use crate::process::{Watch, Woken};
-use crate::task::{Before, Record, State, Task, Wait};
+use crate::task::{Dependency, Record, State, Task, Wait};
 use crate::worker::supervise::Starter;
 
 /// How often a waiting supervisor looks without an event while everything is watched.
@@ -106,7 +106,9 @@ fn after(task: &Task, record: &Record, watch: &mut Watch) -> Result<Option<Pause
         match predecessor(task, before, watch, &mut all_watched)? {
             Predecessor::Done => {}
             Predecessor::Open => open.push(name()),
-            Predecessor::Held(why) => held = held.or(Some(Wait::Held { task: name(), why })),
+            Predecessor::Held(obstacle) => {
+                held = held.or(Some(Wait::Held { task: name(), obstacle }));
+            }
         }
     }
     let wait = held.or((!open.is_empty()).then_some(Wait::After(open)));
@@ -125,7 +127,7 @@ enum Predecessor {
 
 fn predecessor(
     task: &Task,
-    before: &Before,
+    before: &Dependency,
     watch: &mut Watch,
     all_watched: &mut bool,
 ) -> Result<Predecessor> {
@@ -197,7 +199,7 @@ impl QueuePlace {
         let Some(limit) = self.limit else { return Ok(None) };
         // Without a config no worker can start, so wait until it can be read again.
         let waits = config.is_none() || !ticket.has_slot(limit)?;
-        Ok(waits.then_some(Pause(Wait::Turn { limit }, scan)))
+        Ok(waits.then_some(Pause(Wait::Queued { limit }, scan)))
     }
 }
 

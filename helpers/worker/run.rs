@@ -158,9 +158,9 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
             }
             _ => {}
         }
-        task.mend_plan(Plan::reopen)?;
+        task.repair_plan(Plan::reopen)?;
     }
-    let attempt = task.new_attempt()?;
+    let attempt = task.create_attempt()?;
     let first =
         files::read_foreign(&task.prompt_path())?.map(lossy).context("the task has no prompt")?;
     let text = if last.is_some() {

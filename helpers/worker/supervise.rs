@@ -204,7 +204,7 @@ fn record_not_started(task: &Task, error: &anyhow::Error) {
         let not_started = Some(format!("{error:#}"));
         let exit = ExitRecord { not_started, at: now(), ..ExitRecord::default() };
         // If even this cannot be written, the task stays waiting.
-        let _ = task.new_attempt().and_then(|attempt| attempt.set_exit(&exit));
+        let _ = task.create_attempt().and_then(|attempt| attempt.set_exit(&exit));
     }
 }
 
@@ -241,7 +241,7 @@ fn back_off(times: u32) -> Duration {
 /// [`Exit::TryAgain`], with the task's place in the queue.
 pub fn refuse_queued(view: &View) -> Result<()> {
     match view.reason {
-        Reason::Waits(Wait::Turn { limit }) if Lock::is_held(&view.task.run_lock_path())? => {
+        Reason::Waits(Wait::Queued { limit }) if Lock::is_held(&view.task.run_lock_path())? => {
             Err(queue::refusal(&view.task, limit)?.into())
         }
         _ => Ok(()),
@@ -262,7 +262,7 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
         let held = held()?;
         let view = task.view()?;
         match (view.state, view.reason) {
-            (State::Waiting, Reason::Waits(wait @ Wait::Turn { .. })) if held => {
+            (State::Waiting, Reason::Waits(wait @ Wait::Queued { .. })) if held => {
                 return Ok(StartOutcome::Waiting(wait));
             }
             (State::Waiting, _) if !held => return start(task),

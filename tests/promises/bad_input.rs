@@ -489,23 +489,23 @@ x broken — task 'x' has a broken record → dispatch-reconcile show x
     broken(&record.replace("format: 1\n", "format: 2\n"));
     refused(&sandbox, show()).shows(str![[r#"
 exit 65
-! dispatch-reconcile: that task was made by a newer dispatch
+! dispatch-reconcile: this task was created by a newer version
 !   PROJECT/.dispatch/tasks/x/task.yaml: format 2
-!   next: install this version's helpers anew: sh install.sh
+!   next: install this version's helpers again: sh install.sh
 "#]]);
     // What a newer version calls things need not be known here.
     broken("format: 2\nwho: knows\n");
     refused(&sandbox, show()).shows(str![[r#"
 exit 65
-! dispatch-reconcile: that task was made by a newer dispatch
+! dispatch-reconcile: this task was created by a newer version
 !   PROJECT/.dispatch/tasks/x/task.yaml: format 2
-!   next: install this version's helpers anew: sh install.sh
+!   next: install this version's helpers again: sh install.sh
 "#]]);
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--resume"])).shows(str![[r#"
 exit 65
-! dispatch-spawn: that task was made by a newer dispatch
+! dispatch-spawn: this task was created by a newer version
 !   PROJECT/.dispatch/tasks/x/task.yaml: format 2
-!   next: install this version's helpers anew: sh install.sh
+!   next: install this version's helpers again: sh install.sh
 "#]]);
 }
 

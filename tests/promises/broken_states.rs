@@ -193,14 +193,14 @@ fn record_of_newer_version_is_refused() {
     BrokenTask::alive(|sandbox| sandbox.write("x", "task.yaml", "format: 2\nwho: knows\n"))
         .status(str![[r#"
 exit 0
-x broken — that task was made by a newer dispatch → dispatch-reconcile show x
+x broken — this task was created by a newer version → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]])
         .show(str![[r#"
 exit 65
-! dispatch-reconcile: that task was made by a newer dispatch
+! dispatch-reconcile: this task was created by a newer version
 !   PROJECT/.dispatch/tasks/x/task.yaml: format 2
-!   next: install this version's helpers anew: sh install.sh
+!   next: install this version's helpers again: sh install.sh
 "#]]);
 }
 
@@ -264,7 +264,7 @@ x running 0/0 1h idle — its plan lost item 1: First; item 2: Second
 exit 65
 ! dispatch-worker: the plan lost item 1: First; item 2: Second
 !   PROJECT/.dispatch/tasks/x/plan.md
-!   next: put it back from PROJECT/.dispatch/tasks/x/worker/1/plan.md; to drop it, once no worker runs: dispatch-spawn x --resume --skip 'First' --skip 'Second'
+!   next: restore it from PROJECT/.dispatch/tasks/x/worker/1/plan.md; to drop it, once no worker is running: dispatch-spawn x --resume --skip 'First' --skip 'Second'
 "#]]);
         assert_eq!(fs::read(broken.0.task("x", "plan.md")).expect("there"), nonsense);
     }
@@ -429,7 +429,7 @@ neighbour running 0/2 1h idle — item 1: First
 exit 65
 ! dispatch-reconcile: PROJECT/.dispatch/tasks/x/wait is broken
 !   EOF while parsing a string at line 1 column 14
-!   next: remove it; whatever the task waits for is found again
+!   next: remove it; dispatch then finds out again what the task waits for
 "#]]);
     BrokenTask::dead(|sandbox| sandbox.write("x", "run.lock", "{\"pid\":1")).status(str![[r#"
 exit 0

@@ -74,8 +74,8 @@ fn foreign_task_is_named_and_never_run() {
         sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
 exit 65
 ! dispatch-reconcile: task 'x' is not yours
-!   PROJECT/.dispatch/tasks/x/task.yaml: it came with the project, or this was moved
-!   next: nothing of it is carried out; look at it, and remove its directory
+!   PROJECT/.dispatch/tasks/x/task.yaml: it came with a cloned project, or the project was moved
+!   next: inspect its directory and remove it; dispatch will not run it
 "#]]);
         sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
 exit 0

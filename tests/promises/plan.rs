@@ -301,7 +301,7 @@ fn lost_item_is_named_and_its_line_can_be_put_back() {
 exit 65
 ! dispatch-worker: the plan lost item 2: Write 'it'
 !   PROJECT/.dispatch/tasks/x/plan.md
-!   next: put it back from PROJECT/.dispatch/tasks/x/worker/1/plan.md; to drop it, once no worker runs: dispatch-spawn x --resume --skip 'Write '\''it'\'''
+!   next: restore it from PROJECT/.dispatch/tasks/x/worker/1/plan.md; to drop it, once no worker is running: dispatch-spawn x --resume --skip 'Write '\''it'\'''
 "#]]);
     edit(&sandbox, &sandbox.read("x", "worker/1/plan.md"));
     work(&sandbox, &["tick", "1"]);

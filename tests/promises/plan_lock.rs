@@ -77,13 +77,13 @@ fn plan_that_lost_items_is_left_alone() {
 exit 65
 ! dispatch-worker: the plan lost item 2: Second; item 3: Third
 !   PROJECT/.dispatch/tasks/x/plan.md
-!   next: put it back from PROJECT/.dispatch/tasks/x/worker/1/plan.md; to drop it, once no worker runs: dispatch-spawn x --resume --skip 'Second' --skip 'Third'
+!   next: restore it from PROJECT/.dispatch/tasks/x/worker/1/plan.md; to drop it, once no worker is running: dispatch-spawn x --resume --skip 'Second' --skip 'Third'
 "#]]);
     sandbox.run("dispatch-reconcile", &["note", "x", "Mind the gap."]).shows(str![[r#"
 exit 65
 ! dispatch-reconcile: the plan lost item 2: Second; item 3: Third
 !   PROJECT/.dispatch/tasks/x/plan.md
-!   next: put it back from PROJECT/.dispatch/tasks/x/worker/1/plan.md; to drop it, once no worker runs: dispatch-spawn x --resume --skip 'Second' --skip 'Third'
+!   next: restore it from PROJECT/.dispatch/tasks/x/worker/1/plan.md; to drop it, once no worker is running: dispatch-spawn x --resume --skip 'Second' --skip 'Third'
 "#]]);
     assert_eq!(sandbox.read("x", "plan.md"), torn);
     assert_eq!(sandbox.read("x", "worker/1/plan.md"), PLAN, "the plan at the start of the attempt");

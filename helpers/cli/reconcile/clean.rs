@@ -130,7 +130,7 @@ fn clean_task(
     }
     fault::point("clean", "task");
     files::remove_directory(&aside)?;
-    task.disown(&held.record.nonce)?;
+    task.remove_claim(&held.record.nonce)?;
     Ok(removed(&held, report))
 }
 

@@ -68,7 +68,7 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     }
     let mut found = project.found();
     let count = found.tasks.len();
-    found.tasks.retain(|task| args.all || task.done_for().is_none_or(|time| time <= RECENT));
+    found.tasks.retain(|task| args.all || task.time_since_done().is_none_or(|time| time <= RECENT));
     let hidden = count - found.tasks.len();
     let Repaired { mut views, broken, repairs } = repair(project, found);
     views.sort_by_key(View::label);
