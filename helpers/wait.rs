@@ -288,7 +288,7 @@ impl Waiter {
         let mut events = news::events(view)?;
         // Until its supervisor exits, an attempt that ended may be followed by the next one.
         let may_go_on =
-            view.is_about_to_resume() || view.is_between_attempts() && view.state != State::Done;
+            view.resumes_soon() || view.is_between_attempts() && view.state != State::Done;
         events.retain(|event| !(event.is_end() && may_go_on));
         if self.host.is_some() {
             events.retain(|event| !told_by_host_program(view, event));

@@ -360,7 +360,7 @@ fn after_answer(task: &Task, over: bool) -> Result<String> {
     fault::point("answer", "posted");
     let view = task.view()?;
     Ok(match view.record.route {
-        Route::Cli if view.was_answered_late() => match supervise::start_answered(task) {
+        Route::Cli if view.has_late_answer() => match supervise::start_answered(task) {
             Ok(StartOutcome::Running) => ", its worker had ended and was resumed".into(),
             Ok(StartOutcome::Waiting(wait)) => {
                 format!(", its worker had ended; the task waits {wait}")
@@ -372,7 +372,7 @@ fn after_answer(task: &Task, over: bool) -> Result<String> {
                 task.id()
             ),
         },
-        Route::Agent if over || view.was_answered_late() => {
+        Route::Agent if over || view.has_late_answer() => {
             format!("; its agent has ended: {}", agent::resume(task, &view.record)?)
         }
         _ if view.state == State::Stopped => {

@@ -83,7 +83,7 @@ fn standstill(view: &View) -> Result<Option<Event>> {
     let id = view.task.id();
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let attempt = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
-    let because = quoted(&view.because());
+    let because = quoted(&view.explanation());
     let spawn = command("dispatch-spawn")?;
     let (key, line, next) = match &view.reason {
         Reason::Silent(since) => (
@@ -121,7 +121,7 @@ fn end(view: &View) -> Result<Event> {
     let id = view.task.id();
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let age = short_duration(view.age());
-    let because = view.why();
+    let because = view.label_explanation();
     let because =
         if because.is_empty() { String::new() } else { format!(": {}", quoted(&because)) };
     let spawn = command("dispatch-spawn")?;
@@ -150,7 +150,7 @@ fn end(view: &View) -> Result<Event> {
         State::Blocked => (
             format!("{id} blocked ({items}){because}"),
             match (&view.reason, view.questions.last()) {
-                _ if view.was_answered_late() => {
+                _ if view.has_late_answer() => {
                     format!("the answer is there: {spawn} {id} --resume continues with it")
                 }
                 (_, Some((question, _))) => format!(
@@ -212,7 +212,7 @@ impl Remedy {
         };
         Some(match (view.state, &view.reason) {
             (State::Asking, _) => Self::Answer(view.questions.first()?.0.name.clone()),
-            (State::Blocked, _) if !view.was_answered_late() => {
+            (State::Blocked, _) if !view.has_late_answer() => {
                 open.map_or(Self::Resume(""), Self::Answer)
             }
             (State::Running, Reason::Silent(_)) => Self::Stop,

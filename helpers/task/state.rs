@@ -1,4 +1,7 @@
-//! The state of a task, derived from its files and processes by one table.
+//! The state of a task and its reason.
+//!
+//! Invariant: the state is never stored. [`derive`] computes it from the task's files and processes, and
+//! each row of its table has a test.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -24,11 +27,11 @@ pub enum State {
     Failed,
     /// The worker ended by itself and left items unticked.
     Incomplete,
-    /// The person stopped it.
+    /// The person stopped the task.
     Stopped,
     /// A worker is running.
     Running,
-    /// No worker was started yet.
+    /// The task has no worker and waits for one to start.
     Waiting,
     /// Every item is ticked and the worker said that it is finished.
     Done,
@@ -50,49 +53,49 @@ impl fmt::Display for State {
 }
 
 impl State {
-    /// Whether the worker's part is over, so that the state is news.
+    /// Whether the worker ended in a way that its host has to hear of: all ends but a stop.
     pub fn ended(self) -> bool {
         matches!(self, Self::Blocked | Self::Failed | Self::Incomplete | Self::Done)
     }
 }
 
-/// The reason for a state, where the state does not say it.
+/// The reason for a state, where the state alone does not tell it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// Nothing to add.
+    /// The state alone tells it.
     None,
-    /// The worker marked that item.
+    /// The worker marked the item with this number as failed or blocked.
     Item(String),
-    /// The program could not be started.
+    /// The program could not be started, with the error.
     NotStarted(String),
-    /// The worker exited with that code.
+    /// The worker exited with this code.
     ExitCode(i32),
-    /// That signal ended the worker.
+    /// The signal with this number ended the worker.
     Signal(i32),
     /// The attempt ended for a reason that code and signal do not explain.
     Ended(StopReason),
-    /// The worker disappeared, and nobody saw how it ended.
+    /// The worker disappeared without an exit status.
     Lost,
     /// The CLI reported this failure.
     Cli(Failure),
-    /// The worker was not allowed to do these things.
+    /// The CLI denied these tool calls.
     Denied(Vec<String>),
-    /// The worker has been silent since then, for longer than the config allows.
+    /// The worker has been silent since this time (RFC 3339), for longer than the config allows.
     Silent(String),
-    /// The task waits, and has no worker yet.
+    /// The task waits for this and has no worker.
     Waits(Wait),
     /// The worker exited cleanly with all items ticked, without the finish marker.
     MarkerMissing,
-    /// The worker said that it finished and left items unticked.
+    /// The worker set the finish marker and left items unticked.
     MarkerTooEarly,
-    /// The plan lost these items since the attempt began.
+    /// The plan lost these items, as text, since the attempt began.
     ItemsLost(String),
-    /// A line of the plan may be an item that is not counted.
+    /// A line of the plan may be an item and is not counted, as text.
     LineInDoubt(String),
 }
 
-/// A task's state and its reason in one word. Ordered by urgency for a person, most urgent first.
+/// A task's state and reason in one word. The order is by urgency for a person, most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Label {
@@ -104,21 +107,21 @@ pub enum Label {
     Failed,
     /// The worker stopped because it was not allowed to do something.
     Denied,
-    /// The worker runs and has shown no sign of life for long.
+    /// The worker is running and has been silent for longer than the config allows.
     Silent,
-    /// The worker is gone and nobody saw it end.
+    /// The worker disappeared without an exit status.
     Lost,
     /// The worker ended by itself and left items unticked.
     Incomplete,
-    /// A task before it cannot finish by itself.
+    /// A task that must be done first cannot finish by itself.
     Held,
     /// The task waits for the reset of a rate limit.
     Parked,
     /// A worker is running.
     Running,
-    /// The task waits in the queue, or for the tasks before it.
+    /// The task waits for a free slot, or for tasks that must be done first.
     Queued,
-    /// The person stopped it.
+    /// The person stopped the task.
     Stopped,
     /// The task is done.
     Done,
@@ -147,26 +150,38 @@ impl fmt::Display for Label {
 /// The facts that the table reads.
 #[derive(Clone, Debug, Default)]
 struct Facts {
+    /// There was an attempt.
     attempted: bool,
+    /// The last attempt's worker or its supervisor is running.
     alive: bool,
+    /// The worker is the host's agent.
     agent: bool,
+    /// The person stopped the task.
     stop: bool,
+    /// The finish marker exists.
     finished: bool,
+    /// All items are ticked and the plan has no flaw.
     complete: bool,
+    /// A question has no answer.
     question: bool,
+    /// The number of the first item that is marked as blocked.
     blocked: Option<String>,
+    /// The number of the first item that is marked as failed.
     failed: Option<String>,
+    /// The last attempt's end.
     exit: Option<ExitRecord>,
+    /// The recorded wait.
     wait: Option<Wait>,
+    /// The time since which the worker has been silent.
     silent: Option<String>,
-    /// What is wrong with the plan, so that it cannot be complete.
+    /// The flaw that keeps the plan from being complete.
     flaw: Option<Reason>,
 }
 
 /// How long a plan may be half written while its worker is alive.
-const EDIT: Duration = Duration::from_secs(1);
+const PLAN_EDIT_TIME: Duration = Duration::from_secs(1);
 
-/// The table. The first row that fits decides.
+/// The table. The first row that matches decides.
 fn derive(facts: &Facts) -> (State, Reason) {
     // An agent's process is its host's, so only its files show that it stopped.
     let agent_stopped = facts.agent && facts.alive && !facts.question;
@@ -196,8 +211,8 @@ fn derive(facts: &Facts) -> (State, Reason) {
             (State::Running, flaw.clone())
         }
         Facts { alive: true, .. } => (State::Running, Reason::None),
-        Facts { exit: Some(ExitRecord { not_started: Some(why), .. }), .. } => {
-            (State::Failed, Reason::NotStarted(why.clone()))
+        Facts { exit: Some(ExitRecord { not_started: Some(error), .. }), .. } => {
+            (State::Failed, Reason::NotStarted(error.clone()))
         }
         Facts { failed: Some(item), .. } => (State::Failed, Reason::Item(item.clone())),
         Facts { blocked: Some(item), .. } => (State::Blocked, Reason::Item(item.clone())),
@@ -212,9 +227,9 @@ fn derive(facts: &Facts) -> (State, Reason) {
     }
 }
 
-/// The part of the table for a worker that ended, when its plan does not decide.
+/// The rows of the table for a worker that ended without a failed or blocked item.
 fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reason) {
-    // A worker that reported its result is judged by its plan, whatever ended the process.
+    // Once the CLI has reported its result, the plan decides, whatever ended the process.
     let had_result = exit.had_result();
     let clean = exit.failure.is_none() && (exit.code == Some(0) || had_result);
     match exit {
@@ -236,34 +251,38 @@ fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reas
     }
 }
 
-/// A task as it is now.
+/// A task as it was at one moment: everything that its state depends on.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// The task.
+    /// The task that was read.
     pub task: Task,
     /// The task's record.
     pub record: Record,
-    /// The plan as it is now.
+    /// The task's plan.
     pub plan: Plan,
     /// The last attempt, if there was one.
     pub attempt: Option<Attempt>,
-    /// The last attempt's end, if it was seen.
+    /// The last attempt's end, if it is recorded.
     pub exit: Option<ExitRecord>,
     /// The questions without an answer, oldest first, with their text.
     pub questions: Vec<(Question, String)>,
-    /// Whether there is an answer that no worker has read.
+    /// Whether an answer exists that no worker has read.
     pub unread_answer: bool,
-    /// The text of the finish marker, if it is there.
+    /// The text of the finish marker, if the marker exists.
     pub summary: Option<String>,
-    /// The state.
+    /// The state of the task.
     pub state: State,
-    /// The state's reason.
+    /// The reason for the state.
     pub reason: Reason,
-    /// The processes whose death changes the state.
+    /// The running processes whose death changes the state: the worker and its supervisor.
     pub processes: Vec<Identity>,
 }
 
 impl View {
+    /// Reads a task and derives its state.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a broken record, or a task without a record.
     pub(super) fn load(task: &Task) -> Result<Self> {
         let record = task.record()?.with_context(|| format!("'{}' has no record", task.id()))?;
         let attempt = task.attempts()?.pop();
@@ -274,21 +293,22 @@ impl View {
         if record.route == Route::Cli {
             processes.extend(Lock::last_holder(&task.run_lock_path())?);
         }
-        // A process of another namespace or machine cannot be judged, but the run lock can.
+        // The life of a process in another namespace is unknown; then the run lock decides.
         let run_lock = task.run_lock_path();
-        let running = |process: &Identity| match process.life() {
+        let is_running = |process: &Identity| match process.life() {
             Life::Alive => true,
             Life::Dead => false,
             Life::Unknown => Lock::is_held(&run_lock).unwrap_or(true),
         };
-        processes.retain(running);
-        // Read the end first: then everything the worker wrote before it is seen.
+        processes.retain(is_running);
+        // Read the end first, so that the reads below see all that the worker wrote before it.
         let exit = attempt.as_ref().map(Attempt::exit).transpose()?.flatten();
         // A wait is written before the attempt's end and removed after the next attempt is created.
         let wait = task.wait()?;
         let next = attempt.as_ref().map(|attempt| task.attempt(attempt.number + 1));
         // Skip attempt numbers that a directory scan would ignore.
         let next = next.filter(|next| parse_number(&next.number.to_string()).is_some());
+        // Read again if the next attempt began in between.
         if wait.is_none() && exit.is_some() && next.is_some_and(|next| next.directory().exists()) {
             return Self::load(task);
         }
@@ -297,7 +317,7 @@ impl View {
         let unread_answer = asked.iter().any(|it| it.answered && !it.received);
         let mut questions = Vec::new();
         for question in asked.into_iter().filter(Question::is_open) {
-            // `echo > NNN.question` leaves the file empty for a moment.
+            // Skip an empty file: `echo > NNN.question` writes the text a moment later.
             let text = ipc.question(&question.name)?;
             if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
                 questions.push((question, text));
@@ -305,11 +325,11 @@ impl View {
         }
         let plan = task.plan_since(attempt.as_ref())?;
         let summary = ipc.finished()?;
-        // Without an attempt, or during a wait, the supervisor has no worker.
-        let unended = attempt.as_ref().filter(|_| exit.is_none() && wait.is_none());
-        let at_work = unended.filter(|_| !processes.is_empty());
-        // The worker's editor may be writing the plan right now.
-        let whole = at_work.is_none() || !modified_within(&task.plan_path(), EDIT);
+        // During a wait, the running process is a supervisor without a worker.
+        let unfinished = attempt.as_ref().filter(|_| exit.is_none() && wait.is_none());
+        let running = unfinished.filter(|_| !processes.is_empty());
+        // A running worker's editor may be writing the plan right now.
+        let whole = running.is_none() || !modified_within(&task.plan_path(), PLAN_EDIT_TIME);
         let lost = !plan.lost().is_empty() && whole;
         let flaw = match plan.doubts().first() {
             _ if lost => Some(Reason::ItemsLost(plan.lost_words())),
@@ -317,7 +337,7 @@ impl View {
         };
         let facts = Facts {
             attempted: attempt.is_some(),
-            alive: at_work.is_some(),
+            alive: running.is_some(),
             agent: record.route == Route::Agent,
             stop: record.stop,
             finished: summary.is_some(),
@@ -328,12 +348,12 @@ impl View {
             failed: plan.first(Marker::Failed).map(|item| item.number.clone()),
             exit: exit.clone(),
             wait,
-            silent: at_work.map(Attempt::silent_since).transpose()?.flatten(),
+            silent: running.map(Attempt::silent_since).transpose()?.flatten(),
         };
         let (state, reason) = derive(&facts);
-        // A task that was removed meanwhile has no state.
+        // The task may have been removed while it was read.
         if !task.was_dispatched() {
-            bail!("'{}' is gone", task.id());
+            bail!("task '{}' was removed", task.id());
         }
         let task = task.clone();
         Ok(Self {
@@ -351,8 +371,8 @@ impl View {
         })
     }
 
-    /// The worker's explanation beside an item's mark.
-    pub fn explanation(&self, number: &str) -> String {
+    /// The worker's explanation beside the mark of the item with this number; may be empty.
+    pub fn item_explanation(&self, number: &str) -> String {
         self.plan.item(number).map_or_else(|_| String::new(), Item::explanation)
     }
 
@@ -361,29 +381,30 @@ impl View {
         self.attempt.is_some() && self.exit.is_none() && !self.processes.is_empty()
     }
 
-    /// Whether the worker ended and its supervisor did not: it is about to exit or to start the next
+    /// Whether the worker ended and its supervisor did not, which is about to exit or to start the next
     /// attempt.
     pub fn is_between_attempts(&self) -> bool {
         let ended = self.record.route == Route::Cli && self.exit.is_some();
         ended && Lock::is_held(&self.task.run_lock_path()).unwrap_or(false)
     }
 
-    /// Whether an answer came after the worker's end, so that the task resumes.
-    pub fn was_answered_late(&self) -> bool {
+    /// Whether an answer came after the worker's end, so that the task can resume with it.
+    pub fn has_late_answer(&self) -> bool {
         let ended = matches!(self.state, State::Blocked | State::Failed | State::Incomplete);
         ended && self.unread_answer
     }
 
-    /// Whether such an answer came so recently that its sender is about to resume the task.
-    pub fn is_about_to_resume(&self) -> bool {
-        const MOMENT: Duration = Duration::from_secs(10);
+    /// Whether a late answer came so recently that its sender is about to resume the task.
+    pub fn resumes_soon(&self) -> bool {
+        /// How long a helper may take to resume the task after it posted an answer.
+        const RESUME_LIMIT: Duration = Duration::from_secs(10);
         let ipc = self.task.ipc();
-        let asked = if self.was_answered_late() { ipc.questions() } else { Ok(Vec::new()) };
+        let asked = if self.has_late_answer() { ipc.questions() } else { Ok(Vec::new()) };
         let mut unread = asked.unwrap_or_default().into_iter().filter(|it| !it.received);
-        unread.any(|it| ipc.was_answered_within(&it.name, MOMENT))
+        unread.any(|it| ipc.was_answered_within(&it.name, RESUME_LIMIT))
     }
 
-    /// The label: state and reason in one word.
+    /// The state and reason in one word.
     pub fn label(&self) -> Label {
         match (self.state, &self.reason) {
             (State::Asking, _) => Label::Asking,
@@ -402,13 +423,13 @@ impl View {
         }
     }
 
-    /// The reason, without the words of the label.
-    pub fn why(&self) -> String {
-        let because = self.because();
-        because.strip_prefix(&format!("{}: ", self.label())).map(Into::into).unwrap_or(because)
+    /// The explanation to print beside the label, without a repetition of it; may be empty.
+    pub fn label_explanation(&self) -> String {
+        let text = self.explanation();
+        text.strip_prefix(&format!("{}: ", self.label())).map(Into::into).unwrap_or(text)
     }
 
-    /// The usage of all attempts together, as far as it was reported.
+    /// The sum of the usage of all attempts that reported one.
     pub fn usage(&self) -> Option<Usage> {
         let last = self.attempt.as_ref()?.number;
         let read = |attempt: Attempt| attempt.usage().ok()?;
@@ -418,16 +439,16 @@ impl View {
             _ => None,
         };
         let all = if last > 1 { self.task.attempts().ok()? } else { Vec::new() };
-        let before = all.into_iter().filter(|attempt| attempt.number < last);
-        before.filter_map(read).chain(of_last).reduce(Usage::with)
+        let earlier = all.into_iter().filter(|attempt| attempt.number < last);
+        earlier.filter_map(read).chain(of_last).reduce(Usage::with)
     }
 
-    /// The current item.
-    pub fn current(&self) -> Option<&Item> {
+    /// The item that the worker is at.
+    pub fn current_item(&self) -> Option<&Item> {
         self.plan.current()
     }
 
-    /// The time since the dispatch, or the run time of the last attempt if it ended.
+    /// The run time of the last attempt if it ended, else the time since the dispatch.
     pub fn age(&self) -> Duration {
         if let Some(exit) = &self.exit {
             return Duration::from_millis(exit.milliseconds);
@@ -436,29 +457,31 @@ impl View {
         SystemTime::now().duration_since(created).unwrap_or_default()
     }
 
-    /// The reason in a person's words; may be empty.
-    pub fn because(&self) -> String {
+    /// The reason as text for a person; may be empty.
+    pub fn explanation(&self) -> String {
         match &self.reason {
             Reason::None => String::new(),
-            Reason::Item(number) => format!("item {number}: {}", self.explanation(number)),
-            Reason::NotStarted(why) => format!("could not start: {why}"),
-            Reason::ExitCode(code) => format!("exit code {code}{}", self.last_words()),
-            Reason::Signal(signal) => format!("ended by signal {signal}{}", self.last_words()),
+            Reason::Item(number) => format!("item {number}: {}", self.item_explanation(number)),
+            Reason::NotStarted(error) => format!("could not start: {error}"),
+            Reason::ExitCode(code) => format!("exit code {code}{}", self.last_output_line()),
+            Reason::Signal(signal) => {
+                format!("ended by signal {signal}{}", self.last_output_line())
+            }
             Reason::Ended(reason) => reason.to_string(),
-            Reason::Lost => "lost: the worker is gone and nobody saw it end".into(),
+            Reason::Lost => "lost: the worker disappeared without an exit status".into(),
             Reason::Cli(failure) => format!("{}: {}", failure.kind, failure.said),
-            Reason::Denied(what) => format!("denied: {}", what.join(", ")),
+            Reason::Denied(calls) => format!("denied: {}", calls.join(", ")),
             Reason::Silent(since) => format!("no sign of life since {since}"),
             Reason::Waits(wait) => wait.to_string(),
             Reason::MarkerMissing => "finish marker missing".into(),
-            Reason::MarkerTooEarly => "said finished with items unticked".into(),
-            Reason::ItemsLost(items) => format!("its plan lost {items}"),
+            Reason::MarkerTooEarly => "finish marker set with items unticked".into(),
+            Reason::ItemsLost(items) => format!("the plan lost {items}"),
             Reason::LineInDoubt(doubt) => doubt.clone(),
         }
     }
 
-    /// The last line of the worker's log, as `: …`.
-    fn last_words(&self) -> String {
+    /// The last line of the worker's output after a colon; empty without output.
+    fn last_output_line(&self) -> String {
         let last = self.attempt.iter().flat_map(|attempt| output::last_lines(attempt, 1)).next();
         last.map_or_else(String::new, |line| format!(": {line}"))
     }

@@ -2,16 +2,18 @@
 
 use super::*;
 
-/// A worker that ended cleanly with items left.
+/// The facts of a worker that exited with 0 and left items unticked.
 fn ended() -> Facts {
     let exit = ExitRecord { code: Some(0), ..ExitRecord::default() };
     Facts { attempted: true, exit: Some(exit), ..Facts::default() }
 }
 
+/// The facts of a running worker.
 fn alive() -> Facts {
     Facts { attempted: true, alive: true, ..Facts::default() }
 }
 
+/// The facts of a running agent.
 fn agent() -> Facts {
     Facts { agent: true, ..alive() }
 }
@@ -43,7 +45,7 @@ fn waits() -> Reason {
 }
 
 #[test]
-fn every_row_of_the_table() {
+fn every_row_of_the_table_decides_state_and_reason() {
     use Reason as R;
     use State as S;
     let rows = [
@@ -130,7 +132,7 @@ fn every_row_of_the_table() {
         ),
         (Facts { wait: parked(), ..ended() }, S::Waiting, waits()),
         (Facts { wait: parked(), failed: Some("1".into()), ..ended() }, S::Waiting, waits()),
-        // The last attempt's end was not seen, and the task waits for the next.
+        // The last attempt's end is not recorded, and the task waits for the next attempt.
         (Facts { wait: parked(), exit: None, ..ended() }, S::Waiting, waits()),
         (Facts { wait: parked(), ..Facts::default() }, S::Waiting, waits()),
         (Facts { wait: parked(), stop: true, ..Facts::default() }, S::Stopped, R::None),

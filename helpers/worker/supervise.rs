@@ -139,7 +139,7 @@ pub fn run(directory: &Path, if_answered: bool) -> Result<()> {
         run::record_end(&attempt, &exit, &mut watch)?;
         fault::point("supervisor", "ended");
         // From here on, `--answer` sees the recorded end and starts the next supervisor itself.
-        if wait.is_none() && !task.view()?.was_answered_late() {
+        if wait.is_none() && !task.view()?.has_late_answer() {
             break;
         }
     }
@@ -162,7 +162,7 @@ fn take_run_lock(task: &Task, if_answered: bool) -> Result<Option<Lock>> {
                 record_unknown(task, &record, &attempt)?;
             }
         }
-        if if_answered && !task.view()?.was_answered_late() {
+        if if_answered && !task.view()?.has_late_answer() {
             return Ok(None);
         }
         if lock.is_some() {
@@ -324,7 +324,7 @@ fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<boo
 /// killed. Returns whether a supervisor was started.
 pub fn resume_if_answered(view: &View) -> bool {
     let of_a_worker = std::env::var_os(TASK_DIR).is_some();
-    let late = view.was_answered_late() && view.record.route == Route::Cli && !of_a_worker;
+    let late = view.has_late_answer() && view.record.route == Route::Cli && !of_a_worker;
     // An error is recorded with the task, or comes back at the next look.
     late && start_answered(&view.task).is_ok()
 }

@@ -75,7 +75,10 @@ fn ticks_all_and_does_not_finish() {
 
 #[test]
 fn finishes_with_items_unticked() {
-    ends(": >\"$DISPATCH_TASK_DIR/ipc/.done\"", "incomplete: said finished with items unticked");
+    ends(
+        ": >\"$DISPATCH_TASK_DIR/ipc/.done\"",
+        "incomplete: finish marker set with items unticked",
+    );
 }
 
 #[test]
@@ -193,7 +196,7 @@ fn does_not_exit_after_its_last_word() {
     let marker = ": >\"$DISPATCH_TASK_DIR/ipc/.done\"";
     for (did, state) in [
         (String::from(":"), "incomplete"),
-        (format!("{part}; {marker}"), "incomplete: its plan lost item 2: Second"),
+        (format!("{part}; {marker}"), "incomplete: the plan lost item 2: Second"),
         (work.into(), "done: finish marker missing"),
         (format!("{work}; {marker}"), "done"),
     ] {

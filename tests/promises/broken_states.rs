@@ -135,12 +135,12 @@ fn dead_worker_without_exit_record_is_lost() {
     BrokenTask::dead(|_| ()).status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]).show(str![[r#"
 exit 0
 x — Title
-lost (the worker is gone and nobody saw it end), idle, AGE
+lost (the worker disappeared without an exit status), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -151,7 +151,7 @@ output: "At work."
     BrokenTask::dead(|sandbox| sandbox.tick_all("x")).status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 2/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 2/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     BrokenTask::dead(|sandbox| {
@@ -179,7 +179,7 @@ fn reused_pid_is_not_taken_for_worker() {
         broken.status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
         // `stop` ends no other process.
@@ -258,7 +258,7 @@ fn nonsense_plan_is_reported_and_kept() {
         broken.status(str![[r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
-x running 0/0 1h idle — its plan lost item 1: First; item 2: Second
+x running 0/0 1h idle — the plan lost item 1: First; item 2: Second
 "#]]);
         broken.0.worker("x", &["tick", "1"]).run().shows(str![[r#"
 exit 65
@@ -274,7 +274,7 @@ exit 65
     fewer.status(str![[r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
-x running 1/1 1h idle — its plan lost item 2: Second
+x running 1/1 1h idle — the plan lost item 2: Second
 "#]]);
     // A plan that is not UTF-8 is shown, and `tick` does not damage it.
     let latin = b"# caf\xe9\n\n- [x] First\n- [ ] Second\n";
@@ -306,7 +306,7 @@ exit 65
         .status(str![[r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
-x running 0/0 1h idle — its plan lost item 1: First; item 2: Second
+x running 0/0 1h idle — the plan lost item 1: First; item 2: Second
 "#]]);
 }
 
@@ -316,7 +316,7 @@ fn plan_of_ten_megabytes_is_read() {
     BrokenTask::alive(|sandbox| sandbox.write("x", "plan.md", &long)).status(str![[r#"
 exit 0
 neighbour running 0/2 1h idle — item 1: First
-x running 0/327680 1h idle — its plan lost item 1: First; item 2: Second
+x running 0/327680 1h idle — the plan lost item 1: First; item 2: Second
 "#]]);
 }
 
@@ -434,14 +434,14 @@ exit 65
     BrokenTask::dead(|sandbox| sandbox.write("x", "run.lock", "{\"pid\":1")).status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     let session = BrokenTask::dead(|sandbox| sandbox.write("x", "worker/1/session", "id"));
     session.status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     session.0.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
@@ -460,13 +460,13 @@ fn torn_ledger_loses_no_news() {
     broken.status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     // The news is printed once, and noted at the end of the torn file.
     broken.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker is gone and nobody saw it end" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): "the worker disappeared without an exit status" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
     broken.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 3
@@ -573,13 +573,13 @@ fn foreign_attempt_directories_are_ignored() {
     .status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]])
     .show(str![[r#"
 exit 0
 x — Title
-lost (the worker is gone and nobody saw it end), idle, AGE
+lost (the worker disappeared without an exit status), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -593,12 +593,12 @@ output: "At work."
     gap.status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]).show(str![[r#"
 exit 0
 x — Title
-lost (the worker is gone and nobody saw it end), idle, AGE
+lost (the worker disappeared without an exit status), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -615,7 +615,7 @@ output: "At work."
     .status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
 }
@@ -874,7 +874,7 @@ output.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answe
 context.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 ipc: x broken — ipc is a symlink → dispatch-reconcile show x
 ipc/001.question: x broken — ipc/001.question is a symlink → dispatch-reconcile show x
-ipc/001.answer: x lost 0/2 AGE idle — the worker is gone and nobody saw it end → dispatch-spawn x --resume
+ipc/001.answer: x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
 ipc/.done: x broken — ipc/.done is a symlink → dispatch-reconcile show x
 notes: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 notes/001: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -

@@ -89,7 +89,7 @@ fn a_touched_marker_with_items_left_is_not_done() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[("seed", "touch .dispatch/tasks/x/ipc/.done")]);
     sandbox.dispatch("x", "seed");
-    sandbox.wait_for_state("x", "incomplete: said finished with items unticked");
+    sandbox.wait_for_state("x", "incomplete: finish marker set with items unticked");
     assert!(sandbox.task("x", "ipc/.done").exists());
     wait_until("the end is recorded", || sandbox.task("x", "worker/1/exit").exists().then_some(()));
 }

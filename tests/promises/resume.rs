@@ -228,7 +228,7 @@ fn a_marker_with_items_unticked_is_incomplete() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[("hurries", "touch .dispatch/tasks/x/ipc/.done")]);
     sandbox.dispatch("x", "hurries");
-    sandbox.wait_for_state("x", "incomplete: said finished with items unticked");
+    sandbox.wait_for_state("x", "incomplete: finish marker set with items unticked");
 }
 
 #[test]

@@ -132,13 +132,13 @@ fn task_that_lost_items_is_not_hidden_as_done() {
     sandbox.dispatch("finishes", "ends");
     sandbox.wait_for_state("finishes", "done");
     fs::write(sandbox.task("finishes", "plan.md"), "# Title\n\n- [x] First\n").expect("written");
-    sandbox.wait_for_state("finishes", "incomplete: its plan lost item 2: Second");
+    sandbox.wait_for_state("finishes", "incomplete: the plan lost item 2: Second");
     let marker = fs::File::open(sandbox.task("finishes", "ipc/.done")).expect("there");
     let long_ago = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
     marker.set_modified(long_ago).expect("an old marker");
     sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
 exit 0
-finishes incomplete 1/1 AGE ends — its plan lost item 2: Se… → dispatch-spawn finishes --resume
+finishes incomplete 1/1 AGE ends — the plan lost item 2: Se… → dispatch-spawn finishes --resume
 "#]]);
 }
 

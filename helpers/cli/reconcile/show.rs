@@ -38,7 +38,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     }
     // The worker's files may hold any bytes.
     let say = |line: String| say(sanitize(&line));
-    let (record, label, because) = (&view.record, view.label(), view.why());
+    let (record, label, because) = (&view.record, view.label(), view.label_explanation());
     let because = if because.is_empty() { String::new() } else { format!(" ({because})") };
     say(format!("{} — {}", task.id(), view.plan.title().unwrap_or("no title")));
     say(format!("{label}{because}, {}, {}", record.name, short_duration(view.age())));

@@ -177,14 +177,14 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
 
 /// The open question, the current item, the summary, or the reason for the state.
 fn detail(view: &View) -> String {
-    match (view.state, view.questions.first(), view.current(), &view.summary) {
-        _ if view.reason != Reason::None => view.why(),
+    match (view.state, view.questions.first(), view.current_item(), &view.summary) {
+        _ if view.reason != Reason::None => view.label_explanation(),
         (State::Asking | State::Blocked, Some((question, text)), ..) => {
             format!("{}: {}", question.name, quoted(text))
         }
         (State::Running, _, Some(item), _) => format!("item {}: {}", item.number, item.text),
         (State::Done, _, _, Some(summary)) if !summary.is_empty() => quoted(summary),
-        _ => view.why(),
+        _ => view.label_explanation(),
     }
 }
 
@@ -194,7 +194,7 @@ pub(super) fn as_json(view: &View) -> serde_json::Value {
         "task": view.task.id().as_str(),
         "state": view.state,
         "label": view.label(),
-        "because": view.because(),
+        "because": view.explanation(),
         "done": view.plan.done(),
         "items": view.plan.items(),
         "model": view.record.name,

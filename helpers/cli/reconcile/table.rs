@@ -49,8 +49,8 @@ pub(super) struct TaskRow {
 
 impl TaskRow {
     pub(super) fn new(view: &View) -> Self {
-        let why = view.why();
-        let item = view.current().map(|item| format!("item {}: {}", item.number, item.text));
+        let why = view.label_explanation();
+        let item = view.current_item().map(|item| format!("item {}: {}", item.number, item.text));
         let detail = match view.state {
             _ if !why.is_empty() => why,
             State::Done => view.summary.clone().unwrap_or_default(),
