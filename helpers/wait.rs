@@ -14,7 +14,7 @@ use anyhow::Result;
 use crate::domain::TaskId;
 use crate::fault;
 use crate::news::ledger::{self, Delivery, Ledger};
-use crate::news::{self, Event, told_by_host_program};
+use crate::news::{self, Event, is_reported_by_host};
 use crate::process::{Identity, Life, Watch, Woken, calling_host};
 use crate::project::Project;
 use crate::task::{State, Task, View};
@@ -291,7 +291,7 @@ impl Waiter {
             view.resumes_soon() || view.is_between_attempts() && view.state != State::Done;
         events.retain(|event| !(event.is_end() && may_go_on));
         if self.host.is_some() {
-            events.retain(|event| !told_by_host_program(view, event));
+            events.retain(|event| !is_reported_by_host(view, event));
         }
         if events.is_empty() {
             return Ok(events);
@@ -307,7 +307,7 @@ impl Waiter {
         let mut ledger = Ledger::open(&view.task)?;
         let mut news = Vec::new();
         for event in events {
-            if ledger.standing(&event) < told {
+            if ledger.delivery(&event) < told {
                 let noted = match anothers {
                     true => ledger.show(&event),
                     false => ledger.deliver(&event, self.host.as_ref()),

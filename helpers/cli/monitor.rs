@@ -18,7 +18,7 @@ use crate::fault;
 use crate::files::{self, Lock};
 use crate::ids::now;
 use crate::news::ledger::{self, Delivery, Ledger};
-use crate::news::{Event, command, ids_in, shown_in_transcript};
+use crate::news::{Event, command, event_ids_in, shown_in_transcript};
 use crate::process::{Identity, Watch, calling_host};
 use crate::project::Project;
 use crate::task::{ExitRecord, SessionRecord, State, StopReason, Task};
@@ -263,7 +263,7 @@ fn acknowledge(project: &Project, host: &Identity, input: &HookInput) {
     let transcript = input.transcript_path.as_ref();
     let mut shown = transcript.and_then(|it| shown_in_transcript(it).ok()).unwrap_or_default();
     shown.extend(input.prompt.clone());
-    let ids: Vec<&str> = shown.iter().flat_map(|text| ids_in(text)).collect();
+    let ids: Vec<&str> = shown.iter().flat_map(|text| event_ids_in(text)).collect();
     if ids.is_empty() && !shown.iter().any(|text| text.contains("<task-notification>")) {
         return;
     }

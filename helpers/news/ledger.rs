@@ -18,10 +18,10 @@ use crate::process::Identity;
 use crate::task::Task;
 use crate::text::lossy;
 
-/// How far an event has been delivered.
+/// How far the delivery of an event has come, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Delivery {
-    /// The event was printed for nobody.
+    /// The event was never printed.
     #[default]
     New,
     /// The event was printed, but not for the host it belongs to.
@@ -32,15 +32,18 @@ pub enum Delivery {
     Acknowledged,
 }
 
-/// The ledger of one task, locked for as long as it is open.
+/// A task's ledger, locked for as long as it is open.
 #[derive(Debug)]
 pub struct Ledger {
     file: File,
-    standings: BTreeMap<String, Delivery>,
+    deliveries: BTreeMap<String, Delivery>,
 }
 
 impl Ledger {
-    /// Opens and locks a task's ledger.
+    /// Opens and locks a task's ledger; waits while another process has it open.
+    ///
+    /// # Errors
+    /// The file cannot be opened, locked or read.
     pub fn open(task: &Task) -> Result<Self> {
         let path = task.news_path();
         let mut file = files::open_append(&path)?;
@@ -48,12 +51,12 @@ impl Ledger {
         file.lock().with_context(failed)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).with_context(failed)?;
-        Ok(Self { file, standings: parse(&String::from_utf8_lossy(&text)) })
+        Ok(Self { file, deliveries: parse(&String::from_utf8_lossy(&text)) })
     }
 
     /// How far an event has been delivered.
-    pub fn standing(&self, event: &Event) -> Delivery {
-        self.standings.get(&event.id).copied().unwrap_or_default()
+    pub fn delivery(&self, event: &Event) -> Delivery {
+        self.deliveries.get(&event.id).copied().unwrap_or_default()
     }
 
     /// Records that an event is about to be printed for `host`.
@@ -66,48 +69,49 @@ impl Ledger {
         )
     }
 
-    /// Records that an event is about to be printed for somebody other than its host.
+    /// Records that an event is about to be printed for a reader other than its host.
     pub fn show(&mut self, event: &Event) -> Result<()> {
         self.write(&event.id, Delivery::Shown, &format!("shown {} {}", event.id, event.key))
     }
 
     /// Records that the host has seen an event.
     pub fn acknowledge(&mut self, id: &str) -> Result<()> {
-        if self.standings.get(id) == Some(&Delivery::Acknowledged) {
+        if self.deliveries.get(id) == Some(&Delivery::Acknowledged) {
             return Ok(());
         }
         self.write(id, Delivery::Acknowledged, &format!("acknowledged {id}"))
     }
 
-    fn write(&mut self, id: &str, standing: Delivery, what: &str) -> Result<()> {
+    fn write(&mut self, id: &str, delivery: Delivery, step: &str) -> Result<()> {
         // A single write: a crash leaves a whole line or none.
-        let line = format!("{} {what}\n", now());
+        let line = format!("{} {step}\n", now());
         self.file.write_all(line.as_bytes()).context("cannot write the ledger of news")?;
-        self.standings.insert(id.into(), standing);
-        fault::point("news", what.split(' ').next().unwrap_or_default());
+        self.deliveries.insert(id.into(), delivery);
+        fault::point("news", step.split(' ').next().unwrap_or_default());
         Ok(())
     }
 }
 
-/// Reads a task's ledger without its lock, to see whether there is anything to write.
+/// The deliveries in a task's ledger by event id, read without the lock.
 pub fn read(task: &Task) -> Result<BTreeMap<String, Delivery>> {
     Ok(parse(&files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default()))
 }
 
+/// The deliveries that the lines of a ledger record; unknown lines are skipped.
 fn parse(text: &str) -> BTreeMap<String, Delivery> {
-    let mut standings = BTreeMap::new();
+    let mut deliveries = BTreeMap::new();
     for line in text.lines() {
         let mut words = line.split(' ').skip(1);
-        let standing = match words.next() {
+        let delivery = match words.next() {
             Some("shown") => Delivery::Shown,
             Some("delivered") => Delivery::Delivered,
             Some("acknowledged") => Delivery::Acknowledged,
             _ => continue,
         };
         if let Some(id) = words.next() {
-            let best: &mut Delivery = standings.entry(id.to_string()).or_default();
-            *best = standing.max(*best);
+            let best: &mut Delivery = deliveries.entry(id.to_string()).or_default();
+            *best = delivery.max(*best);
         }
     }
-    standings
+    deliveries
 }

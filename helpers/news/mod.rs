@@ -1,7 +1,7 @@
-//! News: the events of a task that its host has to hear once.
+//! News: the events of a task that its host must hear of, and the remedy for each.
 //!
-//! Events are derived from the task's files, so none can be lost; the [`ledger`] only remembers which
-//! were delivered and which of those the host has certainly seen.
+//! Invariant: events are derived from the task's files, so no crash loses one. The [`ledger`] only
+//! records which events were delivered and which of those the host has seen.
 
 pub mod ledger;
 
@@ -21,18 +21,18 @@ use crate::text::{quoted, shell_word, short_duration};
 use crate::tools;
 
 /// How long a host program may take to report its agent's end.
-const HOST_TELLS: Duration = Duration::from_secs(60);
+const HOST_REPORT_LIMIT: Duration = Duration::from_secs(60);
 
-/// Something that the host should hear.
+/// A piece of news about a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The id: `#` and eight hexadecimal digits, the same whichever helper derives the event.
+    /// `#` and eight hexadecimal digits, a hash of the task's nonce and the key.
     pub id: String,
-    /// The event's key within its task: `question/001`, `tell/002`, `end/1/done`.
+    /// The event's name within its task: `question/001`, `tell/002`, `end/1/done`.
     pub key: String,
-    /// The news in one line, without the id.
+    /// The text, in one line and without the id.
     pub line: String,
-    /// What the host should do now.
+    /// The instruction to the host.
     pub next: String,
 }
 
@@ -41,7 +41,7 @@ impl Event {
         Self { id: short_id(&view.record.nonce, &key), key, line, next }
     }
 
-    /// Whether the event is an open question.
+    /// Whether the event is a question without an answer.
     pub fn is_question(&self) -> bool {
         self.key.starts_with("question/")
     }
@@ -52,7 +52,10 @@ impl Event {
     }
 }
 
-/// All events of a task as it is now: the worker's messages, its questions, then its end.
+/// All events of a task: the worker's messages, open questions, lack of progress, then the end.
+///
+/// # Errors
+/// Messages that cannot be read, or helpers that are not installed.
 pub fn events(view: &View) -> Result<Vec<Event>> {
     let mut events = Vec::new();
     let id = view.task.id();
@@ -60,7 +63,7 @@ pub fn events(view: &View) -> Result<Vec<Event>> {
         let line = format!("{id} says: {}", quoted(&text));
         events.push(Event::new(view, format!("tell/{name}"), line, "tell the user".into()));
     }
-    // After a stop or a finish, nobody waits for answers.
+    // Nobody waits for answers after a stop or a finish.
     let over = matches!(view.state, State::Stopped | State::Done);
     for (question, text) in view.questions.iter().filter(|_| !over) {
         let line = format!("{id} asks ({}): {}", question.name, quoted(text));
@@ -71,35 +74,35 @@ pub fn events(view: &View) -> Result<Vec<Event>> {
         );
         events.push(Event::new(view, format!("question/{}", question.name), line, next));
     }
-    events.extend(standstill(view)?);
+    events.extend(no_progress_event(view)?);
     if view.state.ended() {
-        events.push(end(view)?);
+        events.push(end_event(view)?);
     }
     Ok(events)
 }
 
-/// The event of a task that makes no progress: silent, parked or held.
-fn standstill(view: &View) -> Result<Option<Event>> {
+/// The event of a task that makes no progress because it is silent, parked or held.
+fn no_progress_event(view: &View) -> Result<Option<Event>> {
     let id = view.task.id();
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let attempt = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
-    let because = quoted(&view.explanation());
+    let explanation = quoted(&view.explanation());
     let spawn = command("dispatch-spawn")?;
     let (key, line, next) = match &view.reason {
         Reason::Silent(since) => (
             format!("silent/{attempt}/{since}"),
-            format!("{id} silent ({items}): {because}"),
+            format!("{id} silent ({items}): {explanation}"),
             format!("tell the user; {} stop {id} ends it", command("dispatch-reconcile")?),
         ),
-        // While the next attempt is created, the last attempt's wait still exists.
+        // While the next attempt is being created, the wait of the last one still exists.
         Reason::Waits(Wait::Parked { .. }) if view.exit.is_some() => (
             format!("parked/{attempt}"),
-            format!("{id} parked ({items}): {because}"),
+            format!("{id} parked ({items}): {explanation}"),
             "tell the user; the task resumes when the limit resets".into(),
         ),
         Reason::Waits(Wait::Held { task, obstacle }) => (
             format!("held/{task}/{obstacle}"),
-            format!("{id} {because}"),
+            format!("{id} {explanation}"),
             format!("tell the user and ask; {spawn} {id} --resume starts it anyway"),
         ),
         _ => return Ok(None),
@@ -107,7 +110,10 @@ fn standstill(view: &View) -> Result<Option<Event>> {
     Ok(Some(Event::new(view, key, line, next)))
 }
 
-/// A helper's command as the host calls it.
+/// A helper's launcher as a shell word, as the host calls it.
+///
+/// # Errors
+/// The helpers are not installed.
 pub fn command(helper: &str) -> Result<String> {
     Ok(shell_word(&launcher(helper)?.display().to_string()))
 }
@@ -117,13 +123,14 @@ fn end_key(view: &View, state: State) -> String {
     format!("end/{}/{state}", view.attempt.as_ref().map_or(0, |attempt| attempt.number))
 }
 
-fn end(view: &View) -> Result<Event> {
+/// The event of an attempt's end.
+fn end_event(view: &View) -> Result<Event> {
     let id = view.task.id();
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let age = short_duration(view.age());
-    let because = view.label_explanation();
-    let because =
-        if because.is_empty() { String::new() } else { format!(": {}", quoted(&because)) };
+    let explanation = view.label_explanation();
+    let explanation =
+        if explanation.is_empty() { String::new() } else { format!(": {}", quoted(&explanation)) };
     let spawn = command("dispatch-spawn")?;
     let (line, next) = match view.state {
         State::Done => {
@@ -148,7 +155,7 @@ fn end(view: &View) -> Result<Event> {
             (format!("{id} done ({items}, {age}){branch}{summary}{report}"), next)
         }
         State::Blocked => (
-            format!("{id} blocked ({items}){because}"),
+            format!("{id} blocked ({items}){explanation}"),
             match (&view.reason, view.questions.last()) {
                 _ if view.has_late_answer() => {
                     format!("the answer is there: {spawn} {id} --resume continues with it")
@@ -173,56 +180,60 @@ fn end(view: &View) -> Result<Event> {
             let skip = view.plan.skip_lost();
             let skip = match skip.is_empty() {
                 true => String::new(),
-                false => format!(", --resume{skip} goes on without what the plan lost"),
+                false => format!(", --resume{skip} continues without what the plan lost"),
             };
             (
-                format!("{id} incomplete ({items}, {age}){because}{left}"),
+                format!("{id} incomplete ({items}, {age}){explanation}{left}"),
                 format!(
                     "tell the user what is left and ask; {spawn} {id} --resume does the rest{skip}"
                 ),
             )
         }
-        _ => (format!("{id} {} ({items}, {age}){because}", view.label()), remedy(view, &spawn)),
+        _ => (
+            format!("{id} {} ({items}, {age}){explanation}", view.label()),
+            instruction(view, &spawn),
+        ),
     };
     Ok(Event::new(view, end_key(view, view.state), line, next))
 }
 
-/// The action that helps a task that does not continue by itself.
+/// The action after which a task continues that does not continue by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// Answer that question.
+    /// Answer the question with this number.
     Answer(String),
-    /// Resume, with that option.
+    /// Resume with this option, which begins with a space or is empty.
     Resume(&'static str),
-    /// Log in with that command, then resume.
+    /// Log in with this command, then resume.
     Login(String),
-    /// Change a flag in that backend's command.
+    /// Change a flag in this backend's `command:`.
     Flag(String),
     /// Stop the task.
     Stop,
 }
 
 impl Remedy {
-    /// The remedy for a task, if it needs one.
+    /// The remedy for a task; `None` if the task needs none.
     pub fn for_task(view: &View) -> Option<Self> {
-        let open = view.questions.last().map(|(question, _)| question.name.clone());
-        let full = || match choice(view).is_some_and(|choice| choice.settings.command.is_some()) {
-            true => Self::Flag(view.record.backend.clone()),
-            false => Self::Resume(" --access full"),
-        };
+        let question = view.questions.last().map(|(question, _)| question.name.clone());
+        let full_access =
+            || match current_choice(view).is_some_and(|choice| choice.settings.command.is_some()) {
+                true => Self::Flag(view.record.backend.clone()),
+                false => Self::Resume(" --access full"),
+            };
         Some(match (view.state, &view.reason) {
             (State::Asking, _) => Self::Answer(view.questions.first()?.0.name.clone()),
             (State::Blocked, _) if !view.has_late_answer() => {
-                open.map_or(Self::Resume(""), Self::Answer)
+                question.map_or(Self::Resume(""), Self::Answer)
             }
             (State::Running, Reason::Silent(_)) => Self::Stop,
             (State::Waiting, Reason::Waits(Wait::Held { .. })) => Self::Resume(""),
-            (_, Reason::Denied(_)) => full(),
+            (_, Reason::Denied(_)) => full_access(),
             (_, Reason::Cli(failure)) => match failure.kind {
-                FailureKind::Sandbox => full(),
+                FailureKind::Sandbox => full_access(),
                 FailureKind::Model => Self::Resume(" --model NAME"),
                 FailureKind::Auth => {
-                    let choice = choice(view);
+                    let choice = current_choice(view);
                     let login = choice.and_then(|it| tools::login(&it.backend, &it.settings));
                     login.map_or(Self::Resume(""), |login| Self::Login(login.into()))
                 }
@@ -233,7 +244,7 @@ impl Remedy {
         })
     }
 
-    /// The command line of the remedy.
+    /// The remedy as a command line; a flag that only the config can change as text.
     pub fn command(&self, id: &str) -> String {
         match self {
             Self::Answer(question) => format!("dispatch-monitor --answer {id}/{question} -"),
@@ -245,21 +256,21 @@ impl Remedy {
     }
 }
 
-/// The instruction for the host after a failure.
-fn remedy(view: &View, spawn: &str) -> String {
+/// The instruction to the host after a failure; `spawn` is the launcher of `dispatch-spawn`.
+fn instruction(view: &View, spawn: &str) -> String {
     let resume = format!("{spawn} {} --resume", view.task.id());
     let (ask, then) = ("tell the user and ask;", "tries again");
-    let lets = match view.reason {
+    let effect = match view.reason {
         Reason::Denied(_) => "lets it do anything",
         _ => "works without a sandbox",
     };
     match (Remedy::for_task(view), &view.reason) {
         (Some(Remedy::Login(login)), _) => format!("the user must log in ({login}); then {resume}"),
         (Some(Remedy::Flag(backend)), _) => {
-            format!("{ask} another flag in backends.{backend}.command of the config {lets}")
+            format!("{ask} another flag in backends.{backend}.command of the config {effect}")
         }
         (Some(Remedy::Resume(option @ " --access full")), _) => {
-            format!("{ask} {resume}{option} {lets}")
+            format!("{ask} {resume}{option} {effect}")
         }
         (Some(Remedy::Resume(option @ " --model NAME")), _) => {
             format!("ask the user which model instead; {resume}{option}")
@@ -281,43 +292,45 @@ fn remedy(view: &View, spawn: &str) -> String {
     }
 }
 
-/// The task's worker by the config as it is now.
-fn choice(view: &View) -> Option<Choice> {
+/// The task's worker by the config as it is now; `None` if the config has no such worker.
+fn current_choice(view: &View) -> Option<Choice> {
     Config::load().ok()?.resolve(Some(&view.record.name)).ok()
 }
 
-/// The id of the event that a worker's `finish` becomes. An agent repeats it in its last message,
-/// which acknowledges the event.
+/// The id of the event for the worker's `finish`. An agent repeats the id in its last message, which
+/// acknowledges the event.
 pub fn finish_id(view: &View) -> String {
     short_id(&view.record.nonce, &end_key(view, State::Done))
 }
 
-/// Whether the host program reports this event itself, or will within a moment: the end of its own
-/// agent. If its report is dropped, the event is printed later.
-pub fn told_by_host_program(view: &View, event: &Event) -> bool {
+/// Whether the event is the end of the host's own agent, and the host program has time left to report
+/// it itself. If that report is dropped, the event is printed later.
+pub fn is_reported_by_host(view: &View, event: &Event) -> bool {
     let marker = view.task.ipc().finished_at();
-    let just_now = marker.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < HOST_TELLS);
+    let is_recent =
+        marker.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < HOST_REPORT_LIMIT);
     let agent = view.record.route == Route::Agent && !view.processes.is_empty();
-    agent && event.is_end() && view.state == State::Done && just_now
+    agent && event.is_end() && view.state == State::Done && is_recent
 }
 
+/// The id of the event with this key, of the task with this nonce.
 fn short_id(nonce: &str, key: &str) -> String {
     format!("#{}", short_hash(format!("{nonce}/{key}").as_bytes()))
 }
 
-/// The ids of events in a text.
-pub fn ids_in(text: &str) -> Vec<&str> {
+/// The event ids in a text, in their order.
+pub fn event_ids_in(text: &str) -> Vec<&str> {
     let is_id = |id: &&str| id.len() == 9 && id[1..].bytes().all(|b| b.is_ascii_hexdigit());
     text.match_indices('#').filter_map(|(at, _)| text.get(at..at + 9)).filter(is_id).collect()
 }
 
-/// What the host's model was shown, from the end of its transcript: JSON lines.
+/// The lines (JSON) of the host's transcript that its model was shown, from the end of the file.
 pub fn shown_in_transcript(path: &Path) -> Result<Vec<String>> {
-    /// How many bytes of the transcript's end are read. A wake is near the end.
+    /// How many bytes of the transcript's end are read; a wake-up is near the end.
     const TAIL: u64 = 1 << 20;
     let tail = files::tail(path, TAIL)?;
     let tail = String::from_utf8_lossy(&tail);
-    // A wake in the middle of a turn is first queued (not shown yet), then attached.
+    // A wake-up during a turn is first queued, and shown as `queued_command` later.
     let shown = |line: &&str| {
         line.contains("\"type\":\"user\"") || line.contains("\"type\":\"queued_command\"")
     };
@@ -329,12 +342,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_short_and_never_changes() {
+    fn event_id_is_short_and_never_changes() {
         assert_eq!(short_id("00000000deadbeef", "question/001"), "#bb8c8873");
     }
 
     #[test]
-    fn ids_are_found_in_any_text() {
-        assert_eq!(ids_in("a #1a2b3c4d, ##deadbeef #zz #123 é#"), ["#1a2b3c4d", "#deadbeef"]);
+    fn event_ids_are_found_in_any_text() {
+        assert_eq!(event_ids_in("a #1a2b3c4d, ##deadbeef #zz #123 é#"), ["#1a2b3c4d", "#deadbeef"]);
     }
 }

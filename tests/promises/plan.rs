@@ -324,7 +324,7 @@ fn resume_puts_lost_items_back() {
     let sandbox = ended_with_a_lost_item();
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x incomplete (2/2, AGE): "the plan lost item 2: Write 'it'" → tell the user what is left and ask; BIN/dispatch-spawn x --resume does the rest, --resume --skip 'Write '\''it'\''' goes on without what the plan lost
+#ID x incomplete (2/2, AGE): "the plan lost item 2: Write 'it'" → tell the user what is left and ask; BIN/dispatch-spawn x --resume does the rest, --resume --skip 'Write '\''it'\''' continues without what the plan lost
 "#]]);
     sandbox.ok("dispatch-spawn", &["x", "--resume", "--model", "idle"]);
     assert_eq!(

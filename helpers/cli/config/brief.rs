@@ -192,7 +192,7 @@ fn old_format(config: &Config) -> Option<String> {
 fn deliver(host: &Identity, told: &[(&View, Event)], text: &mut String) -> Result<()> {
     for (view, event) in told {
         let mut ledger = Ledger::open(&view.task)?;
-        if ledger.standing(event) < Delivery::Delivered {
+        if ledger.delivery(event) < Delivery::Delivered {
             ledger.deliver(event, Some(host))?;
         } else if !text.contains(&format!("{} (said before)", event.id)) {
             *text = text.replace(&event.id, &format!("{} (said before)", event.id));
