@@ -1,4 +1,6 @@
-//! Projects: the directory or repository that tasks belong to.
+//! Projects: the directory or repository that tasks belong to, and the list of its tasks.
+//!
+//! Invariant: an entry that should be a task is listed, as a task or as broken, and never skipped.
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -15,28 +17,28 @@ use crate::files;
 use crate::process::{Identity, TASK_DIR};
 use crate::task::Task;
 
-/// The content of a project's directory of tasks.
+/// The tasks of a project.
 #[derive(Debug, Default)]
 pub struct TaskList {
-    /// The tasks, by name.
+    /// The dispatched tasks, sorted by name.
     pub tasks: Vec<Task>,
-    /// Entries that should be tasks and cannot be read, by name.
+    /// The entries that should be tasks and cannot be read, sorted by name.
     pub broken: Vec<Broken>,
 }
 
 /// An entry that should be a task and cannot be read.
 #[derive(Debug)]
 pub struct Broken {
-    /// The directory's name.
+    /// The name of the entry's directory.
     pub name: String,
-    /// The directory.
+    /// The entry's directory.
     pub directory: PathBuf,
-    /// Why the entry cannot be read.
+    /// The error that reading the entry gave.
     pub error: Error,
 }
 
 impl Broken {
-    /// A task that cannot be read.
+    /// The entry for a task that cannot be read.
     pub fn from_task(task: &Task, error: Error) -> Self {
         let (name, directory) = (task.id().to_string(), task.directory().to_path_buf());
         Self { name, directory, error }
@@ -50,9 +52,12 @@ pub struct Project {
 }
 
 impl Project {
-    /// The project that `start` belongs to: that of the worker's task directory, else the main
-    /// worktree of git's repository, else the nearest directory below the home directory with
-    /// `.dispatch/tasks`, else `start` itself.
+    /// The project that `start` belongs to: in a worker the one of its task, else the main worktree of
+    /// the git repository, else the nearest ancestor below the home directory with `.dispatch/tasks`,
+    /// else `start` itself.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if `.dispatch` or its `tasks` is a symlink.
     pub fn find(start: &Path) -> Result<Self> {
         if let Some(task) = std::env::var_os(TASK_DIR) {
             let task = Path::new(&task);
@@ -64,7 +69,7 @@ impl Project {
         let home = std::env::home_dir();
         let holds_tasks = |directory: &&Path| directory.join(".dispatch/tasks").is_dir();
         let below_home = |directory: &&Path| home.as_deref() != Some(*directory);
-        // A home directory that is a repository (of dotfiles) does not own everything below it.
+        // A home directory that is a repository (of dotfiles) is no project of what lies below it.
         let root = main_worktree(&start)
             .filter(|root| home.as_ref() != Some(root))
             .or_else(|| {
@@ -75,8 +80,8 @@ impl Project {
         Self::at(root)
     }
 
-    /// The project in that directory. A symlinked `.dispatch` is refused, because a cloned repository may
-    /// bring one.
+    /// The project with this root. A symlinked `.dispatch` is refused, because a cloned repository may
+    /// contain one.
     fn at(root: PathBuf) -> Result<Self> {
         let project = Self { root };
         files::refuse_symlink(&project.root.join(".dispatch"))?;
@@ -99,68 +104,68 @@ impl Project {
         self.root.join(".dispatch/reports")
     }
 
-    /// The directory with the locks of waiting hosts.
+    /// The directory with the locks of the hosts that wait for news.
     pub fn hosts_dir(&self) -> PathBuf {
         self.root.join(".dispatch/hosts")
     }
 
-    /// The lock of a host's waiting hook. Without the file, no hook of that host ever ran here.
+    /// The lock file of a host's waiting hook. Until a hook of the host runs here, no file exists.
     pub fn hook_lock_path(&self, host: &Identity) -> PathBuf {
         self.hosts_dir().join(format!("{host}.lock"))
     }
 
-    /// The lock of the monitor that a host without a hook runs. Unknown hosts share one.
+    /// The lock file of the monitor that a host without a hook runs. All unknown hosts share one file.
     pub fn monitor_lock_path(&self, host: Option<&Identity>) -> PathBuf {
         let host = host.map_or_else(|| "unknown".into(), Identity::to_string);
         self.hosts_dir().join(format!("{host}.monitor.lock"))
     }
 
-    /// The lock for restarting lost supervisors.
+    /// The lock file for restarting lost supervisors.
     pub fn repair_lock_path(&self) -> PathBuf {
         self.root.join(".dispatch/repair.lock")
     }
 
-    /// The file whose time stamp says when temporary files were last swept.
-    pub fn swept_path(&self) -> PathBuf {
+    /// The file whose modification time is the time of the last sweep of temporary files.
+    pub fn sweep_time_path(&self) -> PathBuf {
         self.root.join(".dispatch/swept")
     }
 
     /// The directories outside of tasks in which helpers write files.
-    pub fn directories(&self) -> Vec<PathBuf> {
+    pub fn helper_directories(&self) -> Vec<PathBuf> {
         let git = common_directory(&self.root).map(|common| common.join("info"));
         let own = [self.root.join(".dispatch"), self.tasks_dir(), self.reports_dir()];
         own.into_iter().chain(git).collect()
     }
 
-    /// Git's common directory, if the project is a repository and not the home directory.
+    /// Git's common directory, canonical; `None` outside git and for the home directory.
     pub fn repository(&self) -> Option<PathBuf> {
         let is_home = std::env::home_dir().is_some_and(|home| home == self.root);
         common_directory(&self.root).filter(|_| !is_home)?.canonicalize().ok()
     }
 
-    /// The task of that name, which need not exist.
+    /// The task with this name, which need not exist.
     pub fn task(&self, id: &TaskId) -> Task {
         Task::new(self.tasks_dir().join(id.as_str()), id.clone())
     }
 
-    /// All tasks that were dispatched here, by name.
+    /// The readable tasks of the project, sorted by name.
     pub fn tasks(&self) -> Vec<Task> {
-        self.found().tasks
+        self.task_list().tasks
     }
 
-    /// All tasks that were dispatched here, and entries that should be tasks and cannot be read.
-    pub fn found(&self) -> TaskList {
-        let mut found = TaskList::default();
+    /// The tasks of the project, and the entries that should be tasks and cannot be read.
+    pub fn task_list(&self) -> TaskList {
+        let mut list = TaskList::default();
         let directory = self.tasks_dir();
         let cannot_read = |name: &str, directory: &Path, error: std::io::Error| Broken {
             name: name.into(),
             directory: directory.into(),
             error: Error::new(error).context(format!("cannot read {}", directory.display())),
         };
-        // The `.` makes a directory fail that may be listed and not entered.
+        // With the `.`, a directory fails too that may be listed but not entered.
         let entries = std::fs::read_dir(directory.join(".")).map_err(|error| {
             if error.kind() != ErrorKind::NotFound {
-                found.broken.push(cannot_read(".dispatch/tasks", &directory, error));
+                list.broken.push(cannot_read(".dispatch/tasks", &directory, error));
             }
         });
         for entry in entries.into_iter().flatten().flatten() {
@@ -171,45 +176,45 @@ impl Project {
                 Some(Ok(id)) if kind.is_dir() || kind.is_symlink() => {
                     let task = Task::new(path, id);
                     if kind.is_dir() && task.was_dispatched() {
-                        found.tasks.push(task);
+                        list.tasks.push(task);
                     } else if let Err(error) = task.refuse_lost_record() {
-                        found.broken.push(Broken::from_task(&task, error.into()));
+                        list.broken.push(Broken::from_task(&task, error.into()));
                     } else if let Err(error) = task.directory().join(".").try_exists() {
                         let name = task.id().as_str();
-                        found.broken.push(cannot_read(name, task.directory(), error));
+                        list.broken.push(cannot_read(name, task.directory(), error));
                     }
                 }
-                // Somebody renamed the task's directory.
+                // A task's directory was renamed to something that is no task name.
                 _ if kind.is_dir() && path.join("task.yaml").exists() => {
-                    found.broken.push(Broken {
+                    list.broken.push(Broken {
                         name: name.to_string_lossy().into_owned(),
                         directory: path,
                         error: Refusal::new(Exit::Data, "no task can have that name")
-                            .next("give its directory the name of its task again")
+                            .next("rename the directory back to the task's name")
                             .into(),
                     });
                 }
                 _ => {}
             }
         }
-        found.tasks.sort_by(|a, b| a.id().cmp(b.id()));
-        found.broken.sort_by(|a, b| a.name.cmp(&b.name));
-        found
+        list.tasks.sort_by(|a, b| a.id().cmp(b.id()));
+        list.broken.sort_by(|a, b| a.name.cmp(&b.name));
+        list
     }
 
-    /// The task of that name.
+    /// The task with this name.
     ///
     /// # Errors
-    /// [`Exit::Data`] with the names of existing tasks, if it was never dispatched.
+    /// [`Exit::Data`] with the names of existing tasks, if there is no such task.
     pub fn existing_task(&self, id: &TaskId) -> Result<Task> {
         let task = self.task(id);
         task.refuse_lost_record()?;
         if task.was_dispatched() {
             return Ok(task);
         }
-        let TaskList { tasks, broken } = self.found();
-        let is_why = |it: &Broken| it.name == id.as_str() || it.directory == self.tasks_dir();
-        if let Some(broken) = broken.into_iter().find(is_why) {
+        let TaskList { tasks, broken } = self.task_list();
+        let explains = |it: &Broken| it.name == id.as_str() || it.directory == self.tasks_dir();
+        if let Some(broken) = broken.into_iter().find(explains) {
             return Err(broken.error);
         }
         let names: Vec<_> = tasks.iter().take(8).map(|task| task.id().as_str()).collect();
@@ -225,11 +230,11 @@ impl Project {
             .into())
     }
 
-    /// Creates `.dispatch/` and excludes it from git, so that neither `git add` nor a worker's
-    /// `git clean` touches it.
+    /// Creates `.dispatch/`, readable for this user only, and excludes it from git, so that neither
+    /// `git add` nor a worker's `git clean` touches it.
     pub fn prepare(&self) -> Result<()> {
         files::create_private_directory(&self.tasks_dir())?;
-        // The host's editor may have made the directory readable for everybody.
+        // The host's editor may have created the directory, readable for everybody.
         let top = self.root.join(".dispatch");
         std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o700))
             .with_context(|| format!("cannot make {} private", top.display()))?;
@@ -249,11 +254,11 @@ impl Project {
 }
 
 /// The main worktree of the repository around `start`; `None` outside git and for a bare one.
-/// Reads git's files itself, because a helper's start must not cost a git process.
+/// Reads git's files, because a helper's start must not cost a git process.
 fn main_worktree(start: &Path) -> Option<PathBuf> {
     let top = start.ancestors().find(|directory| {
         let dot_git = directory.join(".git");
-        // Some sandboxes leave an empty .git behind, which git ignores too.
+        // Ignore an empty .git, as git does: some sandboxes leave one behind.
         dot_git.is_file() || dot_git.join("HEAD").symlink_metadata().is_ok()
     })?;
     let common = common_directory(top)?;

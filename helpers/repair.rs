@@ -124,14 +124,14 @@ fn refresh(view: Option<&mut View>) {
 /// Removes temporary files of dead writers from directories that changed since the last sweep, so that
 /// a thousand tasks are not searched at every look.
 fn remove_leftovers(project: &Project, views: &[View]) -> usize {
-    let stamp = project.swept_path();
+    let stamp = project.sweep_time_path();
     let now = SystemTime::now();
     let since = std::fs::symlink_metadata(&stamp).and_then(|it| it.modified()).ok();
     let changed = |directory: &PathBuf| {
         let modified = std::fs::symlink_metadata(directory).and_then(|it| it.modified());
         modified.is_ok_and(|modified| since.is_none_or(|since| modified >= since))
     };
-    let own = dirs::dispatch_home().into_iter().chain(project.directories());
+    let own = dirs::dispatch_home().into_iter().chain(project.helper_directories());
     // Leftovers in finished tasks disturb nobody.
     let of_tasks = views.iter().filter(|view| view.state != State::Done).flat_map(directories);
     let (mut removed, mut left) = (0, 0);
@@ -166,7 +166,7 @@ pub fn orphans(project: &Project, views: &[View]) -> Option<String> {
 /// The artifacts that belong to no task of the project.
 pub fn without_task(project: &Project, mut made: Vec<Artifact>) -> Vec<Artifact> {
     // Unreadable tasks may own any worktree, so report none.
-    let TaskList { tasks, broken } = project.found();
+    let TaskList { tasks, broken } = project.task_list();
     let records = tasks.iter().map(Task::record).collect::<Result<Vec<_>, _>>();
     let Some(records) = records.ok().filter(|_| broken.is_empty()) else { return Vec::new() };
     made.retain(|it| !records.iter().flatten().any(|record| is_known(it, record)));

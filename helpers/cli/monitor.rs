@@ -22,7 +22,7 @@ use crate::news::{Event, command, event_ids_in, shown_in_transcript};
 use crate::process::{Identity, Watch, calling_host};
 use crate::project::Project;
 use crate::task::{ExitRecord, SessionRecord, State, StopReason, Task};
-use crate::wait::{Outcome, Waiter};
+use crate::wait::{WaitOutcome, Waiter};
 use crate::worker::agent::{self, description};
 use crate::worker::supervise::{self, StartOutcome};
 
@@ -102,22 +102,22 @@ fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
     };
     let owned = host.filter(|_| only.is_empty());
     match Waiter::new(project, only, owned).wait_for_news(&mut watch, limit, warn_polling)? {
-        Outcome::News(news) => {
+        WaitOutcome::News(news) => {
             news.iter().for_each(|event| say(line(event)));
             Ok(Exit::Ok)
         }
         // A caller that gave --timeout knows what it means; explain only the host's own limit.
-        Outcome::Timeout(running) => {
+        WaitOutcome::Timeout(running) => {
             if args.timeout.is_none() {
                 say(format!("no news; {running} still running: run this again"));
             }
             Ok(Exit::NothingNew)
         }
-        Outcome::Nothing => {
+        WaitOutcome::NothingActive => {
             say("no news, and nothing is running");
             Ok(Exit::NothingNew)
         }
-        Outcome::HostDied | Outcome::Signal(_) => Ok(Exit::NothingNew),
+        WaitOutcome::HostDied | WaitOutcome::Signal(_) => Ok(Exit::NothingNew),
     }
 }
 
@@ -173,18 +173,18 @@ fn hook(args: &Args) -> Result<Exit> {
         let Some(waiting) = Lock::try_take(&lock)? else { return Ok(Exit::Ok) };
         let mut waiter = Waiter::new(project.clone(), Vec::new(), Some(host.clone()));
         let outcome = waiter.wait_for_news(&mut watch, None, || ())?;
-        let _waiting = Some(waiting).filter(|_| matches!(outcome, Outcome::News(_)));
+        let _waiting = Some(waiting).filter(|_| matches!(outcome, WaitOutcome::News(_)));
         match outcome {
             // Print before dropping the inotify watch; closing it is slow.
-            Outcome::News(mut news) => {
-                news.extend(waiter.gather(&mut watch, BATCH)?);
+            WaitOutcome::News(mut news) => {
+                news.extend(waiter.collect_more(&mut watch, BATCH)?);
                 let repeated = waiter.unacknowledged(&news);
                 writeln!(std::io::stderr(), "{}", wake(news, &repeated)?)?;
                 return Ok(Exit::Wake);
             }
             // A task dispatched between the last look and the lock's release has no waiter yet.
-            Outcome::Nothing if still_active(&project, &host) => {}
-            Outcome::HostDied | Outcome::Signal(_) => {
+            WaitOutcome::NothingActive if still_active(&project, &host) => {}
+            WaitOutcome::HostDied | WaitOutcome::Signal(_) => {
                 let _ = std::fs::remove_file(&lock);
                 return Ok(Exit::Ok);
             }

@@ -53,7 +53,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     let own = lines.len();
     let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();
-    let Repaired { mut views, mut broken, mut repairs } = repair(project, project.found());
+    let Repaired { mut views, mut broken, mut repairs } = repair(project, project.task_list());
     views.sort_by_key(View::label);
     // Tasks without news come last, so that they never displace news.
     let (mut told, mut quiet) = (Vec::new(), Vec::new());

@@ -66,7 +66,7 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     if args.follow {
         return follow(project);
     }
-    let mut found = project.found();
+    let mut found = project.task_list();
     let count = found.tasks.len();
     found.tasks.retain(|task| args.all || task.time_since_done().is_none_or(|time| time <= RECENT));
     let hidden = count - found.tasks.len();

@@ -28,7 +28,7 @@ fn line(here: Option<PathBuf>) -> Result<Option<String>> {
         Some(directory) => directory,
         None => std::env::current_dir()?,
     };
-    let TaskList { tasks, broken } = Project::find(&directory)?.found();
+    let TaskList { tasks, broken } = Project::find(&directory)?.task_list();
     let mut broken = broken.len();
     let open = tasks.iter().filter(|task| task.time_since_done().is_none());
     let mut counts: BTreeMap<Label, usize> = BTreeMap::new();

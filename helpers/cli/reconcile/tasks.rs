@@ -15,7 +15,7 @@ use crate::process::{Identity, Life, Watch, Woken};
 use crate::project::{Broken, Project, TaskList};
 use crate::repair::repair;
 use crate::task::{Label, Task};
-use crate::wait::{Mark, SAFETY_SCAN, directories, places, watch_undispatched};
+use crate::wait::{SAFETY_SCAN, Snapshot, state_directories, state_paths, watch_undispatched};
 
 /// All tasks of a project as they were read last.
 pub(super) struct WatchedTasks {
@@ -28,7 +28,7 @@ pub(super) struct WatchedTasks {
 }
 
 struct CachedRow {
-    mark: Mark,
+    snapshot: Snapshot,
     processes: Vec<Identity>,
     /// The row, or the line that says why the task cannot be read.
     row: Result<TaskRow, String>,
@@ -36,7 +36,7 @@ struct CachedRow {
 
 impl CachedRow {
     fn is_current(&self) -> bool {
-        self.mark.is_current() && self.processes.iter().all(|it| it.life() == Life::Alive)
+        self.snapshot.is_current() && self.processes.iter().all(|it| it.life() == Life::Alive)
     }
 
     /// Whether the task may change without somebody starting a worker.
@@ -65,7 +65,7 @@ impl WatchedTasks {
             return !stale.is_empty();
         }
         watch_undispatched(&directory, watch);
-        let TaskList { mut tasks, broken } = self.project.found();
+        let TaskList { mut tasks, broken } = self.project.task_list();
         let broken = broken.iter().map(|it| one_line(&broken_line(it))).collect();
         let other = std::mem::replace(&mut self.broken, broken) != self.broken;
         let before = self.cached.len();
@@ -78,10 +78,10 @@ impl WatchedTasks {
 
     fn read(&mut self, task: &Task, watch: &mut Watch) {
         // Watch before reading, so that no change falls in between.
-        for place in directories(task) {
-            watch.add_directory(&place);
+        for path in state_directories(task) {
+            watch.add_directory(&path);
         }
-        let mark = Mark::of(places(task));
+        let snapshot = Snapshot::take(state_paths(task));
         let view = task.view();
         let processes = view.as_ref().map_or_else(|_| Vec::new(), |view| view.processes.clone());
         for process in &processes {
@@ -90,7 +90,7 @@ impl WatchedTasks {
         let row = view
             .map(|view| TaskRow::new(&view))
             .map_err(|error| one_line(&broken_line(&Broken::from_task(task, error))));
-        self.cached.insert(task.id().clone(), CachedRow { mark, processes, row });
+        self.cached.insert(task.id().clone(), CachedRow { snapshot, processes, row });
     }
 
     /// The rows, most urgent first, and a line for each task that cannot be read.
@@ -106,7 +106,7 @@ impl WatchedTasks {
 /// Prints the tasks that are not done, and then each task that changes, until a signal comes.
 pub(super) fn follow(project: &Project) -> Result<Exit> {
     let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
-    repair(project, project.found());
+    repair(project, project.task_list());
     let mut tasks = WatchedTasks::new(project.clone());
     let mut printed: Option<Vec<String>> = None;
     let mut event = true;

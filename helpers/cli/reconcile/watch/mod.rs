@@ -130,7 +130,7 @@ fn send_tasks(project: Project, mut watch: Watch, sender: &Sender<Update>) -> Re
         }
         // Repair after the first look: it may start supervisors, which takes a while.
         if !std::mem::replace(&mut repaired, true) {
-            repair(&project, project.found());
+            repair(&project, project.task_list());
         }
         event = match watch.wait_for_event(SAFETY_SCAN)? {
             Woken::Signal(_) => return sender.send(Update::End(Ok(()))).or(Ok(())),
