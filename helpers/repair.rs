@@ -1,5 +1,5 @@
-//! Repairs after crashes. `brief` and `status` repair before they show anything, `watch` after it has
-//! drawn the tasks.
+//! Repairs after crashes. `brief` and `status` repair before they print, `watch` after it has drawn the
+//! tasks.
 //!
 //! Invariant: a second call finds nothing to repair.
 
@@ -16,39 +16,39 @@ use crate::project::{Broken, Project, TaskList};
 use crate::task::{Record, State, Task, View};
 use crate::worker::supervise;
 
-/// How far a file system's clock may lag behind ours.
+/// How far a file system's clock may lag behind this machine's.
 const CLOCK_SLACK: Duration = Duration::from_secs(2);
 
-/// Tasks after repairs.
+/// A project's tasks after repairs, and the repairs.
 #[derive(Debug, Default)]
 pub struct Repaired {
-    /// The readable tasks.
+    /// The states of the readable tasks, sorted by name.
     pub views: Vec<View>,
-    /// The unreadable entries.
+    /// The entries that should be tasks and cannot be read.
     pub broken: Vec<Broken>,
-    /// The repairs.
+    /// The repairs that were made.
     pub repairs: Repairs,
 }
 
-/// The repairs, for one line of output.
+/// Repairs, displayed in one line.
 #[derive(Debug, Default)]
 pub struct Repairs {
-    /// Each repair with its tasks, in order.
+    /// Each kind of repair with its tasks, in the order of the first.
     tasks: Vec<(String, Vec<TaskId>)>,
     /// How many temporary files were removed.
     temporary: usize,
 }
 
 impl Repairs {
-    /// Notes what was done to a task: adopted, restarted, or marked with a label.
-    pub fn note(&mut self, task: &TaskId, what: &str) {
-        match self.tasks.iter_mut().find(|(other, _)| other == what) {
+    /// Adds the repair of a task: `adopted`, `restarted`, or `marked` with a label.
+    pub fn add(&mut self, task: &TaskId, repair: &str) {
+        match self.tasks.iter_mut().find(|(other, _)| other == repair) {
             Some((_, tasks)) => tasks.push(task.clone()),
-            None => self.tasks.push((what.into(), vec![task.clone()])),
+            None => self.tasks.push((repair.into(), vec![task.clone()])),
         }
     }
 
-    /// Whether there was nothing to repair.
+    /// Whether nothing was repaired.
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty() && self.temporary == 0
     }
@@ -57,13 +57,13 @@ impl Repairs {
 impl fmt::Display for Repairs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
-        for (what, tasks) in &self.tasks {
+        for (repair, tasks) in &self.tasks {
             parts.push(match tasks.as_slice() {
-                [first, second] => format!("{first} and {second} {what}"),
+                [first, second] => format!("{first} and {second} {repair}"),
                 [first, others @ ..] if !others.is_empty() => {
-                    format!("{first} and {} more {what}", others.len())
+                    format!("{first} and {} more {repair}", others.len())
                 }
-                only => format!("{} {what}", only[0]),
+                only => format!("{} {repair}", only[0]),
             });
         }
         match self.temporary {
@@ -75,12 +75,12 @@ impl fmt::Display for Repairs {
     }
 }
 
-/// Reads a project's tasks and repairs what crashes left: records ends that nobody saw, restarts lost
-/// supervisors, resumes tasks with an unread answer, removes temporary files of dead writers. Inside
-/// a worker it only reads.
-pub fn repair(project: &Project, found: TaskList) -> Repaired {
-    let mut repaired = Repaired { broken: found.broken, ..Repaired::default() };
-    for task in &found.tasks {
+/// Reads a project's tasks and repairs what crashes left: records unseen ends, restarts lost supervisors,
+/// resumes tasks with a late answer, removes temporary files of dead writers. Inside a worker it only
+/// reads.
+pub fn repair(project: &Project, list: TaskList) -> Repaired {
+    let mut repaired = Repaired { broken: list.broken, ..Repaired::default() };
+    for task in &list.tasks {
         match task.view() {
             Ok(view) => repaired.views.push(view),
             Err(error) => repaired.broken.push(Broken::from_task(task, error)),
@@ -91,28 +91,29 @@ pub fn repair(project: &Project, found: TaskList) -> Repaired {
         for view in views.iter_mut() {
             repair_end(view, repairs);
         }
-        for started in supervise::restart_abandoned(project, views) {
-            repairs.note(&started, "restarted");
-            refresh(views.iter_mut().find(|view| *view.task.id() == started));
+        for restarted in supervise::restart_abandoned(project, views) {
+            repairs.add(&restarted, "restarted");
+            refresh(views.iter_mut().find(|view| *view.task.id() == restarted));
         }
         repairs.temporary = remove_leftovers(project, views);
     }
     repaired
 }
 
-/// Records an unseen end, and resumes a task whose answer came after it.
+/// Records the unseen end of an attempt, and resumes the task if it has a late answer.
 fn repair_end(view: &mut View, repairs: &mut Repairs) {
-    // A failure to record comes back at the next look.
+    // Ignore a failure; the next repair tries again.
     if supervise::record_unknown_end(view).unwrap_or(false) {
         refresh(Some(view));
-        repairs.note(view.task.id(), &format!("marked {}", view.label()));
+        repairs.add(view.task.id(), &format!("marked {}", view.label()));
     }
     if supervise::resume_if_answered(view) {
-        repairs.note(view.task.id(), "restarted");
+        repairs.add(view.task.id(), "restarted");
         refresh(Some(view));
     }
 }
 
+/// Rereads a task, if it is still readable.
 fn refresh(view: Option<&mut View>) {
     if let Some(view) = view
         && let Ok(now) = view.task.view()
@@ -121,72 +122,73 @@ fn refresh(view: Option<&mut View>) {
     }
 }
 
-/// Removes temporary files of dead writers from directories that changed since the last sweep, so that
-/// a thousand tasks are not searched at every look.
+/// Removes temporary files of dead writers and returns how many. Searches only directories that changed
+/// since the last sweep, because a project may have a thousand tasks.
 fn remove_leftovers(project: &Project, views: &[View]) -> usize {
-    let stamp = project.sweep_time_path();
+    let sweep_time = project.sweep_time_path();
     let now = SystemTime::now();
-    let since = std::fs::symlink_metadata(&stamp).and_then(|it| it.modified()).ok();
+    let since = std::fs::symlink_metadata(&sweep_time).and_then(|it| it.modified()).ok();
     let changed = |directory: &PathBuf| {
         let modified = std::fs::symlink_metadata(directory).and_then(|it| it.modified());
         modified.is_ok_and(|modified| since.is_none_or(|since| modified >= since))
     };
     let own = dirs::dispatch_home().into_iter().chain(project.helper_directories());
-    // Leftovers in finished tasks disturb nobody.
-    let of_tasks = views.iter().filter(|view| view.state != State::Done).flat_map(directories);
+    // Leave done tasks alone; leftovers there are harmless.
+    let of_tasks =
+        views.iter().filter(|view| view.state != State::Done).flat_map(helper_directories);
     let (mut removed, mut left) = (0, 0);
     for directory in own.chain(of_tasks).filter(changed) {
-        let (gone, stays) = files::remove_leftovers(&directory);
-        removed += gone;
-        left += stays;
+        let (removed_here, left_here) = files::remove_leftovers(&directory);
+        removed += removed_here;
+        left += left_here;
     }
-    // Sweep again while files are left, or if the stamp cannot be written.
+    // Sweep the same directories again while files are left, or if the time cannot be saved.
     if left == 0 && project.tasks_dir().is_dir() {
-        let _ = files::touch(&stamp, now - CLOCK_SLACK);
+        let _ = files::touch(&sweep_time, now - CLOCK_SLACK);
     }
     removed
 }
 
-/// A line about worktrees and branches of deleted tasks. They are only named, because only a person
-/// knows whether the work is still wanted.
-pub fn orphans(project: &Project, views: &[View]) -> Option<String> {
-    let mut made = git::artifacts(&project.repository()?);
-    made.retain(|it| !views.iter().any(|view| is_known(it, &view.record)));
-    if made.is_empty() {
+/// A line about worktrees and branches of deleted tasks; `None` if there are none. Nothing is removed,
+/// because only a person knows whether the work is still wanted.
+pub fn orphans_line(project: &Project, views: &[View]) -> Option<String> {
+    let mut artifacts = git::artifacts(&project.repository()?);
+    artifacts.retain(|it| !views.iter().any(|view| belongs_to(it, &view.record)));
+    if artifacts.is_empty() {
         return None;
     }
-    let orphans = without_task(project, made);
+    let orphans = orphans(project, artifacts);
     let more = match orphans.len() {
         0 | 1 => String::new(),
         count => format!("; and {} more: dispatch-reconcile clean --dry-run", count - 1),
     };
-    orphans.first().map(|first| format!("orphaned, of no task here: {}{more}", first.remedy()))
+    orphans.first().map(|first| format!("orphaned: {}{more}", first.remedy()))
 }
 
 /// The artifacts that belong to no task of the project.
-pub fn without_task(project: &Project, mut made: Vec<Artifact>) -> Vec<Artifact> {
+pub fn orphans(project: &Project, mut artifacts: Vec<Artifact>) -> Vec<Artifact> {
     // Unreadable tasks may own any worktree, so report none.
     let TaskList { tasks, broken } = project.task_list();
     let records = tasks.iter().map(Task::record).collect::<Result<Vec<_>, _>>();
     let Some(records) = records.ok().filter(|_| broken.is_empty()) else { return Vec::new() };
-    made.retain(|it| !records.iter().flatten().any(|record| is_known(it, record)));
+    artifacts.retain(|it| !records.iter().flatten().any(|record| belongs_to(it, record)));
     // Skip the worktree of a task that is being dispatched.
     let plan = |it: &Artifact| project.tasks_dir().join(it.name()).join("plan.md");
-    let begins =
+    let is_being_dispatched =
         |it: &Artifact| plan(it).exists() && !plan(it).with_file_name("task.yaml").exists();
-    made.retain(|it| !begins(it));
+    artifacts.retain(|it| !is_being_dispatched(it));
     // Report a worktree's branch with the worktree only.
-    let worktrees: Vec<_> = made.iter().filter_map(Artifact::checked_out).collect();
-    made.retain(|it| !matches!(it, Artifact::Branch(branch) if worktrees.contains(branch)));
-    made
+    let worktrees: Vec<_> = artifacts.iter().filter_map(Artifact::checked_out).collect();
+    artifacts.retain(|it| !matches!(it, Artifact::Branch(branch) if worktrees.contains(branch)));
+    artifacts
 }
 
-fn is_known(made: &Artifact, record: &Record) -> bool {
-    record.worktree.iter().any(|own| made.belongs_to(own))
+fn belongs_to(artifact: &Artifact, record: &Record) -> bool {
+    record.worktree.iter().any(|own| artifact.belongs_to(own))
 }
 
-/// The directories of a task that helpers write into.
-fn directories(view: &View) -> impl Iterator<Item = PathBuf> {
+/// The directories of a task in which helpers write files, with that of the last attempt.
+fn helper_directories(view: &View) -> impl Iterator<Item = PathBuf> {
     let task = &view.task;
     let attempt = view.attempt.iter().map(|attempt| attempt.directory().to_path_buf());
     task.helper_directories().into_iter().chain(attempt)

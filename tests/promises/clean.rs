@@ -298,7 +298,7 @@ fn clean_lists_orphaned_work_and_keeps_it() {
     fs::remove_dir_all(sandbox.project().join(".dispatch")).expect("removed");
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
-orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings it back, git worktree remove HOME/.dispatch/worktrees/project-HASH/x removes it and what git ignores in it
+orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings it back, git worktree remove HOME/.dispatch/worktrees/project-HASH/x removes it and what git ignores in it
 "#]]);
     assert_eq!(left(&sandbox, "x", &x), (false, true, true));
 }

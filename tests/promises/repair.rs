@@ -229,7 +229,7 @@ fn orphaned_work_is_listed() {
     status(&sandbox).shows(str![[r#"
 exit 0
 y running 0/2 AGE idle — item 1: First
-orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings it back, git worktree remove HOME/.dispatch/worktrees/project-HASH/x removes it and what git ignores in it
+orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings it back, git worktree remove HOME/.dispatch/worktrees/project-HASH/x removes it and what git ignores in it
 "#]]);
     assert_nothing_left_to_repair(&sandbox);
     // The commits of a detached HEAD are on no branch.
@@ -241,7 +241,7 @@ orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — 
     status(&sandbox).shows(str![[r#"
 exit 0
 y running 0/2 AGE idle — item 1: First
-orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — git -C HOME/.dispatch/worktrees/project-HASH/x switch -c NAME keeps its commits; and 1 more: dispatch-reconcile clean --dry-run
+orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git -C HOME/.dispatch/worktrees/project-HASH/x switch -c NAME keeps its commits; and 1 more: dispatch-reconcile clean --dry-run
 "#]]);
     inside(&["checkout", "-q", "dispatch/x"]);
     // The printed commands work.
@@ -249,7 +249,7 @@ orphaned, of no task here: worktree HOME/.dispatch/worktrees/project-HASH/x — 
     status(&sandbox).shows(str![[r#"
 exit 0
 y running 0/2 AGE idle — item 1: First
-orphaned, of no task here: branch dispatch/x — git merge dispatch/x brings it back, git branch -d dispatch/x removes it
+orphaned: branch dispatch/x — git merge dispatch/x brings it back, git branch -d dispatch/x removes it
 "#]]);
     sandbox.git(&["branch", "-d", "dispatch/x"]);
     assert!(!status(&sandbox).ok().contains("orphaned"));
@@ -260,7 +260,7 @@ orphaned, of no task here: branch dispatch/x — git merge dispatch/x brings it 
     status(&sandbox).shows(str![[r#"
 exit 0
 y running 0/2 AGE idle — item 1: First
-orphaned, of no task here: branch dispatch/a — git merge dispatch/a brings it back, git branch -d dispatch/a removes it; and 2 more: dispatch-reconcile clean --dry-run
+orphaned: branch dispatch/a — git merge dispatch/a brings it back, git branch -d dispatch/a removes it; and 2 more: dispatch-reconcile clean --dry-run
 "#]]);
     // `clean` lists all of them, also packed ones, but not the branch of a task that is starting.
     sandbox.git(&["pack-refs", "--all"]);
@@ -268,8 +268,8 @@ orphaned, of no task here: branch dispatch/a — git merge dispatch/a brings it 
     sandbox.plan("begins", PLAN);
     sandbox.run("dispatch-reconcile", &["clean", "--dry-run"]).shows(str![[r#"
 exit 0
-orphaned, of no task here: branch dispatch/a — git merge dispatch/a brings it back, git branch -d dispatch/a removes it
-orphaned, of no task here: branch dispatch/b — git merge dispatch/b brings it back, git branch -d dispatch/b removes it
-orphaned, of no task here: branch dispatch/c — git merge dispatch/c brings it back, git branch -d dispatch/c removes it
+orphaned: branch dispatch/a — git merge dispatch/a brings it back, git branch -d dispatch/a removes it
+orphaned: branch dispatch/b — git merge dispatch/b brings it back, git branch -d dispatch/b removes it
+orphaned: branch dispatch/c — git merge dispatch/c brings it back, git branch -d dispatch/c removes it
 "#]]);
 }

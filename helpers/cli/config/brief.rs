@@ -80,7 +80,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             && view.task.adopt(host).unwrap_or(false)
         {
             mine = true;
-            repairs.note(view.task.id(), "adopted");
+            repairs.add(view.task.id(), "adopted");
         }
         if open.is_empty() || !mine {
             let whose = if mine { "" } else { " (another session's)" };

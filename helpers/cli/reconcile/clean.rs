@@ -17,7 +17,7 @@ use crate::news::events;
 use crate::news::ledger::{self, Delivery};
 use crate::process::{Life, calling_host};
 use crate::project::Project;
-use crate::repair::without_task;
+use crate::repair::orphans;
 use crate::task::{State, Task, View};
 use crate::text::short_duration;
 
@@ -75,8 +75,8 @@ pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
     if named.is_empty()
         && let Some(repository) = project.repository()
     {
-        for orphan in without_task(project, git::all_artifacts(&repository)?) {
-            say(format!("orphaned, of no task here: {}", orphan.remedy()));
+        for orphan in orphans(project, git::all_artifacts(&repository)?) {
+            say(format!("orphaned: {}", orphan.remedy()));
             printed = true;
         }
     }

@@ -14,7 +14,7 @@ use crate::domain::{TaskId, Usage};
 use crate::exit::Exit;
 use crate::news::Remedy;
 use crate::project::{Broken, Project};
-use crate::repair::{Repaired, orphans, repair};
+use crate::repair::{Repaired, orphans_line, repair};
 use crate::task::{Reason, State, View};
 use crate::text::{quoted, sanitize, short_duration, shorten};
 
@@ -97,7 +97,7 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     if hidden > 0 {
         say(format!("{hidden} more, done over a day ago: dispatch-reconcile status --all"));
     }
-    orphans(project, &views).iter().for_each(say);
+    orphans_line(project, &views).iter().for_each(say);
     let used = views.iter().filter_map(View::usage).reduce(Usage::with);
     if let Some(used) = used.filter(|_| args.all) {
         say(format!("in total {used}"));
