@@ -8,6 +8,7 @@ mod claim;
 pub mod output;
 mod record;
 pub mod state;
+mod texts;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -353,7 +354,7 @@ impl Task {
         let plan = self.plan()?;
         // A saved note that the plan lacks is from a call that was killed; this call repeats it.
         if !self.notes()?.iter().any(|(_, note)| note == text && plan.count_notes(note) == 0) {
-            publish_numbered(&self.notes_dir(), text)?;
+            texts::publish(&self.notes_dir(), text)?;
         }
         self.edit_plan(|_| Ok(())).map(drop)
     }
@@ -375,21 +376,21 @@ impl Task {
 
     /// The notes to the worker, oldest first, as pairs of file name and text.
     pub fn notes(&self) -> Result<Vec<(String, String)>> {
-        read_numbered(&self.notes_dir())
+        texts::read(&self.notes_dir())
     }
 
     /// Sends a message to the dispatcher without waiting. A text repeated in a row is one message, because
     /// a worker repeats a call that was killed.
     pub fn tell(&self, text: &str) -> Result<()> {
         if self.tells()?.last().is_none_or(|(_, last)| last != text) {
-            publish_numbered(&self.tells_dir(), text)?;
+            texts::publish(&self.tells_dir(), text)?;
         }
         Ok(())
     }
 
     /// The worker's messages, oldest first, as pairs of file name and text.
     pub fn tells(&self) -> Result<Vec<(String, String)>> {
-        read_numbered(&self.tells_dir())
+        texts::read(&self.tells_dir())
     }
 
     /// The attempt with that number, which need not exist.
@@ -478,29 +479,4 @@ fn numbered(text: &str, start: Option<&Plan>) -> Plan {
 fn broken(path: &Path, error: &dyn fmt::Display, next: &str) -> Refusal {
     let what = format!("{} is broken", path.display());
     Refusal::new(Exit::Data, what).place(error.to_string()).next(next)
-}
-
-/// Writes a text to the next free number in a directory, with three digits or more.
-fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
-    files::create_task_directory(directory)?;
-    loop {
-        let last = read_numbered(directory)?.last().and_then(|(name, _)| files::parse_number(name));
-        let name = format!("{:03}", files::next_number(last.unwrap_or(0), directory)?);
-        if files::publish_new(&directory.join(&name), text.as_bytes())? {
-            return Ok(());
-        }
-    }
-}
-
-/// The files of a directory whose names are numbers, in their order, as pairs of name and text.
-fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
-    let entries = files::entries(directory)?.into_iter();
-    let mut names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
-    names.retain(|name| files::parse_number(name).is_some());
-    names.sort_by_key(|name| files::parse_number(name));
-    let read = |name: String| {
-        let text = files::read_foreign(&directory.join(&name))?.map(lossy).unwrap_or_default();
-        Ok((name, text))
-    };
-    names.into_iter().map(read).collect()
 }
