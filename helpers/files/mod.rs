@@ -25,7 +25,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 
 pub use lock::Lock;
-pub use publish::{publish, publish_new, remove_leftovers};
+pub use publish::{publish, publish_new, publish_numbered, read_numbered, remove_leftovers};
 pub use read::{decode, read, read_foreign, tail};
 
 /// The names in a directory in a worker's reach, each with whether it is a symlink; none if there is

@@ -10,8 +10,11 @@ use anyhow::{Context, Result};
 use tempfile::NamedTempFile;
 
 use super::read::open_foreign;
-use super::{cannot_write, entries};
+use super::{
+    cannot_write, create_task_directory, entries, next_number, parse_number, read_foreign,
+};
 use crate::fault;
+use crate::text::lossy;
 
 /// The end of the name of every temporary file.
 const SUFFIX: &str = ".dispatch.tmp";
@@ -101,6 +104,31 @@ fn directory(path: &Path) -> &Path {
 
 fn name(path: &Path) -> &str {
     path.file_name().and_then(OsStr::to_str).unwrap_or("file")
+}
+
+/// Writes a text to the next free number in a directory, with three digits or more.
+pub fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
+    create_task_directory(directory)?;
+    loop {
+        let last = read_numbered(directory)?.last().and_then(|(name, _)| parse_number(name));
+        let name = format!("{:03}", next_number(last.unwrap_or(0), directory)?);
+        if publish_new(&directory.join(&name), text.as_bytes())? {
+            return Ok(());
+        }
+    }
+}
+
+/// The files of a directory whose names are numbers, in their order, as pairs of name and text.
+pub fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
+    let entries = entries(directory)?.into_iter();
+    let mut names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
+    names.retain(|name| parse_number(name).is_some());
+    names.sort_by_key(|name| parse_number(name));
+    let with_text = |name: String| {
+        let text = read_foreign(&directory.join(&name))?.map(lossy).unwrap_or_default();
+        Ok((name, text))
+    };
+    names.into_iter().map(with_text).collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ mod claim;
 pub mod output;
 mod record;
 pub mod state;
-mod texts;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -354,7 +353,7 @@ impl Task {
         let plan = self.plan()?;
         // A saved note that the plan lacks is from a call that was killed; this call repeats it.
         if !self.notes()?.iter().any(|(_, note)| note == text && plan.count_notes(note) == 0) {
-            texts::publish(&self.notes_dir(), text)?;
+            files::publish_numbered(&self.notes_dir(), text)?;
         }
         self.edit_plan(|_| Ok(())).map(drop)
     }
@@ -376,21 +375,21 @@ impl Task {
 
     /// The notes to the worker, oldest first, as pairs of file name and text.
     pub fn notes(&self) -> Result<Vec<(String, String)>> {
-        texts::read(&self.notes_dir())
+        files::read_numbered(&self.notes_dir())
     }
 
     /// Sends a message to the dispatcher without waiting. A text repeated in a row is one message, because
     /// a worker repeats a call that was killed.
     pub fn tell(&self, text: &str) -> Result<()> {
         if self.tells()?.last().is_none_or(|(_, last)| last != text) {
-            texts::publish(&self.tells_dir(), text)?;
+            files::publish_numbered(&self.tells_dir(), text)?;
         }
         Ok(())
     }
 
     /// The worker's messages, oldest first, as pairs of file name and text.
     pub fn tells(&self) -> Result<Vec<(String, String)>> {
-        texts::read(&self.tells_dir())
+        files::read_numbered(&self.tells_dir())
     }
 
     /// The attempt with that number, which need not exist.

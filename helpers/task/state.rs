@@ -468,7 +468,7 @@ impl View {
                 format!("ended by signal {signal}{}", self.last_output_line())
             }
             Reason::Ended(reason) => reason.to_string(),
-            Reason::Lost => "lost: the worker disappeared without an exit status".into(),
+            Reason::Lost => "lost: the worker disappeared".into(),
             Reason::Cli(failure) => format!("{}: {}", failure.kind, failure.said),
             Reason::Denied(calls) => format!("denied: {}", calls.join(", ")),
             Reason::Silent(since) => format!("no sign of life since {since}"),

@@ -135,12 +135,12 @@ fn dead_worker_without_exit_record_is_lost() {
     BrokenTask::dead(|_| ()).status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]).show(str![[r#"
 exit 0
 x — Title
-lost (the worker disappeared without an exit status), idle, AGE
+lost (the worker disappeared), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -151,7 +151,7 @@ output: "At work."
     BrokenTask::dead(|sandbox| sandbox.tick_all("x")).status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 2/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+x lost 2/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     BrokenTask::dead(|sandbox| {
@@ -179,7 +179,7 @@ fn reused_pid_is_not_taken_for_worker() {
         broken.status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
         // `stop` ends no other process.
@@ -417,7 +417,7 @@ neighbour running 0/2 1h idle — item 1: First
 exit 65
 ! dispatch-reconcile: PROJECT/.dispatch/tasks/x/worker/1/identity is broken
 !   could not find expected ':' at line 3 column 1, while scanning a simple key at line 2 column 1
-!   next: remove it if no worker of the task runs any more
+!   next: remove it if no worker of this task is running
 "#]]);
     BrokenTask::alive(|sandbox| sandbox.write("x", "wait", "{\"parked\":{\"un"))
         .status(str![[r#"
@@ -434,14 +434,14 @@ exit 65
     BrokenTask::dead(|sandbox| sandbox.write("x", "run.lock", "{\"pid\":1")).status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     let session = BrokenTask::dead(|sandbox| sandbox.write("x", "worker/1/session", "id"));
     session.status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     session.0.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
@@ -460,13 +460,13 @@ fn torn_ledger_loses_no_news() {
     broken.status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     // The news is printed once, and noted at the end of the torn file.
     broken.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker disappeared without an exit status" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
     broken.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 3
@@ -573,13 +573,13 @@ fn foreign_attempt_directories_are_ignored() {
     .status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]])
     .show(str![[r#"
 exit 0
 x — Title
-lost (the worker disappeared without an exit status), idle, AGE
+lost (the worker disappeared), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -593,12 +593,12 @@ output: "At work."
     gap.status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]).show(str![[r#"
 exit 0
 x — Title
-lost (the worker disappeared without an exit status), idle, AGE
+lost (the worker disappeared), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
@@ -615,7 +615,7 @@ output: "At work."
     .status(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
 }
@@ -874,7 +874,7 @@ output.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answe
 context.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 ipc: x broken — ipc is a symlink → dispatch-reconcile show x
 ipc/001.question: x broken — ipc/001.question is a symlink → dispatch-reconcile show x
-ipc/001.answer: x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+ipc/001.answer: x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 ipc/.done: x broken — ipc/.done is a symlink → dispatch-reconcile show x
 notes: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 notes/001: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -

@@ -379,7 +379,7 @@ x running 0/2 1h idle — item 1: First
     sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 "#]]);
 }
 

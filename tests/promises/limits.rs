@@ -142,8 +142,8 @@ fn the_order_outlives_the_end_of_every_supervisor() {
     sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
 exit 0
 repaired: d and e marked lost; c and 2 more restarted
-d lost 0/2 AGE works — the worker disappeared without an exit status → dispatch-spawn d --resume
-e lost 0/2 AGE works — the worker disappeared without an exit status → dispatch-spawn e --resume
+d lost 0/2 AGE works — the worker disappeared → dispatch-spawn d --resume
+e lost 0/2 AGE works — the worker disappeared → dispatch-spawn e --resume
 b running 0/2 AGE works — item 1: First
 c running 0/2 AGE works — item 1: First
 a queued 0/2 AGE works — in the queue: max_workers is 2

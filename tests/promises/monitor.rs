@@ -145,7 +145,7 @@ fn the_death_of_supervisor_and_worker_wakes() {
     signal(sandbox.worker_of("x", 1), Signal::SIGKILL);
     monitor.end().shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker disappeared without an exit status" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 }
 

@@ -43,7 +43,7 @@ fn repairs_are_reported_in_one_line_once() {
 exit 0
 repaired: blocked marked blocked; gone marked lost; one and 2 more restarted; 1 temporary file removed
 blocked blocked 0/2 AGE idle — item 1: which? → dispatch-spawn blocked --resume
-gone lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn gone --resume
+gone lost 0/2 AGE idle — the worker disappeared → dispatch-spawn gone --resume
 one running 0/2 1h idle — item 1: First
 three running 0/2 1h idle — item 1: First
 two running 0/2 1h idle — item 1: First
@@ -68,7 +68,7 @@ x running 0/2 AGE idle — item 1: First
     status(&sandbox).shows(str![[r#"
 exit 0
 repaired: x marked lost
-x lost 0/2 AGE idle — the worker disappeared without an exit status → dispatch-spawn x --resume
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 "#]]);
     assert_nothing_left_to_repair(&sandbox);
 }
@@ -88,7 +88,7 @@ fn first_brief_reports_adopted_tasks() {
     brief().shows(str![[r#"
 exit 0
 default: idle; models: idle
-#ID gone lost (0/2, AGE): "the worker disappeared without an exit status" → tell the user and ask; BIN/dispatch-spawn gone --resume tries again
+#ID gone lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn gone --resume tries again
 repaired: gone marked lost; gone and 2 more adopted
 x running 0/2 AGE idle — item 1: First
 y running 0/2 AGE idle — item 1: First
@@ -115,7 +115,7 @@ fn log_tells_how_unseen_worker_ended() {
 exit 0
 repaired: complete marked done; cut marked lost; left marked incomplete; refused marked failed
 refused failed 0/2 AGE claude — not logged in: Not logged in… → dispatch-spawn refused --resume
-cut lost 0/2 AGE claude — the worker disappeared without an exit status → dispatch-spawn cut --resume
+cut lost 0/2 AGE claude — the worker disappeared → dispatch-spawn cut --resume
 left incomplete 0/2 AGE claude $0.25 → dispatch-spawn left --resume
 complete done 2/2 AGE claude $0.25 — finish marker missing
 "#]]);
@@ -173,7 +173,7 @@ fn worker_repairs_nothing() {
     let status = sandbox.call("dispatch-reconcile", &[]).env("DISPATCH_TASK_DIR", task);
     status.run().shows(str![[r#"
 exit 0
-y lost 0/2 1h idle — the worker disappeared without an exit status → dispatch-spawn y --resume
+y lost 0/2 1h idle — the worker disappeared → dispatch-spawn y --resume
 x queued 0/2 1h idle
 "#]]);
     assert_eq!(tree(&[sandbox.home()]), before);

@@ -215,7 +215,7 @@ fn a_dead_worker_that_nobody_saw_end_is_lost() {
     assert!(!sandbox.task("x", "worker/1/exit").exists());
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker disappeared without an exit status" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 }
 
@@ -292,7 +292,7 @@ fn stop_of_a_worker_that_was_lost_makes_it_stopped() {
     sandbox.ok("dispatch-spawn", &["x"]);
     kill_and_wait(sandbox.supervisor_of("x"));
     kill_and_wait(sandbox.worker_of("x", 1));
-    assert_eq!(sandbox.state("x"), "failed: lost: the worker disappeared without an exit status");
+    assert_eq!(sandbox.state("x"), "failed: lost: the worker disappeared");
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     assert_eq!(sandbox.state("x"), "stopped");
 }

@@ -620,7 +620,7 @@ fn watch_repairs_lost_task_when_it_opens() {
     kill_and_wait(supervisor);
     kill_and_wait(worker);
     let Some(window) = Window::open(&sandbox, (80, 12), &watch()) else { return };
-    window.shows(&["lost", "the worker is gone"]);
+    window.shows(&["lost", "the worker disappeared"]);
     wait_until("its end is recorded", || sandbox.task("x", "worker/1/exit").exists().then_some(()));
 }
 
