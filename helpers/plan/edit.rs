@@ -14,8 +14,9 @@ const NOTE: &str = "**Note from dispatcher:**";
 
 impl Plan {
     /// Sets an item's marker and adds a note in the original's form: below it, indented by two
-    /// spaces. The item is named by its number or its words. A marker that is set already and a note
-    /// that is there already are left as they are, so that a repeated call changes nothing.
+    /// spaces, or as far as the item's text. The item is named by its number or its words. A marker
+    /// that is set and a note that is there are left as they are, so that a repeated call changes
+    /// nothing.
     ///
     /// # Errors
     /// [`Exit::Data`] if there is no such item, or it cannot be changed alone. Nothing is changed
@@ -33,11 +34,11 @@ impl Plan {
         let known = old.len().checked_sub(note.len()).is_some_and(|last| (0..=last).any(is_there));
         if !known {
             let text = &self.lines[item.line];
-            let indent = &text[..text.len() - text.trim_start_matches([' ', '\t']).len()];
+            let indent = " ".repeat(lines::note_column(text));
             let below = item.line + 1 + old.len();
             let end = end_of(text);
             end_line(&mut lines[below - 1], end);
-            let new = note.iter().map(|line| format!("{indent}  {line}{end}"));
+            let new = note.iter().map(|line| format!("{indent}{line}{end}"));
             lines.splice(below..below, new);
         }
         let wanted = |at, item: &Item| if at == index { marker } else { item.marker };
@@ -165,8 +166,8 @@ impl Plan {
         let new = self.read(lines);
         if !self.differs_only(&new, noted, wanted) {
             return Err(Refusal::new(Exit::Data, "the change would reach more than that item")
-                .place("a code fence, comment or heading of the plan takes it for its own")
-                .next("edit the plan's file by hand"));
+                .place("a code fence or comment of the plan would end elsewhere")
+                .next("say it in one line of plain words"));
         }
         *self = new;
         Ok(())
@@ -221,12 +222,7 @@ fn end_line(line: &mut String, end: &str) {
 /// The lines of an item's note, so that none of them is a step, a heading, a fence or a comment.
 fn note_lines(note: &str) -> Vec<String> {
     let lines = harmless(note).into_iter().filter(|line| !line.is_empty());
-    let escape = |line: String| {
-        let heading = lines::heading(&line);
-        let heads = heading.is_some_and(|(level, text)| level < 7 || lines::is_context(text));
-        let structure = heads || lines::underline(&line).is_some() || lines::begins_fence(&line);
-        if structure { format!("\\{line}") } else { line }
-    };
+    let escape = |line: String| if lines::is_structure(&line) { format!("\\{line}") } else { line };
     lines.map(escape).collect()
 }
 

@@ -7,6 +7,9 @@ use super::Marker;
 /// How many characters a mark of punctuation has at most; longer ones are drawings.
 const LONGEST_MARK: usize = 3;
 
+/// The level of a line in bold, which some write as a heading.
+const BOLD: usize = 7;
+
 /// Why a checklist line is not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
@@ -113,13 +116,17 @@ pub(super) fn plain(text: &str) -> String {
 /// The line without the white space around it, and the column at which it begins. Tabs stop at
 /// every fourth.
 pub(super) fn trimmed(line: &str) -> (usize, &str) {
+    trimmed_from(0, line)
+}
+
+fn trimmed_from(column: usize, line: &str) -> (usize, &str) {
     let text = line.trim_start_matches(is_blank);
-    let columns = line[..line.len() - text.len()].chars().fold(0, |column, c| match c {
+    let column = line[..line.len() - text.len()].chars().fold(column, |column, c| match c {
         '\t' => column + 4 - column % 4,
         '\u{feff}' => column,
         _ => column + 1,
     });
-    (columns, text.trim_end_matches(is_blank))
+    (column, text.trim_end_matches(is_blank))
 }
 
 /// The length of the list marker at the beginning, without the blank that has to follow.
@@ -141,11 +148,19 @@ fn is_point(text: &str) -> bool {
         || (lettered && matches!(chars.next(), Some('.' | ')' | '、')))
 }
 
-/// What stands behind the list marker at the beginning, and how many columns behind it.
-fn behind_marker(text: &str) -> Option<(usize, &str)> {
+/// What stands behind the list marker in that column, with its own, and the column at which the
+/// list item's content begins.
+fn behind_marker(column: usize, text: &str) -> Option<(usize, usize, &str)> {
     let length = list_marker(text).filter(|length| text[*length..].starts_with(is_blank))?;
-    let (blanks, rest) = trimmed(&text[length..]);
-    Some((length + if blanks > 4 { 1 } else { blanks }, rest))
+    let (marked, (column, rest)) =
+        (column + length, trimmed_from(column + length, &text[length..]));
+    Some((if column > marked + 4 { marked + 1 } else { column }, column, rest))
+}
+
+/// The column at which the notes of the item in that line begin, two or more behind its own.
+pub(super) fn note_column(line: &str) -> usize {
+    let (column, text) = trimmed(line);
+    behind_marker(column, text).map_or(0, |(content, ..)| content).max(column + 2)
 }
 
 /// What a person may take the line for; `None` if for no step.
@@ -192,7 +207,7 @@ pub(super) fn find(line: &str) -> Option<Found<'_>> {
     Some(Found { marker, mark: open + 1..close, text, why })
 }
 
-/// The text of a heading that one line makes, and its level; a line in bold is one of level 7.
+/// The text of a heading that one line makes, and its level; a line in bold is one of level [`BOLD`].
 pub(super) fn heading(line: &str) -> Option<(usize, &str)> {
     let (column, text) = trimmed(line);
     let level = text.bytes().take_while(|byte| *byte == b'#').count();
@@ -201,7 +216,7 @@ pub(super) fn heading(line: &str) -> Option<(usize, &str)> {
         return Some((level, rest.trim_matches(|c| is_blank(c) || c == '#')));
     }
     let bold = text.trim_end_matches([':', '：']).strip_prefix("**")?.strip_suffix("**")?;
-    (column < 4).then_some((7, bold))
+    (column < 4).then_some((BOLD, bold))
 }
 
 /// The level of the heading that a line makes of the text above it.
@@ -243,16 +258,18 @@ fn fence(text: &str) -> Option<(char, usize, &str)> {
 
 /// Whether a line that begins so is no further line of a paragraph.
 fn begins_block(text: &str) -> bool {
-    let rule = underline(text).is_some() || text.starts_with(['#', '>']);
-    rule || behind_marker(text).is_some() || fence(text).is_some() || text.starts_with("<!--")
+    let heads = heading(text).is_some_and(|(level, _)| level < BOLD) || underline(text).is_some();
+    let quotes = text.starts_with('>') || text.starts_with("<!--");
+    heads || quotes || behind_marker(0, text).is_some() || fence(text).is_some()
 }
 
-/// Whether a code fence begins here, maybe behind list markers.
-pub(super) fn begins_fence(mut text: &str) -> bool {
-    while let Some((_, rest)) = behind_marker(text) {
-        text = rest;
+/// Whether a line is more than plain text or a point of a list.
+pub(super) fn is_structure(mut line: &str) -> bool {
+    let context = heading(line).is_some_and(|(_, text)| is_context(text));
+    while let Some((.., rest)) = behind_marker(0, line) {
+        line = rest;
     }
-    fence(text).is_some()
+    context || begins_block(line)
 }
 
 impl Block {
@@ -306,10 +323,9 @@ pub(super) fn hidden(lines: &[String], strict: bool) -> Vec<Option<usize>> {
         if !(text.is_empty() || paragraph && is_plain(text)) {
             items.retain(|item| *item <= column);
         }
-        while let Some((columns, rest)) = behind_marker(text) {
-            column += columns;
-            text = rest;
-            items.push(column);
+        while let Some((content, behind, rest)) = behind_marker(column, text) {
+            (column, text) = (behind, rest);
+            items.push(content);
         }
         paragraph = is_plain(text);
         block = Block::begin(text, column, items.last().copied().unwrap_or(0), at, strict);

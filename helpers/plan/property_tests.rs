@@ -164,12 +164,18 @@ fn facts(plan: &Plan) -> Vec<(String, Marker, String)> {
 fn any_note_at_an_item_changes_its_own_line_and_adds_lines_below() {
     cases(|random| {
         let text = random.plan();
-        let note = random.text();
+        let mut note = random.text();
         let marker = random.one(&[Marker::Done, Marker::Blocked, Marker::Failed, Marker::Open]);
         let before = Plan::parse(&text);
         let at = random.below(before.items.len());
         let mut plan = before.clone();
-        plan.mark(&(at + 1).to_string(), marker, &note).expect(&text);
+        let name = (at + 1).to_string();
+        if plan.mark(&name, marker, &note).is_err() {
+            // A list in the note would move the end of an odd fence; the refusal names the remedy.
+            assert_eq!(plan.to_string(), text, "{note:?}");
+            note = "plain words".into();
+            plan.mark(&name, marker, &note).expect(&text);
+        }
         let mut wanted = facts(&before);
         wanted[at].1 = marker;
         assert_eq!(facts(&plan), wanted, "{text:?} {note:?}");
@@ -192,7 +198,7 @@ fn any_note_at_an_item_changes_its_own_line_and_adds_lines_below() {
                 "{number}"
             );
         }
-        plan.mark(&(at + 1).to_string(), marker, &note).expect("again");
+        plan.mark(&name, marker, &note).expect("again");
         assert_eq!(plan.to_string(), written, "again changes nothing");
         assert_eq!(Plan::parse(&written).to_string(), written);
     });

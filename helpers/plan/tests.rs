@@ -379,6 +379,11 @@ fn notes_cannot_become_structure() {
         ("## Context", "\\## Context"),
         ("**Context:**", "\\**Context:**"),
         ("===", "\\==="),
+        ("> b", "\\> b"),
+        ("- # b", "\\- # b"),
+        ("#12 is fixed", "#12 is fixed"),
+        ("- b", "- b"),
+        ("**b**", "**b**"),
         ("---", "\\---"),
         ("a <!-- b", "a <\\!-- b"),
         ("-->", "--\\>"),
@@ -392,6 +397,24 @@ fn notes_cannot_become_structure() {
         let expected = format!("- [x] a\n  {written}\n---\n- [ ] z\n\n## Context\n");
         assert_eq!(plan.to_string(), expected);
         assert_eq!((plan.done(), plan.items().len()), (1, 2));
+    }
+}
+
+/// Found by a long run: a note that is indented less than the item's text ends a fence in it.
+#[test]
+fn a_note_does_not_end_a_comment_in_its_own_item() {
+    let mut plan = Plan::parse("10. [ ] a\n    <!-- b\n- [ ] c\n");
+    plan.mark("1", Marker::Done, "note").expect("marked");
+    assert_eq!(plan.to_string(), "10. [x] a\n    <!-- b\n    note\n- [ ] c\n");
+}
+
+/// Found by a long run: a quotation ends the paragraph on which the fence's list item depends.
+#[test]
+fn a_note_does_not_end_the_list_item_of_a_fence() {
+    for note in ["> b", "# b", "- # b", "---", "```"] {
+        let mut plan = Plan::parse("- [ ] a\nlazy\n\n  ~~~\n- [ ] c\n");
+        plan.mark("1", Marker::Done, note).expect(note);
+        assert_eq!((plan.done(), plan.items().len(), plan.doubts().len()), (1, 2, 0));
     }
 }
 
