@@ -305,6 +305,10 @@ impl Block {
 /// line that begins as the fence did ends it, and what is never ended hides nothing.
 pub(super) fn hidden(lines: &[String], strict: bool) -> Vec<Option<usize>> {
     let mut hidden = vec![None; lines.len()];
+    let hides = |line: &String| ["```", "~~~", "<!--"].iter().any(|begin| line.contains(begin));
+    if !lines.iter().any(hides) {
+        return hidden;
+    }
     let mut block: Option<Block> = None;
     let mut items: Vec<usize> = Vec::new();
     let mut paragraph = false;

@@ -32,6 +32,11 @@ impl Plan {
     }
 
     pub(super) fn number(&mut self, start: Vec<String>) {
+        // Most plans have the items that they had, which are numbered as they were read.
+        if self.start.is_none() && self.items.iter().map(|item| &item.text).eq(&start) {
+            self.start = Some(start);
+            return;
+        }
         let mut open: HashMap<String, VecDeque<usize>> = HashMap::new();
         for (at, text) in start.iter().enumerate() {
             open.entry(plain(text)).or_default().push_back(at);
