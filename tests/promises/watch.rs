@@ -527,7 +527,7 @@ fn watch_ends_after_stop_is_done() {
     let Some(window) = Window::open(&sandbox, (80, 12), &watch()) else { return };
     window.shows(&["running", KEYS]);
     window.keys(&["s", "y", "q"]);
-    window.shows(&["ended with 0\n"]);
+    window.shows(&["x stopped\nended with 0\n"]);
     assert_eq!(sandbox.state("x"), "stopped");
 }
 

@@ -59,6 +59,8 @@ pub(super) struct Dashboard {
     /// Whether the person wants to leave.
     pub(super) over: bool,
     selected: Option<TaskId>,
+    /// Refused answers that wait until nothing else is open, with the reason.
+    refused: Vec<(Answer, String)>,
 }
 
 impl Dashboard {
@@ -71,6 +73,7 @@ impl Dashboard {
             message: String::new(),
             over: false,
             selected: None,
+            refused: Vec::new(),
         }
     }
 
@@ -117,13 +120,24 @@ impl Dashboard {
 
     /// Shows the result of a wish. A refused answer is opened again, so that its text is not lost.
     pub(super) fn end(&mut self, wish: Wish, result: Result<String>) {
-        let message = result.unwrap_or_else(|error| {
-            if let Wish::Answer(answer) = wish {
-                self.mode = Mode::Answer(answer);
-            }
-            format!("{error:#}").replace('\n', ";")
-        });
-        self.message = one_line(&message);
+        let error = match result {
+            Ok(line) => return self.message = one_line(&line),
+            Err(error) => one_line(&format!("{error:#}").replace('\n', ";")),
+        };
+        self.message.clone_from(&error);
+        if let Wish::Answer(answer) = wish {
+            self.refused.push((answer, error));
+            self.reopen_refused();
+        }
+    }
+
+    /// Opens the last refused answer, if nothing else is open.
+    fn reopen_refused(&mut self) {
+        if matches!(self.mode, Mode::Tasks)
+            && let Some((answer, why)) = self.refused.pop()
+        {
+            (self.mode, self.message) = (Mode::Answer(answer), why);
+        }
     }
 
     /// Inserts pasted text, which may have many lines.
@@ -134,6 +148,12 @@ impl Dashboard {
     }
 
     pub(super) fn key(&mut self, key: KeyEvent) -> Option<Wish> {
+        let wish = self.key_in_mode(key);
+        self.reopen_refused();
+        wish
+    }
+
+    fn key_in_mode(&mut self, key: KeyEvent) -> Option<Wish> {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         self.over |= control && key.code == KeyCode::Char('c');
         self.message.clear();
@@ -219,5 +239,31 @@ impl Dashboard {
             }
             None => self.message = "no open question".into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_answers_return_when_nothing_else_is_open() {
+        let task = Task::new("x".into(), "x".parse().expect("an id"));
+        let answer = |text: &str| {
+            let (task, question) = (task.clone(), "001".to_owned());
+            Wish::Answer(Answer { task, question, text: text.into() })
+        };
+        let mut dashboard = Dashboard::new("shop".into());
+        dashboard.mode = Mode::Log { task: task.clone(), text: String::new(), up: 0 };
+        dashboard.end(answer("one"), Err(anyhow::anyhow!("it has one")));
+        dashboard.end(answer("two"), Err(anyhow::anyhow!("it has one")));
+        assert!(matches!(dashboard.mode, Mode::Log { .. }));
+        for typed in ["two", "one"] {
+            dashboard.key(KeyCode::Esc.into());
+            let Mode::Answer(answer) = &dashboard.mode else { panic!("{:?}", dashboard.mode) };
+            assert_eq!((&*answer.text, &*dashboard.message), (typed, "it has one"));
+        }
+        dashboard.key(KeyCode::Esc.into());
+        assert!(matches!(dashboard.mode, Mode::Tasks));
     }
 }

@@ -7,8 +7,8 @@ mod dashboard;
 mod screen;
 
 use std::io::{IsTerminal, Write};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -28,6 +28,7 @@ use crate::cli::reconcile::status::{self, StatusArgs};
 use crate::cli::reconcile::stop;
 use crate::cli::reconcile::table::TaskRow;
 use crate::cli::reconcile::tasks::WatchedTasks;
+use crate::cli::say;
 use crate::exit::Exit;
 use crate::fault;
 use crate::process::{Watch, Woken};
@@ -48,6 +49,8 @@ enum Update {
     Tasks(Vec<TaskRow>, Vec<String>),
     /// A key, a pasted text, or a new size of the terminal.
     Input(Input),
+    /// A wish was carried out, with this result.
+    Done(Wish, Result<String>),
     /// The end: a signal came, or a thread failed.
     End(Result<()>),
 }
@@ -71,12 +74,34 @@ pub(super) fn watch(project: &Project, color: ColorChoice) -> Result<Exit> {
     spawn(&sender, send_input);
     let name = project.root().file_name().unwrap_or_else(|| project.root().as_os_str());
     let mut dashboard = Dashboard::new(one_line(&name.to_string_lossy()));
+    let mut wishes = Vec::new();
+    let result = show(&mut screen, &mut dashboard, &sender, &updates, &mut wishes);
+    drop(screen);
+    // A stop that began is carried out, and its result goes to the ordinary screen.
+    wishes.into_iter().for_each(|wish| drop(wish.join()));
+    for update in updates.try_iter() {
+        if let Update::Done(_, result) = update {
+            say(result?);
+        }
+    }
+    result.map(|()| Exit::Ok)
+}
+
+/// Draws and handles updates until the end. Wishes are carried out in threads, because a worker may
+/// take seconds to stop.
+fn show(
+    screen: &mut Screen,
+    dashboard: &mut Dashboard,
+    sender: &Sender<Update>,
+    updates: &Receiver<Update>,
+    wishes: &mut Vec<JoinHandle<()>>,
+) -> Result<()> {
     let mut pause = AGES;
     loop {
         let first = match updates.recv_timeout(pause) {
             Ok(update) => Some(update),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return Ok(Exit::Ok),
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
         };
         for update in first.into_iter().chain(updates.try_iter()) {
             match update {
@@ -84,21 +109,24 @@ pub(super) fn watch(project: &Project, color: ColorChoice) -> Result<Exit> {
                 Update::Input(Input::Key(key)) if key.kind != KeyEventKind::Release => {
                     if let Some(wish) = dashboard.key(key) {
                         dashboard.begin(&wish);
-                        screen.draw(&dashboard)?;
-                        let result = fulfil(&wish);
-                        dashboard.end(wish, result);
+                        let sender = sender.clone();
+                        wishes.push(thread::spawn(move || {
+                            let result = fulfil(&wish);
+                            let _ = sender.send(Update::Done(wish, result));
+                        }));
                     }
                 }
                 Update::Input(Input::Paste(text)) => dashboard.paste(&text),
                 Update::Input(_) => {}
-                Update::End(result) => return result.map(|()| Exit::Ok),
+                Update::Done(wish, result) => dashboard.end(wish, result),
+                Update::End(result) => return result,
             }
         }
         if dashboard.over {
-            return Ok(Exit::Ok);
+            return Ok(());
         }
         pause = if dashboard.read_log() { LOG } else { AGES };
-        screen.draw(&dashboard)?;
+        screen.draw(dashboard)?;
         assert!(!fault::fails("watch"), "a test makes watch fail");
     }
 }
