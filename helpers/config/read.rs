@@ -133,7 +133,12 @@ impl<'a> Reader<'a> {
                 None => format!("known here: {}", known.replace(' ', ", ")),
             };
             let place = if self.part.is_empty() { "" } else { " in " };
-            self.warning(key, format!("unknown key '{name}'{place}{}", self.part), remedy);
+            let what = format!("unknown key '{name}'{place}{}", self.part);
+            // A misspelled limit must not leave the worker with more access than the person wrote.
+            match closest(name, known.split(' ')).first() {
+                Some(&"access") => self.error(self.part.clone(), key, what, remedy),
+                _ => self.warning(key, what, remedy),
+            }
         }
         fields.retain(|(name, value)| !self.is_null(value) && !self.is_disabled(name));
         fields

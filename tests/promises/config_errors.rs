@@ -110,7 +110,7 @@ exit 65
 ! the config is wrong: the default 'opos' does not exist
 !   HOME/.dispatch/config.yaml, line 1, column 10: default: opos
 !        ^ did you mean 'opus'?
-! warning: unknown key 'acces' in backends.claude
+! the config is wrong: unknown key 'acces' in backends.claude
 !   HOME/.dispatch/config.yaml, line 3, column 13:   claude: { acces: read, route: far, prompt: [] }
 !        ^ did you mean 'access'?
 ! the config is wrong: 'route' cannot be 'far'
@@ -125,12 +125,12 @@ exit 65
 ! the config is wrong: 'patience' cannot be 'soon'
 !   HOME/.dispatch/config.yaml, line 7, column 11: patience: soon
 !        ^ expected a whole number
-! dispatch-config: 5 problems in HOME/.dispatch/config.yaml
+! dispatch-config: 6 problems in HOME/.dispatch/config.yaml
 "#]]);
     sandbox.configure(&["brief"]).run().shows(str![[r#"
 exit 0
 default: opos; models: opus
-config line 3: unknown key 'acces' in backends.claude (did you mean 'access'?)
+config line 3: unknown key 'acces' in backends.claude, so backends.claude is disabled (did you mean 'access'?)
 config line 3: 'route' cannot be 'far', so backends.claude is disabled (expected `agent` or `cli`)
 config line 3: 'prompt' must be a single value, so backends.claude is disabled (write it on one line)
 … and 2 more config problems: dispatch-config check
@@ -229,4 +229,20 @@ fn migration_and_later_edits_keep_every_comment() {
     }
     assert!(text.contains("default: sonnet # the quick one\n"), "{text}");
     assert!(fs::exists(sandbox.home().join(".dispatch/config.yaml.bak")).expect("readable"));
+}
+
+#[test]
+fn misspelled_access_never_means_more_access() {
+    let sandbox = Sandbox::new();
+    let ends = sandbox.script("ends", "exit 0\n");
+    for key in ["acces", "acess", "Access", "accesss", "aceess"] {
+        sandbox.config(&format!(
+            "default: m\nbackends:\n  b: {{ command: {ends}, {key}: read }}\nmodels:\n  m: {{ backend: b }}\n"
+        ));
+        sandbox.plan("x", PLAN);
+        let spawn = sandbox.call("dispatch-spawn", &["x"]).run();
+        assert_eq!(spawn.code, Some(65), "{key}: {}{}", spawn.out, spawn.err);
+        assert!(spawn.err.contains("did you mean 'access'?"), "{key}: {}", spawn.err);
+    }
+    assert!(!sandbox.task("x", "task.yaml").exists());
 }
