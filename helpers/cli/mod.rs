@@ -50,19 +50,22 @@ pub fn main() -> ExitCode {
 
 /// Reads the arguments, runs the helper, and prints an error as a person reads it.
 fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
-    let command = with_layout(Args::command());
+    let command = Args::command();
     let name = command.get_name().to_string();
     let parsed = command.clone().try_get_matches().and_then(|it| Args::from_arg_matches(&it));
     let exit = match parsed {
         Ok(args) => refuse_pattern(&name).and_then(|()| body(args)),
+        // The texts are laid out only to be read, because every start would pay for it.
+        Err(error) if is_help(&error) => {
+            // Without arguments, a group of commands prints its commands.
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+            let help = with_layout(command).try_get_matches().err();
+            let _ = help.unwrap_or(error).print();
+            Ok(exit)
+        }
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
             Ok(Exit::Ok)
-        }
-        // Without arguments, a group of commands prints its commands.
-        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = error.print();
-            Ok(Exit::Usage)
         }
         Err(error) => Err(usage(&error.to_string(), &command).into()),
     };
@@ -74,6 +77,11 @@ fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
         exit_code(&error)
     });
     exit.into()
+}
+
+fn is_help(error: &clap::Error) -> bool {
+    use ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand};
+    matches!(error.kind(), DisplayHelp | DisplayHelpOnMissingArgumentOrSubcommand)
 }
 
 /// Wraps the texts of a command and its subcommands. The exit codes and the example, which end a

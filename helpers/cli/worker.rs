@@ -292,7 +292,7 @@ fn limit_for_tests() -> Option<Duration> {
 
 fn patience() -> Duration {
     let minutes = Config::load().ok().and_then(|config| config.patience);
-    minutes.map_or(PATIENCE, |minutes| Duration::from_secs(minutes * 60))
+    minutes.map_or(PATIENCE, |minutes| Duration::from_secs(minutes.saturating_mul(60)))
 }
 
 fn wait_for_answer(task: &Task, number: &str, limit: Duration) -> Result<Option<String>> {

@@ -110,7 +110,7 @@ fn name(path: &Path) -> &str {
 pub fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
     create_task_directory(directory)?;
     loop {
-        let last = read_numbered(directory)?.last().and_then(|(name, _)| parse_number(name));
+        let last = numbered_names(directory)?.pop().and_then(|name| parse_number(&name));
         let name = format!("{:03}", next_number(last.unwrap_or(0), directory)?);
         if publish_new(&directory.join(&name), text.as_bytes())? {
             return Ok(());
@@ -120,15 +120,20 @@ pub fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
 
 /// The files of a directory whose names are numbers, in their order, as pairs of name and text.
 pub fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
-    let entries = entries(directory)?.into_iter();
-    let mut names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
-    names.retain(|name| parse_number(name).is_some());
-    names.sort_by_key(|name| parse_number(name));
     let with_text = |name: String| {
         let text = read_foreign(&directory.join(&name))?.map(lossy).unwrap_or_default();
         Ok((name, text))
     };
-    names.into_iter().map(with_text).collect()
+    numbered_names(directory)?.into_iter().map(with_text).collect()
+}
+
+/// The names in a directory that are numbers, in their order.
+fn numbered_names(directory: &Path) -> Result<Vec<String>> {
+    let entries = entries(directory)?.into_iter();
+    let mut names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
+    names.retain(|name| parse_number(name).is_some());
+    names.sort_by_key(|name| parse_number(name));
+    Ok(names)
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ Example: dispatch-reconcile show fix-login-bug
 ==== dispatch-reconcile status
 Show all tasks, most urgent first (the default)
 
-What a crash left is repaired first: unseen ends are recorded, tasks without a
+Crashes are repaired first: unseen ends are recorded, tasks without a
 supervisor restart, and temporary files of dead writers are removed. A terminal
 gets a table, a pipe one line for each task. The command that helps a task on
 stands after `→`. Tasks that were done over a day ago are only counted.
@@ -307,8 +307,8 @@ exit 64
 "#]]);
     run("dispatch-reconcile", &["--json", "stop", "x"]).shows(str![[r#"
 exit 64
-! dispatch-reconcile: the option of a command stands before the command
-!   next: put the option after the command
+! dispatch-reconcile: an option of a command was given before the command
+!   next: put it after the command
 "#]]);
     run("dispatch-reconcile", &["status", "--color", "blue"]).shows(str![[r#"
 exit 64

@@ -52,7 +52,7 @@ pub struct Args {
 enum ReconcileCommand {
     /// Show all tasks, most urgent first (the default)
     ///
-    /// What a crash left is repaired first: unseen ends are recorded, tasks without a supervisor
+    /// Crashes are repaired first: unseen ends are recorded, tasks without a supervisor
     /// restart, and temporary files of dead writers are removed. A terminal gets a table, a pipe one
     /// line for each task. The command that helps a task on stands after `→`. Tasks that were done
     /// over a day ago are only counted.
@@ -156,9 +156,9 @@ pub fn main() -> ExitCode {
         if args.command.is_some() && args.status != StatusArgs::default() {
             return Err(Refusal::new(
                 Exit::Usage,
-                "the option of a command stands before the command",
+                "an option of a command was given before the command",
             )
-            .next("put the option after the command")
+            .next("put it after the command")
             .into());
         }
         match args.command.as_ref().unwrap_or(&ReconcileCommand::Status(args.status)) {
@@ -178,7 +178,7 @@ pub fn main() -> ExitCode {
                 let (task, text) = (task(id)?, some_text(text, "the note")?);
                 if task.view()?.state == State::Done {
                     return Err(Refusal::new(Exit::Data, format!("'{id}' is done"))
-                        .next("dispatch what is to be done now as a new task")
+                        .next("dispatch a new task for further work")
                         .into());
                 }
                 task.add_note(&text)?;
