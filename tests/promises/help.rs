@@ -74,10 +74,10 @@ Example: dispatch-reconcile show fix-login-bug
 ==== dispatch-reconcile status
 Show all tasks, most urgent first (the default)
 
-Crashes are repaired first: unseen ends are recorded, tasks without a
-supervisor restart, and temporary files of dead writers are removed. A terminal
-gets a table, a pipe one line for each task. The command that helps a task on
-stands after `→`. Tasks that were done over a day ago are only counted.
+Crashes are repaired first: unseen ends are recorded, tasks without a supervisor
+restart, and temporary files of dead writers are removed. A terminal gets a
+table, a pipe one line for each task. The command that helps a task on stands
+after `→`. Tasks that were done over a day ago are only counted.
 
 Usage: dispatch-reconcile status [OPTIONS]
 
