@@ -118,15 +118,15 @@ pub(super) fn file_name(program: &Path) -> &str {
     program.file_name().and_then(OsStr::to_str).unwrap_or("it")
 }
 
-/// Does each job in a thread of its own; the result of a job without a thread is `None`.
-pub(super) fn in_parallel<J: Sync, R: Send>(
-    jobs: &[J],
-    work: impl Fn(&J) -> R + Sync,
-) -> Vec<Option<R>> {
+/// Does each job in a thread of its own, or in this one where the system gives no thread.
+pub(super) fn in_parallel<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> Vec<R> {
     let work = &work;
     thread::scope(|scope| {
-        let start = |job| thread::Builder::new().spawn_scoped(scope, move || work(job)).ok();
+        let start = |job| (job, thread::Builder::new().spawn_scoped(scope, move || work(job)).ok());
         let threads: Vec<_> = jobs.iter().map(start).collect();
-        threads.into_iter().map(|thread| thread?.join().ok()).collect()
+        let result = |(job, thread): (&J, Option<thread::ScopedJoinHandle<R>>)| {
+            thread.and_then(|thread| thread.join().ok()).unwrap_or_else(|| work(job))
+        };
+        threads.into_iter().map(result).collect()
     })
 }

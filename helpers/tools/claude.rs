@@ -1,18 +1,13 @@
 //! Claude Code as a worker: `claude -p`.
 
-use std::ffi::OsString;
-
-use serde_json::Value;
-
-use crate::domain::{Access, FailureKind as Kind};
-use crate::process::find_program;
-use crate::text::shell_word;
-use crate::tools::cli::{Models, WorkerCli, no_namespaces};
-use crate::tools::events::{Observed, first_text, sum, text};
-use crate::tools::{Job, os_args};
+use crate::tools::cli::prelude::*;
 
 /// The stable names of the Claude models' families.
-const TIERS: [&str; 4] = ["opus", "sonnet", "haiku", "fable"];
+pub(super) const TIERS: [&str; 4] = ["opus", "sonnet", "haiku", "fable"];
+
+/// Runs every command in the sandbox, and refuses to start without one. The tool list also allows
+/// Bash by name, because a sandboxed command with a variable in it is denied otherwise.
+const WRITE: &str = r#"acceptEdits --allowedTools Bash --settings {"sandbox":{"enabled":true,"failIfUnavailable":true,"autoAllowBashIfSandboxed":true,"allowUnsandboxedCommands":false}}"#;
 
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "claude",
@@ -22,8 +17,16 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     package: Some("@anthropic-ai/claude-code"),
     login_status: Some((&["auth", "status"], |answer| answer.json_flag("loggedIn"))),
     login: "claude auth login",
-    models: Models::Stable(&TIERS),
-    argv,
+    models: Models::Known(Source::Stable, &TIERS),
+    argv: |job| {
+        job.argv([
+            "claude -p --output-format stream-json --verbose --permission-mode",
+            // `dontAsk` denies everything that no rule allows.
+            "dontAsk --allowedTools Read Glob Grep Bash({helper}␣*) Edit(/{task}/**)",
+            WRITE,
+            "bypassPermissions",
+        ])
+    },
     directory_flag: Some("--add-dir"),
     // A full id is passed on; another CLI's `opus-4.6` is called by its tier here.
     model_name: |model| {
@@ -47,29 +50,6 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     ],
     ..WorkerCli::BASE
 };
-
-/// Runs every command in the sandbox, and refuses to start without one. The tool list also allows
-/// Bash by name, because a sandboxed command with a variable in it is denied otherwise.
-const SANDBOX: &str = r#"{"sandbox":{"enabled":true,"failIfUnavailable":true,"autoAllowBashIfSandboxed":true,"allowUnsandboxedCommands":false}}"#;
-
-fn argv(job: &Job) -> Vec<OsString> {
-    let mut argv = os_args(&["claude", "-p", "--output-format", "stream-json", "--verbose"]);
-    argv.push("--permission-mode".into());
-    match job.access {
-        // `dontAsk` denies everything that no rule allows.
-        Access::Read => {
-            let helper = shell_word(&job.helper.display().to_string());
-            argv.extend(os_args(&["dontAsk", "--allowedTools", "Read", "Glob", "Grep"]));
-            argv.push(format!("Bash({helper} *)").into());
-            argv.push(format!("Edit(/{}/**)", job.task.display()).into());
-        }
-        Access::Write => {
-            argv.extend(os_args(&["acceptEdits", "--allowedTools", "Bash", "--settings", SANDBOX]));
-        }
-        Access::Full => argv.push("bypassPermissions".into()),
-    }
-    argv
-}
 
 fn sandbox_problem(access: Access) -> Option<String> {
     if access != Access::Write || cfg!(target_os = "macos") {
@@ -140,15 +120,9 @@ fn result(event: &Value, observed: &mut Observed) {
     }
     observed.tools_denied(&event["permission_denials"]);
     // `total_cost_usd` and `modelUsage` would count what a resumed session used before.
-    for used in
-        event["model_usage_since_last_result"].as_object().into_iter().flat_map(|it| it.values())
-    {
+    for (_, used) in event["model_usage_since_last_result"].as_object().into_iter().flatten() {
         let input = ["inputTokens", "cacheReadInputTokens", "cacheCreationInputTokens"];
-        observed.add_usage(
-            sum(used, &input),
-            sum(used, &["outputTokens"]),
-            used["costUSD"].as_f64(),
-        );
+        observed.add_usage(used, &input, &["outputTokens"], used["costUSD"].as_f64());
     }
 }
 

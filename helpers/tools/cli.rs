@@ -1,6 +1,7 @@
 //! The description of a worker CLI, with what most CLIs have in common.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -8,10 +9,25 @@ use serde_json::Value;
 
 use crate::domain::{Access, FailureKind};
 use crate::process::capture;
+use crate::text::shell_word;
 use crate::tools::ask::Answer;
 use crate::tools::events::Observed;
-use crate::tools::models::Listed;
+use crate::tools::models::{Listed, Source};
 use crate::tools::{Job, Session, os_args};
+
+/// The names that the description of a CLI needs.
+pub(super) mod prelude {
+    pub(in crate::tools) use std::ffi::{OsStr, OsString};
+
+    pub(in crate::tools) use serde_json::Value;
+
+    pub(in crate::tools) use super::{Models, WorkerCli, no_namespaces, resume_with};
+    pub(in crate::tools) use crate::domain::{Access, FailureKind as Kind};
+    pub(in crate::tools) use crate::process::find_program;
+    pub(in crate::tools) use crate::tools::events::{Observed, first_text, sum, text};
+    pub(in crate::tools) use crate::tools::models::{Listed, Source};
+    pub(in crate::tools) use crate::tools::{Job, Session, os_args};
+}
 
 /// A worker CLI that dispatch knows: how it is found, asked, called, limited and heard. It reads the
 /// prompt on standard input. CLIs change: whatever depends on one of them stands in its own file.
@@ -74,10 +90,30 @@ pub(super) type LoginQuestion = (&'static [&'static str], fn(&Answer) -> Option<
 pub(super) enum Models {
     /// These arguments print a list; the function returns `None` if it does not understand it.
     Asked(&'static [&'static str], fn(&str) -> Option<Vec<Listed>>),
-    /// Names that outlive the CLI's versions.
-    Stable(&'static [&'static str]),
-    /// The CLI has no list; these models worked when the facts were checked.
-    Curated(&'static [&'static str]),
+    /// The CLI has no list: these names, from this source.
+    Known(Source, &'static [&'static str]),
+}
+
+impl Job<'_> {
+    /// A command line: the words that come first, then those of the access level, which are given in
+    /// the order read, write, full. In a word, `␣` is a space, `{helper}` the helper as a shell needs
+    /// it, `{path}` its path, `{bin}` its directory, and `{task}` the task's directory.
+    pub(super) fn argv(&self, [first, levels @ ..]: [&str; 4]) -> Vec<OsString> {
+        let [path, bin, task] =
+            [self.helper, self.bin(), self.task].map(|it| it.display().to_string());
+        let helper = shell_word(&path);
+        let fill = |word: &str| {
+            let word = word.replace('␣', " ").replace("{helper}", &helper).replace("{path}", &path);
+            word.replace("{bin}", &bin).replace("{task}", &task).into()
+        };
+        let parts = [first, levels[self.access as usize]];
+        parts.into_iter().flat_map(str::split_whitespace).map(fill).collect()
+    }
+
+    /// The directory of the helper.
+    pub(super) fn bin(&self) -> &Path {
+        self.helper.parent().unwrap_or(self.helper)
+    }
 }
 
 impl WorkerCli {
@@ -92,7 +128,7 @@ impl WorkerCli {
         login_status: None,
         key: None,
         login: "",
-        models: Models::Curated(&[]),
+        models: Models::Known(Source::Curated, &[]),
         removed_flags: &[],
         argv: |_| Vec::new(),
         directory_flag: None,

@@ -1,17 +1,9 @@
 //! Codex as a worker: `codex exec`.
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use serde::Deserialize;
-use serde_json::Value;
-
-use crate::domain::{Access, FailureKind as Kind};
 use crate::tools::ask::Answer;
-use crate::tools::cli::{Models, WorkerCli, no_namespaces};
-use crate::tools::events::{Observed, sum, text};
-use crate::tools::models::Listed;
-use crate::tools::{Job, Session, os_args};
+use crate::tools::cli::prelude::*;
 
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "codex",
@@ -51,24 +43,19 @@ pub(super) static CLI: WorkerCli = WorkerCli {
 };
 
 fn argv(job: &Job) -> Vec<OsString> {
-    let sandbox = if job.access == Access::Full { "danger-full-access" } else { "workspace-write" };
-    let mut argv = os_args(&["codex", "exec", "--json", "--skip-git-repo-check", "-s", sandbox]);
-    let mut workspace = job.directory;
-    if job.access == Access::Read {
+    let first = "codex exec --json --skip-git-repo-check -s";
+    let mut argv = job.argv([first, "workspace-write", "workspace-write", "danger-full-access"]);
+    let is_temporary = |tmp: &PathBuf| job.directory.starts_with(tmp);
+    if job.access == Access::Read && ["/tmp".into(), std::env::temp_dir()].iter().any(is_temporary)
+    {
         // The sandbox may always write in temporary directories, and so in a project below one.
-        if is_temporary(job.directory) {
-            argv.extend(os_args(&["-c", "sandbox_workspace_write.exclude_slash_tmp=true"]));
-            argv.extend(os_args(&["-c", "sandbox_workspace_write.exclude_tmpdir_env_var=true"]));
-        }
-        // A worker that may only read works in its task's directory, where it ticks its plan.
-        workspace = job.task;
+        argv.extend(os_args(&["-c", "sandbox_workspace_write.exclude_slash_tmp=true"]));
+        argv.extend(os_args(&["-c", "sandbox_workspace_write.exclude_tmpdir_env_var=true"]));
     }
+    // A worker that may only read works in its task's directory, where it ticks its plan.
+    let workspace = if job.access == Access::Read { job.task } else { job.directory };
     argv.extend(["-C".into(), workspace.into()]);
     argv
-}
-
-fn is_temporary(directory: &Path) -> bool {
-    ["/tmp".into(), std::env::temp_dir()].iter().any(|tmp: &PathBuf| directory.starts_with(tmp))
 }
 
 fn is_logged_in(answer: &Answer) -> Option<bool> {
@@ -87,8 +74,9 @@ fn event(event: &Value, observed: &mut Observed) {
         }
         "turn.completed" => {
             observed.said_last_word = true;
-            let used = &event["usage"];
-            observed.set_session_usage(sum(used, &["input_tokens"]), sum(used, &["output_tokens"]));
+            observed.usage = None;
+            observed.usage_of_session = true;
+            observed.add_usage(&event["usage"], &["input_tokens"], &["output_tokens"], None);
         }
         _ => {}
     }
@@ -133,21 +121,13 @@ fn is_sandbox_error(line: &str) -> bool {
 
 /// Reads `codex debug models`, best first as in Codex's own picker.
 fn listed_models(text: &str) -> Option<Vec<Listed>> {
-    #[derive(Deserialize)]
-    struct Answer {
-        models: Vec<Model>,
-    }
-    #[derive(Deserialize)]
-    struct Model {
-        slug: String,
-        display_name: Option<String>,
-        visibility: Option<String>,
-        priority: Option<i64>,
-    }
-    let mut answer: Answer = serde_json::from_str(text).ok()?;
-    answer.models.sort_by_key(|model| model.priority.unwrap_or(i64::MAX));
-    let listed = answer.models.into_iter().filter(|m| m.visibility.as_deref() == Some("list"));
-    Some(listed.map(|model| Listed { id: model.slug, name: model.display_name }).collect())
+    let answer: Value = serde_json::from_str(text).ok()?;
+    let models = answer["models"].as_array()?.iter();
+    let mut listed: Vec<_> = models.filter(|model| model["visibility"] == "list").collect();
+    listed.sort_by_key(|model| model["priority"].as_i64().unwrap_or(i64::MAX));
+    let entry =
+        |model: &&Value| Some((model["slug"].as_str()?, model["display_name"].as_str()).into());
+    listed.iter().map(entry).collect()
 }
 
 #[cfg(test)]

@@ -1,15 +1,6 @@
 //! GitHub Copilot CLI as a worker: `copilot` with its prompt piped.
 
-use std::ffi::{OsStr, OsString};
-
-use serde_json::Value;
-
-use crate::domain::{Access, FailureKind as Kind};
-use crate::process::find_program;
-use crate::tools::cli::{Models, WorkerCli};
-use crate::tools::events::{Observed, first_text, text};
-use crate::tools::models::Listed;
-use crate::tools::{Job, Session, os_args};
+use crate::tools::cli::prelude::*;
 
 /// The programs that its sandbox uses on Linux. On macOS the sandbox is `sandbox-exec`, which every
 /// system has.
@@ -46,26 +37,19 @@ pub(super) static CLI: WorkerCli = WorkerCli {
 };
 
 fn argv(job: &Job) -> Vec<OsString> {
-    let bin = job.helper.parent().unwrap_or(job.helper);
-    let mut argv = os_args(&["copilot"]);
-    match job.access {
+    let mut argv = job.argv([
+        "copilot",
         // Copilot denies whatever it would ask about, a path outside of its directories included.
         // Commands that only read, such as `ls`, run without asking.
-        Access::Read => {
-            argv.extend(["--add-dir".into(), bin.into(), "--allow-tool".into()]);
-            argv.push(format!("shell({})", job.helper.display()).into());
-        }
+        "--add-dir {bin} --allow-tool shell({path})",
+        "--sandbox --allow-all-paths --allow-tool shell --allow-tool write",
+        "--allow-all",
+    ]);
+    if job.access == Access::Write {
         // The sandbox holds only the writable directories and those of PATH.
-        Access::Write => {
-            let mut path = OsString::from("PATH=");
-            path.push(bin);
-            path.push(":");
-            path.push(std::env::var_os("PATH").unwrap_or_default());
-            argv.splice(..0, ["env".into(), path]);
-            argv.extend(os_args(&["--sandbox", "--allow-all-paths"]));
-            argv.extend(os_args(&["--allow-tool", "shell", "--allow-tool", "write"]));
-        }
-        Access::Full => argv.push("--allow-all".into()),
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = ["PATH=".as_ref(), job.bin().as_os_str(), ":".as_ref(), &path];
+        argv.splice(..0, ["env".into(), path.join(OsStr::new(""))]);
     }
     argv.extend(os_args(&["--no-ask-user", "--output-format", "json"]));
     argv

@@ -1,15 +1,7 @@
 //! Cursor as a worker: `cursor-agent -p`. No registry has it, so it was never run: the facts are
 //! from its documentation and from outputs that others recorded.
 
-use std::ffi::OsString;
-
-use serde_json::Value;
-
-use crate::domain::{Access, FailureKind as Kind};
-use crate::tools::cli::{Models, WorkerCli, resume_with};
-use crate::tools::events::{Observed, sum, text};
-use crate::tools::models::Listed;
-use crate::tools::{Job, os_args};
+use crate::tools::cli::prelude::*;
 
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "cursor",
@@ -24,7 +16,10 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     key: Some("CURSOR_API_KEY"),
     login: "cursor-agent login",
     models: Models::Asked(&["models"], listed_models),
-    argv,
+    argv: |job| {
+        let first = "cursor-agent -p --trust --output-format stream-json";
+        job.argv([first, "--mode ask", "--sandbox enabled", "--force"])
+    },
     session: |session| resume_with("--resume", session),
     unenforceable: |access| match access {
         Access::Read => Some("where it may only read, it runs no command: it could not report"),
@@ -46,16 +41,6 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     ..WorkerCli::BASE
 };
 
-fn argv(job: &Job) -> Vec<OsString> {
-    let mut argv = os_args(&["cursor-agent", "-p", "--trust", "--output-format", "stream-json"]);
-    argv.extend(os_args(match job.access {
-        Access::Read => &["--mode", "ask"],
-        Access::Write => &["--sandbox", "enabled"],
-        Access::Full => &["--force"],
-    }));
-    argv
-}
-
 fn event(event: &Value, observed: &mut Observed) {
     observed.set_session(&event["session_id"]);
     match text(&event["type"]) {
@@ -70,15 +55,13 @@ fn event(event: &Value, observed: &mut Observed) {
         }
         // Cursor may never exit after this event.
         "result" => {
-            observed.said_last_word = true;
-            observed.failure = None;
+            observed.turn_ended();
             if event["is_error"] == true {
                 observed.reported_failure(&CLI, text(&event["result"]));
             }
-            let used = &event["usage"];
-            if used.is_object() {
-                let input = sum(used, &["inputTokens", "cacheReadTokens", "cacheWriteTokens"]);
-                observed.add_usage(input, sum(used, &["outputTokens"]), None);
+            if event["usage"].is_object() {
+                let input = ["inputTokens", "cacheReadTokens", "cacheWriteTokens"];
+                observed.add_usage(&event["usage"], &input, &["outputTokens"], None);
             }
         }
         _ => {}

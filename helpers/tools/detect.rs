@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::process::find_program_in;
 use crate::tools::ask::{Asker, file_name, in_parallel};
@@ -51,15 +52,8 @@ pub fn detect(extra: &[(String, String)]) -> Vec<InstalledCli> {
 }
 
 fn detect_in(path: &OsStr, extra: &[(String, String)], asker: Asker) -> Vec<InstalledCli> {
-    let searches = searches(path, extra);
-    let found = in_parallel(&searches, |search| search.run(asker));
-    let or_named = |(search, found): (&Search, Option<_>)| {
-        found.unwrap_or_else(|| {
-            let problem = Some("cannot be asked: no thread".to_owned());
-            Some(InstalledCli { problem, ..search.first() })
-        })
-    };
-    searches.iter().zip(found).filter_map(or_named).collect()
+    let found = in_parallel(&searches(path, extra), |search| search.run(asker));
+    found.into_iter().flatten().collect()
 }
 
 /// A backend, and the programs that may be its CLI.
@@ -104,88 +98,71 @@ fn searches(path: &OsStr, extra: &[(String, String)]) -> Vec<Search> {
 impl Search {
     /// The first program that works; else the first one that belongs to the CLI, with its problem.
     fn run(&self, asker: Asker) -> Option<InstalledCli> {
-        let Some(cli) = self.cli else { return Some(self.first()) };
+        let bare = |program: &PathBuf| InstalledCli {
+            backend: self.backend.clone(),
+            program: program.clone(),
+            version: None,
+            logged_in: None,
+            problem: None,
+        };
+        let Some(cli) = self.cli else { return Some(bare(&self.programs[0])) };
         let mut broken = None;
         for program in &self.programs {
-            let found = InstalledCli::bare(&self.backend, program).asked(cli, asker);
-            if found.as_ref().is_some_and(|found| found.version.is_some()) {
-                return found;
+            let mut found = bare(program);
+            match found.ask(cli, asker) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(problem) => found.problem = Some(problem),
             }
-            broken = broken.or(found);
+            if found.version.is_some() {
+                return Some(found);
+            }
+            broken = broken.or(Some(found));
         }
-        broken.or_else(|| self.certain.then(|| self.first()))
-    }
-
-    /// The first program, not asked.
-    fn first(&self) -> InstalledCli {
-        InstalledCli::bare(&self.backend, &self.programs[0])
+        broken.or_else(|| self.certain.then(|| bare(&self.programs[0])))
     }
 }
 
 impl InstalledCli {
-    fn bare(backend: &str, program: &Path) -> Self {
-        let (backend, program) = (backend.to_owned(), program.to_owned());
-        Self { backend, program, version: None, logged_in: None, problem: None }
-    }
-
-    /// With the answers of the CLI; `None` if the program belongs to something else.
-    fn asked(mut self, cli: &WorkerCli, asker: Asker) -> Option<Self> {
+    /// Asks the CLI for its version and login; `false` if the program belongs to something else.
+    fn ask(&mut self, cli: &WorkerCli, asker: Asker) -> Result<bool, String> {
         self.version = cli.package.and_then(|package| packaged_version(package, &self.program));
         // Gemini, Copilot and Qwen need a second of processor time to print a version.
         if self.version.is_some() && cli.login_status.is_none() {
-            return Some(self);
+            return Ok(true);
         }
-        let program = file_name(&self.program);
-        let answer = match asker.ask(&self.program, &["--version"]) {
-            Ok(answer) => answer,
-            Err(problem) => return Some(Self { problem: Some(problem), ..self }),
-        };
+        let name = file_name(&self.program);
+        let answer = asker.ask(&self.program, &["--version"])?;
+        self.version = version_in(&answer.out).filter(|_| answer.code == Some(0));
         if answer.code != Some(0) {
             // A name that other programs share is the CLI's only if the version says so.
-            let shared = program != cli.programs[0];
-            let problem = Some(answer.failure());
-            return (!shared).then_some(Self { version: None, problem, ..self });
+            return if name == cli.programs[0] { Err(answer.failure()) } else { Ok(false) };
         }
-        if !(cli.is_own_version)(program, &answer.out) {
-            return None;
+        if !(cli.is_own_version)(name, &answer.out) {
+            return Ok(false);
         }
-        self.version = version_in(&answer.out);
         if self.version.is_none() {
-            let problem = Some(format!("{} says no version: {}", answer.call, answer.first_line()));
-            return Some(Self { problem, ..self });
+            return Err(format!("{} says no version: {}", answer.call, answer.first_line()));
         }
         self.problem = answer.slow;
-        self.ask_login(cli, asker);
-        Some(self)
-    }
-
-    fn ask_login(&mut self, cli: &WorkerCli, asker: Asker) {
         if cli.key.and_then(std::env::var_os).is_some_and(|key| !key.is_empty()) {
             self.logged_in = Some(true);
         } else if let Some((args, read)) = cli.login_status {
-            match asker.ask(&self.program, args) {
-                Ok(answer) => {
-                    self.logged_in = read(&answer);
-                    self.problem = self.problem.take().or(answer.slow);
-                }
-                Err(problem) => self.problem = Some(problem),
-            }
+            let answer = asker.ask(&self.program, args)?;
+            self.logged_in = read(&answer);
+            self.problem = self.problem.take().or(answer.slow);
         }
+        Ok(true)
     }
 }
 
 /// The version in the package.json of the npm package that a program's link leads into.
 fn packaged_version(package: &str, program: &Path) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Package {
-        name: String,
-        version: String,
-    }
     let program = program.canonicalize().ok()?;
     program.ancestors().skip(1).find_map(|directory| {
         let text = files::read(&directory.join("package.json")).ok()??;
-        let found: Package = serde_json::from_str(&text).ok()?;
-        (found.name == package).then_some(found.version)
+        let found: Value = serde_json::from_str(&text).ok()?;
+        found["version"].as_str().filter(|_| found["name"] == package).map(str::to_owned)
     })
 }
 

@@ -1,14 +1,6 @@
 //! Droid as a worker: `droid exec`.
 
-use std::ffi::OsString;
-
-use serde_json::Value;
-
-use crate::domain::{Access, FailureKind as Kind};
-use crate::tools::cli::{Models, WorkerCli, resume_with};
-use crate::tools::events::{Observed, sum, text};
-use crate::tools::models::Listed;
-use crate::tools::{Job, os_args};
+use crate::tools::cli::prelude::*;
 
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "droid",
@@ -19,7 +11,10 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     key: Some("FACTORY_API_KEY"),
     login: "droid",
     models: Models::Asked(&["exec", "--help"], listed_models),
-    argv,
+    argv: |job| {
+        let first = "droid exec --output-format stream-json";
+        job.argv([first, "", "--auto medium", "--auto high"])
+    },
     model_flag: "-m",
     // `-s` resumes too, but exits silently with 1 when Droid is logged out and has its own models.
     // A fork holds everything that was said in the session.
@@ -37,16 +32,6 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     ],
     ..WorkerCli::BASE
 };
-
-fn argv(job: &Job) -> Vec<OsString> {
-    let mut argv = os_args(&["droid", "exec", "--output-format", "stream-json"]);
-    argv.extend(os_args(match job.access {
-        Access::Read => &[],
-        Access::Write => &["--auto", "medium"],
-        Access::Full => &["--auto", "high"],
-    }));
-    argv
-}
 
 fn event(event: &Value, observed: &mut Observed) {
     observed.set_session(&event["session_id"]);
@@ -68,11 +53,9 @@ fn event(event: &Value, observed: &mut Observed) {
             }
         }
         "completion" => {
-            observed.said_last_word = true;
-            observed.failure = None;
-            let used = &event["usage"];
+            observed.turn_ended();
             let input = ["input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"];
-            observed.add_usage(sum(used, &input), sum(used, &["output_tokens"]), None);
+            observed.add_usage(&event["usage"], &input, &["output_tokens"], None);
         }
         _ => {}
     }

@@ -83,10 +83,7 @@ impl Observed {
 
     /// Keeps that a tool call was denied.
     pub(super) fn tool_denied(&mut self, tool: &str, input: &Value) {
-        let call = in_short(tool, input);
-        if !self.denied.contains(&call) {
-            self.denied.push(call);
-        }
+        self.deny(in_short(tool, input));
     }
 
     /// Keeps the `permission_denials` of a result event.
@@ -103,23 +100,34 @@ impl Observed {
 
     /// Forgets a tool call that ended, or keeps it as denied.
     pub(super) fn tool_call_ended(&mut self, id: &Value, denied: bool) {
-        if let Some(call) = self.calls.remove(text(id)).filter(|_| denied)
-            && !self.denied.contains(&call)
-        {
+        if let Some(call) = self.calls.remove(text(id)).filter(|_| denied) {
+            self.deny(call);
+        }
+    }
+
+    fn deny(&mut self, call: String) {
+        if !self.denied.contains(&call) {
             self.denied.push(call);
         }
     }
 
-    /// Adds the usage of one more turn.
-    pub(super) fn add_usage(&mut self, input_tokens: u64, output_tokens: u64, cost: Option<f64>) {
-        let turn = Usage { input_tokens, output_tokens, cost_usd: cost, ..Usage::default() };
-        self.usage.get_or_insert_default().add(&turn);
+    /// Keeps that the CLI said its last word, after which no earlier failure counts.
+    pub(super) fn turn_ended(&mut self) {
+        self.said_last_word = true;
+        self.failure = None;
     }
 
-    /// Replaces the usage by that of the session since its beginning.
-    pub(super) fn set_session_usage(&mut self, input_tokens: u64, output_tokens: u64) {
-        self.usage = Some(Usage { input_tokens, output_tokens, ..Usage::default() });
-        self.usage_of_session = true;
+    /// Adds the usage of one more turn: an object of numbers, and the names of those that count.
+    pub(super) fn add_usage(
+        &mut self,
+        used: &Value,
+        input: &[&str],
+        output: &[&str],
+        cost_usd: Option<f64>,
+    ) {
+        let (input_tokens, output_tokens) = (sum(used, input), sum(used, output));
+        let turn = Usage { input_tokens, output_tokens, cost_usd, ..Usage::default() };
+        self.usage.get_or_insert_default().add(&turn);
     }
 }
 

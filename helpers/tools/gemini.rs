@@ -1,14 +1,6 @@
 //! Gemini CLI as a worker: `gemini` with its prompt piped.
 
-use std::ffi::OsString;
-
-use serde_json::Value;
-
-use crate::domain::{Access, FailureKind as Kind};
-use crate::text::shell_word;
-use crate::tools::cli::{Models, WorkerCli};
-use crate::tools::events::{Observed, sum, text};
-use crate::tools::{Job, os_args};
+use crate::tools::cli::prelude::*;
 
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "gemini",
@@ -19,14 +11,27 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     key: Some("GEMINI_API_KEY"),
     login: "gemini",
     // From its sources, tried without an account.
-    models: Models::Curated(&[
-        "gemini-3.1-pro-preview",
-        "gemini-3-flash-preview",
-        "gemini-2.5-pro",
-        "gemini-2.5-flash",
-        "gemini-2.5-flash-lite",
-    ]),
-    argv,
+    models: Models::Known(
+        Source::Curated,
+        &[
+            "gemini-3.1-pro-preview",
+            "gemini-3-flash-preview",
+            "gemini-2.5-pro",
+            "gemini-2.5-flash",
+            "gemini-2.5-flash-lite",
+        ],
+    ),
+    argv: |job| {
+        job.argv([
+            // Without the flag, Gemini refuses a directory that no person opened before, and prints
+            // no event.
+            "gemini --skip-trust --output-format stream-json --approval-mode",
+            // Gemini denies whatever it would ask about, commands that redirect among it.
+            "default --allowed-tools run_shell_command({helper})",
+            "auto_edit --allowed-tools run_shell_command",
+            "yolo",
+        ])
+    },
     directory_flag: Some("--include-directories"),
     model_flag: "-m",
     unenforceable: |access| {
@@ -56,25 +61,6 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     ..WorkerCli::BASE
 };
 
-fn argv(job: &Job) -> Vec<OsString> {
-    // Without the flag, Gemini refuses a directory that no person opened before, and prints no event.
-    let mut argv = os_args(&["gemini", "--skip-trust", "--output-format", "stream-json"]);
-    argv.push("--approval-mode".into());
-    match job.access {
-        // Gemini denies whatever it would ask about, commands that redirect among it.
-        Access::Read => {
-            argv.extend(os_args(&["default", "--allowed-tools"]));
-            let helper = shell_word(&job.helper.display().to_string());
-            argv.push(format!("run_shell_command({helper})").into());
-        }
-        Access::Write => {
-            argv.extend(os_args(&["auto_edit", "--allowed-tools", "run_shell_command"]));
-        }
-        Access::Full => argv.push("yolo".into()),
-    }
-    argv
-}
-
 fn event(event: &Value, observed: &mut Observed) {
     match text(&event["type"]) {
         "init" => observed.set_session(&event["session_id"]),
@@ -91,13 +77,11 @@ fn event(event: &Value, observed: &mut Observed) {
             observed.tool_call_ended(&event["tool_id"], denied);
         }
         "result" => {
-            observed.said_last_word = true;
-            observed.failure = None;
+            observed.turn_ended();
             if event["status"] == "error" {
                 observed.reported_failure(&CLI, text(&event["error"]["message"]));
             }
-            let used = &event["stats"];
-            observed.add_usage(sum(used, &["input_tokens"]), sum(used, &["output_tokens"]), None);
+            observed.add_usage(&event["stats"], &["input_tokens"], &["output_tokens"], None);
         }
         _ => {}
     }

@@ -162,22 +162,19 @@ pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocatio
         .next(format!("install {program}, or name a model of another backend"))
         .into());
     }
-    match (settings.command.as_deref().map(str::trim_end), cli) {
-        (None, None) => Err(no_command(name).into()),
+    let (argv, usual) = match (settings.command.as_deref().map(str::trim_end), cli) {
+        (None, None) => return Err(no_command(name).into()),
         (None, Some(cli)) => {
             let argv = (cli.argv)(job).into_iter().chain(cli.last_args("", job)).collect();
-            Ok(Invocation { argv, prompt: PromptVia::Stdin })
+            return Ok(Invocation { argv, prompt: PromptVia::Stdin });
         }
-        (Some(command), None) => {
-            let prompt = settings.prompt.unwrap_or(PromptVia::Arg);
-            Ok(Invocation { argv: command::argv(command, Vec::new()), prompt })
-        }
+        (Some(command), None) => (command::argv(command, Vec::new()), PromptVia::Arg),
         (Some(command), Some(cli)) => {
             let current = with_current_flags(cli, command);
-            let argv = command::argv(&current, cli.last_args(command, job));
-            Ok(Invocation { argv, prompt: settings.prompt.unwrap_or(PromptVia::Stdin) })
+            (command::argv(&current, cli.last_args(command, job)), PromptVia::Stdin)
         }
-    }
+    };
+    Ok(Invocation { argv, prompt: settings.prompt.unwrap_or(usual) })
 }
 
 fn no_command(name: &str) -> Refusal {

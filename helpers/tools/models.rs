@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::now;
 use crate::tools::ask::{Asker, in_parallel};
+use crate::tools::claude::TIERS;
 use crate::tools::cli::{Models, WorkerCli};
 use crate::tools::detect::InstalledCli;
 use crate::{fault, files};
@@ -102,9 +103,8 @@ pub fn models(
     let answers = in_parallel(&jobs, |&(cli, found)| {
         let cached = old.iter().find(|list| list.is_of(&found.backend, &found.program));
         list(cli, found, cached.filter(|_| !refresh), asker)
+            .map_err(|why| (found.backend.clone(), why))
     });
-    let or_named = |answer: Option<_>| answer.unwrap_or_else(|| Err("no thread to ask it".into()));
-    let answers: Vec<_> = answers.into_iter().map(or_named).collect();
     let new = || answers.iter().flatten().filter(|new| new.listing.source == Source::Asked);
     let same = |old: &Cached, new: &Cached| old.is_of(&new.listing.backend, &new.program);
     let others = old.iter().filter(|old| !new().any(|new| same(old, new)));
@@ -117,10 +117,7 @@ pub fn models(
         let _ = cache.parent().map(files::create_private_directory);
         let _ = files::publish(cache, new_text.as_bytes());
     }
-    let named = |(answer, (_, found)): (Result<Cached, String>, &(_, &InstalledCli))| {
-        answer.map(|cached| cached.listing).map_err(|why| (found.backend.clone(), why))
-    };
-    answers.into_iter().zip(&jobs).map(named).collect()
+    answers.into_iter().map(|answer| answer.map(|cached| cached.listing)).collect()
 }
 
 /// The models of a CLI: the cached list if it is fresh or the CLI fails now, else a new one.
@@ -130,11 +127,10 @@ fn list(
     cached: Option<&Cached>,
     asker: Asker,
 ) -> Result<Cached, String> {
-    let curated = |ids: &[&str]| ids.iter().map(|id| Listed::from((*id, None))).collect();
+    let known = |ids: &[&str]| ids.iter().map(|id| Listed::from((*id, None))).collect();
     let (models, source, asked) = match (&cli.models, cached) {
         _ if found.version.is_none() => return Err(found.problem.clone().unwrap_or_default()),
-        (Models::Stable(ids), _) => (curated(ids), Source::Stable, None),
-        (Models::Curated(ids), _) => (curated(ids), Source::Curated, None),
+        (Models::Known(source, ids), _) => (known(ids), *source, None),
         (Models::Asked(..), Some(cached)) if cached.is_fresh(found) => return Ok(cached.clone()),
         (Models::Asked(args, read), cached) => {
             match (ask(&found.program, args, *read, asker), cached) {
@@ -193,24 +189,19 @@ pub fn provider(id: &str) -> &'static str {
 /// models. Others go to a CLI that lists them, and rather to one that was asked than to a curated
 /// list. A model that no CLI lists goes to `cursor`, which has models of all makers.
 pub fn preferred_backend(id: &str, present: &[&str], listings: &[Listing]) -> Option<String> {
+    const OWN: [(&str, &[&str]); 2] =
+        [("claude", &TIERS), ("codex", &["gpt", "codex", "o1", "o3", "o4-mini"])];
     let is_here = |backend: &str| present.contains(&backend);
     let has_any = |words: &[&str]| words.iter().any(|word| has_word(id, word));
     // Only opencode understands a model's name with a slash.
-    let rule = if id.contains('/') {
-        None
-    } else if has_any(&["opus", "sonnet", "haiku", "fable"]) {
-        Some("claude")
-    } else if has_any(&["gpt", "codex", "o1", "o3", "o4-mini"]) {
-        Some("codex")
-    } else {
-        None
-    };
+    let has_slash = id.contains('/');
+    let own = OWN.iter().find(|(_, words)| !has_slash && has_any(words)).map(|(name, _)| *name);
     let lists = |listing: &&Listing| {
         is_here(&listing.backend) && listing.models.iter().any(|model| model.id == id)
     };
     let listed = listings.iter().filter(lists).min_by_key(|l| l.source == Source::Curated);
-    let last = if id.contains('/') { ["opencode", "cursor"] } else { ["cursor", "cursor"] };
-    rule.filter(|backend| is_here(backend))
+    let last = if has_slash { ["opencode", "cursor"] } else { ["cursor", "cursor"] };
+    own.filter(|backend| is_here(backend))
         .or(listed.map(|listing| listing.backend.as_str()))
         .or_else(|| last.into_iter().find(|backend| is_here(backend)))
         .map(str::to_owned)

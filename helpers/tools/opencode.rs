@@ -1,15 +1,9 @@
 //! opencode as a worker: `opencode run`.
 
-use std::ffi::OsString;
+use serde_json::json;
 
-use serde_json::{Value, json};
-
-use crate::domain::{Access, FailureKind as Kind};
 use crate::text::shell_word;
-use crate::tools::cli::{Models, WorkerCli, resume_with};
-use crate::tools::events::{Observed, first_text, sum, text};
-use crate::tools::models::Listed;
-use crate::tools::{Job, os_args};
+use crate::tools::cli::prelude::*;
 
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "opencode",
@@ -96,9 +90,9 @@ fn event(event: &Value, observed: &mut Observed) {
         }
         "step_finish" => {
             observed.said_last_word = part["reason"] != "tool-calls";
-            let used = &part["tokens"];
-            let input = sum(used, &["input"]) + sum(&used["cache"], &["read", "write"]);
-            observed.add_usage(input, sum(used, &["output", "reasoning"]), part["cost"].as_f64());
+            let cost = part["cost"].as_f64();
+            observed.add_usage(&part["tokens"], &["input"], &["output", "reasoning"], cost);
+            observed.add_usage(&part["tokens"]["cache"], &["read", "write"], &[], None);
         }
         "error" => error(&event["error"], observed),
         _ => {}

@@ -1,14 +1,6 @@
 //! Qwen Code as a worker: `qwen` with its prompt piped.
 
-use std::ffi::OsString;
-
-use serde_json::Value;
-
-use crate::domain::{Access, FailureKind as Kind};
-use crate::text::shell_word;
-use crate::tools::cli::{Models, WorkerCli};
-use crate::tools::events::{Observed, first_text, sum, text};
-use crate::tools::{Job, os_args};
+use crate::tools::cli::prelude::*;
 
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "qwen",
@@ -18,8 +10,16 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     package: Some("@qwen-code/qwen-code"),
     login: "qwen auth",
     // From its sources, tried without an account.
-    models: Models::Curated(&["coder-model", "qwen3.6-plus", "qwen3.5-plus"]),
-    argv,
+    models: Models::Known(Source::Curated, &["coder-model", "qwen3.6-plus", "qwen3.5-plus"]),
+    argv: |job| {
+        job.argv([
+            "qwen --output-format stream-json --approval-mode",
+            // Qwen denies whatever it would ask about; commands that only read, such as `ls`, run.
+            "default --allowed-tools run_shell_command({helper})",
+            "auto-edit --allowed-tools run_shell_command",
+            "yolo",
+        ])
+    },
     directory_flag: Some("--include-directories"),
     model_flag: "-m",
     unenforceable: |access| {
@@ -36,23 +36,6 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     ],
     ..WorkerCli::BASE
 };
-
-fn argv(job: &Job) -> Vec<OsString> {
-    let mut argv = os_args(&["qwen", "--output-format", "stream-json", "--approval-mode"]);
-    match job.access {
-        // Qwen denies whatever it would ask about; commands that only read, such as `ls`, run.
-        Access::Read => {
-            argv.extend(os_args(&["default", "--allowed-tools"]));
-            let helper = shell_word(&job.helper.display().to_string());
-            argv.push(format!("run_shell_command({helper})").into());
-        }
-        Access::Write => {
-            argv.extend(os_args(&["auto-edit", "--allowed-tools", "run_shell_command"]));
-        }
-        Access::Full => argv.push("yolo".into()),
-    }
-    argv
-}
 
 fn event(event: &Value, observed: &mut Observed) {
     match text(&event["type"]) {
@@ -74,12 +57,11 @@ fn event(event: &Value, observed: &mut Observed) {
 /// Reads a message of the model, or an error that Qwen reports as one, which used no tokens.
 fn message(message: &Value, observed: &mut Observed) {
     let used = &message["usage"];
-    let (input, output) = (sum(used, &["input_tokens"]), sum(used, &["output_tokens"]));
     let first = text(&message["content"][0]["text"]);
-    if input == 0 && output == 0 && first.starts_with("[API Error: ") {
+    if sum(used, &["input_tokens", "output_tokens"]) == 0 && first.starts_with("[API Error: ") {
         observed.reported_failure(&CLI, first);
     } else {
         observed.failure = None;
-        observed.add_usage(input, output, None);
+        observed.add_usage(used, &["input_tokens"], &["output_tokens"], None);
     }
 }
