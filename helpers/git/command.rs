@@ -1,7 +1,8 @@
 //! Running git without prompts, and reading its output.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ pub(crate) const REPOSITORY_VARIABLES: [&str; 13] = [
 ];
 
 pub(super) fn require_version() -> Result<()> {
-    let said = text(Command::new("git").arg("version"), "git does not work")?;
+    let said = Git(Command::new("git")).words("version").text("git does not work")?;
     let number = said.trim_start_matches("git version ");
     let mut parts = number.split('.').map_while(|part| part.parse::<u32>().ok());
     let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
@@ -54,45 +55,78 @@ fn no_git(what: &str, place: &str) -> Refusal {
         .next(format!("install git {major}.{minor} or newer, or dispatch without --worktree"))
 }
 
-/// A git command in a directory.
-pub(super) fn git(directory: &Path) -> Command {
-    let mut git = Command::new("git");
-    git.arg("-C").arg(directory);
-    git
+/// A git command. It runs without prompts.
+pub(super) struct Git(Command);
+
+/// A git command in a directory. `words` are arguments, separated by spaces.
+pub(super) fn git(directory: &Path, words: &str) -> Git {
+    Git(Command::new("git")).arg("-C").arg(directory).words(words)
 }
 
 /// A git command on a repository, which needs no checkout.
-pub(super) fn git_on(repository: &Path) -> Command {
-    let mut git = Command::new("git");
-    git.arg([OsStr::new("--git-dir="), repository.as_os_str()].join(OsStr::new("")));
-    git.current_dir(repository);
-    git
+pub(super) fn git_on(repository: &Path, words: &str) -> Git {
+    git(repository, "").arg(git_dir(repository)).words(words)
 }
 
-/// Runs a git command without prompts.
-pub(super) fn run(git: &mut Command) -> Result<Output> {
-    for name in REPOSITORY_VARIABLES {
-        git.env_remove(name);
+/// The option that names a repository.
+pub(super) fn git_dir(repository: &Path) -> OsString {
+    [OsStr::new("--git-dir="), repository.as_os_str()].join(OsStr::new(""))
+}
+
+impl Git {
+    pub(super) fn words(self, words: &str) -> Self {
+        self.args(words.split_whitespace())
     }
-    // Some messages are parsed here, so they must be in English.
-    git.env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0").stdin(Stdio::null());
-    process::reset_child_signal()?;
-    match git.output() {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Err(no_git("git is not installed", "'git' is not in PATH").into())
+
+    pub(super) fn arg(self, arg: impl AsRef<OsStr>) -> Self {
+        self.args([arg])
+    }
+
+    pub(super) fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.0.args(args);
+        self
+    }
+
+    /// Runs the command, also repeatedly.
+    pub(super) fn run(&mut self) -> Result<Output> {
+        for name in REPOSITORY_VARIABLES {
+            self.0.env_remove(name);
         }
-        output => output.context("cannot run git"),
+        // Some messages are parsed here, so they must be in English.
+        self.0.env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0").stdin(Stdio::null());
+        process::reset_child_signal()?;
+        match self.0.output() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(no_git("git is not installed", "'git' is not in PATH").into())
+            }
+            output => output.context("cannot run git"),
+        }
     }
-}
 
-/// The output of a git command that must succeed; `what` is the error's first line.
-pub(super) fn bytes(git: &mut Command, what: &str) -> Result<Vec<u8>> {
-    succeeded(run(git)?, what)
-}
+    /// Whether the command succeeds.
+    pub(super) fn ok(mut self) -> Result<bool> {
+        Ok(self.run()?.status.success())
+    }
 
-/// The output of a git command that must succeed, as text without the last line end.
-pub(super) fn text(git: &mut Command, what: &str) -> Result<String> {
-    bytes(git, what).map(|output| trim(&output))
+    /// What the command prints, also if it fails, without the last line end.
+    pub(super) fn said(mut self) -> Result<String> {
+        Ok(trim(&self.run()?.stdout))
+    }
+
+    /// The output of a command that must succeed; `what` is the error's first line.
+    pub(super) fn bytes(mut self, what: &str) -> Result<Vec<u8>> {
+        succeeded(self.run()?, what)
+    }
+
+    /// The output of a command that must succeed, as text without the last line end.
+    pub(super) fn text(self, what: &str) -> Result<String> {
+        self.bytes(what).map(|output| trim(&output))
+    }
+
+    /// The paths, or lines with one, that a command with `-z` prints.
+    pub(super) fn records(self, what: &str) -> Result<Vec<String>> {
+        self.bytes(what).map(|output| records(&output).collect())
+    }
 }
 
 /// The standard output of a git command that ended, if it succeeded.
@@ -117,6 +151,17 @@ fn is_lock_conflict(output: &Output) -> bool {
     // A branch whose name blocks another one gives the same message, with "cannot create".
     let reference = said.contains("cannot lock ref") && !said.contains("cannot create");
     reference || said.contains(".lock': File exists") || said.contains("could not lock config file")
+}
+
+/// The parts of an output that end in NUL.
+pub(super) fn records(output: &[u8]) -> impl Iterator<Item = String> {
+    let records = output.split(|&byte| byte == 0).filter(|record| !record.is_empty());
+    records.map(|record| String::from_utf8_lossy(record).into_owned())
+}
+
+/// A path that git printed as a line.
+pub(super) fn path(line: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(line.strip_suffix(b"\n").unwrap_or(line)))
 }
 
 /// Output as text without the last line end.

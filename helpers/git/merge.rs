@@ -1,7 +1,5 @@
 //! Merging a task's branch into the branch of a person's checkout, completely or not at all.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -11,11 +9,11 @@ use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
-use crate::git::command::{bytes, git, retry, run, text, trim};
+use crate::git::command::{git, path, records, retry};
 use crate::git::{STATUS, changes, commit_id, first_paths};
 
 /// Lists only the changes that a merge could overwrite.
-const TRACKED: [&str; 2] = ["--untracked-files=no", "--ignore-submodules=dirty"];
+const TRACKED: &str = "--untracked-files=no --ignore-submodules=dirty";
 
 /// The result of a merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +31,7 @@ impl Worktree {
     /// checkout of the person. The caller has to look for uncommitted changes in the worktree.
     pub fn merge(&self, places: &[&Path]) -> Result<Merged> {
         let _lock = self.lock()?;
-        let own = format!("refs/heads/{}", self.branch);
-        let tip = commit_id(&self.repository, &own)?.ok_or_else(|| {
+        let tip = self.tip()?.ok_or_else(|| {
             Refusal::new(Exit::Data, format!("the branch {} is gone", self.branch))
                 .place(format!("it is not in {}", self.repository.display()))
                 .next(format!("git branch {} COMMIT, if you know its last commit", self.branch))
@@ -67,11 +64,10 @@ impl Worktree {
         let message = format!("Merge branch '{}'", self.branch);
         let mut unmerged = Vec::new();
         let merged = retry(|| {
-            let mut merge = git(&top);
-            merge.args(["merge", "--quiet", "--commit", "--no-squash", "--no-autostash"]);
-            let merged = run(merge.args(["-m", &message, &own]))?;
+            let merge = git(&top, "merge --quiet --commit --no-squash --no-autostash -m");
+            let merged = merge.args([&message, &self.reference()]).run()?;
             if !merged.status.success() {
-                unmerged = paths(&run(git(&top).args(["ls-files", "-z", "-u"]))?);
+                unmerged = paths(&git(&top, "ls-files -z -u").run()?);
                 undo(&top, &before, &tip)?;
             }
             Ok(merged)
@@ -93,20 +89,14 @@ impl Worktree {
     /// The top of the first checkout of this repository that is no task's worktree.
     fn persons_checkout(&self, places: &[&Path]) -> Result<PathBuf> {
         let asked = |place: &Path, what: &str| -> Result<Option<PathBuf>> {
-            let asked = run(git(place).args(["rev-parse", "--path-format=absolute", what]))?;
-            let path = asked.stdout.strip_suffix(b"\n").unwrap_or_default();
-            Ok(Path::new(OsStr::from_bytes(path))
-                .canonicalize()
-                .ok()
-                .filter(|_| asked.status.success() && !path.is_empty()))
+            let asked = git(place, "rev-parse --path-format=absolute").arg(what).run()?;
+            Ok(path(&asked.stdout).canonicalize().ok().filter(|_| asked.status.success()))
         };
         for place in places {
-            let common = asked(place, "--git-common-dir")?;
-            if common.as_ref() != Some(&self.repository) {
-                continue;
-            }
-            let top = asked(place, "--show-toplevel")?;
-            if let Some(top) = top.filter(|top| top.parent() != self.path.parent()) {
+            if asked(place, "--git-common-dir")?.as_ref() == Some(&self.repository)
+                && let Some(top) = asked(place, "--show-toplevel")?
+                && top.parent() != self.path.parent()
+            {
                 return Ok(top);
             }
         }
@@ -121,7 +111,7 @@ impl Worktree {
 
 /// The branch that is checked out in a checkout, and its commit.
 fn branch_and_commit(top: &Path) -> Result<(String, String)> {
-    let head = trim(&run(git(top).args(["symbolic-ref", "--quiet", "HEAD"]))?.stdout);
+    let head = git(top, "symbolic-ref --quiet HEAD").said()?;
     let Some(branch) = head.strip_prefix("refs/heads/") else {
         return Err(Refusal::new(Exit::Data, "there is no branch to merge into")
             .place(format!("HEAD of {} is detached", top.display()))
@@ -138,16 +128,14 @@ fn branch_and_commit(top: &Path) -> Result<(String, String)> {
 
 /// Refuses a checkout with work in it that a merge could overwrite.
 fn refuse_unsafe_checkout(top: &Path, branch: &str) -> Result<()> {
-    let git_dir =
-        bytes(git(top).args(["rev-parse", "--absolute-git-dir"]), "cannot find the repository")?;
-    let git_dir = Path::new(OsStr::from_bytes(git_dir.strip_suffix(b"\n").unwrap_or(&git_dir)));
-    if let Some(what) = unfinished(git_dir) {
+    let git_dir = git(top, "rev-parse --absolute-git-dir").bytes("cannot find the repository")?;
+    if let Some(what) = unfinished(path(&git_dir)) {
         return Err(Refusal::new(Exit::Data, format!("{branch} is in the middle of a {what}"))
             .place(top.display().to_string())
             .next(format!("finish it, or end it with git {what} --abort; then try again"))
             .into());
     }
-    let changed = changes(git(top).args(STATUS).args(TRACKED))?;
+    let changed = changes(git(top, STATUS).words(TRACKED))?;
     if changed.is_empty() {
         return Ok(());
     }
@@ -172,32 +160,24 @@ pub(super) fn unfinished(git_dir: &Path) -> Option<&'static str> {
 
 /// The number of commits that `git rev-list` lists.
 pub(super) fn count(directory: &Path, revisions: &[&str]) -> Result<usize> {
-    let counted = text(
-        git(directory).args(["rev-list", "--count"]).args(revisions),
-        "cannot compare the branches",
-    )?;
+    let counted = git(directory, "rev-list --count").args(revisions);
+    let counted = counted.text("cannot compare the branches")?;
     counted.parse().with_context(|| format!("git counted {counted:?} commits"))
 }
 
 /// The files in which a merge would conflict, found without touching any file. `None` if there are
 /// none, or for a git before 2.38, where only the merge itself tells.
 fn conflicts(top: &Path, before: &str, tip: &str) -> Result<Option<Vec<String>>> {
-    let mut tree = git(top);
-    tree.args(["merge-tree", "--write-tree", "--name-only", "--no-messages", "-z"]);
-    let tried = run(tree.args([before, tip]))?;
-    if tried.status.code() != Some(1) {
-        return Ok(None);
-    }
-    let names = tried.stdout.split(|&byte| byte == 0).skip(1);
-    let names = names.map(|name| String::from_utf8_lossy(name).into_owned());
-    Ok(Some(names.take_while(|name| !name.is_empty()).collect()))
+    let tree = git(top, "merge-tree --write-tree --name-only --no-messages -z");
+    let tried = tree.args([before, tip]).run()?;
+    let names = (tried.status.code() == Some(1)).then(|| records(&tried.stdout).skip(1).collect());
+    Ok(names)
 }
 
 /// The distinct paths in the output of `git ls-files -u -z`.
 fn paths(listed: &Output) -> Vec<String> {
-    let entries = listed.stdout.split(|&byte| byte == 0);
-    let path = |entry: &[u8]| String::from_utf8_lossy(entry).split_once('\t').map(|it| it.1.into());
-    let mut paths: Vec<String> = entries.filter_map(path).collect();
+    let path = |entry: String| entry.split_once('\t').map(|(_, path)| path.to_owned());
+    let mut paths: Vec<String> = records(&listed.stdout).filter_map(path).collect();
     paths.dedup();
     paths
 }
@@ -209,19 +189,17 @@ fn undo(top: &Path, before: &str, tip: &str) -> Result<()> {
     }
     // A failed fast-forward leaves the index of `tip` and no MERGE_HEAD. Any other index was staged
     // by a person at this moment.
-    let tree = |commit: &str| -> Result<String> {
-        Ok(trim(&run(git(top).args(["rev-parse", &format!("{commit}^{{tree}}")]))?.stdout))
-    };
-    let index = trim(&run(git(top).arg("write-tree"))?.stdout);
+    let tree = |commit: &str| git(top, "rev-parse").arg(format!("{commit}^{{tree}}")).said();
+    let index = git(top, "write-tree").said()?;
     if commit_id(top, "MERGE_HEAD")?.as_deref() != Some(tip)
         && (index != tree(tip)? || index == tree(before)?)
     {
         return Ok(());
     }
     // Ignore the exit status: a hook may reject the write of HEAD although HEAD does not change.
-    let undone = retry(|| run(git(top).args(["reset", "--merge", "--quiet", "HEAD"])))?;
-    run(git(top).args(["merge", "--quit"]))?;
-    if !changes(git(top).args(STATUS).args(TRACKED))?.is_empty() {
+    let undone = retry(|| git(top, "reset --merge --quiet HEAD").run())?;
+    git(top, "merge --quit").run()?;
+    if !changes(git(top, STATUS).words(TRACKED))?.is_empty() {
         let what = format!("cannot undo the merge in {}", top.display());
         return Err(Refusal::new(Exit::Failed, what)
             .place(why(&undone))

@@ -9,7 +9,6 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -20,7 +19,7 @@ use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ids::short_hash;
 use crate::text::{sanitize, shell_word};
-use command::{bytes, error_line, git, git_on, require_version, retry, run, succeeded, text, trim};
+use command::{Git, error_line, git, git_on, path, require_version, retry, succeeded, trim};
 
 pub(crate) use command::REPOSITORY_VARIABLES;
 pub use merge::Merged;
@@ -44,13 +43,8 @@ pub struct PlannedWorktree {
 /// dispatched from there. Changes nothing.
 pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
     require_version()?;
-    let asked = run(git(here).args([
-        "rev-parse",
-        "--path-format=absolute",
-        "--is-inside-work-tree",
-        "--show-prefix",
-        "--git-common-dir",
-    ]))?;
+    let ask = git(here, "rev-parse --path-format=absolute");
+    let asked = ask.words("--is-inside-work-tree --show-prefix --git-common-dir").run()?;
     if error_line(&asked).contains("not a git repository") {
         return Err(Refusal::new(Exit::CannotCreate, "there is no repository for a worktree")
             .place(format!("{} is not in one", here.display()))
@@ -58,11 +52,9 @@ pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
             .into());
     }
     let answer = succeeded(asked, "cannot look at the repository")?;
-    let answer = answer.strip_suffix(b"\n").unwrap_or(&answer);
-    let mut lines = answer.splitn(3, |&byte| byte == b'\n').map(OsStr::from_bytes);
+    let mut lines = answer.splitn(3, |&byte| byte == b'\n').map(path);
     let mut line = || lines.next().context("git did not say where the repository is");
-    let (inside, prefix) = (line()? == "true", Path::new(line()?));
-    let repository = Path::new(line()?);
+    let (inside, prefix, repository) = (line()? == Path::new("true"), line()?, line()?);
     let repository = repository
         .canonicalize()
         .with_context(|| format!("cannot find {}", repository.display()))?;
@@ -95,7 +87,7 @@ pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
 /// none.
 pub fn commit_id(directory: &Path, revision: &str) -> Result<Option<String>> {
     let revision = format!("{revision}^{{commit}}");
-    let asked = run(git(directory).args(["rev-parse", "--verify", "--quiet", &revision]))?;
+    let asked = git(directory, "rev-parse --verify --quiet").arg(revision).run()?;
     Ok(asked.status.success().then(|| trim(&asked.stdout)))
 }
 
@@ -103,16 +95,12 @@ pub fn commit_id(directory: &Path, revision: &str) -> Result<Option<String>> {
 /// something of that name, because a task inherits nothing.
 fn free_names(task: &TaskId, repository: &Path) -> Result<(PathBuf, String)> {
     let directory = worktrees_directory(repository)?;
-    let mut list = git_on(repository);
-    list.args(["for-each-ref", "--format=%(refname)", "refs/heads/dispatch"]);
-    list.args(["refs/heads/dispatch-*", "refs/heads/dispatch-*/**"]);
-    let branches = text(&mut list, "cannot list the branches")?;
-    let branches: Vec<_> =
-        branches.lines().filter_map(|name| name.strip_prefix("refs/heads/")).collect();
+    let patterns = "refs/heads/dispatch refs/heads/dispatch-* refs/heads/dispatch-*/**";
+    let branches = branches(repository, patterns)?;
     // A branch is a file, so `dispatch` and `dispatch/x` cannot both exist.
-    let separator = if branches.contains(&"dispatch") { '-' } else { '/' };
+    let separator = if branches.iter().any(|it| it == "dispatch") { '-' } else { '/' };
     let free = |(path, branch): &(PathBuf, String)| {
-        let taken = |other: &&str| {
+        let taken = |other: &String| {
             other.strip_prefix(branch).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
         path.symlink_metadata().is_err() && !branches.iter().any(taken)
@@ -122,6 +110,12 @@ fn free_names(task: &TaskId, repository: &Path) -> Result<(PathBuf, String)> {
         .map(|name| (directory.join(&name), format!("dispatch{separator}{name}")))
         .find(free)
         .context("there is no free name")
+}
+
+/// The names of the branches that match one of the patterns.
+fn branches(repository: &Path, patterns: &str) -> Result<Vec<String>> {
+    let list = git_on(repository, "for-each-ref --format=%(refname:lstrip=2)").words(patterns);
+    Ok(list.text("cannot list the branches")?.lines().map(str::to_owned).collect())
 }
 
 /// The directory of all worktrees that dispatch makes of a repository.
@@ -147,25 +141,22 @@ fn worktrees_directory(repository: &Path) -> Result<PathBuf> {
 fn is_directory_in(commit: &str, path: &Path, here: &Path) -> Result<bool> {
     let mut object = std::ffi::OsString::from(format!("{commit}:"));
     object.push(path.components().as_path());
-    let asked = run(git(here).args(["cat-file", "-t"]).arg(object))?;
-    Ok(trim(&asked.stdout) == "tree")
+    Ok(git(here, "cat-file -t").arg(object).said()? == "tree")
 }
 
 /// The number of uncommitted changes in a checkout, not counting the files of dispatch.
 fn uncommitted(here: &Path) -> Result<usize> {
-    let outside = ["--untracked-files=normal", "--", ":(top)", ":(top,exclude).dispatch"];
-    Ok(changes(git(here).args(STATUS).args(outside))?.len())
+    let outside = "--untracked-files=normal -- :(top) :(top,exclude).dispatch";
+    Ok(changes(git(here, STATUS).words(outside))?.len())
 }
 
 /// The command that [`changes`] parses, without its scope.
-const STATUS: [&str; 4] = ["status", "--porcelain", "-z", "--no-renames"];
+const STATUS: &str = "--no-optional-locks status --porcelain -z --no-renames";
 
 /// The paths of uncommitted changes, in the output of [`STATUS`].
-fn changes(status: &mut Command) -> Result<Vec<String>> {
-    let status = status.env("GIT_OPTIONAL_LOCKS", "0");
-    let listed = bytes(status, "cannot look for uncommitted changes")?;
-    let entries = listed.split(|&byte| byte == 0).filter_map(|entry| entry.get(3..));
-    Ok(entries.map(|path| String::from_utf8_lossy(path).into_owned()).collect())
+fn changes(status: Git) -> Result<Vec<String>> {
+    let entries = status.records("cannot look for uncommitted changes")?.into_iter();
+    Ok(entries.filter_map(|entry| entry.get(3..).map(str::to_owned)).collect())
 }
 
 /// The first three paths, and the number of the others.
@@ -184,7 +175,7 @@ impl Worktree {
     /// [`Exit::TryAgain`] if its names were taken after they were chosen.
     pub fn create(&self) -> Result<Vec<String>> {
         let _lock = self.lock()?;
-        if self.path.symlink_metadata().is_ok() || self.has_branch()? {
+        if !self.is_deleted() || self.has_branch()? {
             let what = format!("the branch {} was taken meanwhile", self.branch);
             return Err(Refusal::new(Exit::TryAgain, what).next("try again").into());
         }
@@ -199,8 +190,8 @@ impl Worktree {
         }
         let _lock = self.lock()?;
         self.undo_interrupted_removal()?;
-        let deleted = self.path.symlink_metadata().is_err();
-        if let Some(other) = self.checked_out_elsewhere(&format!("refs/heads/{}", self.branch))? {
+        let deleted = self.is_deleted();
+        if let Some(other) = self.checked_out_elsewhere()? {
             let what = format!("the task's branch {} is checked out elsewhere", self.branch);
             return Err(Refusal::new(Exit::CannotCreate, what)
                 .place(&other)
@@ -209,7 +200,7 @@ impl Worktree {
         }
         if deleted {
             files::create_private_directory(&self.path)?;
-            run(git_on(&self.repository).args(["worktree", "repair"]).arg(&self.path))?;
+            self.git("worktree repair").arg(&self.path).run()?;
         }
         match self.git_dir() {
             None if !deleted && !is_empty(&self.path) => {
@@ -221,16 +212,12 @@ impl Worktree {
             }
             // The process that created it was killed, so no worker has been in it.
             Some(entry) if is_incomplete(&entry) => {
-                run(git_on(&self.repository)
-                    .args(["worktree", "remove", "-f", "-f"])
-                    .arg(&self.path))?;
+                self.git("worktree remove -f -f").arg(&self.path).run()?;
             }
             // Git's record has the staged changes, a rebase, and the commits in submodules.
             Some(_) if deleted => {
-                bytes(
-                    git(&self.path).args(["checkout-index", "--all", "--quiet"]),
-                    "cannot restore the files of the worktree",
-                )?;
+                git(&self.path, "checkout-index --all --quiet")
+                    .bytes("cannot restore the files of the worktree")?;
                 return Ok(self.fill_submodules());
             }
             Some(_) => return Ok(Vec::new()),
@@ -243,11 +230,8 @@ impl Worktree {
     /// changes stay, or make it fail.
     pub fn reset_to(&self, commit: &str) -> Result<()> {
         self.ensure()?;
-        bytes(
-            git(&self.path).args(["reset", "--keep", "--quiet", commit]),
-            &format!("cannot begin at {commit} in {}", self.path.display()),
-        )
-        .map(drop)
+        let what = format!("cannot begin at {commit} in {}", self.path.display());
+        git(&self.path, "reset --keep --quiet").arg(commit).bytes(&what).map(drop)
     }
 
     /// Only one process at a time adds a worktree: git's own locks would make the others fail.
@@ -266,14 +250,29 @@ impl Worktree {
     }
 
     fn has_branch(&self) -> Result<bool> {
-        Ok(commit_id(&self.repository, &format!("refs/heads/{}", self.branch))?.is_some())
+        Ok(self.tip()?.is_some())
+    }
+
+    /// The commit at the end of the branch; `None` if the branch does not exist.
+    fn tip(&self) -> Result<Option<String>> {
+        commit_id(&self.repository, &self.reference())
+    }
+
+    fn reference(&self) -> String {
+        format!("refs/heads/{}", self.branch)
+    }
+
+    /// A git command on the repository.
+    fn git(&self, words: &str) -> Git {
+        git_on(&self.repository, words)
+    }
+
+    fn is_deleted(&self) -> bool {
+        self.path.symlink_metadata().is_err()
     }
 
     fn add(&self) -> Result<Vec<String>> {
-        let added = retry(|| {
-            let mut add = git_on(&self.repository);
-            run(add.args(self.add_args(self.has_branch()?)))
-        })?;
+        let added = retry(|| self.git("").args(self.add_args(self.has_branch()?)).run())?;
         let mut remarks = Vec::new();
         if !added.status.success() {
             if self.git_dir().is_none_or(|entry| is_incomplete(&entry)) {
@@ -360,9 +359,8 @@ fn fill_submodules(top: &Path, modules: &Path, below: &Path, empty: &mut Vec<Str
     if !top.join(".gitmodules").is_file() {
         return;
     }
-    let mut list = git(top);
-    list.args(["config", "-z", "-f", ".gitmodules", "--get-regexp", r"^submodule\..*\.path$"]);
-    let listed = run(&mut list).map(|listed| listed.stdout).unwrap_or_default();
+    let mut list = git(top, r"config -z -f .gitmodules --get-regexp ^submodule\..*\.path$");
+    let listed = list.run().map(|listed| listed.stdout).unwrap_or_default();
     for entry in listed.split(|&byte| byte == 0) {
         let mut halves = entry.splitn(2, |&byte| byte == b'\n');
         let (Some(key), Some(path)) = (halves.next(), halves.next()) else { continue };
@@ -389,10 +387,9 @@ fn stays_below(path: &Path) -> bool {
 }
 
 fn fill_submodule(top: &Path, path: &Path, name: &str, clone: &Path) -> Result<()> {
-    let mut update = git(top);
     // Settings of this one command leave the repository's configuration unchanged.
     let url = [format!("submodule.{name}.url=").as_ref(), clone.as_os_str()].join(OsStr::new(""));
-    update.args(["-c", "protocol.allow=never", "-c", "protocol.file.allow=always", "-c"]).arg(url);
-    update.args(["submodule", "--quiet", "update", "--init", "--"]).arg(path);
-    bytes(&mut update, "cannot fill a submodule").map(drop)
+    let update = git(top, "-c protocol.allow=never -c protocol.file.allow=always -c").arg(url);
+    let update = update.words("submodule --quiet update --init --").arg(path);
+    update.bytes("cannot fill a submodule").map(drop)
 }

@@ -12,15 +12,15 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::command::{bytes, git, git_on, retry, run, succeeded, text, trim};
+use crate::git::command::{git, git_dir, git_on, retry, succeeded};
 use crate::git::merge::{count, unfinished};
-use crate::git::{STATUS, changes, commit_id, first_paths, worktrees_directory};
+use crate::git::{STATUS, branches, changes, commit_id, first_paths, worktrees_directory};
 use crate::text::shell_word;
 
 impl Worktree {
     /// The uncommitted files in the worktree.
     pub fn changes(&self) -> Result<Vec<String>> {
-        if self.path.symlink_metadata().is_err() {
+        if self.is_deleted() {
             return Ok(Vec::new());
         }
         // Without an own `.git`, git would answer for the repository around the directory.
@@ -31,8 +31,8 @@ impl Worktree {
                 .into());
         }
         // The person's configuration may hide some of these.
-        let all = ["--untracked-files=normal", "--ignore-submodules=none"];
-        changes(git(&self.path).args(STATUS).args(all))
+        let all = "--untracked-files=normal --ignore-submodules=none";
+        changes(git(&self.path, STATUS).words(all))
     }
 
     /// The unfinished merge, rebase or similar operation in the worktree.
@@ -42,7 +42,7 @@ impl Worktree {
 
     /// The commits and the uncommitted files in the worktree, as one line for a person.
     pub fn summary(&self) -> Result<String> {
-        if self.path.symlink_metadata().is_err() {
+        if self.is_deleted() {
             return Ok("deleted".into());
         }
         let commits = count(&self.repository, &[&format!("{}..{}", self.base, self.branch)])?;
@@ -56,11 +56,11 @@ impl Worktree {
 
     /// The branch that is checked out in the worktree, also if it was deleted; `None` if HEAD is detached.
     pub fn checked_out(&self) -> Result<Option<String>> {
-        if self.path.symlink_metadata().is_err() {
+        if self.is_deleted() {
             return Ok(Some(self.branch.clone()));
         }
-        let head = run(git(&self.path).args(["symbolic-ref", "--quiet", "HEAD"]))?;
-        Ok(trim(&head.stdout).strip_prefix("refs/heads/").map(str::to_owned))
+        let head = git(&self.path, "symbolic-ref --quiet HEAD").said()?;
+        Ok(head.strip_prefix("refs/heads/").map(str::to_owned))
     }
 
     /// Why the worktree has to be kept; `None` if no work would be lost.
@@ -69,10 +69,10 @@ impl Worktree {
             return Ok(Some(format!("its repository {} is gone", self.repository.display())));
         }
         let path = self.path.display();
-        let entry = match (self.path.symlink_metadata().is_ok(), self.git_dir()) {
-            (true, None) => return Ok(Some(format!("{path} is no longer its worktree"))),
-            (true, entry) => entry,
-            (false, _) => self.deleted_git_dir()?,
+        let entry = match (self.is_deleted(), self.git_dir()) {
+            (true, _) => self.deleted_git_dir()?,
+            (false, None) => return Ok(Some(format!("{path} is no longer its worktree"))),
+            (false, entry) => entry,
         };
         if let Some(entry) = &entry {
             if entry.join("locked").exists() {
@@ -94,18 +94,15 @@ impl Worktree {
     /// Why the files of the checkout have to be kept: some are in no commit.
     fn unsaved_files(&self, entry: &Path) -> Result<Option<String>> {
         let path = self.path.display();
-        if self.path.symlink_metadata().is_err() {
-            let staged = run(git_on(entry).args(["diff-index", "--cached", "--quiet", "HEAD"]))?;
+        if self.is_deleted() {
+            let same = git_on(entry, "diff-index --cached --quiet HEAD").ok()?;
             let why = format!("{path} was deleted with staged changes, which git still has");
-            return Ok((!staged.status.success()).then_some(why));
+            return Ok((!same).then_some(why));
         }
         let mut changed = self.changes()?;
-        let listed = bytes(
-            git(&self.path).args(["ls-files", "-v", "--stage", "-z"]),
-            "cannot list the files of the worktree",
-        )?;
-        let overlooked = listed.split(|&byte| byte == 0).filter_map(|line| {
-            let line = String::from_utf8_lossy(line);
+        let cannot_list = "cannot list the files of the worktree";
+        let listed = git(&self.path, "ls-files -v --stage -z").records(cannot_list)?;
+        let overlooked = listed.iter().filter_map(|line| {
             let (about, name) = line.split_once('\t')?;
             let path = self.path.join(name);
             // Git ignores changes of assume-unchanged (lower case) and skip-worktree (S) files. A
@@ -120,12 +117,9 @@ impl Worktree {
             return Ok(Some(format!("not committed in {path}: {}", first_paths(&changed))));
         }
         // A worker may have written its report here instead of in the task directory.
-        let mut ignored = git(&self.path);
-        ignored.args(["ls-files", "--others", "--ignored", "--exclude-standard", "-z"]);
-        ignored.args(["--", ":(glob)**/.dispatch/**"]);
-        let ignored = bytes(&mut ignored, "cannot list the files of the worktree")?;
-        let first = ignored.split(|&byte| byte == 0).next().filter(|first| !first.is_empty());
-        Ok(first.map(|first| format!("{} is in {path}", String::from_utf8_lossy(first))))
+        let ignored = git(&self.path, "ls-files --others --ignored --exclude-standard -z");
+        let ignored = ignored.words("-- :(glob)**/.dispatch/**").records(cannot_list)?;
+        Ok(ignored.first().map(|first| format!("{first} is in {path}")))
     }
 
     /// The first submodule with a commit that exists only in this worktree.
@@ -138,14 +132,10 @@ impl Worktree {
         for module in found.filter(is_repository) {
             let name = module.path().strip_prefix(&modules).unwrap_or(module.path());
             let clone = self.repository.join("modules").join(name);
-            let tips = text(
-                git_on(module.path()).args(["rev-list", "HEAD", "--all", "--not", "--remotes"]),
-                "cannot look into a submodule",
-            )?;
+            let tips = git_on(module.path(), "rev-list HEAD --all --not --remotes")
+                .text("cannot look into a submodule")?;
             for tip in tips.lines() {
-                if !clone.is_dir()
-                    || !run(git_on(&clone).args(["cat-file", "-e", tip]))?.status.success()
-                {
+                if !clone.is_dir() || !git_on(&clone, "cat-file -e").arg(tip).ok()? {
                     return Ok(Some(name.display().to_string()));
                 }
             }
@@ -155,14 +145,13 @@ impl Worktree {
 
     /// Why the branch, or the commit that is checked out instead, has to be kept.
     fn unmerged_commits(&self, entry: Option<&Path>) -> Result<Option<String>> {
-        let own = format!("refs/heads/{}", self.branch);
-        let branch = commit_id(&self.repository, &own)?;
-        if let Some(other) = self.checked_out_elsewhere(&own)? {
+        let branch = self.tip()?;
+        if let Some(other) = self.checked_out_elsewhere()? {
             return Ok(Some(format!("{} is checked out in {other}", self.branch)));
         }
-        let stash = run(git_on(&self.repository).args(["stash", "list", "--format=%gs"]))?;
+        let stashes = self.git("stash list --format=%gs").said()?.to_lowercase();
         let on_branch = format!("on {}: ", self.branch).to_lowercase();
-        if trim(&stash.stdout).lines().any(|line| line.to_lowercase().contains(&on_branch)) {
+        if stashes.lines().any(|line| line.contains(&on_branch)) {
             return Ok(Some(format!("a stash was made on {}: git stash list", self.branch)));
         }
         let head = entry.map(|entry| commit_id(entry, "HEAD")).transpose()?.flatten();
@@ -193,17 +182,14 @@ impl Worktree {
     /// Whether the person's own checkout was once at that commit. The commit is then no worker's, and
     /// the person took it off its branch.
     fn is_in_reflog(&self, tip: &str) -> Result<bool> {
-        let reflog = run(git_on(&self.repository).args(["reflog", "show", "--format=%H", "HEAD"]))?;
-        Ok(trim(&reflog.stdout).lines().any(|line| line == tip))
+        let reflog = self.git("reflog show --format=%H HEAD").said()?;
+        Ok(reflog.lines().any(|line| line == tip))
     }
 
     /// Another checkout of the branch, which would be left without it.
-    pub(super) fn checked_out_elsewhere(&self, branch: &str) -> Result<Option<String>> {
-        let listed = text(
-            git_on(&self.repository).args(["worktree", "list", "--porcelain"]),
-            "cannot list the worktrees",
-        )?;
-        let line = format!("branch {branch}");
+    pub(super) fn checked_out_elsewhere(&self) -> Result<Option<String>> {
+        let listed = self.git("worktree list --porcelain").text("cannot list the worktrees")?;
+        let line = format!("branch {}", self.reference());
         let of_it = listed.split("\n\n").filter(|entry| entry.lines().any(|it| it == line));
         let mut paths = of_it.filter_map(|entry| entry.lines().next()?.strip_prefix("worktree "));
         Ok(paths.find(|path| Path::new(path) != self.path).map(str::to_owned))
@@ -217,9 +203,8 @@ impl Worktree {
         }
         let _lock = self.lock()?;
         self.undo_interrupted_removal()?;
-        let own = format!("refs/heads/{}", self.branch);
         // Read the tip before the checks, so that we delete exactly the commit we checked.
-        let tip = commit_id(&self.repository, &own)?;
+        let tip = self.tip()?;
         if let Some(why) = self.reason_to_keep()? {
             return Ok(Some(why));
         }
@@ -229,9 +214,8 @@ impl Worktree {
             rename(&self.path, &aside)?;
             fault::point("clean", "moved");
             // Look again for files that were written meanwhile.
-            let mut tree = git_on(&entry);
-            tree.arg("--work-tree").arg(&aside).args(STATUS).current_dir(&aside);
-            let late = changes(tree.args(["--untracked-files=normal", "--ignore-submodules=all"]));
+            let tree = git(&aside, "--work-tree=.").arg(git_dir(&entry)).words(STATUS);
+            let late = changes(tree.words("--untracked-files=normal --ignore-submodules=all"));
             if !late.as_ref().is_ok_and(Vec::is_empty) {
                 rename(&aside, &self.path)?;
                 let path = self.path.display();
@@ -239,19 +223,18 @@ impl Worktree {
             }
         }
         if self.deleted_git_dir()?.is_some() {
-            let forget =
-                || run(git_on(&self.repository).args(["worktree", "remove"]).arg(&self.path));
+            let forget = || self.git("worktree remove").arg(&self.path).run();
             succeeded(retry(forget)?, "cannot remove the worktree")?;
             fault::point("clean", "forgotten");
         }
         files::remove_directory(&aside)?;
         fault::point("clean", "removed");
         if let Some(tip) = tip {
-            let delete = || run(git_on(&self.repository).args(["update-ref", "-d", &own, &tip]));
+            let delete = || self.git("update-ref -d").args([&self.reference(), &tip]).run();
             succeeded(retry(delete)?, &format!("cannot delete the branch {}", self.branch))?;
             // A later branch of that name must not inherit the settings; usually there are none.
             let section = format!("branch.{}", self.branch);
-            run(git_on(&self.repository).args(["config", "--remove-section", &section]))?;
+            self.git("config --remove-section").arg(section).run()?;
         }
         fault::point("clean", "branch");
         Ok(None)
@@ -267,7 +250,7 @@ impl Worktree {
     pub(super) fn undo_interrupted_removal(&self) -> Result<()> {
         let aside = self.path_while_removed();
         let known = self.git_dir_at(&aside).is_some() && self.deleted_git_dir()?.is_some();
-        if known && self.path.symlink_metadata().is_err() {
+        if known && self.is_deleted() {
             rename(&aside, &self.path)?;
         }
         Ok(())
@@ -381,12 +364,8 @@ pub fn artifacts(repository: &Path) -> Vec<Artifact> {
 /// All worktrees and branches that dispatch made in a repository, packed branches included.
 pub fn all_artifacts(repository: &Path) -> Result<Vec<Artifact>> {
     let mut all = artifacts(repository);
-    let branches = text(
-        git_on(repository).args(["for-each-ref", "--format=%(refname)", "refs/heads/dispatch/"]),
-        "cannot list the branches",
-    )?;
-    for branch in branches.lines().filter_map(|name| name.strip_prefix("refs/heads/")) {
-        let branch = Artifact::Branch(branch.into());
+    for branch in branches(repository, "refs/heads/dispatch/")? {
+        let branch = Artifact::Branch(branch);
         if !all.contains(&branch) {
             all.push(branch);
         }
