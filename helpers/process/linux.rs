@@ -1,5 +1,4 @@
-//! Linux: `/proc`, pidfds and inotify under one `ppoll`. The pidfds are in an epoll set of their own,
-//! because polling each of them at every wait would cost more than the rest of the wait.
+//! Linux: `/proc`, pidfds and inotify in one epoll set.
 //!
 //! An inotify event says only that something changed, and no watch is remembered: adding one again
 //! is one cheap call, and the kernel drops the watch of a deleted directory. So IN_IGNORED and
@@ -14,12 +13,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::kill;
-use nix::sys::time::TimeSpec;
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::time::ClockId;
 use nix::unistd::Pid;
@@ -186,32 +183,35 @@ pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<bool> {
     }
 }
 
-/// The key of a process in the epoll set.
-fn key(process: &OwnedFd) -> u64 {
-    u64::from(process.as_raw_fd().cast_unsigned())
+/// An entry of the epoll set for a readable descriptor.
+fn readable(fd: impl AsFd) -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN, key(fd))
+}
+
+fn key(fd: impl AsFd) -> u64 {
+    u64::from(fd.as_fd().as_raw_fd().cast_unsigned())
 }
 
 /// The sources of events of one [`Watch`](crate::process::Watch).
 pub(super) struct EventQueue {
-    pipes: Vec<SignalPipe>,
     /// `None` if the user has no inotify instance left; only the caller's scans see changes then.
     inotify: Option<Inotify>,
     /// The live processes. A dead one is dropped, since its pidfd stays readable.
     processes: Vec<OwnedFd>,
-    /// Readable when one of the processes has died.
-    deaths: Epoll,
+    /// Readable at a signal, a change of a file and the death of a process.
+    epoll: Epoll,
 }
 
 impl EventQueue {
-    pub(super) fn new(pipes: Vec<SignalPipe>) -> Result<Self> {
+    pub(super) fn new(pipes: &[SignalPipe]) -> Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         let inotify = inotify.filter(|_| !fault::fails("inotify"));
-        let deaths = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        Ok(Self { pipes, inotify, processes: Vec::new(), deaths })
-    }
-
-    pub(super) fn pipes(&self) -> &[SignalPipe] {
-        &self.pipes
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let pipes = pipes.iter().map(|pipe| pipe.reader.as_fd());
+        for fd in pipes.chain(inotify.iter().map(AsFd::as_fd)) {
+            epoll.add(fd, readable(fd))?;
+        }
+        Ok(Self { inotify, processes: Vec::new(), epoll })
     }
 
     pub(super) fn events(&self) -> bool {
@@ -240,42 +240,38 @@ impl EventQueue {
         let held = hold(identity.pid);
         match (identity.life(), held) {
             (Life::Alive, Ok(process)) => {
-                let event = EpollEvent::new(EpollFlags::EPOLLIN, key(&process));
-                if self.deaths.add(&process, event).is_err() {
+                if self.epoll.add(&process, readable(&process)).is_err() {
                     return Life::Unknown;
                 }
                 self.processes.push(process);
+                Life::Alive
             }
-            (Life::Alive, Err(_)) => return Life::Unknown,
-            (life, _) => return life,
+            (Life::Alive, Err(_)) => Life::Unknown,
+            (life, _) => life,
         }
-        Life::Alive
     }
 
     /// Waits for an event. Returns whether a file or process may have changed.
     pub(super) fn wait(&mut self, limit: Duration) -> Result<bool> {
-        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut fds = vec![readable(self.deaths.0.as_fd())];
-        fds.extend(self.inotify.iter().map(|inotify| readable(inotify.as_fd())));
-        fds.extend(self.pipes.iter().map(|pipe| readable(pipe.reader.as_fd())));
-        match ppoll(&mut fds, Some(TimeSpec::from(limit)), None) {
+        // Events that do not fit end the next wait at once.
+        let mut events = [EpollEvent::empty(); 16];
+        // A part of a millisecond counts as a whole one, so that the caller does not call in a loop.
+        let limit = EpollTimeout::try_from(limit + Duration::from_micros(999))?;
+        let count = match self.epoll.wait(&mut events, limit) {
             // The signal handler wrote to its pipe, which the caller reads.
             Ok(0) | Err(Errno::EINTR) => return Ok(false),
-            Ok(_) => {}
-            Err(error) => return Err(error).context("ppoll"),
-        }
-        // Deaths that do not fit end the next wait at once.
-        let mut dead = [EpollEvent::empty(); 16];
-        let count = self.deaths.wait(&mut dead, EpollTimeout::ZERO).unwrap_or(0);
+            waited => waited.context("epoll_wait")?,
+        };
+        let before = self.processes.len();
         self.processes.retain(|process| {
-            let alive = !dead[..count].iter().any(|event| event.data() == key(process));
-            if !alive {
+            let dead = events[..count].iter().any(|event| event.data() == key(process));
+            if dead {
                 // Closing is not enough if a child that was forked meanwhile holds the pidfd open.
-                let _ = self.deaths.delete(process);
+                let _ = self.epoll.delete(process);
             }
-            alive
+            !dead
         });
-        Ok(self.drain() || count > 0)
+        Ok(self.drain() || self.processes.len() < before)
     }
 
     /// Empties the inotify queue. Returns whether there was an event.

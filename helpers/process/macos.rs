@@ -170,28 +170,19 @@ pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<bool> {
 /// The files, processes and signals that one wait watches.
 pub(super) struct EventQueue {
     queue: Kqueue,
-    pipes: Vec<SignalPipe>,
     /// The watched directories and files; closing one ends its watch.
     open: HashMap<PathBuf, File>,
 }
 
 impl EventQueue {
-    pub(super) fn new(pipes: Vec<SignalPipe>) -> Result<Self> {
+    pub(super) fn new(pipes: &[SignalPipe]) -> Result<Self> {
         // The kernel itself makes a kqueue close-on-exec and close-on-fork.
-        let queue = Self { queue: Kqueue::new()?, pipes, open: HashMap::new() };
-        for pipe in &queue.pipes {
-            queue.add(
-                pipe.reader.as_raw_fd() as usize,
-                EventFilter::EVFILT_READ,
-                EvFlags::EV_ADD,
-                FilterFlag::empty(),
-            )?;
+        let queue = Self { queue: Kqueue::new()?, open: HashMap::new() };
+        for pipe in pipes {
+            let fd = pipe.reader.as_raw_fd() as usize;
+            queue.add(fd, EventFilter::EVFILT_READ, EvFlags::EV_ADD, FilterFlag::empty())?;
         }
         Ok(queue)
-    }
-
-    pub(super) fn pipes(&self) -> &[SignalPipe] {
-        &self.pipes
     }
 
     pub(super) fn events(&self) -> bool {

@@ -29,6 +29,7 @@ pub enum Woken {
 /// A set of files, processes and signals to wait for.
 pub struct Watch {
     pub(super) queue: os::EventQueue,
+    pipes: Vec<SignalPipe>,
     /// Every process that was ever added, so that a death wakes once and not at every scan.
     known: HashSet<Identity>,
     signals: VecDeque<i32>,
@@ -38,9 +39,10 @@ pub struct Watch {
 impl Watch {
     /// A watch for these signals. They no longer end this process, even after the watch is dropped.
     pub fn new(signals: &[i32]) -> Result<Self> {
-        let pipes = signals.iter().map(|&signal| SignalPipe::new(signal)).collect::<Result<_>>()?;
-        let queue = os::EventQueue::new(pipes).context("cannot make an event queue")?;
-        Ok(Self { queue, known: HashSet::new(), signals: VecDeque::new(), changed: false })
+        let pipes = signals.iter().map(|&signal| SignalPipe::new(signal));
+        let pipes = pipes.collect::<Result<Vec<_>>>()?;
+        let queue = os::EventQueue::new(&pipes).context("cannot make an event queue")?;
+        Ok(Self { queue, pipes, known: HashSet::new(), signals: VecDeque::new(), changed: false })
     }
 
     /// Whether changes of files wake at all; if not, only the caller's scans see them.
@@ -83,7 +85,7 @@ impl Watch {
             // The system limits the time of one call, so a longer wait is many calls of an hour.
             let changed = self.queue.wait(left.min(Duration::from_secs(3600)));
             self.changed |= changed.context("cannot wait for events")?;
-            for pipe in self.queue.pipes() {
+            for pipe in &self.pipes {
                 pipe.drain(&mut self.signals);
             }
             if let Some(signal) = self.signals.pop_front() {
