@@ -25,7 +25,8 @@ version=$(sed -n '/^version = "/{s///;s/".*//;p;q;}' Cargo.toml)-\$((0
 
 EOT
 find Cargo.toml Cargo.lock install.sh bin helpers -type f \
-    \( -name 'Cargo.*' -o -name '*.rs' -o -name '*.sh' -o -path 'bin/dispatch-*' \) |
+    \( -name 'Cargo.*' -o -name '*.rs' -o -name '*.sh' -o -path 'helpers/worker/*.txt' -o \
+    -path 'bin/dispatch-*' \) |
     LC_ALL=C sort | while read -r file; do
     # The path takes part, so that no exchange of two files goes unseen.
     hash=$({ printf '%s\n' "$file" && cat "$file"; } | $sha)
