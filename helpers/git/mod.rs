@@ -67,12 +67,15 @@ pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
     let (path, branch) = free_names(task, &repository)?;
     let mut remarks = Vec::new();
     let mut directory: PathBuf = path.components().chain(prefix.components()).collect();
-    if prefix != Path::new("") && !is_directory_in(&base, prefix, here)? {
+    let object = [OsStr::new(&base), ":".as_ref(), prefix.components().as_path().as_ref()];
+    let object = git(here, "cat-file -t").arg(object.join(OsStr::new("")));
+    if prefix != Path::new("") && object.said()? != "tree" {
         remarks.push(format!("{} is not in HEAD: the worker starts at the top", prefix.display()));
         directory = path.clone();
     }
     if inside {
-        remarks.extend(match uncommitted(here) {
+        let outside = "--untracked-files=normal -- :(top) :(top,exclude).dispatch";
+        remarks.extend(match changes(git(here, STATUS).words(outside)).map(|it| it.len()) {
             Ok(0) => None,
             Ok(1) => Some("1 uncommitted change is not in the worktree".into()),
             Ok(count) => Some(format!("{count} uncommitted changes are not in the worktree")),
@@ -126,28 +129,13 @@ fn worktrees_directory(repository: &Path) -> Result<PathBuf> {
     })?;
     // Git and the sandboxes of workers compare real paths.
     let home = home.canonicalize().with_context(|| format!("cannot find {}", home.display()))?;
-    let name = match repository.file_name() {
-        Some(name) if name == ".git" => repository.parent().and_then(Path::file_name),
-        name => name,
-    };
-    let name = name.unwrap_or_default().to_string_lossy();
+    let named = repository.parent().filter(|_| repository.ends_with(".git")).unwrap_or(repository);
+    let name = named.file_name().unwrap_or_default().to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let name: String =
         name.trim_end_matches(".git").chars().map(|c| if plain(c) { c } else { '-' }).collect();
     let hash = short_hash(repository.as_os_str().as_bytes());
     Ok(home.join(".dispatch/worktrees").join(format!("{name}-{hash}")))
-}
-
-fn is_directory_in(commit: &str, path: &Path, here: &Path) -> Result<bool> {
-    let mut object = std::ffi::OsString::from(format!("{commit}:"));
-    object.push(path.components().as_path());
-    Ok(git(here, "cat-file -t").arg(object).said()? == "tree")
-}
-
-/// The number of uncommitted changes in a checkout, not counting the files of dispatch.
-fn uncommitted(here: &Path) -> Result<usize> {
-    let outside = "--untracked-files=normal -- :(top) :(top,exclude).dispatch";
-    Ok(changes(git(here, STATUS).words(outside))?.len())
 }
 
 /// The command that [`changes`] parses, without its scope.
@@ -175,7 +163,7 @@ impl Worktree {
     /// [`Exit::TryAgain`] if its names were taken after they were chosen.
     pub fn create(&self) -> Result<Vec<String>> {
         let _lock = self.lock()?;
-        if !self.is_deleted() || self.has_branch()? {
+        if !self.is_deleted() || self.tip()?.is_some() {
             let what = format!("the branch {} was taken meanwhile", self.branch);
             return Err(Refusal::new(Exit::TryAgain, what).next("try again").into());
         }
@@ -249,10 +237,6 @@ impl Worktree {
         Lock::take(Path::new(&name), LOCK_LIMIT)
     }
 
-    fn has_branch(&self) -> Result<bool> {
-        Ok(self.tip()?.is_some())
-    }
-
     /// The commit at the end of the branch; `None` if the branch does not exist.
     fn tip(&self) -> Result<Option<String>> {
         commit_id(&self.repository, &self.reference())
@@ -272,7 +256,7 @@ impl Worktree {
     }
 
     fn add(&self) -> Result<Vec<String>> {
-        let added = retry(|| self.git("").args(self.add_args(self.has_branch()?)).run())?;
+        let added = retry(|| self.git("").args(self.add_args(self.tip()?.is_some())).run())?;
         let mut remarks = Vec::new();
         if !added.status.success() {
             if self.git_dir().is_none_or(|entry| is_incomplete(&entry)) {
@@ -289,13 +273,10 @@ impl Worktree {
     }
 
     fn add_args(&self, branch_exists: bool) -> Vec<&OsStr> {
-        let mut args = vec!["worktree".as_ref(), "add".as_ref(), "--quiet".as_ref()];
         let (path, branch) = (self.path.as_os_str(), self.branch.as_ref());
-        match branch_exists {
-            true => args.extend([path, branch]),
-            false => args.extend(["-b".as_ref(), branch, path, self.base.as_ref()]),
-        }
-        args
+        let new = ["-b".as_ref(), branch, path, self.base.as_ref()];
+        let names = if branch_exists { &[path, branch][..] } else { &new };
+        [&["worktree", "add", "--quiet"].map(OsStr::new), names].concat()
     }
 
     /// The command that creates the worktree, as a person would type it.
@@ -313,8 +294,7 @@ impl Worktree {
     /// Git's own directory for the worktree, if its checkout is at `checkout`. The `.git` there is
     /// believed only if it names this repository: a worker may have written it.
     fn git_dir_at(&self, checkout: &Path) -> Option<PathBuf> {
-        let text = files::read(&checkout.join(".git")).ok()??;
-        let entry = checkout.join(text.strip_prefix("gitdir:")?.trim()).canonicalize().ok()?;
+        let entry = named_git_dir(checkout)?.canonicalize().ok()?;
         let entries = self.repository.join("worktrees").canonicalize().ok()?;
         (entry.parent() == Some(&entries)).then_some(entry)
     }
@@ -342,6 +322,12 @@ impl fmt::Display for Worktree {
         let base = self.base.get(..10).unwrap_or(&self.base);
         write!(f, "{} (branch {}, from {base})", self.path.display(), self.branch)
     }
+}
+
+/// The directory that the `.git` file of a worktree names.
+fn named_git_dir(checkout: &Path) -> Option<PathBuf> {
+    let text = files::read(&checkout.join(".git")).ok()??;
+    Some(checkout.join(text.strip_prefix("gitdir:")?.trim()))
 }
 
 fn is_empty(directory: &Path) -> bool {

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use walkdir::WalkDir;
 
 use crate::domain::Worktree;
@@ -14,7 +14,9 @@ use crate::fault;
 use crate::files;
 use crate::git::command::{git, git_dir, git_on, retry, succeeded};
 use crate::git::merge::{count, unfinished};
-use crate::git::{STATUS, branches, changes, commit_id, first_paths, worktrees_directory};
+use crate::git::{
+    STATUS, branches, changes, commit_id, first_paths, named_git_dir, worktrees_directory,
+};
 use crate::text::shell_word;
 
 impl Worktree {
@@ -63,41 +65,34 @@ impl Worktree {
         Ok(head.strip_prefix("refs/heads/").map(str::to_owned))
     }
 
-    /// Why the worktree has to be kept; `None` if no work would be lost.
-    pub fn reason_to_keep(&self) -> Result<Option<String>> {
-        if !self.repository.is_dir() {
-            return Ok(Some(format!("its repository {} is gone", self.repository.display())));
-        }
+    /// Checks that no work would be lost with the worktree; the error says why it has to be kept.
+    pub fn check_removable(&self) -> Result<()> {
+        ensure!(self.repository.is_dir(), "its repository {} is gone", self.repository.display());
         let path = self.path.display();
         let entry = match (self.is_deleted(), self.git_dir()) {
             (true, _) => self.deleted_git_dir()?,
-            (false, None) => return Ok(Some(format!("{path} is no longer its worktree"))),
+            (false, None) => bail!("{path} is no longer its worktree"),
             (false, entry) => entry,
         };
         if let Some(entry) = &entry {
-            if entry.join("locked").exists() {
-                return Ok(Some(format!("its worktree is locked: git worktree unlock {path}")));
-            }
+            let locked = entry.join("locked").exists();
+            ensure!(!locked, "its worktree is locked: git worktree unlock {path}");
             if let Some(what) = unfinished(entry) {
-                return Ok(Some(format!("an unfinished {what} is in {path}")));
+                bail!("an unfinished {what} is in {path}");
             }
-            if let Some(changed) = self.unsaved_files(entry)? {
-                return Ok(Some(changed));
-            }
-            if let Some(submodule) = self.submodule_with_commits(entry)? {
-                return Ok(Some(format!("the submodule {submodule} in {path} has own commits")));
-            }
+            self.check_files(entry)?;
+            self.check_submodules(entry)?;
         }
-        self.unmerged_commits(entry.as_deref())
+        self.check_commits(entry.as_deref())
     }
 
-    /// Why the files of the checkout have to be kept: some are in no commit.
-    fn unsaved_files(&self, entry: &Path) -> Result<Option<String>> {
+    /// Checks that all files of the checkout are in a commit.
+    fn check_files(&self, entry: &Path) -> Result<()> {
         let path = self.path.display();
         if self.is_deleted() {
             let same = git_on(entry, "diff-index --cached --quiet HEAD").ok()?;
-            let why = format!("{path} was deleted with staged changes, which git still has");
-            return Ok((!same).then_some(why));
+            ensure!(same, "{path} was deleted with staged changes, which git still has");
+            return Ok(());
         }
         let mut changed = self.changes()?;
         let cannot_list = "cannot list the files of the worktree";
@@ -113,17 +108,18 @@ impl Worktree {
             overlooked.then(|| name.to_owned())
         });
         changed.extend(overlooked);
-        if !changed.is_empty() {
-            return Ok(Some(format!("not committed in {path}: {}", first_paths(&changed))));
-        }
+        ensure!(changed.is_empty(), "not committed in {path}: {}", first_paths(&changed));
         // A worker may have written its report here instead of in the task directory.
         let ignored = git(&self.path, "ls-files --others --ignored --exclude-standard -z");
         let ignored = ignored.words("-- :(glob)**/.dispatch/**").records(cannot_list)?;
-        Ok(ignored.first().map(|first| format!("{first} is in {path}")))
+        match ignored.first() {
+            Some(first) => bail!("{first} is in {path}"),
+            None => Ok(()),
+        }
     }
 
-    /// The first submodule with a commit that exists only in this worktree.
-    fn submodule_with_commits(&self, entry: &Path) -> Result<Option<String>> {
+    /// Checks that no submodule has a commit that exists only in this worktree.
+    fn check_submodules(&self, entry: &Path) -> Result<()> {
         let modules = entry.join("modules");
         let found = WalkDir::new(&modules).into_iter().filter_map(Result::ok);
         let is_repository = |it: &walkdir::DirEntry| {
@@ -135,25 +131,24 @@ impl Worktree {
             let tips = git_on(module.path(), "rev-list HEAD --all --not --remotes")
                 .text("cannot look into a submodule")?;
             for tip in tips.lines() {
-                if !clone.is_dir() || !git_on(&clone, "cat-file -e").arg(tip).ok()? {
-                    return Ok(Some(name.display().to_string()));
-                }
+                let saved = clone.is_dir() && git_on(&clone, "cat-file -e").arg(tip).ok()?;
+                let (name, path) = (name.display(), self.path.display());
+                ensure!(saved, "the submodule {name} in {path} has own commits");
             }
         }
-        Ok(None)
+        Ok(())
     }
 
-    /// Why the branch, or the commit that is checked out instead, has to be kept.
-    fn unmerged_commits(&self, entry: Option<&Path>) -> Result<Option<String>> {
+    /// Checks that the branch, and the commit that is checked out instead, are not needed.
+    fn check_commits(&self, entry: Option<&Path>) -> Result<()> {
         let branch = self.tip()?;
         if let Some(other) = self.checked_out_elsewhere()? {
-            return Ok(Some(format!("{} is checked out in {other}", self.branch)));
+            bail!("{} is checked out in {other}", self.branch);
         }
         let stashes = self.git("stash list --format=%gs").said()?.to_lowercase();
         let on_branch = format!("on {}: ", self.branch).to_lowercase();
-        if stashes.lines().any(|line| line.contains(&on_branch)) {
-            return Ok(Some(format!("a stash was made on {}: git stash list", self.branch)));
-        }
+        let has_stash = stashes.lines().any(|line| line.contains(&on_branch));
+        ensure!(!has_stash, "a stash was made on {}: git stash list", self.branch);
         let head = entry.map(|entry| commit_id(entry, "HEAD")).transpose()?.flatten();
         let detached = head.filter(|head| Some(head) != branch.as_ref());
         let path = self.path.display().to_string();
@@ -161,13 +156,12 @@ impl Worktree {
             let commits = self.commits_only_on(tip)?;
             if commits > 0 && !(*tip == self.base && self.is_in_reflog(tip)?) {
                 let s = if commits == 1 { " is" } else { "s are" };
-                let why = format!(
+                bail!(
                     "not merged: {commits} commit{s} only in {place}; merge brings back what is on its branch"
                 );
-                return Ok(Some(why));
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// The number of commits of `tip` that no other branch reaches. The pushed copy of this branch does
@@ -195,19 +189,17 @@ impl Worktree {
         Ok(paths.find(|path| Path::new(path) != self.path).map(str::to_owned))
     }
 
-    /// Removes the worktree and the branch, or returns why they have to be kept. Completes a removal
-    /// that was killed.
-    pub fn remove(&self) -> Result<Option<String>> {
+    /// Removes the worktree and the branch; the error may be that of [`Worktree::check_removable`].
+    /// Completes a removal that was killed.
+    pub fn remove(&self) -> Result<()> {
         if !self.repository.is_dir() {
-            return self.reason_to_keep();
+            return self.check_removable();
         }
         let _lock = self.lock()?;
         self.undo_interrupted_removal()?;
         // Read the tip before the checks, so that we delete exactly the commit we checked.
         let tip = self.tip()?;
-        if let Some(why) = self.reason_to_keep()? {
-            return Ok(Some(why));
-        }
+        self.check_removable()?;
         let aside = self.path_while_removed();
         if let Some(entry) = self.git_dir() {
             // Rename in one step: a half removed directory would look like one with changes.
@@ -218,8 +210,7 @@ impl Worktree {
             let late = changes(tree.words("--untracked-files=normal --ignore-submodules=all"));
             if !late.as_ref().is_ok_and(Vec::is_empty) {
                 rename(&aside, &self.path)?;
-                let path = self.path.display();
-                return Ok(Some(format!("not committed in {path}: {}", first_paths(&late?))));
+                bail!("not committed in {}: {}", self.path.display(), first_paths(&late?));
             }
         }
         if self.deleted_git_dir()?.is_some() {
@@ -237,7 +228,7 @@ impl Worktree {
             self.git("config --remove-section").arg(section).run()?;
         }
         fault::point("clean", "branch");
-        Ok(None)
+        Ok(())
     }
 
     /// The directory's name during the removal.
@@ -329,9 +320,8 @@ impl Artifact {
     /// The text of git's HEAD of a worktree.
     fn head(&self) -> Option<String> {
         let Self::Worktree(worktree) = self else { return None };
-        let text = files::read(&worktree.join(".git")).ok()??;
-        let entry = worktree.join(text.strip_prefix("gitdir:")?.trim());
-        Some(files::read(&entry.join("HEAD")).ok()??.trim().to_owned())
+        let head = named_git_dir(worktree)?.join("HEAD");
+        Some(files::read(&head).ok()??.trim().to_owned())
     }
 
     /// The last part of the name, usually the task's name.

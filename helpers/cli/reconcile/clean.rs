@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cli::reconcile::merge::{at_rest, at_work, refuse_worker};
 use crate::cli::say;
@@ -34,16 +34,6 @@ pub(super) struct CleanArgs {
     dry_run: bool,
 }
 
-/// What happened to a task.
-enum Verdict {
-    /// Removed, with this.
-    Removed(String),
-    /// Kept, for this reason.
-    Kept(String),
-    /// Not asked for.
-    Skipped,
-}
-
 /// Removes the tasks that were asked for, and prints what happened to each.
 pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
     refuse_worker()?;
@@ -57,18 +47,16 @@ pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
     let (mut printed, mut exit) = (false, Exit::Ok);
     for task in if named.is_empty() { &all } else { &named } {
         let id = task.id();
-        let verdict = clean_task(project, task, args, &awaited)
-            .unwrap_or_else(|error| Verdict::Kept(format!("{error:#}").replace("\n  ", "; ")));
-        match verdict {
-            Verdict::Removed(what) if args.dry_run => say(format!("would remove {id}{what}")),
-            Verdict::Removed(what) => say(format!("removed {id}{what}")),
-            Verdict::Kept(why) => {
-                say(format!("kept {id}: {why}"));
+        match clean_task(project, task, args, &awaited) {
+            Ok(None) => continue,
+            Ok(Some(what)) if args.dry_run => say(format!("would remove {id}{what}")),
+            Ok(Some(what)) => say(format!("removed {id}{what}")),
+            Err(why) => {
+                say(format!("kept {id}: {why:#}").replace("\n  ", "; "));
                 if !named.is_empty() {
                     exit = Exit::Failed;
                 }
             }
-            Verdict::Skipped => continue,
         }
         printed = true;
     }
@@ -86,38 +74,29 @@ pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
     Ok(exit)
 }
 
-/// Removes a task, unless there is a reason to keep it.
+/// Removes a task, and returns what went and stayed with it; `None` if it was not asked for. The
+/// error says why the task is kept.
 fn clean_task(
     project: &Project,
     task: &Task,
     args: &CleanArgs,
     awaited: &BTreeMap<String, TaskId>,
-) -> Result<Verdict> {
+) -> Result<Option<String>> {
     let view = task.view()?;
-    if let Some(verdict) = reason_to_keep(&view, args, awaited)? {
-        return Ok(verdict);
+    if !is_removable(&view, args, awaited)? {
+        return Ok(None);
     }
     if args.dry_run {
-        let needed =
-            view.record.worktree.as_ref().map(Worktree::reason_to_keep).transpose()?.flatten();
-        return match needed {
-            Some(why) => Ok(Verdict::Kept(why)),
-            None => Ok(removed(&view, keep_report(project, task, true)?)),
-        };
+        view.record.worktree.as_ref().map_or(Ok(()), Worktree::check_removable)?;
+        return Ok(Some(removed(&view, keep_report(project, task, true)?)));
     }
     let (held, _run_lock) = at_rest(task)?;
     // The task may have resumed meanwhile, or be another one of the same name.
     if held.record.nonce != view.record.nonce {
-        return Ok(Verdict::Skipped);
+        return Ok(None);
     }
-    if held.state != view.state {
-        return Ok(Verdict::Kept(format!("it is {} now", held.state)));
-    }
-    if let Some(worktree) = &held.record.worktree
-        && let Some(why) = worktree.remove()?
-    {
-        return Ok(Verdict::Kept(why));
-    }
+    ensure!(held.state == view.state, "it is {} now", held.state);
+    held.record.worktree.as_ref().map_or(Ok(()), Worktree::remove)?;
     let report = keep_report(project, task, false)?;
     fault::point("clean", "report");
     // Rename first: a crash must not leave a task with a part of its files.
@@ -131,46 +110,36 @@ fn clean_task(
     fault::point("clean", "task");
     files::remove_directory(&aside)?;
     task.remove_claim(&held.record.nonce)?;
-    Ok(removed(&held, report))
+    Ok(Some(removed(&held, report)))
 }
 
-/// Why the task stays; `None` if it may be removed. A worktree with work in it is judged later.
-fn reason_to_keep(
-    view: &View,
-    args: &CleanArgs,
-    awaited: &BTreeMap<String, TaskId>,
-) -> Result<Option<Verdict>> {
+/// Whether the task was asked for; the error says why it is kept all the same. A worktree with work
+/// in it is judged later.
+fn is_removable(view: &View, args: &CleanArgs, awaited: &BTreeMap<String, TaskId>) -> Result<bool> {
     let named = !args.tasks.is_empty();
-    let kept = |why: String| Ok(Some(Verdict::Kept(why)));
     let ended = matches!(
         view.state,
         State::Done | State::Stopped | State::Failed | State::Incomplete | State::Blocked
     );
     let at_work = at_work(view)?;
     if !named && (!ended || at_work.is_some() && view.state != State::Done) {
-        return Ok(Some(Verdict::Skipped));
+        return Ok(false);
     }
     if let Some(why) = at_work {
-        return kept(why);
+        bail!("{why}");
     }
-    if !ended {
-        return kept(format!("it is {}", view.state));
-    }
-    if !named && view.state != State::Done {
-        return kept(format!("{}; name it to remove it", view.label()));
-    }
+    ensure!(ended, "it is {}", view.state);
+    ensure!(named || view.state == State::Done, "{}; name it to remove it", view.label());
     let age = SystemTime::now().duration_since(end_of(view)).unwrap_or_default();
     if args.older_than.is_some_and(|least| age < least) {
-        let why = Verdict::Kept(format!("it ended {} ago", short_duration(age)));
-        return Ok(Some(if named { why } else { Verdict::Skipped }));
+        ensure!(!named, "it ended {} ago", short_duration(age));
+        return Ok(false);
     }
     if let Some(other) = awaited.get(&view.record.nonce) {
-        return kept(format!("'{other}' starts when it is done"));
+        bail!("'{other}' starts when it is done");
     }
-    if !named && is_untold(view)? {
-        return kept("its session has not been told yet that it ended".into());
-    }
-    Ok(None)
+    ensure!(named || !is_untold(view)?, "its session has not been told yet that it ended");
+    Ok(true)
 }
 
 /// When the last worker ended, as far as the files tell.
@@ -209,31 +178,29 @@ fn is_untold(view: &View) -> Result<bool> {
 fn keep_report(project: &Project, task: &Task, dry_run: bool) -> Result<Option<PathBuf>> {
     let Some(bytes) = files::read_foreign(&task.report_path())? else { return Ok(None) };
     let id = task.id();
+    if !dry_run {
+        files::create_task_directory(&project.reports_dir())?;
+    }
     for n in 1.. {
         let name = if n == 1 { format!("{id}.md") } else { format!("{id}-{n}.md") };
         let kept = project.reports_dir().join(name);
-        if kept.symlink_metadata().is_ok() {
+        let is_kept = match files::read_foreign(&kept)? {
             // A call that was killed may have copied it already.
-            if files::read_foreign(&kept)?.as_ref() == Some(&bytes) {
-                return Ok(Some(kept));
-            }
-            continue;
-        }
-        if !dry_run {
-            files::create_task_directory(&project.reports_dir())?;
-        }
-        if dry_run || files::publish_new(&kept, &bytes)? {
+            Some(other) => other == bytes,
+            None => dry_run || files::publish_new(&kept, &bytes)?,
+        };
+        if is_kept {
             return Ok(Some(kept));
         }
     }
     Ok(None)
 }
 
-fn removed(view: &View, report: Option<PathBuf>) -> Verdict {
+fn removed(view: &View, report: Option<PathBuf>) -> String {
     let worktree = view.record.worktree.as_ref();
     let worktree = worktree.map(|it| format!(" with its worktree and branch {}", it.branch));
     let report = report.map(|path| format!("; report: {}", path.display()));
-    Verdict::Removed(worktree.unwrap_or_default() + &report.unwrap_or_default())
+    worktree.unwrap_or_default() + &report.unwrap_or_default()
 }
 
 /// Removes what is left of tasks whose removal was killed.

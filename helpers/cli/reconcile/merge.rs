@@ -56,12 +56,11 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task) -> Result<Exit>
     }
     let merged = worktree.merge(&[here, project.root()])?;
     let into = &merged.into;
-    let what = match (merged.commits, merged.fast_forward) {
-        (0, _) => format!("nothing to merge, {into} has all its commits"),
-        (1, true) => format!("1 commit into {into} (fast-forward)"),
-        (1, false) => format!("1 commit into {into} (merge commit)"),
-        (commits, true) => format!("{commits} commits into {into} (fast-forward)"),
-        (commits, false) => format!("{commits} commits into {into} (merge commit)"),
+    let how = if merged.fast_forward { "fast-forward" } else { "merge commit" };
+    let what = match merged.commits {
+        0 => format!("nothing to merge, {into} has all its commits"),
+        1 => format!("1 commit into {into} ({how})"),
+        commits => format!("{commits} commits into {into} ({how})"),
     };
     say(format!("{branch}: {what}; dispatch-reconcile clean {id} removes the task"));
     Ok(Exit::Ok)
