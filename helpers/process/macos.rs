@@ -62,21 +62,21 @@ pub(super) fn environment(pid: u32) -> Vec<u8> {
     let Ok(raw) = i32::try_from(pid) else { return Vec::new() };
     let mut name = [libc::CTL_KERN, libc::KERN_PROCARGS2, raw];
     // The kernel refuses a buffer that is longer than the count and ARG_MAX (1 MiB).
-    let mut buffer = vec![0_u8; size_of::<i32>() + (1 << 20)];
-    let mut length = buffer.len();
-    // SAFETY: the buffer has `length` bytes, and no new value is set.
-    let result = unsafe {
-        libc::sysctl(
-            name.as_mut_ptr(),
-            name.len() as u32,
-            buffer.as_mut_ptr().cast(),
-            &raw mut length,
-            std::ptr::null_mut(),
-            0,
-        )
-    };
-    let filled = buffer.get(..length).filter(|_| result == 0);
-    filled.and_then(after_arguments).unwrap_or_default().to_owned()
+    let arguments = sysctl(size_of::<i32>() + (1 << 20), |buffer, length| {
+        let (name, count) = (name.as_mut_ptr(), name.len() as u32);
+        // SAFETY: the buffer has `length` bytes, and no new value is set.
+        unsafe { libc::sysctl(name, count, buffer, length, std::ptr::null_mut(), 0) }
+    });
+    after_arguments(&arguments).unwrap_or_default().to_owned()
+}
+
+/// What the kernel writes into a buffer of that size, whose pointer and length `call` gets; empty if
+/// the call fails.
+fn sysctl(most: usize, call: impl FnOnce(*mut libc::c_void, *mut usize) -> i32) -> Vec<u8> {
+    let (mut buffer, mut length) = (vec![0_u8; most], most);
+    let result = call(buffer.as_mut_ptr().cast(), &raw mut length);
+    buffer.truncate(if result == 0 { length } else { 0 });
+    buffer
 }
 
 /// The part of a `KERN_PROCARGS2` buffer behind the arguments. The buffer holds the number of
@@ -130,22 +130,12 @@ pub(super) fn namespace() -> Option<&'static str> {
 
 /// A UUID that the kernel makes at each boot; empty if it cannot be read.
 pub(super) fn boot_id() -> String {
-    let mut buffer = [0_u8; 64];
-    let mut length = buffer.len();
-    // SAFETY: the name ends with a NUL, the buffer has `length` bytes, and no new value is set.
-    let result = unsafe {
-        libc::sysctlbyname(
-            c"kern.bootsessionuuid".as_ptr(),
-            buffer.as_mut_ptr().cast(),
-            &raw mut length,
-            std::ptr::null_mut(),
-            0,
-        )
-    };
-    if result != 0 {
-        return String::new();
-    }
-    let text = buffer.split(|&byte| byte == 0).next().unwrap_or_default();
+    let id = sysctl(64, |buffer, length| {
+        let name = c"kern.bootsessionuuid".as_ptr();
+        // SAFETY: the name ends with a NUL, the buffer has `length` bytes, and no new value is set.
+        unsafe { libc::sysctlbyname(name, buffer, length, std::ptr::null_mut(), 0) }
+    });
+    let text = id.split(|&byte| byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(text).into_owned()
 }
 

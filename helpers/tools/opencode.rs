@@ -44,34 +44,22 @@ fn argv(job: &Job) -> Vec<OsString> {
 
 /// The rules for the job's access, which follow the person's own: the last matching rule counts.
 fn rules(job: &Job) -> String {
-    let mut directories = vec![("*".to_owned(), "deny")];
-    let writable = job.writable.iter().map(|directory| format!("{}/*", directory.display()));
-    directories.extend(writable.map(|pattern| (pattern, "allow")));
-    let directories = in_order(&directories);
+    let rule = |pattern: &str, action: &str| format!("{}:{}", json!(pattern), json!(action));
+    let writable = job.writable.iter().map(|it| rule(&format!("{}/*", it.display()), "allow"));
+    let directories: Vec<_> = [rule("*", "deny")].into_iter().chain(writable).collect();
+    let directories = directories.join(",");
     if job.access == Access::Write {
-        return format!(r#"{{"*":"allow","external_directory":{directories}}}"#);
+        return format!(r#"{{"*":"allow","external_directory":{{{directories}}}}}"#);
     }
-    let helper = shell_word(&job.helper.display().to_string());
-    let call = format!("{helper} --task-dir {}", shell_word(&job.task.display().to_string()));
-    let mut commands = vec![
-        ("*".to_owned(), "deny"),
-        (format!("{call} *"), "allow"),
-        // opencode takes a redirection for a part of the command.
-        (format!("{call} *>*"), "deny"),
-    ];
-    for word in ["ask", "tell", "report", "block ?", "block ??", "fail ?", "fail ??"] {
-        commands.push((format!("{call} {word} - <<'EOF'\n*"), "allow"));
-    }
+    let [helper, task] = [job.helper, job.task].map(|it| shell_word(&it.display().to_string()));
+    let call = |rest: &str| format!("{helper} --task-dir {task} {rest}");
+    // opencode takes a redirection for a part of the command.
+    let first = [rule("*", "deny"), rule(&call("*"), "allow"), rule(&call("*>*"), "deny")];
+    let words = ["ask", "tell", "report", "block ?", "block ??", "fail ?", "fail ??"];
+    let texts = words.map(|word| rule(&call(&format!("{word} - <<'EOF'\n*")), "allow"));
     let read = r#""read":"allow","grep":"allow","glob":"allow","list":"allow""#;
-    let commands = in_order(&commands);
-    format!(r#"{{"*":"deny",{read},"bash":{commands},"external_directory":{directories}}}"#)
-}
-
-/// A JSON object that keeps the order of its keys.
-fn in_order(rules: &[(String, &str)]) -> String {
-    let rules: Vec<_> =
-        rules.iter().map(|(key, value)| format!("{}:{}", json!(key), json!(value))).collect();
-    format!("{{{}}}", rules.join(","))
+    let commands = [&first[..], &texts].concat().join(",");
+    format!(r#"{{"*":"deny",{read},"bash":{{{commands}}},"external_directory":{{{directories}}}}}"#)
 }
 
 fn event(event: &Value, observed: &mut Observed) {
