@@ -204,18 +204,13 @@ impl Usage {
     /// The sum of this usage and another.
     #[must_use]
     pub fn with(mut self, other: Self) -> Self {
-        self.add(&other);
-        self
-    }
-
-    /// Adds another usage to this one.
-    pub fn add(&mut self, other: &Self) {
         self.input_tokens += other.input_tokens;
         self.output_tokens += other.output_tokens;
         self.tokens += other.tokens;
         if let Some(cost) = other.cost_usd {
             *self.cost_usd.get_or_insert_default() += cost;
         }
+        self
     }
 
     /// This usage without an earlier one that a resumed CLI counts again.

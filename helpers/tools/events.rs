@@ -127,7 +127,7 @@ impl Observed {
     ) {
         let (input_tokens, output_tokens) = (sum(used, input), sum(used, output));
         let turn = Usage { input_tokens, output_tokens, cost_usd, ..Usage::default() };
-        self.usage.get_or_insert_default().add(&turn);
+        self.usage = Some(self.usage.take().unwrap_or_default().with(turn));
     }
 }
 

@@ -1,6 +1,8 @@
 //! The agent route: the host program runs the worker, and dispatch prints the tool call that the host's
 //! model has to make.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use serde_json::json;
 
@@ -34,10 +36,10 @@ fn usage_of(notification: &str, name: &str) -> Option<Usage> {
 
 /// The Agent call that starts the worker, as JSON in one line.
 pub fn call(task: &Task, record: &Record) -> Result<String> {
-    agent_call(task, record, &task.prompt_path().display().to_string())
+    agent_call(task, record, &task.prompt_path())
 }
 
-fn agent_call(task: &Task, record: &Record, prompt: &str) -> Result<String> {
+fn agent_call(task: &Task, record: &Record, prompt: &Path) -> Result<String> {
     let mut call = json!({
         "description": description(task.id()),
         "subagent_type": "general-purpose",
@@ -50,8 +52,8 @@ fn agent_call(task: &Task, record: &Record, prompt: &str) -> Result<String> {
     serde_json::to_string(&call).context("cannot write the call")
 }
 
-fn read_and_do(prompt: &str) -> String {
-    format!("Read {prompt} and do what it says, to its end.")
+fn read_and_do(prompt: &Path) -> String {
+    format!("Read {} and do what it says, to its end.", prompt.display())
 }
 
 /// Creates the next attempt and returns the line with the call that starts its agent.
@@ -61,8 +63,7 @@ pub fn start(task: &Task, record: &Record) -> Result<String> {
         assign_host(task, &attempt, &host)?;
     }
     let prompt = if attempt.number == 1 { task.prompt_path() } else { attempt.stdin_path() };
-    let call = agent_call(task, record, &prompt.display().to_string())?;
-    Ok(format!("make this Agent call now: {call}"))
+    Ok(format!("make this Agent call now: {}", agent_call(task, record, &prompt)?))
 }
 
 /// Records the host process as the agent's identity and the task's owner: an agent ends with its host.
@@ -89,7 +90,6 @@ pub fn resume(task: &Task, record: &Record) -> Result<String> {
     attempt.set_session(&session)?;
     let text = prompt::resume(task, &worker_helper()?)?;
     files::publish(&attempt.stdin_path(), text.as_bytes())?;
-    let message = read_and_do(&attempt.stdin_path().display().to_string());
-    let call = json!({ "to": session.id, "message": message });
+    let call = json!({ "to": session.id, "message": read_and_do(&attempt.stdin_path()) });
     Ok(format!("make this SendMessage call now (ToolSearch finds it): {call}"))
 }

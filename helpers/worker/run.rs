@@ -372,7 +372,7 @@ impl RunningWorker {
         }
         watch.add_file(self.log.path());
         let last_word_grace = fault::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
-        let mut silence = Silence::new(task);
+        let mut silence = Silence::new();
         let mut result_since: Option<Instant> = None;
         let stop_reason = loop {
             let new = self.read_output();

@@ -1,6 +1,5 @@
 //! How long a worker may be silent: the watchdog for CLIs that never exit.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::Config;
@@ -17,29 +16,21 @@ pub(super) struct Silence {
     /// `None` if the config turns the check off.
     limit: Option<Duration>,
     stop_when_silent: bool,
-    files: Vec<PathBuf>,
+    /// The time and size of each file that a worker changes.
     stamps: Vec<Option<(SystemTime, u64)>>,
     last_sign: Instant,
     is_recorded: bool,
 }
 
 impl Silence {
-    pub(super) fn new(task: &Task) -> Self {
+    pub(super) fn new() -> Self {
         let config = Config::load().unwrap_or_default();
         let minutes =
             config.silent_after.map(|minutes| Duration::from_secs(minutes.saturating_mul(60)));
         let limit = fault::limit("DISPATCH_SILENT_MS", minutes.unwrap_or(SILENT_AFTER));
-        let ipc = task.ipc().directory().to_path_buf();
         Self {
             limit: Some(limit).filter(|limit| !limit.is_zero()),
             stop_when_silent: config.stop_silent.unwrap_or(false),
-            files: vec![
-                task.plan_path(),
-                ipc,
-                task.tells_dir(),
-                task.context_path(),
-                task.report_path(),
-            ],
             stamps: Vec::new(),
             last_sign: Instant::now(),
             is_recorded: false,
@@ -54,13 +45,15 @@ impl Silence {
         new: bool,
     ) -> Option<StopReason> {
         let limit = self.limit?;
-        let stamp = |path: &PathBuf| {
+        let ipc = task.ipc().directory().to_path_buf();
+        let own =
+            [task.plan_path(), ipc, task.tells_dir(), task.context_path(), task.report_path()];
+        let stamps = own.map(|path| {
             let meta = std::fs::metadata(path).ok()?;
             Some((meta.modified().ok()?, meta.len()))
-        };
-        let stamps = self.files.iter().map(stamp).collect();
-        if new || stamps != self.stamps || self.waits_for_answer(limit, task) {
-            self.stamps = stamps;
+        });
+        if new || self.stamps != stamps || self.waits_for_answer(limit, task) {
+            self.stamps = stamps.into();
             self.last_sign = Instant::now();
             if self.is_recorded && attempt.set_silent_since(None).is_ok() {
                 self.is_recorded = false;
