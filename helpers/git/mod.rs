@@ -206,7 +206,7 @@ impl Worktree {
             Some(_) if deleted => {
                 git(&self.path, "checkout-index --all --quiet")
                     .bytes("cannot restore the files of the worktree")?;
-                return Ok(self.fill_submodules());
+                return Ok(self.fill_submodules().into_iter().collect());
             }
             Some(_) => return Ok(Vec::new()),
             None => {}
@@ -259,13 +259,11 @@ impl Worktree {
         let added = retry(|| self.git("").args(self.add_args(self.tip()?.is_some())).run())?;
         let mut remarks = Vec::new();
         if !added.status.success() {
+            // Once the worktree exists, git only runs this hook.
+            let said = error_line(&added);
+            remarks.push(format!("post-checkout hook failed in the worktree: {said}"));
             if self.git_dir().is_none_or(|entry| is_incomplete(&entry)) {
-                let what = format!("cannot make the worktree {}", self.path.display());
-                succeeded(added, &what)?;
-            } else {
-                // Once the worktree exists, git only runs this hook.
-                let said = error_line(&added);
-                remarks.push(format!("post-checkout hook failed in the worktree: {said}"));
+                succeeded(added, &format!("cannot make the worktree {}", self.path.display()))?;
             }
         }
         remarks.extend(self.fill_submodules());
@@ -307,13 +305,11 @@ impl Worktree {
     }
 
     /// Fills the submodules without a network, from the repository's own clones of them.
-    fn fill_submodules(&self) -> Vec<String> {
+    fn fill_submodules(&self) -> Option<String> {
         let mut empty = Vec::new();
         fill_submodules(&self.path, &self.repository.join("modules"), Path::new(""), &mut empty);
-        if empty.is_empty() {
-            return Vec::new();
-        }
-        vec![format!("submodules that are empty in the worktree: {}", empty.join(", "))]
+        let names = empty.join(", ");
+        (!empty.is_empty()).then(|| format!("submodules that are empty in the worktree: {names}"))
     }
 }
 

@@ -354,11 +354,8 @@ pub fn artifacts(repository: &Path) -> Vec<Artifact> {
 /// All worktrees and branches that dispatch made in a repository, packed branches included.
 pub fn all_artifacts(repository: &Path) -> Result<Vec<Artifact>> {
     let mut all = artifacts(repository);
-    for branch in branches(repository, "refs/heads/dispatch/")? {
-        let branch = Artifact::Branch(branch);
-        if !all.contains(&branch) {
-            all.push(branch);
-        }
-    }
+    let listed = branches(repository, "refs/heads/dispatch/")?.into_iter().map(Artifact::Branch);
+    let packed: Vec<_> = listed.filter(|branch| !all.contains(branch)).collect();
+    all.extend(packed);
     Ok(all)
 }

@@ -183,11 +183,7 @@ pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<bool> {
     }
 }
 
-/// An entry of the epoll set for a readable descriptor.
-fn readable(fd: impl AsFd) -> EpollEvent {
-    EpollEvent::new(EpollFlags::EPOLLIN, key(fd))
-}
-
+/// The key of a descriptor in the epoll set.
 fn key(fd: impl AsFd) -> u64 {
     u64::from(fd.as_fd().as_raw_fd().cast_unsigned())
 }
@@ -209,7 +205,7 @@ impl EventQueue {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let pipes = pipes.iter().map(|pipe| pipe.reader.as_fd());
         for fd in pipes.chain(inotify.iter().map(AsFd::as_fd)) {
-            epoll.add(fd, readable(fd))?;
+            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, key(fd)))?;
         }
         Ok(Self { inotify, processes: Vec::new(), epoll })
     }
@@ -240,7 +236,9 @@ impl EventQueue {
         let held = hold(identity.pid);
         match (identity.life(), held) {
             (Life::Alive, Ok(process)) => {
-                if self.epoll.add(&process, readable(&process)).is_err() {
+                // Reported once: a child that was forked meanwhile may hold the pidfd open.
+                let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+                if self.epoll.add(&process, EpollEvent::new(once, key(&process))).is_err() {
                     return Life::Unknown;
                 }
                 self.processes.push(process);
@@ -263,14 +261,9 @@ impl EventQueue {
             waited => waited.context("epoll_wait")?,
         };
         let before = self.processes.len();
-        self.processes.retain(|process| {
-            let dead = events[..count].iter().any(|event| event.data() == key(process));
-            if dead {
-                // Closing is not enough if a child that was forked meanwhile holds the pidfd open.
-                let _ = self.epoll.delete(process);
-            }
-            !dead
-        });
+        let is_dead =
+            |process: &OwnedFd| events[..count].iter().any(|it| it.data() == key(process));
+        self.processes.retain(|process| !is_dead(process));
         Ok(self.drain() || self.processes.len() < before)
     }
 

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::process::{CaptureError, capture, is_host_variable};
-use crate::text::sanitize;
+use crate::text::{lossy, sanitize};
 
 /// How much a CLI may print, in bytes. Codex's list holds each model's instructions: 745 KB in 0.169.
 const MOST: usize = 8 << 20;
@@ -50,30 +50,23 @@ impl Asker {
     pub(super) fn ask(&self, program: &Path, args: &[&str]) -> Result<Answer, String> {
         let call = format!("`{} {}`", file_name(program), args.join(" "));
         let start = Instant::now();
+        let run = |until| capture(&mut command(program, args), until, MOST);
+        let mut captured = run(self.deadline.min(start + self.usual));
         let mut slow = None;
-        loop {
-            let usual = if slow.is_none() { start + self.usual } else { self.deadline };
-            match capture(&mut command(program, args), usual.min(self.deadline), MOST) {
-                Ok(output) => {
-                    let [out, err] = [&output.stdout, &output.stderr]
-                        .map(|bytes| sanitize(&String::from_utf8_lossy(bytes)));
-                    return Ok(Answer { call, code: output.status.code(), out, err, slow });
-                }
-                Err(CaptureError::TimedOut) if Instant::now() < self.deadline => {
-                    slow = Some(format!("slow: {call} answered only when asked again"));
-                }
-                Err(CaptureError::TimedOut) => {
-                    let seconds = start.elapsed().as_secs_f32();
-                    return Err(format!("slow: {call} did not answer in {seconds:.1} s"));
-                }
-                Err(CaptureError::TooMuchOutput) => {
-                    return Err(format!("{call} prints more than {} MB", MOST >> 20));
-                }
-                Err(CaptureError::NotStarted(error)) => {
-                    return Err(format!("{call} cannot run: {error}"));
-                }
-            }
+        if matches!(captured, Err(CaptureError::TimedOut)) && Instant::now() < self.deadline {
+            captured = run(self.deadline);
+            slow = Some(format!("slow: {call} answered only when asked again"));
         }
+        let output = captured.map_err(|error| match error {
+            CaptureError::TimedOut => {
+                let seconds = start.elapsed().as_secs_f32();
+                format!("slow: {call} did not answer in {seconds:.1} s")
+            }
+            CaptureError::TooMuchOutput => format!("{call} prints more than {} MB", MOST >> 20),
+            CaptureError::NotStarted(error) => format!("{call} cannot run: {error}"),
+        })?;
+        let [out, err] = [output.stdout, output.stderr].map(|bytes| sanitize(&lossy(bytes)));
+        Ok(Answer { call, code: output.status.code(), out, err, slow })
     }
 }
 

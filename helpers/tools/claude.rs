@@ -55,14 +55,14 @@ fn sandbox_problem(access: Access) -> Option<String> {
     if access != Access::Write || cfg!(target_os = "macos") {
         return None;
     }
-    let needs = [("bwrap", "bubblewrap (bwrap)"), ("socat", "socat")];
-    let missing = needs.into_iter().filter(|(program, _)| find_program(program.as_ref()).is_none());
-    let missing: Vec<_> = missing.map(|(_, name)| name).collect();
-    match missing.as_slice() {
-        [] => no_namespaces(),
-        [one] => Some(format!("its sandbox needs {one}, which is not installed")),
-        all => Some(format!("its sandbox needs {}, which are not installed", all.join(" and "))),
-    }
+    let has = |program: &str| find_program(program.as_ref()).is_some();
+    let missing = match (has("bwrap"), has("socat")) {
+        (true, true) => return no_namespaces(),
+        (false, true) => "bubblewrap (bwrap), which is",
+        (true, false) => "socat, which is",
+        (false, false) => "bubblewrap (bwrap) and socat, which are",
+    };
+    Some(format!("its sandbox needs {missing} not installed"))
 }
 
 fn event(event: &Value, observed: &mut Observed) {
