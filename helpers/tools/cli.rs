@@ -25,7 +25,7 @@ pub(super) mod prelude {
     pub(in crate::tools) use crate::domain::{Access, FailureKind as Kind};
     pub(in crate::tools) use crate::process::find_program;
     pub(in crate::tools) use crate::tools::events::{Observed, first_text, sum, text};
-    pub(in crate::tools) use crate::tools::models::{Listed, Source};
+    pub(in crate::tools) use crate::tools::models::{Listed, Source, listed};
     pub(in crate::tools) use crate::tools::{Job, Session, os_args};
 }
 

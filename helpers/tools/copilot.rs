@@ -98,10 +98,7 @@ fn event(event: &Value, observed: &mut Observed) {
 
 /// Reads the help on the setting `model`: one `- "id"` a line.
 fn listed_models(text: &str) -> Option<Vec<Listed>> {
-    let mut lines = text.lines().skip_while(|line| !line.trim_start().starts_with("`model`"));
-    lines.next()?;
-    let id = |line: &str| Some(line.trim().strip_prefix("- \"")?.strip_suffix('"')?.to_owned());
-    Some(lines.map_while(id).map(|id| Listed { id, name: None }).collect())
+    listed(text, Some("`model`"), r#"^- "(?<id>.*)"$"#)
 }
 
 #[cfg(test)]

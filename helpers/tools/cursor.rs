@@ -76,26 +76,10 @@ fn is_dated(line: &str) -> bool {
 
 /// Reads `id - name` lines, with marks after the name, between a heading and a tip.
 fn listed_models(text: &str) -> Option<Vec<Listed>> {
-    let entry = |line: &str| {
-        let (line, marked) = unmarked(line.trim());
-        let (id, name) = match line.split_once(" - ") {
-            Some((id, name)) => (id.trim(), Some(name.trim())),
-            // Only a mark distinguishes an entry without a name from other text.
-            None => (line, None),
-        };
-        let is_id = !id.is_empty() && !id.contains(char::is_whitespace);
-        (is_id && (marked || name.is_some())).then(|| Listed::from((id, name)))
-    };
-    Some(text.lines().filter_map(entry).collect())
-}
-
-/// A line without `(current)`, `(default)` or both at its end, and whether it had one.
-fn unmarked(line: &str) -> (&str, bool) {
-    let is_mark = |mark: &str| matches!(mark.trim(), "current" | "default");
-    match line.strip_suffix(')').and_then(|line| line.rsplit_once('(')) {
-        Some((rest, marks)) if marks.split(',').all(is_mark) => (unmarked(rest.trim_end()).0, true),
-        _ => (line, false),
-    }
+    let mark = r" *\((?:current|default)(?:, *(?:current|default))*\)";
+    // Only a mark distinguishes an entry without a name from other text.
+    let entry = format!(r"^(?<id>[^ \t]+)(?: +- +(?<name>.+?)(?:{mark})*|(?:{mark})+)$");
+    listed(text, None, &entry)
 }
 
 #[cfg(test)]

@@ -68,14 +68,10 @@ fn ended_early(message: &str) -> bool {
 
 /// Reads the help of `exec`: ids and names in columns, up to an empty line.
 fn listed_models(text: &str) -> Option<Vec<Listed>> {
-    let mut lines = text.lines().skip_while(|line| !line.starts_with("Available Models"));
-    lines.next()?;
-    let columns = |line: &'_ str| -> Option<(String, String)> {
-        let (id, name) = line.trim().split_once("  ")?;
-        Some((id.into(), name.trim().trim_end_matches("(default)").trim_end().into()))
-    };
-    let models = lines.map_while(columns).filter(|(_, name)| !name.ends_with("[Deprecated]"));
-    Some(models.map(|(id, name)| Listed { id, name: Some(name) }).collect())
+    let entry = r"^(?<id>.+?)  +(?<name>.+?)(?: \(default\))?$";
+    let mut models = listed(text, Some("Available Models"), entry)?;
+    models.retain(|model| !model.name.iter().any(|name| name.ends_with("[Deprecated]")));
+    Some(models)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::now;
@@ -158,6 +159,20 @@ fn ask(
         Some(models) if models.is_empty() => Err(format!("{call} lists no model: {line}")),
         Some(models) => Ok(models),
     }
+}
+
+/// The models in what a CLI printed: the lines that match `entry`, whose groups are `id` and perhaps
+/// `name`. Below a heading these are the lines up to another one; `None` without that heading.
+pub(super) fn listed(text: &str, heading: Option<&str>, entry: &str) -> Option<Vec<Listed>> {
+    let entry = Regex::new(entry).expect("a valid expression");
+    let model = |line: &str| {
+        let found = entry.captures(line.trim())?;
+        Some(Listed::from((&found["id"], found.name("name").map(|name| name.as_str()))))
+    };
+    let mut lines = text.lines();
+    let Some(heading) = heading else { return Some(lines.filter_map(model).collect()) };
+    lines.find(|line| line.trim_start().starts_with(heading))?;
+    Some(lines.map_while(model).collect())
 }
 
 /// The providers, each with the words that show in a model's id that it is theirs.

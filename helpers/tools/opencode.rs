@@ -100,9 +100,7 @@ fn error(error: &Value, observed: &mut Observed) {
 
 /// Reads `provider/model` lines.
 fn listed_models(text: &str) -> Option<Vec<Listed>> {
-    let is_id = |line: &&str| line.contains('/') && !line.contains(char::is_whitespace);
-    let ids = text.lines().map(str::trim).filter(is_id);
-    Some(ids.map(|id| Listed { id: id.into(), name: None }).collect())
+    listed(text, None, r"^(?<id>[^ \t]*/[^ \t]*)$")
 }
 
 #[cfg(test)]
