@@ -62,15 +62,11 @@ fn of_worktree(worktree: &Worktree, record: &Record) -> String {
 
 /// The prompt of a later attempt in a new session: the first prompt and what earlier attempts left.
 pub fn restart(task: &Task, first: &str) -> Result<String> {
-    let mut text = first.trim_end().to_string();
-    text.push_str(
-        "\n\n# Earlier attempts\n\nAn earlier worker began this task and stopped. Read the plan file again: items that are ticked are done; continue with the first that is not. '[?]' and '[!]' items are open again. Numbers are those of that file now.\n",
-    );
+    let mut text = format!(include_str!("prompt/restart.txt"), first = first.trim_end());
     if let Some(context) = files::read_foreign(&task.context_path())?.map(lossy) {
         let _ = write!(text, "\nWhat it left for you:\n\n{}\n", context.trim_end());
     }
-    text.push_str(&answers(task, "It")?);
-    Ok(text)
+    Ok(text + &answers(task, "It")?)
 }
 
 /// The prompt of a later attempt that continues an earlier attempt's session.
@@ -88,13 +84,12 @@ fn answers(task: &Task, who: &str) -> Result<String> {
     let ipc = task.ipc();
     for question in ipc.questions()? {
         let Some(asked) = ipc.question(&question.name)? else { continue };
-        let _ = write!(text, "\n{who} asked ({}): {}\n", question.name, asked.trim_end());
-        match ipc.answer(&question.name)? {
-            Some(answer) => {
-                let _ = writeln!(text, "The person answered: {}", answer.trim_end());
-            }
-            None => text.push_str("No answer came.\n"),
-        }
+        let answer = match ipc.answer(&question.name)? {
+            Some(answer) => format!("The person answered: {}", answer.trim_end()),
+            None => "No answer came.".into(),
+        };
+        let (name, asked) = (&question.name, asked.trim_end());
+        let _ = writeln!(text, "\n{who} asked ({name}): {asked}\n{answer}");
     }
     Ok(text)
 }
