@@ -4,9 +4,9 @@
 use std::ops::Range;
 use std::path::Path;
 
-use crate::config::Config;
 use crate::config::problem::{Problem, Severity, closest};
 use crate::config::spans::{Node, tree};
+use crate::config::{AliasEntry, Config, ModelEntry};
 use crate::domain::Backend;
 use crate::error::Refusal;
 use crate::tools::{is_known, missing_program, obsolete_flags, program_of};
@@ -63,31 +63,31 @@ impl Check<'_> {
     /// Each name that stands for another part of the config must lead there.
     fn names(&mut self) {
         let config = self.config;
-        let near = |name: &str, names: Vec<&str>, otherwise: String| {
-            let near = closest(name, names.into_iter()).first().copied();
+        let near = |name: &str, names: &mut dyn Iterator<Item = &str>, otherwise: String| {
+            let near = closest(name, names).first().copied();
             near.map_or(otherwise, |near| format!("did you mean '{near}'?"))
         };
         if let Some(name) = &config.default
             && config.names().all(|other| other != name)
         {
-            let remedy = near(name, config.names().collect(), "name one of the models".into());
+            let remedy = near(name, &mut config.names(), "name one of the models".into());
             self.add(&["default"], "", format!("the default '{name}' does not exist"), remedy);
         }
-        for (alias, entry) in config.aliases.iter() {
-            let model = &entry.model;
+        for (alias, AliasEntry { model, .. }) in &config.aliases {
             if config.targets().all(|other| other != model) {
                 let otherwise = format!("dispatch-config add-model {model}");
-                let remedy = near(model, config.targets().collect(), otherwise);
+                let remedy = near(model, &mut config.targets(), otherwise);
                 let what = format!("alias '{alias}' stands for '{model}', which does not exist");
                 self.add(&["aliases", alias, "model"], "", what, remedy);
             }
         }
-        for (id, entry) in config.models.iter() {
-            let name = &entry.backend;
-            let mut backends = config.backends.names().chain(config.disabled("backends"));
-            if !is_known(name) && backends.all(|other| other != name) {
+        for (id, ModelEntry { backend: name }) in &config.models {
+            let mut backends = config.backends.keys().map(String::as_str);
+            let there = config.backends.contains_key(name)
+                || config.disabled("backends").any(|other| other == name);
+            if !is_known(name) && !there {
                 let otherwise = format!("dispatch-config add-backend {name} --command '...'");
-                let remedy = near(name, config.backends.names().collect(), otherwise);
+                let remedy = near(name, &mut backends, otherwise);
                 let what = format!("model '{id}' is on '{name}', which does not exist");
                 self.add(&["models", id, "backend"], "", what, remedy);
             }

@@ -65,10 +65,10 @@ pub fn machine_results(
 
 /// The backends of a config, each with the program that its command starts.
 pub fn backends(config: &Config) -> Vec<(String, String)> {
-    let program = |(name, backend): (&str, &crate::domain::Backend)| {
-        Some((name.to_owned(), program_of(backend.command.as_deref()?)?))
-    };
-    config.backends.iter().filter_map(program).collect()
+    let backends = config.backends.iter();
+    backends
+        .filter_map(|(name, it)| Some((name.clone(), program_of(it.command.as_deref()?)?)))
+        .collect()
 }
 
 /// The worker that a name stands for: a name of the config, a provider, or a model of a CLI on this
@@ -159,11 +159,11 @@ pub fn replacements(config: &Config, name: &str) -> Result<Vec<(String, String)>
     let family = provider(failed.model.as_deref().unwrap_or_default());
     let mut rest = Vec::new();
     for (at, (id, model)) in config.models.iter().enumerate() {
-        if failed.model.as_deref() != Some(id) && works(&model.backend) {
+        if failed.model.as_ref() != Some(id) && works(&model.backend) {
             let same_cli = model.backend == failed.backend;
-            let default = config.default.as_deref() == Some(id);
+            let default = config.default.as_ref() == Some(id);
             let rank = (same_cli, provider(id) != family, !default, at);
-            rest.push((rank, id.to_owned(), model.backend.clone()));
+            rest.push((rank, id.clone(), model.backend.clone()));
         }
     }
     rest.sort_unstable();

@@ -11,7 +11,7 @@ use serde_yaml::Value;
 
 use crate::config::read::is_null;
 use crate::config::spans::NodeKind;
-use crate::config::splice::{Document, PLAIN, Splice, entry, normal, read, scalar};
+use crate::config::splice::{Document, PLAIN, Splice, nested, normal, pair, read};
 use crate::error::Refusal;
 use crate::exit::Exit;
 
@@ -86,54 +86,44 @@ pub fn apply(text: &str, edit: &Edit) -> Result<String, Refusal> {
     if change.asked.is_some() && at(&before.value, &change.path) == change.asked.as_ref() {
         return Ok(format!("{bom}{text}"));
     }
-    let splices = before.splices(edit).ok_or_else(|| change.by_hand(&before, "it is not a map"))?;
+    let splices =
+        before.splices(&change).ok_or_else(|| change.by_hand(&before, "it is not a map"))?;
     let after = spliced(text, &splices).ok_or_else(|| change.by_hand(&before, "edits overlap"))?;
     prove(&before, &splices, &after, &change).map_err(|why| change.by_hand(&before, &why))?;
     Ok(format!("{bom}{after}"))
 }
 
 /// The values that an edit changes.
-struct Change<'a> {
+pub(super) struct Change<'a> {
     /// The path of the value: a section, a name in it, a key of that.
-    path: Vec<&'a str>,
+    pub(super) path: Vec<&'a str>,
     /// The new value; `None` removes it.
-    asked: Option<Value>,
+    pub(super) asked: Option<Value>,
     /// True if the entry must exist before, false if it must not; `None` if both are fine.
     exists: Option<bool>,
     /// The change in words.
     what: String,
-    /// The lines that a person would write.
-    snippet: String,
 }
 
 impl<'a> Change<'a> {
     fn new(edit: &'a Edit) -> Self {
-        let (verb, section, name) = match edit {
-            Edit::SetDefault(name) => ("set", "default", name),
-            Edit::Add { section, name, .. } => ("add", *section, name),
-            Edit::Set { section, name, .. } => ("change", *section, name),
-            Edit::Remove { section, name } => ("remove", *section, name),
-        };
-        let (path, asked, exists, fields) = match edit {
-            Edit::SetDefault(name) => (vec![section], Some(name.as_str().into()), None, &[][..]),
-            Edit::Add { fields, .. } => {
-                let map = fields.iter().map(|(key, text)| ((*key).into(), text.as_str().into()));
-                let map = Value::Mapping(map.collect());
-                (vec![section, name], Some(map), Some(false), fields.as_slice())
+        let (verb, path, name, asked, exists) = match edit {
+            Edit::SetDefault(name) => {
+                ("set", vec!["default"], name, Some(name.as_str().into()), None)
             }
-            Edit::Set { field, .. } => {
-                let value = Some(field.1.as_str().into());
-                (vec![section, name, field.0], value, Some(true), std::slice::from_ref(field))
+            Edit::Add { section, name, fields } => {
+                ("add", vec![*section, name], name, Some(map(fields)), Some(false))
             }
-            Edit::Remove { .. } => (vec![section, name], None, Some(true), &[][..]),
+            Edit::Set { section, name, field: (key, text) } => {
+                ("change", vec![*section, name, key], name, Some(text.as_str().into()), Some(true))
+            }
+            Edit::Remove { section, name } => {
+                ("remove", vec![*section, name], name, None, Some(true))
+            }
         };
-        let snippet = match edit {
-            Edit::SetDefault(_) => format!("default: {}", scalar(name, PLAIN)),
-            _ => format!("{section}:\n  {}", entry(name, fields, "\n  ", PLAIN)),
-        };
-        let noun = if section == "aliases" { "alias" } else { section.trim_end_matches('s') };
+        let noun = if path[0] == "aliases" { "alias" } else { path[0].trim_end_matches('s') };
         let what = format!("{verb} the {noun} '{}'", name.escape_debug());
-        Self { path, asked, exists, what, snippet }
+        Self { path, asked, exists, what }
     }
 
     /// The refusal of a change whose entry is missing or differs.
@@ -166,17 +156,27 @@ impl<'a> Change<'a> {
             Some((key, _)) => format!("line {} of the config", before.line(key.start)),
             None => "the end of the config".into(),
         };
-        let next = match (self.asked.is_none(), entry) {
-            (true, _) => format!("remove it by hand: {place}"),
-            (false, Some(_)) => {
-                format!("change it by hand, {place}, so that it says:\n{}", self.snippet)
+        let next = match (&self.asked, entry) {
+            (None, _) => format!("remove it by hand: {place}"),
+            (Some(asked), _) => {
+                let lines = nested(&self.path[1..], asked.clone());
+                let lines = pair(self.path[0], &lines, Some("\n"), PLAIN);
+                match entry {
+                    Some(_) => format!("change it by hand, {place}, so that it says:\n{lines}"),
+                    None => format!("paste it by hand, at {place}:\n{lines}"),
+                }
             }
-            (false, None) => format!("paste it by hand, at {place}:\n{}", self.snippet),
         };
         Refusal::new(Exit::Data, format!("cannot {} without touching more", self.what))
             .place(why)
             .next(next)
     }
+}
+
+/// The keys of an entry as a value.
+pub(super) fn map(fields: &[Field]) -> Value {
+    let fields = fields.iter().map(|(key, text)| ((*key).into(), text.as_str().into()));
+    Value::Mapping(fields.collect())
 }
 
 /// The text with all pieces replaced; `None` if they overlap.
@@ -200,18 +200,15 @@ fn at<'a>(value: &'a Value, path: &[&str]) -> Option<&'a Value> {
 }
 
 /// The value with another one at a path, or with none there.
-fn put(value: &Value, path: &[&str], new: Option<&Value>) -> Value {
-    let mut map = value.as_mapping().cloned().unwrap_or_default();
-    match (path, new) {
-        ([key], None) => _ = map.shift_remove(key),
-        ([key], Some(new)) => _ = map.insert((*key).into(), new.clone()),
-        ([key, rest @ ..], _) => {
-            let inner = put(value.get(key).unwrap_or(&Value::Null), rest, new);
-            map.insert((*key).into(), inner);
-        }
-        ([], _) => {}
+fn put(mut value: Value, path: &[&str], new: Option<&Value>) -> Value {
+    let Some((last, above)) = path.split_last() else { return value };
+    let map = above.iter().fold(&mut value, |map, key| &mut map[*key]);
+    match (new, map.as_mapping_mut()) {
+        (Some(new), _) => map[*last] = new.clone(),
+        (None, Some(map)) => drop(map.shift_remove(last)),
+        (None, None) => {}
     }
-    map.into()
+    value
 }
 
 /// Proves that the new text holds the change and nothing else.
@@ -226,7 +223,7 @@ fn prove(
     if at(&read.value, &change.path) != change.asked.as_ref() {
         return Err("the new value would be read differently".into());
     }
-    if read.value != normal(put(&before.value, &change.path, change.asked.as_ref())) {
+    if read.value != normal(put(before.value.clone(), &change.path, change.asked.as_ref())) {
         return Err("something else in the config would change with it".into());
     }
     let bare = |text: &str| text.matches('\n').count() - text.matches("\r\n").count();

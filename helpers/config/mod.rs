@@ -15,6 +15,7 @@ pub mod store;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use indexmap::IndexMap;
 
 use crate::domain::Backend;
 use crate::error::Refusal;
@@ -118,7 +119,11 @@ impl Config {
 
     /// The error that disables a part of the config, such as `models.opus`.
     fn error_in(&self, part: &str) -> Option<&Problem> {
-        self.problems.iter().find(|it| it.severity == Severity::Error && it.part == part)
+        self.errors().find(|it| it.part == part)
+    }
+
+    fn errors(&self) -> impl Iterator<Item = &Problem> + Clone {
+        self.problems.iter().filter(|it| it.severity == Severity::Error)
     }
 
     /// Returns true for the original's first format, which has no models.
@@ -128,54 +133,25 @@ impl Config {
 
     /// The names of the entries of a section that hold an error.
     fn disabled<'a>(&'a self, section: &'static str) -> impl Iterator<Item = &'a str> + Clone {
-        let errors = self.problems.iter().filter(|it| it.severity == Severity::Error);
-        errors.filter_map(move |it| it.part.strip_prefix(section)?.strip_prefix('.'))
+        self.errors().filter_map(move |it| it.part.strip_prefix(section)?.strip_prefix('.'))
     }
 
     /// Every name that an alias may stand for: models and agents, disabled ones included.
     fn targets(&self) -> impl Iterator<Item = &str> + Clone {
-        let names = self.models.names().chain(self.agents.names());
+        let names = self.models.keys().chain(self.agents.keys()).map(String::as_str);
         names.chain(self.disabled("models")).chain(self.disabled("agents"))
     }
 
     /// Every name that a person may use for a worker: aliases, models and agents, disabled ones
     /// included.
     pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
-        self.aliases.names().chain(self.targets()).chain(self.disabled("aliases"))
+        let names = self.aliases.keys().map(String::as_str);
+        names.chain(self.targets()).chain(self.disabled("aliases"))
     }
 }
 
 /// A section: its entries by name, in the order of the file.
-#[derive(Clone, Debug)]
-pub struct Entries<T>(Vec<(String, T)>);
-
-impl<T> Default for Entries<T> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<T> Entries<T> {
-    /// The entry of that name.
-    pub fn get(&self, name: &str) -> Option<&T> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value)
-    }
-
-    /// All entries with their names.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &T)> {
-        self.0.iter().map(|(key, value)| (key.as_str(), value))
-    }
-
-    /// The names of all entries.
-    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
-        self.0.iter().map(|(key, _)| key.as_str())
-    }
-
-    /// Returns true if the section has no entries.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
+pub type Entries<T> = IndexMap<String, T>;
 
 #[cfg(test)]
 mod tests {

@@ -56,21 +56,16 @@ impl Config {
         {
             return Mention::Name((*name).into());
         }
-        let last = |words: &mut dyn Iterator<Item = &'static str>| {
-            words
-                .filter_map(|word| whole_words(&sentence, word).last().map(|(at, _)| (at, word)))
-                .max_by_key(|(at, _)| *at)
-                .map(|(_, word)| word)
-        };
         if let Some(id) = looks_like_a_model(&sentence) {
             return Mention::Unknown(id);
         }
-        let Some(word) = last(&mut PROVIDERS.iter().map(|(word, _)| *word)) else {
-            return Mention::Nothing;
-        };
-        match self.newest_of(word) {
-            Some(model) => Mention::Provider(word.into(), model.into()),
-            None => Mention::Unknown(word.into()),
+        let last = |word: &'static str| Some((whole_words(&sentence, word).last()?, word));
+        match PROVIDERS.iter().filter_map(|(word, _)| last(word)).max_by_key(|((at, _), _)| *at) {
+            None => Mention::Nothing,
+            Some((_, word)) => match self.newest_of(word) {
+                Some(model) => Mention::Provider(word.into(), model.into()),
+                None => Mention::Unknown(word.into()),
+            },
         }
     }
 
@@ -78,7 +73,7 @@ impl Config {
     /// among equals the default, then the first in the file.
     fn newest_of(&self, said: &str) -> Option<&str> {
         let (_, name) = PROVIDERS.iter().find(|(word, _)| *word == said)?;
-        let ids = self.models.iter().map(|(id, _)| id);
+        let ids = self.models.keys().map(String::as_str);
         let of_provider: Vec<&str> = ids.filter(|id| provider(id) == *name).collect();
         // Prefer models that contain the word: "codex" does not stand for every model of OpenAI.
         let called = |id: &&str| id.to_ascii_lowercase().contains(said);
@@ -103,20 +98,15 @@ fn version(id: &str) -> Vec<u32> {
 /// The places of `word` as a whole word: not next to ASCII letters or digits, nor joined to them by a
 /// hyphen, a dot or a slash. Other scripts do not count as parts of a word.
 fn whole_words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = (usize, usize)> + 'a {
-    let bytes = text.as_bytes();
-    let part = |at: Option<usize>| {
-        at.and_then(|at| bytes.get(at)).is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_')
-    };
-    let joint =
-        |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(|b| b"-./".contains(b));
-    text.match_indices(word).map(move |(start, _)| (start, start + word.len())).filter(
-        move |&(start, end)| {
-            let before = start.checked_sub(1);
-            let joined_before = joint(before) && part(start.checked_sub(2));
-            let joined_after = joint(Some(end)) && part(Some(end + 1));
-            !(word.is_empty() || part(before) || part(Some(end)) || joined_before || joined_after)
-        },
-    )
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let joint = |c: char| matches!(c, '-' | '.' | '/');
+    let places = text.match_indices(word).map(move |(start, _)| (start, start + word.len()));
+    places.filter(move |&(start, end)| {
+        let (before, after) = (&text[..start], &text[end..]);
+        let before = before.strip_suffix(joint).unwrap_or(before);
+        let after = after.strip_prefix(joint).unwrap_or(after);
+        !(word.is_empty() || before.ends_with(part) || after.starts_with(part))
+    })
 }
 
 /// The last word of a sentence that looks like a model's id.

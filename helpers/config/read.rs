@@ -128,15 +128,16 @@ impl<'a> Reader<'a> {
                 fields.push((known, value));
                 continue;
             }
-            let remedy = match closest(name, known.split(' ')).first() {
+            let near = closest(name, known.split(' ')).first().copied();
+            let remedy = match near {
                 Some(near) => format!("did you mean '{near}'?"),
                 None => format!("known here: {}", known.replace(' ', ", ")),
             };
             let place = if self.part.is_empty() { "" } else { " in " };
             let what = format!("unknown key '{name}'{place}{}", self.part);
             // A misspelled limit must not leave the worker with more access than the person wrote.
-            match closest(name, known.split(' ')).first() {
-                Some(&"access") => self.error(self.part.clone(), key, what, remedy),
+            match near {
+                Some("access") => self.error(self.part.clone(), key, what, remedy),
                 _ => self.warning(key, what, remedy),
             }
         }
@@ -155,16 +156,16 @@ impl<'a> Reader<'a> {
             return Entries::default();
         };
         self.part = section.into();
-        let mut entries = Vec::new();
+        let mut entries = Entries::default();
         for (name, key, value) in self.entries(map, "indent the names below it") {
             self.part = format!("{section}.{name}");
             let entry = read(self, name, (key, value));
             if !self.is_disabled(&self.part) {
-                entries.push((name.to_owned(), entry));
+                entries.insert(name.into(), entry);
             }
         }
         self.part.clear();
-        Entries(entries)
+        entries
     }
 
     fn backend(&mut self, _: &str, (_, map): (&'a Node, &'a Node)) -> Backend {

@@ -1,13 +1,12 @@
 //! The first config, from the CLIs and models on this machine; and the edits that upgrade a config of
 //! the original's first format.
 
-use std::fmt::Write as _;
-
+use indexmap::IndexMap;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::config::edit::{Edit, Field};
-use crate::config::splice::{PLAIN, flow_map, scalar};
+use crate::config::edit::{Edit, Field, map};
+use crate::config::splice::{PLAIN, pair};
 use crate::domain::{Access, Backend};
 use crate::text::shell_word;
 use crate::tools::detect::InstalledCli;
@@ -28,25 +27,16 @@ pub struct Offer {
 pub fn models(
     found: &[InstalledCli],
     listings: &[Listing],
-) -> Vec<(&'static str, Vec<(String, String)>)> {
+) -> IndexMap<&'static str, IndexMap<String, String>> {
     let present: Vec<&str> = found.iter().map(|found| found.backend.as_str()).collect();
-    let mut groups: Vec<(&'static str, Vec<(String, String)>)> = Vec::new();
+    let mut groups: IndexMap<_, IndexMap<_, _>> = IndexMap::new();
     for listing in listings {
-        for model in &listing.models {
-            // Cursor's name for its own choice is a word of many sentences.
-            if model.id == "auto" {
-                continue;
-            }
+        // Cursor's name for its own choice is a word of many sentences.
+        for model in listing.models.iter().filter(|model| model.id != "auto") {
             let backend = preferred_backend(&model.id, &present, listings);
             let backend = backend.unwrap_or_else(|| listing.backend.clone());
-            let provider = provider(&model.id);
-            let at = groups.iter().position(|(name, _)| *name == provider).unwrap_or_else(|| {
-                groups.push((provider, Vec::new()));
-                groups.len() - 1
-            });
-            if groups[at].1.iter().all(|(id, _)| *id != model.id) {
-                groups[at].1.push((model.id.clone(), backend));
-            }
+            let group = groups.entry(provider(&model.id)).or_default();
+            group.entry(model.id.clone()).or_insert(backend);
         }
     }
     groups
@@ -56,30 +46,29 @@ pub fn models(
 /// the first of each other provider. Models of a CLI that is not logged in come last.
 pub fn offers(found: &[InstalledCli], listings: &[Listing]) -> Vec<Offer> {
     let groups = models(found, listings);
+    let mut picks: Vec<((&String, &String), String)> = Vec::new();
+    if let Some(models) = groups.get("Claude") {
+        for (id, why) in [("opus", "for hard tasks"), ("sonnet", "fast and capable")] {
+            picks.extend(models.get_key_value(id).map(|pick| (pick, format!("Claude, {why}"))));
+        }
+    }
+    for (provider, models) in groups.iter().filter(|(provider, _)| **provider != "Claude") {
+        let why = format!("{provider}, first in its list");
+        picks.extend(models.first().map(|pick| (pick, why)));
+    }
+    if picks.is_empty() {
+        let first = groups.values().find_map(IndexMap::first);
+        picks.extend(first.map(|pick| (pick, "the first in the list".into())));
+    }
     let logged_out = |backend: &str| {
         found.iter().any(|found| found.backend == backend && found.logged_in == Some(false))
     };
-    let all = || groups.iter().flat_map(|(_, models)| models);
-    let mut picks: Vec<(&String, &String, String)> = Vec::new();
-    for (name, why) in [("opus", "Claude, for hard tasks"), ("sonnet", "Claude, fast and capable")]
-    {
-        picks.extend(all().find(|(id, _)| id == name).map(|(id, b)| (id, b, why.into())));
-    }
-    for (provider, models) in groups.iter().filter(|(provider, _)| *provider != "Claude") {
-        picks.extend(
-            models.first().map(|(id, b)| (id, b, format!("{provider}, first in its list"))),
-        );
-    }
-    if picks.is_empty() {
-        picks.extend(all().next().map(|(id, b)| (id, b, "the first in the list".into())));
-    }
-    picks.sort_by_key(|(_, backend, _)| logged_out(backend));
-    picks.truncate(4);
-    let offer = |(name, backend, why): (&String, &String, String)| {
+    picks.sort_by_key(|((_, backend), _)| logged_out(backend));
+    let offer = |((name, backend), why): ((&String, &String), String)| {
         let why = if logged_out(backend) { format!("{why}; not logged in") } else { why };
         Offer { name: name.clone(), why }
     };
-    picks.into_iter().map(offer).collect()
+    picks.into_iter().take(4).map(offer).collect()
 }
 
 /// The CLIs that cannot restrict their workers to the access of a task, with the reason.
@@ -97,18 +86,17 @@ pub fn text(
     full: &[String],
 ) -> String {
     let mut text = format!(
-        "# The workers of dispatch. Edit it as you like; 'dispatch-config check' finds mistakes.\n\ndefault: {}\n\nbackends:\n",
-        scalar(default, PLAIN)
+        "# The workers of dispatch. Edit it as you like; 'dispatch-config check' finds mistakes.\n\n{}\n\nbackends:\n",
+        pair("default", &default.into(), None, PLAIN)
     );
-    let entry = |name: &str, fields: &[Field]| {
-        format!("  {}: {}\n", scalar(name, PLAIN), flow_map(fields, PLAIN))
-    };
+    let entry =
+        |name: &str, fields: &[Field]| format!("  {}\n", pair(name, &map(fields), None, PLAIN));
     for found in found {
         text += &entry(&found.backend, &backend(found, full.contains(&found.backend)));
     }
     text.push_str("\nmodels:\n");
     for (provider, models) in models(found, listings) {
-        let _ = writeln!(text, "  # {provider}");
+        text += &format!("  # {provider}\n");
         for (id, backend) in models {
             text += &entry(&id, &[("backend", backend)]);
         }
@@ -121,13 +109,13 @@ pub fn text(
 pub fn migration(old: &Config, found: &[InstalledCli], listings: &[Listing]) -> Vec<Edit> {
     let mut edits = Vec::new();
     if old.default.is_none() {
-        edits.extend(old.agents.names().next().map(|name| Edit::SetDefault(name.into())));
+        edits.extend(old.agents.keys().next().cloned().map(Edit::SetDefault));
     }
     for found in found {
         let (name, fields) = (found.backend.clone(), backend(found, false));
         edits.push(Edit::Add { section: "backends", name, fields });
     }
-    let models = models(found, listings).into_iter().flat_map(|(_, models)| models);
+    let models = models(found, listings).into_values().flatten();
     let free = models.filter(|(id, _)| old.names().all(|name| name != id));
     edits.extend(free.map(|(id, backend)| Edit::add_model(&id, &backend)));
     edits

@@ -68,11 +68,11 @@ pub(super) fn tree(text: &str) -> Option<Option<Node>> {
 }
 
 /// The first key that stands in its map a second time. serde_yaml takes `1` and `'1'` for two keys.
-pub(super) fn duplicate(root: &Node) -> Option<&Node> {
+pub(super) fn duplicate(root: &Node) -> Option<(&Node, &str)> {
     root.all().into_iter().find_map(|map| {
         let mut seen = BTreeSet::new();
-        let mut keys = map.entries().iter().map(|(key, _)| key);
-        keys.find(|key| key.text().is_some_and(|name| !seen.insert(name)))
+        let mut keys = map.entries().iter().filter_map(|(key, _)| Some((key, key.text()?)));
+        keys.find(|(_, name)| !seen.insert(*name))
     })
 }
 

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use serde_yaml::Value;
+use serde_yaml::{Mapping, Value};
 
-use crate::config::edit::{Edit, Field};
+use crate::config::edit::Change;
 use crate::config::read::is_null;
 use crate::config::spans::{self, Node, NodeKind};
 
@@ -13,16 +13,17 @@ pub(super) type Splice = (Range<usize>, String);
 
 impl Document<'_> {
     /// The pieces to replace; `None` where the config has no place for the change.
-    pub(super) fn splices(&self, edit: &Edit) -> Option<Vec<Splice>> {
-        match edit {
-            Edit::SetDefault(name) => match self.find("default") {
-                Some((_, value)) => Some(self.set(value, name)),
-                None => self.add_default(name),
-            },
-            Edit::Add { section, name, fields } => self.add(section, name, fields),
-            Edit::Set { section, name, field } => self.set_key(section, name, field),
-            Edit::Remove { section, name } => self.remove(section, name),
+    pub(super) fn splices(&self, change: &Change) -> Option<Vec<Splice>> {
+        let Some(asked) = &change.asked else { return self.remove(change.path[0], change.path[1]) };
+        let (mut node, mut missing) = (self.root.as_ref(), change.path.as_slice());
+        while let Some((_, value)) = node.and_then(|node| node.get(missing.first()?)) {
+            (node, missing) = (Some(value), &missing[1..]);
         }
+        let Some((key, below)) = missing.split_first() else {
+            return Some(self.set(node?, asked.as_str()?));
+        };
+        let depth = change.path.len() - missing.len();
+        self.insert(node, depth, key, &nested(below, asked.clone()))
     }
 
     /// Replaces a value by another scalar, in the quotes of the old one.
@@ -37,9 +38,14 @@ impl Document<'_> {
             splices.push((line_end..value.end.max(line_end), String::new()));
             end = value.body + old.find(char::is_whitespace).unwrap_or(old.len());
         }
-        let space = if self.text[..start].ends_with(':') { " " } else { "" };
-        splices.push((start..end, format!("{space}{}", scalar(new, quote_of(old)))));
+        let new = scalar(new, quote_of(old));
+        splices.push((start..end, format!("{}{new}", self.space(start))));
         splices
+    }
+
+    /// The blank that a value at this place needs before it.
+    fn space(&self, at: usize) -> &'static str {
+        if self.text[..at].ends_with(':') { " " } else { "" }
     }
 
     /// Moves the anchors of a piece that is about to go to the first alias that needs each.
@@ -56,131 +62,86 @@ impl Document<'_> {
         gone.filter_map(moved).collect()
     }
 
-    /// Gives an entry's key another value.
-    fn set_key(&self, section: &str, name: &str, field: &Field) -> Option<Vec<Splice>> {
-        let (key, new) = field;
-        let (_, value) = self.entry(section, name)?;
-        if let Some((_, old)) = value.get(key) {
-            return Some(self.set(old, new));
+    /// Adds a key to the config (`depth` 0), to a section (1) or to an entry (2).
+    fn insert(
+        &self,
+        map: Option<&Node>,
+        depth: usize,
+        key: &str,
+        value: &Value,
+    ) -> Option<Vec<Splice>> {
+        let quote = self.quote();
+        let flow = pair(key, value, None, quote);
+        let block = |indent: &str| {
+            let line = format!("{}{indent}", self.newline);
+            format!("{indent}{}", pair(key, value, Some(&line), quote))
+        };
+        let Some(map) = map else {
+            let end = self.text.find("\n...").map_or(self.text.len(), |at| at + 1);
+            return Some(self.lines_at(end, &block("")));
+        };
+        let old = &self.text[map.body..map.end];
+        let is_flow = old.starts_with('{');
+        let outer = self.root.as_ref().and_then(|root| root.entries().first());
+        let outer = outer.map_or("", |(key, _)| self.indent(key.start));
+        if let [(first, _), ..] = map.entries() {
+            if key == "default" && depth == 0 {
+                return Some(self.insert_above(first, is_flow, &flow));
+            }
+            let kin = self.neighbour(key, value);
+            let (near, last) = &map.entries()[kin.unwrap_or(map.entries().len() - 1)];
+            let end = last.end.max(near.end);
+            if is_flow {
+                return Some(vec![(end..end, format!(", {flow}"))]);
+            }
+            let indent = self.indent(near.start);
+            let comments = indent.len() + usize::from(kin.is_some());
+            let at = self.past_comments(self.next_line(end), comments);
+            // A blank line would become part of a `|+` scalar.
+            let is_section = depth == 0 && !self.text[..end].ends_with('\n');
+            let gap = if is_section { self.gap() } else { "" };
+            return Some(self.lines_at(at, &format!("{gap}{}", block(indent))));
         }
-        if let Some(last) = value.entries().len().checked_sub(1) {
-            let pair = format!("{key}: {}", scalar(new, PLAIN));
-            return Some(self.insert(value, last, &pair, true));
-        }
-        // An entry that is empty, `{}` or an alias gets a map of its own.
-        let old = &self.text[value.body..value.end];
-        if !is_null(old) && !old.starts_with(['{', '*']) {
+        let is_alias = depth == 2 && old.starts_with('*');
+        if !is_flow && !is_alias && (depth == 0 || !is_null(old)) {
             return None;
         }
-        let space = if self.text[..value.body].ends_with(':') { " " } else { "" };
-        let map = flow_map(std::slice::from_ref(field), self.quote());
-        Some(vec![(value.body..value.end, format!("{space}{map}"))])
+        // An empty section gets lines of its own, unless it is in a flow map or holds a comment.
+        if depth == 1 && !self.root_is_flow() && !old.contains('#') {
+            let from = self.text[..map.body].trim_end_matches([' ', '\t']).len();
+            let at = self.past_comments(self.next_line(map.end), outer.len() + 1);
+            let mut splices = self.lines_at(at, &block(&format!("{outer}  ")));
+            splices.extend((!old.is_empty()).then(|| (from..map.end, String::new())));
+            return Some(splices);
+        }
+        Some(vec![match is_flow {
+            true if old.ends_with(" }") => (map.body + 1..map.body + 1, format!(" {flow}")),
+            true => (map.body + 1..map.body + 1, format!(" {flow} ")),
+            false => (map.body..map.end, format!("{}{{ {flow} }}", self.space(map.body))),
+        }])
     }
 
-    fn add_default(&self, name: &str) -> Option<Vec<Splice>> {
-        let written =
-            format!("{}: {}", scalar("default", self.quote()), scalar(name, self.quote()));
-        let Some((first, _)) = self.root.as_ref().and_then(|root| root.entries().first()) else {
-            return self.add_section(&written);
-        };
-        if self.root_is_flow() {
-            return Some(vec![(first.start..first.start, format!("{written}, "))]);
+    /// Inserts a pair before the first one of the config and the comment that stands directly over it.
+    fn insert_above(&self, first: &Node, is_flow: bool, pair: &str) -> Vec<Splice> {
+        if is_flow {
+            return vec![(first.start..first.start, format!("{pair}, "))];
         }
-        // Above the first key and the comment that stands directly over it.
         let mut at = self.line_start(first.start);
         while at > 0 && self.text[self.line_start(at - 1)..at].trim_start().starts_with('#') {
             at = self.line_start(at - 1);
         }
-        let line = format!("{}{written}{}{}", self.indent(first.start), self.newline, self.gap());
-        Some(vec![(at..at, line)])
-    }
-
-    /// Adds an entry to a section.
-    fn add(&self, section: &str, name: &str, fields: &[Field]) -> Option<Vec<Splice>> {
-        let quote = self.quote();
-        let flow = format!("{}: {}", scalar(name, quote), flow_map(fields, quote));
-        let outer = self.root.as_ref().and_then(|root| root.entries().first());
-        let outer = outer.map_or("", |(key, _)| self.indent(key.start));
-        let line = format!("{}{outer}  ", self.newline);
-        let Some((_, map)) = self.find(section) else {
-            let key = scalar(section, quote);
-            return self.add_section(&match self.root_is_flow() {
-                true => format!("{key}: {{ {flow} }}"),
-                false => format!("{key}:{line}{}", entry(name, fields, &line, quote)),
-            });
-        };
-        let old = &self.text[map.body..map.end];
-        if let Some(last) = map.entries().len().checked_sub(1) {
-            let kin = self.neighbour(name, fields);
-            let near = kin.unwrap_or(last);
-            if old.starts_with('{') {
-                return Some(self.insert(map, near, &flow, false));
-            }
-            let line = format!("{}{}", self.newline, self.indent(map.entries()[near].0.start));
-            return Some(self.insert(map, near, &entry(name, fields, &line, quote), kin.is_none()));
-        }
-        if !is_null(old) && !old.starts_with('{') {
-            return None;
-        }
-        // `{}` stays flow within flow, or where it holds a comment.
-        if self.root_is_flow() || old.contains('#') {
-            return Some(vec![(map.body + 1..map.body + 1, format!(" {flow} "))]);
-        }
-        let from = self.text[..map.body].trim_end_matches([' ', '\t']).len();
-        let at = self.past_comments(self.next_line(map.end), outer.len() + 1);
-        let mut splices =
-            self.lines_at(at, &format!("{outer}  {}", entry(name, fields, &line, quote)));
-        if !old.is_empty() {
-            splices.push((from..map.end, String::new()));
-        }
-        Some(splices)
-    }
-
-    /// Adds a section at the end.
-    fn add_section(&self, written: &str) -> Option<Vec<Splice>> {
-        let Some(root) = &self.root else {
-            let end = self.text.find("\n...").map_or(self.text.len(), |at| at + 1);
-            return Some(self.lines_at(end, written));
-        };
-        let NodeKind::Map(entries) = &root.kind else { return None };
-        let Some((key, last)) = entries.last() else {
-            return Some(vec![(root.body + 1..root.body + 1, format!(" {written} "))]);
-        };
-        if self.root_is_flow() {
-            return Some(self.insert(root, entries.len() - 1, written, true));
-        }
-        // A blank line would become part of a `|+` scalar.
-        let indent = self.indent(key.start);
-        let at = self.past_comments(self.next_line(last.end), indent.len());
-        let gap = if self.text[..last.end].ends_with('\n') { "" } else { self.gap() };
-        Some(self.lines_at(at, &format!("{gap}{indent}{written}")))
+        let line = format!("{}{pair}{}{}", self.indent(first.start), self.newline, self.gap());
+        vec![(at..at, line)]
     }
 
     /// The entry that a new model is put behind: the last of its backend, preferably of its family.
-    fn neighbour(&self, id: &str, fields: &[Field]) -> Option<usize> {
-        let (_, backend) = fields.iter().find(|(key, _)| *key == "backend")?;
+    fn neighbour(&self, id: &str, model: &Value) -> Option<usize> {
+        let backend = model.get("backend")?;
         let family = |id: &str| id.split(|c: char| !c.is_alphabetic()).next().map(str::to_owned);
-        let kin =
-            self.value.get("models")?.as_mapping()?.iter().enumerate().filter(|(_, (_, model))| {
-                model.get("backend").and_then(Value::as_str) == Some(backend)
-            });
-        let best = |(at, (key, _)): &(usize, (&Value, _))| {
-            (key.as_str().and_then(family) == family(id), *at)
-        };
-        kin.max_by_key(best).map(|(at, _)| at)
-    }
-
-    /// Inserts a written entry behind another, or at the end of the section behind that one.
-    fn insert(&self, map: &Node, after: usize, entry: &str, at_end: bool) -> Vec<Splice> {
-        let (key, value) = &map.entries()[after];
-        if self.text[map.body..].starts_with('{') {
-            let end = value.end.max(key.end);
-            return vec![(end..end, format!(", {entry}"))];
-        }
-        let indent = self.indent(key.start);
-        let depth = indent.len() + usize::from(!at_end);
-        let at = self.past_comments(self.next_line(value.end), depth);
-        self.lines_at(at, &format!("{indent}{entry}"))
+        let models = self.value.get("models")?.as_mapping()?.iter().enumerate();
+        let kin = models.filter(|(_, (_, model))| model.get("backend") == Some(backend));
+        let is_near = |key: &Value| key.as_str().and_then(family) == family(id);
+        kin.max_by_key(|(at, (key, _))| (is_near(key), *at)).map(|(at, _)| at)
     }
 
     fn remove(&self, section: &str, name: &str) -> Option<Vec<Splice>> {
@@ -289,22 +250,30 @@ fn quote_of(scalar: &str) -> Quote {
     scalar.chars().next().filter(|c| matches!(c, '\'' | '"')).unwrap_or(PLAIN)
 }
 
-/// An entry as its first line; `line` is the line break and indentation of the further ones.
-pub(super) fn entry(name: &str, fields: &[Field], line: &str, quote: Quote) -> String {
-    let key = scalar(name, quote);
-    if fields.is_empty() || fields[0].0 == "backend" {
-        return format!("{key}: {}", flow_map(fields, quote));
+/// A key with its value. A map is written as lines that begin with `line`, a line break and an
+/// indentation; or in flow style if it is empty or a model, or without `line`.
+pub(super) fn pair(key: &str, value: &Value, line: Option<&str>, quote: Quote) -> String {
+    let key = scalar(key, quote);
+    let Some(map) = value.as_mapping() else {
+        return format!("{key}: {}", scalar(value.as_str().unwrap_or_default(), quote));
+    };
+    let is_flow = map.is_empty() || map.get("backend").is_some_and(Value::is_string);
+    let line = line.filter(|_| !is_flow).map(|line| format!("{line}  "));
+    let pairs = map.iter().filter_map(|(key, value)| Some((key.as_str()?, value)));
+    let pairs = pairs.map(|(key, value)| pair(key, value, line.as_deref(), quote));
+    match &line {
+        Some(line) => {
+            format!("{key}:{}", pairs.map(|pair| line.clone() + &pair).collect::<String>())
+        }
+        None if map.is_empty() => format!("{key}: {{}}"),
+        None => format!("{key}: {{ {} }}", pairs.collect::<Vec<_>>().join(", ")),
     }
-    let fields = fields.iter().map(|(key, text)| format!("{line}  {key}: {}", scalar(text, quote)));
-    format!("{key}:{}", fields.collect::<String>())
 }
 
-pub(super) fn flow_map(fields: &[Field], quote: Quote) -> String {
-    let pairs: Vec<String> = fields
-        .iter()
-        .map(|(key, text)| format!("{}: {}", scalar(key, quote), scalar(text, quote)))
-        .collect();
-    if pairs.is_empty() { "{}".into() } else { format!("{{ {} }}", pairs.join(", ")) }
+/// A value below the keys of a path.
+pub(super) fn nested(path: &[&str], value: Value) -> Value {
+    let below = |value, key: &&str| Mapping::from_iter([((*key).into(), value)]).into();
+    path.iter().rev().fold(value, below)
 }
 
 /// A text as a YAML scalar on one line, quoted as asked or where it would not be read as text.
@@ -365,14 +334,16 @@ pub(super) struct Document<'a> {
 pub(super) fn read(text: &str) -> Result<Document<'_>, String> {
     let value: Value = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
     let root = spans::tree(text).ok_or("it is not YAML")?;
-    if let Some(key) = root.as_ref().and_then(spans::duplicate) {
-        let line = text[..key.start].matches('\n').count() + 1;
-        let name = key.text().unwrap_or_default();
-        return Err(format!("'{name}' stands there twice, again in line {line}"));
-    }
     let first = text.split_inclusive('\n').next().unwrap_or_default();
     let newline = if first.ends_with("\r\n") { "\r\n" } else { "\n" };
-    Ok(Document { text, newline, value: normal(value), root })
+    let document = Document { text, newline, value: normal(value), root };
+    match document.root.as_ref().and_then(spans::duplicate) {
+        Some((key, name)) => {
+            let line = document.line(key.start);
+            Err(format!("'{name}' stands there twice, again in line {line}"))
+        }
+        None => Ok(document),
+    }
 }
 
 impl Document<'_> {

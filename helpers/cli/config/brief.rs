@@ -170,8 +170,9 @@ fn problems(config: &Config) -> Vec<String> {
 
 /// The CLIs of the config that are not installed.
 fn missing(config: &Config) -> Option<String> {
-    let missing = |(name, backend)| missing_program(name, backend);
-    let missing: Vec<String> = config.backends.iter().filter_map(missing).collect();
+    let backends = config.backends.iter();
+    let missing = backends.filter_map(|(name, backend)| missing_program(name, backend));
+    let missing: Vec<String> = missing.collect();
     (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
 }
 
@@ -221,10 +222,13 @@ fn names(config: &Config) -> String {
     if config.confirm_default == Some(false) {
         text.push_str(" (no need to ask)");
     }
-    let models = config.models.names().chain(config.agents.names());
+    let models = config.models.keys().chain(config.agents.keys()).map(String::as_str);
     text.push_str(&format!("; models: {}", list(models.collect(), 140)));
     if !config.aliases.is_empty() {
-        text.push_str(&format!("; aliases: {}", list(config.aliases.names().collect(), 60)));
+        text.push_str(&format!(
+            "; aliases: {}",
+            list(config.aliases.keys().map(String::as_str).collect(), 60)
+        ));
     }
     text
 }

@@ -160,7 +160,7 @@ fn migrate(config: &Config) -> Result<Exit> {
     }
     let (found, listings) = choose::machine(Some(config), false)?;
     store::change(&setup::migration(config, &found, &listings))?;
-    let count = Config::load()?.models.iter().count();
+    let count = Config::load()?.models.len();
     say(format!("migrated: {count} models added; every line of the old config is kept"));
     Ok(Exit::Ok)
 }
@@ -220,7 +220,7 @@ fn backend_if_missing(config: &Config, backend: &str) -> Result<Vec<Edit>> {
     if is_known(backend) {
         return Ok(vec![Edit::add_backend(backend, None)]);
     }
-    let names: Vec<&str> = config.backends.iter().map(|(name, _)| name).collect();
+    let names: Vec<&str> = config.backends.keys().map(String::as_str).collect();
     Err(Refusal::new(Exit::Data, format!("there is no backend '{backend}'"))
         .place(format!("the config has {}", names.join(", ")))
         .next(format!("add it first: dispatch-config add-backend {backend} --command '...'"))

@@ -120,15 +120,12 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
                 .into());
         }
     };
-    let models = models_of(&found, &listings);
-    if !models.iter().flat_map(|(_, models)| models).any(|(id, _)| *id == default) {
-        return Err(Refusal::new(
-            Exit::Data,
-            format!("no CLI on this machine has a model '{default}'"),
-        )
-        .place(format!("sensible: {}", names(&offers)))
-        .next("dispatch-config models lists all of them")
-        .into());
+    if models_of(&found, &listings).values().all(|models| !models.contains_key(&default)) {
+        let what = format!("no CLI on this machine has a model '{default}'");
+        return Err(Refusal::new(Exit::Data, what)
+            .place(format!("sensible: {}", names(&offers)))
+            .next("dispatch-config models lists all of them")
+            .into());
     }
     let mut full = full.to_vec();
     full.extend(ask_full_access(&found, &full, yes)?);
@@ -138,7 +135,7 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
         return Ok(Exit::Ok);
     }
     let path = store::create(&text)?;
-    let count = Config::load()?.models.iter().count();
+    let count = Config::load()?.models.len();
     say(format!("{} written: {count} models, default {default}.", path.display()));
     Ok(Exit::Ok)
 }
