@@ -170,9 +170,8 @@ fn problems(config: &Config) -> Vec<String> {
 
 /// The CLIs of the config that are not installed.
 fn missing(config: &Config) -> Option<String> {
-    let backends = config.backends.iter();
-    let missing = backends.filter_map(|(name, backend)| missing_program(name, backend));
-    let missing: Vec<String> = missing.collect();
+    let missing = |(name, backend): (&String, _)| missing_program(name, backend);
+    let missing: Vec<String> = config.backends.iter().filter_map(missing).collect();
     (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
 }
 
@@ -204,45 +203,38 @@ fn deliver(host: &Identity, told: &[(&View, Event)], text: &mut String) -> Resul
 
 /// The names that a person may use.
 fn names(config: &Config) -> String {
-    let list = |names: Vec<&str>, bytes: usize| {
-        if names.is_empty() {
-            return "none".into();
-        }
-        let mut length = 0;
-        let fits = |name: &&&str| {
-            length += name.len() + 2;
-            length <= bytes
-        };
-        let count = names.iter().take_while(fits).count().max(1).min(names.len());
-        let shown = names[..count].join(", ");
-        let more = names.len() - count;
-        if more == 0 { shown } else { format!("{shown} and {more} more") }
-    };
     let mut text = format!("default: {}", config.default.as_deref().unwrap_or("none"));
     if config.confirm_default == Some(false) {
         text.push_str(" (no need to ask)");
     }
-    let models = config.models.keys().chain(config.agents.keys()).map(String::as_str);
-    text.push_str(&format!("; models: {}", list(models.collect(), 140)));
-    if !config.aliases.is_empty() {
-        text.push_str(&format!(
-            "; aliases: {}",
-            list(config.aliases.keys().map(String::as_str).collect(), 60)
-        ));
-    }
+    let models = list(config.models.keys().chain(config.agents.keys()), 140);
+    text += &format!("; models: {}", models.as_deref().unwrap_or("none"));
+    text += &list(config.aliases.keys(), 60).map_or("".into(), |it| format!("; aliases: {it}"));
     text
+}
+
+/// As many names as fit, at least one, and the number of the others.
+fn list<'a>(mut names: impl Iterator<Item = &'a String>, bytes: usize) -> Option<String> {
+    let mut text = names.next()?.clone();
+    let mut more = 0;
+    for name in names {
+        match more {
+            0 if text.len() + name.len() + 4 <= bytes => text += &format!(", {name}"),
+            _ => more += 1,
+        }
+    }
+    Some(if more == 0 { text } else { format!("{text} and {more} more") })
 }
 
 /// The whole lines that fit, the first one in any case, and their number.
 fn fit(lines: &[String], bytes: usize) -> (String, usize) {
-    let mut text = lines.first().cloned().unwrap_or_default();
-    let mut shown = 1;
-    for line in lines.iter().skip(1) {
+    let Some((first, others)) = lines.split_first() else { return (String::new(), 0) };
+    let (mut text, mut shown) = (first.clone(), 1);
+    for line in others {
         if text.len() + 1 + line.len() <= bytes {
-            text.push('\n');
-            text.push_str(line);
+            text += &format!("\n{line}");
             shown += 1;
         }
     }
-    (text, shown.min(lines.len()))
+    (text, shown)
 }

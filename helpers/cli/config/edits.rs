@@ -90,7 +90,22 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             let name = announced(choose::by_name(&config, Some(&name))?).name;
             (vec![Edit::SetDefault(name.clone())], format!("the default is {name}"))
         }
-        EditCommand::AddModel { id, backend } => return add_model(&config, id, backend),
+        EditCommand::AddModel { id, backend } => {
+            refuse_taken(config.aliases.contains_key(&id), "an alias", &id)?;
+            let (preferred, listed) = choose::runs(&config, &id)?;
+            let Some(backend) = backend.or(preferred) else {
+                let what = format!("no CLI on this machine has a model '{id}'");
+                return Err(Refusal::new(Exit::Data, what)
+                    .place("your subscription may not have it; dispatch-config models lists them")
+                    .next(format!("name its backend: add-model {id} --backend NAME"))
+                    .into());
+            };
+            let mut edits = vec![Edit::add_model(&id, &backend)];
+            edits.extend(backend_if_missing(&config, &backend)?);
+            let doubt = " (no CLI lists it, so the first task will show whether it exists)";
+            let doubt = if listed { "" } else { doubt };
+            (edits, format!("{id} added, on {backend}{doubt}"))
+        }
         EditCommand::SetModel { id, backend } => {
             let mut edits = backend_if_missing(&config, &backend)?;
             let report = format!("{id} now runs on {backend}");
@@ -113,13 +128,11 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
         }
         EditCommand::SetAccess { backend, access } => {
             if config.backends.get(&backend).is_some_and(|backend| backend.command.is_some()) {
-                return Err(Refusal::new(
-                    Exit::Data,
-                    format!("{backend} has a `command:`, so its flags decide access"),
-                )
-                .place(format!("backends.{backend}.command in {}", config.path().display()))
-                .next("change the flags there")
-                .into());
+                let what = format!("{backend} has a `command:`, so its flags decide access");
+                return Err(Refusal::new(Exit::Data, what)
+                    .place(format!("backends.{backend}.command in {}", config.path().display()))
+                    .next("change the flags there")
+                    .into());
             }
             let access = access.to_string();
             let report = format!("{backend}'s workers have {access} access");
@@ -128,12 +141,11 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             (edits, report)
         }
         EditCommand::AddAlias { name, model, prompt } => {
-            refuse_taken(&config, &name, false)?;
+            refuse_taken(config.models.contains_key(&name), "a model", &name)?;
             let model = announced(choose::by_name(&config, Some(&model))?);
             let Some(id) = model.model else {
-                return Err(
-                    Refusal::new(Exit::Data, format!("'{}' is not a model", model.name)).into()
-                );
+                let what = format!("'{}' is not a model", model.name);
+                return Err(Refusal::new(Exit::Data, what).into());
             };
             let report = format!("{name} stands for {id}");
             let prompt = prompt.map(|prompt| ("prompt", prompt));
@@ -172,49 +184,16 @@ fn announced(chosen: choose::Chosen) -> Choice {
 }
 
 /// Refuses a name that an alias and a model would share: the alias would hide the model.
-fn refuse_taken(config: &Config, name: &str, model: bool) -> Result<()> {
-    let (taken, what) = match model {
-        true => (config.aliases.get(name).is_some(), "an alias"),
-        false => (config.models.get(name).is_some(), "a model"),
-    };
-    if taken {
-        return Err(Refusal::new(Exit::Data, format!("the config has {what} '{name}' already"))
-            .next("choose another name, or remove that entry first")
-            .into());
-    }
-    Ok(())
-}
-
-fn add_model(config: &Config, id: String, backend: Option<String>) -> Result<Exit> {
-    refuse_taken(config, &id, true)?;
-    let (preferred, listed) = choose::runs(config, &id)?;
-    let backend = match backend.or(preferred) {
-        Some(backend) => backend,
-        None => {
-            return Err(Refusal::new(
-                Exit::Data,
-                format!("no CLI on this machine has a model '{id}'"),
-            )
-            .place("your subscription may not have it; dispatch-config models lists them")
-            .next(format!("name its backend: add-model {id} --backend NAME"))
-            .into());
-        }
-    };
-    let mut edits = vec![Edit::add_model(&id, &backend)];
-    edits.extend(backend_if_missing(config, &backend)?);
-    store::change(&edits)?;
-    let doubt = if listed {
-        ""
-    } else {
-        " (no CLI lists it, so the first task will show whether it exists)"
-    };
-    say(format!("{id} added, on {backend}{doubt}"));
-    Ok(Exit::Ok)
+fn refuse_taken(taken: bool, by: &str, name: &str) -> Result<(), Refusal> {
+    let what = format!("the config has {by} '{name}' already");
+    let refusal = Refusal::new(Exit::Data, what);
+    let refusal = refusal.next("choose another name, or remove that entry first");
+    if taken { Err(refusal) } else { Ok(()) }
 }
 
 /// The edit that adds a known backend where the config does not have it.
 fn backend_if_missing(config: &Config, backend: &str) -> Result<Vec<Edit>> {
-    if config.backends.get(backend).is_some() {
+    if config.backends.contains_key(backend) {
         return Ok(Vec::new());
     }
     if is_known(backend) {
