@@ -112,6 +112,13 @@ pub fn shorten(line: &str, bytes: usize) -> String {
     format!("{}…", &line[..end])
 }
 
+/// The line and the column of a byte of a text, both from 1; the column counts characters.
+pub fn line_and_column(text: &str, at: usize) -> (usize, usize) {
+    let before = &text[..at];
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

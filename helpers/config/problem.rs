@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::text::line_and_column;
 
 /// The most characters of a line that are shown.
 const SHOWN: usize = 120;
@@ -43,13 +44,13 @@ impl Problem {
         what: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        let start = text[..at].rfind('\n').map_or(0, |end| end + 1);
+        let (line, column) = line_and_column(text, at);
         Self {
             severity,
             part: part.into(),
-            line: text[..at].matches('\n').count() + 1,
-            column: text[start..at].chars().count() + 1,
-            shown: text[start..].lines().next().unwrap_or_default().into(),
+            line,
+            column,
+            shown: text.lines().nth(line - 1).unwrap_or_default().into(),
             what: what.into(),
             remedy: remedy.into(),
         }

@@ -7,6 +7,7 @@ use serde_yaml::{Mapping, Value};
 use crate::config::edit::Change;
 use crate::config::read::is_null;
 use crate::config::spans::{self, Node, NodeKind};
+use crate::text::line_and_column;
 
 /// A piece of the old text and what replaces it.
 pub(super) type Splice = (Range<usize>, String);
@@ -358,7 +359,7 @@ impl Document<'_> {
     }
 
     pub(super) fn line(&self, at: usize) -> usize {
-        self.text[..at].matches('\n').count() + 1
+        line_and_column(self.text, at).0
     }
 
     pub(super) fn line_start(&self, at: usize) -> usize {

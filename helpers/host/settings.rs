@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::host::rules::{Rule, RuleList, names_dispatch};
+use crate::text::line_and_column;
 
 /// The white space of JSON.
 const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
@@ -36,7 +37,7 @@ pub fn settings_path() -> PathBuf {
 /// [`Exit::Data`] with the place in the text and what to paste, if the text is not plain JSON of
 /// the known shape, or if it cannot be proved that nothing else changes.
 pub fn add(text: Option<&str>, rules: &[Rule]) -> Result<Option<String>> {
-    edit(text, rules, added, RuleList::BOTH, || format!("add by hand: {}", snippet(rules)))
+    edit(text, rules, added, RuleList::BOTH, "add")
 }
 
 /// The settings `text` without the `rules`; `None` if it has none of them. Rules that [`add`]
@@ -48,7 +49,7 @@ pub fn add(text: Option<&str>, rules: &[Rule]) -> Result<Option<String>> {
 pub fn remove(text: Option<&str>, rules: &[Rule]) -> Result<Option<String>> {
     // In the reverse order of adding.
     let [first, last] = RuleList::BOTH;
-    edit(text, rules, removed, [last, first], || format!("remove by hand: {}", snippet(rules)))
+    edit(text, rules, removed, [last, first], "remove")
 }
 
 /// Edits one list, then the other.
@@ -57,16 +58,19 @@ fn edit(
     rules: &[Rule],
     edit_list: impl Fn(&str, RuleList, &[String]) -> Result<Option<String>, Obstacle>,
     lists: [RuleList; 2],
-    next: impl Fn() -> String,
+    verb: &str,
 ) -> Result<Option<String>> {
     let (mark, before) = split_mark(text);
     let mut after = before.to_owned();
     for list in lists {
-        match edit_list(&after, list, &texts(rules, list)) {
-            Ok(Some(edited)) => after = edited,
-            Ok(None) => {}
-            Err(obstacle) => return Err(obstacle.refusal(&after, &next()).into()),
-        }
+        let edited = edit_list(&after, list, &texts(rules, list)).map_err(|(at, why)| {
+            let end = (0..=at).rev().find(|at| after.is_char_boundary(*at)).unwrap_or_default();
+            let (line, column) = line_and_column(&after, end);
+            Refusal::new(Exit::Data, format!("{} was not changed", settings_path().display()))
+                .place(format!("line {line}, column {column}: {why}"))
+                .next(format!("{verb} by hand: {}", snippet(rules)))
+        })?;
+        after = edited.unwrap_or(after);
     }
     Ok((after != before).then(|| format!("{mark}{after}")))
 }
@@ -84,45 +88,27 @@ fn texts(rules: &[Rule], list: RuleList) -> Vec<String> {
 
 /// The `rules` that the settings `text` does not have.
 pub fn missing(text: Option<&str>, rules: &[Rule]) -> Vec<Rule> {
-    let settings = Settings::parse(split_mark(text).1);
-    let there = |rule: &Rule| {
-        settings.as_ref().is_ok_and(|it| it.rules(rule.list).any(|text| text == rule.text))
-    };
-    rules.iter().filter(|rule| !there(rule)).cloned().collect()
+    let there = there(text);
+    rules.iter().filter(|rule| !there.contains(rule)).cloned().collect()
 }
 
 /// The rules in the settings `text` that name a helper or the skill, whoever added them.
 pub fn for_dispatch(text: Option<&str>) -> Vec<Rule> {
+    there(text).into_iter().filter(|rule| names_dispatch(&rule.text)).collect()
+}
+
+/// All rules of the settings `text`; none if it cannot be read.
+fn there(text: Option<&str>) -> Vec<Rule> {
     let Ok(settings) = Settings::parse(split_mark(text).1) else { return Vec::new() };
     let of = |list| {
-        let ours = settings.rules(list).filter(|text| names_dispatch(text));
-        ours.map(|text| Rule { list, text: text.into() }).collect::<Vec<_>>()
+        let rules = settings.rules(list).map(|text| Rule { list, text: text.into() });
+        rules.collect::<Vec<_>>()
     };
     RuleList::BOTH.map(of).concat()
 }
 
-/// Why a text cannot be edited.
-struct Obstacle {
-    why: String,
-    /// The byte that shows it.
-    at: usize,
-}
-
-impl Obstacle {
-    fn new(at: usize, why: impl Into<String>) -> Self {
-        Self { why: why.into(), at }
-    }
-
-    fn refusal(&self, text: &str, next: &str) -> Refusal {
-        let end = (0..=self.at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
-        let before = &text[..end];
-        let line = before.matches('\n').count() + 1;
-        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-        Refusal::new(Exit::Data, format!("{} was not changed", settings_path().display()))
-            .place(format!("line {line}, column {column}: {}", self.why))
-            .next(next)
-    }
-}
+/// Why a text cannot be edited, with the byte that shows it.
+type Obstacle = (usize, String);
 
 /// The rules as they stand in the settings.
 pub fn snippet(rules: &[Rule]) -> String {
@@ -153,15 +139,14 @@ fn added(before: &str, list: RuleList, rules: &[String]) -> Result<Option<String
     }
     let (at, piece) = settings.piece(list, &missing);
     let after = format!("{}{piece}{}", &base[..at], &base[at..]);
-
-    let mut asked = values(base)?;
+    let mut asked = settings.value;
     let held = &mut asked["permissions"][list.name()];
     match held.as_array_mut() {
         Some(held) => held.extend(missing.into_iter().map(Value::String)),
         None => *held = json!(missing),
     }
     if values(&after)? != asked || !is_one_piece_more(base, &after) {
-        return Err(Obstacle::new(at, "the rules cannot be added here without another change"));
+        return Err((at, "the rules cannot be added here without another change".into()));
     }
     Ok(Some(after))
 }
@@ -171,11 +156,8 @@ fn removed(before: &str, list: RuleList, rules: &[String]) -> Result<Option<Stri
         return Ok(None);
     }
     let settings = Settings::parse(before)?;
-    let present: Vec<String> = settings
-        .rules(list)
-        .filter(|rule| rules.iter().any(|ours| ours == rule))
-        .map(String::from)
-        .collect();
+    let mut present: Vec<String> = settings.rules(list).map(String::from).collect();
+    present.retain(|rule| rules.contains(rule));
     if present.is_empty() {
         return Ok(None);
     }
@@ -192,16 +174,16 @@ fn removed(before: &str, list: RuleList, rules: &[String]) -> Result<Option<Stri
         let Some(piece) = Settings::parse(&after)?.element(list, rule) else { continue };
         let shorter = without(&after, piece);
         if !is_one_piece_more(&shorter, &after) {
-            return Err(Obstacle::new(piece.start, "this rule cannot be removed alone"));
+            return Err((piece.start, "this rule cannot be removed alone".into()));
         }
         after = shorter;
     }
-    let mut asked = values(before)?;
+    let mut asked = settings.value;
     if let Some(held) = asked["permissions"][list.name()].as_array_mut() {
         held.retain(|rule| !rules.iter().any(|ours| rule == ours));
     }
     if values(&after)? != asked {
-        return Err(Obstacle::new(0, "the rules cannot be removed without another change"));
+        return Err((0, "the rules cannot be removed without another change".into()));
     }
     Ok(Some(after))
 }
@@ -211,7 +193,7 @@ fn values(text: &str) -> Result<Value, Obstacle> {
     serde_json::from_str(text).map_err(|error| {
         let line = text.split_inclusive('\n').take(error.line().saturating_sub(1));
         let at = line.map(str::len).sum::<usize>() + error.column().saturating_sub(1);
-        Obstacle::new(at, error.to_string())
+        (at, error.to_string())
     })
 }
 
@@ -230,32 +212,34 @@ fn without(text: &str, piece: Range) -> String {
 struct Settings<'a> {
     text: &'a str,
     root: Object<'a>,
+    value: Value,
 }
 
 impl<'a> Settings<'a> {
     /// Accepts plain JSON in which `permissions` is an object or missing, and its lists are lists.
     fn parse(text: &'a str) -> Result<Self, Obstacle> {
-        let parsed = parse_to_ast(text, &CollectOptions::default(), &plain_json())
-            .map_err(|error| Obstacle::new(error.range().start, error.kind().to_string()))?;
+        // The second parser refuses the other forms that JSON does not have.
+        let plain = ParseOptions {
+            allow_comments: false,
+            allow_trailing_commas: false,
+            ..ParseOptions::default()
+        };
+        let parsed = parse_to_ast(text, &CollectOptions::default(), &plain)
+            .map_err(|error| (error.range().start, error.kind().to_string()))?;
+        let value = values(text)?;
         let root = match parsed.value {
             Some(Node::Object(root)) => root,
-            other => {
-                return Err(Obstacle::new(other.map_or(0, |it| it.start()), "not an object {…}"));
-            }
+            other => return Err((other.map_or(0, |it| it.start()), "not an object {…}".into())),
         };
-        let settings = Self { text, root };
-        if let Some(node) = last(&settings.root, "permissions") {
-            let Node::Object(permissions) = node else {
-                return Err(Obstacle::new(node.start(), "\"permissions\" is not an object {…}"));
-            };
-            for name in RuleList::BOTH.map(RuleList::name) {
-                let node = last(permissions, name).filter(|node| node.as_array().is_none());
-                if let Some(node) = node {
-                    return Err(Obstacle::new(
-                        node.start(),
-                        format!("\"{name}\" is not a list […]"),
-                    ));
-                }
+        let settings = Self { text, root, value };
+        let permissions = last(&settings.root, "permissions");
+        if let Some(node) = permissions.filter(|node| node.as_object().is_none()) {
+            return Err((node.start(), "\"permissions\" is not an object {…}".into()));
+        }
+        for name in RuleList::BOTH.map(RuleList::name) {
+            let list = permissions.and_then(|it| last(it.as_object()?, name));
+            if let Some(node) = list.filter(|node| node.as_array().is_none()) {
+                return Err((node.start(), format!("\"{name}\" is not a list […]")));
             }
         }
         Ok(settings)
@@ -271,8 +255,8 @@ impl<'a> Settings<'a> {
 
     /// The rules in the list.
     fn rules(&self, list: RuleList) -> impl Iterator<Item = &str> {
-        let elements = self.list(list).map(|list| list.elements.as_slice()).unwrap_or_default();
-        elements.iter().filter_map(as_rule)
+        let held = self.value["permissions"][list.name()].as_array();
+        held.into_iter().flatten().filter_map(Value::as_str)
     }
 
     /// The rules that the list does not have, each once.
@@ -293,10 +277,8 @@ impl<'a> Settings<'a> {
                 return (held.start() + 1, elements(rules));
             };
             let gap = self.gap(last.start());
-            return (
-                last.end(),
-                rules.iter().map(|rule| format!(",{gap}{}", quoted(rule))).collect(),
-            );
+            let rule = |rule| format!(",{gap}{}", quoted(rule));
+            return (last.end(), rules.iter().map(rule).collect());
         }
         let newline = if self.text.contains("\r\n") { "\r\n" } else { "\n" };
         let unit = self.margin(self.root.properties.first()).unwrap_or("  ");
@@ -332,18 +314,18 @@ impl<'a> Settings<'a> {
             return Vec::new();
         };
         let mut pieces = Vec::new();
-        let kept = held.elements.len() - count;
-        if kept == 0 {
-            pieces.extend(tail(&self.root, &self.root.properties, 1));
+        if held.elements.len() == count {
+            if let Some(made) = tail(&self.root, &self.root.properties, 1) {
+                // An empty object gets a line end behind it.
+                let rest = &self.text[made.end..];
+                let line_end = ["\r\n", "\n"].into_iter().find(|it| rest.starts_with(it));
+                pieces.extend(line_end.map(|it| Range::new(made.start, made.end + it.len())));
+                pieces.push(made);
+            }
             pieces.extend(tail(permissions, &permissions.properties, 1));
         }
         pieces.extend(tail(held, &held.elements, count));
-        let with_line_end = |piece: Range| {
-            let rest = &self.text[piece.end..];
-            let line_end = ["\r\n", "\n"].into_iter().find(|it| rest.starts_with(it));
-            [line_end.map(|it| Range::new(piece.start, piece.end + it.len())), Some(piece)]
-        };
-        pieces.into_iter().flat_map(with_line_end).flatten().collect()
+        pieces
     }
 
     /// The piece with this rule, its comma and its line.
@@ -385,21 +367,6 @@ fn last<'n, 'a>(object: &'n Object<'a>, name: &str) -> Option<&'n Node<'a>> {
 
 fn as_rule<'n>(element: &'n Node) -> Option<&'n str> {
     element.as_string_lit().map(|literal| literal.value.as_ref())
-}
-
-fn plain_json() -> ParseOptions {
-    ParseOptions {
-        allow_comments: false,
-        allow_loose_object_property_names: false,
-        allow_trailing_commas: false,
-        allow_missing_commas: false,
-        allow_single_quoted_strings: false,
-        allow_hexadecimal_numbers: false,
-        allow_unary_plus_numbers: false,
-        allow_bare_decimal_point_numbers: false,
-        allow_non_finite_numbers: false,
-        allow_extended_string_escapes: false,
-    }
 }
 
 #[cfg(test)]
