@@ -80,9 +80,7 @@ pub fn apply(text: &str, edit: &Edit) -> Result<String, Refusal> {
     };
     let before = read(text).map_err(wrong)?;
     let change = Change::new(edit);
-    if let Some(refusal) = change.refusal(&before) {
-        return Err(refusal);
-    }
+    change.refuse_other(&before)?;
     if change.asked.is_some() && at(&before.value, &change.path) == change.asked.as_ref() {
         return Ok(format!("{bom}{text}"));
     }
@@ -126,12 +124,11 @@ impl<'a> Change<'a> {
         Self { path, asked, exists, what }
     }
 
-    /// The refusal of a change whose entry is missing or differs.
-    fn refusal(&self, before: &Document) -> Option<Refusal> {
-        let (section, name) = (self.path[0], self.path.get(1)?);
-        let (place, next) = match (self.exists, before.entry(section, name)) {
+    /// Refuses a change whose entry is missing or differs.
+    fn refuse_other(&self, before: &Document) -> Result<(), Refusal> {
+        let (place, next) = match (self.exists, before.get(self.entry())) {
             (Some(true), None) => (
-                format!("the config has no such entry below '{section}:'"),
+                format!("the config has no such entry below '{}:'", self.path[0]),
                 "'dispatch-config show' prints the config",
             ),
             (Some(false), Some((key, _)))
@@ -143,29 +140,31 @@ impl<'a> Change<'a> {
                     "remove that entry first, or choose another name",
                 )
             }
-            _ => return None,
+            _ => return Ok(()),
         };
-        let refusal = Refusal::new(Exit::Data, format!("cannot {}", self.what));
-        Some(refusal.place(place).next(next))
+        Err(Refusal::new(Exit::Data, format!("cannot {}", self.what)).place(place).next(next))
+    }
+
+    /// The path of the entry that changes, or of the default.
+    fn entry(&self) -> &[&'a str] {
+        &self.path[..self.path.len().min(2)]
     }
 
     /// The refusal of a change that cannot be proved.
     fn by_hand(&self, before: &Document, why: &str) -> Refusal {
-        let entry = self.path.get(1).and_then(|name| before.entry(self.path[0], name));
-        let place = match entry.or_else(|| before.find(self.path[0])) {
+        let entry = before.get(self.entry());
+        let place = match entry.or_else(|| before.get(&self.path[..1])) {
             Some((key, _)) => format!("line {} of the config", before.line(key.start)),
             None => "the end of the config".into(),
         };
-        let next = match (&self.asked, entry) {
+        let lines = self.asked.clone().map(|asked| nested(&self.path[1..], asked));
+        let lines = lines.map(|lines| pair(self.path[0], &lines, Some("\n"), PLAIN));
+        let next = match (lines, entry.filter(|_| self.path.len() > 1)) {
             (None, _) => format!("remove it by hand: {place}"),
-            (Some(asked), _) => {
-                let lines = nested(&self.path[1..], asked.clone());
-                let lines = pair(self.path[0], &lines, Some("\n"), PLAIN);
-                match entry {
-                    Some(_) => format!("change it by hand, {place}, so that it says:\n{lines}"),
-                    None => format!("paste it by hand, at {place}:\n{lines}"),
-                }
+            (Some(lines), Some(_)) => {
+                format!("change it by hand, {place}, so that it says:\n{lines}")
             }
+            (Some(lines), None) => format!("paste it by hand, at {place}:\n{lines}"),
         };
         Refusal::new(Exit::Data, format!("cannot {} without touching more", self.what))
             .place(why)
@@ -230,10 +229,7 @@ fn prove(
     if before.newline == "\r\n" && bare(after) > bare(before.text) {
         return Err("a line would end unlike the others".into());
     }
-    let own = match change.path[..] {
-        [section] => before.find(section),
-        _ => before.entry(change.path[0], change.path[1]),
-    };
+    let own = before.get(change.entry());
     let lines = own.map_or(0..0, |(key, value)| {
         let start = before.line_start(key.start);
         let above = before.text[..start].trim_end().strip_suffix(',').map_or(start, str::len);

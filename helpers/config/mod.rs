@@ -117,11 +117,7 @@ impl Config {
         &self.problems
     }
 
-    /// The error that disables a part of the config, such as `models.opus`.
-    fn error_in(&self, part: &str) -> Option<&Problem> {
-        self.errors().find(|it| it.part == part)
-    }
-
+    /// The problems that disable a part of the config, such as `models.opus`.
     fn errors(&self) -> impl Iterator<Item = &Problem> + Clone {
         self.problems.iter().filter(|it| it.severity == Severity::Error)
     }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::config::problem::{Problem, closest};
+use crate::config::problem::closest;
 use crate::domain::{Access, Backend, Route};
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -34,12 +34,10 @@ impl Config {
     pub fn resolve(&self, name: Option<&str>) -> Result<Choice, Refusal> {
         let Some(name) = name.or(self.default.as_deref()) else {
             self.refuse_disabled(&["default".into()])?;
-            return Err(Refusal::new(
-                Exit::Data,
-                "no model is named and the config has no default",
-            )
-            .place(self.path().display().to_string())
-            .next(self.listed_names()));
+            let what = "no model is named and the config has no default";
+            return Err(Refusal::new(Exit::Data, what)
+                .place(self.path().display().to_string())
+                .next(self.listed_names()));
         };
         if let Some(alias) = self.aliases.get(name) {
             let why = format!("the alias '{name}' stands for '{}'", alias.model);
@@ -63,9 +61,9 @@ impl Config {
             });
         }
         let Some(agent) = self.agents.get(name) else {
-            let sections = ["models", "agents"];
-            self.refuse_disabled(&sections.map(|section| format!("{section}.{name}")))?;
-            self.refuse_disabled(&["models", "agents", "aliases", ""].map(Into::into))?;
+            let own = ["models", "agents"].map(|section| format!("{section}.{name}"));
+            let sections = ["models", "agents", "aliases", ""].map(String::from);
+            self.refuse_disabled(&[&own[..], &sections].concat())?;
             return Err(self.unknown(name, why));
         };
         // The original ran an agent's command as it stands, always as a process of its own.
@@ -80,8 +78,8 @@ impl Config {
 
     /// Refuses if an error disables one of these parts of the config.
     fn refuse_disabled(&self, parts: &[String]) -> Result<(), Refusal> {
-        let error = parts.iter().find_map(|part| self.error_in(part));
-        error.map(|error: &Problem| error.refusal(self.path())).map_or(Ok(()), Err)
+        let error = parts.iter().find_map(|part| self.errors().find(|it| it.part == *part));
+        error.map_or(Ok(()), |error| Err(error.refusal(self.path())))
     }
 
     fn unknown(&self, name: &str, why: &str) -> Refusal {

@@ -146,7 +146,7 @@ impl Document<'_> {
     }
 
     fn remove(&self, section: &str, name: &str) -> Option<Vec<Splice>> {
-        let (_, map) = self.find(section)?;
+        let (_, map) = self.get(&[section])?;
         let entries = map.entries();
         let at = entries.iter().position(|(key, _)| key.is(name))?;
         let (key, value) = &entries[at];
@@ -348,14 +348,11 @@ pub(super) fn read(text: &str) -> Result<Document<'_>, String> {
 }
 
 impl Document<'_> {
-    /// A key of the config and its value.
-    pub(super) fn find(&self, section: &str) -> Option<&(Node, Node)> {
-        self.root.as_ref()?.get(section)
-    }
-
-    /// A name in a section and its value.
-    pub(super) fn entry(&self, section: &str, name: &str) -> Option<&(Node, Node)> {
-        self.find(section)?.1.get(name)
+    /// The key at a path and its value.
+    pub(super) fn get(&self, path: &[&str]) -> Option<&(Node, Node)> {
+        let (first, below) = path.split_first()?;
+        let first = self.root.as_ref()?.get(first)?;
+        below.iter().try_fold(first, |(_, map), name| map.get(name))
     }
 
     pub(super) fn line(&self, at: usize) -> usize {
