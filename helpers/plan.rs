@@ -178,12 +178,9 @@ impl Plan {
                 }
             }
             let found = lines::find(line).filter(|_| hiders.0.is_none() || hiders.1.is_none());
-            let why = match (&found, hiders.0.or(hiders.1), context) {
-                (None, ..) => None,
-                (Some(_), Some(hider), _) => Some(Why::Hidden(hider + 1)),
-                (Some(found), None, Some(context)) => found.why.or(Some(Why::Context(context + 1))),
-                (Some(found), None, None) => found.why,
-            };
+            let hidden = hiders.0.or(hiders.1).map(|by| Why::Hidden(by + 1));
+            let below = context.map(|heading| Why::Context(heading + 1));
+            let why = found.as_ref().and_then(|found| hidden.or(found.why).or(below));
             if let (Some(found), Some(why)) = (&found, why) {
                 let step = plain(found.text);
                 doubts.push(Doubt { line: at + 1, text: trimmed.into(), why, step });

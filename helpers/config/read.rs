@@ -3,6 +3,7 @@
 
 use std::num::NonZeroUsize;
 
+use indexmap::IndexMap;
 use serde::de::DeserializeOwned;
 
 use crate::config::problem::{Problem, Severity, closest};
@@ -42,7 +43,10 @@ pub(super) fn is_null(text: &str) -> bool {
 }
 
 /// The known keys of a map with their values.
-type Fields<'a> = Vec<(&'static str, &'a Node)>;
+type Fields<'a> = IndexMap<&'a str, &'a Node>;
+
+/// A name in a map, its node, and its value.
+type Entry<'a> = (&'a str, &'a Node, &'a Node);
 
 struct Reader<'a> {
     text: &'a str,
@@ -94,14 +98,14 @@ impl<'a> Reader<'a> {
     }
 
     /// The entries of a map with their names; no value is an empty map.
-    fn entries(&mut self, map: &'a Node, remedy: &str) -> Vec<(&'a str, &'a Node, &'a Node)> {
+    fn entries(&mut self, map: &'a Node, remedy: &str) -> Vec<Entry<'a>> {
         let part = self.part.clone();
         let Some(map) = self.target(map, &part) else { return Vec::new() };
         if !matches!(map.kind, NodeKind::Map(_)) && !self.is_null(map) {
             let what = if part.is_empty() { "the config" } else { &part };
             self.error(part.clone(), map, format!("{what} must be a map"), remedy);
         }
-        let mut named: Vec<(&str, &Node, &Node)> = Vec::new();
+        let mut named: Vec<Entry> = Vec::new();
         for (key, value) in map.entries() {
             let Some(name) = key.text() else {
                 self.warning(key, "a key that is not a name".into(), "write a name");
@@ -121,11 +125,11 @@ impl<'a> Reader<'a> {
     }
 
     /// The fields of a map whose keys are known.
-    fn fields(&mut self, map: &'a Node, known: &'static str, remedy: &str) -> Fields<'a> {
+    fn fields(&mut self, map: &'a Node, known: &str, remedy: &str) -> Fields<'a> {
         let mut fields = Fields::new();
         for (name, key, value) in self.entries(map, remedy) {
-            if let Some(known) = known.split(' ').find(|known| *known == name) {
-                fields.push((known, value));
+            if known.split(' ').any(|known| known == name) {
+                fields.insert(name, value);
                 continue;
             }
             let near = closest(name, known.split(' ')).first().copied();
@@ -141,7 +145,7 @@ impl<'a> Reader<'a> {
                 _ => self.warning(key, what, remedy),
             }
         }
-        fields.retain(|(name, value)| !self.is_null(value) && !self.is_disabled(name));
+        fields.retain(|name, value| !self.is_null(value) && !self.is_disabled(name));
         fields
     }
 
@@ -150,25 +154,23 @@ impl<'a> Reader<'a> {
         &mut self,
         fields: &Fields<'a>,
         section: &str,
-        read: impl Fn(&mut Self, &str, (&'a Node, &'a Node)) -> T,
+        read: impl Fn(&mut Self, Entry<'a>) -> T,
     ) -> Entries<T> {
-        let Some((_, map)) = fields.iter().find(|(name, _)| *name == section) else {
-            return Entries::default();
-        };
-        self.part = section.into();
         let mut entries = Entries::default();
-        for (name, key, value) in self.entries(map, "indent the names below it") {
-            self.part = format!("{section}.{name}");
-            let entry = read(self, name, (key, value));
+        let Some(map) = fields.get(section) else { return entries };
+        self.part = section.into();
+        for entry in self.entries(map, "indent the names below it") {
+            self.part = format!("{section}.{}", entry.0);
+            let value = read(self, entry);
             if !self.is_disabled(&self.part) {
-                entries.insert(name.into(), entry);
+                entries.insert(entry.0.into(), value);
             }
         }
         self.part.clear();
         entries
     }
 
-    fn backend(&mut self, _: &str, (_, map): (&'a Node, &'a Node)) -> Backend {
+    fn backend(&mut self, (_, _, map): Entry<'a>) -> Backend {
         let fields = self.fields(map, "command route prompt access", "write { command: ... }");
         Backend {
             command: self.text(&fields, "command"),
@@ -178,7 +180,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn model(&mut self, id: &str, (key, map): (&'a Node, &'a Node)) -> ModelEntry {
+    fn model(&mut self, (id, key, map): Entry<'a>) -> ModelEntry {
         let fields = self.fields(map, "backend", "write { backend: NAME }");
         // The original's own first run writes Claude's models without a backend.
         let implied = fields.is_empty() && provider(id) == "Claude";
@@ -186,22 +188,21 @@ impl<'a> Reader<'a> {
         ModelEntry { backend }
     }
 
-    fn alias(&mut self, _: &str, (key, map): (&'a Node, &'a Node)) -> AliasEntry {
+    fn alias(&mut self, (_, key, map): Entry<'a>) -> AliasEntry {
         let fields = self.fields(map, "model prompt", "write { model: NAME }");
         let model = self.needed(&fields, "model", key);
         AliasEntry { model, prompt: self.text(&fields, "prompt") }
     }
 
-    fn agent(&mut self, _: &str, (key, map): (&'a Node, &'a Node)) -> AgentEntry {
+    fn agent(&mut self, (_, key, map): Entry<'a>) -> AgentEntry {
         let fields = self.fields(map, "command", "write { command: ... }");
         AgentEntry { command: self.needed(&fields, "command", key) }
     }
 
     /// The scalar of a field with its place.
     fn scalar(&mut self, fields: &Fields<'a>, name: &str) -> Option<(&'a str, &'a Node)> {
-        let (_, node) = fields.iter().find(|(field, _)| *field == name)?;
         let part = self.part_of(name);
-        let node = self.target(node, &part)?;
+        let node = self.target(fields.get(name)?, &part)?;
         if node.text().is_none() {
             let what = format!("'{name}' must be a single value");
             self.error(part, node, what, "write it on one line");
@@ -215,7 +216,7 @@ impl<'a> Reader<'a> {
 
     /// The text of a field that the entry of `key` must have.
     fn needed(&mut self, fields: &Fields<'a>, name: &str, key: &Node) -> String {
-        if fields.iter().all(|(field, _)| *field != name) && !self.is_disabled(&self.part) {
+        if !fields.contains_key(name) && !self.is_disabled(&self.part) {
             let what = format!("{} has no '{name}'", self.part);
             self.error(self.part.clone(), key, what, format!("add '{name}: ...'"));
         }

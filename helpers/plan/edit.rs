@@ -1,13 +1,13 @@
 //! Changes a plan, each proved to have changed what was asked for and nothing else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::text::strip_escapes;
 
 use super::lines::{self, is_blank, plain};
-use super::{Item, LostItem, Marker, Plan};
+use super::{Item, Marker, Plan};
 
 /// What a note from the dispatcher begins with, behind the `>` of a quotation.
 const NOTE: &str = "**Note from dispatcher:**";
@@ -73,25 +73,23 @@ impl Plan {
         let below = |item: &Item| item.line + 1 + item.notes.len();
         let place: HashMap<&str, usize> =
             self.items.iter().map(|item| (item.number.as_str(), below(item))).collect();
-        let mut back: BTreeMap<usize, Vec<&LostItem>> = BTreeMap::new();
         let mut at = self.items.first().map_or(self.top, |item| item.line);
         let mut lost = self.lost.iter().peekable();
+        let mut back = Vec::new();
         for number in 1..=self.start.as_ref().map_or(0, Vec::len) {
             match lost.next_if(|lost| lost.number == number) {
-                Some(lost) => back.entry(at).or_default().push(lost),
+                Some(lost) => back.push((at, lost)),
                 None => at = place.get(&*number.to_string()).copied().unwrap_or(at),
             }
         }
+        back.sort_by_key(|(at, _)| *at);
         let end = end_of(self.lines.first().map_or("", |line| line));
-        let mut lines = Vec::new();
+        let mut lines = self.lines.clone();
         let mut own = Vec::new();
-        for at in 0..=self.lines.len() {
-            for lost in back.remove(&at).into_iter().flatten() {
-                lines.last_mut().into_iter().for_each(|above| end_line(above, end));
-                own.push(lines.len());
-                lines.push(format!("- [ ] {}{end}", lost.text));
-            }
-            lines.extend(self.lines.get(at).cloned());
+        for (inserted, (at, lost)) in back.into_iter().enumerate() {
+            own.push(at + inserted);
+            lines[..at + inserted].last_mut().into_iter().for_each(|above| end_line(above, end));
+            lines.insert(at + inserted, format!("- [ ] {}{end}", lost.text));
         }
         let mut new = self.read(&lines);
         let all = new.items.clone();

@@ -77,17 +77,12 @@ pub(super) fn is_blank(c: char) -> bool {
 
 /// The lines with their ends, which are `\n`, `\r\n` or `\r`.
 pub(super) fn split(text: &str) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut begin = 0;
-    for (at, byte) in text.bytes().enumerate() {
-        let lone = byte == b'\r' && text.as_bytes().get(at + 1) != Some(&b'\n');
-        if byte == b'\n' || lone {
-            lines.push(text[begin..=at].into());
-            begin = at + 1;
+    let mut lines: Vec<String> = Vec::new();
+    for piece in text.split_inclusive(['\n', '\r']) {
+        match lines.last_mut() {
+            Some(last) if piece == "\n" && last.ends_with('\r') => last.push('\n'),
+            _ => lines.push(piece.into()),
         }
-    }
-    if begin < text.len() {
-        lines.push(text[begin..].into());
     }
     lines
 }

@@ -107,10 +107,10 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             (edits, format!("{id} added, on {backend}{doubt}"))
         }
         EditCommand::SetModel { id, backend } => {
-            let mut edits = backend_if_missing(&config, &backend)?;
+            let missing = backend_if_missing(&config, &backend)?;
             let report = format!("{id} now runs on {backend}");
-            edits.push(Edit::Set { section: "models", name: id, field: ("backend", backend) });
-            (edits, report)
+            let edit = Edit::Set { section: "models", name: id, field: ("backend", backend) };
+            (missing.into_iter().chain([edit]).collect(), report)
         }
         EditCommand::RemoveModel { id } => {
             refuse_used(&config, &id)?;
@@ -136,9 +136,9 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             }
             let access = access.to_string();
             let report = format!("{backend}'s workers have {access} access");
-            let mut edits = backend_if_missing(&config, &backend)?;
-            edits.push(Edit::Set { section: "backends", name: backend, field: ("access", access) });
-            (edits, report)
+            let missing = backend_if_missing(&config, &backend)?;
+            let edit = Edit::Set { section: "backends", name: backend, field: ("access", access) };
+            (missing.into_iter().chain([edit]).collect(), report)
         }
         EditCommand::AddAlias { name, model, prompt } => {
             refuse_taken(config.models.contains_key(&name), "a model", &name)?;
@@ -185,43 +185,39 @@ fn announced(chosen: choose::Chosen) -> Choice {
 
 /// Refuses a name that an alias and a model would share: the alias would hide the model.
 fn refuse_taken(taken: bool, by: &str, name: &str) -> Result<(), Refusal> {
-    let what = format!("the config has {by} '{name}' already");
-    let refusal = Refusal::new(Exit::Data, what);
-    let refusal = refusal.next("choose another name, or remove that entry first");
+    let refusal = Refusal::new(Exit::Data, format!("the config has {by} '{name}' already"))
+        .next("choose another name, or remove that entry first");
     if taken { Err(refusal) } else { Ok(()) }
 }
 
 /// The edit that adds a known backend where the config does not have it.
-fn backend_if_missing(config: &Config, backend: &str) -> Result<Vec<Edit>> {
+fn backend_if_missing(config: &Config, backend: &str) -> Result<Option<Edit>, Refusal> {
     if config.backends.contains_key(backend) {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     if is_known(backend) {
-        return Ok(vec![Edit::add_backend(backend, None)]);
+        return Ok(Some(Edit::add_backend(backend, None)));
     }
     let names: Vec<&str> = config.backends.keys().map(String::as_str).collect();
     Err(Refusal::new(Exit::Data, format!("there is no backend '{backend}'"))
         .place(format!("the config has {}", names.join(", ")))
-        .next(format!("add it first: dispatch-config add-backend {backend} --command '...'"))
-        .into())
+        .next(format!("add it first: dispatch-config add-backend {backend} --command '...'")))
 }
 
 /// Refuses to remove a model that an alias or the default stands for.
-fn refuse_used(config: &Config, id: &str) -> Result<()> {
+fn refuse_used(config: &Config, id: &str) -> Result<(), Refusal> {
     refuse_default(config, id)?;
-    if let Some((alias, _)) = config.aliases.iter().find(|(_, alias)| alias.model == id) {
-        return Err(Refusal::new(Exit::Data, format!("the alias '{alias}' stands for '{id}'"))
-            .next(format!("remove it first: dispatch-config remove-alias {alias}"))
-            .into());
-    }
-    Ok(())
+    let Some((alias, _)) = config.aliases.iter().find(|(_, alias)| alias.model == id) else {
+        return Ok(());
+    };
+    Err(Refusal::new(Exit::Data, format!("the alias '{alias}' stands for '{id}'"))
+        .next(format!("remove it first: dispatch-config remove-alias {alias}")))
 }
 
-fn refuse_default(config: &Config, name: &str) -> Result<()> {
-    if config.default.as_deref() == Some(name) {
-        return Err(Refusal::new(Exit::Data, format!("'{name}' is the default"))
-            .next("choose another one first: dispatch-config set-default NAME")
-            .into());
+fn refuse_default(config: &Config, name: &str) -> Result<(), Refusal> {
+    if config.default.as_deref() != Some(name) {
+        return Ok(());
     }
-    Ok(())
+    Err(Refusal::new(Exit::Data, format!("'{name}' is the default"))
+        .next("choose another one first: dispatch-config set-default NAME"))
 }

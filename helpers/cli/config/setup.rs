@@ -12,7 +12,7 @@ use crate::config::{Config, choose, store};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::tools::detect::InstalledCli;
-use crate::tools::models::{Listing, Source};
+use crate::tools::models::{Listed, Listing, Source};
 
 /// How many models of a CLI are named as examples.
 const NOTABLE: usize = 4;
@@ -58,26 +58,26 @@ pub(super) fn models(refresh: bool, json: bool) -> Result<Exit> {
         return Err(nothing_found().into());
     }
     for result in results {
-        let listing = match result {
-            Ok(listing) => listing,
-            Err((backend, why)) => {
-                say(format!("{backend}: {why}"));
-                continue;
-            }
-        };
-        let origin = match (listing.source, &listing.asked) {
-            (Source::Stable, _) => "stable names".into(),
-            (Source::Curated, _) => "no list from the CLI; known models".into(),
-            (Source::Asked, Some(asked)) => format!("from the CLI, {asked}"),
-            (Source::Asked, None) => "from the CLI".into(),
-        };
-        say(format!("{} ({origin})", listing.backend));
-        for model in listing.models {
-            let name = model.name.map(|name| format!(" - {name}")).unwrap_or_default();
-            say(format!("  {}{name}", model.id));
+        match result {
+            Ok(listing) => print_listing(&listing),
+            Err((backend, why)) => say(format!("{backend}: {why}")),
         }
     }
     Ok(Exit::Ok)
+}
+
+fn print_listing(listing: &Listing) {
+    let origin = match (listing.source, &listing.asked) {
+        (Source::Stable, _) => "stable names".into(),
+        (Source::Curated, _) => "no list from the CLI; known models".into(),
+        (Source::Asked, Some(asked)) => format!("from the CLI, {asked}"),
+        (Source::Asked, None) => "from the CLI".into(),
+    };
+    say(format!("{} ({origin})", listing.backend));
+    for Listed { id, name } in &listing.models {
+        let name = name.as_ref().map(|name| format!(" - {name}")).unwrap_or_default();
+        say(format!("  {id}{name}"));
+    }
 }
 
 /// Writes the first config.
@@ -110,12 +110,14 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
             .next("repair or install one and try again; dispatch-config detect lists them")
             .into());
     }
+    let names: Vec<&str> = offers.iter().map(|offer| offer.name.as_str()).collect();
+    let sensible = format!("sensible: {}", names.join(", "));
     let default = match default {
         Some(default) => default.to_owned(),
         None if std::io::stdin().is_terminal() => ask_default(&offers)?,
         None => {
             return Err(Refusal::new(Exit::Usage, "no default model is named")
-                .place(format!("sensible: {}", names(&offers)))
+                .place(sensible)
                 .next("add --default MODEL --yes")
                 .into());
         }
@@ -123,7 +125,7 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
     if models_of(&found, &listings).values().all(|models| !models.contains_key(&default)) {
         let what = format!("no CLI on this machine has a model '{default}'");
         return Err(Refusal::new(Exit::Data, what)
-            .place(format!("sensible: {}", names(&offers)))
+            .place(sensible)
             .next("dispatch-config models lists all of them")
             .into());
     }
@@ -168,16 +170,9 @@ fn ask_default(offers: &[Offer]) -> Result<String> {
         say(format!("  {number}. {}{recommended}: {}", offer.name, offer.why));
     }
     let reply = ask("Default model? [1] ")?;
-    let index = if reply.is_empty() {
-        Some(0)
-    } else {
-        reply.parse().ok().map(|n: usize| n.wrapping_sub(1))
-    };
-    Ok(index.and_then(|index| offers.get(index)).map_or(reply, |offer| offer.name.clone()))
-}
-
-fn names(offers: &[Offer]) -> String {
-    offers.iter().map(|offer| offer.name.as_str()).collect::<Vec<_>>().join(", ")
+    let number: usize = if reply.is_empty() { 1 } else { reply.parse().unwrap_or(0) };
+    let offer = offers.get(number.wrapping_sub(1));
+    Ok(offer.map_or(reply, |offer| offer.name.clone()))
 }
 
 /// The refusal on a machine without worker CLIs, in the original's words.

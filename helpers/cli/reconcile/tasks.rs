@@ -18,7 +18,7 @@ use crate::task::{Label, Task};
 use crate::wait::{SAFETY_SCAN, Snapshot, state_directories, state_paths, watch_undispatched};
 
 /// All tasks of a project as they were read last.
-pub(super) struct WatchedTasks {
+struct WatchedTasks {
     project: Project,
     cached: BTreeMap<TaskId, CachedRow>,
     /// One line for each thing that is in the place of a task and is none.
@@ -48,13 +48,13 @@ impl CachedRow {
 }
 
 impl WatchedTasks {
-    pub(super) fn new(project: Project) -> Self {
+    fn new(project: Project) -> Self {
         Self { project, cached: BTreeMap::new(), broken: Vec::new(), watched: false }
     }
 
     /// Rereads what has changed, and says whether anything had. Without an event, only open tasks
     /// are looked at, as long as events can be had.
-    pub(super) fn refresh(&mut self, watch: &mut Watch, event: bool) -> bool {
+    fn refresh(&mut self, watch: &mut Watch, event: bool) -> bool {
         let directory = self.project.tasks_dir();
         let watched = std::mem::replace(&mut self.watched, watch.add_directory(&directory));
         if !event && watched && self.watched {
@@ -94,7 +94,7 @@ impl WatchedTasks {
     }
 
     /// The rows, most urgent first, and a line for each task that cannot be read.
-    pub(super) fn rows(&self) -> (Vec<TaskRow>, Vec<String>) {
+    fn rows(&self) -> (Vec<TaskRow>, Vec<String>) {
         let rows = self.cached.values().filter_map(|cached| cached.row.as_ref().ok());
         let mut rows: Vec<TaskRow> = rows.cloned().collect();
         rows.sort_by_key(|row| row.label);
@@ -103,31 +103,44 @@ impl WatchedTasks {
     }
 }
 
-/// Prints the tasks that are not done, and then each task that changes, until a signal comes.
-pub(super) fn follow(project: &Project) -> Result<Exit> {
-    let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
-    repair(project, project.task_list());
+/// Tells of the tasks at once, and again whenever they have changed, until a signal comes or nobody
+/// listens any more.
+pub(super) fn tell_of_changes(
+    project: &Project,
+    mut watch: Watch,
+    mut tell: impl FnMut(Vec<TaskRow>, Vec<String>) -> bool,
+) -> Result<()> {
     let mut tasks = WatchedTasks::new(project.clone());
-    let mut printed: Option<Vec<String>> = None;
-    let mut event = true;
+    let (mut event, mut told) = (true, false);
     loop {
-        if tasks.refresh(&mut watch, event) || printed.is_none() {
+        if tasks.refresh(&mut watch, event) || !told {
             let (rows, broken) = tasks.rows();
-            let is_new = |line: &String| !printed.iter().flatten().any(|it| it == line);
-            let open = rows.iter().filter(|row| printed.is_some() || row.label != Label::Done);
-            let lines = broken.iter().cloned().chain(open.map(|row| row.line()));
-            for line in lines.filter(is_new) {
-                // A reader that has left is no error.
-                if writeln!(stdout(), "{line}").is_err() {
-                    return Ok(Exit::Ok);
-                }
+            told = tell(rows, broken);
+            if !told {
+                return Ok(());
             }
-            printed = Some(rows.iter().map(|row| row.line()).chain(broken).collect());
         }
         event = match watch.wait_for_event(SAFETY_SCAN)? {
-            Woken::Signal(_) => return Ok(Exit::Ok),
+            Woken::Signal(_) => return Ok(()),
             Woken::Changed => true,
             Woken::Timeout => false,
         };
     }
+}
+
+/// Prints the tasks that are not done, and then each task that changes, until a signal comes.
+pub(super) fn follow(project: &Project) -> Result<Exit> {
+    let watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
+    repair(project, project.task_list());
+    let mut printed: Option<Vec<String>> = None;
+    tell_of_changes(project, watch, |rows, broken| {
+        let is_new = |line: &String| !printed.iter().flatten().any(|it| it == line);
+        let open = rows.iter().filter(|row| printed.is_some() || row.label != Label::Done);
+        let lines = broken.iter().cloned().chain(open.map(TaskRow::line));
+        // A reader that has left is no error.
+        let is_read = lines.filter(is_new).all(|line| writeln!(stdout(), "{line}").is_ok());
+        printed = Some(rows.iter().map(TaskRow::line).chain(broken).collect());
+        is_read
+    })?;
+    Ok(Exit::Ok)
 }

@@ -20,9 +20,10 @@ pub(super) struct Answer {
 }
 
 /// What the person is doing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) enum Mode {
     /// Looks at the tasks.
+    #[default]
     Tasks,
     /// Writes an answer.
     Answer(Answer),
@@ -46,6 +47,7 @@ pub(super) enum Wish {
 }
 
 /// Everything that is shown.
+#[derive(Default)]
 pub(super) struct Dashboard {
     /// The project's name.
     pub(super) project: String,
@@ -65,16 +67,7 @@ pub(super) struct Dashboard {
 
 impl Dashboard {
     pub(super) fn new(project: String) -> Self {
-        Self {
-            project,
-            rows: Vec::new(),
-            broken: Vec::new(),
-            mode: Mode::Tasks,
-            message: String::new(),
-            over: false,
-            selected: None,
-            refused: Vec::new(),
-        }
+        Self { project, ..Self::default() }
     }
 
     pub(super) fn set_tasks(&mut self, rows: Vec<TaskRow>, broken: Vec<String>) {
@@ -111,9 +104,7 @@ impl Dashboard {
     /// Shows that a wish is being carried out.
     pub(super) fn begin(&mut self, wish: &Wish) {
         self.message = match wish {
-            Wish::Answer(answer) => {
-                format!("answering {}/{} …", answer.task.id(), answer.question)
-            }
+            Wish::Answer(it) => format!("answering {}/{} …", it.task.id(), it.question),
             Wish::Stop(task) => format!("stopping {} …", task.id()),
         };
     }
@@ -157,7 +148,7 @@ impl Dashboard {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         self.over |= control && key.code == KeyCode::Char('c');
         self.message.clear();
-        match std::mem::replace(&mut self.mode, Mode::Tasks) {
+        match std::mem::take(&mut self.mode) {
             Mode::Tasks => self.key_in_tasks(key.code),
             Mode::Answer(mut answer) => {
                 match key.code {
@@ -169,9 +160,7 @@ impl Dashboard {
                     // Some terminals send it for the backspace key.
                     KeyCode::Char('h') if control => drop(answer.text.pop()),
                     KeyCode::Char('u') if control => answer.text.clear(),
-                    KeyCode::Char(c) if !control => {
-                        answer.text.push_str(&printable(&c.to_string()))
-                    }
+                    KeyCode::Char(c) if !control => answer.text += &printable(&c.to_string()),
                     _ => {}
                 }
                 self.mode = Mode::Answer(answer);
@@ -212,8 +201,8 @@ impl Dashboard {
                         self.mode = Mode::Log { task: row.task, text: String::new(), up: 0 };
                     }
                     KeyCode::Char('l') | KeyCode::Enter => {
-                        self.message =
-                            format!("{} is an agent of the host, which has its log", row.task.id());
+                        let id = row.task.id();
+                        self.message = format!("{id} is an agent of the host, which has its log");
                     }
                     KeyCode::Char('s') => self.mode = Mode::Stop(row.task),
                     _ => {}

@@ -13,13 +13,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use clap::ColorChoice;
-use crossterm::event::{DisableBracketedPaste, EnableBracketedPaste, Event as Input, KeyEventKind};
-use crossterm::style::Print;
-use crossterm::terminal::{
-    BeginSynchronizedUpdate, Clear, ClearType, DisableLineWrap, EnableLineWrap,
-    EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen,
-};
-use crossterm::{cursor, execute, queue, terminal};
+use crossterm::event::{self, Event as Input, KeyEventKind};
+use crossterm::terminal::{self, Clear, ClearType};
+use crossterm::{cursor, execute, queue, style::Print};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::monitor;
@@ -27,14 +23,13 @@ use crate::cli::reconcile::line::one_line;
 use crate::cli::reconcile::status::{self, StatusArgs};
 use crate::cli::reconcile::stop;
 use crate::cli::reconcile::table::TaskRow;
-use crate::cli::reconcile::tasks::WatchedTasks;
+use crate::cli::reconcile::tasks::tell_of_changes;
 use crate::cli::say;
 use crate::exit::Exit;
 use crate::fault;
-use crate::process::{Watch, Woken};
+use crate::process::Watch;
 use crate::project::Project;
 use crate::repair::repair;
-use crate::wait::SAFETY_SCAN;
 use dashboard::{Answer, Dashboard, Wish};
 
 /// How often the ages are drawn again, which have no unit below a minute.
@@ -70,7 +65,7 @@ pub(super) fn watch(project: &Project, color: ColorChoice) -> Result<Exit> {
     let mut screen = Screen::enter()?;
     let (sender, updates) = channel();
     let of_tasks = project.clone();
-    spawn(&sender, move |sender| send_tasks(of_tasks, signals, sender));
+    spawn(&sender, move |sender| send_tasks(&of_tasks, signals, sender));
     spawn(&sender, send_input);
     let name = project.root().file_name().unwrap_or_else(|| project.root().as_os_str());
     let mut dashboard = Dashboard::new(one_line(&name.to_string_lossy()));
@@ -145,33 +140,23 @@ fn spawn(
 }
 
 /// Sends the tasks whenever they have changed.
-fn send_tasks(project: Project, mut watch: Watch, sender: &Sender<Update>) -> Result<()> {
-    let mut tasks = WatchedTasks::new(project.clone());
+fn send_tasks(project: &Project, signals: Watch, sender: &Sender<Update>) -> Result<()> {
     let mut repaired = false;
-    let mut event = true;
-    loop {
-        if tasks.refresh(&mut watch, event) || !repaired {
-            let (rows, broken) = tasks.rows();
-            if sender.send(Update::Tasks(rows, broken)).is_err() {
-                return Ok(());
-            }
-        }
+    tell_of_changes(project, signals, |rows, broken| {
+        let is_shown = sender.send(Update::Tasks(rows, broken)).is_ok();
         // Repair after the first look: it may start supervisors, which takes a while.
         if !std::mem::replace(&mut repaired, true) {
-            repair(&project, project.task_list());
+            repair(project, project.task_list());
         }
-        event = match watch.wait_for_event(SAFETY_SCAN)? {
-            Woken::Signal(_) => return sender.send(Update::End(Ok(()))).or(Ok(())),
-            Woken::Changed => true,
-            Woken::Timeout => false,
-        };
-    }
+        is_shown
+    })?;
+    sender.send(Update::End(Ok(()))).or(Ok(()))
 }
 
 /// Sends what the person types.
 fn send_input(sender: &Sender<Update>) -> Result<()> {
     loop {
-        let input = crossterm::event::read().context("cannot read the keys")?;
+        let input = event::read().context("cannot read the keys")?;
         if sender.send(Update::Input(input)).is_err() {
             return Ok(());
         }
@@ -201,9 +186,9 @@ impl Screen {
         terminal::enable_raw_mode().context("cannot set the terminal up")?;
         execute!(
             std::io::stdout(),
-            EnterAlternateScreen,
-            DisableLineWrap,
-            EnableBracketedPaste,
+            terminal::EnterAlternateScreen,
+            terminal::DisableLineWrap,
+            event::EnableBracketedPaste,
             cursor::Hide
         )
         .context("cannot write to the terminal")?;
@@ -213,10 +198,10 @@ impl Screen {
     fn leave() {
         let _ = execute!(
             std::io::stdout(),
-            EndSynchronizedUpdate,
-            DisableBracketedPaste,
-            EnableLineWrap,
-            LeaveAlternateScreen,
+            terminal::EndSynchronizedUpdate,
+            event::DisableBracketedPaste,
+            terminal::EnableLineWrap,
+            terminal::LeaveAlternateScreen,
             cursor::Show
         );
         let _ = terminal::disable_raw_mode();
@@ -226,14 +211,14 @@ impl Screen {
         let (columns, rows) = terminal::size().context("cannot ask for the terminal's size")?;
         let frame = screen::frame(dashboard, columns.into(), rows.into(), SystemTime::now());
         let mut out = Vec::new();
-        queue!(out, BeginSynchronizedUpdate, cursor::Hide)?;
+        queue!(out, terminal::BeginSynchronizedUpdate, cursor::Hide)?;
         for (row, line) in (0..).zip(&frame.lines) {
             queue!(out, cursor::MoveTo(0, row), Clear(ClearType::CurrentLine), Print(line))?;
         }
         if let Some((column, row)) = frame.cursor {
             queue!(out, cursor::MoveTo(column as u16, row as u16), cursor::Show)?;
         }
-        queue!(out, EndSynchronizedUpdate)?;
+        queue!(out, terminal::EndSynchronizedUpdate)?;
         let mut stdout = std::io::stdout().lock();
         stdout.write_all(&out).and_then(|()| stdout.flush()).context("cannot write to the terminal")
     }
