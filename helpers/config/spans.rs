@@ -78,7 +78,9 @@ pub(super) fn duplicate(root: &Node) -> Option<(&Node, &str)> {
 
 /// The next node of the events, or the end of the collection that ends there.
 fn node(text: &str, events: &mut impl Iterator<Item = YamlEvent>) -> Result<Node, usize> {
-    let Some(YamlEvent { start, mut end, kind }) = events.next() else { return Err(text.len()) };
+    let Some(YamlEvent { kind, start, mut end, scalar }) = events.next() else {
+        return Err(text.len());
+    };
     let (mut body, mut anchor) = (start, None);
     while body < end && text[body..].starts_with(['&', '!']) {
         let length = text[body..end].find(char::is_whitespace).unwrap_or(end - body);
@@ -88,7 +90,7 @@ fn node(text: &str, events: &mut impl Iterator<Item = YamlEvent>) -> Result<Node
         body += text[body..end].len() - text[body..end].trim_start().len();
     }
     let kind = match kind {
-        YamlEventKind::Scalar(value) => {
+        sys::YAML_SCALAR_EVENT => {
             let whole = &text[body..end];
             if whole.starts_with(['|', '>']) {
                 // A `+` keeps the blank lines behind the text, but not the last line break.
@@ -98,10 +100,10 @@ fn node(text: &str, events: &mut impl Iterator<Item = YamlEvent>) -> Result<Node
                 let kept = kept.strip_suffix('\r').unwrap_or(kept);
                 end = body + if keeps { kept.len() } else { whole.trim_end().len() };
             }
-            NodeKind::Scalar(value)
+            NodeKind::Scalar(scalar)
         }
-        YamlEventKind::Alias => NodeKind::Alias(text[start + 1..end].into()),
-        YamlEventKind::List | YamlEventKind::Map => {
+        sys::YAML_ALIAS_EVENT => NodeKind::Alias(text[start + 1..end].into()),
+        sys::YAML_SEQUENCE_START_EVENT | sys::YAML_MAPPING_START_EVENT => {
             let mut items = Vec::new();
             let closed = loop {
                 match node(text, events) {
@@ -112,7 +114,7 @@ fn node(text: &str, events: &mut impl Iterator<Item = YamlEvent>) -> Result<Node
             // libyaml ends a block collection only where the next token starts.
             let last = items.iter().map(|item| item.end).max().unwrap_or(end);
             end = if text[body..].starts_with(['{', '[']) { closed } else { last };
-            if matches!(kind, YamlEventKind::List) {
+            if kind == sys::YAML_SEQUENCE_START_EVENT {
                 NodeKind::List(items)
             } else {
                 let mut items = items.into_iter();
@@ -120,27 +122,21 @@ fn node(text: &str, events: &mut impl Iterator<Item = YamlEvent>) -> Result<Node
                 NodeKind::Map(pairs.collect())
             }
         }
-        YamlEventKind::End => return Err(end),
+        _ => return Err(end),
     };
     Ok(Node { start, body, end, anchor, kind })
 }
 
 /// An event of libyaml.
 struct YamlEvent {
+    kind: sys::yaml_event_type_t,
     start: usize,
     end: usize,
-    kind: YamlEventKind,
+    /// The text of a scalar.
+    scalar: String,
 }
 
-enum YamlEventKind {
-    Scalar(String),
-    Alias,
-    List,
-    Map,
-    End,
-}
-
-/// The events of a text; `None` if the text is not one YAML document.
+/// The events within a document; `None` if the text is not one YAML document.
 fn events(text: &str) -> Option<Vec<YamlEvent>> {
     let (mut events, mut documents) = (Vec::new(), 0);
     let mut parser = Box::new(MaybeUninit::<sys::yaml_parser_t>::uninit());
@@ -159,27 +155,20 @@ fn events(text: &str) -> Option<Vec<YamlEvent>> {
                 break false;
             }
             let filled = event.assume_init_mut();
-            let kind = match filled.type_ {
-                sys::YAML_SCALAR_EVENT => {
-                    let scalar = &filled.data.scalar;
-                    let bytes = std::slice::from_raw_parts(scalar.value, scalar.length as usize);
-                    Some(YamlEventKind::Scalar(String::from_utf8_lossy(bytes).into_owned()))
-                }
-                sys::YAML_ALIAS_EVENT => Some(YamlEventKind::Alias),
-                sys::YAML_SEQUENCE_START_EVENT => Some(YamlEventKind::List),
-                sys::YAML_MAPPING_START_EVENT => Some(YamlEventKind::Map),
-                sys::YAML_SEQUENCE_END_EVENT | sys::YAML_MAPPING_END_EVENT => {
-                    Some(YamlEventKind::End)
-                }
-                _ => None,
-            };
-            let (start, end) = (filled.start_mark.index as usize, filled.end_mark.index as usize);
-            events.extend(kind.map(|kind| YamlEvent { start, end, kind }));
             let kind = filled.type_;
+            let (start, end) = (filled.start_mark.index as usize, filled.end_mark.index as usize);
+            let mut scalar = String::new();
+            if kind == sys::YAML_SCALAR_EVENT {
+                let found = &filled.data.scalar;
+                let bytes = std::slice::from_raw_parts(found.value, found.length as usize);
+                scalar = String::from_utf8_lossy(bytes).into_owned();
+            }
             sys::yaml_event_delete(filled);
-            documents += usize::from(kind == sys::YAML_DOCUMENT_START_EVENT);
-            if kind == sys::YAML_STREAM_END_EVENT {
-                break documents < 2;
+            match kind {
+                sys::YAML_STREAM_END_EVENT => break documents < 2,
+                sys::YAML_DOCUMENT_START_EVENT => documents += 1,
+                sys::YAML_STREAM_START_EVENT | sys::YAML_DOCUMENT_END_EVENT => {}
+                _ => events.push(YamlEvent { kind, start, end, scalar }),
             }
         };
         sys::yaml_parser_delete(parser);

@@ -29,10 +29,8 @@ impl Plan {
             set_mark(&mut lines[item.line], marker);
         }
         let (note, old) = (note_lines(note), &item.notes);
-        let is_there =
-            |at: usize| note.iter().zip(&old[at..]).all(|(new, old)| plain(new) == plain(old));
-        let known = old.len().checked_sub(note.len()).is_some_and(|last| (0..=last).any(is_there));
-        if !known {
+        let is_same = |old: &[String]| note.iter().zip(old).all(|(a, b)| plain(a) == plain(b));
+        if !note.is_empty() && !old.windows(note.len()).any(is_same) {
             let text = &self.lines[item.line];
             let indent = " ".repeat(lines::note_column(text));
             let below = item.line + 1 + old.len();
@@ -204,11 +202,7 @@ fn set_mark(line: &mut String, marker: Marker) {
 
 /// The end of a line, which that of a last line without one would be.
 fn end_of(line: &str) -> &'static str {
-    match line.as_bytes() {
-        [.., b'\r', b'\n'] => "\r\n",
-        [.., b'\r'] => "\r",
-        _ => "\n",
-    }
+    ["\r\n", "\r"].into_iter().find(|end| line.ends_with(end)).unwrap_or("\n")
 }
 
 fn end_line(line: &mut String, end: &str) {

@@ -123,24 +123,19 @@ impl Plan {
             return Err(self.no_such_number(name.trim()));
         }
         let wanted = key(name);
-        let texts = self.items.iter().map(|item| key(&item.text));
-        let (mut same, mut longer) = (Vec::new(), Vec::new());
-        for (index, text) in texts.enumerate() {
-            if text == wanted {
-                same.push(index);
-            } else if text.contains(&wanted) {
-                longer.push(index);
-            }
+        let keys: Vec<String> = self.items.iter().map(|item| key(&item.text)).collect();
+        let mut found: Vec<usize> = (0..keys.len()).filter(|at| keys[*at] == wanted).collect();
+        if found.is_empty() {
+            found = (0..keys.len()).filter(|at| keys[*at].contains(&wanted)).collect();
         }
-        let found = if same.is_empty() { longer } else { same };
         let name = shown(name);
         match found[..] {
             [index] => Ok(index),
             [] => Err(Refusal::new(Exit::Data, format!("the plan has no item '{name}'"))
                 .next("name an item by its number or by its own words")),
             _ => {
-                let some = found.iter().take(CANDIDATES).map(|index| &self.items[*index]);
-                let some = some.map(|item| format!("{}: {}", item.number, shown(&item.text)));
+                let shown = |item: &Item| format!("{}: {}", item.number, shown(&item.text));
+                let some = found.iter().take(CANDIDATES).map(|at| shown(&self.items[*at]));
                 let some: Vec<_> = some.collect();
                 Err(Refusal::new(Exit::Data, format!("'{name}' may be {} items", found.len()))
                     .place(some.join("; "))
