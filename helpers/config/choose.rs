@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::config::edit::Edit;
 use crate::config::pick::is_provider;
 use crate::config::{Choice, Config, Mention, store};
+use crate::domain::Backend;
 use crate::tools::detect::{InstalledCli, detect};
 use crate::tools::models::{Listing, models, preferred_backend, provider};
 use crate::tools::program_of;
@@ -65,10 +66,10 @@ pub fn machine_results(
 
 /// The backends of a config, each with the program that its command starts.
 pub fn backends(config: &Config) -> Vec<(String, String)> {
-    let backends = config.backends.iter();
-    backends
-        .filter_map(|(name, it)| Some((name.clone(), program_of(it.command.as_deref()?)?)))
-        .collect()
+    let program = |(name, backend): (&String, &Backend)| {
+        Some((name.clone(), program_of(backend.command.as_deref()?)?))
+    };
+    config.backends.iter().filter_map(program).collect()
 }
 
 /// The worker that a name stands for: a name of the config, a provider, or a model of a CLI on this
@@ -113,9 +114,8 @@ fn default(config: &Config) -> Result<Chosen> {
 }
 
 fn by_provider(config: &Config, word: &str, model: &str) -> Result<Chosen> {
-    let choice = config.resolve(Some(model))?;
     let note = Some(format!("'{word}' means {model} here, its newest in the config"));
-    Ok(Chosen { choice, how: How::Provider, confirm: false, note })
+    Ok(Chosen { how: How::Provider, note, ..known(config.resolve(Some(model))?) })
 }
 
 /// The backend that runs a model on this machine, and whether a CLI lists the model.
@@ -136,15 +136,13 @@ fn discovered(config: &Config, id: &str) -> Result<Option<Chosen>> {
     // An id that no CLI lists is a typo, unless the CLI of its family resolves ids by itself.
     let of_a_family = matches!(provider(id), "Claude" | "OpenAI") && !id.contains(['/', ' ']);
     let Some(backend) = backend.filter(|_| listed || of_a_family) else { return Ok(None) };
-    let mut edits = Vec::new();
-    if config.backends.get(&backend).is_none() {
-        edits.push(Edit::add_backend(&backend, None));
-    }
-    edits.push(Edit::add_model(id, &backend));
+    let is_new = !config.backends.contains_key(&backend);
+    let missing = is_new.then(|| Edit::add_backend(&backend, None));
+    let edits: Vec<Edit> = missing.into_iter().chain([Edit::add_model(id, &backend)]).collect();
     store::change(&edits)?;
-    let choice = Config::load()?.resolve(Some(id))?;
     let note = Some(format!("{id} was not in the config and was added to it, on {backend}"));
-    Ok(Some(Chosen { choice, how: How::Added, confirm: false, note }))
+    let choice = Config::load()?.resolve(Some(id))?;
+    Ok(Some(Chosen { how: How::Added, note, ..known(choice) }))
 }
 
 /// Up to three replacements for a worker that cannot work now, best first, as model and backend:
@@ -157,18 +155,15 @@ pub fn replacements(config: &Config, name: &str) -> Result<Vec<(String, String)>
         found.iter().any(|f| f.backend == backend && f.usable() && f.logged_in != Some(false))
     };
     let family = provider(failed.model.as_deref().unwrap_or_default());
-    let mut rest = Vec::new();
-    for (at, (id, model)) in config.models.iter().enumerate() {
-        if failed.model.as_ref() != Some(id) && works(&model.backend) {
-            let same_cli = model.backend == failed.backend;
-            let default = config.default.as_ref() == Some(id);
-            let rank = (same_cli, provider(id) != family, !default, at);
-            rest.push((rank, id.clone(), model.backend.clone()));
-        }
-    }
-    rest.sort_unstable();
+    let is_other = |id: &String| failed.model.as_ref() != Some(id);
+    let models = config.models.iter();
+    let mut rest: Vec<_> =
+        models.filter(|(id, model)| is_other(id) && works(&model.backend)).collect();
+    rest.sort_by_key(|(id, model)| {
+        let same_cli = model.backend == failed.backend;
+        (same_cli, provider(id) != family, config.default.as_ref() != Some(id))
+    });
     let mut providers = BTreeSet::new();
-    rest.retain(|(_, id, _)| providers.insert(provider(id)));
-    rest.truncate(3);
-    Ok(rest.into_iter().map(|(_, id, backend)| (id, backend)).collect())
+    rest.retain(|(id, _)| providers.insert(provider(id)));
+    Ok(rest.into_iter().take(3).map(|(id, model)| (id.clone(), model.backend.clone())).collect())
 }

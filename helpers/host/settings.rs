@@ -9,6 +9,7 @@ use std::iter;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use indexmap::IndexSet;
 use jsonc_parser::ast::{Array, Object, ObjectProp, Value as Node};
 use jsonc_parser::common::{Range, Ranged};
 use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
@@ -261,13 +262,8 @@ impl<'a> Settings<'a> {
 
     /// The rules that the list does not have, each once.
     fn missing(&self, list: RuleList, rules: &[String]) -> Vec<String> {
-        let mut missing: Vec<String> = Vec::new();
-        for rule in rules {
-            if self.rules(list).all(|held| held != rule) && !missing.contains(rule) {
-                missing.push(rule.clone());
-            }
-        }
-        missing
+        let rules = rules.iter().filter(|rule| self.rules(list).all(|held| held != *rule));
+        Vec::from_iter(rules.cloned().collect::<IndexSet<_>>())
     }
 
     /// The text that adds the rules to the list, and its place.
@@ -282,28 +278,28 @@ impl<'a> Settings<'a> {
         }
         let newline = if self.text.contains("\r\n") { "\r\n" } else { "\n" };
         let unit = self.margin(self.root.properties.first()).unwrap_or("  ");
-        let property = |margin: &str| {
-            let line = |rule| format!("{newline}{margin}{unit}{}", quoted(rule));
-            let lines: Vec<_> = rules.iter().map(line).collect();
-            format!("\"{}\": [{}{newline}{margin}]", list.name(), lines.join(","))
+        // A property whose members have lines of their own.
+        let property = |margin: &str, name, [open, close]: [char; 2], members: &[String]| {
+            let line = format!("{newline}{margin}{unit}");
+            let members = members.join(&format!(",{line}"));
+            format!("\"{name}\": {open}{line}{members}{newline}{margin}{close}")
         };
+        let rules: Vec<String> = rules.iter().map(quoted).collect();
+        let made = |margin: &str| property(margin, list.name(), ['[', ']'], &rules);
         if let Some(permissions) = self.permissions() {
             let Some(last) = permissions.properties.last() else {
-                return (permissions.start() + 1, property(unit));
+                return (permissions.start() + 1, made(unit));
             };
             let margin = self.margin(Some(last)).map_or_else(|| unit.repeat(2), str::to_owned);
-            return (last.end(), format!(",{newline}{margin}{}", property(&margin)));
+            return (last.end(), format!(",{newline}{margin}{}", made(&margin)));
         }
         let last = self.root.properties.last();
         let margin = self.margin(last).unwrap_or(unit);
-        let inner = format!("{margin}{unit}");
-        let permissions = format!(
-            "{newline}{margin}\"permissions\": {{{newline}{inner}{}{newline}{margin}}}",
-            property(&inner)
-        );
+        let made = made(&format!("{margin}{unit}"));
+        let made = property(margin, "permissions", ['{', '}'], &[made]);
         match last {
-            Some(last) => (last.end(), format!(",{permissions}")),
-            None => (self.root.start() + 1, format!("{permissions}{newline}")),
+            Some(last) => (last.end(), format!(",{newline}{margin}{made}")),
+            None => (self.root.start() + 1, format!("{newline}{margin}{made}{newline}")),
         }
     }
 
