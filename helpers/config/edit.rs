@@ -97,49 +97,40 @@ pub(super) struct Change<'a> {
     pub(super) path: Vec<&'a str>,
     /// The new value; `None` removes it.
     pub(super) asked: Option<Value>,
-    /// True if the entry must exist before, false if it must not; `None` if both are fine.
-    exists: Option<bool>,
     /// The change in words.
     what: String,
 }
 
 impl<'a> Change<'a> {
     fn new(edit: &'a Edit) -> Self {
-        let (verb, path, name, asked, exists) = match edit {
-            Edit::SetDefault(name) => {
-                ("set", vec!["default"], name, Some(name.as_str().into()), None)
-            }
-            Edit::Add { section, name, fields } => {
-                ("add", vec![*section, name], name, Some(map(fields)), Some(false))
-            }
+        let (verb, path, asked): (_, Vec<&str>, Option<Value>) = match edit {
+            Edit::SetDefault(name) => ("set", vec!["default"], Some(name.as_str().into())),
+            Edit::Add { section, name, fields } => ("add", vec![section, name], Some(map(fields))),
             Edit::Set { section, name, field: (key, text) } => {
-                ("change", vec![*section, name, key], name, Some(text.as_str().into()), Some(true))
+                ("change", vec![section, name, key], Some(text.as_str().into()))
             }
-            Edit::Remove { section, name } => {
-                ("remove", vec![*section, name], name, None, Some(true))
-            }
+            Edit::Remove { section, name } => ("remove", vec![section, name], None),
         };
         let noun = if path[0] == "aliases" { "alias" } else { path[0].trim_end_matches('s') };
+        let default = asked.as_ref().and_then(Value::as_str);
+        let name = path.get(1).copied().or(default).unwrap_or_default();
         let what = format!("{verb} the {noun} '{}'", name.escape_debug());
-        Self { path, asked, exists, what }
+        Self { path, asked, what }
     }
 
     /// Refuses a change whose entry is missing or differs.
     fn refuse_other(&self, before: &Document) -> Result<(), Refusal> {
-        let (place, next) = match (self.exists, before.get(self.entry())) {
-            (Some(true), None) => (
+        let is_new = self.path.len() == 1 || self.path.len() == 2 && self.asked.is_some();
+        let differs = at(&before.value, &self.path) != self.asked.as_ref();
+        let (place, next) = match before.get(self.entry()) {
+            None if !is_new => (
                 format!("the config has no such entry below '{}:'", self.path[0]),
                 "'dispatch-config show' prints the config",
             ),
-            (Some(false), Some((key, _)))
-                if at(&before.value, &self.path) != self.asked.as_ref() =>
-            {
-                let line = before.line(key.start);
-                (
-                    format!("line {line} of the config has it with other values"),
-                    "remove that entry first, or choose another name",
-                )
-            }
+            Some((key, _)) if is_new && differs && self.path.len() > 1 => (
+                format!("line {} of the config has it with other values", before.line(key.start)),
+                "remove that entry first, or choose another name",
+            ),
             _ => return Ok(()),
         };
         Err(Refusal::new(Exit::Data, format!("cannot {}", self.what)).place(place).next(next))
