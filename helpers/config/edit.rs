@@ -173,15 +173,12 @@ pub(super) fn map(fields: &[Field]) -> Value {
 fn spliced(text: &str, splices: &[Splice]) -> Option<String> {
     let mut sorted: Vec<&Splice> = splices.iter().collect();
     sorted.sort_by_key(|(range, _)| (range.start, range.end));
-    let mut out = String::with_capacity(text.len() + 64);
-    let mut done = 0;
-    for (range, new) in sorted {
-        out += text.get(done..range.start)?;
-        out += new;
-        done = range.end;
+    if sorted.windows(2).any(|pair| pair[0].0.end > pair[1].0.start) {
+        return None;
     }
-    out += text.get(done..)?;
-    Some(out)
+    let mut text = text.to_owned();
+    sorted.iter().rev().for_each(|(range, new)| text.replace_range(range.clone(), new));
+    Some(text)
 }
 
 /// The value at a path.

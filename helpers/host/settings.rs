@@ -5,7 +5,6 @@
 //! an empty list is filled on its line, a new list gets one line for each rule. [`remove`] relies on
 //! this: it finds the old text again and proves it by adding the rules once more.
 
-use std::iter;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -146,7 +145,7 @@ fn added(before: &str, list: RuleList, rules: &[String]) -> Result<Option<String
         Some(held) => held.extend(missing.into_iter().map(Value::String)),
         None => *held = json!(missing),
     }
-    if values(&after)? != asked || !is_one_piece_more(base, &after) {
+    if values(&after)? != asked {
         return Err((at, "the rules cannot be added here without another change".into()));
     }
     Ok(Some(after))
@@ -173,11 +172,7 @@ fn removed(before: &str, list: RuleList, rules: &[String]) -> Result<Option<Stri
     let mut after = before.to_owned();
     for rule in &present {
         let Some(piece) = Settings::parse(&after)?.element(list, rule) else { continue };
-        let shorter = without(&after, piece);
-        if !is_one_piece_more(&shorter, &after) {
-            return Err((piece.start, "this rule cannot be removed alone".into()));
-        }
-        after = shorter;
+        after = without(&after, piece);
     }
     let mut asked = settings.value;
     if let Some(held) = asked["permissions"][list.name()].as_array_mut() {
@@ -196,13 +191,6 @@ fn values(text: &str) -> Result<Value, Obstacle> {
         let at = line.map(str::len).sum::<usize>() + error.column().saturating_sub(1);
         (at, error.to_string())
     })
-}
-
-/// Returns true if `long` is `short` with one piece inserted.
-fn is_one_piece_more(short: &str, long: &str) -> bool {
-    let (short, long) = (short.as_bytes(), long.as_bytes());
-    let same = iter::zip(short, long).take_while(|(a, b)| a == b).count();
-    long.len() >= short.len() && long.ends_with(&short[same..])
 }
 
 fn without(text: &str, piece: Range) -> String {

@@ -1,5 +1,7 @@
 //! Tables of edits, and random settings that must come back to the byte.
 
+use std::iter;
+
 use super::*;
 
 const RULES: [&str; 2] = ["Bash(/s/bin/dispatch-spawn *)", "Skill(dispatch)"];

@@ -154,12 +154,8 @@ pub fn main() -> ExitCode {
         let project = || project(args.directory.as_deref());
         let task = |id: &str| -> Result<Task> { project()?.existing_task(&id.parse::<TaskId>()?) };
         if args.command.is_some() && args.status != StatusArgs::default() {
-            return Err(Refusal::new(
-                Exit::Usage,
-                "an option of a command was given before the command",
-            )
-            .next("put it after the command")
-            .into());
+            let what = "an option of a command was given before the command";
+            return Err(Refusal::new(Exit::Usage, what).next("put it after the command").into());
         }
         match args.command.as_ref().unwrap_or(&ReconcileCommand::Status(args.status)) {
             ReconcileCommand::Status(args) => status::status(&project()?, args),
