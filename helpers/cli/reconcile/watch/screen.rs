@@ -26,27 +26,24 @@ pub(super) struct Frame {
 pub(super) fn frame(dashboard: &Dashboard, width: usize, height: usize, now: SystemTime) -> Frame {
     let foot = if height > 2 { foot(dashboard, width) } else { Vec::new() };
     let room = height.saturating_sub(foot.len());
-    let mut cursor = None;
-    let mut lines = match &dashboard.mode {
-        Mode::Log { .. } => log(dashboard, width, room),
-        Mode::Answer(answer) => {
-            let typed = editor(&answer.text, width, room);
-            let above = room.saturating_sub(typed.len());
-            let mut lines = head(dashboard, width);
-            lines.extend(questions(dashboard, width, above.saturating_sub(lines.len())));
+    let (mut lines, mut cursor) = (Vec::new(), None);
+    if let Mode::Log { .. } = dashboard.mode {
+        lines = log(dashboard, width, room);
+    } else {
+        let typed = match &dashboard.mode {
+            Mode::Answer(answer) => editor(&answer.text, width, room),
+            _ => Vec::new(),
+        };
+        let above = room.saturating_sub(typed.len());
+        let most = if typed.is_empty() { room / 2 } else { above.saturating_sub(HEAD) };
+        lines.extend(head(dashboard, width));
+        lines.extend(questions(dashboard, width, most));
+        if let Some(last) = typed.last() {
+            let column = last.width().min(width.saturating_sub(1));
             lines.truncate(above);
-            let column = typed.last().map_or(0, Line::width).min(width.saturating_sub(1));
             lines.extend(typed);
             cursor = Some((column, lines.len().saturating_sub(1)));
-            lines
         }
-        Mode::Tasks | Mode::Stop(_) => {
-            let mut lines = head(dashboard, width);
-            lines.extend(questions(dashboard, width, room / 2));
-            lines
-        }
-    };
-    if !matches!(dashboard.mode, Mode::Log { .. }) {
         if lines.len() > HEAD {
             lines.push(Line::default());
         }
