@@ -127,7 +127,20 @@ pub struct Doubt {
 impl Doubt {
     /// What to change so that the line is a step, or plainly none.
     pub fn remedy(&self) -> &'static str {
-        self.why.remedy()
+        match self.why {
+            Why::Word | Why::Box => {
+                "write a step as '- [ ] …'; what is not a step has its brackets in backticks"
+            }
+            Why::Link => {
+                "put a blank behind the brackets of a step; a link's name has other letters"
+            }
+            Why::Context(_) => {
+                "move a step above that heading; what is not a step has its brackets in backticks"
+            }
+            Why::Hidden(_) => {
+                "end it where the example ends; a fence around fences needs more backticks than they"
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Changes of the config file: one at a time, whole, with a backup of the version before.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ fn change_text(new: impl Fn(Option<&str>) -> Result<String>) -> Result<()> {
     let named = crate::dirs::config_path()?;
     let directory = named.parent().context("the config has no directory")?;
     files::create_private_directory(directory)?;
-    let _lock = Lock::take(&beside(&named, "lock"), LOCK_LIMIT)?;
+    let _lock = Lock::take(&beside(&named, ".lock"), LOCK_LIMIT)?;
     // A link into a person's dotfiles stays a link.
     let real = named.canonicalize().unwrap_or_else(|_| named.clone());
     loop {
@@ -65,7 +66,7 @@ fn change_text(new: impl Fn(Option<&str>) -> Result<String>) -> Result<()> {
         }
         Config::parse(&after, &named).context("the changed config would not be YAML")?;
         if let Some(before) = &before {
-            files::publish(&beside(&named, "bak"), before.as_bytes())?;
+            files::publish(&beside(&named, ".bak"), before.as_bytes())?;
         }
         fault::point("config", "kept");
         // Editors do not take the lock, so start again from what was saved meanwhile.
@@ -76,8 +77,5 @@ fn change_text(new: impl Fn(Option<&str>) -> Result<String>) -> Result<()> {
 }
 
 fn beside(config: &Path, ending: &str) -> PathBuf {
-    let mut name = config.file_name().unwrap_or_default().to_os_string();
-    name.push(".");
-    name.push(ending);
-    config.with_file_name(name)
+    PathBuf::from(OsString::from_iter([config.as_os_str(), OsStr::new(ending)]))
 }

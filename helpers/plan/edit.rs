@@ -124,23 +124,19 @@ impl Plan {
     /// blanks, line ends and quotes.
     pub fn count_notes(&self, note: &str) -> usize {
         let wanted = plain(&quotation(note).join(" "));
-        let mut notes: Vec<String> = Vec::new();
-        let mut open = false;
-        for line in &self.lines {
+        let quoted = self.lines.iter().map(|line| {
             let (column, text) = lines::trimmed(line);
-            let body = text.strip_prefix('>').filter(|_| column < 2).map(|it| lines::trimmed(it).1);
-            match body.map(|body| (body, body.strip_prefix(NOTE))) {
-                Some((_, Some(first))) => {
-                    notes.push(first.into());
-                    open = true;
-                }
-                Some((more, None)) if open => {
-                    notes.last_mut().into_iter().for_each(|note| *note += &format!(" {more}"));
-                }
-                _ => open = false,
-            }
-        }
-        notes.iter().filter(|note| plain(note) == wanted).count()
+            text.strip_prefix('>').filter(|_| column < 2).map(|it| lines::trimmed(it).1)
+        });
+        let quoted: Vec<Option<&str>> = quoted.collect();
+        let is_first = |line: &Option<&str>| line.is_some_and(|it| it.starts_with(NOTE));
+        let quotations = quoted.split(Option::is_none);
+        let notes = quotations.flat_map(|lines| lines.chunk_by(|_, next| !is_first(next)));
+        let notes = notes.filter(|lines| is_first(&lines[0])).map(|lines| {
+            let lines: Vec<&str> = lines.iter().copied().flatten().collect();
+            plain(&lines.join(" ")[NOTE.len()..])
+        });
+        notes.filter(|note| *note == wanted).count()
     }
 
     fn read(&self, lines: &[String]) -> Self {

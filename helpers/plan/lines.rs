@@ -38,24 +38,6 @@ impl Why {
             }
         }
     }
-
-    /// What to change so that the line is a step, or plainly none.
-    pub(super) fn remedy(self) -> &'static str {
-        match self {
-            Self::Word | Self::Box => {
-                "write a step as '- [ ] …'; what is not a step has its brackets in backticks"
-            }
-            Self::Link => {
-                "put a blank behind the brackets of a step; a link's name has other letters"
-            }
-            Self::Context(_) => {
-                "move a step above that heading; what is not a step has its brackets in backticks"
-            }
-            Self::Hidden(_) => {
-                "end it where the example ends; a fence around fences needs more backticks than they"
-            }
-        }
-    }
 }
 
 /// A line that a person may take for a step.

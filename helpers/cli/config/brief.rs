@@ -1,6 +1,5 @@
 //! `dispatch-config brief`: what a dispatcher needs to know, in a few lines.
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -58,7 +57,8 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     // Tasks without news come last, so that they never displace news.
     let (mut told, mut quiet) = (Vec::new(), Vec::new());
     for view in &views {
-        let (deliveries, events) = match deliveries_and_events(view) {
+        let told_before = ledger::read(&view.task);
+        let (deliveries, events) = match told_before.and_then(|it| Ok((it, events(view)?))) {
             Ok(both) => both,
             Err(error) => {
                 broken.push(Broken::from_task(&view.task, error));
@@ -70,18 +70,15 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             event.is_question() || deliveries.get(&event.id) != Some(&Delivery::Acknowledged)
         };
         let open: Vec<Event> = events.into_iter().filter(open).collect();
-        let over = matches!(view.state, State::Done | State::Stopped);
-        if open.is_empty() && over {
+        if open.is_empty() && matches!(view.state, State::Done | State::Stopped) {
             continue;
         }
-        let mut mine = view.record.owner == host || host.is_none();
         // A task that cannot be changed stays the other host's.
-        if let Some(host) = &host
-            && view.task.adopt(host).unwrap_or(false)
-        {
-            mine = true;
+        let adopted = host.as_ref().is_some_and(|host| view.task.adopt(host).unwrap_or(false));
+        if adopted {
             repairs.add(view.task.id(), "adopted");
         }
+        let mine = adopted || view.record.owner == host || host.is_none();
         if open.is_empty() || !mine {
             let whose = if mine { "" } else { " (another session's)" };
             quiet.push(format!("{}{whose}", status_line(view)));
@@ -129,11 +126,6 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         say(format!("… and {more} more: dispatch-reconcile status"));
     }
     Ok(Exit::Ok)
-}
-
-/// The deliveries and the events of a task.
-fn deliveries_and_events(view: &View) -> Result<(BTreeMap<String, Delivery>, Vec<Event>)> {
-    Ok((ledger::read(&view.task)?, events(view)?))
 }
 
 /// The advice to run a monitor: a turn after the host dispatched a task, no hook has run, and the host

@@ -94,13 +94,11 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
     let offers = offers(&found, &listings);
     if json {
         let listings: Vec<_> = listings.iter().map(in_brief).collect();
-        let full_only = gaps(&found).into_iter();
-        let full_only = full_only.map(|(name, why)| json!({ "backend": name, "why": why }));
-        let full_only: Vec<_> = full_only.collect();
-        say(json!({
-            "found": all, "models": listings, "defaults": offers, "full_only": full_only,
-        })
-        .to_string());
+        let gap = |(name, why): &(&str, String)| json!({ "backend": name, "why": why });
+        let gaps: Vec<_> = gaps(&found).iter().map(gap).collect();
+        let all =
+            json!({ "found": all, "models": listings, "defaults": offers, "full_only": gaps });
+        say(all.to_string());
         return Ok(Exit::Ok);
     }
     all.iter().for_each(|found| say(described(found)));
