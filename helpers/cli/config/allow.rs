@@ -18,15 +18,15 @@ use crate::files;
 use crate::host::rules::{Rule, RuleList, rules};
 use crate::host::settings;
 
-/// How the person agrees to a change.
-#[derive(Clone, Copy)]
-pub(super) enum Consent {
-    /// The person is asked.
-    Ask,
-    /// The person has agreed.
-    Given,
-    /// Nothing is changed.
-    DryRun,
+/// How the person agrees to a change; without an option, the person is asked.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Consent {
+    /// Do not ask for confirmation
+    #[arg(long)]
+    yes: bool,
+    /// Only show the rules
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// The rules that were added and not removed since, by settings file.
@@ -78,7 +78,7 @@ pub(super) fn disallow(consent: Consent) -> Result<Exit> {
     let new = if ours.is_empty() { None } else { settings::remove(text.as_deref(), &rules)? };
     let Some(new) = new else {
         // Forget rules that the person removed: if they come back, they are the person's.
-        if !matches!(consent, Consent::DryRun) {
+        if !consent.dry_run {
             remember(&added)?;
         }
         say(format!("{} has no rules that dispatch added", path.display()));
@@ -126,12 +126,7 @@ fn refuse_read_only(path: &Path, rules: &[Rule], verb: &str) -> Result<(), Refus
 
 /// The lock on the settings, which still have that text; `None` if the person does not agree.
 fn begin(path: &Path, text: &Option<String>, given: Consent) -> Result<Option<std::fs::File>> {
-    let agrees = match given {
-        Consent::Ask => consent("Continue?")?,
-        Consent::Given => true,
-        Consent::DryRun => false,
-    };
-    if !agrees {
+    if given.dry_run || !(given.yes || consent("Continue?")?) {
         say("Nothing was changed.");
         return Ok(None);
     }

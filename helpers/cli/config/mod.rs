@@ -101,12 +101,8 @@ enum ConfigCommand {
         /// Remove all rules that this command added
         #[arg(long, conflicts_with = "bin")]
         remove: bool,
-        /// Do not ask for confirmation
-        #[arg(long)]
-        yes: bool,
-        /// Only show the rules
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        consent: allow::Consent,
     },
 }
 
@@ -141,14 +137,8 @@ pub fn main() -> ExitCode {
             say(dirs::config_path()?.display().to_string());
             Ok(Exit::Ok)
         }
-        ConfigCommand::Allow { bin, remove, yes, dry_run } => {
-            let consent = match (dry_run, yes) {
-                (true, _) => allow::Consent::DryRun,
-                (_, true) => allow::Consent::Given,
-                _ => allow::Consent::Ask,
-            };
-            if remove { allow::disallow(consent) } else { allow::allow(&bin, consent) }
-        }
+        ConfigCommand::Allow { remove: true, consent, .. } => allow::disallow(consent),
+        ConfigCommand::Allow { bin, consent, .. } => allow::allow(&bin, consent),
     })
 }
 
