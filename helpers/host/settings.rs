@@ -197,6 +197,20 @@ fn without(text: &str, piece: Range) -> String {
     format!("{}{}", &text[..piece.start], &text[piece.end..])
 }
 
+/// JSON without any extension.
+const PLAIN_JSON: ParseOptions = ParseOptions {
+    allow_comments: false,
+    allow_loose_object_property_names: false,
+    allow_trailing_commas: false,
+    allow_missing_commas: false,
+    allow_single_quoted_strings: false,
+    allow_hexadecimal_numbers: false,
+    allow_unary_plus_numbers: false,
+    allow_bare_decimal_point_numbers: false,
+    allow_non_finite_numbers: false,
+    allow_extended_string_escapes: false,
+};
+
 /// A parsed settings text.
 struct Settings<'a> {
     text: &'a str,
@@ -207,13 +221,7 @@ struct Settings<'a> {
 impl<'a> Settings<'a> {
     /// Accepts plain JSON in which `permissions` is an object or missing, and its lists are lists.
     fn parse(text: &'a str) -> Result<Self, Obstacle> {
-        // The second parser refuses the other forms that JSON does not have.
-        let plain = ParseOptions {
-            allow_comments: false,
-            allow_trailing_commas: false,
-            ..ParseOptions::default()
-        };
-        let parsed = parse_to_ast(text, &CollectOptions::default(), &plain)
+        let parsed = parse_to_ast(text, &CollectOptions::default(), &PLAIN_JSON)
             .map_err(|error| (error.range().start, error.kind().to_string()))?;
         let value = values(text)?;
         let root = match parsed.value {
