@@ -29,10 +29,6 @@ pub(super) enum NodeKind {
 }
 
 impl Node {
-    pub(super) fn is(&self, name: &str) -> bool {
-        self.text() == Some(name)
-    }
-
     /// The text of a scalar.
     pub(super) fn text(&self) -> Option<&str> {
         if let NodeKind::Scalar(text) = &self.kind { Some(text) } else { None }
@@ -44,7 +40,7 @@ impl Node {
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&(Self, Self)> {
-        self.entries().iter().find(|(key, _)| key.is(name))
+        self.entries().iter().find(|(key, _)| key.text() == Some(name))
     }
 
     /// This node and all below it, in the order of the text.

@@ -148,7 +148,7 @@ impl Document<'_> {
     fn remove(&self, section: &str, name: &str) -> Option<Vec<Splice>> {
         let (_, map) = self.get(&[section])?;
         let entries = map.entries();
-        let at = entries.iter().position(|(key, _)| key.is(name))?;
+        let at = entries.iter().position(|(key, _)| key.text() == Some(name))?;
         let (key, value) = &entries[at];
         let (start, end) = (key.start, value.end.max(key.end));
         let mut splices = self.rescued(start..end);

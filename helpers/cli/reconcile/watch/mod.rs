@@ -7,7 +7,7 @@ mod dashboard;
 mod screen;
 
 use std::io::{IsTerminal, Write};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
@@ -93,21 +93,16 @@ fn show(
 ) -> Result<()> {
     let mut pause = AGES;
     loop {
-        let first = match updates.recv_timeout(pause) {
-            Ok(update) => Some(update),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
-        };
+        let first = updates.recv_timeout(pause).ok();
         for update in first.into_iter().chain(updates.try_iter()) {
             match update {
                 Update::Tasks(rows, broken) => dashboard.set_tasks(rows, broken),
                 Update::Input(Input::Key(key)) if key.kind != KeyEventKind::Release => {
                     if let Some(wish) = dashboard.key(key) {
                         dashboard.begin(&wish);
-                        let sender = sender.clone();
-                        wishes.push(thread::spawn(move || {
+                        wishes.push(spawn(sender, move |sender| {
                             let result = fulfil(&wish);
-                            let _ = sender.send(Update::Done(wish, result));
+                            sender.send(Update::Done(wish, result)).or(Ok(()))
                         }));
                     }
                 }
@@ -130,13 +125,13 @@ fn show(
 fn spawn(
     sender: &Sender<Update>,
     body: impl FnOnce(&Sender<Update>) -> Result<()> + Send + 'static,
-) {
+) -> JoinHandle<()> {
     let sender = sender.clone();
     thread::spawn(move || {
         if let Err(error) = body(&sender) {
             let _ = sender.send(Update::End(Err(error)));
         }
-    });
+    })
 }
 
 /// Sends the tasks whenever they have changed.
