@@ -45,11 +45,8 @@ pub struct Chosen {
 pub type ListingResult = Result<Listing, (String, String)>;
 
 /// The CLIs on this machine and the models of those that list them.
-pub fn machine(
-    config: Option<&Config>,
-    refresh: bool,
-) -> Result<(Vec<InstalledCli>, Vec<Listing>)> {
-    let (found, results) = machine_results(config, refresh)?;
+pub fn machine(config: Option<&Config>) -> Result<(Vec<InstalledCli>, Vec<Listing>)> {
+    let (found, results) = machine_results(config, false)?;
     Ok((found, results.into_iter().filter_map(Result::ok).collect()))
 }
 
@@ -120,7 +117,7 @@ fn by_provider(config: &Config, word: &str, model: &str) -> Result<Chosen> {
 
 /// The backend that runs a model on this machine, and whether a CLI lists the model.
 pub fn runs(config: &Config, id: &str) -> Result<(Option<String>, bool)> {
-    let (found, listings) = machine(Some(config), false)?;
+    let (found, listings) = machine(Some(config))?;
     let usable = found.iter().filter(|found| found.usable());
     let present: Vec<&str> = usable.map(|found| found.backend.as_str()).collect();
     let listed = listings.iter().any(|list| list.models.iter().any(|model| model.id == id));
@@ -150,7 +147,7 @@ fn discovered(config: &Config, id: &str) -> Result<Option<Chosen>> {
 /// the same family come first.
 pub fn replacements(config: &Config, name: &str) -> Result<Vec<(String, String)>> {
     let failed = config.resolve(Some(name))?;
-    let (found, _) = machine(Some(config), false)?;
+    let (found, _) = machine(Some(config))?;
     let works = |backend: &str| {
         found.iter().any(|f| f.backend == backend && f.usable() && f.logged_in != Some(false))
     };

@@ -170,7 +170,7 @@ fn migrate(config: &Config) -> Result<Exit> {
         say("the config has the current format already");
         return Ok(Exit::Ok);
     }
-    let (found, listings) = choose::machine(Some(config), false)?;
+    let (found, listings) = choose::machine(Some(config))?;
     store::change(&setup::migration(config, &found, &listings))?;
     let count = Config::load()?.models.len();
     say(format!("migrated: {count} models added; every line of the old config is kept"));

@@ -85,7 +85,7 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
     if !json {
         store::refuse_existing()?;
     }
-    let (all, listings) = choose::machine(None, false)?;
+    let (all, listings) = choose::machine(None)?;
     if all.is_empty() {
         return Err(nothing_found().into());
     }
