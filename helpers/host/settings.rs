@@ -81,15 +81,17 @@ fn split_mark(text: Option<&str>) -> (&str, &str) {
     text.split_at(if text.starts_with('\u{feff}') { 3 } else { 0 })
 }
 
-/// The texts of the rules in a list.
+/// The texts of the rules in a list, each once.
 fn texts(rules: &[Rule], list: RuleList) -> Vec<String> {
-    rules.iter().filter(|rule| rule.list == list).map(|rule| rule.text.clone()).collect()
+    let texts = rules.iter().filter(|rule| rule.list == list).map(|rule| rule.text.clone());
+    Vec::from_iter(texts.collect::<IndexSet<_>>())
 }
 
-/// The `rules` that the settings `text` does not have.
+/// The `rules` that the settings `text` does not have, each once.
 pub fn missing(text: Option<&str>, rules: &[Rule]) -> Vec<Rule> {
     let there = there(text);
-    rules.iter().filter(|rule| !there.contains(rule)).cloned().collect()
+    let missing = rules.iter().filter(|rule| !there.contains(rule)).cloned();
+    Vec::from_iter(missing.collect::<IndexSet<_>>())
 }
 
 /// The rules in the settings `text` that name a helper or the skill, whoever added them.
@@ -133,7 +135,8 @@ fn added(before: &str, list: RuleList, rules: &[String]) -> Result<Option<String
     let empty = before.trim_matches(SPACE).is_empty();
     let base = if empty { "{}\n" } else { before };
     let settings = Settings::parse(base)?;
-    let missing = settings.missing(list, rules);
+    let mut missing = rules.to_vec();
+    missing.retain(|rule| settings.rules(list).all(|held| held != rule));
     if missing.is_empty() {
         return Ok(None);
     }
@@ -254,12 +257,6 @@ impl<'a> Settings<'a> {
     fn rules(&self, list: RuleList) -> impl Iterator<Item = &str> {
         let held = self.value["permissions"][list.name()].as_array();
         held.into_iter().flatten().filter_map(Value::as_str)
-    }
-
-    /// The rules that the list does not have, each once.
-    fn missing(&self, list: RuleList, rules: &[String]) -> Vec<String> {
-        let rules = rules.iter().filter(|rule| self.rules(list).all(|held| held != *rule));
-        Vec::from_iter(rules.cloned().collect::<IndexSet<_>>())
     }
 
     /// The text that adds the rules to the list, and its place.

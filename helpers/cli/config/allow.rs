@@ -3,7 +3,7 @@
 //! `~/.dispatch/allowed.json` remembers the added rules, so that exactly those are removed again and
 //! a rule that the person had before stays.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -39,8 +39,6 @@ pub(super) fn allow(bins: &[PathBuf], consent: Consent) -> Result<Exit> {
     for bin in bins {
         wanted.extend(rules(&std::path::absolute(bin).context("no such directory")?));
     }
-    let mut seen = HashSet::new();
-    wanted.retain(|rule| seen.insert(rule.clone()));
     let missing = settings::missing(text.as_deref(), &wanted);
     let Some(new) = settings::add(text.as_deref(), &wanted)? else {
         say(format!("nothing to change in {}", path.display()));
