@@ -112,9 +112,11 @@ pub fn shorten(line: &str, bytes: usize) -> String {
     format!("{}…", &line[..end])
 }
 
-/// The line and the column of a byte of a text, both from 1; the column counts characters.
+/// The line and the column of a byte of a text, or of the character that holds it, both from 1; the
+/// column counts characters.
 pub fn line_and_column(text: &str, at: usize) -> (usize, usize) {
-    let before = &text[..at];
+    let begin = (0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+    let before = &text[..begin];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }

@@ -63,7 +63,6 @@ impl Problem {
         let place = error.and_then(|error| error.location());
         // The parser gives the line behind the last one for what is missing at the end.
         let at = place.map_or(0, |place| place.index()).min(text.trim_end().len());
-        let at = (0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
         // Only the message ends with the place.
         let what = message.split(" at line ").next().unwrap_or(&message);
         let mut problem = Self::new(Severity::Error, (text, at), "", what, "here");

@@ -64,8 +64,7 @@ fn edit(
     let mut after = before.to_owned();
     for list in lists {
         let edited = edit_list(&after, list, &texts(rules, list)).map_err(|(at, why)| {
-            let end = (0..=at).rev().find(|at| after.is_char_boundary(*at)).unwrap_or_default();
-            let (line, column) = line_and_column(&after, end);
+            let (line, column) = line_and_column(&after, at);
             Refusal::new(Exit::Data, format!("{} was not changed", settings_path().display()))
                 .place(format!("line {line}, column {column}: {why}"))
                 .next(format!("{verb} by hand: {}", snippet(rules)))
@@ -102,11 +101,8 @@ pub fn for_dispatch(text: Option<&str>) -> Vec<Rule> {
 /// All rules of the settings `text`; none if it cannot be read.
 fn there(text: Option<&str>) -> Vec<Rule> {
     let Ok(settings) = Settings::parse(split_mark(text).1) else { return Vec::new() };
-    let of = |list| {
-        let rules = settings.rules(list).map(|text| Rule { list, text: text.into() });
-        rules.collect::<Vec<_>>()
-    };
-    RuleList::BOTH.map(of).concat()
+    let of = |list| settings.rules(list).map(move |text| Rule { list, text: text.into() });
+    RuleList::BOTH.into_iter().flat_map(of).collect()
 }
 
 /// Why a text cannot be edited, with the byte that shows it.
