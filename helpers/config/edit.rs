@@ -1,7 +1,7 @@
 //! Changes of the config that keep all other bytes.
 //!
 //! People write this file too, so it is never rewritten from its values. An edit is a few
-//! [`Splice`]s. A new text is returned only after a proof: the values are those asked for, and no
+//! `Splice`s. A new text is returned only after a proof: the values are those asked for, and no
 //! other bytes and no comments changed. A change that cannot be proved is refused, with the lines to
 //! paste by hand.
 
