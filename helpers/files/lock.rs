@@ -1,14 +1,15 @@
 //! Locks that name their holder.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::fcntl::OFlag;
 
 use super::read::{open_foreign, read_foreign};
-use super::{cannot_write, private, refuse_symlink};
+use super::{cannot_write, open_private, refuse_symlinks};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::process::{Identity, Life};
@@ -52,11 +53,10 @@ impl Lock {
 
     /// Takes the lock for a short check if it is free now. The file still names the earlier holder.
     pub fn try_take_unsigned(path: &Path) -> Result<Option<Self>> {
-        let opened = private(OpenOptions::new().write(true).truncate(false)).open(path);
-        let file = match opened {
+        let file = match open_private(path, OFlag::empty()) {
             Ok(file) => file,
             Err(error) => {
-                refuse_symlink(path)?;
+                refuse_symlinks(path)?;
                 return Err(error).context(format!("cannot open the lock {}", path.display()));
             }
         };

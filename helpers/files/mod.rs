@@ -4,14 +4,15 @@
 //! [`read_foreign`] for files in a worker's reach.
 
 mod lock;
+mod place;
 mod publish;
 mod read;
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +25,8 @@ use nix::sys::stat::Mode;
 use crate::error::Refusal;
 use crate::exit::Exit;
 
+use place::Place;
+
 pub use lock::Lock;
 pub use publish::{publish, publish_new, publish_numbered, read_numbered, remove_leftovers};
 pub use read::{decode, read, read_foreign, tail};
@@ -34,15 +37,16 @@ pub use read::{decode, read, read_foreign, tail};
 /// # Errors
 /// [`Exit::Data`] for anything in its place that is not a directory.
 pub fn entries(path: &Path) -> Result<Vec<(OsString, bool)>> {
-    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let directory = match Dir::open(path, flags, Mode::empty()) {
-        Ok(directory) => directory,
-        Err(Errno::ENOENT) => return Ok(Vec::new()),
-        Err(Errno::ENOTDIR | Errno::ELOOP) => {
-            refuse_symlink(path)?;
-            return Err(wrong_kind(path, "directory").into());
+    let directory = match place::open(path, OFlag::O_DIRECTORY, Mode::empty()) {
+        Ok(directory) => Dir::from_fd(directory.into())?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            refuse_symlinks(path)?;
+            return match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ENOTDIR | Errno::ELOOP) => Err(wrong_kind(path, "directory").into()),
+                _ => Err(error).context(format!("cannot read {}", path.display())),
+            };
         }
-        Err(error) => return Err(error).context(format!("cannot read {}", path.display())),
     };
     let mut entries = Vec::new();
     for entry in directory.into_iter().flatten() {
@@ -62,6 +66,13 @@ pub fn refuse_symlink(path: &Path) -> Result<(), Refusal> {
             .next("remove it, or put what it leads to in its place")),
         Err(_) => Ok(()),
     }
+}
+
+/// Refuses a symlink in any part of a path, the first one by name.
+fn refuse_symlinks(path: &Path) -> Result<(), Refusal> {
+    let mut parts: Vec<_> = path.ancestors().collect();
+    parts.reverse();
+    parts.into_iter().try_for_each(refuse_symlink)
 }
 
 fn wrong_kind(path: &Path, expected: &str) -> Refusal {
@@ -96,12 +107,26 @@ pub fn next_number(last: u32, directory: &Path) -> Result<u32, Refusal> {
 
 /// Removes a file, if it exists.
 pub fn remove(path: &Path) -> Result<()> {
-    removed(fs::remove_file(path), path)
+    let remove = || fs::remove_file(Place::of(path)?.file(path));
+    removed(remove(), path)
 }
 
 /// Removes a directory and its contents, if it exists.
 pub fn remove_directory(path: &Path) -> Result<()> {
     removed(fs::remove_dir_all(path), path)
+}
+
+/// Copies a directory with all its files and directories.
+pub fn copy_directory(from: &Path, to: &Path) -> Result<()> {
+    for entry in walkdir::WalkDir::new(from) {
+        let entry = entry.with_context(|| format!("cannot read {}", from.display()))?;
+        let copy = to.join(entry.path().strip_prefix(from)?);
+        match entry.file_type().is_dir() {
+            true => create_private_directory(&copy)?,
+            false => drop(fs::copy(entry.path(), &copy).with_context(|| cannot_write(&copy))?),
+        }
+    }
+    Ok(())
 }
 
 fn removed(result: io::Result<()>, path: &Path) -> Result<()> {
@@ -122,10 +147,29 @@ pub fn create_private_directory(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot make the directory {}", path.display()))
 }
 
-/// Creates a private directory for a task's files, unless a symlink is in its place.
+/// Creates a private directory for a task's files and its parents, unless a symlink or a file is in
+/// the place of one.
 pub fn create_task_directory(path: &Path) -> Result<()> {
-    refuse_symlink(path)?;
-    create_private_directory(path)
+    let create = || -> io::Result<()> {
+        let place = Place::of(path)?;
+        match DirBuilder::new().mode(0o700).create(place.file(path)) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                place::open(path, OFlag::O_DIRECTORY, Mode::empty()).map(drop)
+            }
+            created => created,
+        }
+    };
+    match create() {
+        Err(error) if error.kind() == ErrorKind::NotFound && path.parent().is_some() => {
+            path.parent().map_or(Ok(()), create_task_directory)?;
+            create()
+        }
+        created => created,
+    }
+    .or_else(|error| {
+        refuse_symlinks(path)?;
+        Err(error).with_context(|| format!("cannot make the directory {}", path.display()))
+    })
 }
 
 /// Sets the modification time of a file, which is created if it does not exist.
@@ -135,12 +179,13 @@ pub fn touch(path: &Path, time: SystemTime) -> Result<()> {
 
 /// Opens a file to append to it, unless a symlink is in its place.
 pub fn open_append(path: &Path) -> Result<File> {
-    private(OpenOptions::new().append(true)).open(path).with_context(|| cannot_write(path))
+    open_private(path, OFlag::O_APPEND).with_context(|| cannot_write(path))
 }
 
-/// Makes the options read too, create a private file, and follow no symlink.
-fn private(options: &mut OpenOptions) -> &mut OpenOptions {
-    options.read(true).create(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW)
+/// Opens a file to read and write, which is created for the owner only.
+fn open_private(path: &Path, further: OFlag) -> io::Result<File> {
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | further;
+    place::open(path, flags, Mode::S_IRUSR | Mode::S_IWUSR)
 }
 
 fn cannot_write(path: &Path) -> String {

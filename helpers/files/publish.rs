@@ -11,7 +11,8 @@ use tempfile::NamedTempFile;
 
 use super::read::open_foreign;
 use super::{
-    cannot_write, create_task_directory, entries, next_number, parse_number, read_foreign,
+    Place, cannot_write, create_task_directory, entries, next_number, parse_number, read_foreign,
+    refuse_symlinks,
 };
 use crate::fault;
 use crate::text::lossy;
@@ -22,28 +23,38 @@ const SUFFIX: &str = ".dispatch.tmp";
 /// Publishes a file: a reader finds the old content or the new, never a part, also after a power
 /// failure. A symlink with that name is replaced, not followed.
 pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
-    let temp = write_temporary(path, content)?;
-    temp.persist(path).map_err(|error| error.error).with_context(|| cannot_write(path))?;
+    let place = place_of(path)?;
+    let temp = write_temporary(&place, path, content)?;
+    let persisted = temp.persist(place.file(path));
+    persisted.map_err(|error| error.error).with_context(|| cannot_write(path))?;
     fault::point(name(path), "published");
-    sync_directory(path)
+    sync_directory(&place, path)
 }
 
 /// Publishes a file if its name is free; `false` if it is taken.
 pub fn publish_new(path: &Path, content: &[u8]) -> Result<bool> {
-    let temp = write_temporary(path, content)?;
-    match temp.persist_noclobber(path) {
+    let place = place_of(path)?;
+    let temp = write_temporary(&place, path, content)?;
+    match temp.persist_noclobber(place.file(path)) {
         Ok(_) => {}
         Err(error) if error.error.kind() == ErrorKind::AlreadyExists => return Ok(false),
         Err(error) => return Err(error.error).with_context(|| cannot_write(path)),
     }
     fault::point(name(path), "published");
-    sync_directory(path)?;
+    sync_directory(&place, path)?;
     Ok(true)
 }
 
-/// A temporary file beside `path`, complete and on disk.
-fn write_temporary(path: &Path, content: &[u8]) -> Result<NamedTempFile> {
-    let mut temp = create_temporary(path).with_context(|| cannot_write(path))?;
+fn place_of(path: &Path) -> Result<Place> {
+    Place::of(path).or_else(|error| {
+        refuse_symlinks(path)?;
+        Err(error).with_context(|| cannot_write(path))
+    })
+}
+
+/// A temporary file in the place of `path`, complete and on disk.
+fn write_temporary(place: &Place, path: &Path, content: &[u8]) -> Result<NamedTempFile> {
+    let mut temp = create_temporary(place, path).with_context(|| cannot_write(path))?;
     temp.write_all(content).with_context(|| cannot_write(path))?;
     temp.as_file().sync_data().with_context(|| cannot_write(path))?;
     fault::point(name(path), "written");
@@ -52,15 +63,15 @@ fn write_temporary(path: &Path, content: &[u8]) -> Result<NamedTempFile> {
 
 /// An empty temporary file, locked for as long as it is open: a lock that is free tells
 /// [`remove_leftovers`] that the writer is dead, in whichever pid namespace it was.
-fn create_temporary(path: &Path) -> std::io::Result<NamedTempFile> {
-    let mode = match fs::symlink_metadata(path) {
+fn create_temporary(place: &Place, path: &Path) -> std::io::Result<NamedTempFile> {
+    let mode = match fs::symlink_metadata(place.file(path)) {
         Ok(old) if old.is_file() => old.permissions().mode() & 0o777,
         _ => 0o600,
     };
     let prefix = format!(".{}.", name(path));
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(SUFFIX).permissions(Permissions::from_mode(mode));
-    let create = || builder.tempfile_in(directory(path));
+    let create = || builder.tempfile_in(place.directory());
     let mut temp = create()?;
     // A cleaner may get the lock first, and remove the file.
     for _ in 0..3 {
@@ -84,7 +95,7 @@ pub fn remove_leftovers(directory: &Path) -> (usize, usize) {
         }
         let path = directory.join(&name);
         let Ok(Some((file, _))) = open_foreign(&path) else { continue };
-        match file.try_lock().is_ok() && fs::remove_file(&path).is_ok() {
+        match file.try_lock().is_ok() && super::remove(&path).is_ok() {
             true => removed += 1,
             false => left += 1,
         }
@@ -92,14 +103,10 @@ pub fn remove_leftovers(directory: &Path) -> (usize, usize) {
     (removed, left)
 }
 
-fn sync_directory(path: &Path) -> Result<()> {
-    File::open(directory(path))
+fn sync_directory(place: &Place, path: &Path) -> Result<()> {
+    File::open(place.directory())
         .and_then(|directory| directory.sync_all())
         .with_context(|| cannot_write(path))
-}
-
-fn directory(path: &Path) -> &Path {
-    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
 fn name(path: &Path) -> &str {
@@ -156,8 +163,10 @@ mod tests {
     fn only_a_dead_writers_temporary_file_is_removed() {
         let home = tempfile::tempdir().expect("a directory");
         let path = home.path().join("plan.md");
-        let alive = write_temporary(&path, b"half").expect("written");
-        let dead = write_temporary(&path, b"half").expect("written").keep().expect("kept").1;
+        let place = Place::of(&path).expect("there");
+        let write = || write_temporary(&place, &path, b"half").expect("written");
+        let alive = write();
+        let dead = write().keep().expect("kept").1;
         for name in ["plan.md", ".note.tmp", "x.dispatch.tmp"] {
             fs::write(home.path().join(name), "").expect("written");
         }

@@ -1,13 +1,14 @@
 //! Reading files: the person's, and those that a worker can write.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
-use super::{refuse_symlink, wrong_kind};
+use super::{place, refuse_symlinks, wrong_kind};
 use crate::error::Refusal;
 use crate::exit::Exit;
 
@@ -60,12 +61,11 @@ pub fn tail(path: &Path, most: u64) -> Result<Vec<u8>> {
 /// Opens a file as [`read_foreign`] does: a symlink leads nowhere, and a pipe holds nobody up.
 /// Returns its length in bytes too.
 pub(super) fn open_foreign(path: &Path) -> Result<Option<(File, u64)>> {
-    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+    let file = match place::open(path, OFlag::O_NONBLOCK, Mode::empty()) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => {
-            refuse_symlink(path)?;
+            refuse_symlinks(path)?;
             return Err(error).context(cannot_read(path));
         }
     };

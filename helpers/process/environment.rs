@@ -15,6 +15,12 @@ pub const TASK_DIR: &str = "DISPATCH_TASK_DIR";
 /// found. A supervisor has the number 0.
 pub const ATTEMPT: &str = "DISPATCH_ATTEMPT";
 
+/// How many minutes a worker waits for an answer in total, for a worker that cannot read the config.
+pub const PATIENCE: &str = "DISPATCH_PATIENCE";
+
+/// The directory of the recorded answers, for a worker at `full` access, which takes no others.
+pub const ANSWERS: &str = "DISPATCH_ANSWERS";
+
 /// The host process that called this helper; `None` if a worker or a person called it.
 pub fn calling_host() -> Option<Identity> {
     if std::env::var_os(TASK_DIR).is_some() {

@@ -13,10 +13,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::kill;
+use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::time::ClockId;
 use nix::unistd::Pid;
@@ -74,6 +76,13 @@ pub(super) fn environment(pid: u32) -> Vec<u8> {
         let _ = file.take(LONGEST_ENVIRONMENT).read_to_end(&mut bytes);
     }
     bytes
+}
+
+/// The words of a process's command line; empty if this user may not read it.
+pub(super) fn command_line(pid: u32) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 /// Makes this process the parent of every descendant that loses its own parent.
@@ -287,6 +296,28 @@ impl EventQueue {
             }
         }
     }
+}
+
+/// Opens a file without following a symlink in any part of its absolute path.
+///
+/// # Errors
+/// `ELOOP` or `ENOTDIR` at a symlink.
+pub fn open_without_symlinks(path: &Path, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new().flags(flags).mode(mode).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match openat2(AT_FDCWD, path, how) {
+        // An old kernel, or a container that forbids the call: the parts are opened one by one.
+        Err(Errno::ENOSYS | Errno::EPERM) => {}
+        opened => return opened,
+    }
+    let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut directory = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut parts = path.components().skip(1).peekable();
+    while let Some(part) = parts.next() {
+        let is_last = parts.peek().is_none();
+        let flags = if is_last { flags | OFlag::O_NOFOLLOW } else { step };
+        directory = openat(&directory, part.as_os_str(), flags, mode)?;
+    }
+    Ok(directory)
 }
 
 /// Closes all descriptors but the first three at exec. Called in the forked child.

@@ -6,16 +6,18 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::event::{EvFlags, EventFilter, FilterFlag, KEvent, Kqueue};
 use nix::sys::signal::kill;
+use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 use nix::time::ClockId;
 use nix::unistd::Pid;
@@ -90,6 +92,15 @@ fn after_arguments(buffer: &[u8]) -> Option<&[u8]> {
         rest = &rest[end(rest)?..];
     }
     Some(rest)
+}
+
+/// The words of a process's command line, as ps(1) prints it; empty if it has ended.
+pub(super) fn command_line(pid: u32) -> Vec<String> {
+    let ps = std::process::Command::new("/bin/ps")
+        .args(["-o", "args=", "-p", &pid.to_string()])
+        .output();
+    let line = ps.map(|it| String::from_utf8_lossy(&it.stdout).into_owned()).unwrap_or_default();
+    line.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Does nothing: on macOS, only init adopts a process that lost its parent.
@@ -264,6 +275,16 @@ impl EventQueue {
         // Without room for events, the call does not wait, and fails with the error of the change.
         self.queue.kevent(&[change], &mut [], None).map(drop)
     }
+}
+
+/// Opens a file without following a symlink in any part of its absolute path (`O_NOFOLLOW_ANY` of
+/// open(2), since macOS 11).
+///
+/// # Errors
+/// `ELOOP` at a symlink.
+pub fn open_without_symlinks(path: &Path, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
+    const NOFOLLOW_ANY: i32 = 0x2000_0000;
+    open(path, flags | OFlag::from_bits_retain(NOFOLLOW_ANY), mode)
 }
 
 /// Marks all descriptors but the first three close-on-exec; for the forked child.

@@ -27,12 +27,12 @@ pub use nix::sys::signal::Signal;
 
 pub use capture::{CaptureError, capture};
 pub use clock::{LocalTime, local_seconds, local_time};
-pub use environment::{ATTEMPT, TASK_DIR, calling_host, is_host_variable};
+pub use environment::{ANSWERS, ATTEMPT, PATIENCE, TASK_DIR, calling_host, is_host_variable};
 pub use environment::{HELPERS, find_program, find_program_in, launcher, worker_helper};
 pub use identity::{Identity, Life, boot_id, machine};
-pub use os::{adopt_descendants, reap_adopted, time_since_boot};
+pub use os::{adopt_descendants, open_without_symlinks, reap_adopted, time_since_boot};
 pub use start::{detach, lead_own_group, reset_child_signal, signal_group, spawn_recorded};
-pub use tree::ProcessTree;
+pub use tree::{ProcessTree, callers};
 pub use watch::{Watch, Woken};
 
 use watch::SignalPipe;

@@ -44,6 +44,31 @@ enum Mark {
     Empty,
 }
 
+/// The words of the command lines of this process's ancestors, the nearest first.
+pub fn callers() -> Vec<Vec<String>> {
+    let all = os::processes().unwrap_or_default();
+    let own = std::process::id();
+    let above = ancestors(&all).into_iter().filter(|pid| *pid != own && *pid > 1);
+    above.map(os::command_line).collect()
+}
+
+/// This process and its ancestors, the nearest first.
+fn ancestors(all: &[Process]) -> Vec<u32> {
+    let parents: HashMap<u32, u32> = all.iter().map(|it| (it.identity.pid, it.parent)).collect();
+    let mut found = Vec::new();
+    let mut next = Some(std::process::id());
+    while let Some(pid) = next.filter(|pid| !found.contains(pid)) {
+        found.push(pid);
+        next = parents.get(&pid).copied();
+    }
+    found
+}
+
+/// The processes that are in no tree, whatever a record says: init, this process and its ancestors.
+fn spared(all: &[Process]) -> HashSet<u32> {
+    ancestors(all).into_iter().chain([1]).collect()
+}
+
 impl ProcessTree {
     /// The processes of the group that `leader` leads or led, those that descend from `supervisor`,
     /// and those that carry `mark`, a `NAME=value` of the environment. A process with another value
@@ -91,7 +116,7 @@ impl ProcessTree {
     /// The processes of the tree that run now.
     fn scan(&mut self) -> Result<Vec<Identity>> {
         let all = os::processes()?;
-        let own = std::process::id();
+        let spared = spared(&all);
         let supervisor =
             self.supervisor.as_ref().filter(|it| it.life() == Life::Alive).map(|it| it.pid);
         let group = self.group(&all);
@@ -102,7 +127,7 @@ impl ProcessTree {
             let before = found.len();
             for process in &all {
                 let pid = process.identity.pid;
-                if pid == own || Some(pid) == supervisor || found.contains(&pid) {
+                if spared.contains(&pid) || Some(pid) == supervisor || found.contains(&pid) {
                     continue;
                 }
                 let related = marks[&pid] == Mark::Own
