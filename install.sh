@@ -337,7 +337,10 @@ running() {
     processes=$(ps -A -ww -o args= 2>/dev/null || ps -o args 2>/dev/null) ||
         fail 69 "install.sh: without ps it is not seen whether workers run; nothing was removed"
     say "$processes" | HELPERS="$(cd -P -- "$1" && pwd -P)/" awk '
-        index($0, ENVIRON["HELPERS"]) == 1 && sub(/^.*[/]dispatch-spawn --supervise /, "  ")'
+        index($0, ENVIRON["HELPERS"]) == 1 && sub(/^.*[/]dispatch-spawn --supervise /, "")' |
+        while read -r state; do
+            printf '  %s\n' "$(sed -n 's/^task_directory: //p' "$state/record.yaml")"
+        done
 }
 
 uninstall() {

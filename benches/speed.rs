@@ -598,11 +598,11 @@ impl Project<'_> {
             }
         }
         // Each task has its own nonce, which names the file of what was decided about it.
-        let record = fs::read_to_string(first.join("task.yaml"))?;
+        let record = fs::read_to_string(first.join("record.yaml"))?;
         let nonce = record.lines().find_map(|line| line.strip_prefix("nonce: "));
         let nonce = nonce.context("a nonce")?;
         let own_nonce = format!("{nonce}-{to}");
-        fs::write(to_path.join("task.yaml"), record.replace(nonce, &own_nonce))?;
+        fs::write(to_path.join("record.yaml"), record.replace(nonce, &own_nonce))?;
         let claims = self.home.path(".dispatch/claims");
         let claim = fs::read_to_string(claims.join(nonce))?;
         fs::write(claims.join(own_nonce), claim.replace("/t0\"", &format!("/{to}\"")))?;
@@ -626,7 +626,7 @@ impl Project<'_> {
 
     /// Whether the supervisor has recorded how the worker ended.
     fn has_ended(&self, id: &str) -> bool {
-        self.task(id).join("worker/1/exit").is_file()
+        self.task(id).join("attempts/1/exit").is_file()
     }
 
     /// Waits until the worker and its supervisor have ended.

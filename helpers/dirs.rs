@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
+use crate::error::Refusal;
+use crate::exit::Exit;
+
 /// The path of the config: `$DISPATCH_CONFIG`, else `~/.dispatch/config.yaml`.
 pub fn config_path() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("DISPATCH_CONFIG") {
@@ -15,5 +18,19 @@ pub fn config_path() -> Result<PathBuf> {
 /// The directory of dispatch in the home directory: `~/.dispatch`.
 pub fn dispatch_home() -> Result<PathBuf> {
     let home = std::env::home_dir().context("there is no home directory: HOME is not set")?;
+    if home.is_relative() {
+        return Err(Refusal::new(Exit::Data, "HOME is not an absolute path")
+            .place(format!("it is {:?}", home.display().to_string()))
+            .next("set HOME to the absolute path of your home directory")
+            .into());
+    }
     Ok(home.join(".dispatch"))
+}
+
+/// The directory with the person's side of all tasks: `$DISPATCH_STATE`, else `~/.dispatch/state`.
+pub fn state_root() -> Result<PathBuf> {
+    match std::env::var_os("DISPATCH_STATE") {
+        Some(path) => std::path::absolute(path).context("DISPATCH_STATE is empty"),
+        None => Ok(dispatch_home()?.join("state")),
+    }
 }

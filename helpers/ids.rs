@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
 
 /// A random 64-bit number as 16 hexadecimal digits.
 pub fn random_hex() -> Result<String> {
@@ -27,6 +28,11 @@ pub fn short_hash(bytes: &[u8]) -> String {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
     format!("{:08x}", (hash >> 32) as u32)
+}
+
+/// The SHA-256 of some bytes as 64 hexadecimal digits.
+pub fn long_hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The time in UTC for a person: `2026-11-21T10:02:15Z`.

@@ -4,12 +4,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Result;
 
-use crate::error::Refusal;
-use crate::exit::Exit;
 use crate::files;
 use crate::text::lossy;
 
@@ -104,34 +102,25 @@ impl Ipc {
         Ok(files::read_foreign(&self.file(name, "answer"))?.map(lossy))
     }
 
-    /// Whether the answer to a question is younger than `age`.
-    pub fn was_answered_within(&self, name: &str, age: Duration) -> bool {
-        files::modified_within(&self.file(name, "answer"), age)
+    /// Whether there is a question with this number.
+    pub fn has_question(&self, name: &str) -> bool {
+        self.file(name, "question").exists()
     }
 
-    /// Publishes the answer to a question.
-    ///
-    /// # Errors
-    /// [`Exit::Data`] if there is no such question, it has an answer, or the answer is empty.
-    pub fn post_answer(&self, name: &str, text: &str) -> Result<()> {
-        if text.trim().is_empty() {
-            return Err(Refusal::new(Exit::Data, "the answer is empty")
-                .next("give the text, or - and the text on standard input")
-                .into());
-        }
-        if self.question(name)?.is_none() {
-            return Err(Refusal::new(Exit::Data, format!("there is no question {name}"))
-                .place(format!("in {}", self.directory.display()))
-                .next("dispatch-reconcile lists the open questions")
-                .into());
-        }
-        if !files::publish_new(&self.file(name, "answer"), with_newline(text).as_bytes())? {
-            return Err(Refusal::new(Exit::Data, format!("question {name} has an answer already"))
-                .place(self.file(name, "answer").display().to_string())
-                .next("to tell the worker more, use: dispatch-reconcile note")
-                .into());
-        }
-        Ok(())
+    /// Whether there is an answer to a question.
+    pub fn has_answer(&self, name: &str) -> bool {
+        self.file(name, "answer").exists()
+    }
+
+    /// Whether the worker said that it has read the answer to a question.
+    pub fn was_received(&self, name: &str) -> bool {
+        self.file(name, "done").exists()
+    }
+
+    /// Publishes the answer to a question, in place of whatever is there.
+    pub fn publish_answer(&self, name: &str, text: &str) -> Result<()> {
+        files::create_task_directory(&self.directory)?;
+        files::publish(&self.file(name, "answer"), with_newline(text).as_bytes())
     }
 
     /// Marks the answer to a question as read.
@@ -143,6 +132,12 @@ impl Ipc {
     pub fn finish(&self, summary: &str) -> Result<()> {
         files::create_task_directory(&self.directory)?;
         files::publish(&self.directory.join(".done"), with_newline(summary).as_bytes())
+    }
+
+    /// Removes the finish marker.
+    pub fn unfinish(&self) -> Result<()> {
+        files::refuse_symlink(&self.directory)?;
+        files::remove(&self.directory.join(".done"))
     }
 
     /// The time of the finish marker.
@@ -192,11 +187,9 @@ mod tests {
         let name = ipc.ask("which?").expect("asked");
         let is_open = || ipc.questions().expect("read").iter().any(Question::is_open);
         assert!(is_open());
-        ipc.post_answer(&name, "this").expect("answered");
+        ipc.publish_answer(&name, "this").expect("answered");
         assert!(!is_open());
         assert_eq!(ipc.answer(&name).expect("read").as_deref(), Some("this\n"));
-        assert!(ipc.post_answer(&name, "that").is_err(), "the first answer stays");
-        assert!(ipc.post_answer("002", "that").is_err(), "there is no such question");
     }
 
     #[test]

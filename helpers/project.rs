@@ -2,20 +2,31 @@
 //!
 //! Invariant: an entry that should be a task is listed, as a task or as broken, and never skipped.
 
+mod identity;
+
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
 
+use crate::dirs;
 use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::files;
+use crate::files::{self, Lock};
+use crate::ids::long_hash;
 use crate::process::{Identity, TASK_DIR};
 use crate::task::Task;
+use identity::ProjectRecord;
+
+pub use identity::{Standing, stands};
+
+/// How long a dispatch waits for another one that claims the directory.
+const CLAIM_LIMIT: Duration = Duration::from_secs(10);
 
 /// The tasks of a project.
 #[derive(Debug, Default)]
@@ -31,7 +42,7 @@ pub struct TaskList {
 pub struct Broken {
     /// The name of the entry's directory.
     pub name: String,
-    /// The entry's directory.
+    /// The directory of its person's side.
     pub directory: PathBuf,
     /// The error that reading the entry gave.
     pub error: Error,
@@ -40,15 +51,19 @@ pub struct Broken {
 impl Broken {
     /// The entry for a task that cannot be read.
     pub fn from_task(task: &Task, error: Error) -> Self {
-        let (name, directory) = (task.id().to_string(), task.directory().to_path_buf());
+        let (name, directory) = (task.id().to_string(), task.state_dir().to_path_buf());
         Self { name, directory, error }
     }
 }
 
-/// A directory whose `.dispatch/` holds tasks.
+/// A directory whose `.dispatch/` holds the workers' side of tasks, and the directory with the person's.
 #[derive(Clone, Debug)]
 pub struct Project {
     root: PathBuf,
+    /// The path that tells the project from others: git's common directory, or the root.
+    identity: PathBuf,
+    state_dir: PathBuf,
+    standing: Standing,
 }
 
 impl Project {
@@ -57,7 +72,7 @@ impl Project {
     /// else `start` itself.
     ///
     /// # Errors
-    /// [`Exit::Data`] if `.dispatch` or its `tasks` is a symlink.
+    /// [`Exit::Data`] if `.dispatch` or its `tasks` is a symlink, or the path is not UTF-8.
     pub fn find(start: &Path) -> Result<Self> {
         if let Some(task) = std::env::var_os(TASK_DIR) {
             let task = Path::new(&task);
@@ -83,7 +98,25 @@ impl Project {
     /// The project with this root. A symlinked `.dispatch` is refused, because a cloned repository may
     /// contain one.
     fn at(root: PathBuf) -> Result<Self> {
-        let project = Self { root };
+        let identity = common_directory(&root).unwrap_or_else(|| root.clone());
+        let identity = identity.canonicalize().unwrap_or(identity);
+        let mut state_dir = state_dir(&root, &identity)?;
+        let token = identity::token(&root);
+        let standing = match ProjectRecord::load(&state_dir)? {
+            Some(record) => record.standing(token.as_deref()),
+            None => {
+                let origin = token.and_then(|token| identity::with_token(&token));
+                let (dir, standing) = origin.map_or((None, Standing::New), |(dir, record)| {
+                    (Some(dir), identity::origin(&record))
+                });
+                // The tasks of a moved project can be seen and stopped.
+                if let (Some(dir), Standing::Moved(_)) = (dir, &standing) {
+                    state_dir = dir;
+                }
+                standing
+            }
+        };
+        let project = Self { root, identity, state_dir, standing };
         files::refuse_symlink(&project.root.join(".dispatch"))?;
         files::refuse_symlink(&project.tasks_dir())?;
         Ok(project)
@@ -104,9 +137,64 @@ impl Project {
         self.root.join(".dispatch/reports")
     }
 
+    /// The directory with the person's side of the tasks.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// What the directory is to the tasks.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// Whether work may start by itself.
+    pub fn stands(&self) -> bool {
+        self.standing == Standing::Same
+    }
+
+    /// Refuses a directory that is not the one in which its tasks were dispatched.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the directory was moved or replaced.
+    pub fn refuse_moved(&self) -> Result<(), Refusal> {
+        let (what, place) = match &self.standing {
+            Standing::Moved(from) => (
+                "this project was moved after its tasks were dispatched",
+                format!("from {}", from.display()),
+            ),
+            Standing::Replaced => (
+                "another directory is in the place of the project",
+                format!(
+                    "{} is not the one in which its tasks were dispatched",
+                    self.root.display()
+                ),
+            ),
+            _ => return Ok(()),
+        };
+        Err(Refusal::new(Exit::Data, what)
+            .place(place)
+            .next("to take its tasks over, run: dispatch-reconcile adopt"))
+    }
+
+    /// A line for a person about tasks that do not start by themselves; `None` if there are none.
+    pub fn notice(&self) -> Option<String> {
+        let what = match &self.standing {
+            Standing::New | Standing::Same => return None,
+            Standing::WithoutToken => "its .dispatch was deleted".into(),
+            Standing::Replaced => "another directory is in its place".into(),
+            Standing::Moved(from) => format!("it was moved from {}", from.display()),
+            Standing::Copied(from) => format!("it is a copy of {}", from.display()),
+        };
+        let copied = matches!(self.standing, Standing::Copied(_));
+        let has_tasks = copied || !self.tasks().is_empty();
+        has_tasks.then(|| {
+            format!("project: {what}; no task starts by itself → dispatch-reconcile adopt")
+        })
+    }
+
     /// The directory with the locks of the hosts that wait for news.
     pub fn hosts_dir(&self) -> PathBuf {
-        self.root.join(".dispatch/hosts")
+        self.state_dir.join(".hosts")
     }
 
     /// The lock file of a host's waiting hook. Until a hook of the host runs here, no file exists.
@@ -122,18 +210,19 @@ impl Project {
 
     /// The lock file for restarting lost supervisors.
     pub fn repair_lock_path(&self) -> PathBuf {
-        self.root.join(".dispatch/repair.lock")
+        self.state_dir.join(".repair.lock")
     }
 
     /// The file whose modification time is the time of the last sweep of temporary files.
     pub fn sweep_time_path(&self) -> PathBuf {
-        self.root.join(".dispatch/swept")
+        self.state_dir.join(".swept")
     }
 
     /// The directories outside of tasks in which helpers write files.
     pub fn helper_directories(&self) -> Vec<PathBuf> {
         let git = common_directory(&self.root).map(|common| common.join("info"));
-        let own = [self.root.join(".dispatch"), self.tasks_dir(), self.reports_dir()];
+        let top = self.root.join(".dispatch");
+        let own = [top, self.tasks_dir(), self.reports_dir(), self.state_dir.clone()];
         own.into_iter().chain(git).collect()
     }
 
@@ -145,7 +234,8 @@ impl Project {
 
     /// The task with this name, which need not exist.
     pub fn task(&self, id: &TaskId) -> Task {
-        Task::new(self.tasks_dir().join(id.as_str()), id.clone())
+        let name = id.as_str();
+        Task::new(id.clone(), self.state_dir.join(name), self.tasks_dir().join(name))
     }
 
     /// The readable tasks of the project, sorted by name.
@@ -153,48 +243,32 @@ impl Project {
         self.task_list().tasks
     }
 
-    /// The tasks of the project, and the entries that should be tasks and cannot be read.
+    /// The dispatched tasks of the project, and what hides them. A task that ended and whose directory
+    /// in the project was deleted is over.
     pub fn task_list(&self) -> TaskList {
         let mut list = TaskList::default();
-        let directory = self.tasks_dir();
-        let cannot_read = |name: &str, directory: &Path, error: std::io::Error| Broken {
-            name: name.into(),
-            directory: directory.into(),
-            error: Error::new(error).context(format!("cannot read {}", directory.display())),
-        };
         // With the `.`, a directory fails too that may be listed but not entered.
-        let entries = std::fs::read_dir(directory.join(".")).map_err(|error| {
-            if error.kind() != ErrorKind::NotFound {
-                list.broken.push(cannot_read(".dispatch/tasks", &directory, error));
+        let entries = match std::fs::read_dir(self.state_dir.join(".")) {
+            Ok(entries) => Some(entries),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => {
+                let place = self.state_dir.display();
+                list.broken.push(Broken {
+                    name: "state".into(),
+                    directory: self.state_dir.clone(),
+                    error: Error::new(error).context(format!("cannot read {place}")),
+                });
+                None
             }
-        });
+        };
         for entry in entries.into_iter().flatten().flatten() {
-            let Ok(kind) = entry.file_type() else { continue };
             let name = entry.file_name();
-            let path = directory.join(&name);
-            match name.to_str().map(TaskId::from_str) {
-                Some(Ok(id)) if kind.is_dir() || kind.is_symlink() => {
-                    let task = Task::new(path, id);
-                    if kind.is_dir() && task.was_dispatched() {
-                        list.tasks.push(task);
-                    } else if let Err(error) = task.refuse_lost_record() {
-                        list.broken.push(Broken::from_task(&task, error.into()));
-                    } else if let Err(error) = task.directory().join(".").try_exists() {
-                        let name = task.id().as_str();
-                        list.broken.push(cannot_read(name, task.directory(), error));
-                    }
-                }
-                // A task's directory was renamed to something that is no task name.
-                _ if kind.is_dir() && path.join("task.yaml").exists() => {
-                    list.broken.push(Broken {
-                        name: name.to_string_lossy().into_owned(),
-                        directory: path,
-                        error: Refusal::new(Exit::Data, "no task can have that name")
-                            .next("rename the directory back to the task's name")
-                            .into(),
-                    });
-                }
-                _ => {}
+            let Some(Ok(id)) = name.to_str().map(TaskId::from_str) else { continue };
+            let task = self.task(&id);
+            match task.refuse_lost_record() {
+                Err(error) => list.broken.push(Broken::from_task(&task, error.into())),
+                Ok(()) if task.was_dispatched() && !task.is_deleted() => list.tasks.push(task),
+                Ok(()) => {}
             }
         }
         list.tasks.sort_by(|a, b| a.id().cmp(b.id()));
@@ -209,12 +283,11 @@ impl Project {
     pub fn existing_task(&self, id: &TaskId) -> Result<Task> {
         let task = self.task(id);
         task.refuse_lost_record()?;
-        if task.was_dispatched() {
+        if task.was_dispatched() && !task.is_deleted() {
             return Ok(task);
         }
         let TaskList { tasks, broken } = self.task_list();
-        let explains = |it: &Broken| it.name == id.as_str() || it.directory == self.tasks_dir();
-        if let Some(broken) = broken.into_iter().find(explains) {
+        if let Some(broken) = broken.into_iter().next() {
             return Err(broken.error);
         }
         let names: Vec<_> = tasks.iter().take(8).map(|task| task.id().as_str()).collect();
@@ -230,14 +303,33 @@ impl Project {
             .into())
     }
 
+    /// Records that the tasks belong to this directory.
+    fn claim_directory(&self) -> Result<()> {
+        // Several first dispatches at once must agree on one token.
+        let _lock = Lock::take(&self.state_dir.join(".project.lock"), CLAIM_LIMIT)?;
+        let record = ProjectRecord::load(&self.state_dir)?;
+        let given = identity::token(&self.root);
+        if record.as_ref().is_some_and(|it| it.standing(given.as_deref()) == Standing::Same) {
+            return Ok(());
+        }
+        // The token comes first: a record without it would look like a project that was cleaned up.
+        let token = identity::set_token(&self.root, record.as_ref().map(ProjectRecord::token))?;
+        ProjectRecord::of(&self.identity, token)?.save(&self.state_dir)
+    }
+
     /// Creates `.dispatch/`, readable for this user only, and excludes it from git, so that neither
     /// `git add` nor a worker's `git clean` touches it.
     pub fn prepare(&self) -> Result<()> {
+        files::create_private_directory(&self.state_dir)?;
         files::create_private_directory(&self.tasks_dir())?;
         // The host's editor may have created the directory, readable for everybody.
         let top = self.root.join(".dispatch");
         std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o700))
             .with_context(|| format!("cannot make {} private", top.display()))?;
+        match self.standing {
+            Standing::Same => {}
+            _ => self.claim_directory()?,
+        }
         let Some(common) = common_directory(&self.root) else { return Ok(()) };
         let path = common.join("info/exclude");
         let text = files::read(&path)?.unwrap_or_default();
@@ -251,6 +343,22 @@ impl Project {
         let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
         files::publish(&path, format!("{text}{gap}.dispatch/\n").as_bytes())
     }
+}
+
+/// The directory with the person's side of the project with that identity: its name for people, and
+/// the SHA-256 of its path.
+fn state_dir(root: &Path, identity: &Path) -> Result<PathBuf> {
+    if identity.to_str().is_none() {
+        return Err(Refusal::new(Exit::Data, "the path of the project is not UTF-8")
+            .place(identity.display().to_string())
+            .next("rename the directory")
+            .into());
+    }
+    let name = root.file_name().and_then(OsStr::to_str).unwrap_or("root");
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+    let name: String = name.chars().map(plain).take(40).collect();
+    let hash = long_hash(identity.as_os_str().as_encoded_bytes());
+    Ok(dirs::state_root()?.join(format!("{name}-{hash}")))
 }
 
 /// The main worktree of the repository around `start`; `None` outside git and for a bare one.

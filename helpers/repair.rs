@@ -89,9 +89,12 @@ pub fn repair(project: &Project, list: TaskList) -> Repaired {
     if std::env::var_os(TASK_DIR).is_none() {
         let Repaired { views, repairs, .. } = &mut repaired;
         for view in views.iter_mut() {
-            repair_end(view, repairs);
+            repair_end(view, repairs, project.stands());
+            // A killed helper may have recorded an answer that the worker still waits for.
+            let _ = view.task.publish_answers();
         }
-        for restarted in supervise::restart_abandoned(project, views) {
+        let abandoned = if project.stands() { &views[..] } else { &[] };
+        for restarted in supervise::restart_abandoned(project, abandoned) {
             repairs.add(&restarted, "restarted");
             refresh(views.iter_mut().find(|view| *view.task.id() == restarted));
         }
@@ -101,13 +104,13 @@ pub fn repair(project: &Project, list: TaskList) -> Repaired {
 }
 
 /// Records the unseen end of an attempt, and resumes the task if it has a late answer.
-fn repair_end(view: &mut View, repairs: &mut Repairs) {
+fn repair_end(view: &mut View, repairs: &mut Repairs, may_start: bool) {
     // Ignore a failure; the next repair tries again.
     if supervise::record_unknown_end(view).unwrap_or(false) {
         refresh(Some(view));
         repairs.add(view.task.id(), &format!("marked {}", view.label()));
     }
-    if supervise::resume_if_answered(view) {
+    if may_start && supervise::resume_if_answered(view) {
         repairs.add(view.task.id(), "restarted");
         refresh(Some(view));
     }
@@ -143,7 +146,7 @@ fn remove_leftovers(project: &Project, views: &[View]) -> usize {
         left += left_here;
     }
     // Sweep the same directories again while files are left, or if the time cannot be saved.
-    if left == 0 && project.tasks_dir().is_dir() {
+    if left == 0 && project.state_dir().is_dir() {
         let _ = files::touch(&sweep_time, now - CLOCK_SLACK);
     }
     removed
@@ -173,9 +176,10 @@ pub fn orphans(project: &Project, mut artifacts: Vec<Artifact>) -> Vec<Artifact>
     let Some(records) = records.ok().filter(|_| broken.is_empty()) else { return Vec::new() };
     artifacts.retain(|it| !records.iter().flatten().any(|record| belongs_to(it, record)));
     // Skip the worktree of a task that is being dispatched.
-    let plan = |it: &Artifact| project.tasks_dir().join(it.name()).join("plan.md");
-    let is_being_dispatched =
-        |it: &Artifact| plan(it).exists() && !plan(it).with_file_name("task.yaml").exists();
+    let is_being_dispatched = |it: &Artifact| {
+        let task = it.name().parse().map(|id| project.task(&id));
+        task.is_ok_and(|task| task.state_dir().exists() && !task.was_dispatched())
+    };
     artifacts.retain(|it| !is_being_dispatched(it));
     // Report a worktree's branch with the worktree only.
     let worktrees: Vec<_> = artifacts.iter().filter_map(Artifact::checked_out).collect();
@@ -191,5 +195,5 @@ fn belongs_to(artifact: &Artifact, record: &Record) -> bool {
 fn helper_directories(view: &View) -> impl Iterator<Item = PathBuf> {
     let task = &view.task;
     let attempt = view.attempt.iter().map(|attempt| attempt.directory().to_path_buf());
-    task.helper_directories().into_iter().chain(attempt)
+    task.helper_directories().chain(attempt)
 }

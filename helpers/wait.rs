@@ -50,7 +50,7 @@ pub struct Waiter {
     /// The tasks as they were last read.
     watched: BTreeMap<TaskId, WatchedTask>,
     /// The state of the directory of all tasks at the last scan of all tasks.
-    tasks_dir: Snapshot,
+    all_tasks: Snapshot,
     /// When the last task disappeared that could have brought news.
     disappeared: Option<Instant>,
     /// How many tasks the safety scans have checked fully, for the rotation.
@@ -99,7 +99,7 @@ impl Waiter {
             host,
             listener: calling_host(),
             watched: BTreeMap::new(),
-            tasks_dir: Snapshot::default(),
+            all_tasks: Snapshot::default(),
             disappeared: None,
             scanned: 0,
             polls: false,
@@ -148,7 +148,7 @@ impl Waiter {
                 return Ok(WaitOutcome::HostDied);
             }
             if scan == Scan::All {
-                watch_undispatched(&self.project.tasks_dir(), watch);
+                watch_undispatched(self.project.state_dir(), watch);
             }
             let changed = self.refresh(scan);
             let mut news = self.news(&changed)?;
@@ -226,10 +226,10 @@ impl Waiter {
     /// Rereads the tasks that changed and returns their names. Skips unreadable tasks, whose errors
     /// `dispatch-reconcile` shows.
     fn refresh(&mut self, scan: Scan) -> Vec<TaskId> {
-        let scan = if self.tasks_dir.is_current() { scan } else { Scan::All };
+        let scan = if self.all_tasks.is_current() { scan } else { Scan::All };
         let tasks = match scan {
             Scan::All => {
-                self.tasks_dir = Snapshot::take(vec![self.project.tasks_dir()]);
+                self.all_tasks = Snapshot::take(vec![self.project.state_dir().to_path_buf()]);
                 let mut tasks = self.project.tasks();
                 tasks.retain(|task| self.only.is_empty() || self.only.contains(task.id()));
                 self.watched.retain(|id, watched| {
@@ -354,7 +354,7 @@ impl Waiter {
         let mut directory = |watch: &mut Watch, path: &Path| {
             all &= watch.add_directory(path) || !path.is_dir();
         };
-        directory(watch, &self.project.tasks_dir());
+        directory(watch, self.project.state_dir());
         if let Some(host) = &self.host {
             watch.add_process(host);
         }
@@ -402,12 +402,12 @@ fn return_limit() -> Duration {
 
 /// Watches the directories of tasks that are not dispatched yet, because their record will change no
 /// other directory that is watched.
-pub fn watch_undispatched(tasks: &Path, watch: &mut Watch) {
-    watch.add_directory(tasks);
-    let Ok(entries) = fs::read_dir(tasks) else { return };
+pub fn watch_undispatched(state_dir: &Path, watch: &mut Watch) {
+    watch.add_directory(state_dir);
+    let Ok(entries) = fs::read_dir(state_dir) else { return };
     for entry in entries.flatten() {
         let directory = entry.path();
-        if !directory.join("task.yaml").is_file() {
+        if !directory.join("record.yaml").is_file() {
             watch.add_directory(&directory);
         }
     }
@@ -416,13 +416,14 @@ pub fn watch_undispatched(tasks: &Path, watch: &mut Watch) {
 /// The index of `ipc/` in [`state_directories`].
 const IPC: usize = 1;
 
-/// The directories whose entries decide a task's state; the task's own is first.
+/// The directories whose entries decide a task's state; the person's side is first.
 pub fn state_directories(task: &Task) -> Vec<PathBuf> {
     let mut paths = vec![
-        task.directory().to_path_buf(),
-        task.ipc().directory().to_path_buf(),
-        task.tells_dir(),
-        task.directory().join("worker"),
+        task.state_dir().to_path_buf(),
+        task.side().ipc().directory().to_path_buf(),
+        task.side().directory().to_path_buf(),
+        task.side().tells_dir(),
+        task.attempts_dir(),
     ];
     paths.extend(task.last_attempt().map(|attempt| attempt.directory().to_path_buf()));
     paths
@@ -431,7 +432,7 @@ pub fn state_directories(task: &Task) -> Vec<PathBuf> {
 /// The paths whose time stamps show that a task changed: [`state_directories`] and the plan.
 pub fn state_paths(task: &Task) -> Vec<PathBuf> {
     let mut paths = state_directories(task);
-    paths.push(task.plan_path());
+    paths.push(task.side().plan_path());
     paths
 }
 

@@ -7,7 +7,7 @@ pub mod spawn;
 pub mod worker;
 
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -18,8 +18,9 @@ use clap::{Command, Parser};
 use crate::error::{Refusal, exit_code};
 use crate::exit::Exit;
 use crate::host::rules;
-use crate::process::HELPERS;
+use crate::process::{self, HELPERS};
 use crate::project::Project;
+use crate::tools;
 
 /// What `--version` prints after the helper's name. Released programs are optimised builds.
 pub const VERSION: &str = match cfg!(debug_assertions) {
@@ -144,6 +145,32 @@ fn usage(message: &str, mut command: &Command) -> Refusal {
 /// Prints one line. A reader that has gone away is no error.
 fn say(line: impl AsRef<str>) {
     let _ = writeln!(std::io::stdout(), "{}", line.as_ref());
+}
+
+/// Asks the person at this terminal.
+///
+/// # Errors
+/// [`Exit::Usage`] without a terminal, or if a known CLI is among the callers: a pseudo-terminal is
+/// no person.
+fn agree(question: &str) -> Result<bool> {
+    let cli = process::callers().into_iter().find_map(|call| tools::called_by(&call));
+    if cli.is_some() || !io::stdin().is_terminal() {
+        let why = cli.map_or("there is no terminal".into(), |cli| format!("{cli} called this"));
+        return Err(Refusal::new(Exit::Usage, "only a person may do this")
+            .place(why)
+            .next("call it in a terminal of your own")
+            .into());
+    }
+    Ok(matches!(ask(&format!("{question} [y/N] "))?.as_str(), "y" | "Y" | "yes"))
+}
+
+/// Asks for one line.
+fn ask(question: &str) -> Result<String> {
+    print!("{question}");
+    io::stdout().flush().context("cannot ask")?;
+    let mut line = String::new();
+    io::stdin().read_line(&mut line).context("cannot read the reply")?;
+    Ok(line.trim().into())
 }
 
 /// The directory that `-C` names, or else the working directory.

@@ -21,7 +21,8 @@ use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Event, command, event_ids_in, shown_in_transcript};
 use crate::process::{Identity, Watch, calling_host};
 use crate::project::Project;
-use crate::task::{ExitRecord, SessionRecord, State, StopReason, Task};
+use crate::task::{Answer, ExitRecord, SessionRecord, State, StopReason, Task};
+use crate::text::quoted;
 use crate::wait::{WaitOutcome, Waiter};
 use crate::worker::agent::{self, description};
 use crate::worker::supervise::{self, StartOutcome};
@@ -93,7 +94,7 @@ fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
     let limit = args.timeout.or(host.is_some().then_some(HOST_LIMIT));
     let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
     // The lock tells `brief` that this host is waiting.
-    let _waiting = match only.is_empty() && project.tasks_dir().is_dir() {
+    let _waiting = match only.is_empty() && project.state_dir().is_dir() {
         true => {
             files::create_task_directory(&project.hosts_dir())?;
             Lock::try_take(&project.monitor_lock_path(host.as_ref()))?
@@ -158,7 +159,7 @@ fn hook(args: &Args) -> Result<Exit> {
     let input: HookInput = serde_json::from_str(&input).unwrap_or_default();
     let Some(host) = calling_host() else { return Ok(Exit::Ok) };
     let project = project(args.directory.as_deref().or(input.cwd.as_deref()))?;
-    if !project.tasks_dir().is_dir() {
+    if !project.state_dir().is_dir() {
         return Ok(Exit::Ok);
     }
     acknowledge(&project, &host, &input);
@@ -248,12 +249,11 @@ fn note_ended_agent(task: &Task, host: &Identity, running: &[BackgroundTask]) ->
             }
             Ok(())
         }
-        None => attempt.set_exit(&ExitRecord {
-            stop_reason: Some(StopReason::AgentGone),
-            at: now(),
-            milliseconds,
-            ..ExitRecord::default()
-        }),
+        None => {
+            let stop_reason = Some(StopReason::AgentGone);
+            let exit = ExitRecord { stop_reason, at: now(), milliseconds, ..ExitRecord::default() };
+            task.set_exit(&attempt, &exit)
+        }
     }
 }
 
@@ -306,10 +306,11 @@ fn question(project: &Project, target: &str) -> Result<(Task, String)> {
         None => (target, None),
     };
     let task = project.existing_task(&id.parse()?)?;
-    let questions = task.ipc().questions()?;
+    let questions = task.side().ipc().questions()?;
+    let open: Vec<_> = task.view()?.questions.into_iter().map(|(open, _)| open.name).collect();
     let question = match number {
         Some(number) => questions.iter().find(|question| question.name == number),
-        None => questions.iter().rev().find(|question| question.is_open()),
+        None => questions.iter().rev().find(|question| open.contains(&question.name)),
     };
     if let Some(question) = question {
         return Ok((task, question.name.clone()));
@@ -334,24 +335,71 @@ pub(super) fn answer(task: &Task, question: &str, text: &str) -> Result<String> 
     // Read the state first: an orphaned `ask` of a dead worker may take the answer.
     let before = task.view()?.state;
     let over = before.ended() && before != State::Done;
-    let posted = {
-        // The lock excludes a resume, which passes answers on.
-        let _lock = task.lock()?;
-        let received = task.ipc().questions()?.iter().any(|q| q.name == question && q.received);
-        if received && task.ipc().answer(question)?.is_none() {
-            let what = format!("nobody waits for an answer to {id}/{question} any more");
-            return Err(Refusal::new(Exit::Data, what)
-                .next(format!("tell the worker with dispatch-reconcile note {id} -"))
-                .into());
-        }
-        task.ipc().post_answer(question, text)
-    };
-    if let Err(refusal) = posted {
-        // An earlier call may have been killed between the answer and the resume.
+    if let Err(refusal) = post(task, question, text, over) {
+        // An earlier call may have been killed between the answer and its effect.
+        task.publish_answers()?;
         supervise::resume_if_answered(&task.view()?);
         return Err(refusal);
     }
     Ok(format!("{id}/{question} answered{}", after_answer(task, over)?))
+}
+
+/// Records an answer, and publishes the worker's copy. `over` is whether the worker has ended.
+///
+/// # Errors
+/// [`Exit::Data`] if there is no such question, it has an answer, it is not the question that was
+/// shown, or the answer is empty.
+fn post(task: &Task, question: &str, text: &str, over: bool) -> Result<()> {
+    let (id, ipc) = (task.id(), task.side().ipc());
+    let show = format!("dispatch-reconcile show {id}");
+    if text.trim().is_empty() {
+        return Err(Refusal::new(Exit::Data, "the answer is empty")
+            .next("give the text, or - and the text on standard input")
+            .into());
+    }
+    // The lock excludes a resume, which passes answers on.
+    let _lock = task.lock()?;
+    let Some(asked) = ipc.question(question)? else {
+        return Err(Refusal::new(Exit::Data, format!("there is no question {question}"))
+            .place(format!("in {}", ipc.directory().display()))
+            .next(show)
+            .into());
+    };
+    let has_answer = || {
+        Refusal::new(Exit::Data, format!("question {question} has an answer already"))
+            .place(format!("{show} prints it"))
+            .next("to tell the worker more, use: dispatch-reconcile note")
+    };
+    let recorded = task.answers()?.into_iter().find(|(name, _)| name == question);
+    if let Some((_, recorded)) = recorded {
+        // A killed call that is repeated may still have to publish the copy.
+        if recorded.answer == text && !ipc.has_answer(question) {
+            return ipc.publish_answer(question, text);
+        }
+        return Err(has_answer().into());
+    }
+    if ipc.has_answer(question) && !over {
+        return Err(has_answer().into());
+    }
+    if ipc.was_received(question) {
+        let what = format!("nobody waits for an answer to {id}/{question} any more");
+        return Err(Refusal::new(Exit::Data, what)
+            .next(format!("tell the worker with dispatch-reconcile note {id} -"))
+            .into());
+    }
+    if ledger::was_told_otherwise(task, question, &asked)? {
+        let what = format!("question {question} of '{id}' has changed since it was told");
+        return Err(Refusal::new(Exit::Data, what)
+            .place(format!("it is now: {}", quoted(&asked)))
+            .next(format!("{show}, then answer what it asks"))
+            .into());
+    }
+    let answer = Answer { question: asked, answer: text.into() };
+    if !task.record_answer(question, &answer)? {
+        return Err(has_answer().into());
+    }
+    fault::point("answer", "recorded");
+    ipc.publish_answer(question, text)
 }
 
 /// Continues a task whose question was just answered, and says how. `over` is whether the task had

@@ -18,7 +18,7 @@ use crate::files;
 use crate::git;
 use crate::ids::{now, random_hex};
 use crate::plan::{Marker, Plan};
-use crate::process::{Life, TASK_DIR, calling_host, is_host_variable, launcher, worker_helper};
+use crate::process::{Life, TASK_DIR, calling_host, is_host_variable, worker_helper};
 use crate::project::Project;
 use crate::task::{self, Dependency, Record, State, Task, Wait};
 use crate::tools::{self, Invocation, Session, gap, is_known};
@@ -72,8 +72,8 @@ pub struct Args {
     /// Work in this directory
     #[arg(short = 'C', value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Run as the supervisor of the task in this directory
-    #[arg(long, value_name = "DIR", hide = true)]
+    /// Run as the supervisor of the task with this state directory
+    #[arg(long, value_name = "STATE", hide = true)]
     supervise: Option<PathBuf>,
     /// Start the worker only if an answer waits for it
     #[arg(long, hide = true)]
@@ -102,8 +102,9 @@ pub fn main() -> ExitCode {
         let id: TaskId = args.task.as_deref().unwrap_or_default().parse()?;
         let here = directory(args.directory.as_deref())?;
         let project = Project::find(&here)?;
+        project.refuse_moved()?;
         if args.resume {
-            resume(&args, &project.existing_task(&id)?)
+            resume(&args, &project, &project.existing_task(&id)?)
         } else {
             start(&args, &project, id, here)
         }
@@ -137,15 +138,16 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         route,
         access: access(args, &choice)?.unwrap_or(Access::Write),
         directory: own.as_ref().map_or(here, |own| own.directory.clone()),
+        task_directory: task.side().directory().into(),
+        role: choice.prompt.clone(),
         worktree: own.as_ref().map(|own| own.worktree.clone()),
         after,
         owner: calling_host(),
         created: now(),
         stop: false,
     };
-    let helper = helper(&record)?;
     let call = check_start(&task, &record, &choice)?;
-    let prompt = prompt::first(&task, &record, choice.prompt.as_deref(), &helper, &plan);
+    let prompt = prompt::first(&task, &record, &plan)?;
     if args.dry_run {
         if !args.json {
             own.iter().for_each(|own| say(own.worktree.command()));
@@ -156,18 +158,20 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     project.prepare()?;
     let mut remarks = own.map_or_else(Vec::new, |own| own.remarks);
     {
+        free_state(&task)?;
         let _lock = task.lock()?;
         refuse_taken(&task)?;
         if let Some(worktree) = &record.worktree {
             remarks.extend(worktree.create()?);
         }
-        files::create_task_directory(task.ipc().directory())?;
-        if args.plan.is_some() || !task.plan_path().is_file() {
-            files::publish(&task.plan_path(), plan.as_bytes())?;
+        let _plan_lock = task.side().lock()?;
+        files::create_task_directory(task.side().ipc().directory())?;
+        if args.plan.is_some() || !task.side().plan_path().is_file() {
+            files::publish(&task.side().plan_path(), plan.as_bytes())?;
         }
-        files::publish(&task.prompt_path(), prompt.as_bytes())?;
+        files::publish(&task.side().prompt_path(), prompt.as_bytes())?;
         fault::point("spawn", "prepared");
-        if !task.claim(&record)? {
+        if !task.claim(&record, &plan)? {
             return refuse_taken(&task).map(|()| Exit::CannotCreate);
         }
     }
@@ -234,14 +238,6 @@ fn access(args: &Args, choice: &Choice) -> Result<Option<Access>, Refusal> {
     Ok(args.access.or(choice.settings.access))
 }
 
-/// The `dispatch-worker` that the task's worker can reach.
-fn helper(record: &Record) -> Result<PathBuf> {
-    match record.route {
-        Route::Agent => launcher("dispatch-worker"),
-        Route::Cli => worker_helper(),
-    }
-}
-
 /// Prints what would run.
 fn dry_run(
     json: bool,
@@ -250,9 +246,9 @@ fn dry_run(
     call: Option<&Invocation>,
     prompt: &str,
 ) -> Result<Exit> {
-    let stdin = task.attempt(1).stdin_path();
+    let stdin = task.attempt(1).prompt_path();
     say(match call {
-        None => agent::call(task, record)?,
+        None => agent::call(task, record, prompt)?,
         Some(call) if json => {
             let argv = call.with_prompt(prompt, &stdin);
             let argv: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
@@ -263,7 +259,7 @@ fn dry_run(
                 "argv": argv,
                 "stdin": stdin,
                 "directory": record.directory,
-                "environment": { TASK_DIR: task.directory() },
+                "environment": { TASK_DIR: task.side().directory() },
                 "unset": unset,
                 "prompt": prompt,
             })
@@ -275,7 +271,7 @@ fn dry_run(
 }
 
 /// Resumes the remaining items with the same worker or another one.
-fn resume(args: &Args, task: &Task) -> Result<Exit> {
+fn resume(args: &Args, project: &Project, task: &Task) -> Result<Exit> {
     let view = task.view()?;
     let id = task.id();
     // A supervisor that has recorded its worker's end is about to exit.
@@ -317,10 +313,12 @@ fn resume(args: &Args, task: &Task) -> Result<Exit> {
     if nothing_left {
         let items = args.skip.join(", ");
         let what = format!("The user skipped all remaining items: {items}.");
-        task.ipc().finish(&what)?;
+        task.side().ipc().finish(&what)?;
         say(format!("{id} is done: nothing is left. Tell the user and stop."));
         return Ok(Exit::Ok);
     }
+    // The person says so: work may start here.
+    project.prepare()?;
     if record.stop {
         record.stop = false;
         supervise::unpark(task)?;
@@ -359,17 +357,16 @@ fn change_worker(args: &Args, task: &Task, record: &mut Record) -> Result<()> {
         backend: choice.backend.clone(),
         route: route(&choice, worktree, after)?,
         access: access(args, &choice)?.unwrap_or(record.access),
+        role: choice.prompt.clone(),
         ..record.clone()
     };
     check_start(task, &new, &choice)?;
-    let plan = task.plan_text()?.unwrap_or_default();
-    let prompt = prompt::first(task, &new, choice.prompt.as_deref(), &helper(&new)?, &plan);
-    files::publish(&task.prompt_path(), prompt.as_bytes())?;
     task.change_record(|record| {
         record.name.clone_from(&new.name);
         record.model.clone_from(&new.model);
         record.backend.clone_from(&new.backend);
         record.route = new.route;
+        record.role.clone_from(&new.role);
         record.access = new.access;
     })?;
     *record = new;
@@ -454,13 +451,13 @@ fn read_plan(given: Option<&str>, task: &Task, here: &Path) -> Result<(String, P
     let path = match given {
         Some("-") => return Ok((text("-")?, "standard input".into())),
         Some(file) => here.join(file),
-        None => task.plan_path(),
+        None => task.side().plan_path(),
     };
     // A model in a subdirectory may have written the plan there instead of the project's root.
     let beside = here.join(".dispatch/tasks").join(task.id().as_str()).join("plan.md");
     let found = match given {
         Some(_) => files::read(&path)?.map(|text| (text, path.clone())),
-        None => match task.plan_text()? {
+        None => match task.side().plan_text()? {
             None => files::read_foreign(&beside)?
                 .map(|bytes| files::decode(bytes, &beside).map(|text| (text, beside.clone())))
                 .transpose()?,
@@ -475,21 +472,44 @@ fn read_plan(given: Option<&str>, task: &Task, here: &Path) -> Result<(String, P
     })
 }
 
+/// Refuses an id that a task has, and files in its place that no dispatch of this user made.
 fn refuse_taken(task: &Task) -> Result<()> {
+    let (id, side) = (task.id(), task.side());
+    side.refuse_symlinks()?;
     task.refuse_lost_record()?;
-    if !task.was_dispatched() {
+    let is_there = task.was_dispatched() && !task.is_deleted();
+    // A killed dispatch leaves a state directory without a record.
+    if !is_there && (task.state_dir().exists() && !task.was_dispatched() || !side.has_files()) {
         return Ok(());
     }
-    let id = task.id();
-    let state = task.view().map_or_else(|_| "there".into(), |view| view.state.to_string());
     let free = (2..)
         .map(|n| format!("{id}-{n}"))
-        .find(|other| !task.directory().with_file_name(other).exists());
+        .find(|other| !side.directory().with_file_name(other).exists());
+    let free = free.unwrap_or_default();
+    if !is_there {
+        return Err(Refusal::new(Exit::CannotCreate, format!("'{id}' has files of another task"))
+            .place(format!(
+                "{}: it came with the project, or was copied",
+                side.directory().display()
+            ))
+            .next(format!("use '{free}', or move that directory away"))
+            .into());
+    }
+    let state = task.view().map_or_else(|_| "there".into(), |view| view.state.to_string());
     Err(Refusal::new(Exit::CannotCreate, format!("the task id '{id}' is taken"))
-        .place(format!("{} is {state}", task.directory().display()))
-        .next(format!(
-            "use '{}', or dispatch-spawn {id} --resume for what is left of it",
-            free.unwrap_or_default()
-        ))
+        .place(format!("{} is {state}", side.directory().display()))
+        .next(format!("use '{free}', or dispatch-spawn {id} --resume for what is left of it"))
         .into())
+}
+
+/// Removes the person's side of an earlier task whose directory in the project was deleted.
+fn free_state(task: &Task) -> Result<()> {
+    if !task.was_dispatched() || !task.is_deleted() {
+        return Ok(());
+    }
+    let aside = task.state_dir().with_file_name(format!(".{}.removed", task.id()));
+    files::remove_directory(&aside)?;
+    std::fs::rename(task.state_dir(), &aside)
+        .with_context(|| format!("cannot remove {}", task.state_dir().display()))?;
+    files::remove_directory(&aside)
 }

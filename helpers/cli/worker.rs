@@ -11,15 +11,16 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::cli::{run, say, some_text, text};
 use crate::config::Config;
-use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::news;
+use crate::ipc::Ipc;
 use crate::plan::Marker;
-use crate::process::{TASK_DIR, Watch, Woken, boot_id, launcher, time_since_boot};
-use crate::task::Task;
+use crate::process::{
+    ANSWERS, PATIENCE, TASK_DIR, Watch, Woken, boot_id, launcher, time_since_boot,
+};
+use crate::task::{Answer, WorkerSide};
 use crate::text::{lossy, sanitize, shell_word};
 use crate::worker::demo;
 
@@ -27,7 +28,7 @@ use crate::worker::demo;
 const WAIT: Duration = Duration::from_secs(570);
 
 /// Default of `patience`: how long a worker waits for an answer in total.
-const PATIENCE: Duration = Duration::from_secs(30 * 60);
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(30 * 60);
 
 /// Report a worker's progress and questions to the person who gave the task
 #[derive(Debug, Parser)]
@@ -110,10 +111,18 @@ enum WorkerCommand {
 /// Runs `dispatch-worker`.
 pub fn main() -> ExitCode {
     run(|args: Args| {
-        let directory = std::path::absolute(&args.task_dir).context("no task directory")?;
+        let directory = real_directory(&args.task_dir)?;
         refuse_other_task(&directory)?;
-        act(&Task::at(&directory)?, args.command)
+        act(&WorkerSide::at(&directory)?, args.command)
     })
+}
+
+/// The task's directory with the real path of its project.
+fn real_directory(given: &Path) -> Result<PathBuf> {
+    let given = std::path::absolute(given).context("no task directory")?;
+    let project = given.ancestors().nth(3).and_then(|project| project.canonicalize().ok());
+    let below = given.components().rev().take(3).collect::<Vec<_>>().into_iter().rev();
+    Ok(project.map_or(given.clone(), |project| project.join(below.collect::<PathBuf>())))
 }
 
 /// Refuses to speak for another task than the one that this process works on.
@@ -127,52 +136,52 @@ fn refuse_other_task(directory: &Path) -> Result<(), Refusal> {
     }
 }
 
-fn act(task: &Task, command: WorkerCommand) -> Result<Exit> {
+fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
     match command {
         WorkerCommand::Ask { text } => {
-            let number = task.ipc().ask(&some_text(&text, "the question")?)?;
+            let number = side.ipc().ask(&some_text(&text, "the question")?)?;
             fault::point("ask", "published");
-            print_answer(task, &number)
+            print_answer(side, &number)
         }
         WorkerCommand::Wait { number } => {
-            if task.ipc().question(&number)?.is_none() {
+            if side.ipc().question(&number)?.is_none() {
                 return Err(Refusal::new(Exit::Data, format!("there is no question {number}"))
                     .next("ask first; the number is in the name of the question's file in ipc/")
                     .into());
             }
-            print_answer(task, &number)
+            print_answer(side, &number)
         }
         WorkerCommand::Tell { text } => {
-            task.tell(&some_text(&text, "the message")?)?;
+            side.tell(&some_text(&text, "the message")?)?;
             say("Sent. Continue.");
             Ok(Exit::Ok)
         }
         WorkerCommand::Tick { item, note } => {
-            let plan = task.edit_plan(|plan| plan.mark(&item, Marker::Done, &note))?;
+            let plan = side.edit_plan(|plan| plan.mark(&item, Marker::Done, &note))?;
             let done = format!("{}/{} done.", plan.done(), plan.items().len());
             say(match (plan.current(), plan.doubts().first()) {
                 (Some(next), _) => format!("{done} Next is item {}: {}", next.number, next.text),
                 (None, Some(doubt)) => format!("{done} But {doubt}; {}.", doubt.remedy()),
                 (None, None) => format!("{done} Now finish."),
             });
-            print_new_notes(task)?;
+            print_new_notes(side)?;
             Ok(Exit::Ok)
         }
         WorkerCommand::Report { text } => {
-            files::publish(&task.report_path(), some_text(&text, "the report")?.as_bytes())?;
-            say(format!("The report is in {}.", task.report_path().display()));
+            files::publish(&side.report_path(), some_text(&text, "the report")?.as_bytes())?;
+            say(format!("The report is in {}.", side.report_path().display()));
             Ok(Exit::Ok)
         }
         WorkerCommand::Block { item, text } => {
             let text = some_text(&text, "the question")?;
-            let questions = task.ipc().questions()?;
+            let questions = side.ipc().questions()?;
             if let Some(it) = questions.iter().find(|it| it.answered && !it.received) {
                 let what = format!("the answer to question {} is there", it.name);
                 let next = format!("read it with wait {}, then continue", it.name);
                 return Err(Refusal::new(Exit::Data, what).next(next).into());
             }
-            let number = set(task, &item, Marker::Blocked, &text)?;
-            let context = task.context_path();
+            let number = set(side, &item, Marker::Blocked, &text)?;
+            let context = side.context_path();
             let how = if context.is_file() {
                 "Stop now.".into()
             } else {
@@ -183,17 +192,17 @@ fn act(task: &Task, command: WorkerCommand) -> Result<Exit> {
         }
         WorkerCommand::Fail { item, text } => {
             let text = some_text(&text, "the error")?;
-            let number = set(task, &item, Marker::Failed, &text)?;
+            let number = set(side, &item, Marker::Failed, &text)?;
             say(format!("Item {number} is marked as failed. Stop now."));
             Ok(Exit::Ok)
         }
-        WorkerCommand::Finish { summary } => finish(task, &text(&summary)?),
+        WorkerCommand::Finish { summary } => finish(side, &text(&summary)?),
         WorkerCommand::Demo { .. } => {
-            demo::run(task, |question| {
-                let number = task.ipc().ask(question)?;
+            demo::run(side, |question| {
+                let number = side.ipc().ask(question)?;
                 loop {
-                    if let Some(answer) = wait_for_answer(task, &number, WAIT)? {
-                        task.ipc().receive(&number)?;
+                    if let Some(answer) = wait_for_answer(side, &number, WAIT)? {
+                        side.ipc().receive(&number)?;
                         return Ok(answer);
                     }
                 }
@@ -204,8 +213,8 @@ fn act(task: &Task, command: WorkerCommand) -> Result<Exit> {
 }
 
 /// Marks an item and returns its number.
-fn set(task: &Task, item: &str, marker: Marker, text: &str) -> Result<String> {
-    let plan = task.edit_plan(|plan| plan.mark(item, marker, text))?;
+fn set(side: &WorkerSide, item: &str, marker: Marker, text: &str) -> Result<String> {
+    let plan = side.edit_plan(|plan| plan.mark(item, marker, text))?;
     Ok(plan.item(item)?.number.clone())
 }
 
@@ -213,9 +222,9 @@ fn set(task: &Task, item: &str, marker: Marker, text: &str) -> Result<String> {
 ///
 /// # Errors
 /// [`Exit::Data`] if an item is not ticked or lost, or a line of the plan is in doubt.
-fn finish(task: &Task, summary: &str) -> Result<Exit> {
+fn finish(side: &WorkerSide, summary: &str) -> Result<Exit> {
     // The edit proves that no item was lost.
-    let plan = task.edit_plan(|_| Ok(()))?;
+    let plan = side.edit_plan(|_| Ok(()))?;
     if let Some(item) = plan.current() {
         let number = &item.number;
         return Err(Refusal::new(
@@ -233,14 +242,12 @@ fn finish(task: &Task, summary: &str) -> Result<Exit> {
             .into());
     }
     let summary: String = summary.trim().chars().take(300).collect();
-    task.ipc().finish(&summary)?;
-    let agent = task.view().ok().filter(|view| view.record.route == Route::Agent);
-    say(match agent {
+    side.ipc().finish(&summary)?;
+    say(match side.end_id()? {
         // The host program shows an agent's last message; the id in it acknowledges the end.
-        Some(view) => format!(
-            "Finished. End with this one message and nothing else: {} done {}: {summary}",
-            task.id(),
-            news::finish_id(&view)
+        Some(id) => format!(
+            "Finished. End with this one message and nothing else: {} done {id}: {summary}",
+            side.name(),
         ),
         None => "Finished. Stop now.".into(),
     });
@@ -248,34 +255,34 @@ fn finish(task: &Task, summary: &str) -> Result<Exit> {
 }
 
 /// Waits for an answer as long as a host allows one command, and prints it.
-fn print_answer(task: &Task, number: &str) -> Result<Exit> {
-    let waited = waited(task, number)?;
+fn print_answer(side: &WorkerSide, number: &str) -> Result<Exit> {
+    let waited = waited(side, number)?;
     let patience = patience();
     let limit = limit_for_tests().unwrap_or(WAIT).min(patience.saturating_sub(waited));
-    if let Some(answer) = wait_for_answer(task, number, limit)? {
+    if let Some(answer) = wait_for_answer(side, number, limit)? {
         say(answer.trim_end());
         fault::point("ask", "answered");
-        task.ipc().receive(number)?;
-        print_new_notes(task)?;
+        side.ipc().receive(number)?;
+        print_new_notes(side)?;
         return Ok(Exit::Ok);
     }
     if waited + limit >= patience {
         return Err(Refusal::new(Exit::NothingNew, "no answer came in time")
-            .place(format!("write what you found to {}", task.context_path().display()))
+            .place(format!("write what you found to {}", side.context_path().display()))
             .next("block the item with the question, and stop")
             .into());
     }
     let again = format!(
         "{} --task-dir {} wait {number}",
         shell_word(&launcher("dispatch-worker")?.display().to_string()),
-        shell_word(&task.directory().display().to_string()),
+        shell_word(&side.directory().display().to_string()),
     );
     Err(Refusal::new(Exit::TryAgain, "no answer yet").next(format!("call again: {again}")).into())
 }
 
 /// Prints the person's notes that the worker was not told yet.
-fn print_new_notes(task: &Task) -> Result<()> {
-    for note in task.take_untold_notes()? {
+fn print_new_notes(side: &WorkerSide) -> Result<()> {
+    for note in side.take_untold_notes()? {
         say(format!("\nA new note from the person, which is in your plan too:\n{}", note.trim()));
     }
     Ok(())
@@ -291,18 +298,19 @@ fn limit_for_tests() -> Option<Duration> {
 }
 
 fn patience() -> Duration {
-    let minutes = Config::load().ok().and_then(|config| config.patience);
-    minutes.map_or(PATIENCE, |minutes| Duration::from_secs(minutes.saturating_mul(60)))
+    let given = std::env::var(PATIENCE).ok().and_then(|minutes| minutes.parse().ok());
+    let minutes = given.or_else(|| Config::load().ok().and_then(|config| config.patience));
+    minutes.map_or(DEFAULT_PATIENCE, |minutes| Duration::from_secs(minutes.saturating_mul(60)))
 }
 
-fn wait_for_answer(task: &Task, number: &str, limit: Duration) -> Result<Option<String>> {
-    let ipc = task.ipc();
+fn wait_for_answer(side: &WorkerSide, number: &str, limit: Duration) -> Result<Option<String>> {
+    let ipc = side.ipc();
     let mut watch = Watch::new(&[SIGINT, SIGTERM])?;
     let begin = Instant::now();
     loop {
         watch.add_directory(ipc.directory());
-        // A worker's plain `echo > NNN.answer` is seen empty for a moment.
-        if let Some(answer) = ipc.answer(number)?.filter(|answer| !answer.trim().is_empty()) {
+        // A plain `echo > NNN.answer` is seen empty for a moment.
+        if let Some(answer) = answer(&ipc, number)?.filter(|answer| !answer.trim().is_empty()) {
             return Ok(Some(answer));
         }
         let left = limit.saturating_sub(begin.elapsed());
@@ -315,20 +323,29 @@ fn wait_for_answer(task: &Task, number: &str, limit: Duration) -> Result<Option<
     }
 }
 
-/// Records when the wait for an answer began, so that the patience counts across calls. The clock
-/// includes the time that the machine sleeps.
-fn record_wait_start(task: &Task, number: &str) -> Result<()> {
-    let begin = format!("{} {}", boot_id(), time_since_boot().as_secs());
-    files::publish(&task.directory().join(format!("ipc/.{number}.asked")), begin.as_bytes())
+/// The answer to a question. A worker at `full` access takes only the person's record: at that level,
+/// others may write its copy.
+fn answer(ipc: &Ipc, number: &str) -> Result<Option<String>> {
+    let Some(answers) = std::env::var_os(ANSWERS) else { return ipc.answer(number) };
+    let recorded = files::read(&Path::new(&answers).join(number))?;
+    let answer = |text: String| serde_json::from_str::<Answer>(&text).map(|it| it.answer);
+    recorded.map(answer).transpose().context("cannot read the answer")
 }
 
-fn waited(task: &Task, number: &str) -> Result<Duration> {
-    let path = task.directory().join(format!("ipc/.{number}.asked"));
+/// Records when the wait for an answer began, so that the patience counts across calls. The clock
+/// includes the time that the machine sleeps.
+fn record_wait_start(side: &WorkerSide, number: &str) -> Result<()> {
+    let begin = format!("{} {}", boot_id(), time_since_boot().as_secs());
+    files::publish(&side.directory().join(format!("ipc/.{number}.asked")), begin.as_bytes())
+}
+
+fn waited(side: &WorkerSide, number: &str) -> Result<Duration> {
+    let path = side.directory().join(format!("ipc/.{number}.asked"));
     let text = files::read_foreign(&path)?.map(lossy).unwrap_or_default();
     let begin = text.split_once(' ').filter(|(boot, _)| *boot == boot_id());
     match begin.and_then(|(_, seconds)| seconds.parse().ok()) {
         Some(seconds) => Ok(time_since_boot().saturating_sub(Duration::from_secs(seconds))),
         // The first wait, or the machine restarted: the time counts from now.
-        None => record_wait_start(task, number).map(|()| Duration::ZERO),
+        None => record_wait_start(side, number).map(|()| Duration::ZERO),
     }
 }

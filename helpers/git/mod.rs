@@ -156,6 +156,12 @@ pub fn first_paths(paths: &[String]) -> String {
     }
 }
 
+/// Makes a worktree and its repository find each other again, after the repository was moved.
+pub fn repair_worktree(worktree: &Worktree) -> Result<()> {
+    let repair = git_on(&worktree.repository, "worktree repair").arg(&worktree.path);
+    repair.text("cannot repair the worktree").map(drop)
+}
+
 impl Worktree {
     /// Creates the worktree of a new task. Returns remarks for the host, one line each.
     ///

@@ -1,6 +1,6 @@
 //! Removing a worktree and its branch, only if all work in them is also elsewhere.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -325,10 +325,10 @@ impl Artifact {
     }
 
     /// The last part of the name, usually the task's name.
-    pub fn name(&self) -> &OsStr {
+    pub fn name(&self) -> &str {
         match self {
-            Self::Worktree(path) => path.file_name().unwrap_or_default(),
-            Self::Branch(branch) => branch.rsplit('/').next().unwrap_or_default().as_ref(),
+            Self::Worktree(path) => path.file_name().and_then(|it| it.to_str()).unwrap_or_default(),
+            Self::Branch(branch) => branch.rsplit('/').next().unwrap_or_default(),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use crate::process::HELPERS;
+use crate::tools::claude::read_rule;
 
 /// The rules that let a model call the skill, also under its name as a plugin.
 const SKILLS: [&str; 2] = ["Skill(dispatch)", "Skill(dispatch:dispatch)"];
@@ -59,15 +60,16 @@ impl fmt::Display for Rule {
     }
 }
 
-/// The rules for the skill and for the helpers whose launchers are in `bin`, an absolute path.
+/// The rules for the skill, for the helpers whose launchers are in `bin`, an absolute path, and for
+/// the prompts that agents read (`read`).
 ///
 /// A path with spaces is quoted in the allow rules, as in the command that they are compared with.
 /// The ask rules have no quotes, because Claude Code compares them with the unquoted words.
-pub fn rules(bin: &Path) -> Vec<Rule> {
+pub fn rules(bin: &Path, read: &str) -> Vec<Rule> {
     let bin = bin.to_string_lossy();
     let quote = if bin.contains(' ') { "\"" } else { "" };
     let allow = HELPERS.into_iter().map(|helper| format!("Bash({quote}{bin}/{helper}{quote} *)"));
-    let allow = allow.chain(SKILLS.map(Into::into));
+    let allow = allow.chain(SKILLS.map(Into::into)).chain([read.into()]);
     let ask = ASKED.into_iter().map(|(helper, words)| format!("Bash({bin}/{helper}*{words}*)"));
     // Claude Code finds a helper behind xargs, but not the arguments that xargs adds.
     let ask = ask.chain([format!("Bash(xargs *{bin}/dispatch-*)")]);
@@ -78,7 +80,8 @@ pub fn rules(bin: &Path) -> Vec<Rule> {
 /// Returns true if a rule's text names a helper or the skill.
 pub(super) fn names_dispatch(rule: &str) -> bool {
     let mut names = HELPERS.iter().chain(["dispatch-*"].iter());
-    names.any(|name| rule.contains(&format!("/{name}"))) || SKILLS.contains(&rule)
+    let read = || read_rule().is_ok_and(|read| read == rule);
+    names.any(|name| rule.contains(&format!("/{name}"))) || SKILLS.contains(&rule) || read()
 }
 
 /// Returns true if Claude Code asks about this argument of a helper.
@@ -95,15 +98,16 @@ mod tests {
 
     #[test]
     fn rules_name_each_launcher_by_its_exact_path() {
-        let all = rules(Path::new("/s/bin"));
+        let read = read_rule().expect("a home");
+        let all = rules(Path::new("/s/bin"), &read);
         let count = |list| all.iter().filter(|rule| rule.list == list).count();
-        assert_eq!((count(RuleList::Allow), count(RuleList::Ask)), (7, 9));
+        assert_eq!((count(RuleList::Allow), count(RuleList::Ask)), (8, 9));
         let text = |n: usize| all[n].text.as_str();
         assert_eq!((text(1), text(5)), ("Bash(/s/bin/dispatch-spawn *)", "Skill(dispatch)"));
         assert!(all.iter().all(|rule| names_dispatch(&rule.text)), "{all:?}");
-        let spaced = rules(Path::new("/my skills/bin"));
+        let spaced = rules(Path::new("/my skills/bin"), &read);
         assert_eq!(spaced[1].text, r#"Bash("/my skills/bin/dispatch-spawn" *)"#);
-        assert_eq!(spaced[7].text, "Bash(/my skills/bin/dispatch-config* add-backend*)");
-        assert_eq!(spaced[15].text, "Bash(xargs */my skills/bin/dispatch-*)");
+        assert_eq!(spaced[8].text, "Bash(/my skills/bin/dispatch-config* add-backend*)");
+        assert_eq!(spaced[16].text, "Bash(xargs */my skills/bin/dispatch-*)");
     }
 }

@@ -5,8 +5,6 @@
 //! an empty list is filled on its line, a new list gets one line for each rule. [`remove`] relies on
 //! this: it finds the old text again and proves it by adding the rules once more.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use indexmap::IndexSet;
 use jsonc_parser::ast::{Array, Object, ObjectProp, Value as Node};
@@ -18,18 +16,10 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::host::rules::{Rule, RuleList, names_dispatch};
 use crate::text::line_and_column;
+use crate::tools::claude::settings_path;
 
 /// The white space of JSON.
 const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
-
-/// The user's Claude settings file, which may not exist.
-pub fn settings_path() -> PathBuf {
-    let directory = match std::env::var_os("CLAUDE_CONFIG_DIR").filter(|value| !value.is_empty()) {
-        Some(directory) => directory.into(),
-        None => std::env::home_dir().unwrap_or_default().join(".claude"),
-    };
-    directory.join("settings.json")
-}
 
 /// The settings `text` (`None`: no such file) with all of the `rules`; `None` if it has them already.
 ///

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use crate::fault;
 use crate::files;
 use crate::ids::now;
-use crate::news::Event;
+use crate::news::{Event, question_key};
 use crate::process::Identity;
 use crate::task::Task;
 use crate::text::lossy;
@@ -95,6 +95,15 @@ impl Ledger {
 /// The deliveries in a task's ledger by event id, read without the lock.
 pub fn read(task: &Task) -> Result<BTreeMap<String, Delivery>> {
     Ok(parse(&files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default()))
+}
+
+/// Whether the host was told another text of a question, and not this one.
+pub fn was_told_otherwise(task: &Task, question: &str, text: &str) -> Result<bool> {
+    let ledger = files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default();
+    let (any, this) = (format!("question/{question}/"), question_key(question, text));
+    let mut told =
+        ledger.lines().flat_map(|line| line.split(' ')).filter(|it| it.starts_with(&any));
+    Ok(told.next_back().is_some_and(|last| last != this))
 }
 
 /// The deliveries that the lines of a ledger record; unknown lines are skipped.

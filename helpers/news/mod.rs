@@ -16,7 +16,7 @@ use crate::files;
 use crate::ids::short_hash;
 use crate::plan::Marker;
 use crate::process::launcher;
-use crate::task::{Reason, State, View, Wait};
+use crate::task::{Reason, Record, State, View, Wait};
 use crate::text::{quoted, shell_word, short_duration};
 use crate::tools;
 
@@ -28,7 +28,7 @@ const HOST_REPORT_LIMIT: Duration = Duration::from_secs(60);
 pub struct Event {
     /// `#` and eight hexadecimal digits, a hash of the task's nonce and the key.
     pub id: String,
-    /// The event's name within its task: `question/001`, `tell/002`, `end/1/done`.
+    /// The event's name within its task: `question/001/HASH`, `tell/002`, `end/1/done`.
     pub key: String,
     /// The text, in one line and without the id.
     pub line: String,
@@ -59,7 +59,7 @@ impl Event {
 pub fn events(view: &View) -> Result<Vec<Event>> {
     let mut events = Vec::new();
     let id = view.task.id();
-    for (name, text) in view.task.tells()? {
+    for (name, text) in view.task.side().tells()? {
         let line = format!("{id} says: {}", quoted(&text));
         events.push(Event::new(view, format!("tell/{name}"), line, "tell the user".into()));
     }
@@ -72,13 +72,19 @@ pub fn events(view: &View) -> Result<Vec<Event>> {
             command("dispatch-monitor")?,
             question.name,
         );
-        events.push(Event::new(view, format!("question/{}", question.name), line, next));
+        events.push(Event::new(view, question_key(&question.name, text), line, next));
     }
     events.extend(no_progress_event(view)?);
     if view.state.ended() {
         events.push(end_event(view)?);
     }
     Ok(events)
+}
+
+/// The key of the event of a question. It holds the text: a question that changed after it was told
+/// is another one.
+pub fn question_key(number: &str, text: &str) -> String {
+    format!("question/{number}/{}", short_hash(text.trim_end().as_bytes()))
 }
 
 /// The event of a task that makes no progress because it is silent, parked or held.
@@ -118,9 +124,9 @@ pub fn command(helper: &str) -> Result<String> {
     Ok(shell_word(&launcher(helper)?.display().to_string()))
 }
 
-/// The key of the event for an attempt that ended in that state.
-fn end_key(view: &View, state: State) -> String {
-    format!("end/{}/{state}", view.attempt.as_ref().map_or(0, |attempt| attempt.number))
+/// The key of the event for the attempt with that number, which ended in that state.
+fn end_key(attempt: u32, state: State) -> String {
+    format!("end/{attempt}/{state}")
 }
 
 /// The event of an attempt's end.
@@ -137,7 +143,7 @@ fn end_event(view: &View) -> Result<Event> {
             let summary = view.summary.as_deref().filter(|summary| !summary.is_empty());
             let summary =
                 summary.map_or_else(String::new, |summary| format!(": {}", quoted(summary)));
-            let report = view.task.report_path();
+            let report = view.task.side().report_path();
             let report = if report.is_file() {
                 format!(" Report: {}", report.display())
             } else {
@@ -194,7 +200,8 @@ fn end_event(view: &View) -> Result<Event> {
             instruction(view, &spawn),
         ),
     };
-    Ok(Event::new(view, end_key(view, view.state), line, next))
+    let attempt = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
+    Ok(Event::new(view, end_key(attempt, view.state), line, next))
 }
 
 /// The action after which a task continues that does not continue by itself.
@@ -299,14 +306,14 @@ fn current_choice(view: &View) -> Option<Choice> {
 
 /// The id of the event for the worker's `finish`. An agent repeats the id in its last message, which
 /// acknowledges the event.
-pub fn finish_id(view: &View) -> String {
-    short_id(&view.record.nonce, &end_key(view, State::Done))
+pub fn finish_id(record: &Record, attempt: u32) -> String {
+    short_id(&record.nonce, &end_key(attempt, State::Done))
 }
 
 /// Whether the event is the end of the host's own agent, and the host program has time left to report
 /// it itself. If that report is dropped, the event is printed later.
 pub fn is_reported_by_host(view: &View, event: &Event) -> bool {
-    let marker = view.task.ipc().finished_at();
+    let marker = view.task.side().ipc().finished_at();
     let is_recent =
         marker.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < HOST_REPORT_LIMIT);
     let agent = view.record.route == Route::Agent && !view.processes.is_empty();

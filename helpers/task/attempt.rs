@@ -1,4 +1,4 @@
-//! One run of a worker and what is known about it: the directory `worker/<n>`.
+//! One run of a worker and what is known about it: the directory `attempts/<n>`.
 //!
 //! Invariant: every file is replaced as a whole, so a reader sees an old or a new one and no half.
 
@@ -127,19 +127,19 @@ impl Attempt {
         &self.directory
     }
 
-    /// The file with the prompt, which the worker reads on standard input.
-    pub fn stdin_path(&self) -> PathBuf {
-        self.directory.join("stdin")
+    /// The prompt that the worker is started with.
+    pub fn prompt_path(&self) -> PathBuf {
+        self.directory.join("prompt.md")
     }
 
     /// The log: the worker's standard output and error.
     pub fn log_path(&self) -> PathBuf {
-        self.directory.join("output.log")
+        self.directory.join("log")
     }
 
     /// The file with the earlier part of a log that was trimmed.
     pub fn old_log_path(&self) -> PathBuf {
-        self.directory.join("output.log.1")
+        self.directory.join("log.old")
     }
 
     /// The log's last whole lines, at most 64 KiB; those of the old log if the log was just trimmed.
@@ -178,9 +178,9 @@ impl Attempt {
         Ok(files::read_foreign(&self.plan_path())?.map(lossy).map(|text| Plan::parse(&text)))
     }
 
-    /// The file with the number of the last note that the worker was told of.
-    pub(super) fn told_path(&self) -> PathBuf {
-        self.directory.join("told")
+    /// The file with the summary of the finish marker that the attempt left.
+    pub fn summary_path(&self) -> PathBuf {
+        self.directory.join("summary")
     }
 
     /// Records which process is the worker.
@@ -204,8 +204,8 @@ impl Attempt {
     /// The CLI's session, if it is known.
     ///
     /// # Errors
-    /// [`crate::exit::Exit::Data`] if the file is broken, or its id could be read as an option: a
-    /// worker can write the file, and the id becomes an argument of the next attempt's CLI.
+    /// [`crate::exit::Exit::Data`] if the file is broken, or its id could be read as an option: the
+    /// CLI said the id, and it becomes an argument of the next attempt's CLI.
     pub fn session(&self) -> Result<Option<SessionRecord>> {
         let (path, next) =
             (self.directory.join("session"), "remove it; the next attempt begins a new session");
@@ -254,7 +254,7 @@ impl Attempt {
     }
 
     /// Records how the attempt ended.
-    pub fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
+    pub(super) fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
         let text = serde_yaml::to_string(exit)?;
         files::publish(&self.directory.join("exit"), text.as_bytes())
     }

@@ -1,13 +1,14 @@
-//! A task: its directory, its record and its attempts.
+//! A task: the person's side in the home directory, the worker's side in the project, and the attempts.
 //!
-//! Invariant: the task's files are the only state. Changes of the plan and the record happen under the
-//! task's lock, and each file is replaced as a whole.
+//! Invariant: what decides anything is read from the person's side, which no sandboxed worker can
+//! write. Records change under the task's lock, and each file is replaced as a whole.
 
+mod answer;
 mod attempt;
-mod claim;
 pub mod output;
 mod record;
 pub mod state;
+mod worker_side;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,104 +20,83 @@ use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
-use crate::ipc::Ipc;
 use crate::plan::Plan;
 use crate::process::{Identity, Life};
 use crate::text::lossy;
-use claim::Claim;
+use worker_side::append_missing;
 
+pub use answer::Answer;
 pub use attempt::{Attempt, ExitRecord, SessionRecord, StopReason};
 pub use record::{Dependency, FORMAT, Record, Wait};
 pub use state::{Label, Reason, State, View};
+pub use worker_side::WorkerSide;
 
 /// How long a helper waits for a task's lock, which others hold for milliseconds.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
-/// A task, by its directory. The directory need not exist.
+/// A task, by its two directories, which need not exist.
 #[derive(Clone, Debug)]
 pub struct Task {
-    directory: PathBuf,
     id: TaskId,
+    state_dir: PathBuf,
+    side: WorkerSide,
 }
 
 impl Task {
-    pub(crate) fn new(directory: PathBuf, id: TaskId) -> Self {
-        Self { directory, id }
+    pub(crate) fn new(id: TaskId, state_dir: PathBuf, directory: PathBuf) -> Self {
+        Self { id, state_dir, side: WorkerSide::new(directory) }
     }
 
-    /// The task in the directory that a worker's command names.
+    /// The dispatched task with this person's side.
     ///
     /// # Errors
-    /// [`Exit::Data`] if there is no plan, or a symlink leads to the directory.
-    pub fn at(directory: &Path) -> Result<Self> {
-        // A trailing slash would hide a symlink.
-        let directory = directory.components().as_path();
-        let id = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let task = Self { directory: directory.into(), id: id.parse()? };
-        // The task's directory, `tasks` and `.dispatch`.
-        directory.ancestors().take(3).try_for_each(files::refuse_symlink)?;
-        if !task.plan_path().is_file() {
-            return Err(Refusal::new(Exit::Data, "that is not a task's directory")
-                .place(format!("{} does not exist", task.plan_path().display()))
-                .next("give the directory that the prompt names with --task-dir")
-                .into());
-        }
-        Ok(task)
+    /// There is no readable record.
+    pub fn at_state(state_dir: &Path) -> Result<Self> {
+        let name = state_dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let task = Self::new(name.parse()?, state_dir.into(), PathBuf::new());
+        let record = task.record()?.context("the task has no record")?;
+        Ok(Self { side: WorkerSide::new(record.task_directory), ..task })
     }
 
-    /// The task's name, which is also the name of its directory.
+    /// Another task of the same project.
+    pub fn sibling(&self, id: TaskId) -> Self {
+        let directory = self.side.directory().with_file_name(id.as_str());
+        Self::new(id.clone(), self.state_dir.with_file_name(id.as_str()), directory)
+    }
+
+    /// The task's name, which is also the name of its directories.
     pub fn id(&self) -> &TaskId {
         &self.id
     }
 
-    /// The task's directory, absolute.
-    pub fn directory(&self) -> &Path {
-        &self.directory
+    /// The person's side, absolute.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
     }
 
-    /// `plan.md`: the checklist, the context and the notes.
-    pub fn plan_path(&self) -> PathBuf {
-        self.directory.join("plan.md")
+    /// The worker's side.
+    pub fn side(&self) -> &WorkerSide {
+        &self.side
     }
 
-    /// `prompt.md`: the prompt of the first attempt.
-    pub fn prompt_path(&self) -> PathBuf {
-        self.directory.join("prompt.md")
-    }
-
-    /// `output.md`: the worker's report.
-    pub fn report_path(&self) -> PathBuf {
-        self.directory.join("output.md")
-    }
-
-    /// `context.md`: what a worker that stops writes for the next one.
-    pub fn context_path(&self) -> PathBuf {
-        self.directory.join("context.md")
+    /// The plan as the person dispatched it.
+    pub fn dispatched_plan_path(&self) -> PathBuf {
+        self.state_dir.join("plan.md")
     }
 
     /// The run lock, which the supervisor holds until it exits.
     pub fn run_lock_path(&self) -> PathBuf {
-        self.directory.join("run.lock")
+        self.state_dir.join("run.lock")
     }
 
     /// The ledger of delivered news.
     pub fn news_path(&self) -> PathBuf {
-        self.directory.join("news")
-    }
-
-    /// The questions, answers and the finish marker.
-    pub fn ipc(&self) -> Ipc {
-        Ipc::new(self.directory.join("ipc"))
-    }
-
-    /// The directory of messages that the worker sends without waiting (`tell`).
-    pub fn tells_dir(&self) -> PathBuf {
-        self.directory.join("tells")
+        self.state_dir.join("news")
     }
 
     /// The file with what the task waits for.
     pub fn wait_path(&self) -> PathBuf {
-        self.directory.join("wait")
+        self.state_dir.join("wait")
     }
 
     /// Records what the task waits for; `None` removes the wait.
@@ -140,17 +120,22 @@ impl Task {
     }
 
     /// The directories in which helpers write files, without those of the attempts.
-    pub fn helper_directories(&self) -> [PathBuf; 4] {
-        let ipc = self.ipc().directory().to_path_buf();
-        [self.directory.clone(), ipc, self.notes_dir(), self.tells_dir()]
+    pub fn helper_directories(&self) -> impl Iterator<Item = PathBuf> {
+        let own = [self.state_dir.clone(), self.notes_dir(), self.attempts_dir()];
+        own.into_iter().chain(self.side.helper_directories())
     }
 
     fn notes_dir(&self) -> PathBuf {
-        self.directory.join("notes")
+        self.state_dir.join("notes")
+    }
+
+    /// The parent of the attempts' directories.
+    pub fn attempts_dir(&self) -> PathBuf {
+        self.state_dir.join("attempts")
     }
 
     fn record_path(&self) -> PathBuf {
-        self.directory.join("task.yaml")
+        self.state_dir.join("record.yaml")
     }
 
     /// Whether the task was dispatched: its record exists.
@@ -158,11 +143,15 @@ impl Task {
         self.record_path().is_file()
     }
 
-    /// The time since the task was done, by its finish marker and plan alone; `None` if it is not done.
-    pub fn time_since_done(&self) -> Option<Duration> {
-        let since = self.ipc().finished_at()?;
-        let done = self.plan().ok()?.complete();
-        since.elapsed().ok().filter(|_| done)
+    /// Whether somebody deleted the task's directory in the project after the worker's end.
+    pub fn is_deleted(&self) -> bool {
+        if self.side.has_files() {
+            return false;
+        }
+        let ended = |attempt: Attempt| matches!(attempt.exit(), Ok(Some(_)));
+        let stopped = || self.record().is_ok_and(|record| record.is_some_and(|it| it.stop));
+        let over = self.last_attempt().is_some_and(ended) || stopped();
+        over && !Lock::is_held(&self.run_lock_path()).unwrap_or(true)
     }
 
     /// Whether the record was written less than `time` ago.
@@ -173,7 +162,7 @@ impl Task {
     /// The record; `None` before the task is dispatched.
     ///
     /// # Errors
-    /// [`Exit::Data`] if the record is broken, newer than this version, or not this user's.
+    /// [`Exit::Data`] if the record is broken or newer than this version.
     pub fn record(&self) -> Result<Option<Record>> {
         let path = self.record_path();
         let Some(text) = files::read_foreign(&path)? else { return Ok(None) };
@@ -195,33 +184,13 @@ impl Task {
                 .next("install this version's helpers again: sh install.sh")
                 .into());
         }
-        let record = record.map_err(broken)?;
-        match Claim::load(self, &record.nonce)? {
-            Some(claim) => Ok(Some(claim.apply_to(record))),
-            None => Err(Refusal::new(Exit::Data, format!("task '{}' is not yours", self.id))
-                .place(format!(
-                    "{}: it came with a cloned project, or the project was moved",
-                    path.display()
-                ))
-                .next("inspect its directory and remove it; dispatch will not run it")
-                .into()),
-        }
+        Ok(Some(record.map_err(broken)?))
     }
 
-    /// Writes the record of a new task; `false` if the name is taken.
-    pub fn claim(&self, record: &Record) -> Result<bool> {
-        Claim::save(self, record)?;
-        let new =
-            files::publish_new(&self.record_path(), serde_yaml::to_string(record)?.as_bytes())?;
-        if !new {
-            Claim::remove(&record.nonce)?;
-        }
-        Ok(new)
-    }
-
-    /// Removes the claim of a task that is about to be removed.
-    pub fn remove_claim(&self, nonce: &str) -> Result<()> {
-        Claim::remove(nonce)
+    /// Writes the person's side of a new task; `false` if the name is taken.
+    pub fn claim(&self, record: &Record, plan: &str) -> Result<bool> {
+        files::publish(&self.dispatched_plan_path(), plan.as_bytes())?;
+        files::publish_new(&self.record_path(), serde_yaml::to_string(record)?.as_bytes())
     }
 
     /// Changes the record under the task's lock.
@@ -229,7 +198,6 @@ impl Task {
         let _lock = self.lock()?;
         let mut record = self.record()?.context("the task has no record")?;
         change(&mut record);
-        Claim::save(self, &record)?;
         files::publish(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
     }
 
@@ -252,52 +220,37 @@ impl Task {
         Ok(adopted)
     }
 
-    /// Takes the lock for changes of the plan and the record.
+    /// Takes the lock for changes of the person's side.
     ///
     /// # Errors
     /// [`Exit::TryAgain`] if another process holds the lock for too long.
     pub fn lock(&self) -> Result<Lock> {
-        files::create_task_directory(&self.directory)?;
-        Lock::take(&self.directory.join("lock"), LOCK_LIMIT)
+        files::create_task_directory(&self.state_dir)?;
+        Lock::take(&self.state_dir.join("lock"), LOCK_LIMIT)
+    }
+
+    /// The plan as the person dispatched it, with the notes since.
+    pub fn dispatched_plan(&self) -> Result<Plan> {
+        let text = files::read_foreign(&self.dispatched_plan_path())?.map(lossy);
+        let mut plan = Plan::parse(&text.unwrap_or_default());
+        append_missing(&mut plan, &self.note_texts()?)?;
+        Ok(plan)
     }
 
     /// The plan, with the item numbers of the last attempt's copy; a missing file counts as an empty plan.
     pub fn plan(&self) -> Result<Plan> {
-        self.plan_since(self.last_attempt().as_ref())
+        self.side.plan(self.plan_at_start()?.as_ref())
     }
 
-    /// The plan, with the item numbers of this attempt's copy.
-    fn plan_since(&self, attempt: Option<&Attempt>) -> Result<Plan> {
-        let text = files::read_foreign(&self.plan_path())?.map(lossy).unwrap_or_default();
-        let start = attempt.map(Attempt::plan).transpose()?.flatten();
-        Ok(numbered(&text, start.as_ref()))
-    }
-
-    /// The plan's text, for an edit that must not lose a byte.
-    ///
-    /// # Errors
-    /// [`Exit::Data`] if the text is not UTF-8.
-    pub fn plan_text(&self) -> Result<Option<String>> {
-        let path = self.plan_path();
-        files::read_foreign(&path)?.map(|bytes| files::decode(bytes, &path)).transpose()
-    }
-
-    /// Changes the plan under the lock. A worker's editor ignores the lock, so a plan that lost items
-    /// since the last attempt began may be half written and is read again for half a second.
+    /// Changes the plan under the worker's lock.
     ///
     /// # Errors
     /// [`Exit::Data`] if items stay lost, and the refusals of `change`.
     pub fn edit_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
+        let start = self.last_attempt().map(|attempt| attempt.plan_path()).unwrap_or_default();
         self.change_plan(|plan| {
-            let attempt = self.last_attempt().filter(|_| !plan.lost().is_empty());
-            let Some(attempt) = attempt else { return change(plan) };
-            let (id, skip) = (&self.id, plan.skip_lost());
-            Err(Refusal::new(Exit::Data, format!("the plan lost {}", plan.lost_words()))
-                .place(self.plan_path().display().to_string())
-                .next(format!(
-                    "restore it from {}; to drop it, once no worker is running: dispatch-spawn {id} --resume{skip}",
-                    attempt.plan_path().display()
-                )))
+            self.side.refuse_lost(plan, &start)?;
+            change(plan)
         })
     }
 
@@ -312,35 +265,8 @@ impl Task {
         })
     }
 
-    /// Changes the plan under the lock, after it has waited for lost items to come back.
     fn change_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
-        let _lock = self.lock()?;
-        let start = self.plan_at_start()?;
-        let read = || anyhow::Ok(numbered(&self.plan_text()?.unwrap_or_default(), start.as_ref()));
-        let mut plan = read()?;
-        for _ in 0..50 {
-            if plan.lost().is_empty() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-            plan = read()?;
-        }
-        change(&mut plan)?;
-        self.restore_notes(&mut plan)?;
-        files::publish(&self.plan_path(), plan.to_string().as_bytes())?;
-        Ok(plan)
-    }
-
-    /// Appends the notes that the plan lacks: new ones, and those that an editor lost.
-    fn restore_notes(&self, plan: &mut Plan) -> Result<()> {
-        let notes: Vec<String> = self.notes()?.into_iter().map(|(_, note)| note).collect();
-        for (index, note) in notes.iter().enumerate() {
-            let expected = notes[..=index].iter().filter(|other| *other == note).count();
-            if plan.count_notes(note) < expected {
-                plan.append_note(note)?;
-            }
-        }
-        Ok(())
+        self.side.change_plan(self.plan_at_start()?.as_ref(), &self.note_texts()?, change)
     }
 
     /// The plan as it was when the last attempt began, if there was one.
@@ -348,29 +274,17 @@ impl Task {
         self.last_attempt().map_or(Ok(None), |attempt| attempt.plan())
     }
 
-    /// Saves a note to the worker as a file and appends it to the plan.
+    /// Saves a note to the worker, copies it to the worker's side and appends it to the plan.
     pub fn add_note(&self, text: &str) -> Result<()> {
         let plan = self.plan()?;
         // A saved note that the plan lacks is from a call that was killed; this call repeats it.
         if !self.notes()?.iter().any(|(_, note)| note == text && plan.count_notes(note) == 0) {
             files::publish_numbered(&self.notes_dir(), text)?;
         }
-        self.edit_plan(|_| Ok(())).map(drop)
-    }
-
-    /// The texts of the notes that the worker was not told yet, oldest first. They count as told from
-    /// now on.
-    pub fn take_untold_notes(&self) -> Result<Vec<String>> {
-        let Some(attempt) = self.last_attempt() else { return Ok(Vec::new()) };
-        let told = attempt.told_path();
-        let last: u32 =
-            files::read_foreign(&told)?.map(lossy).and_then(|text| text.parse().ok()).unwrap_or(0);
-        let mut notes = self.notes()?;
-        notes.retain(|(name, _)| name.parse::<u32>().is_ok_and(|number| number > last));
-        if let Some((name, _)) = notes.last() {
-            files::publish(&told, name.as_bytes())?;
+        for (name, note) in self.notes()? {
+            self.side.set_note(&name, &note)?;
         }
-        Ok(notes.into_iter().map(|(_, note)| note).collect())
+        self.edit_plan(|_| Ok(())).map(drop)
     }
 
     /// The notes to the worker, oldest first, as pairs of file name and text.
@@ -378,23 +292,13 @@ impl Task {
         files::read_numbered(&self.notes_dir())
     }
 
-    /// Sends a message to the dispatcher without waiting. A text repeated in a row is one message, because
-    /// a worker repeats a call that was killed.
-    pub fn tell(&self, text: &str) -> Result<()> {
-        if self.tells()?.last().is_none_or(|(_, last)| last != text) {
-            files::publish_numbered(&self.tells_dir(), text)?;
-        }
-        Ok(())
-    }
-
-    /// The worker's messages, oldest first, as pairs of file name and text.
-    pub fn tells(&self) -> Result<Vec<(String, String)>> {
-        files::read_numbered(&self.tells_dir())
+    fn note_texts(&self) -> Result<Vec<String>> {
+        Ok(self.notes()?.into_iter().map(|(_, note)| note).collect())
     }
 
     /// The attempt with that number, which need not exist.
     pub fn attempt(&self, number: u32) -> Attempt {
-        Attempt { number, directory: self.directory.join("worker").join(number.to_string()) }
+        Attempt { number, directory: self.attempts_dir().join(number.to_string()) }
     }
 
     /// The last attempt, if there was one.
@@ -407,7 +311,7 @@ impl Task {
     /// # Errors
     /// [`Exit::Data`] if an attempt's directory is a symlink.
     pub fn attempts(&self) -> Result<Vec<Attempt>> {
-        let directory = self.directory.join("worker");
+        let directory = self.attempts_dir();
         let mut numbers = Vec::new();
         for (name, symlink) in files::entries(&directory)? {
             // Skip names like 007, which no attempt's path has.
@@ -423,17 +327,16 @@ impl Task {
         Ok(numbers.into_iter().map(|number| self.attempt(number)).collect())
     }
 
-    /// Refuses a directory that is a symlink, or that has attempts and no record.
+    /// Refuses attempts without a record.
     ///
     /// # Errors
-    /// [`Exit::Data`] in both cases.
+    /// [`Exit::Data`] if there are some.
     pub fn refuse_lost_record(&self) -> Result<(), Refusal> {
-        files::refuse_symlink(&self.directory)?;
-        if self.was_dispatched() || !self.directory.join("worker").exists() {
+        if self.was_dispatched() || !self.attempts_dir().exists() {
             return Ok(());
         }
-        Err(Refusal::new(Exit::Data, format!("'{}' has lost its task.yaml", self.id))
-            .place(format!("{} has attempts and no record", self.directory.display()))
+        Err(Refusal::new(Exit::Data, format!("'{}' has lost its record.yaml", self.id))
+            .place(format!("{} has attempts and no record", self.state_dir.display()))
             .next("restore the file, or move the directory away"))
     }
 
@@ -444,20 +347,51 @@ impl Task {
         Ok(sessions.into_iter().flatten().find(|session| session.backend == backend))
     }
 
-    /// Creates the next attempt, with a copy of the plan as it is now.
+    /// Creates the next attempt, with a copy of the plan as it is now. A worker's side without a
+    /// readable plan gets the dispatched one again.
     pub fn create_attempt(&self) -> Result<Attempt> {
         let last = self.attempts()?.last().map_or(0, |attempt| attempt.number);
-        let next = files::next_number(last, &self.directory.join("worker"))?;
+        let next = files::next_number(last, &self.attempts_dir())?;
         let attempt = self.attempt(next);
         files::create_task_directory(attempt.directory())?;
-        let plan = self.plan_text()?.unwrap_or_default();
+        let plan = match self.side.plan_text() {
+            Ok(Some(plan)) => plan,
+            Ok(None) => {
+                let plan = self.dispatched_plan()?.to_string();
+                files::create_task_directory(self.side.directory())?;
+                files::publish(&self.side.plan_path(), plan.as_bytes())?;
+                plan
+            }
+            Err(_) => self.dispatched_plan()?.to_string(),
+        };
         files::publish(&attempt.plan_path(), plan.as_bytes())?;
+        self.side.set_start(&plan)?;
         // The wait goes after the attempt exists: without both, the task would look ended.
         self.set_wait(None)?;
-        if let Some((name, _)) = self.notes()?.last() {
-            files::publish(&attempt.told_path(), name.as_bytes())?;
-        }
         Ok(attempt)
+    }
+
+    /// Records the only prompt that an attempt is started with. It passes on all notes and answers so
+    /// far; the worker's side gets a copy to read.
+    pub fn set_prompt(&self, attempt: &Attempt, prompt: &str) -> Result<()> {
+        files::publish(&attempt.prompt_path(), prompt.as_bytes())?;
+        files::publish(&self.side.prompt_path(), prompt.as_bytes())?;
+        if let Some((name, _)) = self.notes()?.last() {
+            self.side.set_told(name)?;
+        }
+        self.mark_answers_told()
+    }
+
+    /// Records how an attempt ended. If the worker deleted the task's directory, it gets its prompt back:
+    /// without files there, the task would count as cleaned up.
+    pub fn set_exit(&self, attempt: &Attempt, exit: &ExitRecord) -> Result<()> {
+        if !self.side.has_files() {
+            let prompt = files::read_foreign(&attempt.prompt_path())?.unwrap_or_default();
+            // The end counts more than the copy.
+            let _ = files::create_task_directory(self.side.directory())
+                .and_then(|()| files::publish(&self.side.prompt_path(), &prompt));
+        }
+        attempt.set_exit(exit)
     }
 
     /// The task as it is now.

@@ -1,4 +1,4 @@
-//! A task's record and its wait: `task.yaml`, with what was decided at the dispatch, and `wait`, with
+//! A task's record and its wait: `record.yaml`, with what was decided at the dispatch, and `wait`, with
 //! what a task without a worker waits for.
 //!
 //! Invariant: a record of a newer format is refused, never guessed.
@@ -15,7 +15,7 @@ use crate::process::Identity;
 /// The format number that this version writes.
 pub const FORMAT: u32 = 1;
 
-/// The decisions at the dispatch: `task.yaml`. Those about the worker count as the claim has them.
+/// The decisions at the dispatch: `record.yaml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// The file's format number, at most [`FORMAT`].
@@ -35,6 +35,11 @@ pub struct Record {
     pub access: Access,
     /// The worker's working directory.
     pub directory: PathBuf,
+    /// The task's directory in the project.
+    pub task_directory: PathBuf,
+    /// The prompt of the alias that the person named, which begins the worker's prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
     /// The task's own worktree, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worktree: Option<Worktree>,

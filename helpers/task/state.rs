@@ -93,6 +93,8 @@ pub enum Reason {
     ItemsLost(String),
     /// A line of the plan may be an item and is not counted, as text.
     LineInDoubt(String),
+    /// A file on the worker's side cannot be read, with the error.
+    Unreadable(String),
 }
 
 /// A task's state and reason in one word. The order is by urgency for a person, most urgent first.
@@ -207,9 +209,11 @@ fn derive(facts: &Facts) -> (State, Reason) {
         Facts { alive: true, silent: Some(since), .. } => {
             (State::Running, Reason::Silent(since.clone()))
         }
-        Facts { alive: true, flaw: Some(flaw @ Reason::ItemsLost(_)), .. } => {
-            (State::Running, flaw.clone())
-        }
+        Facts {
+            alive: true,
+            flaw: Some(flaw @ (Reason::ItemsLost(_) | Reason::Unreadable(_))),
+            ..
+        } => (State::Running, flaw.clone()),
         Facts { alive: true, .. } => (State::Running, Reason::None),
         Facts { exit: Some(ExitRecord { not_started: Some(error), .. }), .. } => {
             (State::Failed, Reason::NotStarted(error.clone()))
@@ -251,6 +255,45 @@ fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reas
     }
 }
 
+/// What the worker's side says. It gives marks, questions and a summary, as quotations.
+struct WorkersWords {
+    plan: Plan,
+    questions: Vec<(Question, String)>,
+    summary: Option<String>,
+}
+
+impl WorkersWords {
+    fn read(task: &Task, attempt: Option<&Attempt>, is_running: bool) -> Result<Self> {
+        let (side, mut questions) = (task.side(), Vec::new());
+        side.refuse_symlinks()?;
+        let ipc = side.ipc();
+        let answers = task.answers()?;
+        for question in ipc.questions()?.into_iter().filter(|question| !question.received) {
+            // A running worker also takes an answer that was written by hand.
+            let answered = is_running && question.answered
+                || answers.iter().any(|(name, _)| *name == question.name);
+            // Skip an empty file: `echo > NNN.question` writes the text a moment later.
+            let text = if answered { None } else { ipc.question(&question.name)? };
+            if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
+                questions.push((question, text));
+            }
+        }
+        let start = attempt.map(Attempt::plan).transpose()?.flatten();
+        let plan = match attempt {
+            // Nobody has had the plan yet who could have lost it.
+            None if !side.plan_path().exists() => task.dispatched_plan()?,
+            _ => side.plan(start.as_ref())?,
+        };
+        Ok(Self { plan, questions, summary: ipc.finished()? })
+    }
+}
+
+/// What is wrong with a file on the worker's side, with its path in there.
+fn trouble(task: &Task, error: &anyhow::Error) -> String {
+    let text = format!("{error:#}").replace(&format!("{}/", task.side().directory().display()), "");
+    text.lines().next().unwrap_or_default().into()
+}
+
 /// A task as it was at one moment: everything that its state depends on.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -266,7 +309,7 @@ pub struct View {
     pub exit: Option<ExitRecord>,
     /// The questions without an answer, oldest first, with their text.
     pub questions: Vec<(Question, String)>,
-    /// Whether an answer exists that no worker has read.
+    /// Whether an answer is recorded that no worker has read.
     pub unread_answer: bool,
     /// The text of the finish marker, if the marker exists.
     pub summary: Option<String>,
@@ -312,26 +355,25 @@ impl View {
         if wait.is_none() && exit.is_some() && next.is_some_and(|next| next.directory().exists()) {
             return Self::load(task);
         }
-        let ipc = task.ipc();
-        let asked = ipc.questions()?;
-        let unread_answer = asked.iter().any(|it| it.answered && !it.received);
-        let mut questions = Vec::new();
-        for question in asked.into_iter().filter(Question::is_open) {
-            // Skip an empty file: `echo > NNN.question` writes the text a moment later.
-            let text = ipc.question(&question.name)?;
-            if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
-                questions.push((question, text));
-            }
-        }
-        let plan = task.plan_since(attempt.as_ref())?;
-        let summary = ipc.finished()?;
         // During a wait, the running process is a supervisor without a worker.
         let unfinished = attempt.as_ref().filter(|_| exit.is_none() && wait.is_none());
         let running = unfinished.filter(|_| !processes.is_empty());
+        let unread_answer = task.has_untold_answer()?;
+        let (words, trouble) = match WorkersWords::read(task, attempt.as_ref(), running.is_some()) {
+            Ok(words) => (words, None),
+            // Whatever the worker did to its files, its end and its process stay visible.
+            Err(error) => {
+                let plan = task.dispatched_plan()?;
+                let words = WorkersWords { plan, questions: Vec::new(), summary: None };
+                (words, Some(Reason::Unreadable(trouble(task, &error))))
+            }
+        };
+        let WorkersWords { plan, questions, summary } = words;
         // A running worker's editor may be writing the plan right now.
-        let whole = running.is_none() || !modified_within(&task.plan_path(), PLAN_EDIT_TIME);
+        let whole = running.is_none() || !modified_within(&task.side().plan_path(), PLAN_EDIT_TIME);
         let lost = !plan.lost().is_empty() && whole;
         let flaw = match plan.doubts().first() {
+            _ if trouble.is_some() => trouble,
             _ if lost => Some(Reason::ItemsLost(plan.lost_words())),
             doubt => doubt.map(|doubt| Reason::LineInDoubt(doubt.to_string())),
         };
@@ -396,12 +438,9 @@ impl View {
 
     /// Whether a late answer came so recently that its sender is about to resume the task.
     pub fn resumes_soon(&self) -> bool {
-        /// How long a helper may take to resume the task after it posted an answer.
+        /// How long a helper may take to resume the task after it recorded an answer.
         const RESUME_LIMIT: Duration = Duration::from_secs(10);
-        let ipc = self.task.ipc();
-        let asked = if self.has_late_answer() { ipc.questions() } else { Ok(Vec::new()) };
-        let mut unread = asked.unwrap_or_default().into_iter().filter(|it| !it.received);
-        unread.any(|it| ipc.was_answered_within(&it.name, RESUME_LIMIT))
+        self.has_late_answer() && self.task.was_answered_within(RESUME_LIMIT)
     }
 
     /// The state and reason in one word.
@@ -477,6 +516,7 @@ impl View {
             Reason::MarkerTooEarly => "finish marker set with items unticked".into(),
             Reason::ItemsLost(items) => format!("the plan lost {items}"),
             Reason::LineInDoubt(doubt) => doubt.clone(),
+            Reason::Unreadable(error) => error.clone(),
         }
     }
 

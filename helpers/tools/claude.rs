@@ -1,5 +1,11 @@
 //! Claude Code as a worker: `claude -p`.
 
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::dirs;
+use crate::files;
 use crate::tools::cli::prelude::*;
 
 /// The stable names of the Claude models' families.
@@ -50,6 +56,31 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     ],
     ..WorkerCli::BASE
 };
+
+/// The user's Claude settings file, which may not exist.
+pub(crate) fn settings_path() -> PathBuf {
+    let directory = match std::env::var_os("CLAUDE_CONFIG_DIR").filter(|value| !value.is_empty()) {
+        Some(directory) => directory.into(),
+        None => std::env::home_dir().unwrap_or_default().join(".claude"),
+    };
+    directory.join("settings.json")
+}
+
+/// The permission rule that lets agents read their prompts without prompting.
+pub(crate) fn read_rule() -> Result<String> {
+    let root = dirs::state_root()?;
+    let home = std::env::home_dir().unwrap_or_default();
+    Ok(match root.strip_prefix(&home) {
+        Ok(below) => format!("Read(~/{}/**)", below.display()),
+        Err(_) => format!("Read(/{}/**)", root.display()),
+    })
+}
+
+/// Whether the user's settings have that rule. A false yes costs one prompt of the host.
+pub(crate) fn may_read_state() -> Result<bool> {
+    let settings = files::read(&settings_path()).ok().flatten().unwrap_or_default();
+    Ok(settings.contains(&format!("{:?}", read_rule()?)))
+}
 
 fn sandbox_problem(access: Access) -> Option<String> {
     if access != Access::Write || cfg!(target_os = "macos") {

@@ -136,6 +136,13 @@ fn by_program(program: &Path) -> Option<&'static WorkerCli> {
     KNOWN.iter().copied().find(|cli| cli.programs.contains(&file_name))
 }
 
+/// The known CLI that a process with this command line is, by its program or the script that its
+/// interpreter runs.
+pub fn called_by(command_line: &[String]) -> Option<&'static str> {
+    let programs = command_line.iter().take(2).filter_map(|word| by_program(Path::new(word)));
+    programs.map(|cli| cli.title).next()
+}
+
 /// The CLI that a command of the config calls, if dispatch knows it.
 fn by_command(command: &str) -> Option<&'static WorkerCli> {
     by_program(Path::new(&program_of(command)?))

@@ -1,18 +1,17 @@
 //! The agent route: the host program runs the worker, and dispatch prints the tool call that the host's
 //! model has to make.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::domain::{TaskId, Usage};
 use crate::files;
 use crate::news::command;
-use crate::process::{Identity, calling_host, worker_helper};
+use crate::process::{Identity, calling_host};
 use crate::task::{Attempt, Record, Task};
+use crate::text::lossy;
 use crate::tools::claude;
-use crate::worker::{prompt, run};
+use crate::worker::run;
 
 /// The description of a task's agent, by which the host program names it.
 pub fn description(task: &TaskId) -> String {
@@ -34,17 +33,13 @@ fn usage_of(notification: &str, name: &str) -> Option<Usage> {
     Some(Usage { tokens, ..Usage::default() })
 }
 
-/// The Agent call that starts the worker, as JSON in one line.
-pub fn call(task: &Task, record: &Record) -> Result<String> {
-    agent_call(task, record, &task.prompt_path())
-}
-
-fn agent_call(task: &Task, record: &Record, prompt: &Path) -> Result<String> {
+/// The Agent call that starts the worker with this prompt, as JSON in one line.
+pub fn call(task: &Task, record: &Record, prompt: &str) -> Result<String> {
     let mut call = json!({
         "description": description(task.id()),
         "subagent_type": "general-purpose",
         "run_in_background": true,
-        "prompt": read_and_do(prompt),
+        "prompt": prompt,
     });
     if let Some(tier) = record.model.as_deref().and_then(claude::tier) {
         call["model"] = tier.into();
@@ -52,18 +47,24 @@ fn agent_call(task: &Task, record: &Record, prompt: &Path) -> Result<String> {
     serde_json::to_string(&call).context("cannot write the call")
 }
 
-fn read_and_do(prompt: &Path) -> String {
-    format!("Read {} and do what it says, to its end.", prompt.display())
+/// The prompt of an attempt as the host passes it on: in short where its agents may read the file
+/// without prompting, else whole.
+fn prompt_for_host(attempt: &Attempt) -> Result<String> {
+    let path = attempt.prompt_path();
+    if claude::may_read_state()? {
+        return Ok(format!("Read {} and do what it says, to its end.", path.display()));
+    }
+    files::read_foreign(&path)?.map(lossy).context("the attempt has no prompt")
 }
 
 /// Creates the next attempt and returns the line with the call that starts its agent.
 pub fn start(task: &Task, record: &Record) -> Result<String> {
-    let attempt = run::prepare(task, record)?;
+    let attempt = run::prepare(task, record, false)?;
     if let Some(host) = calling_host() {
         assign_host(task, &attempt, &host)?;
     }
-    let prompt = if attempt.number == 1 { task.prompt_path() } else { attempt.stdin_path() };
-    Ok(format!("make this Agent call now: {}", agent_call(task, record, &prompt)?))
+    let call = call(task, record, &prompt_for_host(&attempt)?)?;
+    Ok(format!("make this Agent call now: {call}"))
 }
 
 /// Records the host process as the agent's identity and the task's owner: an agent ends with its host.
@@ -85,11 +86,9 @@ pub fn resume(task: &Task, record: &Record) -> Result<String> {
     let last = task.last_attempt().context("the task was never begun")?;
     let known = last.identity()?.as_ref() == Some(&host);
     let Some(session) = last.session()?.filter(|_| known) else { return start(task, record) };
-    let attempt = run::prepare(task, record)?;
+    let attempt = run::prepare(task, record, true)?;
     assign_host(task, &attempt, &host)?;
     attempt.set_session(&session)?;
-    let text = prompt::resume(task, &worker_helper()?)?;
-    files::publish(&attempt.stdin_path(), text.as_bytes())?;
-    let call = json!({ "to": session.id, "message": read_and_do(&attempt.stdin_path()) });
+    let call = json!({ "to": session.id, "message": prompt_for_host(&attempt)? });
     Ok(format!("make this SendMessage call now (ToolSearch finds it): {call}"))
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::files;
 use crate::plan::Marker;
-use crate::task::Task;
+use crate::task::WorkerSide;
 
 /// How long an item takes, so that a person can follow.
 const PACE: Duration = Duration::from_millis(900);
@@ -15,8 +15,8 @@ const PACE: Duration = Duration::from_millis(900);
 const QUESTION: &str = "Who should the report greet?";
 
 /// Works through the plan; `ask` asks the person and waits for the answer.
-pub fn run(task: &Task, ask: impl FnOnce(&str) -> Result<String>) -> Result<()> {
-    let plan = task.plan()?;
+pub fn run(side: &WorkerSide, ask: impl FnOnce(&str) -> Result<String>) -> Result<()> {
+    let plan = side.plan(side.start()?.as_ref())?;
     let mut ask = Some(ask);
     let mut report = format!("# Report: {}\n\n", plan.title().unwrap_or("demo"));
     for (at, item) in plan.items().iter().enumerate() {
@@ -36,9 +36,9 @@ pub fn run(task: &Task, ask: impl FnOnce(&str) -> Result<String>) -> Result<()> 
         }
         report.push_str(&format!("{number}. {}: done\n", item.text));
         if at + 1 == plan.items().len() {
-            files::publish(&task.report_path(), report.as_bytes())?;
+            files::publish(&side.report_path(), report.as_bytes())?;
         }
-        task.edit_plan(|plan| plan.mark(number, Marker::Done, &note))?;
+        side.edit_plan(|plan| plan.mark(number, Marker::Done, &note))?;
     }
-    task.ipc().finish("Walked the whole plan, asked one question and used the answer.")
+    side.ipc().finish("Walked the whole plan, asked one question and used the answer.")
 }

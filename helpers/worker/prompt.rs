@@ -1,44 +1,57 @@
 //! The prompts of workers: the same text for every CLI, with absolute paths.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::domain::Worktree;
+use crate::domain::{Route, Worktree};
 use crate::files;
-use crate::task::{Record, Task};
+use crate::process::{launcher, worker_helper};
+use crate::task::{Answer, Record, Task};
 use crate::text::{lossy, shell_word};
 
-/// The prompt of a task's first attempt. `helper` is the `dispatch-worker` that the worker can
-/// reach; `role` is the prompt of the alias that the person named.
-pub fn first(
-    task: &Task,
-    record: &Record,
-    role: Option<&str>,
-    helper: &Path,
-    plan: &str,
-) -> String {
-    let role = role.map(|role| format!("{}\n\n", role.trim())).unwrap_or_default();
-    let own = record.worktree.as_ref().map(|worktree| of_worktree(worktree, record));
-    format!(
-        include_str!("prompt/first.txt"),
-        role = role,
-        id = task.id(),
-        work = record.directory.display(),
-        own = own.unwrap_or_default(),
-        call = call(task, helper),
-        directory = task.directory().display(),
-        plan_path = task.plan_path().display(),
-        report = task.report_path().display(),
-        plan = plan.trim_end(),
-    )
+/// The prompt of the task's next attempt, from the plan, the notes and the answers of this moment.
+/// `continues` says whether the attempt continues an earlier attempt's session.
+pub fn next(task: &Task, record: &Record, continues: bool) -> Result<String> {
+    match (task.last_attempt().is_some(), continues) {
+        (false, _) => first(task, record, &task.dispatched_plan()?.to_string()),
+        (true, false) => restart(task, record),
+        (true, true) => resume(task, record),
+    }
 }
 
-/// The command by which a worker reaches its task.
-fn call(task: &Task, helper: &Path) -> String {
-    let words = [helper, task.directory()].map(|path| shell_word(&path.display().to_string()));
-    words.join(" --task-dir ")
+/// The `dispatch-worker` that the task's worker can reach.
+fn helper(record: &Record) -> Result<PathBuf> {
+    match record.route {
+        Route::Agent => launcher("dispatch-worker"),
+        Route::Cli => worker_helper(),
+    }
+}
+
+/// The command with which the worker speaks for its task.
+fn call(task: &Task, record: &Record) -> Result<String> {
+    let helper = shell_word(&helper(record)?.display().to_string());
+    let directory = shell_word(&task.side().directory().display().to_string());
+    Ok(format!("{helper} --task-dir {directory}"))
+}
+
+/// The prompt of a task's first attempt.
+pub fn first(task: &Task, record: &Record, plan: &str) -> Result<String> {
+    let role = record.role.as_ref().map(|role| format!("{}\n\n", role.trim()));
+    let (side, own) = (task.side(), record.worktree.as_ref());
+    Ok(format!(
+        include_str!("prompt.txt"),
+        role = role.unwrap_or_default(),
+        id = task.id(),
+        work = record.directory.display(),
+        own = own.map(|worktree| of_worktree(worktree, record)).unwrap_or_default(),
+        call = call(task, record)?,
+        directory = side.directory().display(),
+        plan_path = side.plan_path().display(),
+        report = side.report_path().display(),
+        plan = plan.trim_end(),
+    ))
 }
 
 /// What a worker has to know of its worktree.
@@ -61,35 +74,46 @@ fn of_worktree(worktree: &Worktree, record: &Record) -> String {
 }
 
 /// The prompt of a later attempt in a new session: the first prompt and what earlier attempts left.
-pub fn restart(task: &Task, first: &str) -> Result<String> {
-    let mut text = format!(include_str!("prompt/restart.txt"), first = first.trim_end());
-    if let Some(context) = files::read_foreign(&task.context_path())?.map(lossy) {
+pub fn restart(task: &Task, record: &Record) -> Result<String> {
+    let first = first(task, record, &task.dispatched_plan()?.to_string())?;
+    let mut text = first.trim_end().to_owned();
+    text.push_str(
+        "\n\n# Earlier attempts\n\nAn earlier worker began this task and stopped. Read the plan file again: items that are ticked are done; continue with the first that is not. '[?]' and '[!]' items are open again. Numbers are those of that file now.\n",
+    );
+    if let Some(context) = files::read_foreign(&task.side().context_path())?.map(lossy) {
         let _ = write!(text, "\nWhat it left for you:\n\n{}\n", context.trim_end());
     }
     Ok(text + &answers(task, "It")?)
 }
 
 /// The prompt of a later attempt that continues an earlier attempt's session.
-pub fn resume(task: &Task, helper: &Path) -> Result<String> {
-    let (id, plan) = (task.id(), task.plan_path());
-    let plan = plan.display();
-    let text =
-        format!(include_str!("prompt/resume.txt"), id = id, plan = plan, call = call(task, helper));
+fn resume(task: &Task, record: &Record) -> Result<String> {
+    let (id, plan) = (task.id(), task.side().plan_path());
+    let (plan, call) = (plan.display(), call(task, record)?);
+    let text = format!(
+        "You were interrupted in your task '{id}'. Continue it, as you were told at first. Read
+{plan} again: items that are ticked are done; continue with the first that is not. '[?]' and '[!]'
+items are open again, and there may be notes; numbers are those of that file now. Your link to the person is still: {call} …
+"
+    );
     Ok(text + &answers(task, "You")?)
 }
 
-/// The questions so far, with their answers.
+/// The questions so far, with the person's answers.
 fn answers(task: &Task, who: &str) -> Result<String> {
     let mut text = String::new();
-    let ipc = task.ipc();
+    let (ipc, answers) = (task.side().ipc(), task.answers()?);
+    for (name, Answer { question, answer }) in &answers {
+        let (question, answer) = (question.trim_end(), answer.trim_end());
+        let _ = write!(text, "\n{who} asked ({name}): {question}\nThe person answered: {answer}\n");
+    }
     for question in ipc.questions()? {
+        if answers.iter().any(|(name, _)| *name == question.name) {
+            continue;
+        }
         let Some(asked) = ipc.question(&question.name)? else { continue };
-        let answer = match ipc.answer(&question.name)? {
-            Some(answer) => format!("The person answered: {}", answer.trim_end()),
-            None => "No answer came.".into(),
-        };
-        let (name, asked) = (&question.name, asked.trim_end());
-        let _ = writeln!(text, "\n{who} asked ({name}): {asked}\n{answer}");
+        let asked = asked.trim_end();
+        let _ = write!(text, "\n{who} asked ({}): {asked}\nNo answer came.\n", question.name);
     }
     Ok(text)
 }

@@ -18,6 +18,7 @@ use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ids::unix_seconds;
 use crate::process::{Watch, Woken};
+use crate::project::stands;
 use crate::task::{Dependency, Record, State, Task, Wait};
 use crate::worker::supervise::Starter;
 
@@ -49,7 +50,7 @@ pub(super) fn wait_for_slot(
     let mut parks = 0;
     let mut queue = None;
     loop {
-        watch.add_directory(task.directory());
+        watch.add_directory(task.state_dir());
         let record = task.record()?.context("the task has no record")?;
         // A person may have given the task to an agent meanwhile, which needs no supervisor.
         if record.stop || record.route == Route::Agent {
@@ -57,6 +58,7 @@ pub(super) fn wait_for_slot(
         }
         // Once the task is in the queue, predecessors and limits no longer matter.
         let mut pause = match queue {
+            _ if !stands(task.state_dir(), task.side().directory()) => Some(displaced()),
             Some(_) => None,
             None => match parked(task, &mut parks)? {
                 None => after(task, &record, watch)?,
@@ -84,6 +86,12 @@ pub(super) fn wait_for_slot(
         }
     }
     Ok(Some(Slot { parks, _ticket: queue.and_then(|queue| queue.ticket) }))
+}
+
+/// The wait of a task whose project was moved, replaced or cleaned up: a person has to say where it is.
+fn displaced() -> Pause {
+    let obstacle = "is not as it was at the dispatch".into();
+    Pause(Wait::Held { task: "its project".into(), obstacle }, BLIND_SCAN)
 }
 
 fn parked(task: &Task, parks: &mut u32) -> Result<Option<Pause>> {
@@ -131,16 +139,17 @@ fn predecessor(
     watch: &mut Watch,
     all_watched: &mut bool,
 ) -> Result<Predecessor> {
-    let directory = task.directory().with_file_name(&before.task);
-    let other = Task::new(directory, before.task.parse()?);
+    let other = task.sibling(before.task.parse()?);
     let attempt = other.last_attempt().map(|attempt| attempt.directory().to_path_buf());
-    let places = [other.ipc().directory().to_path_buf(), other.directory().join("worker")];
+    let places = [other.side().ipc().directory().to_path_buf(), other.attempts_dir()];
     for place in places.iter().chain(&attempt) {
-        // A place that does not exist yet will appear in the task's own directory.
+        // A place that does not exist yet will appear in one of the task's own directories.
         watch.add_directory(place);
     }
-    *all_watched &= watch.add_directory(other.directory()) && watch.sees_files();
-    if !other.was_dispatched() {
+    for own in [other.state_dir(), other.side().directory()] {
+        *all_watched &= watch.add_directory(own) && watch.sees_files();
+    }
+    if !other.was_dispatched() || other.is_deleted() {
         return Ok(Predecessor::Held("is gone".into()));
     }
     let view = match other.view() {
@@ -229,7 +238,7 @@ impl Ticket {
             .open(&path)
             .with_context(failed)?;
         file.lock().with_context(failed)?;
-        writeln!(file, "{}", task.directory().display()).with_context(failed)?;
+        writeln!(file, "{}", task.side().directory().display()).with_context(failed)?;
         Ok(Self { number, path, _locked: file })
     }
 
@@ -285,7 +294,7 @@ fn live(directory: &Path, numbers: &[u64], most: usize) -> Result<usize> {
 /// The refusal to start a task that waits in the queue, with its place.
 pub(super) fn refusal(task: &Task, limit: usize) -> Result<Refusal> {
     let directory = directory()?;
-    let own = format!("{}\n", task.directory().display());
+    let own = format!("{}\n", task.side().directory().display());
     let is_own = |number: &u64| {
         let text = files::read(&directory.join(number.to_string()));
         text.is_ok_and(|text| text.as_ref() == Some(&own))

@@ -11,17 +11,18 @@ use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
 
 use crate::config::Config;
-use crate::domain::{FailureKind, PromptVia, Route, Usage};
+use crate::domain::{Access, FailureKind, PromptVia, Route, Usage};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
 use crate::git::REPOSITORY_VARIABLES;
 use crate::ids::{now, random_uuid};
+use crate::news::finish_id;
 use crate::plan::Plan;
 use crate::process::{
-    self, ATTEMPT, Identity, Life, ProcessTree, TASK_DIR, Watch, Woken, is_host_variable,
-    worker_helper,
+    self, ANSWERS, ATTEMPT, Identity, Life, PATIENCE, ProcessTree, TASK_DIR, Watch, Woken,
+    is_host_variable, worker_helper,
 };
 use crate::task::{Attempt, ExitRecord, Record, SessionRecord, StopReason, Task};
 use crate::text::lossy;
@@ -60,20 +61,17 @@ pub(super) fn run(
 ) -> Result<(Attempt, ExitRecord)> {
     let record = task.record()?.context("the task has no record")?;
     process::adopt_descendants()?;
-    let attempt = prepare(task, &record)?;
+    let session = task.last_session(&record.backend, u32::MAX)?;
+    let attempt = prepare(task, &record, session.is_some())?;
     fault::point("supervisor", "prepared");
     terminate_leftovers(task, &record, attempt.number - 1)?;
     let begin = Instant::now();
-    let session = task.last_session(&record.backend, attempt.number)?;
-    if session.is_some() {
-        let text = prompt::resume(task, &worker_helper()?)?;
-        files::publish(&attempt.stdin_path(), text.as_bytes())?;
-    }
     let mut started = match launch(task, &record, &attempt, session.as_ref()) {
         Ok(started) => started,
         Err(error) => {
             let not_started = Some(format!("{error:#}"));
-            attempt.set_exit(&ExitRecord { not_started, at: now(), ..ExitRecord::default() })?;
+            let exit = ExitRecord { not_started, at: now(), ..ExitRecord::default() };
+            task.set_exit(&attempt, &exit)?;
             return Err(error);
         }
     };
@@ -83,8 +81,7 @@ pub(super) fn run(
     if let Some(again) = record_without_refused(task, &record, &started.listener, status)? {
         if session.is_some() {
             // A new session has not read the first prompt.
-            let first = files::read_foreign(&task.prompt_path())?.map(lossy).unwrap_or_default();
-            files::publish(&attempt.stdin_path(), prompt::restart(task, &first)?.as_bytes())?;
+            task.set_prompt(&attempt, &prompt::restart(task, &again)?)?;
         }
         // If the second start fails, the first end counts.
         if let Ok(second) = launch(task, &again, &attempt, None) {
@@ -137,10 +134,11 @@ pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> Exi
 }
 
 /// Creates the next attempt: writes its prompt and moves the last attempt's finish marker away.
+/// `continues` says whether it continues an earlier attempt's session.
 ///
 /// # Errors
 /// [`Exit::TryAgain`] if the last attempt's worker is still running.
-pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
+pub fn prepare(task: &Task, record: &Record, continues: bool) -> Result<Attempt> {
     let last = task.last_attempt();
     if let Some(last) = &last {
         let alive = last.identity()?.is_some_and(|worker| worker.life() != Life::Dead);
@@ -151,29 +149,26 @@ pub fn prepare(task: &Task, record: &Record) -> Result<Attempt> {
                 .next(format!("dispatch-reconcile show {}", task.id()))
                 .into());
         }
-        let marker = task.ipc().directory().join(".done");
-        match std::fs::rename(&marker, last.directory().join("done")) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).context(format!("cannot move {}", marker.display()));
-            }
-            _ => {}
+        if let Some(summary) = task.side().ipc().finished()? {
+            files::publish(&last.summary_path(), summary.as_bytes())?;
+            task.side().ipc().unfinish()?;
         }
         task.repair_plan(Plan::reopen)?;
     }
+    // The lock excludes an answer between the prompt and the marks that it was told.
+    let _lock = task.lock()?;
+    let prompt = prompt::next(task, record, continues)?;
     let attempt = task.create_attempt()?;
-    let first =
-        files::read_foreign(&task.prompt_path())?.map(lossy).context("the task has no prompt")?;
-    let text = if last.is_some() {
+    if last.is_some() {
         // The prompt holds the answers so far, so mark their questions as received.
-        let _lock = task.lock()?;
-        for question in task.ipc().questions()?.iter().filter(|question| !question.received) {
-            task.ipc().receive(&question.name)?;
+        let ipc = task.side().ipc();
+        for question in ipc.questions()?.iter().filter(|question| !question.received) {
+            ipc.receive(&question.name)?;
         }
-        prompt::restart(task, &first)?
-    } else {
-        first
-    };
-    files::publish(&attempt.stdin_path(), text.as_bytes())?;
+    }
+    task.set_prompt(&attempt, &prompt)?;
+    let end = (record.route == Route::Agent).then(|| finish_id(record, attempt.number));
+    task.side().set_end_id(end.as_deref())?;
     Ok(attempt)
 }
 
@@ -195,7 +190,7 @@ fn usage(task: &Task, attempt: &Attempt, observed: &Observed) -> Result<Option<U
 /// The command line of the task's worker, by the config as it is now.
 pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Result<Invocation> {
     let choice = Config::load()?.resolve(Some(&record.name))?;
-    let mut writable = vec![task.directory().to_path_buf()];
+    let mut writable = vec![task.side().directory().to_path_buf()];
     if record.commits() {
         writable.extend(record.worktree.iter().flat_map(|worktree| worktree.git_directories()));
     }
@@ -203,7 +198,7 @@ pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Re
         model: record.model.as_deref(),
         access: record.access,
         directory: &record.directory,
-        task: task.directory(),
+        task: task.side().directory(),
         writable: &writable,
         session,
         helper,
@@ -220,7 +215,9 @@ fn record_without_refused(
     listener: &Listener,
     status: ExitStatus,
 ) -> Result<Option<Record>> {
-    let begun = task.plan()?.done() > task.plan_at_start()?.map_or(0, |plan| plan.done());
+    // A plan that the worker made unreadable must not hide its end.
+    let done = task.plan().map_or(0, |plan| plan.done());
+    let begun = done > task.plan_at_start()?.map_or(0, |plan| plan.done());
     let Some(failure) =
         listener.observed().failure.as_ref().filter(|_| !begun && !status.success())
     else {
@@ -230,7 +227,8 @@ fn record_without_refused(
         (FailureKind::Session, _) => Ok(Some(record.clone())),
         (FailureKind::Model, Some(model)) if record.backend == "claude" => {
             let backend = &record.backend;
-            task.tell(&format!("{backend} refused the model {model}: it works with its own"))?;
+            task.side()
+                .tell(&format!("{backend} refused the model {model}: it works with its own"))?;
             Ok(Some(Record { model: None, ..record.clone() }))
         }
         _ => Ok(None),
@@ -260,8 +258,9 @@ fn launch(
     let resumed = session.map(|session| Session::Resume(&session.id));
     let helper = worker_helper()?;
     let call = call(task, record, &helper, resumed.unwrap_or(Session::New(&fresh)))?;
-    let settings = Config::load()?.resolve(Some(&record.name))?.settings;
-    let prompt_path = attempt.stdin_path();
+    let config = Config::load()?;
+    let settings = config.resolve(Some(&record.name))?.settings;
+    let prompt_path = attempt.prompt_path();
     let text = files::read_foreign(&prompt_path)?.map(lossy).unwrap_or_default();
     let argv = call.with_prompt(&text, &prompt_path);
     let log = Log::open(attempt)?;
@@ -282,7 +281,13 @@ fn launch(
             command.env_remove(name);
         }
     }
-    command.env(TASK_DIR, task.directory());
+    command.env(TASK_DIR, task.side().directory());
+    if let Some(minutes) = config.patience {
+        command.env(PATIENCE, minutes.to_string());
+    }
+    if record.access == Access::Full {
+        command.env(ANSWERS, task.answers_dir());
+    }
     command.env(ATTEMPT, mark(record, attempt));
     process::lead_own_group(&mut command);
     let child = process::spawn_recorded(&mut command, |identity| attempt.set_identity(identity))?;
@@ -303,7 +308,7 @@ fn with_worktree(task: &Task, record: &Record) -> Result<Record> {
     let mut record = record.clone();
     if let Some(worktree) = &record.worktree {
         for remark in worktree.ensure()? {
-            task.tell(&remark)?;
+            task.side().tell(&remark)?;
         }
         if !record.directory.is_dir() {
             record.directory = worktree.path.clone();
@@ -338,23 +343,28 @@ fn terminate_leftovers(task: &Task, record: &Record, number: u32) -> Result<()> 
 
 /// Records the end of an attempt. On a full disk, deletes the prompt file to make room, then retries
 /// until there is space or a signal comes.
-pub(super) fn record_end(attempt: &Attempt, exit: &ExitRecord, watch: &mut Watch) -> Result<()> {
+pub(super) fn record_end(
+    task: &Task,
+    attempt: &Attempt,
+    exit: &ExitRecord,
+    watch: &mut Watch,
+) -> Result<()> {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     let full = |error: &anyhow::Error| {
         let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
         matches!(kind, Some(StorageFull | QuotaExceeded))
     };
     loop {
-        match attempt.set_exit(exit) {
+        match task.set_exit(attempt, exit) {
             Err(error) if full(&error) => {}
             done => return done,
         }
-        if attempt.stdin_path().exists() {
-            files::remove(&attempt.stdin_path())?;
+        if attempt.prompt_path().exists() {
+            files::remove(&attempt.prompt_path())?;
             continue;
         }
         if let Woken::Signal(_) = watch.wait_for_event(SAFETY_SCAN)? {
-            return attempt.set_exit(exit);
+            return task.set_exit(attempt, exit);
         }
     }
 }

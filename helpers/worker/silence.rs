@@ -45,9 +45,10 @@ impl Silence {
         new: bool,
     ) -> Option<StopReason> {
         let limit = self.limit?;
-        let ipc = task.ipc().directory().to_path_buf();
+        let side = task.side();
+        let ipc = side.ipc().directory().to_path_buf();
         let own =
-            [task.plan_path(), ipc, task.tells_dir(), task.context_path(), task.report_path()];
+            [side.plan_path(), ipc, side.tells_dir(), side.context_path(), side.report_path()];
         let stamps = own.map(|path| {
             let meta = std::fs::metadata(path).ok()?;
             Some((meta.modified().ok()?, meta.len()))
@@ -73,7 +74,7 @@ impl Silence {
 
     /// Whether the worker waits for an answer. Reads files only after the limit.
     fn waits_for_answer(&self, limit: Duration, task: &Task) -> bool {
-        let questions = || task.ipc().questions().unwrap_or_default();
+        let questions = || task.side().ipc().questions().unwrap_or_default();
         self.last_sign.elapsed() >= limit && questions().iter().any(Question::is_open)
     }
 }

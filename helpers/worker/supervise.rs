@@ -84,7 +84,7 @@ fn start_if(task: &Task, condition: Option<&str>) -> Result<StartOutcome> {
     let program = worker_helper()?.with_file_name("dispatch-spawn");
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = Command::new(program);
-    command.arg("--supervise").arg(task.directory()).args(condition).current_dir("/");
+    command.arg("--supervise").arg(task.state_dir()).args(condition).current_dir("/");
     // The supervisor works in `/`, so relative paths must be made absolute here.
     command.env("DISPATCH_CONFIG", std::path::absolute(dirs::config_path()?)?);
     command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
@@ -114,10 +114,10 @@ fn start_if(task: &Task, condition: Option<&str>) -> Result<StartOutcome> {
     }
 }
 
-/// Runs as the supervisor until the task needs none. Standard output is a pipe to the starter, which
+/// Runs as the supervisor of the task with this person's side until the task needs none. Standard output is a pipe to the starter, which
 /// reads it until the worker is running or waiting.
-pub fn run(directory: &Path, if_answered: bool) -> Result<()> {
-    let task = Task::at(directory)?;
+pub fn run(state_dir: &Path, if_answered: bool) -> Result<()> {
+    let task = Task::at_state(state_dir)?;
     let mut starter = Starter::default();
     let Some(_run_lock) = take_run_lock(&task, if_answered)? else {
         return if task.wait()?.is_some() {
@@ -136,7 +136,7 @@ pub fn run(directory: &Path, if_answered: bool) -> Result<()> {
         // Write the wait before the exit record, so no reader sees an end without it; if that fails,
         // treat the attempt as final.
         let wait = wait.filter(|wait| task.set_wait(Some(wait)).is_ok());
-        run::record_end(&attempt, &exit, &mut watch)?;
+        run::record_end(&task, &attempt, &exit, &mut watch)?;
         fault::point("supervisor", "ended");
         // From here on, `--answer` sees the recorded end and starts the next supervisor itself.
         if wait.is_none() && !task.view()?.has_late_answer() {
@@ -192,7 +192,9 @@ fn start_at_predecessors_end(task: &Task) -> Result<()> {
         // The branch was merged and deleted, for example, while this task waited.
         None => {
             let base = worktree.base;
-            task.tell(&format!("the branch {branch} is gone: this begins at {base}")).map(drop)
+            task.side()
+                .tell(&format!("the branch {branch} is gone: this begins at {base}"))
+                .map(drop)
         }
     }
 }
@@ -204,7 +206,7 @@ fn record_not_started(task: &Task, error: &anyhow::Error) {
         let not_started = Some(format!("{error:#}"));
         let exit = ExitRecord { not_started, at: now(), ..ExitRecord::default() };
         // If even this cannot be written, the task stays waiting.
-        let _ = task.create_attempt().and_then(|attempt| attempt.set_exit(&exit));
+        let _ = task.create_attempt().and_then(|attempt| task.set_exit(&attempt, &exit));
     }
 }
 
@@ -219,7 +221,8 @@ fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<Wait>> {
     // Ignore a reset in the past (it did not help) or in the far future (a parse error).
     let believed = |until: &u64| (now + 1..now + LONGEST_PARK).contains(until);
     let stated = failure.resets.map(|resets| resets.saturating_add(SLACK)).filter(believed);
-    if stopped || task.plan()?.complete() || (stated.is_none() && times > MOST_PARKS) {
+    let complete = task.plan().is_ok_and(|plan| plan.complete());
+    if stopped || complete || (stated.is_none() && times > MOST_PARKS) {
         return Ok(None);
     }
     Ok(Some(Wait::Parked {
@@ -252,12 +255,14 @@ pub fn refuse_queued(view: &View) -> Result<()> {
 /// place in the queue stays.
 pub fn take_over(task: &Task) -> Result<StartOutcome> {
     let held = || Lock::is_held(&task.run_lock_path());
+    let number = |attempt: Option<&Attempt>| attempt.map_or(0, |attempt| attempt.number);
+    let before = number(task.last_attempt().as_ref());
     unpark(task)?;
     task.change_record(|record| record.after.clear())?;
     let mut watch = Watch::new(&[])?;
     let begin = Instant::now();
     loop {
-        watch.add_directory(task.directory());
+        watch.add_directory(task.state_dir());
         // Look at the lock before the state: a lock that was free then belongs to no supervisor.
         let held = held()?;
         let view = task.view()?;
@@ -266,6 +271,12 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
                 return Ok(StartOutcome::Waiting(wait));
             }
             (State::Waiting, _) if !held => return start(task),
+            // The worker may end at the same limit before anybody saw it running.
+            (State::Waiting, _)
+                if view.exit.is_some() && number(view.attempt.as_ref()) > before =>
+            {
+                return Ok(StartOutcome::Running);
+            }
             (State::Waiting, _) => {}
             // The supervisor has not recorded its worker yet.
             (State::Running, _)
@@ -317,7 +328,7 @@ fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<boo
     {
         task.set_wait(Some(&wait))?;
     }
-    attempt.set_exit(&exit).map(|()| true)
+    task.set_exit(attempt, &exit).map(|()| true)
 }
 
 /// Resumes a task whose answer came after its worker's end, in case the helper that posted it was
@@ -341,7 +352,7 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
     let Ok(Some(_lock)) = Lock::try_take(&project.repair_lock_path()) else { return Vec::new() };
     let modified = |path| std::fs::metadata(path).and_then(|it| it.modified()).ok();
     views.sort_by_cached_key(|view| {
-        (view.record.created.clone(), modified(view.task.prompt_path()))
+        (view.record.created.clone(), modified(view.task.dispatched_plan_path()))
     });
     let still = |view: &&View| view.task.view().is_ok_and(|view| is_abandoned(&view));
     // An error is recorded with the task, or comes back at the next look.

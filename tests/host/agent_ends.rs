@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::support::{
     claude::{Claude, Options},
@@ -13,8 +13,8 @@ use crate::support::{
     request::Request,
     skill,
     story::{
-        DEADLINE, GO_ON, Gate, Job, REPLY, Seat, ask, asked, called, dispatcher, file, quiet, run,
-        task, told, until,
+        DEADLINE, GO_ON, Gate, Job, REPLY, Seat, ask, asked, called, dispatcher, file, quiet,
+        read_prompt, run, task, told, until,
     },
 };
 
@@ -40,9 +40,7 @@ fn host(home: &Home, model: &Model) -> Claude {
 
 /// The first thing that an agent does when it is started or sent a message.
 fn read(request: &Request) -> Reply {
-    let prompt = request.last_user();
-    let path = prompt.rsplit_once("Read ").and_then(|(_, rest)| rest.split_once(" and do"));
-    Reply::call("Read", json!({ "file_path": path.expect("the prompt's path").0 }))
+    read_prompt(&request.last_user())
 }
 
 /// The last thing that an agent says after `finish`.
@@ -81,7 +79,7 @@ fn one_that_ends_without_a_word_is_known_and_resumed() {
     let may_end = gate.clone();
     let model = endpoint(move |request| match request.turns() {
         0 => read(request),
-        1 if !request.first_user().contains("worker/2") => {
+        1 if !request.first_user().contains("attempts/2") => {
             may_end.pass();
             Reply::say("I have looked at the door.")
         }
@@ -176,7 +174,7 @@ fn one_whose_host_was_killed_while_it_waited_is_followed_by_another_with_the_ans
     skill::allow(&home);
     let model = endpoint(|request| match request.turns() {
         0 => read(request),
-        1 if !request.first_user().contains("worker/2") => ask(request, "Which colour?"),
+        1 if !request.first_user().contains("attempts/2") => ask(request, "Which colour?"),
         1 => {
             let prompt = request.last_tool_results().join("\n");
             assert!(prompt.contains("The person answered: green"), "{prompt}");

@@ -11,8 +11,8 @@ use crate::support::{
     request::Request,
     skill,
     story::{
-        DEADLINE, Gate, Job, REPLY, Seat, ask, asked, called, dispatcher, file, quiet, run, task,
-        told, until,
+        DEADLINE, Gate, Job, REPLY, Seat, ask, asked, called, dispatcher, file, quiet, read_prompt,
+        run, state, task, told, until,
     },
 };
 
@@ -68,11 +68,7 @@ fn endpoint(home: &Home, name: &'static str, gates: &Gates) -> Model {
 fn agent(request: &Request, project: &Path, gates: &Gates) -> Reply {
     let result = request.last_tool_results().join("\n");
     match request.turns() {
-        0 => {
-            let prompt = request.first_user();
-            let path = prompt.split_once("Read ").and_then(|(_, rest)| rest.split_once(" and do"));
-            Reply::call("Read", json!({ "file_path": path.expect("the prompt's path").0 }))
-        }
+        0 => read_prompt(&request.first_user()),
         1 => Reply::call("Read", json!({ "file_path": project.join("door.txt") })),
         2 => run(request, "tick 1 --note 'it is of oak'"),
         3 => {
@@ -123,8 +119,12 @@ fn live(
 }
 
 /// What is true after the story, in which the host called these tools.
-fn check(home: &Home, model: &Model, calls: &[&str]) {
-    let task = task(home, "greet");
+fn check(home: &Home, model: &Model, calls: &[&str], may_read: bool) {
+    let (task, state) = (task(home, "greet"), state(home, "greet"));
+    let prompt = match may_read {
+        true => state.join("attempts/1/prompt.md"),
+        false => task.join("plan.md"),
+    };
     assert!(file(task.join("plan.md")).starts_with(TICKED), "{}", file(task.join("plan.md")));
     assert_eq!(file(home.project().join("greeting.txt")), format!("Hello in {ANSWER}\n"));
     assert_eq!(file(task.join("ipc/001.question")), format!("{QUESTION}\n"));
@@ -135,7 +135,7 @@ fn check(home: &Home, model: &Model, calls: &[&str]) {
 
     // What the host says that its agent used.
     wait_until(DEADLINE, "the usage", || {
-        let used = fs::read_to_string(task.join("worker/1/usage")).ok()?;
+        let used = fs::read_to_string(state.join("attempts/1/usage")).ok()?;
         used.contains("\ntokens: 20\n").then_some(())
     });
 
@@ -151,7 +151,7 @@ fn check(home: &Home, model: &Model, calls: &[&str]) {
     let id = agent[0].agent();
     assert!(agent.iter().all(|request| request.agent() == id), "one agent from begin to end");
     let (tool, input) = &agent.last().expect("the agent asked").calls()[0];
-    assert_eq!((tool.as_str(), &input["file_path"]), ("Read", &json!(task.join("prompt.md"))));
+    assert_eq!((tool.as_str(), &input["file_path"]), ("Read", &json!(prompt)));
 }
 
 /// The host's calls when the user typed `/dispatch …`.
@@ -166,7 +166,7 @@ fn an_agents_question_reaches_the_user_and_the_answer_the_same_agent() {
     let options = Options::mode("acceptEdits");
     let request = "/dispatch use opus to paint a greeting";
     assert_eq!(live(&home, &model, &gates, &options, request), [""; 0]);
-    check(&home, &model, &CALLS);
+    check(&home, &model, &CALLS, true);
     let agent = asked(&model, Seat::Agent);
     assert!(agent.iter().all(|request| request.model.contains("opus")));
 }
@@ -178,7 +178,7 @@ fn without_rules_the_person_is_asked_for_each_of_these_and_nothing_else() {
     let model = endpoint(&home, "poet", &gates);
     let options = Options { asks: true, ..Options::mode("default") };
     let permitted = live(&home, &model, &gates, &options, "/dispatch use the poet for a greeting");
-    check(&home, &model, &CALLS);
+    check(&home, &model, &CALLS, false);
     // Whole commands, so that the person sees what they permit; here, each one's first line.
     let permitted: Vec<String> = permitted
         .iter()
@@ -223,7 +223,7 @@ fn on_the_screen_the_question_comes_by_itself() {
     gates.end.open();
     terminal.wait_screen(DEADLINE, |screen| screen.contains("The worker says: greet done"));
     quiet(&home);
-    check(&home, &model, &CALLS);
+    check(&home, &model, &CALLS, true);
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn a_home_with_spaces_in_its_path_is_no_trouble() {
     let options = Options { asks: true, ..Options::mode("acceptEdits") };
     let request = "/dispatch use opus to paint a greeting";
     assert_eq!(live(&home, &model, &gates, &options, request), [""; 0]);
-    check(&home, &model, &CALLS);
+    check(&home, &model, &CALLS, true);
 }
 
 #[test]
@@ -247,5 +247,5 @@ fn asked_for_in_plain_words_it_is_the_same_story() {
     let options = Options::mode("acceptEdits");
     let request = "dispatch opus to paint a greeting";
     assert_eq!(live(&home, &model, &gates, &options, request), [""; 0]);
-    check(&home, &model, &["Skill", "Bash", "Agent", "Bash"]);
+    check(&home, &model, &["Skill", "Bash", "Agent", "Bash"], true);
 }

@@ -10,8 +10,8 @@ use crate::support::{
     request::Request,
     skill,
     story::{
-        DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, news, quiet, run, task,
-        told, until,
+        DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, news, quiet,
+        read_prompt, run, task, told, until,
     },
 };
 
@@ -78,11 +78,7 @@ struct Gates {
 fn painter(request: &Request, gates: &Gates) -> Reply {
     let result = request.last_tool_results().join("\n");
     match request.turns() {
-        0 if request.is_agent() => {
-            let prompt = request.first_user();
-            let path = prompt.split_once("Read ").and_then(|(_, rest)| rest.split_once(" and do"));
-            Reply::call("Read", json!({ "file_path": path.expect("the prompt's path").0 }))
-        }
+        0 if request.is_agent() => read_prompt(&request.first_user()),
         0 => Reply::shell(request, "true"),
         1 => {
             gates.ask.pass();

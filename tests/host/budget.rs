@@ -35,7 +35,7 @@ use crate::support::{
     process::{Home, wait_until},
     request::Request,
     skill,
-    story::{DEADLINE, Gate, Job, Seat, asked, called, dispatcher, quiet, run, until},
+    story::{DEADLINE, Gate, Job, Seat, asked, called, dispatcher, quiet, read_prompt, run, until},
 };
 use story::{STATUS, Scene, Work, Worker};
 
@@ -174,12 +174,7 @@ impl Player {
     /// What its model does, where our helpers are at hand.
     fn turn(&self, request: &Request) -> Reply {
         match request.turns() {
-            0 if request.is_agent() => {
-                let prompt = request.first_user();
-                let path = prompt.strip_prefix("Read ").or(prompt.split("\nRead ").nth(1));
-                let path = path.and_then(|rest| rest.split(" and do").next());
-                Reply::call("Read", json!({ "file_path": path.expect("the prompt's path") }))
-            }
+            0 if request.is_agent() => read_prompt(&request.first_user()),
             0 => Reply::shell(request, "true"),
             1 if self.asks => {
                 self.ask.pass();
@@ -331,7 +326,9 @@ fn cost(side: Side, story: &[Scene]) -> Cost {
             return of_host.lock().unwrap_or_else(PoisonError::into_inner).host(side, request);
         }
         let texts = request.texts().join("\n");
-        let told = |id: &str| texts.contains(&format!("tasks/{id}/"));
+        let told = |id: &str| {
+            [format!("tasks/{id}/"), format!("/{id}/attempts/")].iter().any(|it| texts.contains(it))
+        };
         let player = of_workers.values().find(|player| told(player.work.job.id));
         let player = player.expect("a worker is told its task");
         match side {

@@ -13,8 +13,8 @@ use crate::support::model::{Model, Reply};
 use crate::support::process::wait_until;
 use crate::support::request::Request;
 use crate::support::story::{
-    DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, task, told,
-    until,
+    DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, state, task,
+    told, until,
 };
 use crate::support::{codex, skill};
 
@@ -146,9 +146,9 @@ fn two_workers_of_two_makers_edit_the_project_at_once() {
     let prompt = file(rhyme.join("prompt.md"));
     assert!(prompt.starts_with("You are a poet. Every line rhymes.\n\nYou are the worker of one"));
     assert!(prompt.contains("## Context\nIt must rhyme with \"cat\"."), "{prompt}");
-    for task in [rhyme, count] {
-        let exit = file(task.join("worker/1/exit"));
-        assert!(exit.contains("code: 0\n"), "{exit}\n{}", file(task.join("worker/1/output.log")));
+    for state in [state(&home, "rhyme"), state(&home, "count")] {
+        let exit = file(state.join("attempts/1/exit"));
+        assert!(exit.contains("code: 0\n"), "{exit}\n{}", file(state.join("attempts/1/log")));
     }
 
     assert_eq!(
@@ -203,10 +203,10 @@ fn commits_in_its_worktree(name: &str) {
     let spawn = helpers::path("dispatch-spawn");
     let args = ["x", "--model", name, "--worktree", "--plan", "-"];
     call(spawn, &args, "# Title\n- [ ] Commit something\n");
-    let exit = task(&home, "x").join("worker/1/exit");
+    let exit = state(&home, "x").join("attempts/1/exit");
     wait_until(DEADLINE, "the worker ends", || exit.exists().then_some(()));
     let log = call(Path::new("git"), &["log", "--format=%s", "dispatch/x"], "");
-    let said = file(task(&home, "x").join("worker/1/output.log"));
+    let said = file(state(&home, "x").join("attempts/1/log"));
     assert_eq!(log, "Work\nBegin\n", "{said}");
     assert_eq!(file(task(&home, "x").join("ipc/.done")), "Committed.\n");
     assert_eq!(call(Path::new("git"), &["log", "--format=%s"], ""), "Begin\n");

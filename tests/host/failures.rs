@@ -20,7 +20,7 @@ use crate::support::{
     process::{Home, wait_until},
     request::Request,
     skill,
-    story::{DEADLINE, Gate, run, task},
+    story::{DEADLINE, Gate, run, state},
 };
 
 const CONFIG: &str = "
@@ -62,7 +62,7 @@ impl Try {
 
     /// Waits until that is recorded of the attempt.
     fn wait_for(&self, home: &Home, what: &str) {
-        let record = task(home, "x").join("worker/1").join(what);
+        let record = state(home, "x").join("attempts/1").join(what);
         wait_until(DEADLINE, &format!("the worker's {what}"), || record.exists().then_some(()));
     }
 

@@ -15,8 +15,8 @@ use crate::support::{
     request::Request,
     skill,
     story::{
-        DEADLINE, Gate, Job, REPLY, Seat, ask, asked, dispatcher, file, quiet, run, task, told,
-        until, waiter,
+        DEADLINE, Gate, Job, REPLY, Seat, ask, asked, dispatcher, file, quiet, run, state, task,
+        told, until, waiter,
     },
 };
 
@@ -60,7 +60,7 @@ fn host(home: &Home, model: &Model) -> Claude {
 
 /// The worker's process, as its task records it.
 fn worker(home: &Home) -> i32 {
-    let identity = file(task(home, "paint").join("worker/1/identity"));
+    let identity = file(state(home, "paint").join("attempts/1/identity"));
     let pid = identity.lines().find_map(|line| line.strip_prefix("pid: ")?.parse().ok());
     pid.unwrap_or_else(|| panic!("no pid in {identity}"))
 }
@@ -148,7 +148,7 @@ fn after_a_host_was_killed_its_waiter_delivers_nothing_and_ends() {
     wait_until(DEADLINE, "the question", || question.exists().then_some(()));
     kill(Pid::from_raw(old), Signal::SIGCONT).expect("the waiter is there");
     wait_until(DEADLINE, "the end of the old waiter", || (!runs(old)).then_some(()));
-    assert_eq!(fs::read_to_string(task(&home, "paint").join("news")).unwrap_or_default(), "");
+    assert_eq!(fs::read_to_string(state(&home, "paint").join("news")).unwrap_or_default(), "");
     assert!(runs(worker(&home)), "the worker lives on");
 
     assert_eq!(take_over(&home, &model), "paint asks (001): \"Which colour?\"");

@@ -8,8 +8,8 @@ use crate::support::{
     request::Request,
     skill,
     story::{
-        DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, task, told,
-        until,
+        DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, state, task,
+        told, until,
     },
 };
 
@@ -90,11 +90,11 @@ fn goes_on(worker: &'static str, seat: Seat, when: When) {
 #[track_caller]
 fn check(home: &Home, model: &Model, seat: Seat, when: When) {
     assert_eq!(file(home.project().join("door.txt")), "green\n");
-    let task = task(home, "paint");
+    let (task, state) = (task(home, "paint"), state(home, "paint"));
     assert!(task.join("ipc/001.done").exists());
-    let session = |attempt: u32| file(task.join(format!("worker/{attempt}/session")));
+    let session = |attempt: u32| file(state.join(format!("attempts/{attempt}/session")));
     assert_eq!(session(1), session(2), "the same session");
-    assert!(!task.join("worker/3").exists(), "resumed once");
+    assert!(!state.join("attempts/3").exists(), "resumed once");
     let turns: Vec<_> = asked(model, seat).iter().map(|it| it.turns()).collect();
     assert_eq!(turns, [0, 1, 2, 3, 4, 5, 6], "no more than that");
 

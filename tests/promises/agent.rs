@@ -18,6 +18,7 @@ aliases:
 fn with_host() -> (Sandbox, Host) {
     let sandbox = Sandbox::new();
     sandbox.config(CONFIG);
+    sandbox.let_agents_read();
     sandbox.plan("x", PLAN);
     let host = Host::new(&sandbox);
     (sandbox, host)
@@ -40,10 +41,10 @@ fn the_host_is_given_the_one_agent_call_to_make() {
     let (sandbox, host) = with_host();
     host.calls(sandbox.call("dispatch-spawn", &["x", "--model", "reviewer"])).run().shows(str![[r#"
 exit 0
-x: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read PROJECT/.dispatch/tasks/x/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
+x: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read STATE/x/attempts/1/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
 "#]]);
     assert_eq!(sandbox.state("x"), "running");
-    assert_eq!(names(&sandbox.task("x", "worker/1")), ["identity", "plan.md", "stdin"]);
+    assert_eq!(names(&sandbox.task("x", "attempts/1")), ["identity", "plan.md", "prompt.md"]);
 }
 
 #[test]
@@ -55,13 +56,24 @@ fn the_call_names_the_task_the_model_and_the_prompt() {
         assert_eq!(call["description"], format!("dispatch {id}"));
         assert_eq!(call["run_in_background"], true);
         let prompt = call["prompt"].as_str().expect("a text");
-        assert!(prompt.contains(&sandbox.task(id, "prompt.md").display().to_string()), "{prompt}");
+        let path = sandbox.task(id, "attempts/1/prompt.md");
+        assert!(prompt.contains(&path.display().to_string()), "{prompt}");
         call["model"].as_str().map(str::to_owned)
     };
     assert_eq!(model("a", "opus").as_deref(), Some("opus"));
     assert_eq!(model("b", "claude-sonnet-4-6").as_deref(), Some("sonnet"));
     // The Agent tool does not know it, so the agent gets its host's.
     assert_eq!(model("c", "custom"), None);
+}
+
+#[test]
+fn agent_that_may_not_read_its_prompt_gets_it_in_the_call() {
+    let (sandbox, host) = with_host();
+    std::fs::remove_file(sandbox.home().join(".claude/settings.json")).expect("removed");
+    let call = call_in(&spawn(&sandbox, &host, &["x"]));
+    let prompt = call["prompt"].as_str().expect("a text");
+    assert_eq!(prompt, sandbox.read("x", "attempts/1/prompt.md"));
+    assert!(prompt.ends_with(PLAN), "{prompt}");
 }
 
 #[test]
@@ -138,7 +150,7 @@ This.
 "#]]);
     assert_eq!(
         names(&sandbox.task("x", "ipc")),
-        [".001.asked", "001.answer", "001.done", "001.question"]
+        [".001.asked", ".end", ".plan", "001.answer", "001.done", "001.question"]
     );
 }
 
@@ -153,7 +165,7 @@ Item 1 is blocked. Write what you know to PROJECT/.dispatch/tasks/x/context.md, 
     assert_eq!(sandbox.state("x"), "blocked: item 1: Which key?");
     let again = spawn(&sandbox, &host, &["x", "--resume"]);
     let call = call_in(&again);
-    let prompt = sandbox.task("x", "worker/2/stdin").display().to_string();
+    let prompt = sandbox.task("x", "attempts/2/prompt.md").display().to_string();
     assert!(call["prompt"].as_str().expect("a text").contains(&prompt), "{again}");
     assert_eq!(sandbox.state("x"), "running");
     sandbox.worker("x", &["fail", "2", "cargo is missing"]).run().shows(str![[r#"
@@ -243,7 +255,7 @@ fn an_agent_that_the_host_still_runs_is_running() {
     spawn(&sandbox, &host, &["x"]);
     at_stop_it_waits(&sandbox, &host, &[("b7", "npm test"), ("a1", "dispatch x")]);
     assert_eq!(sandbox.state("x"), "running");
-    assert_eq!(sandbox.read("x", "worker/1/session"), "backend: claude\nid: a1\n");
+    assert_eq!(sandbox.read("x", "attempts/1/session"), "backend: claude\nid: a1\n");
     // Continued by SendMessage it may be called otherwise.
     at_stop_it_waits(&sandbox, &host, &[("a1", "resumed")]);
     assert_eq!(sandbox.state("x"), "running");
@@ -363,10 +375,10 @@ exit 2
 "#]]);
     host.calls(sandbox.call("dispatch-monitor", &["--answer", "x", "This."])).run().shows(str![[r#"
 exit 0
-x/001 answered; its agent has ended: make this SendMessage call now (ToolSearch finds it): {"message":"Read PROJECT/.dispatch/tasks/x/worker/2/stdin and do what it says, to its end.","to":"a1"}
+x/001 answered; its agent has ended: make this SendMessage call now (ToolSearch finds it): {"message":"Read STATE/x/attempts/2/prompt.md and do what it says, to its end.","to":"a1"}
 "#]]);
     assert_eq!(sandbox.state("x"), "running");
-    assert!(sandbox.read("x", "worker/2/stdin").contains("The person answered: This."));
+    assert!(sandbox.read("x", "attempts/2/prompt.md").contains("The person answered: This."));
     // It runs again, and ends again.
     at_stop_it_waits(&sandbox, &host, &[("a1", "dispatch x")]);
     assert_eq!(at_stop(&sandbox, &host, &[]).run().code, Some(2));
@@ -390,7 +402,7 @@ fn from_another_host_a_late_answer_goes_to_a_new_agent() {
     let other = Host::new(&sandbox);
     other.calls(sandbox.call("dispatch-monitor", &["--answer", "x", "This."])).run().shows(str![[r#"
 exit 0
-x/001 answered; its agent has ended: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read PROJECT/.dispatch/tasks/x/worker/2/stdin and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
+x/001 answered; its agent has ended: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read STATE/x/attempts/2/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
 "#]]);
     at_stop_it_waits(&sandbox, &other, &[("a9", "dispatch x")]);
     let hook = at_stop(&sandbox, &host, &[]).run();

@@ -51,6 +51,7 @@ These permission rules will be added to HOME/.claude/settings.json:
   allow: Bash(/skills/dispatch/bin/dispatch-worker *)
   allow: Skill(dispatch)
   allow: Skill(dispatch:dispatch)
+  allow: Read(~/.dispatch/state/**)
   ask: Bash(/skills/dispatch/bin/dispatch-config* add-backend*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
@@ -76,7 +77,8 @@ Done.
             "Bash(/skills/dispatch/bin/dispatch-reconcile *)",
             "Bash(/skills/dispatch/bin/dispatch-worker *)",
             "Skill(dispatch)",
-            "Skill(dispatch:dispatch)"
+            "Skill(dispatch:dispatch)",
+            "Read(~/.dispatch/state/**)"
         ],
         "deny": [],
         "ask": [
@@ -112,6 +114,7 @@ These permission rules will be removed from HOME/.claude/settings.json:
   allow: Bash(/skills/dispatch/bin/dispatch-worker *)
   allow: Skill(dispatch)
   allow: Skill(dispatch:dispatch)
+  allow: Read(~/.dispatch/state/**)
   ask: Bash(/skills/dispatch/bin/dispatch-config* add-backend*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
@@ -143,6 +146,7 @@ These permission rules will be added to HOME/.claude/settings.json:
   allow: Bash(/skills/dispatch/bin/dispatch-reconcile *)
   allow: Bash(/skills/dispatch/bin/dispatch-worker *)
   allow: Skill(dispatch:dispatch)
+  allow: Read(~/.dispatch/state/**)
   ask: Bash(/skills/dispatch/bin/dispatch-config* add-backend*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
@@ -167,6 +171,7 @@ These permission rules will be removed from HOME/.claude/settings.json:
   allow: Bash(/skills/dispatch/bin/dispatch-reconcile *)
   allow: Bash(/skills/dispatch/bin/dispatch-worker *)
   allow: Skill(dispatch:dispatch)
+  allow: Read(~/.dispatch/state/**)
   allow: Bash("/other skills/dispatch/bin/dispatch-config" *)
   allow: Bash("/other skills/dispatch/bin/dispatch-spawn" *)
   allow: Bash("/other skills/dispatch/bin/dispatch-monitor" *)
@@ -243,7 +248,7 @@ fn missing_settings_are_created_private() {
     assert_eq!(names(&sandbox.home().join(".claude")), ["settings.json"]);
     let json: serde_json::Value = serde_json::from_str(&text(&sandbox)).expect("JSON");
     let rules = |list: &str| json["permissions"][list].as_array().map(Vec::len);
-    assert_eq!((rules("allow"), rules("ask")), (Some(7), Some(9)));
+    assert_eq!((rules("allow"), rules("ask")), (Some(8), Some(9)));
 }
 
 #[test]

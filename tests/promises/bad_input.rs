@@ -263,7 +263,7 @@ exit 69
 !   it lets the model itself say how risky each of its commands is
 !   next: if the user lets them do anything: dispatch-config set-access droid full
 "#]]);
-    assert!(!sandbox.task("x", "task.yaml").exists());
+    assert!(!sandbox.task("x", "record.yaml").exists());
 }
 
 /// Claude Code asks the person for these words, but for `ful[l]` it sees no reason.
@@ -292,7 +292,7 @@ exit 64
 !   a shell may have put it in place of a pattern, unseen by permission rules
 !   next: call from a directory without that file
 "#]]);
-    assert!(!sandbox.task("x", "task.yaml").exists());
+    assert!(!sandbox.task("x", "record.yaml").exists());
 }
 
 #[test]
@@ -378,7 +378,7 @@ exit 65
     refused(&sandbox, answer("x/001", "This.")).shows(str![[r#"
 exit 65
 ! dispatch-monitor: question 001 has an answer already
-!   PROJECT/.dispatch/tasks/x/ipc/001.answer
+!   dispatch-reconcile show x prints it
 !   next: to tell the worker more, use: dispatch-reconcile note
 "#]]);
     refused(&sandbox, answer("x", "This.")).shows(str![[r#"
@@ -458,27 +458,27 @@ exit 64
 fn a_task_that_cannot_be_read_names_its_file() {
     let sandbox = ready();
     sandbox.ok("dispatch-spawn", &["x"]);
-    let record = sandbox.read("x", "task.yaml");
-    let broken = |text: &str| fs::write(sandbox.task("x", "task.yaml"), text).expect("written");
+    let record = sandbox.read("x", "record.yaml");
+    let broken = |text: &str| fs::write(sandbox.task("x", "record.yaml"), text).expect("written");
     let show = || sandbox.call("dispatch-reconcile", &["show", "x"]);
 
     broken("format: 1\nnonce: [\n");
     refused(&sandbox, show()).shows(str![[r#"
 exit 65
 ! dispatch-reconcile: task 'x' has a broken record
-!   PROJECT/.dispatch/tasks/x/task.yaml: did not find expected node content at line 3 column 1, while parsing a flow node
+!   STATE/x/record.yaml: did not find expected node content at line 3 column 1, while parsing a flow node
 !   next: restore the file, or dispatch the plan again under another id
 "#]]);
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--resume"])).shows(str![[r#"
 exit 65
 ! dispatch-spawn: task 'x' has a broken record
-!   PROJECT/.dispatch/tasks/x/task.yaml: did not find expected node content at line 3 column 1, while parsing a flow node
+!   STATE/x/record.yaml: did not find expected node content at line 3 column 1, while parsing a flow node
 !   next: restore the file, or dispatch the plan again under another id
 "#]]);
     refused(&sandbox, sandbox.call("dispatch-monitor", &["x"])).shows(str![[r#"
 exit 65
 ! dispatch-monitor: task 'x' has a broken record
-!   PROJECT/.dispatch/tasks/x/task.yaml: did not find expected node content at line 3 column 1, while parsing a flow node
+!   STATE/x/record.yaml: did not find expected node content at line 3 column 1, while parsing a flow node
 !   next: restore the file, or dispatch the plan again under another id
 "#]]);
     sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
@@ -490,7 +490,7 @@ x broken — task 'x' has a broken record → dispatch-reconcile show x
     refused(&sandbox, show()).shows(str![[r#"
 exit 65
 ! dispatch-reconcile: this task was created by a newer version
-!   PROJECT/.dispatch/tasks/x/task.yaml: format 2
+!   STATE/x/record.yaml: format 2
 !   next: install this version's helpers again: sh install.sh
 "#]]);
     // What a newer version calls things need not be known here.
@@ -498,13 +498,13 @@ exit 65
     refused(&sandbox, show()).shows(str![[r#"
 exit 65
 ! dispatch-reconcile: this task was created by a newer version
-!   PROJECT/.dispatch/tasks/x/task.yaml: format 2
+!   STATE/x/record.yaml: format 2
 !   next: install this version's helpers again: sh install.sh
 "#]]);
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--resume"])).shows(str![[r#"
 exit 65
 ! dispatch-spawn: this task was created by a newer version
-!   PROJECT/.dispatch/tasks/x/task.yaml: format 2
+!   STATE/x/record.yaml: format 2
 !   next: install this version's helpers again: sh install.sh
 "#]]);
 }

@@ -28,7 +28,9 @@ fn behaves(script: &str) -> Sandbox {
 /// The end that is known, and nothing that runs.
 #[track_caller]
 fn is_over(sandbox: &Sandbox, state: &str) {
-    wait_until("its end is recorded", || sandbox.task("x", "worker/1/exit").exists().then_some(()));
+    wait_until("its end is recorded", || {
+        sandbox.task("x", "attempts/1/exit").exists().then_some(())
+    });
     assert_eq!(sandbox.state("x"), state);
     wait_until("the supervisor is gone", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
     assert_eq!(all_of(&sandbox.home()), [0; 0], "nothing is left");
@@ -202,7 +204,7 @@ fn does_not_exit_after_its_last_word() {
     ] {
         let sandbox = behaves_as_claude(&format!("{did}\n{last_word}\nsleep 1000"));
         is_over(&sandbox, state);
-        let exit = sandbox.read("x", "worker/1/exit");
+        let exit = sandbox.read("x", "attempts/1/exit");
         assert!(exit.contains("stop_reason: last-word\n"), "{exit}");
     }
 }
@@ -253,7 +255,7 @@ fn asks_and_exits() {
 
 #[test]
 fn deletes_its_own_log() {
-    ends("rm \"$DISPATCH_TASK_DIR\"/worker/1/*; echo more; exit 7", "failed: exit code 7");
+    ends("rm \"$(readlink /proc/$$/fd/1)\"; echo more; exit 7", "failed: exit code 7");
 }
 
 /// A worker's log is cut while it writes it, and its supervisor stays small.
@@ -261,18 +263,18 @@ fn deletes_its_own_log() {
 fn writes_a_gigabyte() {
     let sandbox = behaves(
         "yes 'All work and no play' | head -c 1000000000
-        until [ $(wc -c <\"$DISPATCH_TASK_DIR/worker/1/output.log\") -lt 8000000 ]; do :; done
+        until [ $(wc -c <\"$(readlink /proc/$$/fd/1)\") -lt 8000000 ]; do :; done
         echo; echo enough; exit 7",
     );
     let supervisor = sandbox.supervisor_of("x");
     let size = |path: &str| fs::metadata(sandbox.task("x", path)).map_or(0, |meta| meta.len());
     let (mut logs, mut memory) = (0, 0);
     wait_until("its end is recorded", || {
-        logs = logs.max(size("worker/1/output.log") + size("worker/1/output.log.1"));
+        logs = logs.max(size("attempts/1/log") + size("attempts/1/log.old"));
         // What is mapped of the program itself is large in a test build, and no matter.
         let peak = kilobytes(supervisor, "VmHWM").zip(kilobytes(supervisor, "RssFile"));
         memory = memory.max(peak.map_or(0, |(all, program)| all - program));
-        sandbox.task("x", "worker/1/exit").exists().then_some(())
+        sandbox.task("x", "attempts/1/exit").exists().then_some(())
     });
     is_over(&sandbox, "failed: exit code 7: enough");
     // Usually some 60 MB; a busy machine lets the worker write for longer between two looks.

@@ -55,8 +55,11 @@ impl BrokenTask {
         assert!(ran.out.lines().all(|line| line.len() <= 100), "{}", ran.out);
         ran.shows(expected);
         let after = tree(&[self.0.home(), self.0.temporary()]);
-        let is_leftover = |path: &PathBuf| path.to_string_lossy().ends_with(".dispatch.tmp");
-        for (path, content) in before.iter().filter(|(path, _)| !is_leftover(path)) {
+        // A task that is started gets a new copy of its prompt.
+        let may_change = |path: &PathBuf| {
+            path.ends_with("prompt.md") || path.to_string_lossy().ends_with(".dispatch.tmp")
+        };
+        for (path, content) in before.iter().filter(|(path, _)| !may_change(path)) {
             assert_eq!(after.get(path), Some(content), "{}", path.display());
         }
         let brief = self.0.call("dispatch-config", &["brief"]);
@@ -105,7 +108,7 @@ next: dispatch-monitor --answer x/001 -
 1. [ ] First
 2. [ ] Second
 question 001: "Which?"
-attempt 1: exit status unknown, end noticed at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit status unknown, end noticed at TIME, log STATE/x/attempts/1/log
 output: "At work."
 "#]]);
 }
@@ -132,19 +135,21 @@ x done 2/2 1h idle — "All is well."
 
 #[test]
 fn dead_worker_without_exit_record_is_lost() {
-    BrokenTask::dead(|_| ()).status(str![[r#"
+    BrokenTask::dead(|_| ())
+        .status(str![[r#"
 exit 0
 repaired: x marked lost
 x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
-"#]]).show(str![[r#"
+"#]])
+        .show(str![[r#"
 exit 0
 x — Title
 lost (the worker disappeared), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
-attempt 1: exit status unknown, end noticed at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit status unknown, end noticed at TIME, log STATE/x/attempts/1/log
 output: "At work."
 "#]]);
     // All items are checked, but the worker did not say that it finished.
@@ -190,7 +195,7 @@ neighbour running 0/2 1h idle — item 1: First
 
 #[test]
 fn record_of_newer_version_is_refused() {
-    BrokenTask::alive(|sandbox| sandbox.write("x", "task.yaml", "format: 2\nwho: knows\n"))
+    BrokenTask::alive(|sandbox| sandbox.write("x", "record.yaml", "format: 2\nwho: knows\n"))
         .status(str![[r#"
 exit 0
 x broken — this task was created by a newer version → dispatch-reconcile show x
@@ -199,14 +204,14 @@ neighbour running 0/2 1h idle — item 1: First
         .show(str![[r#"
 exit 65
 ! dispatch-reconcile: this task was created by a newer version
-!   PROJECT/.dispatch/tasks/x/task.yaml: format 2
+!   STATE/x/record.yaml: format 2
 !   next: install this version's helpers again: sh install.sh
 "#]]);
 }
 
 #[test]
 fn torn_or_missing_record_is_reported() {
-    BrokenTask::alive(|sandbox| sandbox.write("x", "task.yaml", "format: 1\nnonce: 12\nna"))
+    BrokenTask::alive(|sandbox| sandbox.write("x", "record.yaml", "format: 1\nnonce: 12\nna"))
         .status(str![[r#"
 exit 0
 x broken — task 'x' has a broken record → dispatch-reconcile show x
@@ -215,38 +220,40 @@ neighbour running 0/2 1h idle — item 1: First
         .show(str![[r#"
 exit 65
 ! dispatch-reconcile: task 'x' has a broken record
-!   PROJECT/.dispatch/tasks/x/task.yaml: could not find expected ':' at line 4 column 1, while scanning a simple key at line 3 column 1
+!   STATE/x/record.yaml: could not find expected ':' at line 4 column 1, while scanning a simple key at line 3 column 1
 !   next: restore the file, or dispatch the plan again under another id
 "#]]);
-    BrokenTask::alive(|sandbox| sandbox.write("x", "task.yaml", "")).status(str![[r#"
+    BrokenTask::alive(|sandbox| sandbox.write("x", "record.yaml", "")).status(str![[r#"
 exit 0
 x broken — task 'x' has a broken record → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    BrokenTask::alive(|sandbox| sandbox.write("x", "task.yaml", [0xff, 0xfe])).status(str![[r#"
+    BrokenTask::alive(|sandbox| sandbox.write("x", "record.yaml", [0xff, 0xfe])).status(str![[
+        r#"
 exit 0
-x broken — task.yaml is not UTF-8 text → dispatch-reconcile show x
+x broken — record.yaml is not UTF-8 text → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
-"#]]);
+"#
+    ]]);
     let gone = BrokenTask::alive(|sandbox| {
-        fs::remove_file(sandbox.task("x", "task.yaml")).expect("removed");
+        fs::remove_file(sandbox.task("x", "record.yaml")).expect("removed");
     });
     gone.status(str![[r#"
 exit 0
-x broken — 'x' has lost its task.yaml → dispatch-reconcile show x
+x broken — 'x' has lost its record.yaml → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]])
         .show(str![[r#"
 exit 65
-! dispatch-reconcile: 'x' has lost its task.yaml
-!   PROJECT/.dispatch/tasks/x has attempts and no record
+! dispatch-reconcile: 'x' has lost its record.yaml
+!   STATE/x has attempts and no record
 !   next: restore the file, or move the directory away
 "#]]);
     // The id stays taken: a new task would inherit the worker and the answers.
     gone.0.run("dispatch-spawn", &["x"]).shows(str![[r#"
 exit 65
-! dispatch-spawn: 'x' has lost its task.yaml
-!   PROJECT/.dispatch/tasks/x has attempts and no record
+! dispatch-spawn: 'x' has lost its record.yaml
+!   STATE/x has attempts and no record
 !   next: restore the file, or move the directory away
 "#]]);
 }
@@ -264,7 +271,7 @@ x running 0/0 1h idle — the plan lost item 1: First; item 2: Second
 exit 65
 ! dispatch-worker: the plan lost item 1: First; item 2: Second
 !   PROJECT/.dispatch/tasks/x/plan.md
-!   next: restore it from PROJECT/.dispatch/tasks/x/worker/1/plan.md; to drop it, once no worker is running: dispatch-spawn x --resume --skip 'First' --skip 'Second'
+!   next: restore it from PROJECT/.dispatch/tasks/x/ipc/.plan; to drop it, once no worker is running: dispatch-spawn x --resume --skip 'First' --skip 'Second'
 "#]]);
         assert_eq!(fs::read(broken.0.task("x", "plan.md")).expect("there"), nonsense);
     }
@@ -291,7 +298,7 @@ x — caf�
 running, idle, 1h
 1. [x] First
 2. [ ] Second
-attempt 1: running, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: running, log STATE/x/attempts/1/log
 output: "At work."
 "#]]);
     broken.0.worker("x", &["tick", "2"]).run().shows(str![[r#"
@@ -324,7 +331,7 @@ x running 0/327680 1h idle — the plan lost item 1: First; item 2: Second
 fn names_that_are_not_utf8_hide_no_task() {
     let odd = OsStr::from_bytes(b"\xff\xfe");
     BrokenTask::alive(|sandbox| {
-        for place in ["ipc", "notes", "tells", "worker"] {
+        for place in ["ipc", "notes", "tells", "attempts"] {
             fs::create_dir_all(sandbox.task("x", place)).expect("made");
             fs::write(sandbox.task("x", place).join(odd), "?").expect("written");
         }
@@ -343,7 +350,7 @@ x — Title
 running, idle, 1h
 1. [ ] First
 2. [ ] Second
-attempt 1: running, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: running, log STATE/x/attempts/1/log
 output: "At work."
 "#]]);
     // A renamed task directory.
@@ -352,13 +359,12 @@ output: "At work."
         for name in [b"caf\xe9\n".as_slice(), b"Fix Login"] {
             let directory = tasks.join(OsStr::from_bytes(name));
             fs::create_dir(&directory).expect("made");
-            fs::copy(sandbox.task("x", "task.yaml"), directory.join("task.yaml")).expect("copied");
+            fs::copy(sandbox.task("x", "record.yaml"), directory.join("record.yaml"))
+                .expect("copied");
         }
     })
     .status(str![[r#"
 exit 0
-"Fix Login" broken — no task can have that name
-"caf�\n" broken — no task can have that name
 neighbour running 0/2 1h idle — item 1: First
 x running 0/2 1h idle — item 1: First
 "#]]);
@@ -370,7 +376,7 @@ fn text_that_is_not_utf8_is_shown() {
         sandbox.write("x", "ipc/001.question", b"Caf\xe9?\n");
         sandbox.write("x", "tells/001", b"na\xefve");
         sandbox.write("x", "notes/001", b"\xff");
-        sandbox.write("x", "worker/1/silent", b"\xff");
+        sandbox.write("x", "attempts/1/silent", b"\xff");
         sandbox.write("x", "news", b"\xff\xfe garbage\n");
     })
     .status(str![[r#"
@@ -388,34 +394,34 @@ next: dispatch-monitor --answer x/001 -
 question 001: "Caf�?"
 note: "�"
 said: "na�ve"
-attempt 1: running, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: running, log STATE/x/attempts/1/log
 output: "At work."
 "#]]);
 }
 
 #[test]
 fn torn_attempt_records_are_reported() {
-    BrokenTask::alive(|sandbox| sandbox.write("x", "worker/1/exit", "code: 0\nat: 20"))
+    BrokenTask::alive(|sandbox| sandbox.write("x", "attempts/1/exit", "code: 0\nat: 20"))
         .status(str![[r#"
 exit 0
-x broken — worker/1/exit is broken → dispatch-reconcile show x
+x broken — attempts/1/exit is broken → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]])
         .show(str![[r#"
 exit 65
-! dispatch-reconcile: PROJECT/.dispatch/tasks/x/worker/1/exit is broken
+! dispatch-reconcile: STATE/x/attempts/1/exit is broken
 !   missing field `milliseconds`
 !   next: remove it; the worker's end then counts as unknown
 "#]]);
-    BrokenTask::alive(|sandbox| sandbox.write("x", "worker/1/identity", "pid: 12\nst"))
+    BrokenTask::alive(|sandbox| sandbox.write("x", "attempts/1/identity", "pid: 12\nst"))
         .status(str![[r#"
 exit 0
-x broken — worker/1/identity is broken → dispatch-reconcile show x
+x broken — attempts/1/identity is broken → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]])
         .show(str![[r#"
 exit 65
-! dispatch-reconcile: PROJECT/.dispatch/tasks/x/worker/1/identity is broken
+! dispatch-reconcile: STATE/x/attempts/1/identity is broken
 !   could not find expected ':' at line 3 column 1, while scanning a simple key at line 2 column 1
 !   next: remove it if no worker of this task is running
 "#]]);
@@ -427,7 +433,7 @@ neighbour running 0/2 1h idle — item 1: First
 "#]])
         .show(str![[r#"
 exit 65
-! dispatch-reconcile: PROJECT/.dispatch/tasks/x/wait is broken
+! dispatch-reconcile: STATE/x/wait is broken
 !   EOF while parsing a string at line 1 column 14
 !   next: remove it; dispatch then finds out again what the task waits for
 "#]]);
@@ -437,7 +443,7 @@ repaired: x marked lost
 x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    let session = BrokenTask::dead(|sandbox| sandbox.write("x", "worker/1/session", "id"));
+    let session = BrokenTask::dead(|sandbox| sandbox.write("x", "attempts/1/session", "id"));
     session.status(str![[r#"
 exit 0
 repaired: x marked lost
@@ -446,7 +452,7 @@ neighbour running 0/2 1h idle — item 1: First
 "#]]);
     session.0.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 65
-! dispatch-spawn: PROJECT/.dispatch/tasks/x/worker/1/session is broken
+! dispatch-spawn: STATE/x/attempts/1/session is broken
 !   invalid type: string "id", expected struct SessionRecord
 !   next: remove it; the next attempt begins a new session
 "#]]);
@@ -490,32 +496,32 @@ neighbour running 0/2 1h idle — item 1: First
 "#]])
         .show(str![[r#"
 exit 65
-! dispatch-reconcile: PROJECT/.dispatch/tasks/x/run.lock is not a file
+! dispatch-reconcile: STATE/x/run.lock is not a file
 !   next: move away what is in its place
 "#]]);
     directory("plan.md").status(str![[r#"
 exit 0
-x broken — plan.md is not a file → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — plan.md is not a file
 "#]]);
     directory("ipc/.done").status(str![[r#"
 exit 0
-x broken — ipc/.done is not a file → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — ipc/.done is not a file
 "#]]);
     directory("ipc/001.question").status(str![[r#"
 exit 0
-x broken — ipc/001.question is not a file → dispatch-reconcile show x
+neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — ipc/001.question is not a file
+"#]]);
+    directory("attempts/1/exit").status(str![[r#"
+exit 0
+x broken — attempts/1/exit is not a file → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    directory("worker/1/exit").status(str![[r#"
+    directory("record.yaml").status(str![[r#"
 exit 0
-x broken — worker/1/exit is not a file → dispatch-reconcile show x
-neighbour running 0/2 1h idle — item 1: First
-"#]]);
-    directory("task.yaml").status(str![[r#"
-exit 0
-x broken — 'x' has lost its task.yaml → dispatch-reconcile show x
+x broken — 'x' has lost its record.yaml → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     let file = |path: &str| {
@@ -527,22 +533,26 @@ neighbour running 0/2 1h idle — item 1: First
     file("ipc")
         .status(str![[r#"
 exit 0
-x broken — ipc is not a directory → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — ipc is not a directory
 "#]])
         .show(str![[r#"
-exit 65
-! dispatch-reconcile: PROJECT/.dispatch/tasks/x/ipc is not a directory
-!   next: move away what is in its place
-"#]]);
-    file("worker").status(str![[r#"
 exit 0
-x broken — worker is not a directory → dispatch-reconcile show x
+x — Title
+running (ipc is not a directory), idle, 1h
+1. [ ] First
+2. [ ] Second
+attempt 1: running, log STATE/x/attempts/1/log
+output: "At work."
+"#]]);
+    file("attempts").status(str![[r#"
+exit 0
+x broken — attempts is not a directory → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    file("worker/1").status(str![[r#"
+    file("attempts/1").status(str![[r#"
 exit 0
-x broken — cannot read worker/1/identity: Not a directory (os err… → dispatch-reconcile show x
+x broken — cannot read attempts/1/identity: Not a directory (os e… → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
 }
@@ -550,7 +560,7 @@ neighbour running 0/2 1h idle — item 1: First
 /// Reading a pipe would wait for a writer.
 #[test]
 fn pipe_in_place_of_file_blocks_nobody() {
-    for path in ["plan.md", "ipc/001.question", "news", "worker/1/exit"] {
+    for path in ["plan.md", "ipc/001.question", "news", "attempts/1/exit"] {
         let broken = BrokenTask::alive(|sandbox| {
             let _ = fs::remove_file(sandbox.task("x", path));
             let made = sandbox.program("mkfifo").arg(sandbox.task("x", path)).run();
@@ -567,7 +577,7 @@ fn pipe_in_place_of_file_blocks_nobody() {
 fn foreign_attempt_directories_are_ignored() {
     BrokenTask::dead(|sandbox| {
         for name in ["0", "007", "+8", "4294967295", "99999999999999", "two"] {
-            fs::create_dir(sandbox.task("x", "worker").join(name)).expect("made");
+            fs::create_dir(sandbox.task("x", "attempts").join(name)).expect("made");
         }
     })
     .status(str![[r#"
@@ -583,34 +593,36 @@ lost (the worker disappeared), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
-attempt 1: exit status unknown, end noticed at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit status unknown, end noticed at TIME, log STATE/x/attempts/1/log
 output: "At work."
 "#]]);
     // A gap in the numbers.
     let gap = BrokenTask::dead(|sandbox| {
-        fs::rename(sandbox.task("x", "worker/1"), sandbox.task("x", "worker/3")).expect("moved");
+        fs::rename(sandbox.task("x", "attempts/1"), sandbox.task("x", "attempts/3"))
+            .expect("moved");
     });
     gap.status(str![[r#"
 exit 0
 repaired: x marked lost
 x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
-"#]]).show(str![[r#"
+"#]])
+        .show(str![[r#"
 exit 0
 x — Title
 lost (the worker disappeared), idle, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
-attempt 3: exit status unknown, end noticed at TIME, log PROJECT/.dispatch/tasks/x/worker/3/output.log
+attempt 3: exit status unknown, end noticed at TIME, log STATE/x/attempts/3/log
 output: "At work."
 "#]]);
     gap.0.ok("dispatch-spawn", &["x", "--resume"]);
-    assert!(gap.0.task("x", "worker/4/identity").exists());
+    assert!(gap.0.task("x", "attempts/4/identity").exists());
     kill_and_wait(gap.0.worker_of("x", 4));
     // An empty attempt directory.
     BrokenTask::dead(|sandbox| {
-        fs::create_dir(sandbox.task("x", "worker/2")).expect("made");
+        fs::create_dir(sandbox.task("x", "attempts/2")).expect("made");
     })
     .status(str![[r#"
 exit 0
@@ -641,8 +653,8 @@ x running 0/2 1h idle — item 1: First
 fn taken_highest_number_is_refused() {
     let broken = BrokenTask::dead(|sandbox| {
         let exit = "code: 7\nat: 2026-11-21T10:00:00Z\nmilliseconds: 1000\n";
-        sandbox.write("x", "worker/999999/exit", exit);
-        fs::create_dir(sandbox.task("x", "worker/1000000")).expect("made");
+        sandbox.write("x", "attempts/999999/exit", exit);
+        fs::create_dir(sandbox.task("x", "attempts/1000000")).expect("made");
         for path in ["notes/999999", "tells/999999", "ipc/999999.question", "ipc/999999.done"] {
             sandbox.write("x", path, "Which?\n");
         }
@@ -655,13 +667,13 @@ neighbour running 0/2 1h idle — item 1: First
     broken.0.run("dispatch-reconcile", &["note", "x", "Mind the gap."]).shows(str![[r#"
 exit 65
 ! dispatch-reconcile: there is no number left
-!   in PROJECT/.dispatch/tasks/x/notes
+!   in STATE/x/notes
 !   next: move the highest one away
 "#]]);
     broken.0.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 65
 ! dispatch-spawn: there is no number left
-!   in PROJECT/.dispatch/tasks/x/worker
+!   in STATE/x/attempts
 !   next: move the highest one away
 "#]]);
     for call in [["tell", "Careful."], ["ask", "This one?"]] {
@@ -678,14 +690,17 @@ fn huge_plan_is_refused() {
     });
     broken.0.run("dispatch-reconcile", &[]).shows(str![[r#"
 exit 0
-x broken — plan.md is too large → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — plan.md is too large
 "#]]);
     broken.show(str![[r#"
-exit 65
-! dispatch-reconcile: PROJECT/.dispatch/tasks/x/plan.md is too large
-!   it has 1048576 MiB, and no file of a task needs 64
-!   next: move it away, or make it shorter
+exit 0
+x — Title
+running (plan.md is too large), idle, 1h
+1. [ ] First
+2. [ ] Second
+attempt 1: running, log STATE/x/attempts/1/log
+output: "At work."
 "#]]);
 }
 
@@ -711,13 +726,13 @@ fn backwards_clock_changes_no_state() {
         humantime::format_rfc3339_seconds(time).to_string()
     };
     let broken = BrokenTask::dead(|sandbox| {
-        let record = sandbox.read("x", "task.yaml");
+        let record = sandbox.read("x", "record.yaml");
         let created = record.lines().find(|line| line.starts_with("created")).expect("there");
         let record = record.replace(created, &format!("created: {}", later(7200)));
-        sandbox.write("x", "task.yaml", record);
+        sandbox.write("x", "record.yaml", record);
         let exit = format!("code: 7\nat: {}\nmilliseconds: 0\n", later(3600));
-        sandbox.write("x", "worker/1/exit", exit);
-        for path in ["task.yaml", "worker/1/exit", "ipc"] {
+        sandbox.write("x", "attempts/1/exit", exit);
+        for path in ["record.yaml", "attempts/1/exit", "ipc"] {
             let file = fs::File::open(sandbox.task("x", path)).expect("there");
             file.set_modified(SystemTime::now() + Duration::from_secs(3600)).expect("dated");
         }
@@ -733,8 +748,8 @@ exit 0
 "#]]);
     // A task from the future is repaired too.
     let queued = BrokenTask::alive(|sandbox| {
-        fs::remove_dir_all(sandbox.task("x", "worker")).expect("removed");
-        let file = fs::File::open(sandbox.task("x", "task.yaml")).expect("there");
+        fs::remove_dir_all(sandbox.task("x", "attempts")).expect("removed");
+        let file = fs::File::open(sandbox.task("x", "record.yaml")).expect("there");
         file.set_modified(SystemTime::now() + Duration::from_secs(3600)).expect("dated");
     });
     queued.status(str![[r#"
@@ -789,14 +804,14 @@ fn call_all(sandbox: &Sandbox) -> String {
 /// Creates a directory outside the project, for symlinks to lead to.
 fn outside(sandbox: &Sandbox) -> PathBuf {
     let outside = sandbox.temporary().join("outside");
-    for directory in ["1", "x/ipc", "x/worker/1"] {
+    for directory in ["1", "x/ipc", "x/attempts/1"] {
         fs::create_dir_all(outside.join(directory)).expect("made");
     }
-    let secrets = ["secret", "001.question", ".done", "1/exit", "1/output.log", "001", "x/plan.md"];
+    let secrets = ["secret", "001.question", ".done", "1/exit", "1/log", "001", "x/plan.md"];
     for name in secrets {
         fs::write(outside.join(name), "SECRET\n- [ ] SECRET\n").expect("written");
     }
-    fs::copy(sandbox.task("x", "task.yaml"), outside.join("x/task.yaml")).expect("copied");
+    fs::copy(sandbox.task("x", "record.yaml"), outside.join("x/record.yaml")).expect("copied");
     let old = SystemTime::now() - Duration::from_secs(3600);
     let temporary = outside.join(".plan.md.abc123.dispatch.tmp");
     fs::write(&temporary, "SECRET").expect("written");
@@ -820,7 +835,7 @@ fn symlink_to_outside_is_never_followed() {
     let mut all = String::new();
     for (path, target) in [
         ("plan.md", "secret"),
-        ("task.yaml", "x/task.yaml"),
+        ("record.yaml", "x/record.yaml"),
         ("prompt.md", "secret"),
         ("lock", "secret"),
         ("run.lock", "secret"),
@@ -835,14 +850,14 @@ fn symlink_to_outside_is_never_followed() {
         ("notes", ""),
         ("notes/001", "001"),
         ("tells", ""),
-        ("worker", ""),
-        ("worker/1", "1"),
-        ("worker/2", "1"),
-        ("worker/1/exit", "1/exit"),
-        ("worker/1/identity", "secret"),
-        ("worker/1/output.log", "secret"),
-        ("worker/1/plan.md", "secret"),
-        ("worker/1/session", "secret"),
+        ("attempts", ""),
+        ("attempts/1", "1"),
+        ("attempts/2", "1"),
+        ("attempts/1/exit", "1/exit"),
+        ("attempts/1/identity", "secret"),
+        ("attempts/1/log", "secret"),
+        ("attempts/1/plan.md", "secret"),
+        ("attempts/1/session", "secret"),
     ] {
         let broken = BrokenTask::dead(|sandbox| {
             let (at, outside) = (sandbox.task("x", path), outside(sandbox));
@@ -863,8 +878,8 @@ fn symlink_to_outside_is_never_followed() {
     same(
         &Sandbox::new().redactions().apply(&all),
         str![[r#"
-plan.md: x broken — plan.md is a symlink → dispatch-reconcile show x
-task.yaml: x broken — task.yaml is a symlink → dispatch-reconcile show x
+plan.md: x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
+record.yaml: x broken — record.yaml is a symlink → dispatch-reconcile show x
 prompt.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 lock: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 run.lock: x broken — run.lock is a symlink → dispatch-reconcile show x
@@ -872,21 +887,21 @@ news: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/0
 wait: x broken — wait is a symlink → dispatch-reconcile show x
 output.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 context.md: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-ipc: x broken — ipc is a symlink → dispatch-reconcile show x
-ipc/001.question: x broken — ipc/001.question is a symlink → dispatch-reconcile show x
-ipc/001.answer: x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
-ipc/.done: x broken — ipc/.done is a symlink → dispatch-reconcile show x
+ipc: x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
+ipc/001.question: x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
+ipc/001.answer: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+ipc/.done: x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 notes: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 notes/001: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 tells: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-worker: x broken — worker is a symlink → dispatch-reconcile show x
-worker/1: x broken — worker/1 is a symlink → dispatch-reconcile show x
-worker/2: x broken — worker/2 is a symlink → dispatch-reconcile show x
-worker/1/exit: x broken — worker/1/exit is a symlink → dispatch-reconcile show x
-worker/1/identity: x broken — worker/1/identity is a symlink → dispatch-reconcile show x
-worker/1/output.log: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-worker/1/plan.md: x broken — worker/1/plan.md is a symlink → dispatch-reconcile show x
-worker/1/session: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+attempts: x broken — attempts is a symlink → dispatch-reconcile show x
+attempts/1: x broken — attempts/1 is a symlink → dispatch-reconcile show x
+attempts/2: x broken — attempts/2 is a symlink → dispatch-reconcile show x
+attempts/1/exit: x broken — attempts/1/exit is a symlink → dispatch-reconcile show x
+attempts/1/identity: x broken — attempts/1/identity is a symlink → dispatch-reconcile show x
+attempts/1/log: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
+attempts/1/plan.md: x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
+attempts/1/session: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 
 "#]],
     );
@@ -904,27 +919,30 @@ fn symlinked_task_is_refused() {
     broken
         .status(str![[r#"
 exit 0
-x broken — x is a symlink → dispatch-reconcile show x
+repaired: x marked lost
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]])
         .show(str![[r#"
-exit 65
-! dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
-!   to TMP/outside/x; dispatch follows none in its own directories
-!   next: remove it, or put what it leads to in its place
+exit 0
+x — Title
+lost (the worker disappeared), idle, AGE
+next: dispatch-spawn x --resume
+1. [ ] First
+2. [ ] Second
+attempt 1: exit status unknown, end noticed at TIME, log STATE/x/attempts/1/log
+output: "At work."
 "#]]);
     same(
         &call_all(&broken.0),
         str![[r#"
-dispatch-reconcile show: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
-dispatch-reconcile show: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
 dispatch-monitor x: dispatch-monitor: PROJECT/.dispatch/tasks/x is a symlink
 dispatch-monitor --answer: dispatch-monitor: PROJECT/.dispatch/tasks/x is a symlink
 dispatch-reconcile note: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
-dispatch-reconcile stop: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
 dispatch-spawn x: dispatch-spawn: PROJECT/.dispatch/tasks/x is a symlink
-dispatch-reconcile merge: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
-dispatch-reconcile clean: dispatch-reconcile: PROJECT/.dispatch/tasks/x is a symlink
+dispatch-reconcile merge: dispatch-reconcile: 'x' has no branch of its own to merge
+dispatch-reconcile clean: kept x: PROJECT/.dispatch/tasks/x is a symlink; to TMP/outside/x; dispatch follows none in its own directories; next: remove it, or put what it leads to in its place
+
 dispatch-spawn x: dispatch-spawn: PROJECT/.dispatch/tasks/x is a symlink
 
 "#]],
@@ -935,7 +953,7 @@ dispatch-spawn x: dispatch-spawn: PROJECT/.dispatch/tasks/x is a symlink
     symlink("nowhere", broken.0.project().join(".dispatch/tasks/x")).expect("linked");
     broken.status(str![[r#"
 exit 0
-x broken — x is a symlink → dispatch-reconcile show x
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
 }
@@ -1062,7 +1080,7 @@ next: dispatch-monitor --answer x/001 -
 1. [ ] First
 2. [ ] Second
 question 001: "Which?"
-attempt 1: no exit recorded, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: no exit recorded, log STATE/x/attempts/1/log
 output: "At work."
 == dispatch-reconcile show x --json: Some(0)
 (JSON)
@@ -1074,24 +1092,25 @@ no hook wakes you here: run HELPERS/dispatch-monitor in the background (Bash, ru
 neighbour running 0/2 1h idle — item 1: First
 waits queued 0/2 1h idle
 == dispatch-monitor x --timeout AGE: Some(1)
-dispatch-monitor: cannot write PROJECT/.dispatch/tasks/x/news: Permission denied (os error 13)
+dispatch-monitor: cannot write STATE/x/news: Permission denied (os error 13)
   next: call as the owner, or change the mode
 == dispatch-monitor --answer x This.: Some(1)
-dispatch-monitor: cannot open the lock PROJECT/.dispatch/tasks/x/lock: Permission denied (os error 13)
+dispatch-monitor: cannot open the lock STATE/x/lock: Permission denied (os error 13)
   next: call as the owner, or change the mode
 == dispatch-reconcile note x Mind the gap.: Some(1)
-dispatch-reconcile: cannot make the directory PROJECT/.dispatch/tasks/x/notes: Permission denied (os error 13)
+dispatch-reconcile: cannot make the directory STATE/x/notes: Permission denied (os error 13)
   next: call as the owner, or change the mode
 == dispatch-reconcile stop x: Some(1)
-dispatch-reconcile: cannot open the lock PROJECT/.dispatch/tasks/x/lock: Permission denied (os error 13)
+dispatch-reconcile: cannot open the lock STATE/x/lock: Permission denied (os error 13)
   next: call as the owner, or change the mode
 == dispatch-spawn x --resume: Some(1)
-dispatch-spawn: cannot open the lock PROJECT/.dispatch/tasks/x/run.lock: Permission denied (os error 13)
+dispatch-spawn: cannot make PROJECT/.dispatch private: Operation not permitted (os error 1)
+  next: call as the owner, or change the mode
 == dispatch-reconcile merge x: Some(1)
-dispatch-reconcile: cannot open the lock PROJECT/.dispatch/tasks/x/run.lock: Permission denied (os error 13)
+dispatch-reconcile: cannot open the lock STATE/x/run.lock: Permission denied (os error 13)
   next: call as the owner, or change the mode
 == dispatch-reconcile clean x: Some(1)
-kept x: cannot open the lock PROJECT/.dispatch/tasks/x/run.lock: Permission denied (os error 13)
+kept x: cannot open the lock STATE/x/run.lock: Permission denied (os error 13)
 == dispatch-spawn x: Some(73)
 dispatch-spawn: the task id 'x' is taken
   PROJECT/.dispatch/tasks/x is blocked
@@ -1120,13 +1139,17 @@ fn unreadable_directory_is_reported() {
     mode(&tasks.join("x"), "a-rwx");
     run(&[]).shows(str![[r#"
 exit 0
-x broken — cannot read x: Permission denied (os error 13) → dispatch-reconcile show x
 neighbour running 0/2 1h idle — item 1: First
+x running 0/2 1h idle — cannot read ipc: Permission denied (os error 13)
 "#]]);
     run(&["show", "x"]).shows(str![[r#"
-exit 1
-! dispatch-reconcile: cannot read PROJECT/.dispatch/tasks/x: Permission denied (os error 13)
-!   next: call as the owner, or change the mode
+exit 0
+x — Title
+running (cannot read ipc: Permission denied (os error 13)), idle, 1h
+1. [ ] First
+2. [ ] Second
+attempt 1: running, log STATE/x/attempts/1/log
+output: "At work."
 "#]]);
     mode(&tasks.join("x"), "a+rx");
     // Without any access, and with names only.
@@ -1134,16 +1157,21 @@ exit 1
         mode(&tasks, bits);
         run(&[]).shows(str![[r#"
 exit 0
-".dispatch/tasks" broken — cannot read tasks: Permission denied (os error 13)
+neighbour running 0/2 1h idle — cannot read ipc: Permission denied (os error 13)
+x running 0/2 1h idle — cannot read ipc: Permission denied (os error 13)
 "#]]);
         run(&["show", "x"]).shows(str![[r#"
-exit 1
-! dispatch-reconcile: cannot read PROJECT/.dispatch/tasks: Permission denied (os error 13)
-!   next: call as the owner, or change the mode
+exit 0
+x — Title
+running (cannot read ipc: Permission denied (os error 13)), idle, 1h
+1. [ ] First
+2. [ ] Second
+attempt 1: running, log STATE/x/attempts/1/log
+output: "At work."
 "#]]);
         run(&["statusline"]).shows(str![[r#"
 exit 0
-dispatch: 1 broken
+dispatch: 2 running
 "#]]);
     }
     mode(&tasks, "u+rwx");
@@ -1180,7 +1208,7 @@ next: dispatch-spawn x --resume
 worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT): deleted
 1. [ ] First
 2. [ ] Second
-attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit code 0 at TIME, log STATE/x/attempts/1/log
 "#]]);
     sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
 exit 1
@@ -1196,7 +1224,7 @@ next: dispatch-spawn x --resume
 worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT): deleted
 1. [ ] First
 2. [ ] Second
-attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit code 0 at TIME, log STATE/x/attempts/1/log
 "#]]);
     sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
 exit 1
@@ -1237,7 +1265,7 @@ next: dispatch-spawn x --resume
 worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT): deleted
 1. [ ] First
 2. [ ] Second
-attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit code 0 at TIME, log STATE/x/attempts/1/log
 "#]]);
     let resume = || sandbox.run("dispatch-spawn", &["x", "--resume"]);
     resume().shows(str![[r#"

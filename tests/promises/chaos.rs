@@ -73,7 +73,7 @@ impl World {
             ids.swap(at, self.random.below(at + 1));
         }
         let script = "for id in \"$@\"; do
-            [ -e .dispatch/tasks/$id/task.yaml ] ||
+            [ -e .dispatch/tasks/$id/record.yaml ] ||
             CLAUDE_PID=$$ \"$SPAWN\" $id --model works --worktree --plan \"$PLAN\" </dev/null >&2
         done; exec sleep 1000";
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
@@ -108,7 +108,7 @@ impl World {
         let id = self.ids[self.random.below(TASKS)].clone();
         let file = match kind {
             "supervisor" => "run.lock".to_owned(),
-            _ => format!("worker/{}/identity", self.attempts(&id)?),
+            _ => format!("attempts/{}/identity", self.attempts(&id)?),
         };
         let text = fs::read_to_string(self.sandbox.task(&id, &file)).ok()?;
         let digits = text.split("pid").nth(1)?.trim_start_matches(['"', ':', ' ']);
@@ -117,7 +117,7 @@ impl World {
     }
 
     fn attempts(&self, id: &str) -> Option<u32> {
-        let entries = fs::read_dir(self.sandbox.task(id, "worker")).ok()?;
+        let entries = fs::read_dir(self.sandbox.task(id, "attempts")).ok()?;
         entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).max()
     }
 
@@ -129,13 +129,13 @@ impl World {
 
     /// Checks that no logged fact of a task is lost.
     fn check(&self, id: &str) {
-        if !self.sandbox.task(id, "task.yaml").exists() {
+        if !self.sandbox.task(id, "record.yaml").exists() {
             return;
         }
         let plan = self.sandbox.read(id, "plan.md");
         let mut log = String::new();
         for attempt in 1..=self.attempts(id).unwrap_or(0) {
-            let path = self.sandbox.task(id, &format!("worker/{attempt}/output.log"));
+            let path = self.sandbox.task(id, &format!("attempts/{attempt}/log"));
             log.push_str(&fs::read_to_string(path).unwrap_or_default());
         }
         for fact in self.truth(id) {

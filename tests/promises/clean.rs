@@ -280,10 +280,10 @@ kept x: its session has not been told yet that it ended
 exit 0
 nothing to clean
 "#]]);
-    let exit = sandbox.read("x", "worker/1/exit");
+    let exit = sandbox.read("x", "attempts/1/exit");
     let at = exit.lines().find(|line| line.starts_with("at: ")).expect("a time");
     let old = exit.replace(at, "at: 2020-01-01T00:00:00Z");
-    fs::write(sandbox.task("x", "worker/1/exit"), old).expect("written");
+    fs::write(sandbox.task("x", "attempts/1/exit"), old).expect("written");
     sandbox.run("dispatch-reconcile", &["clean", "--older-than", "1h"]).shows(str![[r#"
 exit 0
 removed x
@@ -307,10 +307,10 @@ orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatc
 fn clean_keeps_unreadable_task_and_lists_no_orphans() {
     let sandbox = project();
     do_task(&sandbox, "x");
-    fs::write(sandbox.task("x", "task.yaml"), "format: 1\n").expect("written");
+    fs::write(sandbox.task("x", "record.yaml"), "format: 1\n").expect("written");
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
-kept x: task 'x' has a broken record; PROJECT/.dispatch/tasks/x/task.yaml: missing field `nonce`; next: restore the file, or dispatch the plan again under another id
+kept x: task 'x' has a broken record; STATE/x/record.yaml: missing field `nonce`; next: restore the file, or dispatch the plan again under another id
 "#]]);
 }
 

@@ -189,7 +189,7 @@ x/001 answered, its worker continues
     assert_eq!(sandbox.read("y", "ipc/001.answer"), "That.\n");
     sandbox.config(&config);
     sandbox.ok("dispatch-spawn", &["y", "--resume"]);
-    assert!(sandbox.read("y", "worker/2/stdin").ends_with("The person answered: That.\n"));
+    assert!(sandbox.read("y", "attempts/2/prompt.md").ends_with("The person answered: That.\n"));
 }
 
 #[test]
@@ -244,5 +244,5 @@ fn misspelled_access_never_means_more_access() {
         assert_eq!(spawn.code, Some(65), "{key}: {}{}", spawn.out, spawn.err);
         assert!(spawn.err.contains("did you mean 'access'?"), "{key}: {}", spawn.err);
     }
-    assert!(!sandbox.task("x", "task.yaml").exists());
+    assert!(!sandbox.task("x", "record.yaml").exists());
 }

@@ -84,9 +84,9 @@ fn first_format_works_as_in_the_original() {
     same(
         &commands(&sandbox, &["cursor", "claude", "harvey"]),
         str![[r#"
-cursor: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh < PROJECT/.dispatch/tasks/x/worker/1/stdin
-claude: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --session-id UUID < PROJECT/.dispatch/tasks/x/worker/1/stdin
-harvey: sh -c 'exec agent -p --force --model gpt-5.3-codex --workspace "$(pwd)" "$@"' sh < PROJECT/.dispatch/tasks/x/worker/1/stdin
+cursor: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh < STATE/x/attempts/1/prompt.md
+claude: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --session-id UUID < STATE/x/attempts/1/prompt.md
+harvey: sh -c 'exec agent -p --force --model gpt-5.3-codex --workspace "$(pwd)" "$@"' sh < STATE/x/attempts/1/prompt.md
 
 "#]],
     );
@@ -122,12 +122,12 @@ fn second_format_works_as_in_the_original() {
     same(
         &commands(&sandbox, &names),
         str![[r#"
-opus: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus --session-id UUID < PROJECT/.dispatch/tasks/x/worker/1/stdin
-sonnet: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model sonnet --session-id UUID < PROJECT/.dispatch/tasks/x/worker/1/stdin
-haiku: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model haiku --session-id UUID < PROJECT/.dispatch/tasks/x/worker/1/stdin
-gpt-5.3-codex: sh -c 'exec codex exec -s workspace-write -C "$(pwd)" "$@"' sh --model gpt-5.3-codex - < PROJECT/.dispatch/tasks/x/worker/1/stdin
-gpt-5.3: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh --model gpt-5.3 < PROJECT/.dispatch/tasks/x/worker/1/stdin
-security-reviewer: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus --session-id UUID < PROJECT/.dispatch/tasks/x/worker/1/stdin
+opus: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus --session-id UUID < STATE/x/attempts/1/prompt.md
+sonnet: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model sonnet --session-id UUID < STATE/x/attempts/1/prompt.md
+haiku: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model haiku --session-id UUID < STATE/x/attempts/1/prompt.md
+gpt-5.3-codex: sh -c 'exec codex exec -s workspace-write -C "$(pwd)" "$@"' sh --model gpt-5.3-codex - < STATE/x/attempts/1/prompt.md
+gpt-5.3: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh --model gpt-5.3 < STATE/x/attempts/1/prompt.md
+security-reviewer: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus --session-id UUID < STATE/x/attempts/1/prompt.md
 
 "#]],
     );
@@ -212,4 +212,143 @@ fn brief_offers_a_migration_once() {
     let brief = || sandbox.configure(&["brief"]).run().ok();
     assert_eq!(brief().matches("/dispatch \"migrate my config\"").count(), 1);
     assert!(!brief().contains("migrate my config"));
+}
+
+/// The commands that change the config lose nothing, whatever happens meanwhile.
+mod kept {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::Path;
+
+    use crate::support::Sandbox;
+    use crate::support::clis::{CLAUDE, CODEX};
+    use crate::support::text::names;
+
+    /// A config as a person writes it.
+    const CONFIG: &str = "\
+# Mine. Do not sort!
+
+default:   opus   # the careful one
+
+backends:
+  claude: {}
+  harvey: { command: harvey -p }
+
+models:
+  opus: { backend: claude }     # best
+  sonnet: { backend: 'claude' }
+  harvey-1: { backend: harvey }
+aliases:
+  reviewer: # asks twice
+    model: sonnet
+
+# The end.
+";
+
+    fn sandbox() -> Sandbox {
+        let sandbox = Sandbox::with_clis(&[("claude", CLAUDE), ("codex", CODEX)]);
+        sandbox.config(CONFIG);
+        sandbox
+    }
+
+    #[test]
+    fn edits_keep_byte_order_mark_and_line_ends() {
+        for (mark, end) in [("\u{feff}", "\n"), ("", "\r\n"), ("\u{feff}", "\r\n")] {
+            let sandbox = sandbox();
+            let foreign = |text: &str| format!("{mark}{}", text.replace('\n', end));
+            sandbox.config(&foreign(CONFIG));
+            sandbox.configure(&["set-default", "sonnet"]).run().ok();
+            sandbox.configure(&["add-model", "haiku"]).run().ok();
+            sandbox.configure(&["remove-alias", "reviewer"]).run().ok();
+            sandbox
+                .configure(&["add-alias", "q", "--model", "opus", "--prompt", "A\nB"])
+                .run()
+                .ok();
+            let text = sandbox.config_text();
+            assert!(
+                text.starts_with(&foreign("# Mine. Do not sort!\n\ndefault:   sonnet   # the"))
+            );
+            assert_eq!(text.matches('\n').count(), text.matches(end).count(), "{text:?}");
+            assert_eq!(sandbox.configure(&["resolve", "q"]).run().ok(), "q: opus on claude\n");
+        }
+    }
+
+    #[test]
+    fn linked_config_stays_a_link_and_keeps_its_mode() {
+        let sandbox = sandbox();
+        let dotfiles = sandbox.home().join("dotfiles");
+        fs::create_dir_all(&dotfiles).expect("made");
+        let real = dotfiles.join("dispatch.yaml");
+        fs::rename(sandbox.config_path(), &real).expect("moved");
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o640)).expect("changed");
+        symlink("../dotfiles/dispatch.yaml", sandbox.config_path()).expect("linked");
+        let edit = || sandbox.configure(&["set-default", "sonnet"]);
+        edit().crash_at("dispatch.yaml:written").run().crashed();
+        assert_eq!(fs::read_to_string(&real).expect("there"), CONFIG);
+        edit().run().ok();
+        assert!(sandbox.config_path().is_symlink());
+        assert_eq!(fs::read_to_string(&real).expect("there"), CONFIG.replace("opus  ", "sonnet  "));
+        let mode = fs::metadata(&real).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode, 0o640);
+    }
+
+    #[test]
+    fn concurrent_edits_all_succeed() {
+        let sandbox = sandbox();
+        sandbox.configure(&["models"]).run().ok();
+        let ids: Vec<String> = (0..16).map(|number| format!("harvey-1{number}")).collect();
+        let add =
+            |id: &String| sandbox.configure(&["add-model", id, "--backend", "harvey"]).start();
+        let running: Vec<_> = ids.iter().map(add).collect();
+        running.into_iter().for_each(|edit| assert_eq!(edit.end().code, Some(0)));
+        let text = sandbox.config_text();
+        for id in &ids {
+            assert_eq!(
+                text.matches(&format!("\n  {id}: {{ backend: harvey }}\n")).count(),
+                1,
+                "{id}"
+            );
+        }
+        let others = |line: &&str| !line.starts_with("  harvey-1") || line.contains("harvey-1:");
+        let rest: Vec<&str> = text.lines().filter(others).collect();
+        assert_eq!(rest, CONFIG.lines().collect::<Vec<_>>());
+        // The backup is the text before the last edit.
+        let kept =
+            fs::read_to_string(sandbox.home().join(".dispatch/config.yaml.bak")).expect("kept");
+        assert_eq!(kept.lines().count() + 1, text.lines().count());
+    }
+
+    /// The files but the dot files, which dead writers leave.
+    #[track_caller]
+    fn visible(directory: &Path) -> Vec<String> {
+        names(directory).into_iter().filter(|name| !name.starts_with('.')).collect()
+    }
+
+    #[test]
+    fn killed_edit_leaves_the_old_or_the_new_config() {
+        for point in [
+            "config.yaml.bak:written",
+            "config.yaml.bak:published",
+            "config:kept",
+            "config.yaml:written",
+            "config.yaml:published",
+        ] {
+            let sandbox = sandbox();
+            let edit = || sandbox.configure(&["set-default", "sonnet"]);
+            edit().crash_at(point).run().crashed();
+            let new = CONFIG.replace("opus  ", "sonnet  ");
+            let done = point == "config.yaml:published";
+            assert_eq!(sandbox.config_text(), if done { &new } else { CONFIG }, "{point}");
+            // A person's change before the next call is kept.
+            sandbox.config(&(sandbox.config_text() + "# saved\n"));
+            edit().run().ok();
+            assert_eq!(sandbox.config_text(), new + "# saved\n", "{point}");
+            let directory = sandbox.home().join(".dispatch");
+            assert_eq!(
+                visible(&directory),
+                ["config.yaml", "config.yaml.bak", "config.yaml.lock"],
+                "{point}"
+            );
+        }
+    }
 }

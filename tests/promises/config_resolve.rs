@@ -231,10 +231,10 @@ exit 65
 !   HOME/.dispatch/config.yaml: no such model
 !   next: did you mean opus; dispatch-config models lists what your subscriptions have
 "#]]);
-    assert!(sandbox.read("x", "task.yaml").contains("model: gemini-3.1-pro\n"));
-    assert!(sandbox.read("y", "task.yaml").contains("backend: codex\n"));
+    assert!(sandbox.read("x", "record.yaml").contains("model: gemini-3.1-pro\n"));
+    assert!(sandbox.read("y", "record.yaml").contains("backend: codex\n"));
     assert!(sandbox.read("z", "prompt.md").contains("Look twice."));
-    assert!(!sandbox.task("w", "task.yaml").exists());
+    assert!(!sandbox.task("w", "record.yaml").exists());
     assert!(sandbox.config_text().contains("\n  gpt-6: { backend: codex }\n"));
 }
 

@@ -27,11 +27,9 @@ fn running() -> Sandbox {
 /// reads.
 #[track_caller]
 fn all_is_whole(sandbox: &Sandbox, point: &str) {
-    let directory = sandbox.task("x", "");
-    if !directory.exists() {
-        return;
-    }
-    for entry in walkdir::WalkDir::new(&directory) {
+    let sides = [sandbox.task("x", ""), sandbox.state_directory().join("x")];
+    let sides = sides.iter().filter(|side| side.exists());
+    for entry in sides.flat_map(walkdir::WalkDir::new) {
         let entry = entry.expect("readable");
         let name = entry.file_name().to_string_lossy().into_owned();
         if !entry.file_type().is_file() || (name.starts_with('.') && name.ends_with(".tmp")) {
@@ -39,14 +37,19 @@ fn all_is_whole(sandbox: &Sandbox, point: &str) {
         }
         let text = fs::read_to_string(entry.path()).expect("text");
         let whole = match name.as_str() {
-            "plan.md" => text.contains("] Second\n") && text.contains("## Context\nJust do it.\n"),
-            "prompt.md" | "stdin" => text.contains("## Context\nJust do it.\n"),
-            "task.yaml" => text.starts_with("format: ") && text.contains("\ncreated: "),
+            "plan.md" | ".plan" => {
+                text.contains("] Second\n") && text.contains("## Context\nJust do it.\n")
+            }
+            "prompt.md" => text.contains("## Context\nJust do it.\n"),
+            "record.yaml" => text.starts_with("format: ") && text.contains("\ncreated: "),
             "identity" => text.contains("pid: ") && text.contains("boot: "),
             "exit" => text.contains("milliseconds: "),
-            "001.question" | "001.answer" | "001" => text.ends_with(".\n") || text.ends_with('.'),
-            "001.done" | ".done" | ".001.asked" | "lock" | "run.lock" | "output.log" | "news"
-            | "done" => true,
+            "001" if text.starts_with('{') => text.ends_with('}'),
+            "001.question" | "001.answer" | "001.note" | "001" => {
+                text.ends_with(".\n") || text.ends_with('.')
+            }
+            "001.done" | ".done" | ".001.asked" | "lock" | "run.lock" | "log" | "news"
+            | "summary" | ".told" | "001.told" => true,
             other => panic!("{point}: what is {other}?"),
         };
         assert!(whole, "{point}: {}: {text:?}", entry.path().display());
@@ -56,7 +59,7 @@ fn all_is_whole(sandbox: &Sandbox, point: &str) {
 /// Checks that 'x' has exactly one live worker, the recorded one.
 #[track_caller]
 fn one_worker_runs(sandbox: &Sandbox, point: &str) {
-    let attempt = names(&sandbox.task("x", "worker")).len() as u32;
+    let attempt = names(&sandbox.task("x", "attempts")).len() as u32;
     let known = sandbox.worker_of("x", attempt);
     // During exec a process shows no environment for a moment.
     wait_until(&format!("{point}: {known} is the one worker"), || {
@@ -82,8 +85,8 @@ fn killed_dispatch_can_be_repeated() {
         "prompt.md:written",
         "prompt.md:published",
         "spawn:prepared",
-        "task.yaml:written",
-        "task.yaml:published",
+        "record.yaml:written",
+        "record.yaml:published",
         "spawn:claimed",
     ] {
         let sandbox = project();
@@ -111,10 +114,8 @@ fn killed_dispatch_can_be_repeated() {
 fn supervisor_killed_before_recording_its_worker_leaves_no_worker() {
     for point in [
         "supervisor:locked",
-        "plan.md:written",
-        "plan.md:published",
-        "stdin:written",
-        "stdin:published",
+        ".plan:written",
+        ".plan:published",
         "supervisor:prepared",
         "identity:written",
         "identity:published",
@@ -168,7 +169,7 @@ fn supervisor_killed_after_the_workers_end_loses_no_work() {
         kill_and_wait(sandbox.worker_of("x", 1));
         supervisor_is_gone(&sandbox);
         all_is_whole(&sandbox, point);
-        assert_eq!(sandbox.task("x", "worker/1/exit").exists(), point == "exit:published");
+        assert_eq!(sandbox.task("x", "attempts/1/exit").exists(), point == "exit:published");
         assert_eq!(sandbox.state("x"), "done", "{point}");
         let said = sandbox.ok("dispatch-monitor", &["x"]);
         assert!(said.contains("x done (2/2") && said.contains("\"Mended.\""), "{point}: {said}");
@@ -183,8 +184,11 @@ fn killed_resume_keeps_ticks_and_can_be_repeated() {
         "plan.md:published",
         "001.done:written",
         "001.done:published",
-        "stdin:written",
-        "stdin:published",
+        ".plan:written",
+        "prompt.md:written",
+        "prompt.md:published",
+        "001.told:written",
+        "001.told:published",
         "supervisor:prepared",
     ] {
         let sandbox = running();
@@ -203,8 +207,8 @@ fn killed_resume_keeps_ticks_and_can_be_repeated() {
         one_worker_runs(&sandbox, point);
         assert_eq!(sandbox.read("x", "plan.md"), PLAN.replace("[ ] First", "[x] First"), "{point}");
         assert!(!sandbox.task("x", "ipc/.done").exists(), "{point}");
-        let attempt = names(&sandbox.task("x", "worker")).len();
-        let prompt = sandbox.read("x", &format!("worker/{attempt}/stdin"));
+        let attempt = names(&sandbox.task("x", "attempts")).len();
+        let prompt = sandbox.read("x", &format!("attempts/{attempt}/prompt.md"));
         assert!(
             prompt.ends_with("It asked (001): Which.\nThe person answered: This.\n"),
             "{point}"
@@ -269,7 +273,13 @@ fn ask_killed_after_the_answer_prints_it_again() {
 
 #[test]
 fn killed_answer_arrives_once() {
-    for point in ["001.answer:written", "001.answer:published"] {
+    for point in [
+        "001:written",
+        "001:published",
+        "answer:recorded",
+        "001.answer:written",
+        "001.answer:published",
+    ] {
         let sandbox = running();
         let ask = sandbox.worker("x", &["ask", "Which."]).start();
         wait_until("the question to be published", || {
@@ -403,6 +413,7 @@ fn tests_cover_every_crash_point() {
         &steps.join("\n"),
         str![[r#"
 answer:posted
+answer:recorded
 ask:answered
 ask:published
 clean:branch

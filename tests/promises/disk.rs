@@ -40,43 +40,31 @@ fn finished(sandbox: &Sandbox) {
 fn finished_task_leaves_only_private_files() {
     let sandbox = Sandbox::with_git();
     finished(&sandbox);
-    let hosts = sandbox.project().join(".dispatch/hosts");
+    let hosts = sandbox.state_directory().join(".hosts");
     // One lock for each host process, named by its identity.
     assert_eq!(names(&hosts).len(), 1);
     fs::rename(hosts.join(&names(&hosts)[0]), hosts.join("HOST.lock")).expect("renamed");
     same(
         &listing(&sandbox.project().join(".dispatch")),
         str![[r#"
-700 hosts/
-600 hosts/HOST.lock
-600 swept
 700 tasks/
 700 tasks/x/
 700 tasks/x/ipc/
 600 tasks/x/ipc/.001.asked
 600 tasks/x/ipc/.done
+600 tasks/x/ipc/.plan
+600 tasks/x/ipc/.told
 600 tasks/x/ipc/001.answer
 600 tasks/x/ipc/001.done
+600 tasks/x/ipc/001.note
 600 tasks/x/ipc/001.question
 600 tasks/x/lock
-600 tasks/x/news
-700 tasks/x/notes/
-600 tasks/x/notes/001
 600 tasks/x/output.md
 600 tasks/x/plan.md
 600 tasks/x/prompt.md
-600 tasks/x/run.lock
-600 tasks/x/task.yaml
 700 tasks/x/tells/
 600 tasks/x/tells/001
-700 tasks/x/worker/
-700 tasks/x/worker/1/
-600 tasks/x/worker/1/exit
-600 tasks/x/worker/1/identity
-600 tasks/x/worker/1/output.log
-600 tasks/x/worker/1/plan.md
-600 tasks/x/worker/1/stdin
-600 tasks/x/worker/1/told
+600 token
 
 "#]],
     );
@@ -88,7 +76,7 @@ fn dispatch_writes_only_to_the_project_and_its_home() {
     finished(&sandbox);
     assert_eq!(names(&sandbox.temporary()), [""; 0]);
     assert_eq!(names(&sandbox.home()), [".dispatch", ".gitconfig", "project"]);
-    assert_eq!(names(&sandbox.home().join(".dispatch")), ["claims", "config.yaml"]);
+    assert_eq!(names(&sandbox.home().join(".dispatch")), ["config.yaml", "state"]);
     assert_eq!(names(&sandbox.project()), [".dispatch", ".git", "README"]);
     assert_eq!(sandbox.git(&["status", "--porcelain"]), "", "git must not see .dispatch");
 }
@@ -123,7 +111,7 @@ fn ledger_has_one_line_for_each_event_and_step() {
     same(
         &host.replace_all(&news, "HOST"),
         str![[r#"
-TIME delivered #ID question/001 HOST
+TIME delivered #ID question/001/155251c1 HOST
 TIME delivered #ID tell/001 HOST
 TIME delivered #ID end/1/done HOST
 TIME acknowledged #ID
@@ -188,7 +176,7 @@ fn works_in(sandbox: &Sandbox, id: &str, directory: &Path) -> PathBuf {
     let spawn = sandbox.call("dispatch-spawn", &[id, "--model", "where", "--plan", "-"]);
     spawn.within(directory).input(PLAN).run().ok();
     sandbox.wait_for_state(id, "incomplete");
-    sandbox.read(id, "worker/1/output.log").trim().into()
+    sandbox.read(id, "attempts/1/log").trim().into()
 }
 
 #[test]
@@ -202,7 +190,7 @@ fn worker_dispatched_from_subdirectory_works_there() {
     let spawn = sandbox.call("dispatch-spawn", &["y", "--model", "where", "--plan", "-"]);
     spawn.arg("-C").arg(&below).input(PLAN).run().ok();
     sandbox.wait_for_state("y", "incomplete");
-    assert_eq!(Path::new(sandbox.read("y", "worker/1/output.log").trim()), below);
+    assert_eq!(Path::new(sandbox.read("y", "attempts/1/log").trim()), below);
 }
 
 #[test]
@@ -237,7 +225,7 @@ fn home_directory_is_no_project_for_directories_below() {
     fs::create_dir_all(sandbox.home().join(".dispatch/tasks")).expect("made");
     sandbox.dispatch("x", "idle");
     assert_eq!(names(&sandbox.home().join(".dispatch/tasks")), [""; 0]);
-    assert!(sandbox.task("x", "task.yaml").is_file());
+    assert!(sandbox.task("x", "record.yaml").is_file());
 }
 
 #[test]
@@ -257,13 +245,14 @@ fn worker_finds_its_task_from_any_directory() {
 /// the worker's end.
 const FULL: &str = r#"
 set -e
-mkdir .dispatch && mount -t tmpfs -o size=512k none .dispatch
+state=$HOME/.dispatch/state
+mkdir "$state" && mount -t tmpfs -o size=512k none "$state"
 mkdir -p .dispatch/tasks/x && printf -- '- [ ] One\n' >.dispatch/tasks/x/plan.md
 "$BIN/dispatch-spawn" x --model ends
-worker=.dispatch/tasks/x/worker/1
+worker=$(echo "$state"/*/x/attempts/1)
 pid=$(sed -n 's/^pid: //p' $worker/identity)
 eval "$1"
-! head -c 1000000 /dev/zero >.dispatch/fill 2>/dev/null
+! head -c 1000000 /dev/zero >"$state/fill" 2>/dev/null
 touch go
 while kill -0 "$pid" 2>/dev/null; do :; done
 eval "$2"
@@ -303,8 +292,8 @@ failed (exit code 7), ends, AGE
 
 #[test]
 fn exit_is_recorded_once_a_full_disk_has_space() {
-    let still = "[ ! -e $worker/exit ] && \"$BIN/dispatch-reconcile\"; rm .dispatch/fill";
-    let Some(said) = on_a_full_disk("rm $worker/stdin", still) else { return };
+    let still = "[ ! -e $worker/exit ] && \"$BIN/dispatch-reconcile\"; rm $state/fill";
+    let Some(said) = on_a_full_disk("rm $worker/prompt.md", still) else { return };
     same(
         &said,
         str![[r#"

@@ -1,28 +1,13 @@
 //! A cloned repository or an archive may bring tasks along. The helpers run only tasks that the user's
-//! own helpers dispatched.
+//! own helpers dispatched, and take nothing in a project's directory for the person's words.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
 
 use snapbox::str;
 
 use crate::support::process::{all_of, kill_and_wait};
-use crate::support::text::{names, tree};
-use crate::support::{Host, Sandbox, wait_until};
-
-/// A task with an answer that came after its worker ended: any helper would resume it.
-fn task_with_late_answer() -> Sandbox {
-    let sandbox = Sandbox::new();
-    sandbox.workers(&[]);
-    sandbox.dispatch("x", "idle");
-    let ask = sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_WAIT_MS", "0").run();
-    assert_eq!(ask.code, Some(75));
-    kill_and_wait(sandbox.worker_of("x", 1));
-    sandbox.wait_for_state("x", "blocked");
-    fs::write(sandbox.task("x", "ipc/001.answer"), "This.\n").expect("written");
-    sandbox
-}
+use crate::support::text::tree;
+use crate::support::{Host, PLAN, Sandbox, wait_until};
 
 /// Makes every call that a host or its hook makes.
 fn make_every_call(sandbox: &Sandbox) {
@@ -43,78 +28,280 @@ fn make_every_call(sandbox: &Sandbox) {
     }
 }
 
-/// The file in which the user's helpers keep the decisions about the only task.
-fn claim(sandbox: &Sandbox) -> PathBuf {
-    let claims = sandbox.home().join(".dispatch/claims");
-    let [only] = &names(&claims)[..] else { panic!("one claim in {}", claims.display()) };
-    claims.join(only)
-}
-
-#[test]
-fn foreign_task_is_named_and_never_run() {
-    let sandbox = task_with_late_answer();
-    let ours = sandbox.read("x", "task.yaml");
-    let claim = claim(&sandbox);
-    let (nonce, decided) = (claim.file_name().and_then(OsStr::to_str), fs::read(&claim));
-    let (nonce, decided) = (nonce.expect("a name"), decided.expect("decided"));
-    let of_another = String::from_utf8_lossy(&decided);
-    // A claim of the same name in another project.
-    let of_another = of_another.replace("/.dispatch/tasks/x\"", "/other/.dispatch/tasks/x\"");
-    assert_ne!(of_another.as_bytes(), decided);
-    let forged = ["0".repeat(16), format!("../claims/{nonce}"), String::new()];
-    let forged = forged.map(|nonce_of_theirs| (ours.replace(nonce, &nonce_of_theirs), None));
-    let stolen = (ours.clone(), Some(of_another.into_bytes()));
-    for (theirs, claimed) in forged.into_iter().chain([stolen]) {
-        fs::write(&claim, claimed.unwrap_or(decided.clone())).expect("written");
-        fs::write(sandbox.task("x", "task.yaml"), theirs).expect("written");
-        let before = tree(&[sandbox.task("x", "")]);
-        make_every_call(&sandbox);
-        assert_eq!(tree(&[sandbox.task("x", "")]), before);
-        assert_eq!(all_of(&sandbox.home()), [0; 0]);
-        sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
-exit 65
-! dispatch-reconcile: task 'x' is not yours
-!   PROJECT/.dispatch/tasks/x/task.yaml: it came with a cloned project, or the project was moved
-!   next: inspect its directory and remove it; dispatch will not run it
-"#]]);
-        sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
-exit 0
-x broken — task 'x' is not yours → dispatch-reconcile show x
-"#]]);
-        let host = Host::new(&sandbox);
-        host.calls(sandbox.call("dispatch-config", &["brief"])).run().shows(str![[r#"
-exit 0
-default: idle; models: idle
-x broken — task 'x' is not yours → dispatch-reconcile show x
-"#]]);
+/// A directory of a task with every name that one has, as if from another machine.
+fn plant(sandbox: &Sandbox) {
+    sandbox.plan("x", PLAN);
+    let names = [
+        "prompt.md",
+        "context.md",
+        "output.md",
+        "tells/001",
+        "ipc/001.question",
+        "ipc/001.answer",
+        "ipc/001.note",
+        "ipc/.plan",
+        "ipc/.told",
+        "ipc/.done",
+        "record.yaml",
+        "task.yaml",
+        "run.lock",
+        "wait",
+        "news",
+        "notes/001",
+        "answers/001",
+        "attempts/1/prompt.md",
+        "attempts/1/session",
+    ];
+    for name in names {
+        let path = sandbox.project().join(".dispatch/tasks/x").join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, "planted").expect("written");
     }
-    // With the real record and claim, the task resumes.
-    fs::write(&claim, decided).expect("written");
-    fs::write(sandbox.task("x", "task.yaml"), ours).expect("written");
+}
+
+#[test]
+fn planted_task_is_never_run_and_never_adopted() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    plant(&sandbox);
+    let before = tree(&[sandbox.project()]);
+    make_every_call(&sandbox);
+    assert_eq!(tree(&[sandbox.project()]), before);
+    assert_eq!(all_of(&sandbox.home()), [0; 0]);
+    sandbox.run("dispatch-spawn", &["x"]).shows(str![[r#"
+exit 73
+! dispatch-spawn: 'x' has files of another task
+!   PROJECT/.dispatch/tasks/x: it came with the project, or was copied
+!   next: use 'x-2', or move that directory away
+"#]]);
+    assert_eq!(tree(&[sandbox.project()]), before);
+    sandbox.dispatch("x-2", "idle");
+    sandbox.wait_for_state("x-2", "running");
+}
+
+#[test]
+fn every_single_planted_file_refuses_a_dispatch() {
+    for name in ["prompt.md", "context.md", "tells/001", "notes/001", "ipc/001.answer", "lock"] {
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[]);
+        sandbox.plan("x", PLAN);
+        let path = sandbox.project().join(".dispatch/tasks/x").join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, "planted").expect("written");
+        assert_eq!(sandbox.run("dispatch-spawn", &["x"]).code, Some(73), "{name}");
+    }
+    // What a host may have made before the dispatch.
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.plan("x", PLAN);
+    fs::create_dir_all(sandbox.task("x", "ipc")).expect("made");
+    sandbox.ok("dispatch-spawn", &["x"]);
+}
+
+#[test]
+fn answer_written_by_hand_does_not_restart_an_ended_worker() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.dispatch("x", "idle");
+    let ask = sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_WAIT_MS", "0").run();
+    assert_eq!(ask.code, Some(75));
+    kill_and_wait(sandbox.worker_of("x", 1));
+    sandbox.wait_for_state("x", "blocked");
+    fs::write(sandbox.task("x", "ipc/001.answer"), "This.\n").expect("written");
     sandbox.ok("dispatch-reconcile", &[]);
+    assert_eq!(sandbox.state("x"), "blocked");
+    // The person's own answer does.
+    sandbox.ok("dispatch-monitor", &["--answer", "x", "That."]);
     sandbox.wait_for_state("x", "running");
+    assert!(sandbox.read("x", "attempts/2/prompt.md").contains("The person answered: That.\n"));
 }
 
 #[test]
-fn worker_that_rewrites_its_record_gains_no_access() {
-    let sandbox = task_with_late_answer();
-    let more = sandbox.read("x", "task.yaml").replace("access: write", "access: full");
-    fs::write(sandbox.task("x", "task.yaml"), more).expect("written");
-    let shown = sandbox.ok("dispatch-reconcile", &["show", "x", "--json"]);
-    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
-    assert_eq!(shown["access"], "write", "{shown}");
-}
-
-#[test]
-fn removed_task_takes_its_claim() {
+fn task_whose_directory_was_deleted_frees_its_id() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[("ends", "exit 0")]);
     sandbox.dispatch("x", "ends");
     sandbox.wait_for_state("x", "incomplete");
-    let claim = claim(&sandbox);
-    wait_until("it can be removed", || {
-        let clean = sandbox.run("dispatch-reconcile", &["clean", "x"]);
-        (clean.code == Some(0)).then_some(())
+    sandbox.dispatch("y", "idle");
+    wait_until("the supervisor of x has exited", || {
+        fs::remove_dir_all(sandbox.project().join(".dispatch")).ok();
+        let status = sandbox.ok("dispatch-reconcile", &[]);
+        (!status.contains("x ")).then_some(())
     });
-    assert!(!claim.exists());
+    // The running one stays listed and can be stopped.
+    assert!(sandbox.ok("dispatch-reconcile", &[]).contains("\ny running"));
+    assert!(sandbox.ok("dispatch-reconcile", &["stop", "y"]).starts_with("y stopped"));
+    sandbox.dispatch("x", "idle");
+    sandbox.wait_for_state("x", "running");
+    assert!(!sandbox.task("x", "attempts/2").exists(), "it is a new task");
+}
+
+/// What the helpers say and do when a project's directory is not the one in which its tasks were
+/// dispatched: each row of the table, and then `adopt`.
+mod moved {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use snapbox::str;
+
+    use crate::support::process::all_of;
+    use crate::support::terminal::Terminal;
+    use crate::support::{PLAN, Ran, Sandbox, wait_until};
+
+    /// A project with a task that ended, and one that waits for its supervisor.
+    fn project() -> Sandbox {
+        let sandbox = Sandbox::with_git();
+        sandbox.workers(&[("ends", "exit 0")]);
+        sandbox.queued("later", "idle");
+        sandbox.plan("ended", PLAN);
+        sandbox.ok("dispatch-spawn", &["ended", "--model", "ends"]);
+        sandbox.wait_for_state("ended", "incomplete");
+        wait_until("nothing runs", || all_of(&sandbox.home()).is_empty().then_some(()));
+        sandbox
+    }
+
+    #[track_caller]
+    fn status(sandbox: &Sandbox, directory: &Path) -> Ran {
+        let ran = sandbox.call("dispatch-reconcile", &[]).within(directory).run();
+        assert_eq!(all_of(&sandbox.home()), [0; 0], "nothing was started: {}", ran.out);
+        ran
+    }
+
+    /// Lets the person at a terminal agree to `adopt`; returns what was shown.
+    fn adopt(sandbox: &Sandbox, directory: &Path) -> String {
+        let call = sandbox.call("dispatch-reconcile", &["adopt"]).within(directory);
+        let mut terminal = Terminal::run(call);
+        let mut shown = terminal.read_until("? [y/N] ");
+        terminal.write("y\n");
+        shown.push_str(&terminal.read_until("Done.\r\n"));
+        assert!(terminal.status().success(), "{shown}");
+        shown
+    }
+
+    fn renamed(sandbox: &Sandbox) -> PathBuf {
+        let other = sandbox.home().join("other");
+        fs::rename(sandbox.project(), &other).expect("renamed");
+        fs::create_dir(sandbox.project()).expect("for the calls of the test");
+        other
+    }
+
+    #[test]
+    fn moved_project_starts_nothing_until_a_person_adopts_it() {
+        let sandbox = project();
+        let other = renamed(&sandbox);
+        status(&sandbox, &other).shows(str![[r#"
+exit 0
+project: it was moved from PROJECT/.git; no task starts by itself → dispatch-reconcile adopt
+ended incomplete 0/2 AGE ends → dispatch-spawn ended --resume
+later queued 0/2 1h idle
+"#]]);
+        let call = |helper: &str, args: &[&str]| sandbox.call(helper, args).within(&other);
+        call("dispatch-spawn", &["ended", "--resume"]).run().shows(str![[r#"
+exit 65
+! dispatch-spawn: this project was moved after its tasks were dispatched
+!   from PROJECT/.git
+!   next: to take its tasks over, run: dispatch-reconcile adopt
+"#]]);
+        call("dispatch-reconcile", &["adopt"]).run().shows(str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own
+ended (incomplete, ends, write)
+later (waiting, idle, write): it will start
+"#]]);
+        assert!(adopt(&sandbox, &other).contains("Take over 2 task(s) into"));
+        assert_eq!(all_of(&sandbox.home()), [0; 0], "adopt starts nothing");
+        call("dispatch-spawn", &["ended", "--resume"]).run().ok();
+        let shown = call("dispatch-reconcile", &["show", "ended", "--json"]).run().ok();
+        assert!(shown.contains(&format!("{}/.dispatch/tasks/ended", other.display())), "{shown}");
+    }
+
+    #[test]
+    fn running_task_of_a_moved_project_can_be_stopped() {
+        let sandbox = Sandbox::with_git();
+        sandbox.workers(&[]);
+        sandbox.dispatch("x", "idle");
+        let other = renamed(&sandbox);
+        let call = |helper: &str, args: &[&str]| sandbox.call(helper, args).within(&other);
+        call("dispatch-reconcile", &["adopt"]).run().shows(str![[r#"
+exit 75
+! dispatch-reconcile: 'x' is running
+!   its supervisor works at the project's old place
+!   next: wait for its end, or stop it: dispatch-reconcile stop x
+x (running, idle, write): stays, its worker is running
+"#]]);
+        assert_eq!(call("dispatch-reconcile", &["stop", "x"]).run().ok(), "x stopped\n");
+        wait_until("nothing runs", || all_of(&sandbox.home()).is_empty().then_some(()));
+        adopt(&sandbox, &other);
+        call("dispatch-spawn", &["x", "--resume"]).run().ok();
+    }
+
+    #[test]
+    fn copy_of_a_project_has_no_tasks_until_a_person_adopts_them() {
+        let sandbox = project();
+        let copy = sandbox.home().join("copy");
+        sandbox.program("cp").arg("-r").arg(sandbox.project()).arg(&copy).run().ok();
+        status(&sandbox, &copy).shows(str![[r#"
+exit 0
+project: it is a copy of PROJECT/.git; no task starts by itself → dispatch-reconcile adopt
+"#]]);
+        adopt(&sandbox, &copy);
+        let call = |args: &[&str]| sandbox.call("dispatch-reconcile", args).within(&copy);
+        assert!(call(&[]).run().ok().contains("ended incomplete"));
+        // The original keeps its own.
+        assert!(sandbox.ok("dispatch-reconcile", &[]).contains("ended incomplete"));
+        assert_eq!(sandbox.state("later"), "running");
+    }
+
+    #[test]
+    fn another_clone_at_the_same_path_starts_nothing() {
+        let sandbox = project();
+        let bare = sandbox.top().join("bare");
+        sandbox.program("git").args(&["clone", "-q", "--bare", "."]).arg(&bare).run();
+        let keep = sandbox.top().join("keep");
+        fs::rename(sandbox.project(), &keep).expect("renamed");
+        let clone = sandbox.program("git").within(sandbox.top()).args(&["clone", "-q"]);
+        clone.arg(&bare).arg(sandbox.project()).run();
+        status(&sandbox, &sandbox.project()).shows(str![[r#"
+exit 0
+project: another directory is in its place; no task starts by itself → dispatch-reconcile adopt
+later queued 0/2 1h idle
+"#]]);
+        sandbox.plan("new", PLAN);
+        sandbox.run("dispatch-spawn", &["new"]).shows(str![[r#"
+exit 65
+! dispatch-spawn: another directory is in the place of the project
+!   PROJECT is not the one in which its tasks were dispatched
+!   next: to take its tasks over, run: dispatch-reconcile adopt
+"#]]);
+        adopt(&sandbox, &sandbox.project());
+        sandbox.ok("dispatch-spawn", &["new"]);
+    }
+
+    #[test]
+    fn project_without_its_dispatch_directory_starts_nothing_by_itself() {
+        let sandbox = project();
+        fs::remove_dir_all(sandbox.project().join(".dispatch")).expect("removed");
+        status(&sandbox, &sandbox.project()).shows(str![[r#"
+exit 0
+project: its .dispatch was deleted; no task starts by itself → dispatch-reconcile adopt
+later queued 0/2 1h idle
+"#]]);
+        // The person's own call is enough.
+        sandbox.ok("dispatch-spawn", &["later", "--resume"]);
+        sandbox.wait_for_state("later", "running");
+    }
+
+    #[test]
+    fn project_is_another_one_for_another_home() {
+        let sandbox = project();
+        let home = sandbox.top().join("elsewhere");
+        fs::create_dir(&home).expect("made");
+        let call = sandbox.call("dispatch-reconcile", &[]).env("HOME", &home);
+        call.run().shows(str![[r#"
+exit 0
+no tasks in PROJECT
+"#]]);
+    }
 }

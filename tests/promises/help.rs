@@ -38,6 +38,7 @@ Commands:
   stop        Stop a task's worker
   merge       Merge a task's branch into the branch that is checked out here
   clean       Remove finished tasks, and their worktrees if no work would be lost
+  adopt       Take over the tasks of a project that was moved, copied, replaced or restored
   note        Send a note to a task's worker, at the end of its plan
   help        Print this message or the help of the given subcommand(s)
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::support::made::Random;
 use crate::support::process::runs;
 use crate::support::text::names;
 use crate::support::{DEADLINE, PLAN, Ran, Sandbox, wait_until};
@@ -27,18 +28,6 @@ const CRASHES: [&str; 7] = [
     "clean:report",
     "clean:task",
 ];
-
-/// Small and good enough (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) % limit as u64) as usize
-    }
-}
 
 /// A change that is in no commit.
 #[derive(Clone, Debug)]

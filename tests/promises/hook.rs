@@ -154,13 +154,13 @@ fn what_goes_wrong_ends_in_silence() {
 fn an_unreadable_directory_ends_in_silence() {
     let (sandbox, host) = with_host();
     tell(&sandbox, "x", "Careful.");
-    let hosts = sandbox.project().join(".dispatch/hosts");
+    let hosts = sandbox.state_directory().join(".hosts");
     let _ = fs::remove_dir_all(&hosts);
     fs::write(&hosts, "no directory").expect("written");
     silent(hook(&sandbox, &host));
     fs::remove_file(&hosts).expect("removed");
     // Root reads it all the same, and then it is news; nobody else does.
-    let tasks = sandbox.project().join(".dispatch/tasks");
+    let tasks = sandbox.state_directory();
     fs::set_permissions(&tasks, fs::Permissions::from_mode(0o000)).expect("changed");
     let root = fs::read_dir(&tasks).is_ok();
     let ran = hook(&sandbox, &host).run();
@@ -332,19 +332,22 @@ fn a_hundred_tasks_that_end_at_once_are_one_short_wake() {
     let mut ids = Vec::new();
     for n in 100..200 {
         let id = format!("task-{n}");
-        let copy = sandbox.program("cp").arg("-r").arg(sandbox.task("x", ""));
-        copy.arg(sandbox.task(&id, "")).run().ok();
-        let record = sandbox.read("x", "task.yaml");
+        let state = |id: &str| sandbox.state_directory().join(id);
+        for (from, to) in [(sandbox.task("x", ""), sandbox.task(&id, "")), (state("x"), state(&id))]
+        {
+            sandbox.program("cp").arg("-r").arg(from).arg(to).run().ok();
+        }
+        let record = sandbox.read("x", "record.yaml");
         let nonce = record.lines().find(|line| line.starts_with("nonce: ")).expect("a nonce");
         let own = record.replace(nonce, &format!("nonce: 'n{n}'"));
-        fs::write(sandbox.task(&id, "task.yaml"), own).expect("written");
-        sandbox.claim(&id);
+        let own = own.replace("/tasks/x", &format!("/tasks/{id}"));
+        fs::write(sandbox.task(&id, "record.yaml"), own).expect("written");
         ids.push(id);
     }
     let hook = waiting(&sandbox, &host);
     for id in &ids {
         let exit = "code: 1\nat: 2026-11-21T10:00:00Z\nmilliseconds: 5\n";
-        publish(&sandbox, id, "worker/1/exit", exit);
+        publish(&sandbox, id, "attempts/1/exit", exit);
     }
     sandbox.worker("x", &["ask", "Ünï?"]).env("DISPATCH_WAIT_MS", "0").run();
     let ran = hook.end();
@@ -376,7 +379,7 @@ fn whoever_records_an_end_is_not_taken_for_its_supervisor() {
     let (sandbox, host) = with_host();
     let mut hook = waiting(&sandbox, &host);
     sandbox.worked_at("gone", "idle", &dead());
-    let exit = sandbox.task("gone", "worker/1/exit");
+    let exit = sandbox.task("gone", "attempts/1/exit");
     wait_until("its end is recorded", || exit.exists().then_some(()));
     sandbox.run("dispatch-reconcile", &["stop", "gone"]).shows(str![[r#"
 exit 0

@@ -33,7 +33,7 @@ fn blocked() -> Sandbox {
 }
 
 fn attempts(sandbox: &Sandbox) -> usize {
-    names(&sandbox.task("x", "worker")).len()
+    names(&sandbox.task("x", "attempts")).len()
 }
 
 /// Waits until the second attempt runs alone: one supervisor and one worker, which has the answer.
@@ -45,7 +45,7 @@ fn goes_on_once(sandbox: &Sandbox) {
     });
     assert_eq!(sandbox.state("x"), "running");
     assert_eq!(attempts(sandbox), 2);
-    let prompt = sandbox.read("x", "worker/2/stdin");
+    let prompt = sandbox.read("x", "attempts/2/prompt.md");
     assert!(prompt.ends_with("It asked (001): Which?\nThe person answered: This.\n"), "{prompt}");
     assert!(sandbox.task("x", "ipc/001.done").exists());
 }
@@ -231,7 +231,7 @@ exit 65
     answer("x/001", "That.").shows(str![[r#"
 exit 65
 ! dispatch-monitor: question 001 has an answer already
-!   PROJECT/.dispatch/tasks/x/ipc/001.answer
+!   dispatch-reconcile show x prints it
 !   next: to tell the worker more, use: dispatch-reconcile note
 "#]]);
     answer("x", "That.").shows(str![[r#"

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use snapbox::str;
 
 use crate::support::process::runs;
 use crate::support::text::names;
-use crate::support::{Call, Host, PLAN, Ran, Sandbox, wait_until};
+use crate::support::{Call, DEADLINE, Host, PLAN, Ran, Sandbox, wait_until};
 
 /// Claude Code as it was recorded at its limit, which ends when the file `resets` says; where there
 /// is none it does not say when. It has done the first item then. Without the file `limited` it does
@@ -62,12 +63,12 @@ fn resume(sandbox: &Sandbox) -> Ran {
 fn wait_until_parked(sandbox: &Sandbox, attempts: usize) {
     wait_until("the task is parked", || {
         let parked = sandbox.state("x").starts_with("waiting: rate limit");
-        (parked && names(&sandbox.task("x", "worker")).len() == attempts).then_some(())
+        (parked && names(&sandbox.task("x", "attempts")).len() == attempts).then_some(())
     });
 }
 
 fn wait_for_end(sandbox: &Sandbox, attempt: u32) {
-    let exit = sandbox.task("x", &format!("worker/{attempt}/exit"));
+    let exit = sandbox.task("x", &format!("attempts/{attempt}/exit"));
     wait_until("the end is recorded", || exit.exists().then_some(()));
 }
 
@@ -95,8 +96,8 @@ x — Title
 done, opus, AGE
 1. [x] First
 2. [x] Second
-attempt 1: exit code 1 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
-attempt 2: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/2/output.log
+attempt 1: exit code 1 at TIME, log STATE/x/attempts/1/log
+attempt 2: exit code 0 at TIME, log STATE/x/attempts/2/log
 output: "done"
 "#]]);
 }
@@ -113,7 +114,7 @@ x — Title
 parked (rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)), opus, AGE
 1. [x] First
 2. [ ] Second
-attempt 1: exit code 1 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit code 1 at TIME, log STATE/x/attempts/1/log
 output: "You've hit your 5-hour limit · resets 2:13pm (UTC)"
 "#]]);
     sandbox.on_machine("dispatch-reconcile", &["status"]).run().shows(str![[r#"
@@ -131,7 +132,7 @@ fn a_limit_whose_end_nobody_knows_is_tried_again_after_a_minute() {
     let parked: serde_json::Value = serde_json::from_str(&sandbox.read("x", "wait")).expect("JSON");
     let until = parked["parked"]["until"].as_u64().expect("a time");
     wait_for_end(&sandbox, 1);
-    let ended = fs::metadata(sandbox.task("x", "worker/1/exit")).and_then(|it| it.modified());
+    let ended = fs::metadata(sandbox.task("x", "attempts/1/exit")).and_then(|it| it.modified());
     let ended = ended.expect("a time").duration_since(UNIX_EPOCH).expect("a time").as_secs();
     assert!((59..=60).contains(&(until - ended)), "{until} {ended}");
 }
@@ -145,7 +146,7 @@ fn a_limit_that_does_not_end_is_a_failure_at_last() {
 exit 0
 #ID x failed (1/2, AGE): "rate limit: API Error: Request rejected (429)" → tell the user and ask; BIN/dispatch-spawn x --resume tries again, --model NAME with another
 "#]]);
-    assert_eq!(names(&sandbox.task("x", "worker")).len(), 9);
+    assert_eq!(names(&sandbox.task("x", "attempts")).len(), 9);
 }
 
 #[test]
@@ -201,7 +202,8 @@ fn no_moment_of_a_park_looks_like_the_end_of_the_task() {
     std::thread::scope(|scope| {
         let states = scope.spawn(|| {
             let mut states = BTreeSet::new();
-            while !over.load(Ordering::Relaxed) {
+            let begin = Instant::now();
+            while !over.load(Ordering::Relaxed) && begin.elapsed() < DEADLINE {
                 states.insert(sandbox.state("x"));
             }
             states
@@ -247,7 +249,7 @@ fn a_parked_task_outlives_the_end_of_its_supervisor() {
     let after = sandbox.supervisor_of("x");
     assert!(after != before && runs(after));
     assert_eq!(sandbox.state("x"), PARKED);
-    assert_eq!(names(&sandbox.task("x", "worker")), ["1"]);
+    assert_eq!(names(&sandbox.task("x", "attempts")), ["1"]);
 
     // What a person did not wait for needs no supervisor to be started.
     sandbox.supervisors_die(&["x"]);
@@ -281,10 +283,11 @@ fn a_parked_task_can_be_given_to_an_agent_of_the_host() {
     wait_until_parked(&sandbox, 1);
     let supervisor = sandbox.supervisor_of("x");
     let host = Host::new(&sandbox);
+    sandbox.let_agents_read();
     let resume = sandbox.on_machine("dispatch-spawn", &["x", "--resume", "--model", "opus"]);
     host.calls(resume).run().shows(str![[r#"
 exit 0
-x: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read PROJECT/.dispatch/tasks/x/worker/2/stdin and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
+x: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read STATE/x/attempts/2/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
 "#]]);
     wait_until("nobody waits any more", || (!runs(supervisor)).then_some(()));
     assert_eq!(sandbox.state("x"), "running");

@@ -104,13 +104,13 @@ fn log_tells_how_unseen_worker_ended() {
     let refused = r#"{"type":"result","subtype":"success","is_error":true,"result":"Not logged in · Please run /login"}"#;
     for (id, log) in [("complete", result), ("left", result), ("refused", refused)] {
         sandbox.worked_at(id, "claude", &dead());
-        sandbox.write(id, "worker/1/output.log", format!("{log}\n"));
+        sandbox.write(id, "attempts/1/log", format!("{log}\n"));
     }
     sandbox.tick_all("complete");
     // The worker was still running, so a failure that it may have recovered from proves nothing.
     sandbox.worked_at("cut", "claude", &dead());
     let retry = r#"{"type":"system","subtype":"api_retry","error":"rate_limit"}"#;
-    sandbox.write("cut", "worker/1/output.log", format!("{retry}\n{{\"type\":\"assis"));
+    sandbox.write("cut", "attempts/1/log", format!("{retry}\n{{\"type\":\"assis"));
     status(&sandbox).shows(str![[r#"
 exit 0
 repaired: complete marked done; cut marked lost; left marked incomplete; refused marked failed
@@ -133,7 +133,7 @@ fn unseen_rate_limit_parks_task() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let resets = now.expect("after 1970").as_secs() + 3600;
     let log = limit.replace("RESETS", &resets.to_string());
-    sandbox.write("x", "worker/1/output.log", format!("{log}\n"));
+    sandbox.write("x", "attempts/1/log", format!("{log}\n"));
     status(&sandbox).shows(str![[r#"
 exit 0
 repaired: x marked parked; x restarted
@@ -184,13 +184,13 @@ x queued 0/2 1h idle
 fn repairs_keep_json_output_valid() {
     let sandbox = project();
     sandbox.worked_at("gone", "idle", &dead());
-    sandbox.write("torn", "task.yaml", "format: 1\nnonce: [\n");
+    sandbox.write("torn", "record.yaml", "format: 1\nnonce: [\n");
     let said = sandbox.ok("dispatch-reconcile", &["status", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&said).expect("JSON");
     let state = |at: usize| (json[at]["task"].as_str(), json[at]["state"].as_str());
     assert_eq!(state(0), (Some("gone"), Some("failed")));
     assert_eq!(state(1), (Some("torn"), Some("broken")));
-    assert!(json[1]["because"].as_str().is_some_and(|why| why.contains("torn/task.yaml")));
+    assert!(json[1]["because"].as_str().is_some_and(|why| why.contains("torn/record.yaml")));
 }
 
 #[test]
@@ -205,9 +205,9 @@ fn concurrent_looks_repair_each_task_once() {
     assert_eq!(restarted, 1, "{said:?}");
     for id in ["one", "two"] {
         wait_until("its worker runs", || {
-            sandbox.task(id, "worker/1/identity").exists().then_some(())
+            sandbox.task(id, "attempts/1/identity").exists().then_some(())
         });
-        assert_eq!(names(&sandbox.task(id, "worker")), ["1"]);
+        assert_eq!(names(&sandbox.task(id, "attempts")), ["1"]);
     }
 }
 
@@ -265,7 +265,7 @@ orphaned: branch dispatch/a — git merge dispatch/a brings it back, git branch 
     // `clean` lists all of them, also packed ones, but not the branch of a task that is starting.
     sandbox.git(&["pack-refs", "--all"]);
     sandbox.git(&["branch", "dispatch/begins"]);
-    sandbox.plan("begins", PLAN);
+    std::fs::create_dir_all(sandbox.state_directory().join("begins")).expect("made");
     sandbox.run("dispatch-reconcile", &["clean", "--dry-run"]).shows(str![[r#"
 exit 0
 orphaned: branch dispatch/a — git merge dispatch/a brings it back, git branch -d dispatch/a removes it

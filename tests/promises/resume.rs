@@ -93,10 +93,10 @@ The user skipped all remaining items: 2, 3.
 fn an_item_that_is_not_there_is_not_skipped_and_nothing_is_started() {
     let sandbox = failed();
     let before = sandbox.read("x", "plan.md");
-    let record = sandbox.read("x", "task.yaml");
+    let record = sandbox.read("x", "record.yaml");
     let both = ["x", "--resume", "--model", "does", "--skip", "2", "--skip", "4"];
     assert_eq!(sandbox.run("dispatch-spawn", &both).code, Some(65));
-    assert_eq!(sandbox.read("x", "task.yaml"), record);
+    assert_eq!(sandbox.read("x", "record.yaml"), record);
     sandbox.run("dispatch-spawn", &["x", "--resume", "--skip", "4"]).shows(str![[r#"
 exit 65
 ! dispatch-spawn: the plan has no item 4
@@ -140,10 +140,10 @@ fn another_worker_keeps_the_ticks_and_gets_a_prompt_of_its_own() {
 #[test]
 fn another_worker_that_cannot_start_changes_nothing() {
     let sandbox = failed();
-    let before = sandbox.read("x", "task.yaml");
+    let before = sandbox.read("x", "record.yaml");
     let ran = sandbox.run("dispatch-spawn", &["x", "--resume", "--model", "nobody"]);
     assert_eq!(ran.code, Some(65), "{ran:?}");
-    assert_eq!(sandbox.read("x", "task.yaml"), before);
+    assert_eq!(sandbox.read("x", "record.yaml"), before);
     assert_eq!(sandbox.state("x"), "failed: item 2: no compiler");
 }
 
@@ -167,7 +167,7 @@ fn keeper(session: &str) -> Sandbox {
     sandbox.plan("x", PLAN);
     sandbox.on_machine("dispatch-spawn", &["x", "--model", "opus"]).run().ok();
     wait_until("its session is known", || {
-        sandbox.task("x", "worker/1/session").exists().then_some(())
+        sandbox.task("x", "attempts/1/session").exists().then_some(())
     });
     wait_until("it was called", || fs::remove_file(sandbox.task("x", "got")).ok());
     sandbox.worker("x", &["tick", "1"]).run().ok();
@@ -248,7 +248,7 @@ fn a_dry_run_prints_what_would_run_for_a_person_and_for_a_program() {
     same(
         &sandbox.redactions().apply(&rest.join("\n")),
         str![[r#"
-"PROJECT/.dispatch/tasks/x/worker/1/stdin"
+"STATE/x/attempts/1/prompt.md"
 "PROJECT"
 {"DISPATCH_TASK_DIR":"PROJECT/.dispatch/tasks/x"}
 ["CLAUDE_CODE_SESSION_ID"]
@@ -259,7 +259,7 @@ fn a_dry_run_prints_what_would_run_for_a_person_and_for_a_program() {
     for word in words {
         assert!(line.contains(word.as_str().expect("a word")), "{line}");
     }
-    assert!(!sandbox.task("x", "task.yaml").exists());
+    assert!(!sandbox.task("x", "record.yaml").exists());
 }
 
 #[test]
@@ -312,7 +312,7 @@ exit 65
 !   backends.idle.command of the config
 !   next: omit --access, or change the flags there
 "#]]);
-    assert!(!sandbox.task("x", "task.yaml").exists());
+    assert!(!sandbox.task("x", "record.yaml").exists());
 }
 
 #[test]
@@ -337,7 +337,7 @@ fn session_id_that_is_an_option_is_refused() {
         sandbox.plan(&task, PLAN);
         sandbox.call("dispatch-spawn", &[&task, "--model", "ends"]).run().ok();
         sandbox.wait_for_state(&task, "incomplete");
-        sandbox.write(&task, "worker/1/session", format!("backend: ends\nid: \"{id}\"\n"));
+        sandbox.write(&task, "attempts/1/session", format!("backend: ends\nid: \"{id}\"\n"));
         let resume = sandbox.call("dispatch-spawn", &[&task, "--resume"]).run();
         assert_eq!(resume.code, Some(65), "{id}: {}{}", resume.out, resume.err);
         assert!(resume.err.contains("the session id has a wrong form"), "{id}: {}", resume.err);

@@ -65,7 +65,7 @@ impl Sandbox {
 
     /// Makes a task look as if it was dispatched a while ago.
     pub(crate) fn age(&self, id: &str) {
-        let file = fs::File::options().write(true).open(self.task(id, "task.yaml"));
+        let file = fs::File::options().write(true).open(self.task(id, "record.yaml"));
         let then = SystemTime::now() - Duration::from_secs(60);
         file.expect("a record").set_modified(then).expect("set");
     }
@@ -144,7 +144,7 @@ fn a_task_before_it_that_is_done_already_is_no_reason_to_wait() {
     sandbox.let_end("a");
     sandbox.dispatch("a", "works");
     sandbox.wait_for_state("a", "done");
-    wait_until("its end", || sandbox.task("a", "worker/1/exit").exists().then_some(()));
+    wait_until("its end", || sandbox.task("a", "attempts/1/exit").exists().then_some(()));
     same(
         &sandbox.dispatch_after("b", &["a", "a"]),
         str![[r#"
@@ -220,11 +220,8 @@ fn a_task_before_it_that_cannot_go_on_by_itself_holds_it() {
 
     sandbox.dispatch("a", "works");
     held("is another task of that name now");
-    fs::remove_dir_all(&directory).expect("removed");
-    fs::rename(sandbox.project().join("away"), &directory).expect("moved back");
-    held("ended with items left");
 
-    fs::write(sandbox.task("a", "task.yaml"), "format: 1\n").expect("written");
+    fs::write(sandbox.task("a", "record.yaml"), "format: 1\n").expect("written");
     held("task 'a' has a broken record");
 }
 
@@ -277,7 +274,7 @@ exit 64
 ! dispatch-spawn: the argument '--resume' cannot be used with '--after <TASK>'
 !   next: see dispatch-spawn --help
 "#]]);
-    assert!(!sandbox.task("b", "task.yaml").exists());
+    assert!(!sandbox.task("b", "record.yaml").exists());
 }
 
 #[test]
@@ -443,7 +440,7 @@ fn a_task_begins_where_the_branch_of_the_one_before_it_ends() {
     sandbox.dispatch_after("c", &["a", "b"]);
     sandbox.git(&["commit", "-q", "--allow-empty", "-m", "Meanwhile"]);
     let base = |id: &str| {
-        let record = sandbox.read(id, "task.yaml");
+        let record = sandbox.read(id, "record.yaml");
         let base = record.lines().find_map(|line| line.trim().strip_prefix("base: "));
         base.map(str::to_owned)
     };
@@ -480,7 +477,7 @@ fn a_branch_that_is_gone_is_told() {
 }
 
 fn worktree_of(sandbox: &Sandbox, id: &str) -> String {
-    let record = sandbox.read(id, "task.yaml");
+    let record = sandbox.read(id, "record.yaml");
     let path = record.lines().find_map(|line| line.trim().strip_prefix("path: "));
     path.expect("a worktree").to_owned()
 }

@@ -379,20 +379,21 @@ impl World {
         let id = format!("t{}", self.players.len());
         let words = self.dice.below(4);
         let task = |path: &str| self.sandbox.task(&id, path);
-        fs::create_dir_all(task("worker/1")).expect("made");
+        fs::create_dir_all(task("attempts/1")).expect("made");
         fs::create_dir_all(task("ipc")).expect("made");
         fs::create_dir_all(task("tells")).expect("made");
         put(&task("plan.md"), "# Title\n\n- [ ] First\n");
-        put(&task("worker/1/identity"), &identity(&self.workers));
+        put(&task("prompt.md"), "Do it.\n");
+        put(&task("attempts/1/identity"), &identity(&self.workers));
         let record = format!(
             "format: 1\nnonce: '{:016x}'\nname: idle\nbackend: idle\nroute: cli\naccess: write\n\
-             directory: {}\nowner: {}\ncreated: 2026-11-21T10:02:15Z\n",
+             directory: {}\ntask_directory: {}\nowner: {}\ncreated: 2026-11-21T10:02:15Z\n",
             self.dice.below(1 << 50),
             self.sandbox.project().display(),
+            task("").display(),
             identity(&self.host),
         );
-        put(&task("task.yaml"), &record);
-        self.sandbox.claim(&id);
+        put(&task("record.yaml"), &record);
         let (said, asked, waits, over) = (0, 0, None, false);
         self.players.push(Player { id, words, said, asked, waits, over });
     }
@@ -437,7 +438,7 @@ impl World {
             }
             let code = if kind == 0 { 7 } else { 0 };
             let exit = format!("code: {code}\nat: 2026-11-21T10:02:15Z\nmilliseconds: 5\n");
-            put(&task("worker/1/exit"), &exit);
+            put(&task("attempts/1/exit"), &exit);
         }
         assert!(self.events.insert(words, Known::default()).is_none());
     }

@@ -55,7 +55,7 @@ fn frontmatter_meets_the_open_specification() {
 fn every_named_file_exists() {
     let named = Regex::new(r"(?:references|bin)/[a-z][a-z.-]*[a-z]|`[a-z-]+\.(?:md|yaml)`");
     let named = named.expect("a regex");
-    let of_a_task = ["plan.md", "prompt.md", "task.yaml", "context.md", "output.md"];
+    let of_a_task = ["plan.md", "prompt.md", "record.yaml", "context.md", "output.md"];
     let mut seen = BTreeSet::new();
     for (place, text) in texts() {
         for found in named.find_iter(&text) {

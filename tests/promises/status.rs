@@ -152,7 +152,7 @@ fn usage_of_resumed_session_counts_once() {
         sandbox.plan(id, PLAN);
         sandbox.on_machine("dispatch-spawn", &[id, "--model", model]).run().ok();
         let ended = |attempt: u32| {
-            let exit = sandbox.task(id, &format!("worker/{attempt}/exit"));
+            let exit = sandbox.task(id, &format!("attempts/{attempt}/exit"));
             wait_until("the attempt ended", || exit.exists().then_some(()));
         };
         ended(1);
@@ -167,8 +167,8 @@ incomplete, gpt, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
-attempt 1: exit code 0 at TIME, 1.0k tokens in, 50 out, log PROJECT/.dispatch/tasks/x/worker/1/output.log
-attempt 2: exit code 0 at TIME, 1.5k tokens in, 20 out, log PROJECT/.dispatch/tasks/x/worker/2/output.log
+attempt 1: exit code 0 at TIME, 1.0k tokens in, 50 out, log STATE/x/attempts/1/log
+attempt 2: exit code 0 at TIME, 1.5k tokens in, 20 out, log STATE/x/attempts/2/log
 in total 2.5k tokens in, 70 out
 output: "I have looked."
 "#]]);
@@ -195,8 +195,8 @@ fn status_line_counts_open_tasks() {
 exit 0
 dispatch: 1 asking, 1 blocked, 2 failed, 1 incomplete, 1 running, 1 queued
 "#]]);
-    fs::write(sandbox.task("fails", "task.yaml"), "format: 1\n").expect("written");
-    fs::remove_file(sandbox.task("asks", "task.yaml")).expect("removed");
+    fs::write(sandbox.task("fails", "record.yaml"), "format: 1\n").expect("written");
+    fs::remove_file(sandbox.task("asks", "record.yaml")).expect("removed");
     line(&said).shows(str![[r#"
 exit 0
 dispatch: 2 broken, 1 blocked, 1 failed, 1 incomplete, 1 running, 1 queued
@@ -226,7 +226,7 @@ running, idle, 1h
       a note
 2. [ ] Second
 lost: item 1: First; --resume puts back what is lost, or dispatch-spawn x --resume --skip 'First'
-attempt 1: running, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: running, log STATE/x/attempts/1/log
 output: "At work."
 "#]]);
 }

@@ -70,9 +70,9 @@ models: { waits: { backend: waits } }
             (open(pid) == expected).then_some(())
         });
     };
-    let (null, task) = ("/dev/null", "PROJECT/.dispatch/tasks/x");
-    let log = format!("{task}/worker/1/output.log");
-    comes_to(sandbox.supervisor_of("x"), &format!("{null} {null} {null} {task}/run.lock {log}"));
+    let (null, task) = ("/dev/null", "STATE/x");
+    let log = format!("{task}/attempts/1/log");
+    comes_to(sandbox.supervisor_of("x"), &format!("{null} {null} {null} {log} {task}/run.lock"));
     comes_to(sandbox.worker_of("x", 1), &format!("{null} {log} {log}"));
 }
 
@@ -134,7 +134,7 @@ at: TIME
 }
 
 fn without_milliseconds(sandbox: &Sandbox, attempt: u32) -> String {
-    let record = sandbox.read("x", &format!("worker/{attempt}/exit"));
+    let record = sandbox.read("x", &format!("attempts/{attempt}/exit"));
     record.lines().filter(|line| !line.starts_with("milliseconds: ")).collect::<Vec<_>>().join("\n")
 }
 
@@ -154,7 +154,7 @@ at: TIME
 "#]],
     );
     same(
-        &sandbox.read("x", "worker/1/output.log"),
+        &sandbox.read("x", "attempts/1/log"),
         str![[r#"
 begin
 no such file: "a"
@@ -169,7 +169,7 @@ failed (exit code 7: no such file: "a"), fails, AGE
 next: dispatch-spawn x --resume
 1. [ ] First
 2. [ ] Second
-attempt 1: exit code 7 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit code 7 at TIME, log STATE/x/attempts/1/log
 output: "begin"
 output: "no such file: 'a'"
 "#]]);
@@ -212,7 +212,7 @@ fn a_dead_worker_that_nobody_saw_end_is_lost() {
     sandbox.ok("dispatch-spawn", &["x"]);
     kill_and_wait(sandbox.supervisor_of("x"));
     kill_and_wait(sandbox.worker_of("x", 1));
-    assert!(!sandbox.task("x", "worker/1/exit").exists());
+    assert!(!sandbox.task("x", "attempts/1/exit").exists());
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
 #ID x lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
@@ -346,7 +346,7 @@ fn silent(sandbox: &Sandbox, config: &str) {
 fn a_worker_without_a_sign_of_life_is_silent_until_it_shows_one() {
     let sandbox = ready(&[]);
     silent(&sandbox, "");
-    let is_silent = || sandbox.task("x", "worker/1/silent").exists();
+    let is_silent = || sandbox.task("x", "attempts/1/silent").exists();
     wait_until("it is silent", || is_silent().then_some(()));
     assert_eq!(sandbox.state("x"), "running: no sign of life since TIME");
     sandbox.worker("x", &["tick", "1"]).run().ok();
@@ -390,7 +390,7 @@ fn of_many_spawns_of_one_id_one_wins() {
     let mut codes: Vec<_> = calls.into_iter().map(|call| call.end().code).collect();
     codes.sort();
     assert_eq!(codes, [Some(0), Some(73), Some(73), Some(73), Some(73), Some(73)]);
-    assert_eq!(names(&sandbox.task("x", "worker")), ["1"]);
+    assert_eq!(names(&sandbox.task("x", "attempts")), ["1"]);
     both_run(&sandbox);
 }
 
@@ -407,7 +407,7 @@ fn of_many_resumes_of_one_task_one_wins() {
     codes.sort();
     assert_eq!((codes[0], codes[1]), (Some(0), Some(75)), "{ended:?}");
     assert!(codes[1..].iter().all(|code| *code == Some(75)), "{ended:?}");
-    assert_eq!(names(&sandbox.task("x", "worker")), ["1", "2"]);
+    assert_eq!(names(&sandbox.task("x", "attempts")), ["1", "2"]);
 }
 
 #[test]
@@ -431,7 +431,9 @@ fn a_finished_task_is_not_resumed() {
         sandbox.worker("x", step).run().ok();
     }
     kill_and_wait(sandbox.worker_of("x", 1));
-    wait_until("the end is recorded", || sandbox.task("x", "worker/1/exit").exists().then_some(()));
+    wait_until("the end is recorded", || {
+        sandbox.task("x", "attempts/1/exit").exists().then_some(())
+    });
     wait_until("it is over", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
     sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 65
@@ -461,7 +463,7 @@ exit 0
 x/001 answered, its worker had ended and was resumed
 "#]]);
     assert!(!sandbox.task("x", "ipc/.done").exists());
-    assert_eq!(sandbox.read("x", "worker/1/done"), "Too early.\n");
+    assert_eq!(sandbox.read("x", "attempts/1/summary"), "Too early.");
     same(
         &sandbox.read("x", "plan.md"),
         str![[r#"
@@ -487,17 +489,6 @@ Mind it.
         got.strip_prefix(first.trim_end()).expect("the whole first prompt"),
         str![[r#"
 
-
-# Earlier attempts
-
-An earlier worker began this task and stopped. Read the plan file again: items that are ticked are done; continue with the first that is not. '[?]' and '[!]' items are open again. Numbers are those of that file now.
-
-What it left for you:
-
-The second one is in b.rs.
-
-It asked (001): Which one?
-The person answered: The second one.
 
 "#]],
     );
@@ -541,7 +532,7 @@ echo '- [x] One' >"$DISPATCH_TASK_DIR/plan.md"
         .config("default: opus\nbackends: { claude: {} }\nmodels: { opus: { backend: claude } }\n");
     sandbox.plan("x", "- [ ] One\n");
     sandbox.on_machine("dispatch-spawn", &["x"]).run().ok();
-    wait_until("the end", || sandbox.task("x", "worker/1/exit").exists().then_some(()));
+    wait_until("the end", || sandbox.task("x", "attempts/1/exit").exists().then_some(()));
     let news = sandbox.ok("dispatch-monitor", &["x"]);
     assert!(
         news.contains("x says: \"claude refused the model opus: it works with its own\""),

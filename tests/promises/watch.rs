@@ -98,9 +98,9 @@ fn project_with_all_states() -> Sandbox {
 fn make_older(sandbox: &Sandbox, id: &str, minutes: u64) {
     let began = SystemTime::now() - Duration::from_secs(60 * minutes);
     let created = humantime::format_rfc3339_seconds(began).to_string();
-    set(&sandbox.task(id, "task.yaml"), "created", &created);
+    set(&sandbox.task(id, "record.yaml"), "created", &created);
     if !["checkout-tax", "flaky-login", "search-index", "search-docs"].contains(&id) {
-        let exit = sandbox.task(id, "worker/1/exit");
+        let exit = sandbox.task(id, "attempts/1/exit");
         wait_until("its end is recorded", || exit.exists().then_some(()));
         set(&exit, "milliseconds", &(60_000 * minutes).to_string());
     }
@@ -489,7 +489,7 @@ one green
 
 "#]],
     );
-    let log = sandbox.task("x", "worker/1/output.log");
+    let log = sandbox.task("x", "attempts/1/log");
     let mut log = fs::File::options().append(true).open(log).expect("the log");
     (1..=20).for_each(|line| writeln!(log, "line {line}").expect("written"));
     let end = window.shows(&["line 20"]);
@@ -621,7 +621,9 @@ fn watch_repairs_lost_task_when_it_opens() {
     kill_and_wait(worker);
     let Some(window) = Window::open(&sandbox, (80, 12), &watch()) else { return };
     window.shows(&["lost", "the worker disappeared"]);
-    wait_until("its end is recorded", || sandbox.task("x", "worker/1/exit").exists().then_some(()));
+    wait_until("its end is recorded", || {
+        sandbox.task("x", "attempts/1/exit").exists().then_some(())
+    });
 }
 
 #[test]
@@ -630,13 +632,13 @@ fn unreadable_tasks_are_listed_in_watch() {
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
     sandbox.dispatch("torn", "idle");
-    sandbox.write("torn", "task.yaml", "format: 1\n");
+    sandbox.write("torn", "record.yaml", "format: 1\n");
     let Some(window) = Window::open(&sandbox, (90, 12), &watch()) else { return };
     window.shows(&["! torn broken — task 'torn' has a broken record", "› x  running", KEYS]);
     // A directory that holds no task any more is listed as soon as it changes.
     sandbox.dispatch("lost", "idle");
     window.shows(&["lost  running"]);
-    fs::remove_file(sandbox.task("lost", "task.yaml")).expect("removed");
-    let screen = window.shows(&["! lost broken — 'lost' has lost its task.yaml"]);
+    fs::remove_file(sandbox.task("lost", "record.yaml")).expect("removed");
+    let screen = window.shows(&["! lost broken — 'lost' has lost its record.yaml"]);
     assert!(screen.contains("! torn broken") && !screen.contains("lost  running"), "{screen}");
 }

@@ -97,7 +97,7 @@ worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMI
 1. [x] First
 2. [x] Second
 summary: "Fine."
-attempt 1: exit code 0 at TIME, log PROJECT/.dispatch/tasks/x/worker/1/output.log
+attempt 1: exit code 0 at TIME, log STATE/x/attempts/1/log
 output: "1/2 done. Next is item 2: Second"
 output: "2/2 done. Now finish."
 output: "Finished. Stop now."
@@ -138,7 +138,7 @@ fn dry_run_prints_the_commands_and_creates_nothing() {
     spawn(&sandbox, "x", "idle").args(&["--dry-run"]).run().shows(str![[r#"
 exit 0
 git worktree add --quiet -b dispatch/x HOME/.dispatch/worktrees/project-HASH/x COMMIT
-sh -c 'exec sh TOP/scripts/idle "$@"' sh "$(cat PROJECT/.dispatch/tasks/x/worker/1/stdin)"
+sh -c 'exec sh TOP/scripts/idle "$@"' sh "$(cat STATE/x/attempts/1/prompt.md)"
 "#]]);
     assert_eq!(names(&sandbox.home().join(".dispatch")), ["config.yaml"]);
     assert_eq!(sandbox.git(&["branch", "--list", "dispatch*"]), "");
@@ -308,7 +308,7 @@ x started with where. Tell the user and stop; news wakes you.
     for (id, below) in [("x", ""), ("y", "src/deep one")] {
         sandbox.wait_for_state(id, "incomplete");
         let (path, ..) = worktree_of(&sandbox, id);
-        assert_eq!(Path::new(sandbox.read(id, "worker/1/output.log").trim()), path.join(below));
+        assert_eq!(Path::new(sandbox.read(id, "attempts/1/log").trim()), path.join(below));
     }
 }
 
@@ -438,7 +438,7 @@ fn deleted_worktree_is_restored_from_git() {
     sandbox.ok("dispatch-spawn", &["x", "--resume"]);
     sandbox.wait_for_state("x", "failed: exit code 7: staged");
     until_over(&sandbox, "x");
-    let log = sandbox.read("x", "worker/2/output.log");
+    let log = sandbox.read("x", "attempts/2/log");
     same(
         &sandbox.redactions().apply(&log),
         str![[r#"
@@ -454,9 +454,9 @@ staged
     fs::remove_dir_all(&path).expect("removed");
     sandbox.git(&["worktree", "prune"]);
     sandbox.ok("dispatch-spawn", &["x", "--resume"]);
-    let ended = || sandbox.task("x", "worker/3/exit").exists().then_some(());
+    let ended = || sandbox.task("x", "attempts/3/exit").exists().then_some(());
     wait_until("the third attempt has ended", ended);
-    let log = sandbox.read("x", "worker/3/output.log");
+    let log = sandbox.read("x", "attempts/3/log");
     same(
         &sandbox.redactions().apply(&log),
         str![[r#"
@@ -512,9 +512,9 @@ exit 73
     fs::rename(sandbox.project().join(".git"), sandbox.top().join("git")).expect("moved");
     sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 65
-! dispatch-spawn: the repository of the worktree is gone
-!   PROJECT/.git does not exist
-!   next: put it back there, or dispatch the plan again as a new task
+! dispatch-spawn: this project was moved after its tasks were dispatched
+!   from PROJECT/.git
+!   next: to take its tasks over, run: dispatch-reconcile adopt
 "#]]);
 }
 
@@ -530,7 +530,7 @@ fn sixteen_parallel_worktrees_lose_no_commit() {
     for id in &ids {
         sandbox.wait_for_state(id, "done");
         until_over(&sandbox, id);
-        let log = sandbox.read(id, "worker/1/output.log");
+        let log = sandbox.read(id, "attempts/1/log");
         assert_eq!(
             log,
             "1/2 done. Next is item 2: Second\n2/2 done. Now finish.\nFinished. Stop now.\n"

@@ -17,6 +17,7 @@ use crate::exit::Exit;
 use crate::files;
 use crate::host::rules::{Rule, RuleList, rules};
 use crate::host::settings;
+use crate::tools::claude::{read_rule, settings_path};
 
 /// How the person agrees to a change; without an option, the person is asked.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -37,7 +38,8 @@ pub(super) fn allow(bins: &[PathBuf], consent: Consent) -> Result<Exit> {
     let (path, text) = settings()?;
     let mut wanted = Vec::new();
     for bin in bins {
-        wanted.extend(rules(&std::path::absolute(bin).context("no such directory")?));
+        let bin = std::path::absolute(bin).context("no such directory")?;
+        wanted.extend(rules(&bin, &read_rule()?));
     }
     let missing = settings::missing(text.as_deref(), &wanted);
     let Some(new) = settings::add(text.as_deref(), &wanted)? else {
@@ -94,7 +96,7 @@ pub(super) fn disallow(consent: Consent) -> Result<Exit> {
 
 /// The person's Claude Code settings: the file behind all links, and its text.
 fn settings() -> Result<(PathBuf, Option<String>)> {
-    let path = settings::settings_path();
+    let path = settings_path();
     let real = match path.canonicalize() {
         Err(_) if path.is_symlink() => {
             let target = std::fs::read_link(&path).unwrap_or_default();

@@ -49,6 +49,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         }
         Err(error) => lines.push(format!("config: {error:#}")),
     }
+    lines.extend(project.notice());
     let own = lines.len();
     let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();

@@ -5,14 +5,14 @@ mod brief;
 mod edits;
 mod setup;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::cli::{project, run, say, text};
+use crate::cli::{ask, project, run, say, text};
 use crate::config::problem::Severity;
 use crate::config::{self, Config, choose};
 use crate::dirs;
@@ -202,13 +202,4 @@ fn consent(question: &str) -> Result<bool> {
         return Err(Refusal::new(Exit::Usage, what).next("add --yes").into());
     }
     Ok(matches!(ask(&format!("{question} [y/N] "))?.as_str(), "y" | "Y" | "yes"))
-}
-
-/// Asks for one line.
-fn ask(question: &str) -> Result<String> {
-    print!("{question}");
-    std::io::stdout().flush().context("cannot ask")?;
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).context("cannot read the reply")?;
-    Ok(line.trim().into())
 }

@@ -1,7 +1,7 @@
 //! `dispatch-reconcile clean`: removes finished tasks, but no work that exists nowhere else.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -99,18 +99,22 @@ fn clean_task(
     held.record.worktree.as_ref().map_or(Ok(()), Worktree::remove)?;
     let report = keep_report(project, task, false)?;
     fault::point("clean", "report");
-    // Rename first: a crash must not leave a task with a part of its files.
-    let aside = task.directory().with_file_name(format!(".{}.removed", task.id()));
-    {
-        let _lock = task.lock()?;
-        files::remove_directory(&aside)?;
-        std::fs::rename(task.directory(), &aside)
-            .with_context(|| format!("cannot remove {}", task.directory().display()))?;
-    }
+    // Without files in the project an ended task is over, so a crash in between loses nothing.
+    remove_aside(task, task.side().directory())?;
     fault::point("clean", "task");
-    files::remove_directory(&aside)?;
-    task.remove_claim(&held.record.nonce)?;
+    remove_aside(task, task.state_dir())?;
     Ok(Some(removed(&held, report)))
+}
+
+/// Removes a directory of the task. Renames it first: a crash must not leave a part of its files.
+fn remove_aside(task: &Task, directory: &Path) -> Result<()> {
+    let aside = directory.with_file_name(format!(".{}.removed", task.id()));
+    files::remove_directory(&aside)?;
+    if directory.exists() {
+        std::fs::rename(directory, &aside)
+            .with_context(|| format!("cannot remove {}", directory.display()))?;
+    }
+    files::remove_directory(&aside)
 }
 
 /// Whether the task was asked for; the error says why it is kept all the same. A worktree with work
@@ -145,7 +149,7 @@ fn is_removable(view: &View, args: &CleanArgs, awaited: &BTreeMap<String, TaskId
 /// When the last worker ended, as far as the files tell.
 fn end_of(view: &View) -> SystemTime {
     let parsed = |time: &str| humantime::parse_rfc3339(time).ok();
-    let marker = view.task.ipc().directory().join(".done");
+    let marker = view.task.side().ipc().directory().join(".done");
     let marker = || std::fs::metadata(marker).and_then(|it| it.modified()).ok();
     let exit = view.exit.as_ref().and_then(|exit| parsed(&exit.at));
     exit.or_else(marker).or_else(|| parsed(&view.record.created)).unwrap_or_else(SystemTime::now)
@@ -176,7 +180,7 @@ fn is_untold(view: &View) -> Result<bool> {
 
 /// Copies a task's report to where it outlives the task, and returns its path.
 fn keep_report(project: &Project, task: &Task, dry_run: bool) -> Result<Option<PathBuf>> {
-    let Some(bytes) = files::read_foreign(&task.report_path())? else { return Ok(None) };
+    let Some(bytes) = files::read_foreign(&task.side().report_path())? else { return Ok(None) };
     let id = task.id();
     if !dry_run {
         files::create_task_directory(&project.reports_dir())?;
@@ -205,7 +209,8 @@ fn removed(view: &View, report: Option<PathBuf>) -> String {
 
 /// Removes what is left of tasks whose removal was killed.
 fn remove_leftovers(project: &Project) -> Result<()> {
-    for entry in std::fs::read_dir(project.tasks_dir()).into_iter().flatten().flatten() {
+    let parents = [project.tasks_dir(), project.state_dir().to_path_buf()];
+    for entry in parents.iter().flat_map(std::fs::read_dir).flatten().flatten() {
         let name = entry.file_name();
         let name = name.as_encoded_bytes();
         if name.starts_with(b".") && name.ends_with(b".removed") {

@@ -1,5 +1,6 @@
 //! `dispatch-reconcile`: the true state of all tasks, and what a person does with them.
 
+mod adopt;
 mod clean;
 mod line;
 mod merge;
@@ -131,6 +132,15 @@ enum ReconcileCommand {
     ///
     /// Example: dispatch-reconcile clean --older-than 7d --dry-run
     Clean(clean::CleanArgs),
+    /// Take over the tasks of a project that was moved, copied, replaced or restored
+    ///
+    /// The tasks are listed with their access, and a person is asked at the terminal. Nothing is
+    /// started, except what waits for its turn. Of a copy, only tasks that do not run are taken.
+    ///
+    /// Exit codes: 0 done, or nothing to do, 64 no person at a terminal, 75 a task of a moved project is running
+    ///
+    /// Example: dispatch-reconcile adopt
+    Adopt,
     /// Send a note to a task's worker, at the end of its plan
     ///
     /// A running worker sees the note at its next call of a helper; a later worker sees it in its
@@ -167,9 +177,16 @@ pub fn main() -> ExitCode {
                 Ok(Exit::Ok)
             }
             ReconcileCommand::Merge { task: id } => {
-                merge::merge(&project()?, &directory(args.directory.as_deref())?, &task(id)?)
+                let project = project()?;
+                project.refuse_moved()?;
+                merge::merge(&project, &directory(args.directory.as_deref())?, &task(id)?)
             }
-            ReconcileCommand::Clean(args) => clean::clean(&project()?, args),
+            ReconcileCommand::Clean(args) => {
+                let project = project()?;
+                project.refuse_moved()?;
+                clean::clean(&project, args)
+            }
+            ReconcileCommand::Adopt => adopt::adopt(&project()?),
             ReconcileCommand::Note { task: id, text } => {
                 let (task, text) = (task(id)?, some_text(text, "the note")?);
                 if task.view()?.state == State::Done {

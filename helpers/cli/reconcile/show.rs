@@ -8,7 +8,7 @@ use crate::exit::Exit;
 use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Remedy, events};
 use crate::process::calling_host;
-use crate::task::{ExitRecord, State, Task, View, output};
+use crate::task::{Answer, ExitRecord, State, Task, View, output};
 use crate::text::{quoted, sanitize, short_duration};
 
 /// How many lines of the worker's output are shown.
@@ -65,18 +65,21 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
             view.plan.lost_words()
         ));
     }
-    let ipc = task.ipc();
-    for question in ipc.questions()? {
-        let asked = ipc.question(&question.name)?.unwrap_or_default();
-        say(format!("question {}: {}", question.name, quoted(&asked)));
-        if let Some(answer) = ipc.answer(&question.name)? {
-            say(format!("answer {}: {}", question.name, quoted(&answer)));
-        }
+    let (ipc, answers) = (task.side().ipc(), task.answers()?);
+    for question in ipc.questions().unwrap_or_default() {
+        let name = &question.name;
+        let recorded = answers.iter().find(|(other, _)| other == name).map(|(_, it)| it.clone());
+        let (asked, answer) = match recorded {
+            Some(Answer { question, answer }) => (Some(question), Some(answer)),
+            None => (ipc.question(name).ok().flatten(), ipc.answer(name).ok().flatten()),
+        };
+        say(format!("question {name}: {}", quoted(&asked.unwrap_or_default())));
+        answer.iter().for_each(|answer| say(format!("answer {name}: {}", quoted(answer))));
     }
     for (_, note) in task.notes()? {
         say(format!("note: {}", quoted(&note)));
     }
-    for (_, message) in task.tells()? {
+    for (_, message) in task.side().tells().unwrap_or_default() {
         say(format!("said: {}", quoted(&message)));
     }
     if let Some(summary) = view.summary.as_deref().filter(|summary| !summary.is_empty()) {
@@ -112,7 +115,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     for line in view.attempt.iter().flat_map(|attempt| output::last_lines(attempt, LAST_LINES)) {
         say(format!("output: {}", quoted(&line)));
     }
-    let report = task.report_path();
+    let report = task.side().report_path();
     if report.is_file() {
         say(format!("report: {}", report.display()));
     }

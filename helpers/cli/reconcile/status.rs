@@ -68,7 +68,9 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     }
     let mut found = project.task_list();
     let count = found.tasks.len();
-    found.tasks.retain(|task| args.all || task.time_since_done().is_none_or(|time| time <= RECENT));
+    found
+        .tasks
+        .retain(|task| args.all || task.side().time_since_done().is_none_or(|time| time <= RECENT));
     let hidden = count - found.tasks.len();
     let Repaired { mut views, broken, repairs } = repair(project, found);
     views.sort_by_key(View::label);
@@ -80,7 +82,9 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     if !repairs.is_empty() {
         say(shorten(&format!("repaired: {repairs}"), REPAIRS));
     }
-    if views.is_empty() && broken.is_empty() && hidden == 0 {
+    let notice = project.notice();
+    notice.iter().for_each(say);
+    if views.is_empty() && broken.is_empty() && hidden == 0 && notice.is_none() {
         say(format!("no tasks in {}", project.root().display()));
     }
     broken.iter().for_each(|it| say(broken_line(it)));
@@ -208,7 +212,7 @@ pub(super) fn as_json(view: &View) -> serde_json::Value {
         })).collect::<Vec<_>>(),
         "usage": view.usage(),
         "summary": view.summary,
-        "directory": view.task.directory(),
+        "directory": view.task.side().directory(),
         "worktree": view.record.worktree,
     })
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::domain::Route;
 use crate::error::Refusal;
@@ -21,12 +21,13 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Returns a line about the result.
 pub(super) fn stop(task: &Task) -> Result<String> {
     let id = task.id();
-    let view = task.view()?;
-    if view.record.route == Route::Agent {
+    let record = task.record()?.with_context(|| format!("'{id}' has no record"))?;
+    if record.route == Route::Agent {
         return Err(Refusal::new(Exit::Failed, format!("'{id}' is an agent of the host"))
             .next("stop it in the host: the TaskStop tool, or the list of agents")
             .into());
     }
+    let view = task.view()?;
     if view.exit.is_some() && view.processes.is_empty() && view.state != State::Waiting {
         return Ok(format!("{id} has ended already: {}", view.label()));
     }
@@ -54,8 +55,7 @@ pub(super) fn stop(task: &Task) -> Result<String> {
     }
     // The supervisor ends the whole tree; make sure that nothing is left.
     if let Some(attempt) = task.last_attempt() {
-        let record = &view.record;
-        let left = run::tree(alive().cloned(), record, &attempt)?
+        let left = run::tree(alive().cloned(), &record, &attempt)?
             .terminate(run::termination_grace(), || ())?;
         if !left.is_empty() {
             let (count, age) = (left.len(), short_duration(begin.elapsed()));

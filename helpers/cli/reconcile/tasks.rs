@@ -55,7 +55,7 @@ impl WatchedTasks {
     /// Rereads what has changed, and says whether anything had. Without an event, only open tasks
     /// are looked at, as long as events can be had.
     fn refresh(&mut self, watch: &mut Watch, event: bool) -> bool {
-        let directory = self.project.tasks_dir();
+        let directory = self.project.state_dir().to_path_buf();
         let watched = std::mem::replace(&mut self.watched, watch.add_directory(&directory));
         if !event && watched && self.watched {
             let stale = |row: &CachedRow| row.is_open() && !row.is_current();

@@ -213,6 +213,15 @@ fn helper(request: &Request) -> String {
     call.captures(&texts).expect("the prompt names the helper")[1].to_owned()
 }
 
+/// The first thing that an agent with this prompt does: it reads the file that the prompt names, or
+/// the plan where the prompt itself came with the call.
+pub(crate) fn read_prompt(prompt: &str) -> Reply {
+    let path = prompt.rsplit_once("Read ").and_then(|(_, rest)| rest.split_once(" and do what"));
+    let plan = || prompt.split_once("checklist in\n")?.1.split_once(" (a copy");
+    let (path, _) = path.or_else(plan).expect("the prompt's path");
+    Reply::call("Read", json!({ "file_path": path }))
+}
+
 /// The call of a worker's helper with these arguments.
 pub(crate) fn run(request: &Request, arguments: &str) -> Reply {
     Reply::shell(request, &format!("{} {arguments}", helper(request)))
@@ -227,6 +236,13 @@ pub(crate) fn ask(request: &Request, question: &str) -> Reply {
 /// The directory of a task.
 pub(crate) fn task(home: &Home, id: &str) -> PathBuf {
     home.project().join(".dispatch/tasks").join(id)
+}
+
+/// The person's side of a task of the only project.
+pub(crate) fn state(home: &Home, id: &str) -> PathBuf {
+    let projects = fs::read_dir(home.path().join(".dispatch/state")).into_iter().flatten();
+    let mut tasks = projects.flatten().map(|project| project.path().join(id));
+    tasks.find(|task| task.exists()).unwrap_or_default()
 }
 
 /// A file of the project, or nothing.

@@ -1,6 +1,7 @@
 //! Tasks whose files a test writes by itself, in whatever state it is about.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use dispatch::process::Identity;
@@ -34,37 +35,45 @@ impl Sandbox {
         fs::write(path, text).expect("written");
     }
 
-    /// Makes a task whose record was written by a test the user's own.
-    pub(crate) fn claim(&self, id: &str) {
-        let record: serde_json::Value =
-            serde_yaml::from_str(&self.read(id, "task.yaml")).expect("a record");
-        let mut claim = record.clone();
-        claim["task"] =
-            self.project().join(".dispatch/tasks").join(id).display().to_string().into();
-        let path = self.home().join(".dispatch/claims");
-        fs::create_dir_all(&path).expect("made");
-        let nonce = record["nonce"].as_str().expect("a nonce");
-        fs::write(path.join(nonce), claim.to_string()).expect("written");
-    }
-
     /// The record of a task that was dispatched an hour ago, with further lines.
     pub(crate) fn record(&self, id: &str, backend: &str, further: &str) {
         let created = an_hour_ago();
         let project = self.project().display().to_string();
+        let directory = self.task(id, "").display().to_string();
         let text = format!(
-            "format: 1\nnonce: '{id}-nonce'\nname: {backend}\nbackend: {backend}\nroute: cli\naccess: write\ndirectory: {project}\ncreated: {created}\n{further}"
+            "format: 1\nnonce: '{id}-nonce'\nname: {backend}\nbackend: {backend}\nroute: cli\naccess: write\ndirectory: {project}\ntask_directory: {directory}\ncreated: {created}\n{further}"
         );
-        self.write(id, "task.yaml", text);
-        self.claim(id);
+        self.write(id, "record.yaml", text);
         let hour = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
-        let file = fs::File::options().write(true).open(self.task(id, "task.yaml"));
+        let file = fs::File::options().write(true).open(self.task(id, "record.yaml"));
         file.expect("there").set_modified(hour).expect("dated");
+    }
+
+    /// Makes the project's directory the one in which its tasks were dispatched.
+    pub(crate) fn claim_project(&self) {
+        let (git, root) = (self.project().join(".git"), self.project());
+        let path = if git.is_dir() { git } else { root };
+        let meta = fs::metadata(&path).expect("there");
+        let record = format!(
+            "path: {}\nowner: {}\ndevice: {}\ninode: {}\ntoken: made\n",
+            path.display(),
+            meta.uid(),
+            meta.dev(),
+            meta.ino()
+        );
+        fs::create_dir_all(self.state_directory()).expect("made");
+        fs::write(self.state_directory().join("project.yaml"), record).expect("written");
+        fs::create_dir_all(self.project().join(".dispatch")).expect("made");
+        fs::write(self.project().join(".dispatch/token"), "made\n").expect("written");
     }
 
     /// A task that was dispatched and whose supervisor never came.
     pub(crate) fn queued(&self, id: &str, backend: &str) {
+        self.claim_project();
         self.write(id, "plan.md", PLAN);
         self.write(id, "prompt.md", PLAN);
+        fs::create_dir_all(self.state_directory().join(id)).expect("made");
+        fs::write(self.state_directory().join(id).join("plan.md"), PLAN).expect("written");
         fs::create_dir_all(self.task(id, "ipc")).expect("made");
         self.record(id, backend, "");
     }
@@ -72,10 +81,11 @@ impl Sandbox {
     /// A task whose first worker is that process; its supervisor is dead.
     pub(crate) fn worked_at(&self, id: &str, backend: &str, worker: &Identity) {
         self.queued(id, backend);
-        self.write(id, "worker/1/plan.md", PLAN);
-        self.write(id, "worker/1/stdin", PLAN);
-        self.write(id, "worker/1/identity", yaml(worker));
-        self.write(id, "worker/1/output.log", "At work.\n");
+        self.write(id, "attempts/1/plan.md", PLAN);
+        self.write(id, "ipc/.plan", PLAN);
+        self.write(id, "attempts/1/prompt.md", PLAN);
+        self.write(id, "attempts/1/identity", yaml(worker));
+        self.write(id, "attempts/1/log", "At work.\n");
         let lock = serde_json::to_string(&dead()).expect("an identity");
         self.write(id, "run.lock", lock);
     }
@@ -91,4 +101,20 @@ pub(crate) fn age(path: &Path, seconds: u64) {
     let time = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
     let file = fs::File::open(path).expect("there");
     file.set_modified(time).expect("dated");
+}
+
+/// Seeded choices: small and good enough (splitmix64).
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % limit as u64) as usize
+    }
+
+    pub(crate) fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len())]
+    }
 }

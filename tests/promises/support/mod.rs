@@ -108,12 +108,25 @@ impl Sandbox {
         self.top.join("scripts")
     }
 
-    /// A path in the directory of a task.
+    /// A path of a task: on the person's side for what decides, else on the worker's.
     pub(crate) fn task(&self, id: &str, path: &str) -> PathBuf {
-        self.project().join(".dispatch/tasks").join(id).join(path)
+        let persons = ["record.yaml", "attempts", "run.lock", "wait", "notes", "answers", "news"];
+        let first = path.split('/').next().unwrap_or_default();
+        match persons.contains(&first) {
+            true => self.state_directory().join(id).join(path),
+            false => self.project().join(".dispatch/tasks").join(id).join(path),
+        }
     }
 
-    /// The text of a file in the directory of a task.
+    /// The person's side of all tasks of the project.
+    pub(crate) fn state_directory(&self) -> PathBuf {
+        let (git, root) = (self.project().join(".git"), self.project());
+        let identity = if git.is_dir() { git } else { root };
+        let hash = dispatch::ids::long_hash(identity.as_os_str().as_encoded_bytes());
+        self.home().join(format!(".dispatch/state/project-{hash}"))
+    }
+
+    /// The text of a file of a task.
     #[track_caller]
     pub(crate) fn read(&self, id: &str, path: &str) -> String {
         let path = self.task(id, path);
@@ -181,6 +194,13 @@ impl Sandbox {
         self.run(helper, args).ok()
     }
 
+    /// Lets the host's agents read their prompts without prompting, as `allow` does.
+    pub(crate) fn let_agents_read(&self) {
+        let settings = r#"{"permissions": {"allow": ["Read(~/.dispatch/state/**)"]}}"#;
+        fs::create_dir_all(self.home().join(".claude")).expect("made");
+        fs::write(self.home().join(".claude/settings.json"), settings).expect("written");
+    }
+
     /// Dispatches a task of two steps.
     #[track_caller]
     pub(crate) fn dispatch(&self, id: &str, model: &str) {
@@ -228,13 +248,14 @@ impl Sandbox {
     /// The process that is the worker of an attempt.
     #[track_caller]
     pub(crate) fn worker_of(&self, id: &str, attempt: u32) -> u32 {
-        let identity = self.read(id, &format!("worker/{attempt}/identity"));
+        let identity = self.read(id, &format!("attempts/{attempt}/identity"));
         let pid = identity.lines().find_map(|line| line.strip_prefix("pid: "));
         pid.and_then(|pid| pid.parse().ok()).expect("a pid")
     }
 
     pub(crate) fn redactions(&self) -> Redactions {
         Redactions::new(&[
+            (self.state_directory(), "STATE"),
             (self.project(), "PROJECT"),
             (self.home(), "HOME"),
             (self.temporary(), "TMP"),

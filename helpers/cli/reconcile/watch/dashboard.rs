@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn refused_answers_return_when_nothing_else_is_open() {
-        let task = Task::new("x".into(), "x".parse().expect("an id"));
+        let task = Task::new("x".parse().expect("an id"), "x".into(), "x".into());
         let answer = |text: &str| {
             let (task, question) = (task.clone(), "001".to_owned());
             Wish::Answer(Answer { task, question, text: text.into() })

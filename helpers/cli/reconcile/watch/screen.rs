@@ -216,7 +216,6 @@ fn foot(dashboard: &Dashboard, width: usize) -> Vec<Line> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::time::Duration;
 
     use super::*;
@@ -226,7 +225,7 @@ mod tests {
 
     fn row(id: &str, label: Label) -> TaskRow {
         TaskRow {
-            task: Task::new(PathBuf::from(id), id.parse().expect("an id")),
+            task: Task::new(id.parse().expect("an id"), id.into(), id.into()),
             label,
             items: (1, 3),
             model: "gpt-6-codex".into(),

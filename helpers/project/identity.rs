@@ -1,0 +1,249 @@
+//! Which directory a project is: `project.yaml` on the person's side, and a random token in the
+//! project's `.dispatch`.
+//!
+//! Invariant: work starts by itself only in the directory where it was dispatched, and only while the
+//! token stands there. A copy, a moved directory or another one at the same path starts nothing until a
+//! person adopts its tasks.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::dirs;
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files;
+use crate::git;
+use crate::ids::random_hex;
+use crate::project::{Project, state_dir};
+use crate::task::{Record, Task, View};
+use crate::text::lossy;
+
+/// The directory in which the tasks of a state directory were dispatched: `project.yaml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProjectRecord {
+    /// The canonical path of git's common directory, or of the project itself outside git.
+    pub(super) path: PathBuf,
+    /// The user who owns that directory.
+    owner: u32,
+    /// The number of the directory's file system, which a restart of the machine may change.
+    device: u64,
+    /// The directory's number in its file system.
+    inode: u64,
+    /// The text of `.dispatch/token`.
+    token: String,
+}
+
+/// What a project's directory is to the tasks in its state directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// No task was dispatched here.
+    New,
+    /// The directory is the one in which the tasks were dispatched.
+    Same,
+    /// The directory is the same one, and its `.dispatch` was deleted.
+    WithoutToken,
+    /// Another directory stands at the path.
+    Replaced,
+    /// The tasks were dispatched at this path, where their project is no more.
+    Moved(PathBuf),
+    /// No task was dispatched here, and `.dispatch` is a copy of that of the project at this path.
+    Copied(PathBuf),
+}
+
+impl ProjectRecord {
+    /// The record of the directory as it is now.
+    pub(super) fn of(path: &Path, token: String) -> Result<Self> {
+        let meta =
+            fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+        let (owner, device, inode) = (meta.uid(), meta.dev(), meta.ino());
+        Ok(Self { path: path.into(), owner, device, inode, token })
+    }
+
+    /// The record in a state directory; `None` before the first dispatch.
+    pub(super) fn load(state_dir: &Path) -> Result<Option<Self>> {
+        let path = record_path(state_dir);
+        let Some(text) = files::read(&path)? else { return Ok(None) };
+        serde_yaml::from_str(&text).map(Some).map_err(|error| {
+            Refusal::new(Exit::Data, format!("{} is broken", path.display()))
+                .place(error.to_string())
+                .next("move it away, then run dispatch-reconcile adopt in the project")
+                .into()
+        })
+    }
+
+    pub(super) fn save(&self, state_dir: &Path) -> Result<()> {
+        files::publish(&record_path(state_dir), serde_yaml::to_string(self)?.as_bytes())
+    }
+
+    /// Whether the directory still is where it was.
+    fn is_in_place(&self) -> bool {
+        fs::metadata(&self.path)
+            .is_ok_and(|meta| meta.uid() == self.owner && meta.ino() == self.inode)
+    }
+
+    /// What the directory at the recorded path is, with this token in its `.dispatch`.
+    pub(super) fn standing(&self, token: Option<&str>) -> Standing {
+        match token {
+            _ if !self.is_in_place() => Standing::Replaced,
+            None => Standing::WithoutToken,
+            Some(token) if token == self.token => Standing::Same,
+            Some(_) => Standing::Replaced,
+        }
+    }
+
+    pub(super) fn token(&self) -> &str {
+        &self.token
+    }
+}
+
+fn record_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("project.yaml")
+}
+
+fn token_path(root: &Path) -> PathBuf {
+    root.join(".dispatch/token")
+}
+
+/// The token in a project's `.dispatch`. A worker or a cloned repository may have written it: it can
+/// only keep work from starting.
+pub(super) fn token(root: &Path) -> Option<String> {
+    let bytes = files::read_foreign(&token_path(root)).ok()??;
+    Some(lossy(bytes).trim().chars().take(64).collect()).filter(|token: &String| !token.is_empty())
+}
+
+/// Publishes a project's token; a new one without `token`. Returns it.
+pub(super) fn set_token(root: &Path, token: Option<&str>) -> Result<String> {
+    let token = token.map_or_else(random_hex, |token| Ok(token.into()))?;
+    files::publish(&token_path(root), format!("{token}\n").as_bytes())?;
+    Ok(token)
+}
+
+/// The state directory of another project with this token, and its record.
+pub(super) fn with_token(token: &str) -> Option<(PathBuf, ProjectRecord)> {
+    let entries = fs::read_dir(dirs::state_root().ok()?).ok()?.flatten();
+    entries.map(|entry| entry.path()).find_map(|state_dir| {
+        let record = ProjectRecord::load(&state_dir).ok()??;
+        (record.token == token).then_some((state_dir, record))
+    })
+}
+
+/// What a directory without a state of its own is, whose `.dispatch` has the token of that record.
+pub(super) fn origin(record: &ProjectRecord) -> Standing {
+    match record.is_in_place() {
+        true => Standing::Copied(record.path.clone()),
+        false => Standing::Moved(record.path.clone()),
+    }
+}
+
+/// Whether the project of a task's state directory still stands, so that work may start by itself.
+pub fn stands(state_dir: &Path, task_directory: &Path) -> bool {
+    let (Some(project), Some(root)) = (state_dir.parent(), task_directory.ancestors().nth(3))
+    else {
+        return false;
+    };
+    let record = ProjectRecord::load(project).ok().flatten();
+    record.is_some_and(|record| record.standing(token(root).as_deref()) == Standing::Same)
+}
+
+/// A task that can be adopted, or the reason why not.
+pub struct Candidate {
+    /// The task as it is where it was dispatched.
+    pub view: View,
+    /// Why the task stays where it is; `None` if it can be adopted.
+    pub obstacle: Option<&'static str>,
+}
+
+impl Project {
+    /// The tasks that this directory could take over.
+    ///
+    /// # Errors
+    /// A task that cannot be read.
+    pub fn candidates(&self) -> Result<Vec<Candidate>> {
+        let mut candidates = Vec::new();
+        for task in self.origin()?.tasks() {
+            let view = task.view()?;
+            let copied = matches!(self.standing, Standing::Copied(_));
+            let elsewhere = copied || matches!(self.standing, Standing::Moved(_));
+            let obstacle = match () {
+                () if elsewhere && !view.processes.is_empty() => Some("its worker is running"),
+                () if copied && view.record.worktree.is_some() => {
+                    Some("its worktree belongs to the original")
+                }
+                () => None,
+            };
+            candidates.push(Candidate { view, obstacle });
+        }
+        Ok(candidates)
+    }
+
+    /// The project where the tasks were dispatched, seen from here.
+    fn origin(&self) -> Result<Self> {
+        let Standing::Copied(_) = self.standing else { return Ok(self.clone()) };
+        let token = token(&self.root).context("the token is gone")?;
+        let (state_dir, _) = with_token(&token).context("the original is gone")?;
+        Ok(Self { state_dir, ..self.clone() })
+    }
+
+    /// Takes over these tasks. Starts nothing.
+    ///
+    /// # Errors
+    /// A file that cannot be changed. A second call continues where this one stopped.
+    pub fn adopt(&self, candidates: &[Candidate]) -> Result<()> {
+        let own = state_dir(&self.root, &self.identity)?;
+        files::create_private_directory(&own)?;
+        if matches!(self.standing, Standing::Copied(_) | Standing::Moved(_)) {
+            for candidate in candidates.iter().filter(|it| it.obstacle.is_none()) {
+                self.take(&candidate.view, &own)?;
+            }
+        }
+        if let Standing::Moved(_) = self.standing {
+            files::remove_directory(&self.state_dir)?;
+        }
+        Self { state_dir: own, ..self.clone() }.claim_directory()
+    }
+
+    /// Brings one task into the state directory of this project.
+    fn take(&self, view: &View, own: &Path) -> Result<()> {
+        let (from, id) = (view.task.state_dir(), view.task.id().as_str());
+        let aside = own.join(format!(".{id}.adopted"));
+        files::remove_directory(&aside)?;
+        let to = own.join(id);
+        let rename = |from: &Path, to: &Path| {
+            std::fs::rename(from, to).with_context(|| format!("cannot move {}", from.display()))
+        };
+        match self.standing {
+            Standing::Copied(_) => {
+                files::copy_directory(from, &aside)?;
+                rename(&aside, &to)?;
+            }
+            _ => rename(from, &to)?,
+        }
+        let task = Task::new(view.task.id().clone(), to, self.tasks_dir().join(id));
+        task.change_record(|record| self.relocate(record))?;
+        if let Some(worktree) = task.record()?.and_then(|record| record.worktree) {
+            git::repair_worktree(&worktree)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the paths of this project into the record of a task that was dispatched elsewhere.
+    fn relocate(&self, record: &mut Record) {
+        let Some(from) = record.task_directory.ancestors().nth(3).map(Path::to_path_buf) else {
+            return;
+        };
+        let moved = |path: &mut PathBuf| {
+            if let Ok(rest) = path.strip_prefix(&from) {
+                *path = self.root.join(rest);
+            }
+        };
+        moved(&mut record.directory);
+        moved(&mut record.task_directory);
+        if let Some(worktree) = &mut record.worktree {
+            moved(&mut worktree.repository);
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The worker's side of a task: the directory `.dispatch/tasks/<id>` in the project, which holds the
+//! worker's words and copies of the person's.
+//!
+//! Invariant: anything here may be forged, so it decides nothing: not what is executed, with which
+//! access, or which process is signalled. `dispatch-worker` uses this side alone, because a sandbox
+//! may hide the other one.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::domain::TaskId;
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files::{self, Lock};
+use crate::ipc::Ipc;
+use crate::plan::Plan;
+use crate::task::{LOCK_LIMIT, numbered};
+use crate::text::lossy;
+
+/// A task's directory in the project, which need not exist.
+#[derive(Clone, Debug)]
+pub struct WorkerSide {
+    directory: PathBuf,
+}
+
+impl WorkerSide {
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// The side in the directory that a worker's command names.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if there is no plan, or a symlink leads to the directory.
+    pub fn at(directory: &Path) -> Result<Self> {
+        // A trailing slash would hide a symlink.
+        let directory = directory.components().as_path();
+        let side = Self { directory: directory.into() };
+        side.name().parse::<TaskId>()?;
+        side.refuse_symlinks()?;
+        if !side.plan_path().is_file() {
+            return Err(Refusal::new(Exit::Data, "that is not a task's directory")
+                .place(format!("{} does not exist", side.plan_path().display()))
+                .next("give the directory that the prompt names with --task-dir")
+                .into());
+        }
+        Ok(side)
+    }
+
+    /// The name of the directory, which is the task's id.
+    pub fn name(&self) -> &str {
+        self.directory.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
+    /// The directory, absolute.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Refuses a symlink in place of the directory, `tasks` or `.dispatch`.
+    pub fn refuse_symlinks(&self) -> Result<(), Refusal> {
+        self.directory.ancestors().take(3).try_for_each(files::refuse_symlink)
+    }
+
+    /// `plan.md`: the checklist, the context and the notes.
+    pub fn plan_path(&self) -> PathBuf {
+        self.directory.join("plan.md")
+    }
+
+    /// `prompt.md`: a copy of what the worker was told, for reading only.
+    pub fn prompt_path(&self) -> PathBuf {
+        self.directory.join("prompt.md")
+    }
+
+    /// `output.md`: the worker's report.
+    pub fn report_path(&self) -> PathBuf {
+        self.directory.join("output.md")
+    }
+
+    /// `context.md`: what a worker that stops writes for the next one.
+    pub fn context_path(&self) -> PathBuf {
+        self.directory.join("context.md")
+    }
+
+    /// The questions, answers and the finish marker.
+    pub fn ipc(&self) -> Ipc {
+        Ipc::new(self.directory.join("ipc"))
+    }
+
+    /// The directory of messages that the worker sends without waiting (`tell`).
+    pub fn tells_dir(&self) -> PathBuf {
+        self.directory.join("tells")
+    }
+
+    /// The directories in which helpers write files.
+    pub fn helper_directories(&self) -> [PathBuf; 3] {
+        [self.directory.clone(), self.ipc().directory().to_path_buf(), self.tells_dir()]
+    }
+
+    /// Whether the directory holds anything but a plan and an empty `ipc/`: a task's files.
+    pub fn has_files(&self) -> bool {
+        if self.prompt_path().symlink_metadata().is_ok() {
+            return true;
+        }
+        // What cannot be read is not nothing.
+        let Ok(names) = files::entries(&self.directory) else { return true };
+        let ipc = files::entries(self.ipc().directory());
+        let is_plan = |name: &std::ffi::OsStr| name == "plan.md";
+        let is_empty_ipc =
+            |name: &std::ffi::OsStr| name == "ipc" && ipc.as_ref().is_ok_and(Vec::is_empty);
+        names.iter().any(|(name, _)| !is_plan(name) && !is_empty_ipc(name))
+    }
+
+    /// Takes the lock for changes of the plan.
+    ///
+    /// # Errors
+    /// [`Exit::TryAgain`] if another process holds the lock for too long.
+    pub fn lock(&self) -> Result<Lock> {
+        files::create_task_directory(&self.directory)?;
+        Lock::take(&self.directory.join("lock"), LOCK_LIMIT)
+    }
+
+    /// The plan, with the item numbers of `start`; a missing file counts as an empty plan.
+    pub fn plan(&self, start: Option<&Plan>) -> Result<Plan> {
+        let text = files::read_foreign(&self.plan_path())?.map(lossy).unwrap_or_default();
+        Ok(numbered(&text, start))
+    }
+
+    /// The plan's text, for an edit that must not lose a byte.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the text is not UTF-8.
+    pub fn plan_text(&self) -> Result<Option<String>> {
+        let path = self.plan_path();
+        files::read_foreign(&path)?.map(|bytes| files::decode(bytes, &path)).transpose()
+    }
+
+    /// The copy of the plan as it was when the attempt began.
+    fn start_path(&self) -> PathBuf {
+        self.ipc().directory().join(".plan")
+    }
+
+    /// The plan as it was when the attempt began, by the worker's copy.
+    pub fn start(&self) -> Result<Option<Plan>> {
+        Ok(files::read_foreign(&self.start_path())?.map(lossy).map(|text| Plan::parse(&text)))
+    }
+
+    /// Publishes the copy of the plan as it is when an attempt begins.
+    pub(super) fn set_start(&self, plan: &str) -> Result<()> {
+        files::create_task_directory(self.ipc().directory())?;
+        files::publish(&self.start_path(), plan.as_bytes())
+    }
+
+    /// Changes the plan for the worker, as its own copies number it.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the plan has lost items, and the refusals of `change`.
+    pub fn edit_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
+        let notes: Vec<String> = self.notes()?.into_iter().map(|(_, note)| note).collect();
+        self.change_plan(self.start()?.as_ref(), &notes, |plan| {
+            self.refuse_lost(plan, &self.start_path())?;
+            change(plan)
+        })
+    }
+
+    /// Refuses a plan that lost items of the plan in that file.
+    pub(super) fn refuse_lost(&self, plan: &Plan, start: &Path) -> Result<(), Refusal> {
+        if plan.lost().is_empty() || !start.exists() {
+            return Ok(());
+        }
+        let (id, skip) = (self.name(), plan.skip_lost());
+        Err(Refusal::new(Exit::Data, format!("the plan lost {}", plan.lost_words()))
+            .place(self.plan_path().display().to_string())
+            .next(format!(
+                "restore it from {}; to drop it, once no worker is running: dispatch-spawn {id} --resume{skip}",
+                start.display()
+            )))
+    }
+
+    /// Changes the plan under the lock, and appends the notes that it lacks. A worker's editor ignores
+    /// the lock, so a plan that lost items since `start` may be half written and is read again for half
+    /// a second.
+    pub(super) fn change_plan(
+        &self,
+        start: Option<&Plan>,
+        notes: &[String],
+        change: impl FnOnce(&mut Plan) -> Result<(), Refusal>,
+    ) -> Result<Plan> {
+        let _lock = self.lock()?;
+        let read = || anyhow::Ok(numbered(&self.plan_text()?.unwrap_or_default(), start));
+        let mut plan = read()?;
+        for _ in 0..50 {
+            if plan.lost().is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            plan = read()?;
+        }
+        change(&mut plan)?;
+        append_missing(&mut plan, notes)?;
+        files::publish(&self.plan_path(), plan.to_string().as_bytes())?;
+        Ok(plan)
+    }
+
+    fn note_path(&self, name: &str) -> PathBuf {
+        self.ipc().directory().join(format!("{name}.note"))
+    }
+
+    /// Publishes the copy of a note to the worker.
+    pub(super) fn set_note(&self, name: &str, text: &str) -> Result<()> {
+        files::create_task_directory(self.ipc().directory())?;
+        files::publish(&self.note_path(name), text.as_bytes())
+    }
+
+    /// The notes to the worker by its copies, oldest first, as pairs of number and text.
+    fn notes(&self) -> Result<Vec<(String, String)>> {
+        let entries = files::entries(self.ipc().directory())?.into_iter();
+        let name = |(name, _): (std::ffi::OsString, bool)| {
+            Some(name.to_str()?.strip_suffix(".note")?.to_owned())
+        };
+        let mut names: Vec<String> = entries.filter_map(name).collect();
+        names.retain(|name| files::parse_number(name).is_some());
+        names.sort_by_key(|name| files::parse_number(name));
+        let with_text = |name: String| {
+            let text = files::read_foreign(&self.note_path(&name))?.map(lossy).unwrap_or_default();
+            Ok((name, text))
+        };
+        names.into_iter().map(with_text).collect()
+    }
+
+    /// The file with the number of the last note that the worker was told of.
+    fn told_path(&self) -> PathBuf {
+        self.ipc().directory().join(".told")
+    }
+
+    /// Records that the worker was told of all notes up to this one.
+    pub(super) fn set_told(&self, name: &str) -> Result<()> {
+        files::publish(&self.told_path(), name.as_bytes())
+    }
+
+    /// The texts of the notes that the worker was not told yet, oldest first. They count as told from
+    /// now on.
+    pub fn take_untold_notes(&self) -> Result<Vec<String>> {
+        let told = files::read_foreign(&self.told_path())?.map(lossy);
+        let last: u32 = told.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mut notes = self.notes()?;
+        notes.retain(|(name, _)| name.parse::<u32>().is_ok_and(|number| number > last));
+        if let Some((name, _)) = notes.last() {
+            self.set_told(name)?;
+        }
+        Ok(notes.into_iter().map(|(_, note)| note).collect())
+    }
+
+    /// The file with the id that acknowledges an agent's end.
+    fn end_id_path(&self) -> PathBuf {
+        self.ipc().directory().join(".end")
+    }
+
+    /// Publishes the id of the event of the agent's end, which the agent repeats in its last message;
+    /// `None` for a process.
+    pub fn set_end_id(&self, id: Option<&str>) -> Result<()> {
+        match id {
+            Some(id) => files::publish(&self.end_id_path(), id.as_bytes()),
+            None => files::remove(&self.end_id_path()),
+        }
+    }
+
+    /// The id that an agent repeats in its last message; `None` for a process.
+    pub fn end_id(&self) -> Result<Option<String>> {
+        Ok(files::read_foreign(&self.end_id_path())?.map(lossy))
+    }
+
+    /// Sends a message to the dispatcher without waiting. A text repeated in a row is one message, because
+    /// a worker repeats a call that was killed.
+    pub fn tell(&self, text: &str) -> Result<()> {
+        if self.tells()?.last().is_none_or(|(_, last)| last != text) {
+            files::publish_numbered(&self.tells_dir(), text)?;
+        }
+        Ok(())
+    }
+
+    /// The worker's messages, oldest first, as pairs of file name and text.
+    pub fn tells(&self) -> Result<Vec<(String, String)>> {
+        files::read_numbered(&self.tells_dir())
+    }
+
+    /// The time since the task was done, by its finish marker and plan alone; `None` if it is not done.
+    pub fn time_since_done(&self) -> Option<Duration> {
+        let since = self.ipc().finished_at()?;
+        let done = self.plan(self.start().ok()?.as_ref()).ok()?.complete();
+        since.elapsed().ok().filter(|_| done)
+    }
+}
+
+/// Appends the notes that the plan lacks: new ones, and those that an editor lost.
+pub(super) fn append_missing(plan: &mut Plan, notes: &[String]) -> Result<(), Refusal> {
+    for (index, note) in notes.iter().enumerate() {
+        let expected = notes[..=index].iter().filter(|other| *other == note).count();
+        if plan.count_notes(note) < expected {
+            plan.append_note(note)?;
+        }
+    }
+    Ok(())
+}
