@@ -557,6 +557,17 @@ impl Project<'_> {
         self.root.join(".dispatch/tasks").join(id)
     }
 
+    /// The person's side of a task.
+    fn state(&self, id: &str) -> Result<PathBuf> {
+        let identity = self.root.join(".git");
+        let identity = if identity.is_dir() { identity } else { self.root.clone() };
+        let hash = dispatch::ids::long_hash(identity.as_os_str().as_encoded_bytes());
+        let projects = fs::read_dir(self.home.path(".dispatch/state"))?;
+        let own = projects.flatten().map(|it| it.path());
+        let mut own = own.filter(|it| it.to_string_lossy().ends_with(&hash));
+        Ok(own.next().context("a state directory")?.join(id))
+    }
+
     /// Runs `dispatch-spawn` as a host does, this process being the host, and returns how long that
     /// took.
     fn spawn(&self, id: &str, model: &str) -> Result<Duration> {
@@ -589,23 +600,17 @@ impl Project<'_> {
     /// Copies the first task; one that is `done` was so three days ago.
     fn copy(&self, to: &str, done: bool) -> Result<()> {
         let (first, to_path) = (self.task(&name_of(0)), self.task(to));
-        for entry in walkdir::WalkDir::new(&first) {
-            let entry = entry?;
-            let path = to_path.join(entry.path().strip_prefix(&first)?);
-            match entry.file_type().is_dir() {
-                true => fs::create_dir_all(path)?,
-                false => fs::copy(entry.path(), path).map(drop)?,
-            }
-        }
-        // Each task has its own nonce, which names the file of what was decided about it.
-        let record = fs::read_to_string(first.join("record.yaml"))?;
+        dispatch::files::copy_directory(&first, &to_path)?;
+        let (state, to_state) =
+            (self.state(&name_of(0))?, self.state(&name_of(0))?.with_file_name(to));
+        dispatch::files::copy_directory(&state, &to_state)?;
+        // Each task has its own nonce and directory.
+        let record = fs::read_to_string(state.join("record.yaml"))?;
         let nonce = record.lines().find_map(|line| line.strip_prefix("nonce: "));
         let nonce = nonce.context("a nonce")?;
-        let own_nonce = format!("{nonce}-{to}");
-        fs::write(to_path.join("record.yaml"), record.replace(nonce, &own_nonce))?;
-        let claims = self.home.path(".dispatch/claims");
-        let claim = fs::read_to_string(claims.join(nonce))?;
-        fs::write(claims.join(own_nonce), claim.replace("/t0\"", &format!("/{to}\"")))?;
+        let own = record.replace(nonce, &format!("{nonce}-{to}"));
+        let own = own.replace(&first.display().to_string(), &to_path.display().to_string());
+        fs::write(to_state.join("record.yaml"), own)?;
         if done {
             fs::write(to_path.join("plan.md"), PLAN.replace("[ ]", "[x]"))?;
             let marker = File::create(to_path.join("ipc/.done"))?;
@@ -626,12 +631,12 @@ impl Project<'_> {
 
     /// Whether the supervisor has recorded how the worker ended.
     fn has_ended(&self, id: &str) -> bool {
-        self.task(id).join("attempts/1/exit").is_file()
+        self.state(id).is_ok_and(|state| state.join("attempts/1/exit").is_file())
     }
 
     /// Waits until the worker and its supervisor have ended.
     fn until_ended(&self, id: &str) -> Result<()> {
-        let lock = self.task(id).join("run.lock");
+        let lock = self.state(id)?.join("run.lock");
         until("the supervisor ends", || Ok(self.has_ended(id) && !Lock::is_held(&lock)?))
     }
 }
