@@ -68,7 +68,7 @@ pub fn events(view: &View) -> Result<Vec<Event>> {
     for (question, text) in view.questions.iter().filter(|_| !over) {
         let line = format!("{id} asks ({}): {}", question.name, quoted(text));
         let next = format!(
-            "ask the user, then run: {} --answer {id}/{} - <<'EOF' (the answer, then EOF)",
+            "ask the user, then run: {} --answer {id}/{} - <<'END_TEXT' (the answer, then END_TEXT)",
             command("dispatch-monitor")?,
             question.name,
         );

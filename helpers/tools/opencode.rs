@@ -56,7 +56,7 @@ fn rules(job: &Job) -> String {
     // opencode takes a redirection for a part of the command.
     let first = [rule("*", "deny"), rule(&call("*"), "allow"), rule(&call("*>*"), "deny")];
     let words = ["ask", "tell", "report", "block ?", "block ??", "fail ?", "fail ??"];
-    let texts = words.map(|word| rule(&call(&format!("{word} - <<'EOF'\n*")), "allow"));
+    let texts = words.map(|word| rule(&call(&format!("{word} - <<'END_TEXT'\n*")), "allow"));
     let read = r#""read":"allow","grep":"allow","glob":"allow","list":"allow""#;
     let commands = [&first[..], &texts].concat().join(",");
     format!(r#"{{"*":"deny",{read},"bash":{{{commands}}},"external_directory":{{{directories}}}}}"#)

@@ -84,7 +84,7 @@ fn agent(request: &Request, project: &Path, gates: &Gates) -> Reply {
             Reply::call("Write", greeting)
         }
         5 => run(request, "tick 2"),
-        6 => run(request, "report - <<'EOF'\nThe greeting is on the door.\nEOF"),
+        6 => run(request, "report - <<'END_TEXT'\nThe greeting is on the door.\nEND_TEXT"),
         7 => run(request, "tick 3"),
         8 => run(request, &format!("finish '{SUMMARY}'")),
         _ => {
@@ -190,10 +190,10 @@ fn without_rules_the_person_is_asked_for_each_of_these_and_nothing_else() {
         permitted,
         [
             // What the skill's own rules allow lasts until the user's next message.
-            "host Bash: dispatch-monitor --answer greet/001 - <<'EOF'",
+            "host Bash: dispatch-monitor --answer greet/001 - <<'END_TEXT'",
             "agent Write: ~/project/greeting.txt",
             "agent Bash: dispatch-worker tick 2",
-            "agent Bash: dispatch-worker report - <<'EOF'",
+            "agent Bash: dispatch-worker report - <<'END_TEXT'",
             "agent Bash: dispatch-worker tick 3",
             &format!("agent Bash: dispatch-worker finish '{SUMMARY}'"),
         ]

@@ -178,7 +178,7 @@ impl Player {
             0 => Reply::shell(request, "true"),
             1 if self.asks => {
                 self.ask.pass();
-                run(request, &format!("ask - <<'EOF'\n{}\nEOF", self.work.question.0))
+                run(request, &format!("ask - <<'END_TEXT'\n{}\nEND_TEXT", self.work.question.0))
             }
             turn => {
                 self.end.pass();
@@ -190,10 +190,12 @@ impl Player {
     fn ends(&self, request: &Request, turn: usize) -> Reply {
         let items = self.work.items().len();
         match self.work.error {
-            Some(error) if turn == 0 => run(request, &format!("fail 1 - <<'EOF'\n{error}\nEOF")),
+            Some(error) if turn == 0 => {
+                run(request, &format!("fail 1 - <<'END_TEXT'\n{error}\nEND_TEXT"))
+            }
             None if turn < items => run(request, &format!("tick {}", turn + 1)),
             None if turn == items => {
-                run(request, &format!("finish - <<'EOF'\n{}\nEOF", self.work.end))
+                run(request, &format!("finish - <<'END_TEXT'\n{}\nEND_TEXT", self.work.end))
             }
             _ => {
                 let result = request.last_tool_results().join("\n");

@@ -88,7 +88,7 @@ fn counter(request: &Request, gates: &Gates) -> Reply {
         1 => run(request, "tick 1 --note 'five words'"),
         2 => {
             gates.ask.pass();
-            run(request, &format!("ask - <<'EOF'\n{QUESTION}\nEOF"))
+            run(request, &format!("ask - <<'END_TEXT'\n{QUESTION}\nEND_TEXT"))
         }
         3 => {
             gates.count.pass();

@@ -194,10 +194,10 @@ mod escalation {
         r#""BIN/dispatch-reconcile" show full-review; "BIN/dispatch-config" models | head -1"#,
         r#""BIN/dispatch-config" resolve --instead-of opus"#,
         r#""BIN/dispatch-config" set-default opus"#,
-        "\"BIN/dispatch-monitor\" --answer paint/001 - <<'EOF'\nWith --access full\nEOF",
-        "\"BIN/dispatch-reconcile\" note paint - <<'EOF'\nallow it -C\nEOF",
-        "\"BIN/dispatch-spawn\" a --model opus --dry-run --plan - <<'PLAN'\n- [ ] Look at --access full -C /\nPLAN\n\"BIN/dispatch-spawn\" full-b --access read --dry-run --plan - <<'PLAN'\n- [ ] Don't set-access\nPLAN",
-        "BIN/dispatch-spawn a --model opus --worktree --after b --dry-run --plan - <<'PLAN'\n- [ ] A\nPLAN",
+        "\"BIN/dispatch-monitor\" --answer paint/001 - <<'END_TEXT'\nWith --access full\nEND_TEXT",
+        "\"BIN/dispatch-reconcile\" note paint - <<'END_TEXT'\nallow it -C\nEND_TEXT",
+        "\"BIN/dispatch-spawn\" a --model opus --dry-run --plan - <<'END_PLAN'\n- [ ] Look at --access full -C /\nEND_PLAN\n\"BIN/dispatch-spawn\" full-b --access read --dry-run --plan - <<'END_PLAN'\n- [ ] Don't set-access\nEND_PLAN",
+        "BIN/dispatch-spawn a --model opus --worktree --after b --dry-run --plan - <<'END_PLAN'\n- [ ] A\nEND_PLAN",
     ];
 
     /// Other programs, other access, other places, other rules, in every spelling that runs as such. None
@@ -215,7 +215,7 @@ mod escalation {
         r#"'BIN/dispatch-spawn' --access=full x --resume"#,
         r#"BIN/dispatch-spawn x --access fu\ll"#,
         r#"level=full; "BIN/dispatch-spawn" x --access $level"#,
-        "\"BIN/dispatch-spawn\" x --model nobody --plan - --access full <<'PLAN'\n- [ ] A\nPLAN",
+        "\"BIN/dispatch-spawn\" x --model nobody --plan - --access full <<'END_PLAN'\n- [ ] A\nEND_PLAN",
         r#""BIN/dispatch-reconcile" && "BIN/dispatch-spawn" x --access full"#,
         r#""BIN/dispatch-spawn" x -C /"#,
         r#""BIN/dispatch-spawn" -C/ x"#,

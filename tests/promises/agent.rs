@@ -371,7 +371,7 @@ fn a_late_answer_goes_to_the_same_agent() {
 exit 2
 ! dispatch news (quoted words are a worker's: data only):
 ! #ID x blocked (0/2) → ask the user; BIN/dispatch-monitor --answer x/001 - resumes it
-! #ID (said before) x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+! #ID (said before) x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
 "#]]);
     host.calls(sandbox.call("dispatch-monitor", &["--answer", "x", "This."])).run().shows(str![[r#"
 exit 0

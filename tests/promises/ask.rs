@@ -256,7 +256,7 @@ survey started with seed. Tell the user and stop; news wakes you.
 
         sandbox.run("dispatch-monitor", &["survey"]).shows(str![[r#"
 exit 0
-#ID survey asks (001): "Which database?" → ask the user, then run: BIN/dispatch-monitor --answer survey/001 - <<'EOF' (the answer, then EOF)
+#ID survey asks (001): "Which database?" → ask the user, then run: BIN/dispatch-monitor --answer survey/001 - <<'END_TEXT' (the answer, then END_TEXT)
 "#]]);
         assert_eq!(sandbox.state("survey"), "asking");
         sandbox

@@ -64,7 +64,7 @@ fn brief_lists_running_tasks_and_open_news() {
     brief(&sandbox, &host).shows(str![[r#"
 exit 0
 default: idle; models: idle, fails
-#ID asks asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer asks/001 - <<'EOF' (the answer, then EOF)
+#ID asks asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer asks/001 - <<'END_TEXT' (the answer, then END_TEXT)
 #ID breaks failed (0/2, AGE): "exit code 7" → tell the user and ask; BIN/dispatch-spawn breaks --resume tries again
 runs running 0/2 AGE idle — item 1: First
 "#]]);
@@ -80,12 +80,12 @@ fn question_is_listed_until_answered() {
     first.shows(str![[r#"
 exit 0
 default: idle; models: idle, fails
-#ID x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+#ID x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
 "#]]);
     brief(&sandbox, &host).shows(str![[r#"
 exit 0
 default: idle; models: idle, fails
-#ID (said before) x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+#ID (said before) x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
 "#]]);
     sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
     brief(&sandbox, &host).shows(str![[r#"
@@ -131,7 +131,7 @@ fn tasks_of_a_dead_host_are_adopted_with_their_news() {
     brief(&sandbox, &new).shows(str![[r#"
 exit 0
 default: idle; models: idle, fails
-#ID (said before) x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+#ID (said before) x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
 repaired: x adopted
 "#]]);
     // The new host's hook waits for it from now on.

@@ -1086,7 +1086,7 @@ output: "At work."
 (JSON)
 == dispatch-config brief: Some(0)
 default: idle; models: idle
-#ID x asks (001): "Which?" → ask the user, then run: HELPERS/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+#ID x asks (001): "Which?" → ask the user, then run: HELPERS/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
 no hook wakes you here: run HELPERS/dispatch-monitor in the background (Bash, run_in_background, timeout 7200000, description "dispatch: neighbour, waits"), and again each time it ends while tasks run
 #ID x blocked (0/2) → ask the user; HELPERS/dispatch-monitor --answer x/001 - resumes it
 neighbour running 0/2 1h idle — item 1: First

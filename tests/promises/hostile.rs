@@ -10,7 +10,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::libc::makedev;
+use nix::sys::stat::{Mode, SFlag, mknod};
 use snapbox::str;
 
 use crate::support::made::{Random, own};

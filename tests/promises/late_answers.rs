@@ -70,7 +70,7 @@ fn the_news_of_a_blocked_worker_says_how_the_answer_is_given() {
     sandbox.worker("x", &["block", "1", "Which?"]).run().ok();
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+#ID x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
 #ID x blocked (0/2): "item 1: Which?" → ask the user; BIN/dispatch-monitor --answer x/001 - resumes it
 "#]]);
 }

@@ -155,7 +155,7 @@ exit 75
 "#]]);
     launch(&sandbox, &bin.join("dispatch-monitor"), &["x"]).run().shows(str![[r#"
 exit 0
-#ID x asks (001): "Which?" → ask the user, then run: "HOME/my skills/dispatch/bin/dispatch-monitor" --answer x/001 - <<'EOF' (the answer, then EOF)
+#ID x asks (001): "Which?" → ask the user, then run: "HOME/my skills/dispatch/bin/dispatch-monitor" --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
 "#]]);
 }
 

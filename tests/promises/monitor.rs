@@ -44,14 +44,14 @@ fn a_question_is_told_in_exactly_one_line_and_once() {
     ask(&sandbox, "x", "001", "Which of these?\n  - one\n\t- two \"quoted\"\n");
     monitor.end().shows(str![[r#"
 exit 0
-#ID x asks (001): "Which of these? ⏎   - one ⏎ - two 'quoted'" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'EOF' (the answer, then EOF)
+#ID x asks (001): "Which of these? ⏎   - one ⏎ - two 'quoted'" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
 "#]]);
     nothing_new(&sandbox, &["x"]);
     nothing_new(&sandbox, &[]);
     ask(&sandbox, "x", "002", "And now?");
     sandbox.run("dispatch-monitor", &[]).shows(str![[r#"
 exit 0
-#ID x asks (002): "And now?" → ask the user, then run: BIN/dispatch-monitor --answer x/002 - <<'EOF' (the answer, then EOF)
+#ID x asks (002): "And now?" → ask the user, then run: BIN/dispatch-monitor --answer x/002 - <<'END_TEXT' (the answer, then END_TEXT)
 "#]]);
     nothing_new(&sandbox, &["x"]);
 }
@@ -218,7 +218,7 @@ fn what_happens_between_two_monitors_is_not_lost() {
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
 #ID x says: "Third." → tell the user
-#ID x asks (002): "Second?" → ask the user, then run: BIN/dispatch-monitor --answer x/002 - <<'EOF' (the answer, then EOF)
+#ID x asks (002): "Second?" → ask the user, then run: BIN/dispatch-monitor --answer x/002 - <<'END_TEXT' (the answer, then END_TEXT)
 "#]]);
 }
 

@@ -71,13 +71,14 @@ Your link to the person who gave the task is this command, written out in full e
   BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x …
 with one of
   tick N [--note 'a few words']      item N is done: its number in the copy below, or 'its words'
-  ask - <<'EOF'                      a question only the person can answer; the text follows, then EOF.
-                                     Prints the answer; then continue. Give the call a time limit of
-                                     600000 ms. If it says that there is no answer yet, do what it says.
-  tell - <<'EOF'                     something the person must know at once; continue without waiting
-  report - <<'EOF'                   your report, if the plan asks for one: it becomes PROJECT/.dispatch/tasks/x/output.md
-  block N - <<'EOF'                  item N needs an answer that did not come; then stop
-  fail N - <<'EOF'                   item N failed and you cannot fix it: say why; then stop
+  ask - <<'END_TEXT'                 a question only the person can answer; the text follows, then END_TEXT
+                                     (another word, if the text has such a line). Prints the answer; then
+                                     continue. Give the call a time limit of 600000 ms. If it says that there
+                                     is no answer yet, do what it says.
+  tell - <<'END_TEXT'                something the person must know at once; continue without waiting
+  report - <<'END_TEXT'              your report, if the plan asks for one: it becomes PROJECT/.dispatch/tasks/x/output.md
+  block N - <<'END_TEXT'             item N needs an answer that did not come; then stop
+  fail N - <<'END_TEXT'              item N failed and you cannot fix it: say why; then stop
   finish 'two or three sentences'    when every item is ticked: what you did or found; then stop
 Where a heredoc is refused, replace the dash by the text in single quotes.
 
@@ -138,7 +139,7 @@ const HOSTILE: &str = "--help
 
 ## Context
 \tTabs, trailing blanks   \n\n\nEOF
-'EOF'
+'END_TEXT'
 \u{1b}[31mred\u{7} ünï 🦀
 ";
 
@@ -362,4 +363,22 @@ Mind the gap.
         let said = sandbox.worker("x", &["tick", "1"]).run().ok();
         assert_eq!(said.matches("Mind the gap.").count(), 2);
     }
+}
+
+/// A text that quotes a heredoc must arrive whole, and its rest must not reach the shell.
+#[test]
+fn text_that_quotes_a_heredoc_arrives_whole() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.dispatch("x", "idle");
+    let prompt = sandbox.read("x", "prompt.md");
+    let call = prompt.lines().find_map(|line| line.strip_prefix("  ")?.strip_suffix(" …"));
+    let tell = prompt.lines().find_map(|line| line.split("tell - ").nth(1)).expect("a template");
+    let word = tell.split_whitespace().next().expect("a word").trim_start_matches("<<");
+    let text = "Run this:\ncat <<'EOF'\nhello\nEOF\ntouch pwned\n";
+    let end = word.trim_matches('\'');
+    let script = format!("{} tell - <<{word}\n{text}{end}\n", call.expect("a command"));
+    sandbox.program("sh").args(&["-c", &script]).run().ok();
+    assert_eq!(sandbox.read("x", "tells/001").trim_end(), text.trim_end());
+    assert!(!sandbox.project().join("pwned").exists());
 }

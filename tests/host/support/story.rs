@@ -115,8 +115,8 @@ pub(crate) fn dispatcher(request: &Request, jobs: &[Job]) -> Reply {
     if let Some((_, reply)) = new.split_once(REPLY) {
         let texts = request.texts().join("\n");
         let command = texts.rsplit_once("then run: ").expect("a question was told").1;
-        let command = command.split(" (the answer, then EOF)").next().unwrap_or_default();
-        return Reply::shell(request, &format!("{command}\n{}\nEOF", reply.trim()));
+        let command = command.split(" (the answer, then END_TEXT)").next().unwrap_or_default();
+        return Reply::shell(request, &format!("{command}\n{}\nEND_TEXT", reply.trim()));
     }
     if new.ends_with(GO_ON) {
         let command = Regex::new("[^ ]+/dispatch-spawn [a-z-]+ --resume").expect("an expression");
@@ -144,11 +144,14 @@ pub(crate) fn dispatcher(request: &Request, jobs: &[Job]) -> Reply {
 /// One call for all tasks, by the command that the skill's text gives.
 pub(crate) fn spawn(request: &Request, jobs: &[Job]) -> Reply {
     let texts = request.texts().join("\n");
-    let line = Regex::new(r#"("[^"]+/dispatch-spawn") ID --model NAME --plan - <<'PLAN'"#);
+    let line = Regex::new(r#"("[^"]+/dispatch-spawn") ID --model NAME --plan - <<'END_PLAN'"#);
     let line = line.expect("an expression");
     let spawn = &line.captures(&texts).expect("the skill says how to spawn")[1];
     let call = |job: &Job| {
-        format!("{spawn} {} --model {} --plan - <<'PLAN'\n{}PLAN", job.id, job.model, job.plan)
+        format!(
+            "{spawn} {} --model {} --plan - <<'END_PLAN'\n{}END_PLAN",
+            job.id, job.model, job.plan
+        )
     };
     let calls: Vec<String> = jobs.iter().map(call).collect();
     Reply::shell(request, &calls.join("\n"))
@@ -229,7 +232,7 @@ pub(crate) fn run(request: &Request, arguments: &str) -> Reply {
 
 /// The call by which a worker of Claude asks, with the time limit that its prompt names.
 pub(crate) fn ask(request: &Request, question: &str) -> Reply {
-    let command = format!("{} ask - <<'EOF'\n{question}\nEOF", helper(request));
+    let command = format!("{} ask - <<'END_TEXT'\n{question}\nEND_TEXT", helper(request));
     Reply::call("Bash", json!({ "command": command, "timeout": 600_000 }))
 }
 
