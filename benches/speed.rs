@@ -298,7 +298,7 @@ fn question_to_line(scale: &Scale, table: &mut Table) -> Result<()> {
         project.run(tasks)?;
         let mut p99 = Vec::new();
         for _ in 0..RUNS {
-            let ask = |round| one_question(&project, &project.task(&name_of(round % tasks)));
+            let ask = |round| one_question(&project, &name_of(round % tasks));
             let times = (0..scale.questions).map(ask).collect::<Result<Vec<_>>>()?;
             p99.push(quantile(times, 0.99));
         }
@@ -310,7 +310,8 @@ fn question_to_line(scale: &Scale, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-fn one_question(project: &Project<'_>, task: &Path) -> Result<Duration> {
+fn one_question(project: &Project<'_>, id: &str) -> Result<Duration> {
+    let task = project.task(id);
     let mut monitor = Running(project.monitor(false).stdout(Stdio::piped()).spawn()?);
     let lines = BufReader::new(monitor.0.stdout.take().context("a pipe")?).lines();
     until("the monitor waits", || is_waiting(monitor.pid()))?;
@@ -329,7 +330,7 @@ fn one_question(project: &Project<'_>, task: &Path) -> Result<Duration> {
     monitor.0.wait()?;
     // Each round finds the task as the first one did.
     fs::remove_file(question)?;
-    fs::remove_file(task.join("news"))?;
+    fs::remove_file(project.state(id)?.join("news"))?;
     Ok(took)
 }
 
@@ -463,8 +464,13 @@ mod idle {
 /// Whether a monitor has read everything and waits.
 #[cfg(target_os = "linux")]
 fn is_waiting(pid: Pid) -> Result<bool> {
+    // epoll_wait(2) is one of two system calls, by the machine and the C library.
+    #[cfg(target_arch = "x86_64")]
+    let waits = [nix::libc::SYS_epoll_pwait, nix::libc::SYS_epoll_wait];
+    #[cfg(not(target_arch = "x86_64"))]
+    let waits = [nix::libc::SYS_epoll_pwait];
     let call = fs::read_to_string(format!("/proc/{pid}/syscall"))?;
-    Ok(call.split(' ').next() == Some(&nix::libc::SYS_ppoll.to_string()))
+    Ok(waits.iter().any(|wait| call.split(' ').next() == Some(&wait.to_string())))
 }
 
 #[cfg(not(target_os = "linux"))]
