@@ -81,16 +81,11 @@ impl Project {
         }
         let start = std::path::absolute(start)
             .with_context(|| format!("no such directory: {}", start.display()))?;
-        let home = std::env::home_dir();
-        let holds_tasks = |directory: &&Path| directory.join(".dispatch/tasks").is_dir();
-        let below_home = |directory: &&Path| home.as_deref() != Some(*directory);
+        let home = std::env::home_dir().and_then(|home| home.canonicalize().ok());
         // A home directory that is a repository (of dotfiles) is no project of what lies below it.
         let root = main_worktree(&start)
             .filter(|root| home.as_ref() != Some(root))
-            .or_else(|| {
-                let nearest = start.ancestors().take_while(below_home).find(holds_tasks);
-                nearest.map(Path::to_path_buf)
-            })
+            .or_else(|| nearest_with_tasks(&start, home.as_deref()))
             .unwrap_or(start);
         Self::at(root)
     }
@@ -208,6 +203,23 @@ impl Project {
         self.hosts_dir().join(format!("{host}.monitor.lock"))
     }
 
+    /// Removes the locks of hosts that have ended, because each host leaves one.
+    pub fn remove_dead_hosts(&self) {
+        let ended = |name: &str| {
+            let (pid, start) = name.split('.').next()?.split_once('@')?;
+            let running = Identity::of_pid(pid.parse().ok()?).ok()?;
+            Some(running.is_none_or(|it| it.start.to_string() != start))
+        };
+        for (name, _) in files::entries(&self.hosts_dir()).unwrap_or_default() {
+            let path = self.hosts_dir().join(&name);
+            // A host in another pid namespace may hold its lock.
+            let free = || Lock::is_held(&path).is_ok_and(|held| !held);
+            if name.to_str().and_then(ended) == Some(true) && free() {
+                let _ = files::remove(&path);
+            }
+        }
+    }
+
     /// The lock file for restarting lost supervisors.
     pub fn repair_lock_path(&self) -> PathBuf {
         self.state_dir.join(".repair.lock")
@@ -228,7 +240,8 @@ impl Project {
 
     /// Git's common directory, canonical; `None` outside git and for the home directory.
     pub fn repository(&self) -> Option<PathBuf> {
-        let is_home = std::env::home_dir().is_some_and(|home| home == self.root);
+        let home = std::env::home_dir().and_then(|home| home.canonicalize().ok());
+        let is_home = home.is_some_and(|home| home == self.root);
         common_directory(&self.root).filter(|_| !is_home)?.canonicalize().ok()
     }
 
@@ -361,6 +374,18 @@ fn state_dir(root: &Path, identity: &Path) -> Result<PathBuf> {
     Ok(dirs::state_root()?.join(format!("{name}-{hash}")))
 }
 
+/// The nearest directory around `start` with `.dispatch/tasks`. Outside the home directory, where others
+/// may write into a shared parent, it counts only if this user dispatched a task there.
+fn nearest_with_tasks(start: &Path, home: Option<&Path>) -> Option<PathBuf> {
+    let in_home = home.is_some_and(|home| start.starts_with(home));
+    let is_own = |directory: &Path| {
+        state_dir(directory, directory).is_ok_and(|state| state.join("project.yaml").is_file())
+    };
+    let around = start.ancestors().take_while(|directory| home != Some(*directory));
+    let mut holders = around.filter(|directory| directory.join(".dispatch/tasks").is_dir());
+    holders.find(|directory| in_home || is_own(directory)).map(Path::to_path_buf)
+}
+
 /// The main worktree of the repository around `start`; `None` outside git and for a bare one.
 /// Reads git's files, because a helper's start must not cost a git process.
 fn main_worktree(start: &Path) -> Option<PathBuf> {
@@ -384,9 +409,25 @@ fn common_directory(top: &Path) -> Option<PathBuf> {
     }
     let text = files::read(&dot_git).ok()??;
     let git_dir = top.join(text.strip_prefix("gitdir:")?.trim());
+    if !points_back(&git_dir, &dot_git) {
+        return None;
+    }
     let common = match files::read(&git_dir.join("commondir")).ok()? {
         Some(relative) => git_dir.join(relative.trim()),
         None => git_dir,
     };
     common.canonicalize().ok()
+}
+
+/// Whether the repository that a `.git` file names knows its checkout: an archive may name any
+/// repository as its own. A linked worktree has an entry that leads back (gitrepository-layout(5));
+/// the directory of a submodule or of `--separate-git-dir` is nobody's `.git`.
+fn points_back(git_dir: &Path, dot_git: &Path) -> bool {
+    match files::read(&git_dir.join("gitdir")) {
+        Ok(Some(back)) => {
+            let back = git_dir.join(back.trim()).canonicalize();
+            back.is_ok_and(|back| dot_git.canonicalize().is_ok_and(|own| own == back))
+        }
+        _ => git_dir.file_name() != Some(OsStr::new(".git")),
+    }
 }

@@ -168,6 +168,7 @@ fn hook(args: &Args) -> Result<Exit> {
         project.tasks().iter().for_each(|it| drop(note_ended_agent(it, &host, running)));
     }
     files::create_task_directory(&project.hosts_dir())?;
+    project.remove_dead_hosts();
     let lock = project.hook_lock_path(&host);
     let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
     loop {

@@ -136,6 +136,68 @@ fn task_whose_directory_was_deleted_frees_its_id() {
     assert!(!sandbox.task("x", "attempts/2").exists(), "it is a new task");
 }
 
+/// A `.dispatch/tasks` in a shared parent must not capture the projects below it.
+#[test]
+fn shared_parent_outside_the_home_captures_no_project() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    let shared = sandbox.top().join("shared");
+    fs::create_dir_all(shared.join("work")).expect("made");
+    fs::create_dir_all(shared.join(".dispatch/tasks/x")).expect("made");
+    let call = |args: &[&str]| sandbox.call("dispatch-reconcile", args).within(shared.join("work"));
+    let status = call(&[]).run().ok();
+    assert!(status.ends_with("/shared/work\n"), "{status}");
+    // Where this user dispatched a task, its subdirectories belong to it.
+    let spawn = sandbox.call("dispatch-spawn", &["y", "--plan", "-"]).input(PLAN).within(&shared);
+    spawn.run().ok();
+    assert!(call(&[]).run().ok().starts_with("y running"));
+}
+
+#[test]
+fn git_file_of_an_archive_claims_no_other_repository() {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[]);
+    sandbox.dispatch("x", "idle");
+    let archive = sandbox.home().join("archive");
+    fs::create_dir(&archive).expect("made");
+    fs::write(archive.join(".git"), format!("gitdir: {}/.git\n", sandbox.project().display()))
+        .expect("written");
+    let status = |directory: &std::path::Path| {
+        sandbox.call("dispatch-reconcile", &[]).within(directory).run().ok()
+    };
+    assert!(status(&archive).starts_with("no tasks in "));
+    // A linked worktree of the person belongs to the project.
+    let linked = sandbox.home().join("linked");
+    sandbox.git(&["worktree", "add", "-q", linked.to_str().expect("UTF-8")]);
+    assert!(status(&linked).starts_with("x running"));
+}
+
+#[test]
+fn home_behind_a_symlink_with_dotfiles_holds_no_tasks() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.program("git").args(&["init", "-q"]).within(sandbox.home()).run().ok();
+    let link = sandbox.top().join("link");
+    std::os::unix::fs::symlink(sandbox.home(), &link).expect("linked");
+    sandbox.plan("x", PLAN);
+    let spawn = sandbox.call("dispatch-spawn", &["x"]).env("HOME", &link);
+    spawn.within(link.join("project")).run().ok();
+    assert!(!sandbox.home().join(".dispatch/tasks").exists());
+}
+
+#[test]
+fn relative_home_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.plan("x", PLAN);
+    sandbox.call("dispatch-spawn", &["x"]).env("HOME", "home").run().shows(str![[r#"
+exit 65
+! dispatch-spawn: HOME is not an absolute path
+!   it is "home"
+!   next: set HOME to the absolute path of your home directory
+"#]]);
+}
+
 /// What the helpers say and do when a project's directory is not the one in which its tasks were
 /// dispatched: each row of the table, and then `adopt`.
 mod moved {

@@ -471,3 +471,18 @@ fn a_dead_owners_news_is_taken_by_whoever_asks() {
     let brief = new.calls(sandbox.call("dispatch-config", &["brief"])).run().ok();
     assert!(brief.contains("(said before) x says: \"Careful.\""), "{brief}");
 }
+
+#[test]
+fn locks_of_hosts_that_ended_are_removed() {
+    let (sandbox, host) = with_host();
+    let hosts = sandbox.state_directory().join(".hosts");
+    fs::create_dir_all(&hosts).expect("made");
+    for name in ["4000000@1.lock", "4000000@1.monitor.lock", "1@1.lock", "unknown.monitor.lock"] {
+        fs::write(hosts.join(name), "").expect("written");
+    }
+    tell(&sandbox, "x", "Careful.");
+    assert_eq!(hook(&sandbox, &host).run().code, Some(2));
+    let left = crate::support::text::names(&hosts);
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(left.contains(&"unknown.monitor.lock".to_string()), "{left:?}");
+}
