@@ -186,6 +186,20 @@ fn home_behind_a_symlink_with_dotfiles_holds_no_tasks() {
 }
 
 #[test]
+fn state_can_lie_on_another_volume() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    sandbox.plan("x", PLAN);
+    let volume = sandbox.top().join("volume");
+    let call =
+        |helper: &str, args: &[&str]| sandbox.call(helper, args).env("DISPATCH_STATE", &volume);
+    call("dispatch-spawn", &["x"]).run().ok();
+    assert!(call("dispatch-reconcile", &[]).run().ok().starts_with("x running"));
+    assert!(!sandbox.home().join(".dispatch/state").exists());
+    assert_eq!(call("dispatch-reconcile", &["stop", "x"]).run().ok(), "x stopped\n");
+}
+
+#[test]
 fn relative_home_is_refused() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
