@@ -222,7 +222,7 @@ mod moved {
 
     use crate::support::process::all_of;
     use crate::support::terminal::Terminal;
-    use crate::support::{PLAN, Ran, Sandbox, wait_until};
+    use crate::support::{PLAN, Ran, Sandbox, binary, wait_until};
 
     /// A project with a task that ended, and one that waits for its supervisor.
     fn project() -> Sandbox {
@@ -246,7 +246,7 @@ mod moved {
     /// Lets the person at a terminal agree to `adopt`; returns what was shown.
     fn adopt(sandbox: &Sandbox, directory: &Path) -> String {
         let call = sandbox.call("dispatch-reconcile", &["adopt"]).within(directory);
-        let mut terminal = Terminal::run(call);
+        let mut terminal = Terminal::run(call.env("DISPATCH_FAIL", "callers"));
         let mut shown = terminal.read_until("? [y/N] ");
         terminal.write("y\n");
         shown.push_str(&terminal.read_until("Done.\r\n"));
@@ -291,6 +291,19 @@ later (waiting, idle, write): it will start
         call("dispatch-spawn", &["ended", "--resume"]).run().ok();
         let shown = call("dispatch-reconcile", &["show", "ended", "--json"]).run().ok();
         assert!(shown.contains(&format!("{}/.dispatch/tasks/ended", other.display())), "{shown}");
+    }
+
+    /// A pseudo-terminal is one `script` away, so it alone is no person.
+    #[test]
+    fn known_cli_that_opens_a_terminal_cannot_adopt() {
+        let sandbox = project();
+        let other = renamed(&sandbox);
+        let adopt = format!("{} adopt", binary("dispatch-reconcile").display());
+        let cli = sandbox.script("claude", &format!("{adopt}; echo ended\n"));
+        let cli = sandbox.program("sh").args(&["-c", &format!("{cli}; :")]).within(&other);
+        let mut terminal = Terminal::run(cli);
+        let shown = terminal.read_until("ended\r\n");
+        assert!(shown.contains("only a person may do this\n  Claude Code called this"), "{shown}");
     }
 
     #[test]
