@@ -102,6 +102,11 @@ impl Ipc {
         Ok(files::read_foreign(&self.file(name, "answer"))?.map(lossy))
     }
 
+    /// The file of a question.
+    pub fn question_path(&self, name: &str) -> PathBuf {
+        self.file(name, "question")
+    }
+
     /// Whether there is a question with this number.
     pub fn has_question(&self, name: &str) -> bool {
         self.file(name, "question").exists()

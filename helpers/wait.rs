@@ -13,8 +13,9 @@ use anyhow::Result;
 
 use crate::domain::TaskId;
 use crate::fault;
+use crate::ipc::Question;
 use crate::news::ledger::{self, Delivery, Ledger};
-use crate::news::{self, Event, is_reported_by_host};
+use crate::news::{self, Event, awaits_host_report, is_reported_by_host};
 use crate::process::{Identity, Life, Watch, Woken, calling_host};
 use crate::project::Project;
 use crate::task::{State, Task, View};
@@ -270,6 +271,8 @@ impl Waiter {
             {
                 view = now;
             }
+            // The host program's own report of an end may be dropped, and then it is news.
+            snapshot.is_conclusive &= !awaits_host_report(&view);
             let ours = self.host.is_none() || view.record.owner == self.host;
             if !ours {
                 // Only the record, in the task's own directory, can make the task ours.
@@ -429,10 +432,14 @@ pub fn state_directories(task: &Task) -> Vec<PathBuf> {
     paths
 }
 
-/// The paths whose time stamps show that a task changed: [`state_directories`] and the plan.
+/// The paths whose time stamps show that a task changed: [`state_directories`], the plan, and the
+/// questions that may still be written.
 pub fn state_paths(task: &Task) -> Vec<PathBuf> {
     let mut paths = state_directories(task);
     paths.push(task.side().plan_path());
+    let ipc = task.side().ipc();
+    let questions = ipc.questions().unwrap_or_default().into_iter().filter(Question::is_open);
+    paths.extend(questions.map(|question| ipc.question_path(&question.name)));
     paths
 }
 

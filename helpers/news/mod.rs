@@ -12,6 +12,7 @@ use anyhow::Result;
 
 use crate::config::{Choice, Config};
 use crate::domain::{Failure, FailureKind, Route};
+use crate::fault;
 use crate::files;
 use crate::ids::short_hash;
 use crate::plan::Marker;
@@ -313,11 +314,16 @@ pub fn finish_id(record: &Record, attempt: u32) -> String {
 /// Whether the event is the end of the host's own agent, and the host program has time left to report
 /// it itself. If that report is dropped, the event is printed later.
 pub fn is_reported_by_host(view: &View, event: &Event) -> bool {
+    event.is_end() && awaits_host_report(view)
+}
+
+/// Whether the task is done by an agent whose end the host program may still report itself.
+pub fn awaits_host_report(view: &View) -> bool {
+    let limit = fault::limit("DISPATCH_REPORT_MS", HOST_REPORT_LIMIT);
     let marker = view.task.side().ipc().finished_at();
-    let is_recent =
-        marker.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < HOST_REPORT_LIMIT);
+    let is_recent = marker.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < limit);
     let agent = view.record.route == Route::Agent && !view.processes.is_empty();
-    agent && event.is_end() && view.state == State::Done && is_recent
+    agent && view.state == State::Done && is_recent
 }
 
 /// The id of the event with this key, of the task with this nonce.

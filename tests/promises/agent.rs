@@ -420,3 +420,27 @@ x/001 answered; its agent has ended: in its session, BIN/dispatch-spawn x --resu
 "#]]);
     drop(host);
 }
+
+/// The host program reports its agent's end itself; if it drops that, the hook tells it, also while
+/// another task keeps the hook waiting.
+#[test]
+fn dropped_end_of_an_agent_is_told_while_another_task_runs() {
+    let (sandbox, host) = with_host();
+    spawn(&sandbox, &host, &["x"]);
+    let idle = sandbox.script("idle", "exec sleep 1000\n");
+    sandbox.config(
+        &format!(
+            "{CONFIG}  idle: {{ model: idle-model }}\nbackends:\n  idle: {{ command: {idle} }}\n"
+        )
+        .replace("models:\n", "models:\n  idle-model: { backend: idle }\n"),
+    );
+    sandbox.plan("y", PLAN);
+    spawn(&sandbox, &host, &["y", "--model", "idle-model"]);
+    for step in [&["tick", "1"][..], &["tick", "2"], &["finish", "Done."]] {
+        sandbox.worker("x", step).run().ok();
+    }
+    let hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}");
+    let told = hook.env("DISPATCH_REPORT_MS", "2000").run();
+    assert_eq!(told.code, Some(2), "{told:?}");
+    assert!(told.err.contains("x done (2/2"), "{told:?}");
+}

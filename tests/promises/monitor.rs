@@ -387,4 +387,20 @@ no news, and nothing is running
         sandbox.worker("y", &["tell", "I run."]).run().ok();
         assert!(monitor.end().ok().contains("I run."));
     }
+
+    /// A question that was seen empty is told when it is written, without a new name in `ipc/`.
+    #[test]
+    fn question_that_was_seen_half_written_is_told() {
+        let sandbox = running();
+        let question = sandbox.task("x", "ipc/001.question");
+        fs::write(&question, "").expect("written");
+        // So old that the monitor believes its first look.
+        let sides = [sandbox.task("x", ""), sandbox.state_directory().join("x")];
+        for entry in sides.iter().flat_map(walkdir::WalkDir::new) {
+            crate::support::made::age(entry.expect("readable").path(), 3600);
+        }
+        let monitor = waiting(&sandbox, &["x"]);
+        fs::write(&question, "Which?\n").expect("written");
+        assert!(monitor.end().ok().contains("x asks (001): \"Which?\""));
+    }
 }
