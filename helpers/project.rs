@@ -18,7 +18,7 @@ use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
-use crate::ids::long_hash;
+use crate::ids::{long_hash, random_hex};
 use crate::process::{Identity, TASK_DIR};
 use crate::task::Task;
 use identity::ProjectRecord;
@@ -169,6 +169,30 @@ impl Project {
         Err(Refusal::new(Exit::Data, what)
             .place(place)
             .next("to take its tasks over, run: dispatch-reconcile adopt"))
+    }
+
+    /// The project to dispatch a new task in. Where another directory is in the place of the one that
+    /// earlier tasks were dispatched in, their state is set aside once none of them runs.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the project was moved, or a task of the earlier directory is running.
+    pub fn for_dispatch(self) -> Result<Self> {
+        if self.standing != Standing::Replaced {
+            self.refuse_moved()?;
+            return Ok(self);
+        }
+        let runs = |task: &Task| {
+            Lock::is_held(&task.run_lock_path()).unwrap_or(true)
+                || task.view().map_or(true, |view| !view.processes.is_empty())
+        };
+        if self.tasks().iter().any(runs) {
+            self.refuse_moved()?;
+        }
+        let name = self.state_dir.file_name().unwrap_or_default().to_string_lossy();
+        let aside = self.state_dir.with_file_name(format!("{name}.replaced-{}", random_hex()?));
+        std::fs::rename(&self.state_dir, &aside)
+            .with_context(|| format!("cannot set {} aside", self.state_dir.display()))?;
+        Self::at(self.root)
     }
 
     /// A line for a person about tasks that do not start by themselves; `None` if there are none.

@@ -102,10 +102,12 @@ pub fn main() -> ExitCode {
         let id: TaskId = args.task.as_deref().unwrap_or_default().parse()?;
         let here = directory(args.directory.as_deref())?;
         let project = Project::find(&here)?;
-        project.refuse_moved()?;
         if args.resume {
+            project.refuse_moved()?;
             resume(&args, &project, &project.existing_task(&id)?)
         } else {
+            // A dry run sets nothing aside.
+            let project = if args.dry_run { project } else { project.for_dispatch()? };
             start(&args, &project, id, here)
         }
     })

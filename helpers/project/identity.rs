@@ -118,6 +118,7 @@ pub(super) fn token(root: &Path) -> Option<String> {
 /// Publishes a project's token; a new one without `token`. Returns it.
 pub(super) fn set_token(root: &Path, token: Option<&str>) -> Result<String> {
     let token = token.map_or_else(random_hex, |token| Ok(token.into()))?;
+    files::create_private_directory(&root.join(".dispatch"))?;
     files::publish(&token_path(root), format!("{token}\n").as_bytes())?;
     Ok(token)
 }

@@ -357,15 +357,31 @@ exit 0
 project: another directory is in its place; no task starts by itself → dispatch-reconcile adopt
 later queued 0/2 1h idle
 "#]]);
-        sandbox.plan("new", PLAN);
-        sandbox.run("dispatch-spawn", &["new"]).shows(str![[r#"
+        adopt(&sandbox, &sandbox.project());
+        sandbox.dispatch("new", "idle");
+    }
+
+    /// A demo, a CI checkout or a scratch directory is made again and again at the same path.
+    #[test]
+    fn directory_that_was_made_again_dispatches_once_nothing_runs() {
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[]);
+        sandbox.dispatch("x", "idle");
+        fs::remove_dir_all(sandbox.project()).expect("removed");
+        // Another directory must not get the number of the old one.
+        fs::create_dir(sandbox.home().join("between")).expect("made");
+        fs::create_dir(sandbox.project()).expect("made");
+        sandbox.plan("y", PLAN);
+        sandbox.run("dispatch-spawn", &["y"]).shows(str![[r#"
 exit 65
 ! dispatch-spawn: another directory is in the place of the project
 !   PROJECT is not the one in which its tasks were dispatched
 !   next: to take its tasks over, run: dispatch-reconcile adopt
 "#]]);
-        adopt(&sandbox, &sandbox.project());
-        sandbox.ok("dispatch-spawn", &["new"]);
+        sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+        wait_until("nothing runs", || all_of(&sandbox.home()).is_empty().then_some(()));
+        sandbox.ok("dispatch-spawn", &["y"]);
+        assert!(sandbox.ok("dispatch-reconcile", &[]).starts_with("y running"));
     }
 
     #[test]
