@@ -107,17 +107,17 @@ impl Ipc {
         self.file(name, "question")
     }
 
-    /// Whether there is a question with this number.
+    /// Returns true if there is a question with this number.
     pub fn has_question(&self, name: &str) -> bool {
         self.file(name, "question").exists()
     }
 
-    /// Whether there is an answer to a question.
+    /// Returns true if there is an answer to a question.
     pub fn has_answer(&self, name: &str) -> bool {
         self.file(name, "answer").exists()
     }
 
-    /// Whether the worker said that it has read the answer to a question.
+    /// Returns true if the worker said that it has read the answer to a question.
     pub fn was_received(&self, name: &str) -> bool {
         self.file(name, "done").exists()
     }

@@ -11,15 +11,11 @@ use nix::sys::stat::Mode;
 
 use crate::process::open_without_symlinks;
 
-/// Whether a worker may have put this path there: it is in a project's `.dispatch`.
+/// A worker may replace the files in a project's `.dispatch`; returns true for those.
 fn is_in_workers_reach(path: &Path) -> bool {
-    let mut parts = path.components().map(|part| part.as_os_str());
-    while let Some(part) = parts.next() {
-        if part == ".dispatch" {
-            return parts.next().is_some_and(|part| part == "tasks");
-        }
-    }
-    false
+    let parts: Vec<_> = path.components().map(|part| part.as_os_str()).collect();
+    let inside = ["tasks", "reports", "token"];
+    parts.windows(2).any(|pair| pair[0] == ".dispatch" && inside.iter().any(|it| pair[1] == *it))
 }
 
 /// Opens a file. In a worker's reach no part of the path may be a symlink, elsewhere its last part.
@@ -63,5 +59,25 @@ impl Place {
     /// The file with the name of `path` in the directory.
     pub(super) fn file(&self, path: &Path) -> PathBuf {
         self.directory.join(path.file_name().unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_projects_own_files_are_in_a_workers_reach() {
+        let rows = [
+            ("/p/.dispatch/tasks/x/plan.md", true),
+            ("/p/.dispatch/reports/x.md", true),
+            ("/p/.dispatch/token", true),
+            ("/a/.dispatch/b/.dispatch/tasks/x", true),
+            ("/h/.dispatch/state/p/x/record.yaml", false),
+            ("/h/.dispatch/config.yaml", false),
+        ];
+        for (path, expected) in rows {
+            assert_eq!(is_in_workers_reach(Path::new(path)), expected, "{path}");
+        }
     }
 }

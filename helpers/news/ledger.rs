@@ -97,7 +97,7 @@ pub fn read(task: &Task) -> Result<BTreeMap<String, Delivery>> {
     Ok(parse(&files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default()))
 }
 
-/// Whether the host was told another text of a question, and not this one.
+/// Returns true if the host was told another text of a question, and not this one.
 pub fn was_told_otherwise(task: &Task, question: &str, text: &str) -> Result<bool> {
     let ledger = files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default();
     let (any, this) = (format!("question/{question}/"), question_key(question, text));

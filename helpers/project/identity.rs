@@ -202,7 +202,8 @@ impl Project {
             }
         }
         if let Standing::Moved(_) = self.standing {
-            files::remove_directory(&self.state_dir)?;
+            // A task that cannot be read stays there: nothing of it is lost.
+            files::remove(&record_path(&self.state_dir))?;
         }
         Self { state_dir: own, ..self.clone() }.claim_directory()
     }

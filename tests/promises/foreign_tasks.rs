@@ -264,6 +264,7 @@ mod moved {
     #[test]
     fn moved_project_starts_nothing_until_a_person_adopts_it() {
         let sandbox = project();
+        let broken = sandbox.state_directory().join("broken/record.yaml");
         let other = renamed(&sandbox);
         status(&sandbox, &other).shows(str![[r#"
 exit 0
@@ -286,7 +287,10 @@ exit 64
 ended (incomplete, ends, write)
 later (waiting, idle, write): it will start
 "#]]);
+        // A task that has lost its record is no candidate, and stays where it is.
+        fs::create_dir_all(broken.with_file_name("attempts/1")).expect("made");
         assert!(adopt(&sandbox, &other).contains("Take over 2 task(s) into"));
+        assert!(broken.with_file_name("attempts/1").is_dir());
         assert_eq!(all_of(&sandbox.home()), [0; 0], "adopt starts nothing");
         call("dispatch-spawn", &["ended", "--resume"]).run().ok();
         let shown = call("dispatch-reconcile", &["show", "ended", "--json"]).run().ok();
