@@ -40,7 +40,7 @@ pub struct Repairs {
 }
 
 impl Repairs {
-    /// Adds the repair of a task: `adopted`, `restarted`, or `marked` with a label.
+    /// Adds the repair of a task: `adopted`, `restarted`, or `marked` with a state.
     pub fn add(&mut self, task: &TaskId, repair: &str) {
         match self.tasks.iter_mut().find(|(other, _)| other == repair) {
             Some((_, tasks)) => tasks.push(task.clone()),
@@ -108,7 +108,7 @@ fn repair_end(view: &mut View, repairs: &mut Repairs, may_start: bool) {
     // Ignore a failure; the next repair tries again.
     if supervise::record_unknown_end(view).unwrap_or(false) {
         refresh(Some(view));
-        repairs.add(view.task.id(), &format!("marked {}", view.label()));
+        repairs.add(view.task.id(), &format!("marked {}", view.state));
     }
     if may_start && supervise::resume_if_answered(view) {
         repairs.add(view.task.id(), "restarted");

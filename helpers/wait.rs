@@ -377,9 +377,9 @@ impl WatchedTask {
     /// Whether the task may bring news: a worker is running or about to start.
     fn is_active(&self) -> bool {
         let active = |view: &View| match view.state {
-            State::Running | State::Asking => true,
+            state if state.is_running() => true,
             // The supervisor will start the worker.
-            State::Waiting => !view.processes.is_empty(),
+            state if state.is_waiting() => !view.processes.is_empty(),
             _ => view.is_between_attempts(),
         };
         self.view.as_ref().is_some_and(active)
@@ -387,7 +387,7 @@ impl WatchedTask {
 
     /// Whether the state may change by itself.
     fn is_open(&self) -> bool {
-        let open = |view: &View| !view.processes.is_empty() || view.state == State::Waiting;
+        let open = |view: &View| !view.processes.is_empty() || view.state.is_waiting();
         self.view.as_ref().is_some_and(open)
     }
 

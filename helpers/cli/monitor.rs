@@ -335,7 +335,7 @@ pub(super) fn answer(task: &Task, question: &str, text: &str) -> Result<String> 
     let id = task.id();
     // Read the state first: an orphaned `ask` of a dead worker may take the answer.
     let before = task.view()?.state;
-    let over = before.ended() && before != State::Done;
+    let over = before.has_work_left();
     if let Err(refusal) = post(task, question, text, over) {
         // An earlier call may have been killed between the answer and its effect.
         task.publish_answers()?;

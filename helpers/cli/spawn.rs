@@ -277,7 +277,7 @@ fn resume(args: &Args, project: &Project, task: &Task) -> Result<Exit> {
     let view = task.view()?;
     let id = task.id();
     // A supervisor that has recorded its worker's end is about to exit.
-    let waits = view.state == State::Waiting;
+    let waits = view.state.is_waiting();
     let running = view.attempt.is_some() && view.exit.is_none() && !waits;
     if view.record.route == Route::Cli
         && running

@@ -76,7 +76,7 @@ pub fn events(view: &View) -> Result<Vec<Event>> {
         events.push(Event::new(view, question_key(&question.name, text), line, next));
     }
     events.extend(no_progress_event(view)?);
-    if view.state.ended() {
+    if view.state.has_ended() {
         events.push(end_event(view)?);
     }
     Ok(events)
@@ -93,7 +93,7 @@ fn no_progress_event(view: &View) -> Result<Option<Event>> {
     let id = view.task.id();
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let attempt = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
-    let explanation = quoted(&view.explanation());
+    let explanation = quoted(&view.because());
     let spawn = command("dispatch-spawn")?;
     let (key, line, next) = match &view.reason {
         Reason::Silent(since) => (
@@ -135,7 +135,7 @@ fn end_event(view: &View) -> Result<Event> {
     let id = view.task.id();
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let age = short_duration(view.age());
-    let explanation = view.label_explanation();
+    let explanation = view.because();
     let explanation =
         if explanation.is_empty() { String::new() } else { format!(": {}", quoted(&explanation)) };
     let spawn = command("dispatch-spawn")?;
@@ -197,7 +197,7 @@ fn end_event(view: &View) -> Result<Event> {
             )
         }
         _ => (
-            format!("{id} {} ({items}, {age}){explanation}", view.label()),
+            format!("{id} {} ({items}, {age}){explanation}", view.state),
             instruction(view, &spawn),
         ),
     };
@@ -234,9 +234,9 @@ impl Remedy {
             (State::Blocked, _) if !view.has_late_answer() => {
                 question.map_or(Self::Resume(""), Self::Answer)
             }
-            (State::Running, Reason::Silent(_)) => Self::Stop,
-            (State::Waiting, Reason::Waits(Wait::Held { .. })) => Self::Resume(""),
-            (_, Reason::Denied(_)) => full_access(),
+            (State::Silent, _) => Self::Stop,
+            (State::Held, _) => Self::Resume(""),
+            (State::Denied, _) => full_access(),
             (_, Reason::Cli(failure)) => match failure.kind {
                 FailureKind::Sandbox => full_access(),
                 FailureKind::Model => Self::Resume(" --model NAME"),
@@ -247,7 +247,7 @@ impl Remedy {
                 }
                 _ => Self::Resume(""),
             },
-            (State::Blocked | State::Failed | State::Incomplete, _) => Self::Resume(""),
+            (state, _) if state.has_work_left() => Self::Resume(""),
             _ => return None,
         })
     }
@@ -268,8 +268,8 @@ impl Remedy {
 fn instruction(view: &View, spawn: &str) -> String {
     let resume = format!("{spawn} {} --resume", view.task.id());
     let (ask, then) = ("tell the user and ask;", "tries again");
-    let effect = match view.reason {
-        Reason::Denied(_) => "lets it do anything",
+    let effect = match view.state {
+        State::Denied => "lets it do anything",
         _ => "works without a sandbox",
     };
     match (Remedy::for_task(view), &view.reason) {

@@ -8,6 +8,7 @@ mod attempt;
 pub mod output;
 mod record;
 pub mod state;
+mod view;
 mod worker_side;
 
 use std::fmt;
@@ -28,7 +29,8 @@ use worker_side::append_missing;
 pub use answer::Answer;
 pub use attempt::{Attempt, ExitRecord, SessionRecord, StopReason};
 pub use record::{Dependency, FORMAT, Record, Wait};
-pub use state::{Label, Reason, State, View};
+pub use state::{Reason, State};
+pub use view::View;
 pub use worker_side::WorkerSide;
 
 /// How long a helper waits for a task's lock, which others hold for milliseconds.

@@ -4,19 +4,12 @@
 //! each row of its table has a test.
 
 use std::fmt;
-use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use crate::domain::Failure;
+use crate::task::{ExitRecord, StopReason, Wait};
 
-use crate::domain::{Failure, Route, Usage};
-use crate::files::{Lock, modified_within, parse_number};
-use crate::ipc::Question;
-use crate::plan::{Item, Marker, Plan};
-use crate::process::{Identity, Life};
-use crate::task::{Attempt, ExitRecord, Record, StopReason, Task, Wait, output};
-
-/// The state of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+/// The state of a task, in one word. The order is by urgency for a person, most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// A running worker waits for an answer.
@@ -25,14 +18,24 @@ pub enum State {
     Blocked,
     /// The worker stopped because of an error.
     Failed,
+    /// The worker stopped because it was not allowed to do something.
+    Denied,
+    /// The worker is running and has been silent for longer than the config allows.
+    Silent,
+    /// The worker disappeared without an exit status.
+    Lost,
     /// The worker ended by itself and left items unticked.
     Incomplete,
-    /// The person stopped the task.
-    Stopped,
+    /// A task that must be done first cannot finish by itself.
+    Held,
+    /// The task waits for the reset of a rate limit.
+    Parked,
     /// A worker is running.
     Running,
-    /// The task has no worker and waits for one to start.
-    Waiting,
+    /// The task waits for a free slot, or for tasks that must be done first.
+    Queued,
+    /// The person stopped the task.
+    Stopped,
     /// Every item is ticked and the worker said that it is finished.
     Done,
 }
@@ -43,19 +46,53 @@ impl fmt::Display for State {
             Self::Asking => "asking",
             Self::Blocked => "blocked",
             Self::Failed => "failed",
+            Self::Denied => "denied",
+            Self::Silent => "silent",
+            Self::Lost => "lost",
             Self::Incomplete => "incomplete",
-            Self::Stopped => "stopped",
+            Self::Held => "held",
+            Self::Parked => "parked",
             Self::Running => "running",
-            Self::Waiting => "waiting",
+            Self::Queued => "queued",
+            Self::Stopped => "stopped",
             Self::Done => "done",
         })
     }
 }
 
 impl State {
+    /// Whether the task has no worker and waits for one to start.
+    pub fn is_waiting(self) -> bool {
+        matches!(self, Self::Queued | Self::Held | Self::Parked)
+    }
+
+    /// Whether a worker is running.
+    pub fn is_running(self) -> bool {
+        matches!(self, Self::Running | Self::Silent | Self::Asking)
+    }
+
+    /// Whether the worker stopped because of an error.
+    pub fn has_failed(self) -> bool {
+        matches!(self, Self::Failed | Self::Denied | Self::Lost)
+    }
+
+    /// Whether the worker ended before the task was done, so that the task can be resumed.
+    pub fn has_work_left(self) -> bool {
+        self.has_failed() || matches!(self, Self::Blocked | Self::Incomplete)
+    }
+
     /// Whether the worker ended in a way that its host has to hear of: all ends but a stop.
-    pub fn ended(self) -> bool {
-        matches!(self, Self::Blocked | Self::Failed | Self::Incomplete | Self::Done)
+    pub fn has_ended(self) -> bool {
+        self.has_work_left() || self == Self::Done
+    }
+
+    /// The state of a task that waits for this.
+    fn of_wait(wait: &Wait) -> Self {
+        match wait {
+            Wait::Held { .. } => Self::Held,
+            Wait::Parked { .. } => Self::Parked,
+            Wait::After(_) | Wait::Queued { .. } => Self::Queued,
+        }
     }
 }
 
@@ -97,94 +134,39 @@ pub enum Reason {
     Unreadable(String),
 }
 
-/// A task's state and reason in one word. The order is by urgency for a person, most urgent first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Label {
-    /// A running worker waits for an answer.
-    Asking,
-    /// The worker stopped because it needs an answer.
-    Blocked,
-    /// The worker stopped because of an error.
-    Failed,
-    /// The worker stopped because it was not allowed to do something.
-    Denied,
-    /// The worker is running and has been silent for longer than the config allows.
-    Silent,
-    /// The worker disappeared without an exit status.
-    Lost,
-    /// The worker ended by itself and left items unticked.
-    Incomplete,
-    /// A task that must be done first cannot finish by itself.
-    Held,
-    /// The task waits for the reset of a rate limit.
-    Parked,
-    /// A worker is running.
-    Running,
-    /// The task waits for a free slot, or for tasks that must be done first.
-    Queued,
-    /// The person stopped the task.
-    Stopped,
-    /// The task is done.
-    Done,
-}
-
-impl fmt::Display for Label {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Asking => "asking",
-            Self::Blocked => "blocked",
-            Self::Failed => "failed",
-            Self::Denied => "denied",
-            Self::Silent => "silent",
-            Self::Lost => "lost",
-            Self::Incomplete => "incomplete",
-            Self::Held => "held",
-            Self::Parked => "parked",
-            Self::Running => "running",
-            Self::Queued => "queued",
-            Self::Stopped => "stopped",
-            Self::Done => "done",
-        })
-    }
-}
-
 /// The facts that the table reads.
 #[derive(Clone, Debug, Default)]
-struct Facts {
+pub(super) struct Facts {
     /// There was an attempt.
-    attempted: bool,
+    pub(super) attempted: bool,
     /// The last attempt's worker or its supervisor is running.
-    alive: bool,
+    pub(super) alive: bool,
     /// The worker is the host's agent.
-    agent: bool,
+    pub(super) agent: bool,
     /// The person stopped the task.
-    stop: bool,
+    pub(super) stop: bool,
     /// The finish marker exists.
-    finished: bool,
+    pub(super) finished: bool,
     /// All items are ticked and the plan has no flaw.
-    complete: bool,
+    pub(super) complete: bool,
     /// A question has no answer.
-    question: bool,
+    pub(super) question: bool,
     /// The number of the first item that is marked as blocked.
-    blocked: Option<String>,
+    pub(super) blocked: Option<String>,
     /// The number of the first item that is marked as failed.
-    failed: Option<String>,
+    pub(super) failed: Option<String>,
     /// The last attempt's end.
-    exit: Option<ExitRecord>,
+    pub(super) exit: Option<ExitRecord>,
     /// The recorded wait.
-    wait: Option<Wait>,
+    pub(super) wait: Option<Wait>,
     /// The time since which the worker has been silent.
-    silent: Option<String>,
+    pub(super) silent: Option<String>,
     /// The flaw that keeps the plan from being complete.
-    flaw: Option<Reason>,
+    pub(super) flaw: Option<Reason>,
 }
 
-/// How long a plan may be half written while its worker is alive.
-const PLAN_EDIT_TIME: Duration = Duration::from_secs(1);
-
 /// The table. The first row that matches decides.
-fn derive(facts: &Facts) -> (State, Reason) {
+pub(super) fn derive(facts: &Facts) -> (State, Reason) {
     // An agent's process is its host's, so only its files show that it stopped.
     let agent_stopped = facts.agent && facts.alive && !facts.question;
     match facts {
@@ -193,9 +175,9 @@ fn derive(facts: &Facts) -> (State, Reason) {
         }
         Facts { alive: false, stop: true, .. } => (State::Stopped, Reason::None),
         Facts { alive: false, wait: Some(wait), .. } => {
-            (State::Waiting, Reason::Waits(wait.clone()))
+            (State::of_wait(wait), Reason::Waits(wait.clone()))
         }
-        Facts { attempted: false, .. } => (State::Waiting, Reason::None),
+        Facts { attempted: false, .. } => (State::Queued, Reason::None),
         Facts { alive: true, question: true, .. } => (State::Asking, Reason::None),
         Facts { failed: Some(item), .. } if agent_stopped => {
             (State::Failed, Reason::Item(item.clone()))
@@ -207,7 +189,7 @@ fn derive(facts: &Facts) -> (State, Reason) {
             (State::Incomplete, flaw.clone().unwrap_or(Reason::MarkerTooEarly))
         }
         Facts { alive: true, silent: Some(since), .. } => {
-            (State::Running, Reason::Silent(since.clone()))
+            (State::Silent, Reason::Silent(since.clone()))
         }
         Facts {
             alive: true,
@@ -221,7 +203,7 @@ fn derive(facts: &Facts) -> (State, Reason) {
         Facts { failed: Some(item), .. } => (State::Failed, Reason::Item(item.clone())),
         Facts { blocked: Some(item), .. } => (State::Blocked, Reason::Item(item.clone())),
         Facts { question: true, .. } => (State::Blocked, Reason::None),
-        Facts { exit: None, .. } => (State::Failed, Reason::Lost),
+        Facts { exit: None, .. } => (State::Lost, Reason::Lost),
         Facts { exit: Some(exit), complete, finished, flaw, .. } => {
             match (derive_end(exit, *complete, *finished), flaw) {
                 ((State::Incomplete, _), Some(flaw)) => (State::Incomplete, flaw.clone()),
@@ -238,13 +220,13 @@ fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reas
     let clean = exit.failure.is_none() && (exit.code == Some(0) || had_result);
     match exit {
         _ if clean && complete => (State::Done, Reason::MarkerMissing),
-        exit if exit.is_unseen() && !had_result => (State::Failed, Reason::Lost),
+        exit if exit.is_unseen() && !had_result => (State::Lost, Reason::Lost),
         ExitRecord { failure: Some(failure), .. } => (State::Failed, Reason::Cli(failure.clone())),
         ExitRecord { stop_reason: Some(reason), .. } if !had_result => {
             (State::Failed, Reason::Ended(reason.clone()))
         }
         ExitRecord { denied, .. } if !denied.is_empty() => {
-            (State::Failed, Reason::Denied(denied.clone()))
+            (State::Denied, Reason::Denied(denied.clone()))
         }
         ExitRecord { signal: Some(signal), stop_reason: None, .. } => {
             (State::Failed, Reason::Signal(*signal))
@@ -255,278 +237,169 @@ fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reas
     }
 }
 
-/// What the worker's side says. It gives marks, questions and a summary, as quotations.
-struct WorkersWords {
-    plan: Plan,
-    questions: Vec<(Question, String)>,
-    summary: Option<String>,
-}
-
-impl WorkersWords {
-    fn read(task: &Task, attempt: Option<&Attempt>, is_running: bool) -> Result<Self> {
-        let (side, mut questions) = (task.side(), Vec::new());
-        side.refuse_symlinks()?;
-        let ipc = side.ipc();
-        let answers = task.answers()?;
-        for question in ipc.questions()?.into_iter().filter(|question| !question.received) {
-            // A running worker also takes an answer that was written by hand.
-            let answered = is_running && question.answered
-                || answers.iter().any(|(name, _)| *name == question.name);
-            // Skip an empty file: `echo > NNN.question` writes the text a moment later.
-            let text = if answered { None } else { ipc.question(&question.name)? };
-            if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
-                questions.push((question, text));
-            }
-        }
-        let start = attempt.map(Attempt::plan).transpose()?.flatten();
-        let plan = match attempt {
-            // Nobody has had the plan yet who could have lost it.
-            None if !side.plan_path().exists() => task.dispatched_plan()?,
-            _ => side.plan(start.as_ref())?,
-        };
-        Ok(Self { plan, questions, summary: ipc.finished()? })
-    }
-}
-
-/// What is wrong with a file on the worker's side, with its path in there.
-fn trouble(task: &Task, error: &anyhow::Error) -> String {
-    let text = format!("{error:#}").replace(&format!("{}/", task.side().directory().display()), "");
-    text.lines().next().unwrap_or_default().into()
-}
-
-/// A task as it was at one moment: everything that its state depends on.
-#[derive(Clone, Debug)]
-pub struct View {
-    /// The task that was read.
-    pub task: Task,
-    /// The task's record.
-    pub record: Record,
-    /// The task's plan.
-    pub plan: Plan,
-    /// The last attempt, if there was one.
-    pub attempt: Option<Attempt>,
-    /// The last attempt's end, if it is recorded.
-    pub exit: Option<ExitRecord>,
-    /// The questions without an answer, oldest first, with their text.
-    pub questions: Vec<(Question, String)>,
-    /// Whether an answer is recorded that no worker has read.
-    pub unread_answer: bool,
-    /// The text of the finish marker, if the marker exists.
-    pub summary: Option<String>,
-    /// The state of the task.
-    pub state: State,
-    /// The reason for the state.
-    pub reason: Reason,
-    /// The running processes whose death changes the state: the worker and its supervisor.
-    pub processes: Vec<Identity>,
-}
-
-impl View {
-    /// Reads a task and derives its state.
-    ///
-    /// # Errors
-    /// A file that cannot be read, a broken record, or a task without a record.
-    pub(super) fn load(task: &Task) -> Result<Self> {
-        let record = task.record()?.with_context(|| format!("'{}' has no record", task.id()))?;
-        let attempt = task.attempts()?.pop();
-        let mut processes = Vec::new();
-        if let Some(attempt) = &attempt {
-            processes.extend(attempt.identity()?);
-        }
-        if record.route == Route::Cli {
-            processes.extend(Lock::last_holder(&task.run_lock_path())?);
-        }
-        // The life of a process in another namespace is unknown; then the run lock decides.
-        let run_lock = task.run_lock_path();
-        let is_running = |process: &Identity| match process.life() {
-            Life::Alive => true,
-            Life::Dead => false,
-            Life::Unknown => Lock::is_held(&run_lock).unwrap_or(true),
-        };
-        processes.retain(is_running);
-        // Read the end first, so that the reads below see all that the worker wrote before it.
-        let exit = attempt.as_ref().map(Attempt::exit).transpose()?.flatten();
-        // A wait is written before the attempt's end and removed after the next attempt is created.
-        let wait = task.wait()?;
-        let next = attempt.as_ref().map(|attempt| task.attempt(attempt.number + 1));
-        // Skip attempt numbers that a directory scan would ignore.
-        let next = next.filter(|next| parse_number(&next.number.to_string()).is_some());
-        // Read again if the next attempt began in between.
-        if wait.is_none() && exit.is_some() && next.is_some_and(|next| next.directory().exists()) {
-            return Self::load(task);
-        }
-        // During a wait, the running process is a supervisor without a worker.
-        let unfinished = attempt.as_ref().filter(|_| exit.is_none() && wait.is_none());
-        let running = unfinished.filter(|_| !processes.is_empty());
-        let unread_answer = task.has_untold_answer()?;
-        let (words, trouble) = match WorkersWords::read(task, attempt.as_ref(), running.is_some()) {
-            Ok(words) => (words, None),
-            // Whatever the worker did to its files, its end and its process stay visible.
-            Err(error) => {
-                let plan = task.dispatched_plan()?;
-                let words = WorkersWords { plan, questions: Vec::new(), summary: None };
-                (words, Some(Reason::Unreadable(trouble(task, &error))))
-            }
-        };
-        let WorkersWords { plan, questions, summary } = words;
-        // A running worker's editor may be writing the plan right now.
-        let whole = running.is_none() || !modified_within(&task.side().plan_path(), PLAN_EDIT_TIME);
-        let lost = !plan.lost().is_empty() && whole;
-        let flaw = match plan.doubts().first() {
-            _ if trouble.is_some() => trouble,
-            _ if lost => Some(Reason::ItemsLost(plan.lost_words())),
-            doubt => doubt.map(|doubt| Reason::LineInDoubt(doubt.to_string())),
-        };
-        let facts = Facts {
-            attempted: attempt.is_some(),
-            alive: running.is_some(),
-            agent: record.route == Route::Agent,
-            stop: record.stop,
-            finished: summary.is_some(),
-            complete: plan.complete(),
-            flaw,
-            question: !questions.is_empty(),
-            blocked: plan.first(Marker::Blocked).map(|item| item.number.clone()),
-            failed: plan.first(Marker::Failed).map(|item| item.number.clone()),
-            exit: exit.clone(),
-            wait,
-            silent: running.map(Attempt::silent_since).transpose()?.flatten(),
-        };
-        let (state, reason) = derive(&facts);
-        // The task may have been removed while it was read.
-        if !task.was_dispatched() {
-            bail!("task '{}' was removed", task.id());
-        }
-        let task = task.clone();
-        Ok(Self {
-            task,
-            record,
-            plan,
-            attempt,
-            exit,
-            questions,
-            unread_answer,
-            summary,
-            state,
-            reason,
-            processes,
-        })
-    }
-
-    /// The worker's explanation beside the mark of the item with this number; may be empty.
-    pub fn item_explanation(&self, number: &str) -> String {
-        self.plan.item(number).map_or_else(|_| String::new(), Item::explanation)
-    }
-
-    /// Whether the worker is alive. For an agent this only means that its host is alive.
-    pub fn is_alive(&self) -> bool {
-        self.attempt.is_some() && self.exit.is_none() && !self.processes.is_empty()
-    }
-
-    /// Whether the worker ended and its supervisor did not, which is about to exit or to start the next
-    /// attempt.
-    pub fn is_between_attempts(&self) -> bool {
-        let ended = self.record.route == Route::Cli && self.exit.is_some();
-        ended && Lock::is_held(&self.task.run_lock_path()).unwrap_or(false)
-    }
-
-    /// Whether an answer came after the worker's end, so that the task can resume with it.
-    pub fn has_late_answer(&self) -> bool {
-        let ended = matches!(self.state, State::Blocked | State::Failed | State::Incomplete);
-        ended && self.unread_answer
-    }
-
-    /// Whether a late answer came so recently that its sender is about to resume the task.
-    pub fn resumes_soon(&self) -> bool {
-        /// How long a helper may take to resume the task after it recorded an answer.
-        const RESUME_LIMIT: Duration = Duration::from_secs(10);
-        self.has_late_answer() && self.task.was_answered_within(RESUME_LIMIT)
-    }
-
-    /// The state and reason in one word.
-    pub fn label(&self) -> Label {
-        match (self.state, &self.reason) {
-            (State::Asking, _) => Label::Asking,
-            (State::Blocked, _) => Label::Blocked,
-            (State::Failed, Reason::Denied(_)) => Label::Denied,
-            (State::Failed, Reason::Lost) => Label::Lost,
-            (State::Failed, _) => Label::Failed,
-            (State::Incomplete, _) => Label::Incomplete,
-            (State::Stopped, _) => Label::Stopped,
-            (State::Running, Reason::Silent(_)) => Label::Silent,
-            (State::Running, _) => Label::Running,
-            (State::Waiting, Reason::Waits(Wait::Held { .. })) => Label::Held,
-            (State::Waiting, Reason::Waits(Wait::Parked { .. })) => Label::Parked,
-            (State::Waiting, _) => Label::Queued,
-            (State::Done, _) => Label::Done,
-        }
-    }
-
-    /// The explanation to print beside the label, without a repetition of it; may be empty.
-    pub fn label_explanation(&self) -> String {
-        let text = self.explanation();
-        text.strip_prefix(&format!("{}: ", self.label())).map(Into::into).unwrap_or(text)
-    }
-
-    /// The sum of the usage of all attempts that reported one.
-    pub fn usage(&self) -> Option<Usage> {
-        let last = self.attempt.as_ref()?.number;
-        let read = |attempt: Attempt| attempt.usage().ok()?;
-        let of_last = match &self.exit {
-            Some(exit) if exit.usage.is_some() => exit.usage.clone(),
-            _ if self.record.route == Route::Agent => read(self.attempt.clone()?),
-            _ => None,
-        };
-        let all = if last > 1 { self.task.attempts().ok()? } else { Vec::new() };
-        let earlier = all.into_iter().filter(|attempt| attempt.number < last);
-        earlier.filter_map(read).chain(of_last).reduce(Usage::with)
-    }
-
-    /// The item that the worker is at.
-    pub fn current_item(&self) -> Option<&Item> {
-        self.plan.current()
-    }
-
-    /// The run time of the last attempt if it ended, else the time since the dispatch.
-    pub fn age(&self) -> Duration {
-        if let Some(exit) = &self.exit {
-            return Duration::from_millis(exit.milliseconds);
-        }
-        let created = humantime::parse_rfc3339(&self.record.created).unwrap_or(SystemTime::now());
-        SystemTime::now().duration_since(created).unwrap_or_default()
-    }
-
-    /// The reason as text for a person; may be empty.
-    pub fn explanation(&self) -> String {
-        match &self.reason {
-            Reason::None => String::new(),
-            Reason::Item(number) => format!("item {number}: {}", self.item_explanation(number)),
-            Reason::NotStarted(error) => format!("could not start: {error}"),
-            Reason::ExitCode(code) => format!("exit code {code}{}", self.last_output_line()),
-            Reason::Signal(signal) => {
-                format!("ended by signal {signal}{}", self.last_output_line())
-            }
-            Reason::Ended(reason) => reason.to_string(),
-            Reason::Lost => "lost: the worker disappeared".into(),
-            Reason::Cli(failure) => format!("{}: {}", failure.kind, failure.said),
-            Reason::Denied(calls) => format!("denied: {}", calls.join(", ")),
-            Reason::Silent(since) => format!("no sign of life since {since}"),
-            Reason::Waits(wait) => wait.to_string(),
-            Reason::MarkerMissing => "finish marker missing".into(),
-            Reason::MarkerTooEarly => "finish marker set with items unticked".into(),
-            Reason::ItemsLost(items) => format!("the plan lost {items}"),
-            Reason::LineInDoubt(doubt) => doubt.clone(),
-            Reason::Unreadable(error) => error.clone(),
-        }
-    }
-
-    /// The last line of the worker's output after a colon; empty without output.
-    fn last_output_line(&self) -> String {
-        let last = self.attempt.iter().flat_map(|attempt| output::last_lines(attempt, 1)).next();
-        last.map_or_else(String::new, |line| format!(": {line}"))
-    }
-}
-
 #[cfg(test)]
-#[path = "state_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    /// The facts of a worker that exited with 0 and left items unticked.
+    fn ended() -> Facts {
+        let exit = ExitRecord { code: Some(0), ..ExitRecord::default() };
+        Facts { attempted: true, exit: Some(exit), ..Facts::default() }
+    }
+
+    /// The facts of a running worker.
+    fn alive() -> Facts {
+        Facts { attempted: true, alive: true, ..Facts::default() }
+    }
+
+    /// The facts of a running agent.
+    fn agent() -> Facts {
+        Facts { agent: true, ..alive() }
+    }
+
+    fn exit(change: impl FnOnce(&mut ExitRecord)) -> Option<ExitRecord> {
+        let mut exit = ExitRecord::default();
+        change(&mut exit);
+        Some(exit)
+    }
+
+    fn parked() -> Option<Wait> {
+        Some(Wait::Parked { until: 0, stated: true, times: 1, said: "limit".into() })
+    }
+
+    fn lost() -> Option<Reason> {
+        Some(Reason::ItemsLost("item 2: Second".into()))
+    }
+
+    fn doubt() -> Option<Reason> {
+        Some(Reason::LineInDoubt("line 4 of the plan is in doubt".into()))
+    }
+
+    fn silent() -> Option<StopReason> {
+        Some(StopReason::Silent { minutes: 20 })
+    }
+
+    fn waits() -> Reason {
+        Reason::Waits(parked().expect("a wait"))
+    }
+
+    #[test]
+    fn every_row_of_the_table_decides_state_and_reason() {
+        use Reason as R;
+        use State as S;
+        let rows = [
+            (Facts::default(), S::Queued, R::None),
+            (Facts { finished: true, complete: true, ..alive() }, S::Done, R::None),
+            (Facts { finished: true, complete: true, ..ended() }, S::Done, R::None),
+            (Facts { stop: true, ..ended() }, S::Stopped, R::None),
+            (Facts { stop: true, ..alive() }, S::Running, R::None),
+            (Facts { question: true, ..alive() }, S::Asking, R::None),
+            (Facts { question: true, ..agent() }, S::Asking, R::None),
+            (Facts { failed: Some("2".into()), ..agent() }, S::Failed, R::Item("2".into())),
+            (Facts { failed: Some("2".into()), ..alive() }, S::Running, R::None),
+            (Facts { blocked: Some("1".into()), ..agent() }, S::Blocked, R::Item("1".into())),
+            (Facts { finished: true, ..agent() }, S::Incomplete, R::MarkerTooEarly),
+            (alive(), S::Running, R::None),
+            (
+                Facts { exit: exit(|e| e.not_started = Some("no".into())), ..ended() },
+                S::Failed,
+                R::NotStarted("no".into()),
+            ),
+            (Facts { failed: Some("3".into()), ..ended() }, S::Failed, R::Item("3".into())),
+            (Facts { blocked: Some("3".into()), ..ended() }, S::Blocked, R::Item("3".into())),
+            (Facts { question: true, ..ended() }, S::Blocked, R::None),
+            (Facts { exit: exit(|e| e.signal = Some(9)), ..ended() }, S::Failed, R::Signal(9)),
+            (Facts { exit: exit(|e| e.code = Some(7)), ..ended() }, S::Failed, R::ExitCode(7)),
+            (
+                Facts { exit: exit(|e| e.stop_reason = silent()), ..ended() },
+                S::Failed,
+                R::Ended(StopReason::Silent { minutes: 20 }),
+            ),
+            (
+                Facts { complete: true, exit: exit(|e| e.stop_reason = silent()), ..ended() },
+                S::Failed,
+                R::Ended(StopReason::Silent { minutes: 20 }),
+            ),
+            (
+                Facts { exit: exit(|e| e.stop_reason = Some(StopReason::LastWord)), ..ended() },
+                S::Incomplete,
+                R::None,
+            ),
+            (
+                Facts {
+                    complete: true,
+                    exit: exit(|e| e.stop_reason = Some(StopReason::LastWord)),
+                    ..ended()
+                },
+                S::Done,
+                R::MarkerMissing,
+            ),
+            (Facts { silent: Some("noon".into()), ..alive() }, S::Silent, R::Silent("noon".into())),
+            (Facts { exit: None, ..ended() }, S::Lost, R::Lost),
+            (
+                Facts { exit: exit(|e| e.denied = vec!["Bash(rm)".into()]), ..ended() },
+                S::Lost,
+                R::Lost,
+            ),
+            (
+                Facts {
+                    exit: exit(|e| (e.code, e.denied) = (Some(0), vec!["Bash(rm)".into()])),
+                    ..ended()
+                },
+                S::Denied,
+                R::Denied(vec!["Bash(rm)".into()]),
+            ),
+            (Facts { exit: exit(|_| ()), complete: true, ..ended() }, S::Lost, R::Lost),
+            (
+                Facts {
+                    exit: exit(|e| e.stop_reason = Some(StopReason::LastWordUnseen)),
+                    ..ended()
+                },
+                S::Incomplete,
+                R::None,
+            ),
+            (
+                Facts {
+                    complete: true,
+                    exit: exit(|e| e.stop_reason = Some(StopReason::LastWordUnseen)),
+                    ..ended()
+                },
+                S::Done,
+                R::MarkerMissing,
+            ),
+            (Facts { finished: true, ..ended() }, S::Incomplete, R::MarkerTooEarly),
+            (Facts { complete: true, ..ended() }, S::Done, R::MarkerMissing),
+            (ended(), S::Incomplete, R::None),
+            (Facts { flaw: lost(), ..alive() }, S::Running, lost().expect("a flaw")),
+            (Facts { flaw: doubt(), ..alive() }, S::Running, R::None),
+            (Facts { flaw: lost(), ..ended() }, S::Incomplete, lost().expect("a flaw")),
+            (Facts { flaw: doubt(), ..ended() }, S::Incomplete, doubt().expect("a flaw")),
+            (
+                Facts { flaw: lost(), finished: true, ..ended() },
+                S::Incomplete,
+                lost().expect("a flaw"),
+            ),
+            (
+                Facts { flaw: doubt(), finished: true, ..agent() },
+                S::Incomplete,
+                doubt().expect("a flaw"),
+            ),
+            (
+                Facts { flaw: lost(), exit: exit(|e| e.code = Some(7)), ..ended() },
+                S::Failed,
+                R::ExitCode(7),
+            ),
+            (Facts { wait: parked(), ..ended() }, S::Parked, waits()),
+            (Facts { wait: parked(), failed: Some("1".into()), ..ended() }, S::Parked, waits()),
+            // The last attempt's end is not recorded, and the task waits for the next attempt.
+            (Facts { wait: parked(), exit: None, ..ended() }, S::Parked, waits()),
+            (Facts { wait: parked(), ..Facts::default() }, S::Parked, waits()),
+            (Facts { wait: parked(), stop: true, ..Facts::default() }, S::Stopped, R::None),
+            (Facts { wait: parked(), stop: true, ..ended() }, S::Stopped, R::None),
+            (Facts { wait: parked(), finished: true, complete: true, ..ended() }, S::Done, R::None),
+        ];
+        for (facts, state, reason) in rows {
+            assert_eq!(derive(&facts), (state, reason), "{facts:?}");
+        }
+    }
+}

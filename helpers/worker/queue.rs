@@ -171,11 +171,11 @@ fn predecessor(
     Ok(match view.state {
         State::Done if over => Predecessor::Done,
         _ if view.is_between_attempts() && view.unread_answer => Predecessor::Open,
-        State::Failed => Predecessor::Held("failed".into()),
+        state if state.has_failed() => Predecessor::Held("failed".into()),
         State::Stopped => Predecessor::Held("was stopped".into()),
         State::Blocked => Predecessor::Held("is blocked".into()),
         State::Incomplete => Predecessor::Held("ended with items left".into()),
-        State::Done | State::Asking | State::Running | State::Waiting => Predecessor::Open,
+        _ => Predecessor::Open,
     })
 }
 

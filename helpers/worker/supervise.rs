@@ -267,17 +267,19 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
         let held = held()?;
         let view = task.view()?;
         match (view.state, view.reason) {
-            (State::Waiting, Reason::Waits(wait @ Wait::Queued { .. })) if held => {
+            (State::Queued, Reason::Waits(wait @ Wait::Queued { .. })) if held => {
                 return Ok(StartOutcome::Waiting(wait));
             }
-            (State::Waiting, _) if !held => return start(task),
+            (state, _) if state.is_waiting() && !held => return start(task),
             // The worker may end at the same limit before anybody saw it running.
-            (State::Waiting, _)
-                if view.exit.is_some() && number(view.attempt.as_ref()) > before =>
+            (state, _)
+                if state.is_waiting()
+                    && view.exit.is_some()
+                    && number(view.attempt.as_ref()) > before =>
             {
                 return Ok(StartOutcome::Running);
             }
-            (State::Waiting, _) => {}
+            (state, _) if state.is_waiting() => {}
             // The supervisor has not recorded its worker yet.
             (State::Running, _)
                 if !task.last_attempt().is_some_and(|it| matches!(it.identity(), Ok(Some(_)))) => {}
@@ -306,9 +308,9 @@ pub fn unpark(task: &Task) -> Result<()> {
 /// then, only the absence of its processes shows the end, and pids are reused.
 pub fn record_unknown_end(view: &View) -> Result<bool> {
     let of_a_worker = std::env::var_os(TASK_DIR).is_some();
-    let over = view.reason == Reason::Lost
+    let over = view.state == State::Lost
         // An agent that is done leaves no exit record.
-        || view.record.route == Route::Cli && view.state != State::Waiting;
+        || view.record.route == Route::Cli && !view.state.is_waiting();
     let unseen = view.exit.is_none() && view.processes.is_empty() && over;
     let Some(attempt) = view.attempt.as_ref().filter(|_| unseen && !of_a_worker) else {
         return Ok(false);
@@ -361,7 +363,7 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
 }
 
 fn is_abandoned(view: &View) -> bool {
-    view.state == State::Waiting
+    view.state.is_waiting()
         && view.record.route == Route::Cli
         && !Lock::is_held(&view.task.run_lock_path()).unwrap_or(true)
         // A record this young belongs to a spawn that is about to start the supervisor.

@@ -107,7 +107,7 @@ fn an_agent_whose_host_dies_is_lost() {
     spawn(&sandbox, &host, &["x"]);
     assert_eq!(sandbox.state("x"), "running");
     host.die();
-    assert_eq!(sandbox.state("x"), "failed: lost: the worker disappeared");
+    assert_eq!(sandbox.state("x"), "lost: the worker disappeared");
 }
 
 #[test]

@@ -1198,7 +1198,7 @@ fn deleted_worktree_keeps_branch() {
     let show = || sandbox.run("dispatch-reconcile", &["show", "x"]);
     status().shows(str![[r#"
 exit 0
-x incomplete 0/2 AGE commits → dispatch-spawn x --resume
+x incomplete 0/2 AGE commits — ended before item 1: First → dispatch-spawn x --resume
 "#]]);
     show().shows(str![[r#"
 exit 0

@@ -93,7 +93,7 @@ impl World {
     /// Resumes every task that stopped.
     fn resume(&self, states: &BTreeMap<String, String>) {
         for (id, state) in states {
-            if matches!(state.as_str(), "failed" | "incomplete" | "stopped") {
+            if matches!(state.as_str(), "failed" | "lost" | "incomplete" | "stopped") {
                 // A supervisor that is about to end may still hold the lock (75); the next round
                 // tries again.
                 let spawn = self.sandbox.call("dispatch-spawn", &[id, "--resume"]);
@@ -201,7 +201,7 @@ fn two_hundred_kills_over_fifty_tasks_lose_nothing() {
             let alive =
                 !marked(&world.sandbox.home(), &world.sandbox.task(&id, ""), attempt).is_empty();
             let said = matches!(state.as_str(), "running" | "asking");
-            (said == alive || state == "waiting" || state == "done").then_some(())
+            (said == alive || state == "queued" || state == "done").then_some(())
         });
         world.check(&id);
     }

@@ -269,7 +269,7 @@ mod moved {
         status(&sandbox, &other).shows(str![[r#"
 exit 0
 project: it was moved from PROJECT/.git; no task starts by itself → dispatch-reconcile adopt
-ended incomplete 0/2 AGE ends → dispatch-spawn ended --resume
+ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
 later queued 0/2 1h idle
 "#]]);
         let call = |helper: &str, args: &[&str]| sandbox.call(helper, args).within(&other);
@@ -285,7 +285,7 @@ exit 64
 !   there is no terminal
 !   next: call it in a terminal of your own
 ended (incomplete, ends, write)
-later (waiting, idle, write): it will start
+later (queued, idle, write): it will start
 "#]]);
         // A task that has lost its record is no candidate, and stays where it is.
         fs::create_dir_all(broken.with_file_name("attempts/1")).expect("made");

@@ -36,7 +36,7 @@ fn never_more_than_the_limit_run_and_the_others_follow_in_their_order() {
     ids.iter().for_each(|id| sandbox.dispatch(id, "works"));
     sandbox.wait_for_log(&["start f", "start e"]);
     for id in &ids[2..] {
-        assert_eq!(sandbox.state(id), "waiting: in the queue: max_workers is 2");
+        assert_eq!(sandbox.state(id), "queued: in the queue: max_workers is 2");
     }
     assert_eq!(tickets(&sandbox), ["1", "2", "3", "4", "5", "6"]);
     let mut log = vec!["start f".to_string(), "start e".into()];
@@ -149,13 +149,13 @@ c running 0/2 AGE works — item 1: First
 a queued 0/2 AGE works — in the queue: max_workers is 2
 "#]]);
     sandbox.wait_for_log(&["start e", "start d", "start c", "start b"]);
-    assert_eq!(sandbox.state("a"), "waiting: in the queue: max_workers is 2");
+    assert_eq!(sandbox.state("a"), "queued: in the queue: max_workers is 2");
     // What was lost takes its place at the end.
     sandbox.run("dispatch-spawn", &["e", "--resume"]).shows(str![[r#"
 exit 0
 e waits in the queue: max_workers is 2; it starts by itself. Tell the user and stop; news wakes you.
 "#]]);
-    assert_eq!(sandbox.state("e"), "waiting: in the queue: max_workers is 2");
+    assert_eq!(sandbox.state("e"), "queued: in the queue: max_workers is 2");
     let mut log = sandbox.log();
     for (ends, follows) in [("c", "a"), ("b", "e")] {
         sandbox.let_end(ends);
@@ -179,9 +179,9 @@ fn a_higher_limit_counts_at_once_and_a_broken_config_costs_no_place() {
     sandbox.config("");
     sandbox.let_end("a");
     wait_until("its place is free", || (tickets(&sandbox) == ["2", "3"]).then_some(()));
-    assert_eq!(sandbox.state("c"), "waiting: in the queue: max_workers is 2");
+    assert_eq!(sandbox.state("c"), "queued: in the queue: max_workers is 2");
     sandbox.config("max_workers: [\n");
-    assert_eq!(sandbox.state("c"), "waiting: in the queue: max_workers is 2");
+    assert_eq!(sandbox.state("c"), "queued: in the queue: max_workers is 2");
     sandbox.config(&config);
     sandbox.wait_for_log(&["start a", "start b", "end a", "start c"]);
 }

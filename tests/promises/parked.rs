@@ -62,7 +62,7 @@ fn resume(sandbox: &Sandbox) -> Ran {
 #[track_caller]
 fn wait_until_parked(sandbox: &Sandbox, attempts: usize) {
     wait_until("the task is parked", || {
-        let parked = sandbox.state("x").starts_with("waiting: rate limit");
+        let parked = sandbox.state("x").starts_with("parked: rate limit");
         (parked && names(&sandbox.task("x", "attempts")).len() == attempts).then_some(())
     });
 }
@@ -73,7 +73,7 @@ fn wait_for_end(sandbox: &Sandbox, attempt: u32) {
 }
 
 const PARKED: &str =
-    "waiting: rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)";
+    "parked: rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)";
 
 #[test]
 fn a_task_goes_on_in_the_same_session_when_its_limit_has_ended() {
@@ -127,7 +127,7 @@ x parked 1/2 AGE opus — rate limit, until TIME: You've hit your 5-hour limit �
 fn a_limit_whose_end_nobody_knows_is_tried_again_after_a_minute() {
     let sandbox = limited(None);
     spawn(&sandbox).run().ok();
-    let said = "waiting: rate limit, tries again at TIME: API Error: Request rejected (429)";
+    let said = "parked: rate limit, tries again at TIME: API Error: Request rejected (429)";
     sandbox.wait_for_state("x", said);
     let parked: serde_json::Value = serde_json::from_str(&sandbox.read("x", "wait")).expect("JSON");
     let until = parked["parked"]["until"].as_u64().expect("a time");

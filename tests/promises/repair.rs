@@ -116,7 +116,7 @@ exit 0
 repaired: complete marked done; cut marked lost; left marked incomplete; refused marked failed
 refused failed 0/2 AGE claude — not logged in: Not logged in… → dispatch-spawn refused --resume
 cut lost 0/2 AGE claude — the worker disappeared → dispatch-spawn cut --resume
-left incomplete 0/2 AGE claude $0.25 → dispatch-spawn left --resume
+left incomplete 0/2 AGE claude $0.25 — ended before item 1: First → dispatch-spawn left --resume
 complete done 2/2 AGE claude $0.25 — finish marker missing
 "#]]);
     assert_nothing_left_to_repair(&sandbox);
@@ -188,7 +188,7 @@ fn repairs_keep_json_output_valid() {
     let said = sandbox.ok("dispatch-reconcile", &["status", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&said).expect("JSON");
     let state = |at: usize| (json[at]["task"].as_str(), json[at]["state"].as_str());
-    assert_eq!(state(0), (Some("gone"), Some("failed")));
+    assert_eq!(state(0), (Some("gone"), Some("lost")));
     assert_eq!(state(1), (Some("torn"), Some("broken")));
     assert!(json[1]["because"].as_str().is_some_and(|why| why.contains("torn/record.yaml")));
 }

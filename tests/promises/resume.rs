@@ -123,7 +123,7 @@ exit 65
 !   the task waits and would start anyway
 !   next: stop it: dispatch-reconcile stop x
 "#]]);
-    assert_eq!(sandbox.state("x"), "waiting: after before");
+    assert_eq!(sandbox.state("x"), "queued: after before");
     assert!(!sandbox.read("x", "plan.md").contains("[x]"));
 }
 

@@ -112,12 +112,12 @@ fn a_finish_marker_is_not_enough_while_the_worker_still_runs() {
     sandbox.dispatch("a", "works");
     sandbox.dispatch("z", "works");
     sandbox.dispatch_after("b", &["a", "z"]);
-    assert_eq!(sandbox.state("b"), "waiting: after a, z");
+    assert_eq!(sandbox.state("b"), "queued: after a, z");
     sandbox.let_work("a");
     sandbox.wait_for_state("a", "done");
     // That it still waits for the one shows that it has looked at both.
     sandbox.let_end("z");
-    sandbox.wait_for_state("b", "waiting: after a");
+    sandbox.wait_for_state("b", "queued: after a");
     assert!(runs(sandbox.worker_of("a", 1)));
     sandbox.let_end("a");
     wait_until("it has begun", || {
@@ -189,7 +189,7 @@ next: dispatch-spawn b --resume
 "#]]);
     sandbox.script("fails", WORKS);
     sandbox.ok("dispatch-spawn", &["a", "--resume"]);
-    sandbox.wait_for_state("b", "waiting: after a");
+    sandbox.wait_for_state("b", "queued: after a");
     sandbox.let_end("a");
     sandbox.wait_for_log(&["start a", "end a", "start b"]);
 }
@@ -197,14 +197,14 @@ next: dispatch-spawn b --resume
 #[test]
 fn a_task_before_it_that_cannot_go_on_by_itself_holds_it() {
     let sandbox = project();
-    let held = |why: &str| sandbox.wait_for_state("b", &format!("waiting: held: a {why}"));
+    let held = |why: &str| sandbox.wait_for_state("b", &format!("held: a {why}"));
     sandbox.dispatch("a", "works");
     sandbox.dispatch_after("b", &["a"]);
 
     sandbox.ok("dispatch-reconcile", &["stop", "a"]);
     held("was stopped");
     sandbox.ok("dispatch-spawn", &["a", "--resume"]);
-    sandbox.wait_for_state("b", "waiting: after a");
+    sandbox.wait_for_state("b", "queued: after a");
 
     sandbox.worker("a", &["block", "1", "Which one?"]).run().ok();
     signal(sandbox.worker_of("a", 2), Signal::SIGKILL);
@@ -237,7 +237,7 @@ fn an_agent_before_it_is_done_when_it_says_so() {
     sandbox.plan("a", PLAN);
     host.calls(sandbox.call("dispatch-spawn", &["a", "--model", "opus"])).run().ok();
     sandbox.dispatch_after("b", &["a"]);
-    assert_eq!(sandbox.state("b"), "waiting: after a");
+    assert_eq!(sandbox.state("b"), "queued: after a");
     for step in [&["tick", "1"][..], &["tick", "2"], &["finish"]] {
         sandbox.worker("a", step).run().ok();
     }
@@ -382,10 +382,10 @@ fn a_task_whose_supervisor_never_came_is_started() {
         let sandbox = project();
         sandbox.plan("b", PLAN);
         sandbox.call("dispatch-spawn", &["b", "--model", "works"]).crash_at(point).run();
-        assert_eq!(sandbox.state("b"), "waiting", "{point}");
+        assert_eq!(sandbox.state("b"), "queued", "{point}");
         // Just now it may be about to come.
         sandbox.ok("dispatch-config", &["brief"]);
-        assert_eq!(sandbox.state("b"), "waiting", "{point}");
+        assert_eq!(sandbox.state("b"), "queued", "{point}");
         sandbox.age("b");
         sandbox.ok("dispatch-config", &["brief"]);
         assert_eq!(sandbox.state("b"), "running", "{point}");
@@ -403,7 +403,7 @@ fn a_supervisor_that_was_killed_before_it_could_say_what_it_waits_for_is_followe
         sandbox.age("b");
         sandbox.ok("dispatch-reconcile", &["status"]);
         assert!(runs(sandbox.supervisor_of("b")), "{point}");
-        assert_eq!(sandbox.state("b"), "waiting: after a", "{point}");
+        assert_eq!(sandbox.state("b"), "queued: after a", "{point}");
     }
 }
 

@@ -75,7 +75,7 @@ asks asking 0/2 AGE ends — 001: "Which database shall I… → dispatch-monito
 blocks blocked 0/2 AGE ends — item 2: no key → dispatch-spawn blocks --resume
 fails failed 0/2 AGE ends — exit code 7: no such file: a > run… → dispatch-spawn fails --resume
 marked failed 0/2 AGE ends — item 1: it does not compile → dispatch-spawn marked --resume
-stops incomplete 0/2 AGE ends → dispatch-spawn stops --resume
+stops incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn stops --resume
 works running 1/2 AGE ends — item 2: Second
 later queued 0/2 AGE ends — after works
 finishes done 2/2 AGE ends — "All is well."
@@ -174,8 +174,8 @@ output: "I have looked."
 "#]]);
     sandbox.on_machine("dispatch-reconcile", &["status", "--all"]).run().shows(str![[r#"
 exit 0
-x incomplete 0/2 AGE gpt → dispatch-spawn x --resume
-y incomplete 0/2 AGE opus $0.50 → dispatch-spawn y --resume
+x incomplete 0/2 AGE gpt — ended before item 1: First → dispatch-spawn x --resume
+y incomplete 0/2 AGE opus $0.50 — ended before item 1: First → dispatch-spawn y --resume
 in total 4.5k tokens in, 110 out, $0.50
 "#]]);
 }

@@ -292,7 +292,7 @@ fn stop_of_a_worker_that_was_lost_makes_it_stopped() {
     sandbox.ok("dispatch-spawn", &["x"]);
     kill_and_wait(sandbox.supervisor_of("x"));
     kill_and_wait(sandbox.worker_of("x", 1));
-    assert_eq!(sandbox.state("x"), "failed: lost: the worker disappeared");
+    assert_eq!(sandbox.state("x"), "lost: the worker disappeared");
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     assert_eq!(sandbox.state("x"), "stopped");
 }
@@ -348,7 +348,7 @@ fn a_worker_without_a_sign_of_life_is_silent_until_it_shows_one() {
     silent(&sandbox, "");
     let is_silent = || sandbox.task("x", "attempts/1/silent").exists();
     wait_until("it is silent", || is_silent().then_some(()));
-    assert_eq!(sandbox.state("x"), "running: no sign of life since TIME");
+    assert_eq!(sandbox.state("x"), "silent: no sign of life since TIME");
     sandbox.worker("x", &["tick", "1"]).run().ok();
     wait_until("it is not", || (!is_silent()).then_some(()));
     wait_until("it is again", || is_silent().then_some(()));

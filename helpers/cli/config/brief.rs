@@ -54,7 +54,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();
     let Repaired { mut views, mut broken, mut repairs } = repair(project, project.task_list());
-    views.sort_by_key(View::label);
+    views.sort_by_key(|view| view.state);
     // Tasks without news come last, so that they never displace news.
     let (mut told, mut quiet) = (Vec::new(), Vec::new());
     for view in &views {
@@ -133,7 +133,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
 /// has no monitor.
 fn monitor_advice(project: &Project, host: Option<&Identity>, views: &[View]) -> Option<String> {
     let settled = |view: &&View| {
-        let open = matches!(view.state, State::Running | State::Asking | State::Waiting);
+        let open = view.state.is_running() || view.state.is_waiting();
         let ours = view.record.owner.as_ref() == host;
         open && ours && !view.task.was_recorded_within(fault::limit("DISPATCH_TURN_MS", TURN))
     };

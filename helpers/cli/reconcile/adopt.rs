@@ -6,7 +6,6 @@ use crate::cli::{agree, say};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::project::{Project, Standing};
-use crate::task::State;
 
 /// Shows what would be taken over, asks the person, and takes it over. Starts nothing.
 pub(super) fn adopt(project: &Project) -> Result<Exit> {
@@ -22,7 +21,7 @@ pub(super) fn adopt(project: &Project) -> Result<Exit> {
         let (view, id) = (&candidate.view, candidate.view.task.id());
         let what = format!("{id} ({}, {}, {})", view.state, view.record.name, view.record.access);
         match candidate.obstacle {
-            None if view.state == State::Waiting => say(format!("{what}: it will start")),
+            None if view.state.is_waiting() => say(format!("{what}: it will start")),
             None => say(what),
             Some(why) => say(format!("{what}: stays, {why}")),
         }

@@ -121,10 +121,7 @@ fn remove_aside(task: &Task, directory: &Path) -> Result<()> {
 /// in it is judged later.
 fn is_removable(view: &View, args: &CleanArgs, awaited: &BTreeMap<String, TaskId>) -> Result<bool> {
     let named = !args.tasks.is_empty();
-    let ended = matches!(
-        view.state,
-        State::Done | State::Stopped | State::Failed | State::Incomplete | State::Blocked
-    );
+    let ended = view.state.has_ended() || view.state == State::Stopped;
     let at_work = at_work(view)?;
     if !named && (!ended || at_work.is_some() && view.state != State::Done) {
         return Ok(false);
@@ -133,7 +130,7 @@ fn is_removable(view: &View, args: &CleanArgs, awaited: &BTreeMap<String, TaskId
         bail!("{why}");
     }
     ensure!(ended, "it is {}", view.state);
-    ensure!(named || view.state == State::Done, "{}; name it to remove it", view.label());
+    ensure!(named || view.state == State::Done, "{}; name it to remove it", view.state);
     let age = SystemTime::now().duration_since(end_of(view)).unwrap_or_default();
     if args.older_than.is_some_and(|least| age < least) {
         ensure!(!named, "it ended {} ago", short_duration(age));
@@ -159,7 +156,7 @@ fn end_of(view: &View) -> SystemTime {
 fn awaited(all: &[Task]) -> BTreeMap<String, TaskId> {
     let mut awaited = BTreeMap::new();
     for task in all.iter().filter(|task| task.last_attempt().is_none()) {
-        let view = task.view().ok().filter(|view| view.state == State::Waiting);
+        let view = task.view().ok().filter(|view| view.state.is_waiting());
         for before in view.into_iter().flat_map(|view| view.record.after) {
             awaited.insert(before.nonce, task.id().clone());
         }

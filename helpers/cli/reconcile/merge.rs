@@ -102,7 +102,7 @@ pub(super) fn at_work(view: &View) -> Result<Option<String>> {
         Route::Cli => view.is_alive() || Lock::is_held(&view.task.run_lock_path())?,
     };
     Ok(match view.state {
-        State::Waiting => Some(format!("it is waiting: {}", view.explanation())),
+        state if state.is_waiting() => Some(format!("it is waiting: {}", view.because())),
         _ if working => Some("its worker is running".into()),
         _ if view.has_late_answer() => Some("it is about to resume with an answer".into()),
         _ => None,

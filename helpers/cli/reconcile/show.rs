@@ -38,10 +38,10 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     }
     // The worker's files may hold any bytes.
     let say = |line: String| say(sanitize(&line));
-    let (record, label, because) = (&view.record, view.label(), view.label_explanation());
+    let (record, state, because) = (&view.record, view.state, view.because());
     let because = if because.is_empty() { String::new() } else { format!(" ({because})") };
     say(format!("{} — {}", task.id(), view.plan.title().unwrap_or("no title")));
-    say(format!("{label}{because}, {}, {}", record.name, short_duration(view.age())));
+    say(format!("{state}{because}, {}, {}", record.name, short_duration(view.age())));
     if let Some(remedy) = Remedy::for_task(&view) {
         say(format!("next: {}", remedy.command(task.id().as_str())));
     }

@@ -73,7 +73,7 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
         .retain(|task| args.all || task.side().time_since_done().is_none_or(|time| time <= RECENT));
     let hidden = count - found.tasks.len();
     let Repaired { mut views, broken, repairs } = repair(project, found);
-    views.sort_by_key(View::label);
+    views.sort_by_key(|view| view.state);
     if args.json {
         let broken = broken.iter().map(broken_as_json);
         say(serde_json::to_string(&views.iter().map(as_json).chain(broken).collect::<Vec<_>>())?);
@@ -148,7 +148,6 @@ fn broken_as_json(broken: &Broken) -> serde_json::Value {
     json!({
         "task": broken.name,
         "state": "broken",
-        "label": "broken",
         "because": format!("{:#}", broken.error),
         "directory": broken.directory,
     })
@@ -159,7 +158,7 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
     let id = view.task.id().as_str();
     let (done, all) = (view.plan.done(), view.plan.items().len());
     let age = short_duration(view.age());
-    let mut line = format!("{id} {} {done}/{all} {age}", view.label());
+    let mut line = format!("{id} {} {done}/{all} {age}", view.state);
     let detail = sanitize(&detail(view)).replace(['\n', '\t'], " ").replace('→', ">");
     let detail = if detail.is_empty() { detail } else { format!(" — {detail}") };
     let next = Remedy::for_task(view).map(|remedy| format!(" → {}", remedy.command(id)));
@@ -181,14 +180,13 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
 
 /// The open question, the current item, the summary, or the reason for the state.
 fn detail(view: &View) -> String {
-    match (view.state, view.questions.first(), view.current_item(), &view.summary) {
-        _ if view.reason != Reason::None => view.label_explanation(),
-        (State::Asking | State::Blocked, Some((question, text)), ..) => {
+    match (view.state, view.questions.first(), &view.summary) {
+        _ if view.reason != Reason::None => view.detail(),
+        (State::Asking | State::Blocked, Some((question, text)), _) => {
             format!("{}: {}", question.name, quoted(text))
         }
-        (State::Running, _, Some(item), _) => format!("item {}: {}", item.number, item.text),
-        (State::Done, _, _, Some(summary)) if !summary.is_empty() => quoted(summary),
-        _ => view.label_explanation(),
+        (State::Done, _, Some(summary)) if !summary.is_empty() => quoted(summary),
+        _ => view.detail(),
     }
 }
 
@@ -197,8 +195,7 @@ pub(super) fn as_json(view: &View) -> serde_json::Value {
     json!({
         "task": view.task.id().as_str(),
         "state": view.state,
-        "label": view.label(),
-        "because": view.explanation(),
+        "because": view.because(),
         "done": view.plan.done(),
         "items": view.plan.items(),
         "model": view.record.name,

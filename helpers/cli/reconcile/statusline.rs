@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::cli::say;
 use crate::exit::Exit;
 use crate::project::{Project, TaskList};
-use crate::task::{Label, Task};
+use crate::task::{State, Task};
 
 /// How many bytes of the host's JSON are read at most.
 const MOST: u64 = 1 << 20;
@@ -31,16 +31,16 @@ fn line(here: Option<PathBuf>) -> Result<Option<String>> {
     let TaskList { tasks, broken } = Project::find(&directory)?.task_list();
     let mut broken = broken.len();
     let open = tasks.iter().filter(|task| task.side().time_since_done().is_none());
-    let mut counts: BTreeMap<Label, usize> = BTreeMap::new();
+    let mut counts: BTreeMap<State, usize> = BTreeMap::new();
     for view in open.map(Task::view) {
-        match view.map(|view| view.label()) {
-            Ok(Label::Stopped | Label::Done) => {}
-            Ok(label) => *counts.entry(label).or_default() += 1,
+        match view.map(|view| view.state) {
+            Ok(State::Stopped | State::Done) => {}
+            Ok(state) => *counts.entry(state).or_default() += 1,
             Err(_) => broken += 1,
         }
     }
     let broken = (broken > 0).then(|| format!("{broken} broken"));
-    let counts = counts.into_iter().map(|(label, count)| format!("{count} {label}"));
+    let counts = counts.into_iter().map(|(state, count)| format!("{count} {state}"));
     let counts: Vec<String> = broken.into_iter().chain(counts).collect();
     Ok((!counts.is_empty()).then(|| format!("dispatch: {}", counts.join(", "))))
 }

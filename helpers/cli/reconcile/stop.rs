@@ -10,7 +10,7 @@ use crate::exit::Exit;
 use crate::fault;
 use crate::files::Lock;
 use crate::process::{Identity, Life, Signal, Watch};
-use crate::task::{State, Task};
+use crate::task::Task;
 use crate::text::short_duration;
 use crate::worker::run;
 
@@ -28,8 +28,8 @@ pub(super) fn stop(task: &Task) -> Result<String> {
             .into());
     }
     let view = task.view()?;
-    if view.exit.is_some() && view.processes.is_empty() && view.state != State::Waiting {
-        return Ok(format!("{id} has ended already: {}", view.label()));
+    if view.exit.is_some() && view.processes.is_empty() && !view.state.is_waiting() {
+        return Ok(format!("{id} has ended already: {}", view.state));
     }
     let supervisor = Lock::last_holder(&task.run_lock_path())?;
     let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
@@ -70,5 +70,5 @@ pub(super) fn stop(task: &Task) -> Result<String> {
         end(supervisor, Signal::SIGKILL, 2 * STOP_LIMIT)?;
     }
     asked.or_else(|_| task.change_record(|record| record.stop = true))?;
-    Ok(format!("{id} {}{how}", task.view()?.label()))
+    Ok(format!("{id} {}{how}", task.view()?.state))
 }

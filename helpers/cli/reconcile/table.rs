@@ -11,7 +11,7 @@ use crate::cli::reconcile::line::{Line, Span, cut, one_line, printable, unstyled
 use crate::domain::{Route, Usage};
 use crate::ipc::Question;
 use crate::news::Remedy;
-use crate::task::{Label, State, Task, View};
+use crate::task::{State, Task, View};
 use crate::text::short_duration;
 
 /// The least width of a terminal, in columns, in which the detail stands in the task's own line.
@@ -29,7 +29,7 @@ const COST: usize = 6;
 #[derive(Clone, Debug)]
 pub(super) struct TaskRow {
     pub(super) task: Task,
-    pub(super) label: Label,
+    pub(super) state: State,
     /// How many items are done, and how many there are.
     pub(super) items: (usize, usize),
     pub(super) model: String,
@@ -49,27 +49,17 @@ pub(super) struct TaskRow {
 
 impl TaskRow {
     pub(super) fn new(view: &View) -> Self {
-        let why = view.label_explanation();
-        let item = view.current_item().map(|item| format!("item {}: {}", item.number, item.text));
-        let detail = match view.state {
-            _ if !why.is_empty() => why,
-            State::Done => view.summary.clone().unwrap_or_default(),
-            State::Incomplete => {
-                item.map(|item| format!("ended before {item}")).unwrap_or_default()
-            }
-            _ => item.unwrap_or_default(),
-        };
         let question =
             |(question, text): &(Question, String)| (question.name.clone(), printable(text.trim()));
         Self {
             task: view.task.clone(),
-            label: view.label(),
+            state: view.state,
             items: (view.plan.done(), view.plan.items().len()),
             model: one_line(&view.record.name),
             created: SystemTime::now().checked_sub(view.age()).unwrap_or(SystemTime::UNIX_EPOCH),
             ran: view.exit.as_ref().map(|_| view.age()),
             usage: view.usage(),
-            detail: one_line(&detail),
+            detail: one_line(&view.detail()),
             // A stopped or finished worker waits for no answer.
             questions: match view.state {
                 State::Done | State::Stopped => Vec::new(),
@@ -105,7 +95,7 @@ impl TaskRow {
     fn cells(&self, now: SystemTime) -> [String; 7] {
         [
             self.task.id().to_string(),
-            self.label.to_string(),
+            self.state.to_string(),
             "─".repeat(10),
             self.count(),
             self.age(now),
@@ -119,7 +109,7 @@ impl TaskRow {
         let detail = Some(self.question_or_detail()).filter(|detail| !detail.is_empty());
         let detail = detail.map(|detail| format!(" — {detail}")).unwrap_or_default();
         let next = self.next.as_ref().map(|next| format!(" → {next}")).unwrap_or_default();
-        format!("{} {} {}{detail}{next}", self.task.id(), self.label, self.count())
+        format!("{} {} {}{detail}{next}", self.task.id(), self.state, self.count())
     }
 }
 
@@ -172,17 +162,17 @@ impl Columns {
             line = match column {
                 ID if selected => line.with(format!("{cell}{gap}").bold()),
                 ID | MODEL => line.with(unstyled(cell + &gap)),
-                STATE => line.with(coloured(cell + &gap, row.label)),
+                STATE => line.with(coloured(cell + &gap, row.state)),
                 BAR => {
                     let done = filled(row.items, columns);
-                    let bar = line.with(coloured("━".repeat(done), row.label));
+                    let bar = line.with(coloured("━".repeat(done), row.state));
                     bar.with("─".repeat(columns - done).dim())
                 }
                 AGE => line.with(format!("{gap}{cell}").dim()),
                 _ => line.with(unstyled(gap + &cell)),
             };
         }
-        let detail = if row.label <= Label::Running { unstyled(detail) } else { detail.dim() };
+        let detail = if row.state <= State::Running { unstyled(detail) } else { detail.dim() };
         match self.wide {
             true => vec![line.with(unstyled("  ")).with(detail)],
             false => vec![line, Line::new(unstyled("    ")).with(detail)],
@@ -191,15 +181,15 @@ impl Columns {
 }
 
 /// The text in the colour of a state.
-pub(super) fn coloured(text: String, label: Label) -> Span {
-    match label {
-        Label::Asking | Label::Blocked => text.dark_yellow(),
-        Label::Failed | Label::Denied | Label::Silent | Label::Lost | Label::Incomplete => {
+pub(super) fn coloured(text: String, state: State) -> Span {
+    match state {
+        State::Asking | State::Blocked => text.dark_yellow(),
+        State::Failed | State::Denied | State::Silent | State::Lost | State::Incomplete => {
             text.dark_red()
         }
-        Label::Running => unstyled(text),
-        Label::Held | Label::Parked | Label::Queued | Label::Stopped => text.dim(),
-        Label::Done => text.dark_green(),
+        State::Running => unstyled(text),
+        State::Held | State::Parked | State::Queued | State::Stopped => text.dim(),
+        State::Done => text.dark_green(),
     }
 }
 

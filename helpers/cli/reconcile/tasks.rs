@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::process::{Identity, Life, Watch, Woken};
 use crate::project::{Broken, Project, TaskList};
 use crate::repair::repair;
-use crate::task::{Label, Task};
+use crate::task::{State, Task};
 use crate::wait::{SAFETY_SCAN, Snapshot, state_directories, state_paths, watch_undispatched};
 
 /// All tasks of a project as they were read last.
@@ -41,8 +41,7 @@ impl CachedRow {
 
     /// Whether the task may change without somebody starting a worker.
     fn is_open(&self) -> bool {
-        let waits =
-            |row: &TaskRow| matches!(row.label, Label::Held | Label::Parked | Label::Queued);
+        let waits = |row: &TaskRow| row.state.is_waiting();
         !self.processes.is_empty() || self.row.as_ref().map_or(true, waits)
     }
 }
@@ -97,7 +96,7 @@ impl WatchedTasks {
     fn rows(&self) -> (Vec<TaskRow>, Vec<String>) {
         let rows = self.cached.values().filter_map(|cached| cached.row.as_ref().ok());
         let mut rows: Vec<TaskRow> = rows.cloned().collect();
-        rows.sort_by_key(|row| row.label);
+        rows.sort_by_key(|row| row.state);
         let broken = self.cached.values().filter_map(|cached| cached.row.as_ref().err());
         (rows, self.broken.iter().chain(broken).cloned().collect())
     }
@@ -135,7 +134,7 @@ pub(super) fn follow(project: &Project) -> Result<Exit> {
     let mut printed: Option<Vec<String>> = None;
     tell_of_changes(project, watch, |rows, broken| {
         let is_new = |line: &String| !printed.iter().flatten().any(|it| it == line);
-        let open = rows.iter().filter(|row| printed.is_some() || row.label != Label::Done);
+        let open = rows.iter().filter(|row| printed.is_some() || row.state != State::Done);
         let lines = broken.iter().cloned().chain(open.map(TaskRow::line));
         // A reader that has left is no error.
         let is_read = lines.filter(is_new).all(|line| writeln!(stdout(), "{line}").is_ok());

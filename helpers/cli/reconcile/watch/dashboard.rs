@@ -6,7 +6,7 @@ use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use crate::cli::reconcile::line::{one_line, printable};
 use crate::cli::reconcile::table::TaskRow;
 use crate::domain::TaskId;
-use crate::task::{Label, Task, output};
+use crate::task::{State, Task, output};
 
 /// How many lines or tasks the keys for a page move.
 const PAGE: usize = 10;
@@ -215,7 +215,7 @@ impl Dashboard {
     fn open_answer(&mut self, selected: &TaskRow) {
         let id = selected.task.id();
         // A blocked task without a question must not open the question of another task.
-        if selected.label == Label::Blocked && selected.questions.is_empty() {
+        if selected.state == State::Blocked && selected.questions.is_empty() {
             self.message = format!(
                 "{id} asks in its plan: answer with dispatch-reconcile note {id} TEXT, then dispatch-spawn {id} --resume"
             );

@@ -65,14 +65,14 @@ fn head(dashboard: &Dashboard, most: usize) -> Vec<Line> {
     let total = cost(total.as_ref());
     let mut line = Line::new(dashboard.project.clone().bold());
     // The rows are sorted by state.
-    for (at, group) in rows.chunk_by(|a, b| a.label == b.label).enumerate() {
+    for (at, group) in rows.chunk_by(|a, b| a.state == b.state).enumerate() {
         let gap = if at == 0 { "  " } else { " · " };
-        let state = format!("{} {}", group.len(), group[0].label);
+        let state = format!("{} {}", group.len(), group[0].state);
         if line.width() + width(gap) + width(&state) + width(&total) + 4 > most {
             line = line.with(" …".to_owned().dim());
             break;
         }
-        line = line.with(gap.to_owned().dim()).with(coloured(state, group[0].label));
+        line = line.with(gap.to_owned().dim()).with(coloured(state, group[0].state));
     }
     if let Some(gap @ 2..) = most.checked_sub(line.width() + width(&total)) {
         line = line.with(unstyled(" ".repeat(gap) + &total));
@@ -168,7 +168,7 @@ fn log(dashboard: &Dashboard, width: usize, room: usize) -> Vec<Line> {
     let Mode::Log { task, text, up } = &dashboard.mode else { return Vec::new() };
     let mut heading = Line::new(format!("{} ", task.id()).bold());
     if let Some(row) = dashboard.rows.iter().find(|row| row.task.id() == task.id()) {
-        heading = heading.with(coloured(row.label.to_string(), row.label));
+        heading = heading.with(coloured(row.state.to_string(), row.state));
     }
     let mut lines = vec![heading.with("  the end of its log".to_owned().dim()), Line::default()];
     let text = text.trim_end();
@@ -221,12 +221,12 @@ mod tests {
     use super::*;
     use crate::cli::reconcile::table::TaskRow;
     use crate::cli::reconcile::watch::dashboard::Answer;
-    use crate::task::{Label, Task};
+    use crate::task::{State, Task};
 
-    fn row(id: &str, label: Label) -> TaskRow {
+    fn row(id: &str, state: State) -> TaskRow {
         TaskRow {
             task: Task::new(id.parse().expect("an id"), id.into(), id.into()),
-            label,
+            state,
             items: (1, 3),
             model: "gpt-6-codex".into(),
             created: SystemTime::UNIX_EPOCH,
@@ -247,11 +247,11 @@ mod tests {
 
     #[test]
     fn frame_fits_window_of_any_size() {
-        let mut asks = row("asks", Label::Asking);
+        let mut asks = row("asks", State::Asking);
         asks.questions =
             vec![("001".into(), "Which 日本語 one?\n".repeat(9)), ("002".into(), "b".into())];
         let mut all = vec![asks.clone()];
-        all.extend((0..30).map(|n| row(&format!("task-{n}"), Label::Running)));
+        all.extend((0..30).map(|n| row(&format!("task-{n}"), State::Running)));
         let (task, question) = (asks.task, "001".to_owned());
         let modes = [
             Mode::Tasks,
@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn selected_task_is_always_visible() {
         let mut dashboard =
-            dashboard((0..30).map(|n| row(&format!("t{n}"), Label::Running)).collect());
+            dashboard((0..30).map(|n| row(&format!("t{n}"), State::Running)).collect());
         for n in 0..30 {
             let frame = frame(&dashboard, 80, 20, SystemTime::now());
             let screen: Vec<_> = frame.lines.iter().map(Line::text).collect();

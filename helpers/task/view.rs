@@ -1,0 +1,285 @@
+//! A task as it was at one moment: both sides are read, and the state is derived from them.
+//!
+//! Invariant: an unreadable file on the worker's side never hides the task's end or its processes.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+
+use crate::domain::{Route, Usage};
+use crate::files::{Lock, modified_within, parse_number};
+use crate::ipc::Question;
+use crate::plan::{Item, Marker, Plan};
+use crate::process::{Identity, Life};
+use crate::task::state::{Facts, derive};
+use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, output};
+
+/// How long a plan may be half written while its worker is alive.
+const PLAN_EDIT_TIME: Duration = Duration::from_secs(1);
+
+/// What the worker's side says. It gives marks, questions and a summary, as quotations.
+struct WorkersWords {
+    plan: Plan,
+    questions: Vec<(Question, String)>,
+    summary: Option<String>,
+}
+
+impl WorkersWords {
+    fn read(task: &Task, attempt: Option<&Attempt>, is_running: bool) -> Result<Self> {
+        let (side, mut questions) = (task.side(), Vec::new());
+        side.refuse_symlinks()?;
+        let ipc = side.ipc();
+        let answers = task.answers()?;
+        for question in ipc.questions()?.into_iter().filter(|question| !question.received) {
+            // A running worker also takes an answer that was written by hand.
+            let answered = is_running && question.answered
+                || answers.iter().any(|(name, _)| *name == question.name);
+            // Skip an empty file: `echo > NNN.question` writes the text a moment later.
+            let text = if answered { None } else { ipc.question(&question.name)? };
+            if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
+                questions.push((question, text));
+            }
+        }
+        let start = attempt.map(Attempt::plan).transpose()?.flatten();
+        let plan = match attempt {
+            // Nobody has had the plan yet who could have lost it.
+            None if !side.plan_path().exists() => task.dispatched_plan()?,
+            _ => side.plan(start.as_ref())?,
+        };
+        Ok(Self { plan, questions, summary: ipc.finished()? })
+    }
+}
+
+/// What is wrong with a file on the worker's side, with its path in there.
+fn trouble(task: &Task, error: &anyhow::Error) -> String {
+    let text = format!("{error:#}").replace(&format!("{}/", task.side().directory().display()), "");
+    text.lines().next().unwrap_or_default().into()
+}
+
+/// A task as it was at one moment: everything that its state depends on.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The task that was read.
+    pub task: Task,
+    /// The task's record.
+    pub record: Record,
+    /// The task's plan.
+    pub plan: Plan,
+    /// The last attempt, if there was one.
+    pub attempt: Option<Attempt>,
+    /// The last attempt's end, if it is recorded.
+    pub exit: Option<ExitRecord>,
+    /// The questions without an answer, oldest first, with their text.
+    pub questions: Vec<(Question, String)>,
+    /// Whether an answer is recorded that no worker has read.
+    pub unread_answer: bool,
+    /// The text of the finish marker, if the marker exists.
+    pub summary: Option<String>,
+    /// The state of the task.
+    pub state: State,
+    /// The reason for the state.
+    pub reason: Reason,
+    /// The running processes whose death changes the state: the worker and its supervisor.
+    pub processes: Vec<Identity>,
+}
+
+impl View {
+    /// Reads a task and derives its state.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a broken record, or a task without a record.
+    pub(super) fn load(task: &Task) -> Result<Self> {
+        let record = task.record()?.with_context(|| format!("'{}' has no record", task.id()))?;
+        let attempt = task.attempts()?.pop();
+        let mut processes = Vec::new();
+        if let Some(attempt) = &attempt {
+            processes.extend(attempt.identity()?);
+        }
+        if record.route == Route::Cli {
+            processes.extend(Lock::last_holder(&task.run_lock_path())?);
+        }
+        // The life of a process in another namespace is unknown; then the run lock decides.
+        let run_lock = task.run_lock_path();
+        let is_running = |process: &Identity| match process.life() {
+            Life::Alive => true,
+            Life::Dead => false,
+            Life::Unknown => Lock::is_held(&run_lock).unwrap_or(true),
+        };
+        processes.retain(is_running);
+        // Read the end first, so that the reads below see all that the worker wrote before it.
+        let exit = attempt.as_ref().map(Attempt::exit).transpose()?.flatten();
+        // A wait is written before the attempt's end and removed after the next attempt is created.
+        let wait = task.wait()?;
+        let next = attempt.as_ref().map(|attempt| task.attempt(attempt.number + 1));
+        // Skip attempt numbers that a directory scan would ignore.
+        let next = next.filter(|next| parse_number(&next.number.to_string()).is_some());
+        // Read again if the next attempt began in between.
+        if wait.is_none() && exit.is_some() && next.is_some_and(|next| next.directory().exists()) {
+            return Self::load(task);
+        }
+        // During a wait, the running process is a supervisor without a worker.
+        let unfinished = attempt.as_ref().filter(|_| exit.is_none() && wait.is_none());
+        let running = unfinished.filter(|_| !processes.is_empty());
+        let unread_answer = task.has_untold_answer()?;
+        let (words, trouble) = match WorkersWords::read(task, attempt.as_ref(), running.is_some()) {
+            Ok(words) => (words, None),
+            // Whatever the worker did to its files, its end and its process stay visible.
+            Err(error) => {
+                let plan = task.dispatched_plan()?;
+                let words = WorkersWords { plan, questions: Vec::new(), summary: None };
+                (words, Some(Reason::Unreadable(trouble(task, &error))))
+            }
+        };
+        let WorkersWords { plan, questions, summary } = words;
+        // A running worker's editor may be writing the plan right now.
+        let whole = running.is_none() || !modified_within(&task.side().plan_path(), PLAN_EDIT_TIME);
+        let lost = !plan.lost().is_empty() && whole;
+        let flaw = match plan.doubts().first() {
+            _ if trouble.is_some() => trouble,
+            _ if lost => Some(Reason::ItemsLost(plan.lost_words())),
+            doubt => doubt.map(|doubt| Reason::LineInDoubt(doubt.to_string())),
+        };
+        let facts = Facts {
+            attempted: attempt.is_some(),
+            alive: running.is_some(),
+            agent: record.route == Route::Agent,
+            stop: record.stop,
+            finished: summary.is_some(),
+            complete: plan.complete(),
+            flaw,
+            question: !questions.is_empty(),
+            blocked: plan.first(Marker::Blocked).map(|item| item.number.clone()),
+            failed: plan.first(Marker::Failed).map(|item| item.number.clone()),
+            exit: exit.clone(),
+            wait,
+            silent: running.map(Attempt::silent_since).transpose()?.flatten(),
+        };
+        let (state, reason) = derive(&facts);
+        // The task may have been removed while it was read.
+        if !task.was_dispatched() {
+            bail!("task '{}' was removed", task.id());
+        }
+        let task = task.clone();
+        Ok(Self {
+            task,
+            record,
+            plan,
+            attempt,
+            exit,
+            questions,
+            unread_answer,
+            summary,
+            state,
+            reason,
+            processes,
+        })
+    }
+
+    /// The worker's explanation beside the mark of the item with this number; may be empty.
+    pub fn item_explanation(&self, number: &str) -> String {
+        self.plan.item(number).map_or_else(|_| String::new(), Item::explanation)
+    }
+
+    /// Whether the worker is alive. For an agent this only means that its host is alive.
+    pub fn is_alive(&self) -> bool {
+        self.attempt.is_some() && self.exit.is_none() && !self.processes.is_empty()
+    }
+
+    /// Whether the worker ended and its supervisor did not, which is about to exit or to start the next
+    /// attempt.
+    pub fn is_between_attempts(&self) -> bool {
+        let ended = self.record.route == Route::Cli && self.exit.is_some();
+        ended && Lock::is_held(&self.task.run_lock_path()).unwrap_or(false)
+    }
+
+    /// Whether an answer came after the worker's end, so that the task can resume with it.
+    pub fn has_late_answer(&self) -> bool {
+        self.state.has_work_left() && self.unread_answer
+    }
+
+    /// Whether a late answer came so recently that its sender is about to resume the task.
+    pub fn resumes_soon(&self) -> bool {
+        /// How long a helper may take to resume the task after it recorded an answer.
+        const RESUME_LIMIT: Duration = Duration::from_secs(10);
+        self.has_late_answer() && self.task.was_answered_within(RESUME_LIMIT)
+    }
+
+    /// The sum of the usage of all attempts that reported one.
+    pub fn usage(&self) -> Option<Usage> {
+        let last = self.attempt.as_ref()?.number;
+        let read = |attempt: Attempt| attempt.usage().ok()?;
+        let of_last = match &self.exit {
+            Some(exit) if exit.usage.is_some() => exit.usage.clone(),
+            _ if self.record.route == Route::Agent => read(self.attempt.clone()?),
+            _ => None,
+        };
+        let all = if last > 1 { self.task.attempts().ok()? } else { Vec::new() };
+        let earlier = all.into_iter().filter(|attempt| attempt.number < last);
+        earlier.filter_map(read).chain(of_last).reduce(Usage::with)
+    }
+
+    /// The item that the worker is at.
+    pub fn current_item(&self) -> Option<&Item> {
+        self.plan.current()
+    }
+
+    /// The run time of the last attempt if it ended, else the time since the dispatch.
+    pub fn age(&self) -> Duration {
+        if let Some(exit) = &self.exit {
+            return Duration::from_millis(exit.milliseconds);
+        }
+        let created = humantime::parse_rfc3339(&self.record.created).unwrap_or(SystemTime::now());
+        SystemTime::now().duration_since(created).unwrap_or_default()
+    }
+
+    /// The text to show beside the state; may be empty. The reason comes first, else the summary or the
+    /// item that the worker is at.
+    pub fn detail(&self) -> String {
+        let because = self.because();
+        if !because.is_empty() {
+            return because;
+        }
+        let item = self.current_item().map(|item| format!("item {}: {}", item.number, item.text));
+        match (self.state, item) {
+            (State::Done, _) => self.summary.clone().unwrap_or_default(),
+            (State::Incomplete, Some(item)) => format!("ended before {item}"),
+            (state, Some(item)) if state.is_running() || state == State::Stopped => item,
+            _ => String::new(),
+        }
+    }
+
+    /// The reason for the state as text for a person, without a repetition of the state; may be empty.
+    pub fn because(&self) -> String {
+        let text = self.reason_text();
+        text.strip_prefix(&format!("{}: ", self.state)).map(Into::into).unwrap_or(text)
+    }
+
+    fn reason_text(&self) -> String {
+        match &self.reason {
+            Reason::None => String::new(),
+            Reason::Item(number) => format!("item {number}: {}", self.item_explanation(number)),
+            Reason::NotStarted(error) => format!("could not start: {error}"),
+            Reason::ExitCode(code) => format!("exit code {code}{}", self.last_output_line()),
+            Reason::Signal(signal) => {
+                format!("ended by signal {signal}{}", self.last_output_line())
+            }
+            Reason::Ended(reason) => reason.to_string(),
+            Reason::Lost => "the worker disappeared".into(),
+            Reason::Cli(failure) => format!("{}: {}", failure.kind, failure.said),
+            Reason::Denied(calls) => calls.join(", "),
+            Reason::Silent(since) => format!("no sign of life since {since}"),
+            Reason::Waits(wait) => wait.to_string(),
+            Reason::MarkerMissing => "finish marker missing".into(),
+            Reason::MarkerTooEarly => "finish marker set with items unticked".into(),
+            Reason::ItemsLost(items) => format!("the plan lost {items}"),
+            Reason::LineInDoubt(doubt) => doubt.clone(),
+            Reason::Unreadable(error) => error.clone(),
+        }
+    }
+
+    /// The last line of the worker's output after a colon; empty without output.
+    fn last_output_line(&self) -> String {
+        let last = self.attempt.iter().flat_map(|attempt| output::last_lines(attempt, 1)).next();
+        last.map_or_else(String::new, |line| format!(": {line}"))
+    }
+}
