@@ -18,6 +18,7 @@ pub mod host;
 pub mod ids;
 pub mod ipc;
 pub mod news;
+pub mod ops;
 pub mod plan;
 pub mod process;
 pub mod project;

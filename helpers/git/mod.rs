@@ -86,6 +86,13 @@ pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
     Ok(PlannedWorktree { worktree, directory, remarks })
 }
 
+/// Whether git tracks a file, which then came with the repository.
+pub fn is_tracked(file: &Path) -> bool {
+    let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { return false };
+    let listed = git(directory, "ls-files --error-unmatch --").arg(name).run();
+    listed.is_ok_and(|listed| listed.status.success())
+}
+
 /// The full id of the commit that `revision` names in a directory or repository; `None` if there is
 /// none.
 pub fn commit_id(directory: &Path, revision: &str) -> Result<Option<String>> {

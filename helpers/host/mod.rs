@@ -1,4 +1,5 @@
-//! The host program's settings: the permission rules for the helpers.
+//! The host program: its hook protocol, and the permission rules for the helpers in its settings.
 
+pub mod hook;
 pub mod rules;
 pub mod settings;

@@ -173,7 +173,10 @@ pub(super) fn derive(facts: &Facts) -> (State, Reason) {
         Facts { attempted: true, finished: true, complete: true, .. } => {
             (State::Done, Reason::None)
         }
-        Facts { alive: false, stop: true, .. } => (State::Stopped, Reason::None),
+        // An agent's host may take a while to end it.
+        Facts { stop: true, alive, agent, .. } if !alive || *agent => {
+            (State::Stopped, Reason::None)
+        }
         Facts { alive: false, wait: Some(wait), .. } => {
             (State::of_wait(wait), Reason::Waits(wait.clone()))
         }
@@ -293,6 +296,7 @@ mod tests {
             (Facts { finished: true, complete: true, ..ended() }, S::Done, R::None),
             (Facts { stop: true, ..ended() }, S::Stopped, R::None),
             (Facts { stop: true, ..alive() }, S::Running, R::None),
+            (Facts { stop: true, ..agent() }, S::Stopped, R::None),
             (Facts { question: true, ..alive() }, S::Asking, R::None),
             (Facts { question: true, ..agent() }, S::Asking, R::None),
             (Facts { failed: Some("2".into()), ..agent() }, S::Failed, R::Item("2".into())),

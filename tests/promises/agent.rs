@@ -41,7 +41,7 @@ fn the_host_is_given_the_one_agent_call_to_make() {
     let (sandbox, host) = with_host();
     host.calls(sandbox.call("dispatch-spawn", &["x", "--model", "reviewer"])).run().shows(str![[r#"
 exit 0
-x: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read STATE/x/attempts/1/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
+x (Title, 2 items): make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read STATE/x/attempts/1/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
 "#]]);
     assert_eq!(sandbox.state("x"), "running");
     assert_eq!(names(&sandbox.task("x", "attempts/1")), ["identity", "plan.md", "prompt.md"]);
@@ -174,9 +174,8 @@ Item 2 is marked as failed. Stop now.
 "#]]);
     assert_eq!(sandbox.state("x"), "failed: item 2: cargo is missing");
     sandbox.run("dispatch-reconcile", &["stop", "x"]).shows(str![[r#"
-exit 1
-! dispatch-reconcile: 'x' is an agent of the host
-!   next: stop it in the host: the TaskStop tool, or the list of agents
+exit 0
+x has ended already: failed
 "#]]);
 }
 
@@ -247,6 +246,33 @@ fn finished_ago(sandbox: &Sandbox, seconds: u64) {
     let marker = std::fs::File::options().write(true).open(sandbox.task("x", "ipc/.done"));
     let then = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
     marker.expect("there").set_modified(then).expect("set");
+}
+
+#[test]
+fn stop_of_an_agent_prints_the_call_and_wakes_nobody() {
+    let (sandbox, host) = with_host();
+    spawn(&sandbox, &host, &["x"]);
+    let stop = || sandbox.run("dispatch-reconcile", &["stop", "x"]);
+    // Without a hook, dispatch does not know the agent's id.
+    stop().shows(str![[r#"
+exit 0
+x stopped. Its agent "dispatch x" runs until its host ends it: the list of agents there
+"#]]);
+    assert_eq!(sandbox.state("x"), "stopped");
+    spawn(&sandbox, &host, &["x", "--resume"]);
+    assert_eq!(sandbox.state("x"), "running");
+    at_stop_it_waits(&sandbox, &host, &[("a1", "dispatch x")]);
+    stop().shows(str![[r#"
+exit 0
+x stopped. Make this TaskStop call now (ToolSearch finds it): {"task_id":"a1"}
+"#]]);
+    stop().shows(str![[r#"
+exit 0
+x has ended already: stopped
+"#]]);
+    let hook = at_stop(&sandbox, &host, &[]).run();
+    assert_eq!((hook.code, hook.err.as_str()), (Some(0), ""));
+    assert_eq!(sandbox.state("x"), "stopped");
 }
 
 #[test]

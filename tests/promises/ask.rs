@@ -251,7 +251,7 @@ touch ipc/.done
         sandbox.plan("survey", PLAN);
         sandbox.run("dispatch-spawn", &["survey", "--model", "seed"]).shows(str![[r#"
 exit 0
-survey started with seed. Tell the user and stop; news wakes you.
+survey (Survey, 2 items) started with seed. Tell the user and stop; news wakes you.
 "#]]);
 
         sandbox.run("dispatch-monitor", &["survey"]).shows(str![[r#"

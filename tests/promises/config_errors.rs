@@ -81,7 +81,7 @@ config line 9: unknown key 'patiense' (did you mean 'patience'?)
     sandbox.plan("x", PLAN);
     sandbox.run("dispatch-spawn", &["x", "--model", "works"]).shows(str![[r#"
 exit 0
-x started with works. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with works. Tell the user and stop; news wakes you.
 "#]]);
 }
 
@@ -153,7 +153,7 @@ exit 65
 "#]]);
     sandbox.run("dispatch-spawn", &["x", "--model", "works"]).shows(str![[r#"
 exit 0
-x started with works. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with works. Tell the user and stop; news wakes you.
 "#]]);
 }
 

@@ -214,16 +214,16 @@ fn spawn_resolves_like_resolve() {
     spawn("x", "gemini").shows(str![[r#"
 exit 0
 'gemini' means gemini-3.1-pro here, its newest in the config
-x started with gemini-3.1-pro. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with gemini-3.1-pro. Tell the user and stop; news wakes you.
 "#]]);
     spawn("y", "gpt-6").shows(str![[r#"
 exit 0
 gpt-6 was not in the config and was added to it, on codex
-y started with gpt-6. Tell the user and stop; news wakes you.
+y (Title, 2 items) started with gpt-6. Tell the user and stop; news wakes you.
 "#]]);
     spawn("z", "reviewer").shows(str![[r#"
 exit 0
-z started with reviewer. Tell the user and stop; news wakes you.
+z (Title, 2 items) started with reviewer. Tell the user and stop; news wakes you.
 "#]]);
     spawn("w", "opos").shows(str![[r#"
 exit 65

@@ -115,7 +115,7 @@ fn dispatch_works_right_after_setup() {
     sandbox.plan("x", PLAN);
     sandbox.on_machine("dispatch-spawn", &["x"]).run().shows(str![[r#"
 exit 0
-x started with opus. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with opus. Tell the user and stop; news wakes you.
 "#]]);
     assert_eq!(sandbox.state("x"), "running");
 }

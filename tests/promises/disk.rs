@@ -282,7 +282,7 @@ fn exit_is_recorded_on_a_full_disk() {
     same(
         &said,
         str![[r#"
-x started with ends. Tell the user and stop; news wakes you.
+x (1 item) started with ends. Tell the user and stop; news wakes you.
 x — no title
 failed (exit code 7), ends, AGE
 
@@ -297,7 +297,7 @@ fn exit_is_recorded_once_a_full_disk_has_space() {
     same(
         &said,
         str![[r#"
-x started with ends. Tell the user and stop; news wakes you.
+x (1 item) started with ends. Tell the user and stop; news wakes you.
 x running 0/1 AGE ends — item 1: One
 x — no title
 failed (exit code 7), ends, AGE

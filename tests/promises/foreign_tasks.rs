@@ -154,6 +154,25 @@ fn shared_parent_outside_the_home_captures_no_project() {
 }
 
 #[test]
+fn plan_that_came_with_the_repository_needs_the_persons_word() {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[]);
+    sandbox.plan("x", PLAN);
+    sandbox.git(&["add", "--force", ".dispatch/tasks/x/plan.md"]);
+    sandbox.run("dispatch-spawn", &["x", "--model", "idle"]).shows(str![[r#"
+exit 65
+! dispatch-spawn: git tracks the plan of 'x'
+!   PROJECT/.dispatch/tasks/x/plan.md came with the repository
+!   next: read it, then dispatch it with --plan PROJECT/.dispatch/tasks/x/plan.md
+"#]]);
+    let plan = sandbox.task("x", "plan.md").display().to_string();
+    sandbox.run("dispatch-spawn", &["x", "--model", "idle", "--plan", &plan]).shows(str![[r#"
+exit 0
+x (Title, 2 items) started with idle. Tell the user and stop; news wakes you.
+"#]]);
+}
+
+#[test]
 fn git_file_of_an_archive_claims_no_other_repository() {
     let sandbox = Sandbox::with_git();
     sandbox.workers(&[]);

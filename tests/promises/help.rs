@@ -181,8 +181,8 @@ Example: dispatch-reconcile watch
 Stop a task's worker
 
 The worker gets 10 seconds to end by itself. Its changes stay, and
-`dispatch-spawn TASK --resume` continues the task. An agent of Claude Code is
-stopped in Claude Code.
+`dispatch-spawn TASK --resume` continues the task. For an agent of Claude Code,
+the call that ends it is printed.
 
 Usage: dispatch-reconcile stop [OPTIONS] <TASK>
 

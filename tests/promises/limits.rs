@@ -59,7 +59,7 @@ fn whoever_waits_for_its_turn_is_told_its_place() {
     sandbox.plan("b", PLAN);
     sandbox.run("dispatch-spawn", &["b", "--model", "works"]).shows(str![[r#"
 exit 0
-b waits in the queue: max_workers is 1; it starts by itself. Tell the user and stop; news wakes you.
+b (Title, 2 items) waits in the queue: max_workers is 1; it starts by itself. Tell the user and stop; news wakes you.
 "#]]);
     sandbox.dispatch("c", "works");
     sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
@@ -108,7 +108,7 @@ fn the_limit_is_the_same_for_all_projects() {
     let spawn = sandbox.call("dispatch-spawn", &["b", "--model", "works", "--plan", "-"]);
     spawn.within(&other).input(PLAN).run().shows(str![[r#"
 exit 0
-b waits in the queue: max_workers is 1; it starts by itself. Tell the user and stop; news wakes you.
+b (Title, 2 items) waits in the queue: max_workers is 1; it starts by itself. Tell the user and stop; news wakes you.
 "#]]);
     sandbox.let_end("a");
     sandbox.wait_for_log(&["start a", "end a", "start b"]);
@@ -192,7 +192,7 @@ fn limit_of_zero_is_reported_and_ignored() {
     sandbox.plan("a", PLAN);
     sandbox.run("dispatch-spawn", &["a", "--model", "works"]).shows(str![[r#"
 exit 0
-a started with works. Tell the user and stop; news wakes you.
+a (Title, 2 items) started with works. Tell the user and stop; news wakes you.
 "#]]);
     sandbox.run("dispatch-config", &["check"]).shows(str![[r#"
 exit 65

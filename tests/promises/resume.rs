@@ -290,11 +290,11 @@ fn a_flag_that_a_cli_no_longer_takes_is_replaced_and_named_once() {
     spawn("x").shows(str![[r#"
 exit 0
 codex no longer accepts --full-auto; using -s workspace-write instead
-x started with gpt-6. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with gpt-6. Tell the user and stop; news wakes you.
 "#]]);
     spawn("y").shows(str![[r#"
 exit 0
-y started with gpt-6. Tell the user and stop; news wakes you.
+y (Title, 2 items) started with gpt-6. Tell the user and stop; news wakes you.
 "#]]);
     let calls = wait_until("both call codex", || {
         let calls = fs::read_to_string(sandbox.top().join("calls")).ok()?;

@@ -91,7 +91,7 @@ fn a_task_begins_by_itself_when_the_one_before_it_is_done() {
     same(
         &sandbox.dispatch_after("b", &["a"]),
         str![[r#"
-b waits after a; it starts by itself. Tell the user and stop; news wakes you.
+b (Title, 2 items) waits after a; it starts by itself. Tell the user and stop; news wakes you.
 
 "#]],
     );
@@ -148,7 +148,7 @@ fn a_task_before_it_that_is_done_already_is_no_reason_to_wait() {
     same(
         &sandbox.dispatch_after("b", &["a", "a"]),
         str![[r#"
-b started with works. Tell the user and stop; news wakes you.
+b (Title, 2 items) started with works. Tell the user and stop; news wakes you.
 
 "#]],
     );
@@ -175,7 +175,7 @@ fn a_failed_task_before_it_holds_it_until_that_is_resumed_and_done() {
     same(
         &sandbox.dispatch_after("b", &["a"]),
         str![[r#"
-b is held: a failed; it starts by itself when that is done. Tell the user and stop; news wakes you.
+b (Title, 2 items) is held: a failed; it starts by itself when that is done. Tell the user and stop; news wakes you.
 
 "#]],
     );
@@ -292,7 +292,7 @@ b started with works. Tell the user and stop; news wakes you.
     sandbox.run("dispatch-spawn", &["b", "--resume"]).shows(str![[r#"
 exit 75
 ! dispatch-spawn: the worker of 'b' is still running
-!   pid PID
+!   dispatch-reconcile show b says what it does
 !   next: answer or note what it should know, or wait until it ends
 "#]]);
     // Nothing before it counts any more, also when it is started again.
@@ -417,7 +417,7 @@ fn what_comes_after_another_is_no_agent() {
     let spawn = |args: &[&str]| host.calls(sandbox.on_machine("dispatch-spawn", args)).run().ok();
     ["a", "b"].iter().for_each(|id| sandbox.plan(id, PLAN));
     assert!(spawn(&["a"]).contains("make this Agent call now"));
-    assert!(spawn(&["b", "--after", "a"]).starts_with("b waits after a; it starts by itself"));
+    assert!(spawn(&["b", "--after", "a"]).contains(" waits after a; it starts by itself"));
 }
 
 /// It commits a file that is called like its task.

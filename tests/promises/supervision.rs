@@ -90,7 +90,7 @@ fn a_worker_survives_sigkill_of_the_callers_whole_group() {
         })
         .start();
     wait_until("the task is started", || {
-        fs::read_to_string(&said).ok().filter(|said| said.contains("x started")).map(drop)
+        fs::read_to_string(&said).ok().filter(|said| said.contains("started with")).map(drop)
     });
     killpg(Pid::from_raw(caller.pid() as i32), Signal::SIGKILL).expect("killed");
     assert_eq!(caller.end().signal, Some(9));
@@ -108,7 +108,7 @@ fn a_worker_survives_a_closed_terminal() {
         .arg(&said);
     let mut terminal = Terminal::run(shell);
     wait_until("the task is started", || {
-        fs::read_to_string(&said).ok().filter(|said| said.contains("x started")).map(drop)
+        fs::read_to_string(&said).ok().filter(|said| said.contains("started with")).map(drop)
     });
     terminal.close();
     assert!(!terminal.status().success());
@@ -201,7 +201,7 @@ fn a_worker_without_a_supervisor_still_runs() {
     sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 75
 ! dispatch-spawn: the worker of 'x' is still running
-!   pid PID
+!   dispatch-reconcile show x says what it does
 !   next: answer or note what it should know, or wait until it ends
 "#]]);
 }
@@ -417,7 +417,7 @@ fn a_running_task_is_not_resumed() {
     sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 75
 ! dispatch-spawn: the worker of 'x' is still running
-!   pid PID
+!   dispatch-reconcile show x says what it does
 !   next: answer or note what it should know, or wait until it ends
 "#]]);
     both_run(&sandbox);

@@ -85,7 +85,7 @@ fn worker_commits_in_its_worktree_and_news_names_the_branch() {
     let before = commit(&sandbox, "HEAD");
     dispatch(&sandbox, "x", "commits").shows(str![[r#"
 exit 0
-x started with commits. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with commits. Tell the user and stop; news wakes you.
 "#]]);
     sandbox.wait_for_state("x", "done");
     until_over(&sandbox, "x");
@@ -159,7 +159,7 @@ models: {{ opus: {{ backend: claude }} }}
     sandbox.config(&config(""));
     host.calls(spawn(&sandbox, "x", "opus")).run().shows(str![[r#"
 exit 0
-x started with opus. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with opus. Tell the user and stop; news wakes you.
 "#]]);
     sandbox.config(&config(", route: agent"));
     host.calls(spawn(&sandbox, "y", "opus")).run().shows(str![[r#"
@@ -232,20 +232,20 @@ fn host_is_told_of_uncommitted_changes_that_stay_behind() {
     sandbox.plan("w", PLAN);
     sandbox.run("dispatch-spawn", &["w", "--worktree"]).shows(str![[r#"
 exit 0
-w started with idle. Tell the user and stop; news wakes you.
+w (Title, 2 items) started with idle. Tell the user and stop; news wakes you.
 "#]]);
     fs::write(sandbox.project().join("README"), "Changed.\n").expect("written");
     dispatch(&sandbox, "x", "idle").shows(str![[r#"
 exit 0
 1 uncommitted change is not in the worktree
-x started with idle. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with idle. Tell the user and stop; news wakes you.
 "#]]);
     sandbox.git(&["mv", "-f", "README", "a b"]);
     fs::write(sandbox.project().join("new"), "New.\n").expect("written");
     dispatch(&sandbox, "y", "idle").shows(str![[r#"
 exit 0
 3 uncommitted changes are not in the worktree
-y started with idle. Tell the user and stop; news wakes you.
+y (Title, 2 items) started with idle. Tell the user and stop; news wakes you.
 "#]]);
     let (path, ..) = worktree_of(&sandbox, "y");
     assert_eq!(names(&path), [".git", "README"]);
@@ -255,7 +255,7 @@ y started with idle. Tell the user and stop; news wakes you.
     dispatch(&sandbox, "z", "idle").shows(str![[r#"
 exit 0
 cannot look for uncommitted changes: fatal: .git/index: index file smaller than expected
-z started with idle. Tell the user and stop; news wakes you.
+z (Title, 2 items) started with idle. Tell the user and stop; news wakes you.
 "#]]);
 }
 
@@ -266,7 +266,7 @@ fn bare_repository_has_worktrees() {
     sandbox.git(&["clone", "-q", "--bare", ".", &bare.display().to_string()]);
     spawn(&sandbox, "x", "commits").within(&bare).run().shows(str![[r#"
 exit 0
-x started with commits. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with commits. Tell the user and stop; news wakes you.
 "#]]);
     let show = || sandbox.call("dispatch-reconcile", &["show", "x", "--json"]).within(&bare);
     wait_until("it is done", || show().run().ok().contains("\"state\":\"done\"").then_some(()));
@@ -299,7 +299,7 @@ fn worker_starts_in_the_hosts_subdirectory() {
     spawn(&sandbox, "x", "where").within(&deep).run().shows(str![[r#"
 exit 0
 src/deep one/ is not in HEAD: the worker starts at the top
-x started with where. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with where. Tell the user and stop; news wakes you.
 "#]]);
     fs::write(deep.join("a"), "A.\n").expect("written");
     sandbox.git(&["add", "."]);
@@ -362,7 +362,7 @@ fn submodules_are_filled_from_local_clones() {
     dispatch(&sandbox, "x", "idle").shows(str![[r#"
 exit 0
 submodules that are empty in the worktree: other
-x started with idle. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with idle. Tell the user and stop; news wakes you.
 "#]]);
     let (path, ..) = worktree_of(&sandbox, "x");
     let text = fs::read_to_string(path.join("deps/lib/the inner/text")).expect("there");
@@ -383,7 +383,7 @@ fn failing_checkout_hook_is_reported_and_task_starts() {
     dispatch(&sandbox, "x", "idle").shows(str![[r#"
 exit 0
 post-checkout hook failed in the worktree: no node_modules
-x started with idle. Tell the user and stop; news wakes you.
+x (Title, 2 items) started with idle. Tell the user and stop; news wakes you.
 "#]]);
     assert_eq!(names(&worktree_of(&sandbox, "x").0), [".git", "README"]);
 }

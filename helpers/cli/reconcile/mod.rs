@@ -7,7 +7,6 @@ mod merge;
 mod show;
 mod status;
 mod statusline;
-mod stop;
 mod table;
 mod tasks;
 mod watch;
@@ -22,6 +21,7 @@ use crate::cli::{directory, project, run, say, some_text};
 use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::ops::stop;
 use crate::task::{State, Task};
 use status::StatusArgs;
 
@@ -101,7 +101,7 @@ enum ReconcileCommand {
     /// Stop a task's worker
     ///
     /// The worker gets 10 seconds to end by itself. Its changes stay, and `dispatch-spawn TASK
-    /// --resume` continues the task. An agent of Claude Code is stopped in Claude Code.
+    /// --resume` continues the task. For an agent of Claude Code, the call that ends it is printed.
     ///
     /// Exit codes: 0 stopped, or had ended already, 1 cannot stop it, 64 wrong arguments, 65 no such task, 75 a process is still running
     ///

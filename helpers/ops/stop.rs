@@ -1,8 +1,9 @@
-//! `dispatch-reconcile stop`: ends a task's worker.
+//! Stop: the person ends a task's worker.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use serde_json::json;
 
 use crate::domain::Route;
 use crate::error::Refusal;
@@ -10,8 +11,9 @@ use crate::exit::Exit;
 use crate::fault;
 use crate::files::Lock;
 use crate::process::{Identity, Life, Signal, Watch};
-use crate::task::Task;
+use crate::task::{Attempt, SessionRecord, State, Task, View};
 use crate::text::short_duration;
+use crate::worker::agent::description;
 use crate::worker::run;
 
 /// How long a worker may take to end after the first signal.
@@ -19,17 +21,18 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Ends a task's worker, through its supervisor if that is alive, because it records the end.
 /// Returns a line about the result.
-pub(super) fn stop(task: &Task) -> Result<String> {
+///
+/// # Errors
+/// [`Exit::TryAgain`] if a process is left.
+pub fn stop(task: &Task) -> Result<String> {
     let id = task.id();
-    let record = task.record()?.with_context(|| format!("'{id}' has no record"))?;
-    if record.route == Route::Agent {
-        return Err(Refusal::new(Exit::Failed, format!("'{id}' is an agent of the host"))
-            .next("stop it in the host: the TaskStop tool, or the list of agents")
-            .into());
-    }
     let view = task.view()?;
+    let record = &view.record;
     if view.exit.is_some() && view.processes.is_empty() && !view.state.is_waiting() {
         return Ok(format!("{id} has ended already: {}", view.state));
+    }
+    if record.route == Route::Agent {
+        return stop_agent(&view);
     }
     let supervisor = Lock::last_holder(&task.run_lock_path())?;
     let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
@@ -55,7 +58,7 @@ pub(super) fn stop(task: &Task) -> Result<String> {
     }
     // The supervisor ends the whole tree; make sure that nothing is left.
     if let Some(attempt) = task.last_attempt() {
-        let left = run::tree(alive().cloned(), &record, &attempt)?
+        let left = run::tree(alive().cloned(), record, &attempt)?
             .terminate(run::termination_grace(), || ())?;
         if !left.is_empty() {
             let (count, age) = (left.len(), short_duration(begin.elapsed()));
@@ -71,4 +74,25 @@ pub(super) fn stop(task: &Task) -> Result<String> {
     }
     asked.or_else(|_| task.change_record(|record| record.stop = true))?;
     Ok(format!("{id} {}{how}", task.view()?.state))
+}
+
+/// Records the decision about an agent, which only its host can end.
+fn stop_agent(view: &View) -> Result<String> {
+    let (task, id) = (&view.task, view.task.id());
+    if view.state.has_ended() || view.state == State::Stopped {
+        return Ok(format!("{id} has ended already: {}", view.state));
+    }
+    task.change_record(|record| record.stop = true)?;
+    let session = view.attempt.as_ref().map(Attempt::session).transpose()?.flatten();
+    Ok(match session {
+        Some(SessionRecord { id: agent, .. }) if view.is_alive() => format!(
+            "{id} stopped. Make this TaskStop call now (ToolSearch finds it): {}",
+            json!({ "task_id": agent })
+        ),
+        _ if view.is_alive() => format!(
+            "{id} stopped. Its agent \"{}\" runs until its host ends it: the list of agents there",
+            description(id)
+        ),
+        _ => format!("{id} stopped"),
+    })
 }

@@ -1,0 +1,120 @@
+//! The host's hook protocol: what Claude Code tells a hook, and what that says about news and agents.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::Deserialize;
+
+use crate::domain::Route;
+use crate::ids::now;
+use crate::news::ledger::{self, Delivery, Ledger};
+use crate::news::{event_ids_in, events, shown_in_transcript};
+use crate::process::Identity;
+use crate::project::Project;
+use crate::task::{ExitRecord, SessionRecord, State, StopReason, Task};
+use crate::worker::agent::{self, description};
+
+/// The JSON that Claude Code gives a hook on standard input.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct HookInput {
+    /// The session's directory.
+    pub cwd: Option<PathBuf>,
+    transcript_path: Option<PathBuf>,
+    prompt: Option<String>,
+    background_tasks: Option<Vec<BackgroundTask>>,
+}
+
+/// An agent or a command that the host runs in the background.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct BackgroundTask {
+    id: String,
+    status: String,
+    description: String,
+}
+
+impl HookInput {
+    /// Takes over what the host says: acknowledges the news of its own tasks that its transcript shows,
+    /// and records the usage and the ends of its agents. An unreadable task must not hide news of the
+    /// others.
+    pub fn take_over(&self, project: &Project, host: &Identity) {
+        self.acknowledge(project, host);
+        if let Some(running) = &self.background_tasks {
+            project.tasks().iter().for_each(|it| drop(note_ended_agent(it, host, running)));
+        }
+    }
+
+    fn acknowledge(&self, project: &Project, host: &Identity) {
+        let transcript = self.transcript_path.as_ref();
+        let mut shown = transcript.and_then(|it| shown_in_transcript(it).ok()).unwrap_or_default();
+        shown.extend(self.prompt.clone());
+        let ids: Vec<&str> = shown.iter().flat_map(|text| event_ids_in(text)).collect();
+        if ids.is_empty() && !shown.iter().any(|text| text.contains("<task-notification>")) {
+            return;
+        }
+        for task in project.tasks() {
+            let _ = acknowledge_task(&task, host, &shown, &ids);
+        }
+    }
+}
+
+/// Records the end of an agent that the host no longer lists and that has not finished, and the id of
+/// one that it lists.
+fn note_ended_agent(task: &Task, host: &Identity, running: &[BackgroundTask]) -> Result<()> {
+    let view = task.view()?;
+    let over = matches!(view.state, State::Done | State::Incomplete | State::Stopped);
+    let open = view.record.route == Route::Agent && view.exit.is_none() && !over;
+    let milliseconds = u64::try_from(view.age().as_millis()).unwrap_or(u64::MAX);
+    let Some(attempt) = view.attempt.filter(|_| open) else { return Ok(()) };
+    // Another host may run the agent; only that host lists it.
+    if attempt.identity()?.as_ref() != Some(host) {
+        return Ok(());
+    }
+    let (name, known) = (description(task.id()), attempt.session()?);
+    let is_it = |agent: &&BackgroundTask| {
+        let same = known.as_ref().is_some_and(|session| session.id == agent.id);
+        let over = matches!(agent.status.as_str(), "completed" | "failed" | "killed");
+        (same || agent.description == name) && !over
+    };
+    match running.iter().find(is_it) {
+        Some(agent) => {
+            let session = SessionRecord { backend: view.record.backend, id: agent.id.clone() };
+            if known.as_ref() != Some(&session) {
+                attempt.set_session(&session)?;
+            }
+            Ok(())
+        }
+        None => {
+            let stop_reason = Some(StopReason::AgentGone);
+            let exit = ExitRecord { stop_reason, at: now(), milliseconds, ..ExitRecord::default() };
+            task.set_exit(&attempt, &exit)
+        }
+    }
+}
+
+fn acknowledge_task(task: &Task, host: &Identity, shown: &[String], ids: &[&str]) -> Result<()> {
+    let told = ledger::read(task)?;
+    let view = task.view()?;
+    if view.record.owner.as_ref() != Some(host) {
+        return Ok(());
+    }
+    if let Some(attempt) = view.attempt.as_ref().filter(|_| view.record.route == Route::Agent) {
+        let usage = shown.iter().rev().find_map(|text| agent::usage_in(text, task.id()));
+        // The transcript still shows the usage of earlier attempts.
+        let before = task.attempts()?.into_iter().filter(|it| it.number < attempt.number);
+        let before: Vec<_> = before.filter_map(|it| it.usage().ok()?).collect();
+        let own = usage.filter(|usage| !before.contains(usage));
+        own.map_or(Ok(()), |usage| attempt.set_usage(&usage))?;
+    }
+    // The host program reports an agent's end, so the end can be seen without being delivered.
+    let events = events(&view)?;
+    let mut open: Vec<String> = events.into_iter().map(|event| event.id).collect();
+    open.extend(told.keys().cloned());
+    let seen =
+        |id: &String| told.get(id) != Some(&Delivery::Acknowledged) && ids.contains(&id.as_str());
+    for id in open.into_iter().filter(seen) {
+        Ledger::open(task)?.acknowledge(&id)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! Answer: the person's answer reaches the worker that asked, or the next one if that has ended.
+
+use anyhow::{Error, Result};
+
+use crate::domain::Route;
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::fault;
+use crate::news::ledger;
+use crate::project::Project;
+use crate::task::{Answer, State, Task, Wait};
+use crate::text::quoted;
+use crate::worker::agent;
+use crate::worker::supervise::{self, StartOutcome};
+
+/// What follows an answer.
+#[derive(Debug)]
+pub enum Answered {
+    /// The worker is running and reads the answer.
+    Continues,
+    /// The worker had ended and was resumed.
+    Resumed,
+    /// The worker had ended, and the task waits for this before the next one starts.
+    Waits(Wait),
+    /// The worker had ended, and the next one could not start. The answer is stored.
+    NotStarted(Error),
+    /// The agent had ended; the line holds the call that the host has to make.
+    AgentEnded(String),
+    /// The task was stopped; a resume passes the answer on.
+    Stopped,
+    /// The task is done.
+    Done,
+}
+
+/// The question that `TASK[/NNN]` names; without a number, the newest open one.
+///
+/// # Errors
+/// [`Exit::Data`] if there is no such task or question.
+pub fn find_question(project: &Project, target: &str) -> Result<(Task, String)> {
+    let (id, number) = match target.split_once('/') {
+        Some((id, number)) => (id, Some(number)),
+        None => (target, None),
+    };
+    let task = project.existing_task(&id.parse()?)?;
+    let questions = task.side().ipc().questions()?;
+    let open: Vec<_> = task.view()?.questions.into_iter().map(|(open, _)| open.name).collect();
+    let question = match number {
+        Some(number) => questions.iter().find(|question| question.name == number),
+        None => questions.iter().rev().find(|question| open.contains(&question.name)),
+    };
+    if let Some(question) = question {
+        return Ok((task, question.name.clone()));
+    }
+    let what = match number {
+        Some(number) => format!("'{id}' has no question {number}"),
+        None => format!("'{id}' has no open question"),
+    };
+    let names: Vec<_> = questions.iter().map(|question| question.name.as_str()).collect();
+    let place = if names.is_empty() {
+        "it never asked".into()
+    } else {
+        format!("it asked {}", names.join(", "))
+    };
+    let next = format!("dispatch-reconcile show {id}");
+    Err(Refusal::new(Exit::Data, what).place(place).next(next).into())
+}
+
+/// Records and publishes an answer, and resumes the task if its worker has ended.
+///
+/// # Errors
+/// [`Exit::Data`] if the question cannot be answered; the text of the error says why.
+pub fn answer(task: &Task, question: &str, text: &str) -> Result<Answered> {
+    // Read the state first: an orphaned `ask` of a dead worker may take the answer.
+    let over = task.view()?.state.has_work_left();
+    if let Err(refusal) = post(task, question, text, over) {
+        // An earlier call may have been killed between the answer and its effect.
+        task.publish_answers()?;
+        supervise::resume_if_answered(&task.view()?);
+        return Err(refusal);
+    }
+    fault::point("answer", "posted");
+    let view = task.view()?;
+    Ok(match (view.record.route, view.state) {
+        (Route::Cli, _) if view.has_late_answer() => match supervise::start_answered(task) {
+            Ok(StartOutcome::Running) => Answered::Resumed,
+            Ok(StartOutcome::Waiting(wait)) => Answered::Waits(wait),
+            Err(error) => Answered::NotStarted(error),
+        },
+        (Route::Agent, _) if over || view.has_late_answer() => {
+            Answered::AgentEnded(agent::resume(task, &view.record)?)
+        }
+        (_, State::Stopped) => Answered::Stopped,
+        (_, State::Done) => Answered::Done,
+        _ => Answered::Continues,
+    })
+}
+
+/// Records an answer, and publishes the worker's copy. `over` is whether the worker has ended.
+///
+/// # Errors
+/// [`Exit::Data`] if there is no such question, it has an answer, it is not the question that was
+/// shown, or the answer is empty.
+fn post(task: &Task, question: &str, text: &str, over: bool) -> Result<()> {
+    let (id, ipc) = (task.id(), task.side().ipc());
+    let show = format!("dispatch-reconcile show {id}");
+    if text.trim().is_empty() {
+        return Err(Refusal::new(Exit::Data, "the answer is empty")
+            .next("give the text, or - and the text on standard input")
+            .into());
+    }
+    // The lock excludes a resume, which passes answers on.
+    let _lock = task.lock()?;
+    let Some(asked) = ipc.question(question)? else {
+        return Err(Refusal::new(Exit::Data, format!("there is no question {question}"))
+            .place(format!("in {}", ipc.directory().display()))
+            .next(show)
+            .into());
+    };
+    let has_answer = || {
+        Refusal::new(Exit::Data, format!("question {question} has an answer already"))
+            .place(format!("{show} prints it"))
+            .next("to tell the worker more, use: dispatch-reconcile note")
+    };
+    let recorded = task.answers()?.into_iter().find(|(name, _)| name == question);
+    if let Some((_, recorded)) = recorded {
+        // A killed call that is repeated may still have to publish the copy.
+        if recorded.answer == text && !ipc.has_answer(question) {
+            return ipc.publish_answer(question, text);
+        }
+        return Err(has_answer().into());
+    }
+    if ipc.has_answer(question) && !over {
+        return Err(has_answer().into());
+    }
+    if ipc.was_received(question) {
+        let what = format!("nobody waits for an answer to {id}/{question} any more");
+        return Err(Refusal::new(Exit::Data, what)
+            .next(format!("tell the worker with dispatch-reconcile note {id} -"))
+            .into());
+    }
+    if ledger::was_told_otherwise(task, question, &asked)? {
+        let what = format!("question {question} of '{id}' has changed since it was told");
+        return Err(Refusal::new(Exit::Data, what)
+            .place(format!("it is now: {}", quoted(&asked)))
+            .next(format!("{show}, then answer what it asks"))
+            .into());
+    }
+    let answer = Answer { question: asked, answer: text.into() };
+    if !task.record_answer(question, &answer)? {
+        return Err(has_answer().into());
+    }
+    fault::point("answer", "recorded");
+    ipc.publish_answer(question, text)
+}

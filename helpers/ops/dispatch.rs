@@ -1,0 +1,269 @@
+//! Dispatch: a plan becomes a task with a worker.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::config::choose::{self, Chosen, How};
+use crate::config::{Choice, Config};
+use crate::domain::{Access, TaskId};
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::fault;
+use crate::files;
+use crate::git::{self, PlannedWorktree};
+use crate::ids::{now, random_hex};
+use crate::ops::{self, Start};
+use crate::plan::Plan;
+use crate::process::calling_host;
+use crate::project::Project;
+use crate::task::{self, Dependency, Record, Task};
+use crate::tools::{self, Invocation};
+use crate::worker::prompt;
+
+/// What a person asks for.
+#[derive(Debug)]
+pub struct Request {
+    /// The task's name.
+    pub id: TaskId,
+    /// The worker's name in the config; `None` for the default.
+    pub model: Option<String>,
+    /// The access; `None` for the backend's own.
+    pub access: Option<Access>,
+    /// Whether the worker gets a worktree of its own.
+    pub worktree: bool,
+    /// The tasks that must be done first.
+    pub after: Vec<TaskId>,
+    /// The plan and where it came from; `None` for the task's plan.md.
+    pub plan: Option<(String, PathBuf)>,
+    /// The directory to work in, canonical.
+    pub directory: PathBuf,
+}
+
+/// A dispatch that passed every check and has changed nothing in the project.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The task.
+    pub task: Task,
+    /// The record that the task gets.
+    pub record: Record,
+    /// The prompt of its first attempt.
+    pub prompt: String,
+    /// The worker's command line; `None` for an agent.
+    pub call: Option<Invocation>,
+    /// The worktree that the worker gets.
+    pub worktree: Option<PlannedWorktree>,
+    plan: String,
+    /// Whether `plan` came with the request, so that it replaces the task's plan.md.
+    replaces_plan: bool,
+    chosen: Chosen,
+    config: Config,
+}
+
+/// A task with a worker, or one that waits for it.
+#[derive(Debug)]
+pub struct Dispatched {
+    /// The start of the worker; its error leaves a task that can be resumed.
+    pub start: Result<Start>,
+    /// The title of the plan and the number of its items.
+    pub summary: String,
+    /// Remarks for the host, one line each.
+    pub remarks: Vec<String>,
+}
+
+/// Checks a request. With `discover`, a model that only a CLI on this machine knows is added to the
+/// config.
+///
+/// # Errors
+/// Any obstacle that can be known in advance.
+pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Prepared> {
+    let Request { id, directory, .. } = request;
+    let task = project.task(&id);
+    refuse_taken(&task)?;
+    let replaces_plan = request.plan.is_some();
+    let (plan, source) = match request.plan {
+        Some(given) => given,
+        None => plan_of(&task, &directory)?,
+    };
+    Plan::parse_new(&plan, &source)?;
+    if !replaces_plan && project.repository().is_some() && git::is_tracked(&source) {
+        return Err(Refusal::new(Exit::Data, format!("git tracks the plan of '{id}'"))
+            .place(format!("{} came with the repository", source.display()))
+            .next(format!("read it, then dispatch it with --plan {}", source.display()))
+            .into());
+    }
+    let after = predecessors(project, &id, &request.after)?;
+    let config = Config::load()?;
+    let chosen = match discover {
+        true => choose::by_name(&config, request.model.as_deref())?,
+        false => choose::known(config.resolve(request.model.as_deref())?),
+    };
+    let choice = &chosen.choice;
+    // A task after one with a worktree starts from that task's branch.
+    let worktree = request.worktree || after.iter().any(|before| before.branch.is_some());
+    let route = ops::route(choice, worktree, !after.is_empty())?;
+    let worktree = worktree.then(|| git::plan_worktree(&id, &directory)).transpose()?;
+    let record = Record {
+        format: task::FORMAT,
+        nonce: random_hex()?,
+        name: choice.name.clone(),
+        model: choice.model.clone(),
+        backend: choice.backend.clone(),
+        route,
+        access: ops::access(request.access, choice)?.unwrap_or(Access::Write),
+        directory: worktree.as_ref().map_or(directory, |own| own.directory.clone()),
+        task_directory: task.side().directory().into(),
+        role: choice.prompt.clone(),
+        worktree: worktree.as_ref().map(|own| own.worktree.clone()),
+        after,
+        owner: calling_host(),
+        created: now(),
+        stop: false,
+    };
+    let call = ops::check_start(&task, &record, choice)?;
+    let prompt = prompt::first(&task, &record, &plan)?;
+    Ok(Prepared { task, record, prompt, call, worktree, plan, replaces_plan, chosen, config })
+}
+
+impl Prepared {
+    /// Creates the task and starts its worker.
+    ///
+    /// # Errors
+    /// The name was taken meanwhile; a file or the worktree cannot be created; the worker cannot start.
+    pub fn start(self, project: &Project) -> Result<Dispatched> {
+        project.prepare()?;
+        let Self { task, record, .. } = &self;
+        let mut remarks = self.worktree.as_ref().map_or_else(Vec::new, |own| own.remarks.clone());
+        {
+            free_state(task)?;
+            let _lock = task.lock()?;
+            refuse_taken(task)?;
+            if let Some(worktree) = &record.worktree {
+                remarks.extend(worktree.create()?);
+            }
+            let _plan_lock = task.side().lock()?;
+            files::create_task_directory(task.side().ipc().directory())?;
+            if self.replaces_plan || !task.side().plan_path().is_file() {
+                files::publish(&task.side().plan_path(), self.plan.as_bytes())?;
+            }
+            files::publish(&task.side().prompt_path(), self.prompt.as_bytes())?;
+            fault::point("spawn", "prepared");
+            if !task.claim(record, &self.plan)? {
+                refuse_taken(task)?;
+            }
+        }
+        fault::point("spawn", "claimed");
+        // The host already knows about the default; report any other choice.
+        let note = self.chosen.note.clone().filter(|_| self.chosen.how != How::Default);
+        let flags = self
+            .call
+            .as_ref()
+            .map_or_else(Vec::new, |_| obsolete_flags(&self.config, &self.chosen.choice));
+        let remarks = note.into_iter().chain(flags).chain(remarks).collect();
+        Ok(Dispatched { start: ops::launch(task, record), summary: self.summary(), remarks })
+    }
+
+    fn summary(&self) -> String {
+        let plan = Plan::parse(&self.plan);
+        let items = match plan.items().len() {
+            1 => "1 item".into(),
+            count => format!("{count} items"),
+        };
+        plan.title().map_or(items.clone(), |title| format!("{title}, {items}"))
+    }
+}
+
+/// Says, once for each backend, that obsolete flags in its command are replaced.
+fn obsolete_flags(config: &Config, choice: &Choice) -> Vec<String> {
+    let backend = &choice.backend;
+    let flags = tools::obsolete_flags(&choice.settings);
+    let said = config.path().with_file_name(format!(".old-flags-of-{backend}"));
+    // If this cannot be noted, stay silent rather than repeat it forever.
+    if flags.is_empty() || !files::publish_new(&said, b"").unwrap_or(false) {
+        return Vec::new();
+    }
+    let line = |(flag, replacement)| {
+        format!("{backend} no longer accepts {flag}; using {replacement} instead")
+    };
+    flags.into_iter().map(line).collect()
+}
+
+/// The tasks to wait for, as they are now.
+fn predecessors(project: &Project, id: &TaskId, names: &[TaskId]) -> Result<Vec<Dependency>> {
+    let mut predecessors = Vec::new();
+    for other in names {
+        if other == id {
+            let what = format!("'{id}' cannot wait for itself");
+            return Err(Refusal::new(Exit::Usage, what)
+                .next("name another task after --after")
+                .into());
+        }
+        let record = project.existing_task(other)?.record()?.context("the task has no record")?;
+        let branch = record.worktree.map(|worktree| worktree.branch);
+        let before = Dependency { task: other.to_string(), nonce: record.nonce, branch };
+        if !predecessors.contains(&before) {
+            predecessors.push(before);
+        }
+    }
+    Ok(predecessors)
+}
+
+/// The text of the task's plan.md and its path.
+fn plan_of(task: &Task, here: &Path) -> Result<(String, PathBuf)> {
+    let path = task.side().plan_path();
+    if let Some(text) = task.side().plan_text()? {
+        return Ok((text, path));
+    }
+    // A model in a subdirectory may have written the plan there instead of the project's root.
+    let beside = here.join(".dispatch/tasks").join(task.id().as_str()).join("plan.md");
+    let found = files::read_foreign(&beside)?;
+    let found = found.map(|bytes| files::decode(bytes, &beside)).transpose()?;
+    found.map(|text| (text, beside)).ok_or_else(|| {
+        Refusal::new(Exit::Data, format!("there is no plan for '{}'", task.id()))
+            .place(format!("{} does not exist", path.display()))
+            .next("write it there, or give it with --plan - and a heredoc")
+            .into()
+    })
+}
+
+/// Refuses an id that a task has, and files in its place that no dispatch of this user made.
+fn refuse_taken(task: &Task) -> Result<()> {
+    let (id, side) = (task.id(), task.side());
+    side.refuse_symlinks()?;
+    task.refuse_lost_record()?;
+    let is_there = task.was_dispatched() && !task.is_deleted();
+    // A killed dispatch leaves a state directory without a record.
+    if !is_there && (task.state_dir().exists() && !task.was_dispatched() || !side.has_files()) {
+        return Ok(());
+    }
+    let free = (2..)
+        .map(|n| format!("{id}-{n}"))
+        .find(|other| !side.directory().with_file_name(other).exists());
+    let free = free.unwrap_or_default();
+    if !is_there {
+        return Err(Refusal::new(Exit::CannotCreate, format!("'{id}' has files of another task"))
+            .place(format!(
+                "{}: it came with the project, or was copied",
+                side.directory().display()
+            ))
+            .next(format!("use '{free}', or move that directory away"))
+            .into());
+    }
+    let state = task.view().map_or_else(|_| "there".into(), |view| view.state.to_string());
+    Err(Refusal::new(Exit::CannotCreate, format!("the task id '{id}' is taken"))
+        .place(format!("{} is {state}", side.directory().display()))
+        .next(format!("use '{free}', or dispatch-spawn {id} --resume for what is left of it"))
+        .into())
+}
+
+/// Removes the person's side of an earlier task whose directory in the project was deleted.
+fn free_state(task: &Task) -> Result<()> {
+    if !task.was_dispatched() || !task.is_deleted() {
+        return Ok(());
+    }
+    let aside = task.state_dir().with_file_name(format!(".{}.removed", task.id()));
+    files::remove_directory(&aside)?;
+    std::fs::rename(task.state_dir(), &aside)
+        .with_context(|| format!("cannot remove {}", task.state_dir().display()))?;
+    files::remove_directory(&aside)
+}

@@ -1,0 +1,100 @@
+//! The operations behind the commands. Each takes values and returns what happened; the command lines
+//! parse the arguments, call one operation and print.
+//!
+//! Invariant: everything that can be refused is refused before anything changes.
+
+pub mod answer;
+pub mod dispatch;
+pub mod resume;
+pub mod stop;
+
+use anyhow::Result;
+
+use crate::config::Choice;
+use crate::domain::{Access, Route};
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::process::{calling_host, worker_helper};
+use crate::task::{Record, Task};
+use crate::tools::{Invocation, Session, gap, is_known};
+use crate::worker::supervise::{self, StartOutcome};
+use crate::worker::{agent, run};
+
+/// Placeholder for the session id in a command line that is only checked or printed.
+const SESSION: &str = "00000000-0000-4000-8000-000000000000";
+
+/// The start of a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// A supervisor runs the worker, or waits to.
+    Process(StartOutcome),
+    /// The host has to make the call that this line holds.
+    Agent(String),
+}
+
+/// Starts the worker of a task's next attempt.
+fn launch(task: &Task, record: &Record) -> Result<Start> {
+    match record.route {
+        Route::Cli => supervise::start(task).map(Start::Process),
+        Route::Agent => agent::start(task, record).map(Start::Agent),
+    }
+}
+
+/// The command of a worker process; `None` for an agent.
+///
+/// # Errors
+/// Any obstacle to the start that can be known in advance.
+fn check_start(task: &Task, record: &Record, choice: &Choice) -> Result<Option<Invocation>> {
+    if record.route == Route::Agent {
+        return Ok(None);
+    }
+    let backend = &record.backend;
+    if let Some(why) = gap(backend, &choice.settings, record.access) {
+        let access = record.access;
+        let what = format!("{backend}'s workers cannot be held to '{access}' access");
+        let next =
+            format!("if the user lets them do anything: dispatch-config set-access {backend} full");
+        return Err(Refusal::new(Exit::Unavailable, what).place(why).next(next).into());
+    }
+    run::call(task, record, &worker_helper()?, Session::New(SESSION)).map(Some)
+}
+
+/// The requested access, else the backend's access in the config.
+fn access(requested: Option<Access>, choice: &Choice) -> Result<Option<Access>, Refusal> {
+    if requested.is_some() && choice.settings.command.is_some() {
+        let backend = &choice.backend;
+        return Err(Refusal::new(
+            Exit::Data,
+            format!("{backend} has a `command:`, so its flags decide access"),
+        )
+        .place(format!("backends.{backend}.command of the config"))
+        .next("omit --access, or change the flags there"));
+    }
+    Ok(requested.or(choice.settings.access))
+}
+
+/// The route: by the config, else `agent` for Claude inside Claude Code, which has its own agents.
+fn route(choice: &Choice, worktree: bool, after: bool) -> Result<Route> {
+    let backend = &choice.backend;
+    if (worktree || after) && choice.settings.route == Some(Route::Agent) {
+        let (what, place, option) = if worktree {
+            (
+                "an agent of the host cannot work in our worktree",
+                "the Agent tool's own begins at origin/HEAD and hides the task's directory",
+                "--worktree",
+            )
+        } else {
+            (
+                "an agent of the host cannot wait for other tasks",
+                "only the host starts one, and it does not wait",
+                "--after",
+            )
+        };
+        let next =
+            format!("dispatch without {option}, or take 'route: agent' out of backend '{backend}'");
+        return Err(Refusal::new(Exit::Usage, what).place(place).next(next).into());
+    }
+    let inside_claude = calling_host().is_some() && backend == "claude" && is_known("claude");
+    let usual = if inside_claude && !worktree && !after { Route::Agent } else { Route::Cli };
+    Ok(choice.settings.route.unwrap_or(usual))
+}

@@ -1,0 +1,140 @@
+//! Resume: a later attempt works on a task's remaining items, with the same worker or another one.
+
+use anyhow::Result;
+
+use crate::config::{Config, choose};
+use crate::domain::{Access, Route};
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::ops::{self, Start};
+use crate::plan::{Marker, Plan};
+use crate::process::Life;
+use crate::project::Project;
+use crate::task::{Record, State, Task};
+use crate::worker::supervise;
+
+/// What a person asks for.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// Another worker's name in the config.
+    pub model: Option<String>,
+    /// Another access.
+    pub access: Option<Access>,
+    /// The items that the person does not want, by number or words.
+    pub skip: Vec<String>,
+}
+
+/// What became of a resumed task.
+#[derive(Debug)]
+pub enum Resumed {
+    /// The person skipped all remaining items, so the task is done.
+    Done,
+    /// A worker was started, by this record; its error leaves a task that can be resumed again.
+    Started(Box<Record>, Result<Start>),
+}
+
+/// Resumes a task. Also returns a remark about the worker, if there is one.
+///
+/// # Errors
+/// [`Exit::TryAgain`] if its worker is running; [`Exit::Data`] if nothing is left to do.
+pub fn resume(
+    project: &Project,
+    task: &Task,
+    request: &Request,
+) -> Result<(Resumed, Option<String>)> {
+    let (view, id) = (task.view()?, task.id());
+    // A supervisor that has recorded its worker's end is about to exit.
+    let waits = view.state.is_waiting();
+    let running = view.attempt.is_some() && view.exit.is_none() && !waits;
+    let alive = view.processes.iter().any(|process| process.life() != Life::Dead);
+    if view.record.route == Route::Cli && running && alive {
+        return Err(Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
+            .place(format!("dispatch-reconcile show {id} says what it does"))
+            .next("answer or note what it should know, or wait until it ends")
+            .into());
+    }
+    supervise::refuse_queued(&view)?;
+    if view.state == State::Done {
+        return Err(Refusal::new(Exit::Data, format!("'{id}' is already done"))
+            .next("dispatch a new task for further work")
+            .into());
+    }
+    let mut left = view.plan;
+    left.restore()?;
+    skip(&mut left, &request.skip)?;
+    let nothing_left = !request.skip.is_empty() && left.complete();
+    if nothing_left && waits {
+        return Err(Refusal::new(Exit::Data, format!("nothing would be left of '{id}'"))
+            .place("the task waits and would start anyway")
+            .next(format!("stop it: dispatch-reconcile stop {id}"))
+            .into());
+    }
+    let (mut record, mut remark) = (view.record, None);
+    if request.model.is_some() || request.access.is_some() {
+        (record, remark) = change_worker(task, record, request)?;
+    }
+    if !request.skip.is_empty() {
+        task.repair_plan(|plan| skip(plan, &request.skip))?;
+    }
+    if nothing_left {
+        let items = request.skip.join(", ");
+        task.side().ipc().finish(&format!("The user skipped all remaining items: {items}."))?;
+        return Ok((Resumed::Done, remark));
+    }
+    // The person says so: work may start here.
+    project.prepare()?;
+    if record.stop {
+        record.stop = false;
+        supervise::unpark(task)?;
+        task.change_record(|record| record.stop = false)?;
+    }
+    let start = match waits && record.route == Route::Cli {
+        true => supervise::take_over(task).map(Start::Process),
+        false => ops::launch(task, &record),
+    };
+    Ok((Resumed::Started(Box::new(record), start), remark))
+}
+
+fn skip(plan: &mut Plan, items: &[String]) -> Result<(), Refusal> {
+    for name in items {
+        let item = plan.item(name)?;
+        if item.marker == Marker::Done {
+            return Err(Refusal::new(Exit::Data, format!("item {} is done already", item.number))
+                .next("call again without it"));
+        }
+    }
+    let mut items = items.iter();
+    items.try_for_each(|name| plan.mark(name, Marker::Done, "skipped: the user does not want it"))
+}
+
+/// Records another worker, or other access, for the rest of the task.
+fn change_worker(
+    task: &Task,
+    record: Record,
+    request: &Request,
+) -> Result<(Record, Option<String>)> {
+    let config = Config::load()?;
+    let name = request.model.as_deref().unwrap_or(&record.name);
+    let chosen = choose::by_name(&config, Some(name))?;
+    let choice = chosen.choice;
+    let (worktree, after) = (record.worktree.is_some(), !record.after.is_empty());
+    let new = Record {
+        name: choice.name.clone(),
+        model: choice.model.clone(),
+        backend: choice.backend.clone(),
+        route: ops::route(&choice, worktree, after)?,
+        access: ops::access(request.access, &choice)?.unwrap_or(record.access),
+        role: choice.prompt.clone(),
+        ..record
+    };
+    ops::check_start(task, &new, &choice)?;
+    task.change_record(|record| {
+        record.name.clone_from(&new.name);
+        record.model.clone_from(&new.model);
+        record.backend.clone_from(&new.backend);
+        record.route = new.route;
+        record.role.clone_from(&new.role);
+        record.access = new.access;
+    })?;
+    Ok((new, chosen.note))
+}
