@@ -1,4 +1,4 @@
-//! A question waits for its answer for as long as it takes, over many calls.
+//! A question waits for its answer for as long as needed, over many calls.
 
 use std::fs;
 
@@ -15,23 +15,23 @@ fn running() -> Sandbox {
     sandbox
 }
 
-/// A call that does not wait.
-fn now(call: Call) -> Call {
+/// A call that returns at once.
+fn without_waiting(call: Call) -> Call {
     call.env("DISPATCH_WAIT_MS", "0")
 }
 
 #[track_caller]
-fn until_asked(sandbox: &Sandbox, number: &str) {
+fn wait_until_asked(sandbox: &Sandbox, number: &str) {
     let question = sandbox.task("x", &format!("ipc/{number}.question"));
     wait_until("the question is there", || question.exists().then_some(()));
 }
 
 #[test]
-fn the_answer_comes_back_as_it_was_given() {
+fn answer_arrives_byte_for_byte() {
     let sandbox = running();
     let question = "--which \"one\"?\n\n\t$(rm) `x` 'y'\n";
     let ask = sandbox.worker("x", &["ask", "-"]).input(question).start();
-    until_asked(&sandbox, "001");
+    wait_until_asked(&sandbox, "001");
     assert_eq!(sandbox.read("x", "ipc/001.question"), question);
     let answer = "--the second\n\n  - \"quoted\" $HOME `z` ünï\n";
     let post = sandbox.call("dispatch-monitor", &["--answer", "x", "-"]).input(answer);
@@ -44,23 +44,23 @@ fn the_answer_comes_back_as_it_was_given() {
 }
 
 #[test]
-fn an_answer_may_begin_with_a_dash() {
+fn answer_may_begin_with_a_dash() {
     let sandbox = running();
     let ask = sandbox.worker("x", &["ask", "--really?"]).start();
-    until_asked(&sandbox, "001");
+    wait_until_asked(&sandbox, "001");
     sandbox.ok("dispatch-monitor", &["--answer", "x", "--no"]);
     assert_eq!(ask.end().ok(), "--no\n");
 }
 
 #[test]
-fn no_answer_yet_says_which_call_goes_on() {
+fn ask_without_an_answer_names_the_call_that_keeps_waiting() {
     let sandbox = running();
-    now(sandbox.worker("x", &["ask", "Which?"])).run().shows(str![[r#"
+    without_waiting(sandbox.worker("x", &["ask", "Which?"])).run().shows(str![[r#"
 exit 75
 ! dispatch-worker: no answer yet
 !   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x wait 001
 "#]]);
-    now(sandbox.worker("x", &["wait", "001"])).run().shows(str![[r#"
+    without_waiting(sandbox.worker("x", &["wait", "001"])).run().shows(str![[r#"
 exit 75
 ! dispatch-worker: no answer yet
 !   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x wait 001
@@ -68,25 +68,25 @@ exit 75
     let wait = sandbox.worker("x", &["wait", "001"]).start();
     sandbox.ok("dispatch-monitor", &["--answer", "x/001", "This."]);
     assert_eq!(wait.end().ok(), "This.\n");
-    // Read once more, it is still the answer.
+    // A second read returns the answer again.
     assert_eq!(sandbox.worker("x", &["wait", "001"]).run().ok(), "This.\n");
 }
 
 #[test]
-fn the_same_words_again_are_the_same_question_until_the_answer_is_read() {
+fn repeated_question_is_one_question_until_its_answer_is_read() {
     let sandbox = running();
     for _ in 0..2 {
-        assert_eq!(now(sandbox.worker("x", &["ask", "Go on?"])).run().code, Some(75));
+        assert_eq!(without_waiting(sandbox.worker("x", &["ask", "Go on?"])).run().code, Some(75));
         assert!(!sandbox.task("x", "ipc/002.question").exists());
     }
     sandbox.ok("dispatch-monitor", &["--answer", "x", "Yes."]);
     assert_eq!(sandbox.worker("x", &["ask", "Go on?"]).run().ok(), "Yes.\n");
-    assert_eq!(now(sandbox.worker("x", &["ask", "Go on?"])).run().code, Some(75));
+    assert_eq!(without_waiting(sandbox.worker("x", &["ask", "Go on?"])).run().code, Some(75));
     assert!(sandbox.task("x", "ipc/002.question").exists());
 }
 
 #[test]
-fn when_the_patience_is_over_the_worker_is_told_how_to_stop() {
+fn expired_patience_tells_the_worker_how_to_stop() {
     let sandbox = running();
     let path = sandbox.home().join(".dispatch/config.yaml");
     let config = fs::read_to_string(&path).expect("text");
@@ -100,13 +100,13 @@ exit 3
 }
 
 #[test]
-fn several_questions_are_answered_in_any_order() {
+fn questions_can_be_answered_in_any_order() {
     let sandbox = running();
     let first = sandbox.worker("x", &["ask", "First?"]).start();
-    until_asked(&sandbox, "001");
+    wait_until_asked(&sandbox, "001");
     let second = sandbox.worker("x", &["ask", "Second?"]).start();
-    until_asked(&sandbox, "002");
-    // Without a number it is the newest.
+    wait_until_asked(&sandbox, "002");
+    // An answer without a number goes to the newest question.
     sandbox.run("dispatch-monitor", &["--answer", "x", "Two."]).shows(str![[r#"
 exit 0
 x/002 answered, its worker continues
@@ -120,11 +120,13 @@ x/001 answered, its worker continues
 }
 
 #[test]
-fn questions_of_many_at_the_same_moment_all_get_their_own_number() {
+fn concurrent_questions_get_different_numbers() {
     let sandbox = running();
     let texts: Vec<String> = (0..12).map(|n| format!("Question {n}?")).collect();
-    let calls: Vec<_> =
-        texts.iter().map(|text| now(sandbox.worker("x", &["ask", text])).start()).collect();
+    let calls: Vec<_> = texts
+        .iter()
+        .map(|text| without_waiting(sandbox.worker("x", &["ask", text])).start())
+        .collect();
     for call in calls {
         assert_eq!(call.end().code, Some(75));
     }
@@ -136,7 +138,7 @@ fn questions_of_many_at_the_same_moment_all_get_their_own_number() {
 }
 
 #[test]
-fn a_waiting_worker_that_is_told_to_end_says_how_to_go_on() {
+fn interrupted_ask_names_the_call_that_keeps_waiting() {
     let sandbox = running();
     let mut ask = sandbox.worker("x", &["ask", "Which?"]).start();
     ask.until_it_watches();
@@ -150,9 +152,9 @@ exit 75
 }
 
 #[test]
-fn an_answer_after_the_workers_end_starts_it_again() {
+fn answer_after_the_workers_end_resumes_the_task() {
     let sandbox = running();
-    assert_eq!(now(sandbox.worker("x", &["ask", "Which?"])).run().code, Some(75));
+    assert_eq!(without_waiting(sandbox.worker("x", &["ask", "Which?"])).run().code, Some(75));
     crate::support::process::kill_and_wait(sandbox.worker_of("x", 1));
     sandbox.wait_for_state("x", "blocked");
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
@@ -162,14 +164,14 @@ x/001 answered, its worker had ended and was resumed
 }
 
 #[test]
-fn four_hundred_questions_of_two_writers_are_all_whole_and_their_own() {
+fn two_writers_store_four_hundred_questions_whole() {
     let sandbox = running();
     std::thread::scope(|scope| {
         for writer in ["one", "two"] {
             let sandbox = &sandbox;
             scope.spawn(move || {
                 for n in 0..200 {
-                    let ask = now(sandbox.worker("x", &["ask", "-"]));
+                    let ask = without_waiting(sandbox.worker("x", &["ask", "-"]));
                     let text = format!("Question {n} of {writer}? {}", "words ".repeat(200));
                     assert_eq!(ask.input(text).run().code, Some(75));
                 }
@@ -186,19 +188,19 @@ fn four_hundred_questions_of_two_writers_are_all_whole_and_their_own() {
 }
 
 #[test]
-fn more_than_999_questions_have_numbers() {
+fn question_numbers_continue_after_999() {
     let sandbox = running();
     fs::create_dir_all(sandbox.task("x", "ipc")).expect("made");
     fs::write(sandbox.task("x", "ipc/999.question"), "Old?\n").expect("written");
     fs::write(sandbox.task("x", "ipc/999.done"), "").expect("written");
     let ask = sandbox.worker("x", &["ask", "Which?"]).start();
-    until_asked(&sandbox, "1000");
+    wait_until_asked(&sandbox, "1000");
     sandbox.ok("dispatch-monitor", &["--answer", "x/1000", "This."]);
     assert_eq!(ask.end().ok(), "This.\n");
 }
 
 #[test]
-fn a_question_and_an_answer_may_be_any_text_of_any_size() {
+fn questions_and_answers_may_be_any_text_of_any_size() {
     let large = "All of this?\n".repeat(80_000);
     let texts = [
         "$(touch ran) `touch ran` 'a' \"b\" \\n %s *",
@@ -209,7 +211,7 @@ fn a_question_and_an_answer_may_be_any_text_of_any_size() {
     for text in texts {
         let sandbox = running();
         let ask = sandbox.worker("x", &["ask", "-"]).input(text).start();
-        until_asked(&sandbox, "001");
+        wait_until_asked(&sandbox, "001");
         let whole = format!("{}\n", text.trim_end());
         assert_eq!(sandbox.read("x", "ipc/001.question"), whole);
         assert!(sandbox.ok("dispatch-monitor", &["x"]).starts_with('#'));
@@ -219,7 +221,7 @@ fn a_question_and_an_answer_may_be_any_text_of_any_size() {
     }
 }
 
-/// A worker that follows the seeds' file protocol and has never heard of a helper.
+/// A worker that follows the original's file protocol without any helper.
 mod files_only {
     use std::fs;
 
@@ -228,8 +230,8 @@ mod files_only {
     use crate::support::text::{names, same};
     use crate::support::{Sandbox, wait_until};
 
-    /// The original's protocol in ten lines: markers in the plan, a question by rename, a poll for the
-    /// answer, a marker that it was read, and one that all is finished.
+    /// The original's protocol in ten lines: markers in the plan, a question by rename, a poll for
+    /// the answer, a marker for the read answer, and a finish marker.
     const WORKER: &str = r#"
 cd .dispatch/tasks/survey || exit 1
 printf '%s' "$1" >../../../prompt-seen
@@ -245,7 +247,7 @@ touch ipc/.done
     const PLAN: &str = "# Survey\n- [ ] Look around\n- [ ] Write output.md\n";
 
     #[test]
-    fn a_worker_that_only_knows_the_files_asks_and_finishes() {
+    fn worker_without_helpers_asks_and_finishes() {
         let sandbox = Sandbox::new();
         sandbox.workers(&[("seed", WORKER)]);
         sandbox.plan("survey", PLAN);
@@ -292,7 +294,7 @@ exit 0
     }
 
     #[test]
-    fn notes_of_a_files_only_worker_are_read_inline_and_on_the_next_line() {
+    fn reason_of_a_marked_item_is_read_inline_and_from_the_next_line() {
         let sandbox = Sandbox::new();
         sandbox.workers(&[(
             "seed",
@@ -308,7 +310,7 @@ exit 0
     }
 
     #[test]
-    fn a_touched_marker_with_items_left_is_not_done() {
+    fn finish_marker_with_items_left_is_not_done() {
         let sandbox = Sandbox::new();
         sandbox.workers(&[("seed", "touch .dispatch/tasks/x/ipc/.done")]);
         sandbox.dispatch("x", "seed");

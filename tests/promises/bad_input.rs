@@ -1,5 +1,5 @@
-//! What is wrong is refused in at most three lines that say what to do, with a documented exit
-//! code, and nothing is left half made.
+//! Wrong input is refused in at most three lines that say what to do, with a documented exit code.
+//! Nothing is left half made.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use snapbox::str;
 use crate::support::text::tree;
 use crate::support::{Call, PLAN, Ran, Sandbox};
 
-/// A project with a plan for 'x' and a config that is right.
+/// A project with a plan for 'x' and a valid config.
 fn ready() -> Sandbox {
     let sandbox = Sandbox::with_git();
     sandbox.workers(&[]);
@@ -16,7 +16,7 @@ fn ready() -> Sandbox {
     sandbox
 }
 
-/// The same with 'x' running and an open question.
+/// A project with 'x' running and an open question.
 fn asking() -> Sandbox {
     let sandbox = ready();
     sandbox.ok("dispatch-spawn", &["x"]);
@@ -24,7 +24,7 @@ fn asking() -> Sandbox {
     sandbox
 }
 
-/// Checks the words and the code of a refusal, and that no byte of project and home changed.
+/// Checks the text and the exit code of a refusal, and that no byte of project and home changed.
 #[track_caller]
 fn refused(sandbox: &Sandbox, call: Call) -> Ran {
     let before = tree(&[sandbox.home(), sandbox.temporary()]);
@@ -35,16 +35,16 @@ fn refused(sandbox: &Sandbox, call: Call) -> Ran {
     ran
 }
 
-/// Checks that the caret stands below the beginning of that word.
+/// Checks that the caret stands below the start of `word`.
 #[track_caller]
-fn points_at(ran: &Ran, word: &str) {
+fn assert_caret_at(ran: &Ran, word: &str) {
     let lines: Vec<&str> = ran.err.lines().collect();
     let caret = lines.iter().position(|line| line.trim_start().starts_with('^')).expect("a caret");
     assert_eq!(lines[caret].find('^'), lines[caret - 1].find(word), "{}", ran.err);
 }
 
 #[test]
-fn a_task_id_cannot_leave_its_directory() {
+fn task_id_cannot_leave_its_directory() {
     let sandbox = ready();
     refused(&sandbox, sandbox.call("dispatch-spawn", &["../x"])).shows(str![[r#"
 exit 64
@@ -61,7 +61,7 @@ exit 64
 }
 
 #[test]
-fn a_plan_without_items_is_refused() {
+fn plan_without_items_is_refused() {
     let sandbox = ready();
     sandbox.plan("x", "# Title\n\nJust words.\n\n## Context\n- `[ ]` is no item\n");
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
@@ -80,7 +80,7 @@ exit 65
 }
 
 #[test]
-fn a_plan_with_an_empty_item_is_refused() {
+fn plan_with_an_empty_item_is_refused() {
     let sandbox = ready();
     sandbox.plan("x", "# Title\n\n- [ ] First\n- [ ]\n- [ ] Third\n");
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
@@ -92,7 +92,7 @@ exit 65
 }
 
 #[test]
-fn a_missing_plan_is_refused() {
+fn missing_plan_is_refused() {
     let sandbox = ready();
     refused(&sandbox, sandbox.call("dispatch-spawn", &["y"])).shows(str![[r#"
 exit 65
@@ -111,7 +111,7 @@ exit 65
 }
 
 #[test]
-fn a_plan_that_is_not_utf8_is_refused() {
+fn plan_that_is_not_utf8_is_refused() {
     let sandbox = ready();
     fs::write(sandbox.task("x", "plan.md"), b"# Title\n- [ ] caf\xe9\n").expect("written");
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
@@ -129,7 +129,7 @@ exit 65
 }
 
 #[test]
-fn a_missing_config_says_what_to_do() {
+fn missing_config_names_the_setup_command() {
     let sandbox = ready();
     fs::remove_dir_all(sandbox.home().join(".dispatch")).expect("removed");
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
@@ -157,7 +157,7 @@ exit 65
 !   HOME/.dispatch/config.yaml, line 4, column 21:   claude: { access: reed }
 !        ^ expected one of `read`, `write`, `full`
 "#]]);
-    points_at(&typo, "reed }");
+    assert_caret_at(&typo, "reed }");
     sandbox.config("default: opus\nmodels:\n  opus: { backend: claude\n");
     refused(&sandbox, sandbox.call("dispatch-config", &["check"])).shows(str![[r#"
 exit 65
@@ -175,11 +175,11 @@ exit 65
 !   HOME/.dispatch/config.yaml, line 4, column 3:   opus: { backend: claude }
 !        ^ remove one of them
 "#]]);
-    points_at(&twice, "opus: { backend: claude }");
+    assert_caret_at(&twice, "opus: { backend: claude }");
 }
 
 #[test]
-fn a_model_that_is_not_there_is_answered_with_those_that_are() {
+fn unknown_model_lists_the_known_ones() {
     let sandbox = ready();
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--model", "idel"])).shows(str![[r#"
 exit 65
@@ -198,7 +198,7 @@ exit 65
 }
 
 #[test]
-fn an_alias_to_a_missing_model_is_refused() {
+fn alias_of_a_missing_model_is_refused() {
     let sandbox = ready();
     sandbox.config("models:\n  opus: { backend: claude }\naliases:\n  quick: { model: opos }\n");
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--model", "quick"])).shows(str![[
@@ -212,7 +212,7 @@ exit 65
 }
 
 #[test]
-fn a_backend_without_a_command_is_refused() {
+fn backend_without_a_command_is_refused() {
     let sandbox = ready();
     sandbox.config("default: m\nbackends:\n  mine: {}\nmodels:\n  m: { backend: mine }\n");
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
@@ -224,7 +224,7 @@ exit 65
 }
 
 #[test]
-fn a_cli_that_is_not_installed_is_named() {
+fn missing_cli_is_named() {
     let sandbox = ready();
     sandbox.config(
         "default: m\nbackends:\n  b: { command: no-such-cli -p }\nmodels:\n  m: { backend: b }\n",
@@ -246,7 +246,7 @@ exit 69
 }
 
 #[test]
-fn a_cli_that_cannot_be_held_to_what_its_worker_may_do_is_refused() {
+fn cli_without_sandbox_is_refused_for_restricted_access() {
     let sandbox = Sandbox::with_clis(&[("gemini", "exit 1"), ("droid", "exit 1")]);
     sandbox.config("models: { g: { backend: gemini }, d: { backend: droid } }\n");
     sandbox.plan("x", PLAN);
@@ -266,9 +266,9 @@ exit 69
     assert!(!sandbox.task("x", "record.yaml").exists());
 }
 
-/// Claude Code asks the person for these words, but for `ful[l]` it sees no reason.
+/// Claude Code prompts for `--access full`, but not for `ful[l]`, which a shell may expand to it.
 #[test]
-fn a_word_that_the_shell_may_have_made_of_a_pattern_is_refused() {
+fn option_that_may_be_an_expanded_pattern_is_refused() {
     let sandbox = ready();
     let calls: [(&str, &str, &[&str]); 4] = [
         ("--access", "dispatch-spawn", &["x", "--access", "full"]),
@@ -296,7 +296,7 @@ exit 64
 }
 
 #[test]
-fn an_id_that_is_taken_stays_with_its_task() {
+fn taken_id_stays_with_its_task() {
     let sandbox = asking();
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x"])).shows(str![[r#"
 exit 73
@@ -314,7 +314,7 @@ exit 73
 }
 
 #[test]
-fn an_unknown_option_is_refused_in_three_lines() {
+fn unknown_option_is_refused_in_three_lines() {
     let sandbox = ready();
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--modle", "idle"])).shows(str![[r#"
 exit 64
@@ -352,7 +352,7 @@ exit 64
 }
 
 #[test]
-fn an_answer_needs_an_open_question_and_words() {
+fn answer_needs_an_open_question_and_a_text() {
     let sandbox = asking();
     let answer = |target: &str, text: &str| {
         sandbox.call("dispatch-monitor", &["--answer", target, "-"]).input(text)
@@ -400,7 +400,7 @@ exit 65
 }
 
 #[test]
-fn a_worker_that_calls_wrongly_is_told_what_is_right() {
+fn wrong_worker_call_names_the_right_one() {
     let sandbox = asking();
     refused(&sandbox, sandbox.worker("x", &["tick", "9"])).shows(str![[r#"
 exit 65
@@ -437,7 +437,7 @@ exit 65
 }
 
 #[test]
-fn a_worker_does_not_start_workers() {
+fn worker_cannot_start_workers() {
     let sandbox = ready();
     sandbox.plan("y", PLAN);
     sandbox.ok("dispatch-spawn", &["x"]);
@@ -455,7 +455,7 @@ exit 64
 }
 
 #[test]
-fn a_task_that_cannot_be_read_names_its_file() {
+fn unreadable_task_is_refused_with_the_name_of_its_file() {
     let sandbox = ready();
     sandbox.ok("dispatch-spawn", &["x"]);
     let record = sandbox.read("x", "record.yaml");
@@ -493,7 +493,7 @@ exit 65
 !   STATE/x/record.yaml: format 2
 !   next: install this version's helpers again: sh install.sh
 "#]]);
-    // What a newer version calls things need not be known here.
+    // This version need not know the states of a newer one.
     broken("format: 2\nwho: knows\n");
     refused(&sandbox, show()).shows(str![[r#"
 exit 65

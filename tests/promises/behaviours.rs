@@ -1,4 +1,4 @@
-//! Whatever a worker CLI does, its task's state says what happened, and nothing of it is left.
+//! The state of a task says what its worker CLI did, and no process of the worker is left.
 
 use std::fs;
 
@@ -8,13 +8,13 @@ use nix::unistd::Pid;
 use crate::support::process::{all_of, kilobytes, runs};
 use crate::support::{Call, PLAN, Sandbox, binary, wait_until};
 
-/// Shortens what is waited for before a worker is killed.
+/// Shortens the grace period before a worker is killed.
 fn impatient(call: Call) -> Call {
     call.env("DISPATCH_GRACE_MS", "400")
 }
 
-/// A task whose worker is that script, which knows `tick N` and `finish`.
-fn behaves(script: &str) -> Sandbox {
+/// Starts a task whose worker is `script`, which may call `tick N` and `finish`.
+fn start(script: &str) -> Sandbox {
     let sandbox = Sandbox::new();
     let helper = binary("dispatch-worker").display();
     let words = format!("tick() {{ {helper} tick $1; }}; finish() {{ {helper} finish; }}");
@@ -25,101 +25,101 @@ fn behaves(script: &str) -> Sandbox {
     sandbox
 }
 
-/// The end that is known, and nothing that runs.
+/// Checks the state of the ended task, and that no process is left.
 #[track_caller]
-fn is_over(sandbox: &Sandbox, state: &str) {
-    wait_until("its end is recorded", || {
+fn assert_ended(sandbox: &Sandbox, state: &str) {
+    wait_until("the end is recorded", || {
         sandbox.task("x", "attempts/1/exit").exists().then_some(())
     });
     assert_eq!(sandbox.state("x"), state);
     wait_until("the supervisor is gone", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
-    assert_eq!(all_of(&sandbox.home()), [0; 0], "nothing is left");
+    assert_eq!(all_of(&sandbox.home()), [0; 0], "no process is left");
 }
 
-/// A worker that ends by itself.
+/// Starts a worker that ends by itself, and checks the state of its task.
 #[track_caller]
-fn ends(script: &str, state: &str) -> Sandbox {
-    let sandbox = behaves(script);
-    is_over(&sandbox, state);
+fn assert_ends(script: &str, state: &str) -> Sandbox {
+    let sandbox = start(script);
+    assert_ended(&sandbox, state);
     sandbox
 }
 
-/// A worker that runs until it is stopped.
+/// Starts a worker that runs until `stop` ends it.
 #[track_caller]
-fn runs_until_stopped(script: &str) {
-    let sandbox = behaves(&format!("{script}\nwhile :; do touch up; sleep 1; done"));
-    wait_until("it is up", || sandbox.project().join("up").exists().then_some(()));
+fn assert_runs_until_stopped(script: &str) {
+    let sandbox = start(&format!("{script}\nwhile :; do touch up; sleep 1; done"));
+    wait_until("the worker is up", || sandbox.project().join("up").exists().then_some(()));
     assert_eq!(sandbox.state("x"), "running");
     let said = impatient(sandbox.call("dispatch-reconcile", &["stop", "x"])).run().ok();
     assert_eq!(said, "x stopped\n");
-    is_over(&sandbox, "stopped");
+    assert_ended(&sandbox, "stopped");
 }
 
 #[test]
-fn exits_without_work() {
-    ends("exit 0", "incomplete");
+fn worker_that_exits_without_work_is_incomplete() {
+    assert_ends("exit 0", "incomplete");
 }
 
 #[test]
-fn does_half_and_exits() {
-    ends("tick 1", "incomplete");
+fn worker_that_does_half_is_incomplete() {
+    assert_ends("tick 1", "incomplete");
 }
 
 #[test]
-fn ends_in_the_middle_of_a_sentence() {
-    ends("printf 'Now I will'; exit 3", "failed: exit code 3: Now I will");
+fn worker_that_fails_in_mid_sentence_is_quoted() {
+    assert_ends("printf 'Now I will'; exit 3", "failed: exit code 3: Now I will");
 }
 
 #[test]
-fn ticks_all_and_does_not_finish() {
-    ends("tick 1; tick 2", "done: finish marker missing");
+fn worker_that_ticks_all_and_skips_finish_is_done() {
+    assert_ends("tick 1; tick 2", "done: finish marker missing");
 }
 
 #[test]
-fn finishes_with_items_unticked() {
-    ends(
+fn worker_that_finishes_with_items_unticked_is_incomplete() {
+    assert_ends(
         ": >\"$DISPATCH_TASK_DIR/ipc/.done\"",
         "incomplete: finish marker set with items unticked",
     );
 }
 
 #[test]
-fn does_all_and_finishes() {
-    ends("tick 1; tick 2; finish", "done");
+fn worker_that_ticks_all_and_finishes_is_done() {
+    assert_ends("tick 1; tick 2; finish", "done");
 }
 
 #[test]
-fn fails_with_an_exit_code() {
-    ends("exit 7", "failed: exit code 7");
+fn worker_that_exits_with_a_code_has_failed() {
+    assert_ends("exit 7", "failed: exit code 7");
 }
 
 #[test]
-fn crashes() {
-    ends("kill -SEGV $$", "failed: ended by signal 11");
+fn worker_that_crashes_has_failed() {
+    assert_ends("kill -SEGV $$", "failed: ended by signal 11");
 }
 
 #[test]
-fn is_killed_for_want_of_memory() {
-    ends("kill -KILL $$", "failed: ended by signal 9");
+fn worker_that_is_killed_for_lack_of_memory_has_failed() {
+    assert_ends("kill -KILL $$", "failed: ended by signal 9");
 }
 
 #[test]
-fn leaves_a_child_that_holds_its_output() {
-    ends("sleep 1000 & exit 0", "incomplete");
+fn child_that_holds_the_output_is_ended() {
+    assert_ends("sleep 1000 & exit 0", "incomplete");
 }
 
 #[test]
-fn leaves_a_child_that_nothing_holds() {
-    ends("nohup sleep 1000 </dev/null >/dev/null 2>&1 & exit 5", "failed: exit code 5");
+fn child_that_left_the_output_is_ended() {
+    assert_ends("nohup sleep 1000 </dev/null >/dev/null 2>&1 & exit 5", "failed: exit code 5");
 }
 
 #[test]
-fn leaves_a_grandchild_in_a_session_of_its_own_that_holds_its_output() {
-    let sandbox = behaves("setsid sh -c 'touch up; sleep 1000' & \nuntil [ -e up ]; do :; done");
-    is_over(&sandbox, "incomplete");
+fn grandchild_in_its_own_session_is_ended() {
+    let sandbox = start("setsid sh -c 'touch up; sleep 1000' & \nuntil [ -e up ]; do :; done");
+    assert_ended(&sandbox, "incomplete");
 }
 
-/// Killed at the end of the test, whatever happened.
+/// A process that is killed at the end of the test in any case.
 struct Daemon(u32);
 
 impl Drop for Daemon {
@@ -139,49 +139,51 @@ fn daemon(sandbox: &Sandbox) -> Daemon {
     })
 }
 
-/// It has left its group, its parents and its environment.
+/// The daemon has left its process group, its parents and its environment.
 #[test]
-fn leaves_a_daemon_that_hides_and_ignores_sigterm() {
-    let sandbox = behaves(DAEMON);
+fn hidden_daemon_that_ignores_sigterm_is_ended() {
+    let sandbox = start(DAEMON);
     let daemon = daemon(&sandbox);
-    is_over(&sandbox, "incomplete");
+    assert_ended(&sandbox, "incomplete");
     assert!(!runs(daemon.0));
 }
 
 #[test]
-fn starts_a_daemon_that_hides_and_is_stopped() {
-    let sandbox = behaves(&format!("{DAEMON}sleep 1000"));
+fn stop_ends_a_hidden_daemon() {
+    let sandbox = start(&format!("{DAEMON}sleep 1000"));
     let daemon = daemon(&sandbox);
     impatient(sandbox.call("dispatch-reconcile", &["stop", "x"])).run().ok();
-    is_over(&sandbox, "stopped");
+    assert_ended(&sandbox, "stopped");
     assert!(!runs(daemon.0));
 }
 
 #[test]
-fn ignores_sigterm() {
-    runs_until_stopped("trap '' TERM INT HUP");
+fn worker_that_ignores_sigterm_is_stopped() {
+    assert_runs_until_stopped("trap '' TERM INT HUP");
 }
 
 #[test]
-fn says_that_it_belongs_to_another_task() {
-    runs_until_stopped("if [ -z \"$again\" ]; then again=1 DISPATCH_ATTEMPT=no exec sh \"$0\"; fi");
+fn worker_with_the_mark_of_another_attempt_is_stopped() {
+    assert_runs_until_stopped(
+        "if [ -z \"$again\" ]; then again=1 DISPATCH_ATTEMPT=no exec sh \"$0\"; fi",
+    );
 }
 
 #[test]
-fn never_exits() {
-    runs_until_stopped("");
+fn worker_that_never_exits_is_stopped() {
+    assert_runs_until_stopped("");
 }
 
 #[test]
-fn closes_its_output_and_goes_on() {
-    runs_until_stopped("exec <&- >&- 2>&-");
+fn worker_that_closes_its_output_is_stopped() {
+    assert_runs_until_stopped("exec <&- >&- 2>&-");
 }
 
 const ONLY_CLAUDE: &str =
     "default: opus\nbackends: { claude: {} }\nmodels: { opus: { backend: claude } }\n";
 
-/// A task whose worker is that script, called as Claude Code.
-fn behaves_as_claude(script: &str) -> Sandbox {
+/// Starts a task whose worker is `script`, called as Claude Code.
+fn start_as_claude(script: &str) -> Sandbox {
     let sandbox = Sandbox::with_clis(&[("claude", script)]);
     sandbox.config(ONLY_CLAUDE);
     sandbox.plan("x", PLAN);
@@ -189,9 +191,9 @@ fn behaves_as_claude(script: &str) -> Sandbox {
     sandbox
 }
 
-/// As Cursor's CLI does, and any that waits for a child of its own.
+/// Cursor's CLI hangs like this, and so does any CLI that waits for its own child.
 #[test]
-fn does_not_exit_after_its_last_word() {
+fn cli_that_hangs_after_its_result_is_ended() {
     let last_word = "echo '{\"type\":\"result\",\"subtype\":\"success\",\"is_error\":false}'";
     let work = "printf -- '- [x] First\\n- [x] Second\\n' >\"$DISPATCH_TASK_DIR/plan.md\"";
     let part = "printf -- '- [x] First\\n' >\"$DISPATCH_TASK_DIR/plan.md\"";
@@ -202,8 +204,8 @@ fn does_not_exit_after_its_last_word() {
         (work.into(), "done: finish marker missing"),
         (format!("{work}; {marker}"), "done"),
     ] {
-        let sandbox = behaves_as_claude(&format!("{did}\n{last_word}\nsleep 1000"));
-        is_over(&sandbox, state);
+        let sandbox = start_as_claude(&format!("{did}\n{last_word}\nsleep 1000"));
+        assert_ended(&sandbox, state);
         let exit = sandbox.read("x", "attempts/1/exit");
         assert!(exit.contains("stop_reason: last-word\n"), "{exit}");
     }
@@ -211,27 +213,30 @@ fn does_not_exit_after_its_last_word() {
 
 /// `claude -p` waits for a task in the background, and begins another turn at its end.
 #[test]
-fn goes_on_after_what_looked_like_its_last_word() {
+fn cli_with_a_background_task_continues_after_its_result() {
     let tasks = |tasks: &str| {
         let event = r#""type":"system","subtype":"background_tasks_changed""#;
         format!("echo '{{{event},\"tasks\":[{tasks}]}}'")
     };
     let (begins, ends) = (tasks(r#"{"task_id":"b1"}"#), tasks(""));
     let result = "echo '{\"type\":\"result\"}'";
-    let sandbox = behaves_as_claude(&format!(
+    let sandbox = start_as_claude(&format!(
         "{begins}; {result}; sleep 1; {ends}; echo '{{\"type\":\"assistant\"}}'; sleep 1; exit 7"
     ));
-    is_over(&sandbox, "failed: exit code 7");
+    assert_ended(&sandbox, "failed: exit code 7");
 }
 
 #[test]
-fn writes_binary_garbage() {
-    ends("head -c 300000 /dev/urandom; exit 0", "incomplete");
-    ends("head -c 300000 /dev/urandom; echo; echo broken; exit 7", "failed: exit code 7: broken");
+fn worker_that_prints_binary_garbage_is_reported() {
+    assert_ends("head -c 300000 /dev/urandom; exit 0", "incomplete");
+    assert_ends(
+        "head -c 300000 /dev/urandom; echo; echo broken; exit 7",
+        "failed: exit code 7: broken",
+    );
 }
 
 #[test]
-fn is_a_program_that_the_system_cannot_start() {
+fn program_that_the_system_cannot_start_has_failed() {
     let sandbox = Sandbox::with_clis(&[("claude", "exit 0")]);
     let script = "echo '#!/of/another/machine' >\"$0\"";
     sandbox.program("sh").args(&["-c", script]).arg(sandbox.top().join("clis/claude")).run().ok();
@@ -240,28 +245,28 @@ fn is_a_program_that_the_system_cannot_start() {
     let spawn = sandbox.on_machine("dispatch-spawn", &["x"]).run();
     assert_eq!(spawn.code, Some(1), "{}", spawn.err);
     let why = "cannot start claude: No such file or directory (os error 2)";
-    is_over(&sandbox, &format!("failed: could not start: {why}"));
+    assert_ended(&sandbox, &format!("failed: could not start: {why}"));
 }
 
 #[test]
-fn is_a_command_that_the_shell_cannot_start() {
-    ends("exec 2>/dev/null; touch plain; exec ./plain", "failed: exit code 126");
+fn command_that_the_shell_cannot_start_has_failed() {
+    assert_ends("exec 2>/dev/null; touch plain; exec ./plain", "failed: exit code 126");
 }
 
 #[test]
-fn asks_and_exits() {
-    ends("echo 'Which one?' >\"$DISPATCH_TASK_DIR/ipc/001.question\"", "blocked");
+fn worker_that_asks_and_exits_is_blocked() {
+    assert_ends("echo 'Which one?' >\"$DISPATCH_TASK_DIR/ipc/001.question\"", "blocked");
 }
 
 #[test]
-fn deletes_its_own_log() {
-    ends("rm \"$(readlink /proc/$$/fd/1)\"; echo more; exit 7", "failed: exit code 7");
+fn worker_that_deletes_its_log_is_reported() {
+    assert_ends("rm \"$(readlink /proc/$$/fd/1)\"; echo more; exit 7", "failed: exit code 7");
 }
 
-/// A worker's log is cut while it writes it, and its supervisor stays small.
+/// The log is cut while the worker writes, and the supervisor stays small.
 #[test]
-fn writes_a_gigabyte() {
-    let sandbox = behaves(
+fn log_of_a_gigabyte_is_cut() {
+    let sandbox = start(
         "yes 'All work and no play' | head -c 1000000000
         until [ $(wc -c <\"$(readlink /proc/$$/fd/1)\") -lt 8000000 ]; do :; done
         echo; echo enough; exit 7",
@@ -269,15 +274,15 @@ fn writes_a_gigabyte() {
     let supervisor = sandbox.supervisor_of("x");
     let size = |path: &str| fs::metadata(sandbox.task("x", path)).map_or(0, |meta| meta.len());
     let (mut logs, mut memory) = (0, 0);
-    wait_until("its end is recorded", || {
+    wait_until("the end is recorded", || {
         logs = logs.max(size("attempts/1/log") + size("attempts/1/log.old"));
-        // What is mapped of the program itself is large in a test build, and no matter.
+        // The pages of a test build's own program are large and do not count.
         let peak = kilobytes(supervisor, "VmHWM").zip(kilobytes(supervisor, "RssFile"));
         memory = memory.max(peak.map_or(0, |(all, program)| all - program));
         sandbox.task("x", "attempts/1/exit").exists().then_some(())
     });
-    is_over(&sandbox, "failed: exit code 7: enough");
-    // Usually some 60 MB; a busy machine lets the worker write for longer between two looks.
+    assert_ended(&sandbox, "failed: exit code 7: enough");
+    // The usual size is 60 MB; a busy machine lets the worker write for longer between two looks.
     assert!(logs < 300 << 20, "{logs} bytes of logs");
     assert!((1..8 << 10).contains(&memory), "{memory} kB");
 }

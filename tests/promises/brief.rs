@@ -108,7 +108,7 @@ exit 0
 default: idle; models: idle, fails
 #ID (said before) x says: "Careful." → tell the user
 "#]]);
-    // Now the model has it in its text.
+    // The brief has given the news to the model.
     brief(&sandbox, &host).shows(str![[r#"
 exit 0
 default: idle; models: idle, fails
@@ -134,7 +134,7 @@ default: idle; models: idle, fails
 #ID (said before) x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
 repaired: x adopted
 "#]]);
-    // The new host's hook waits for it from now on.
+    // From here on, the hook of the new host waits for the task.
     let mut hook = new.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").start();
     hook.until_it_watches();
     sandbox.worker("x", &["tell", "Still here."]).run().ok();
@@ -156,7 +156,7 @@ x asking 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 - (a
     assert_eq!(hook.code, Some(2));
 }
 
-/// 180 models with the longest names in use, and 20 tasks with something to say.
+/// 180 models with the longest names in use, and 20 tasks with news.
 #[test]
 fn brief_has_at_most_1400_bytes() {
     let sandbox = project();
@@ -189,7 +189,7 @@ fn brief_has_at_most_1400_bytes() {
     assert!(text.contains("a-task-with-a-rather-long-name-number-00"), "{text}");
 }
 
-/// The length of the most urgent news must not keep it out.
+/// The most urgent news is listed however long it is.
 #[test]
 fn long_question_is_listed_shortened() {
     let sandbox = project();
@@ -202,7 +202,7 @@ fn long_question_is_listed_shortened() {
     wait_until("the question is still open", || (sandbox.state("x") == "asking").then_some(()));
 }
 
-/// A host without hooks, or with a resumed session, would not be woken by its tasks' news.
+/// Tasks cannot wake a host without hooks or with a resumed session.
 #[test]
 fn host_without_a_hook_is_told_to_run_a_monitor() {
     let sandbox = project();

@@ -469,7 +469,7 @@ repaired: x marked lost
 x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
-    // The news is printed once, and noted at the end of the torn file.
+    // The news is printed once, and recorded at the end of the torn file.
     broken.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
 #ID x lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn x --resume tries again

@@ -16,7 +16,7 @@ fn with_workers(text: &str) -> Sandbox {
     sandbox
 }
 
-/// The original's first run writes such models.
+/// The setup of the original writes such models.
 #[test]
 fn claude_models_without_a_backend_run_on_claude() {
     let sandbox = Sandbox::with_clis(&[("claude", CLAUDE), ("codex", CODEX)]);

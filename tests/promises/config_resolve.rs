@@ -149,7 +149,7 @@ grok-5 was not in the config and was added to it, on cursor
     let without: String =
         sandbox.config_text().split_inclusive('\n').filter(|l| !added.contains(l)).collect();
     assert_eq!(without, CONFIG);
-    // The second time the config has it.
+    // The second call finds the model in the config.
     assert_eq!(resolved(&json(&sandbox, &["gpt-6"])), "gpt-6 (gpt-6) on codex, named");
 }
 

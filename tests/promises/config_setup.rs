@@ -331,7 +331,7 @@ fn grok_agent_is_not_taken_for_cursor() {
     sandbox.add_cli("claude", CLAUDE);
     sandbox.configure(&["setup", "--default", "opus", "--yes"]).run().ok();
     assert!(!sandbox.config_text().contains("cursor"));
-    // Only its version was asked for.
+    // Setup asked the program for its version only.
     assert_eq!(sandbox.calls_of("agent --version"), 2);
     assert_eq!(sandbox.calls_of("agent models"), 0);
 }

@@ -96,7 +96,7 @@ fn killed_dispatch_can_be_repeated() {
         let again = spawn().run();
         match again.code {
             Some(0) => {}
-            // The task exists, so it can be resumed.
+            // The task exists, so the error names the resume.
             Some(73) => {
                 assert!(again.err.contains("x --resume"), "{point}: {}", again.err);
                 sandbox.ok("dispatch-spawn", &["x", "--resume"]);

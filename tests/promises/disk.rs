@@ -10,7 +10,7 @@ use crate::support::process::runs;
 use crate::support::text::{listing, names, same};
 use crate::support::{Host, PLAN, Sandbox, wait_until};
 
-/// Dispatches 'x' with all that a task can have, and waits until it has ended.
+/// Dispatches 'x' with every file that a task can have, and waits for its end.
 fn finished(sandbox: &Sandbox) {
     sandbox.workers(&[]);
     let host = Host::new(sandbox);
@@ -41,7 +41,7 @@ fn finished_task_leaves_only_private_files() {
     let sandbox = Sandbox::with_git();
     finished(&sandbox);
     let hosts = sandbox.state_directory().join(".hosts");
-    // One lock for each host process, named by its identity.
+    // Each host process has a lock, named by its identity.
     assert_eq!(names(&hosts).len(), 1);
     fs::rename(hosts.join(&names(&hosts)[0]), hosts.join("HOST.lock")).expect("renamed");
     same(

@@ -1,5 +1,5 @@
-//! A cloned repository or an archive may bring tasks along. The helpers run only tasks that the user's
-//! own helpers dispatched, and take nothing in a project's directory for the person's words.
+//! A cloned repository or an archive may bring tasks along. The helpers run only tasks that they
+//! dispatched for this user, and take nothing in a project's directory for the person's words.
 
 use std::fs;
 
@@ -28,7 +28,7 @@ fn make_every_call(sandbox: &Sandbox) {
     }
 }
 
-/// A directory of a task with every name that one has, as if from another machine.
+/// Plants a task directory with every name that a task has, as if from another machine.
 fn plant(sandbox: &Sandbox) {
     sandbox.plan("x", PLAN);
     let names = [
@@ -90,7 +90,7 @@ fn every_single_planted_file_refuses_a_dispatch() {
         fs::write(path, "planted").expect("written");
         assert_eq!(sandbox.run("dispatch-spawn", &["x"]).code, Some(73), "{name}");
     }
-    // What a host may have made before the dispatch.
+    // A host may have made these before the dispatch.
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.plan("x", PLAN);
@@ -110,7 +110,7 @@ fn answer_written_by_hand_does_not_restart_an_ended_worker() {
     fs::write(sandbox.task("x", "ipc/001.answer"), "This.\n").expect("written");
     sandbox.ok("dispatch-reconcile", &[]);
     assert_eq!(sandbox.state("x"), "blocked");
-    // The person's own answer does.
+    // The person's own answer restarts the worker.
     sandbox.ok("dispatch-monitor", &["--answer", "x", "That."]);
     sandbox.wait_for_state("x", "running");
     assert!(sandbox.read("x", "attempts/2/prompt.md").contains("The person answered: That.\n"));
@@ -128,12 +128,12 @@ fn task_whose_directory_was_deleted_frees_its_id() {
         let status = sandbox.ok("dispatch-reconcile", &[]);
         (!status.contains("x ")).then_some(())
     });
-    // The running one stays listed and can be stopped.
+    // The running task stays listed and can be stopped.
     assert!(sandbox.ok("dispatch-reconcile", &[]).contains("\ny running"));
     assert!(sandbox.ok("dispatch-reconcile", &["stop", "y"]).starts_with("y stopped"));
     sandbox.dispatch("x", "idle");
     sandbox.wait_for_state("x", "running");
-    assert!(!sandbox.task("x", "attempts/2").exists(), "it is a new task");
+    assert!(!sandbox.task("x", "attempts/2").exists(), "the task is new");
 }
 
 /// A `.dispatch/tasks` in a shared parent must not capture the projects below it.
@@ -147,7 +147,7 @@ fn shared_parent_outside_the_home_captures_no_project() {
     let call = |args: &[&str]| sandbox.call("dispatch-reconcile", args).within(shared.join("work"));
     let status = call(&[]).run().ok();
     assert!(status.ends_with("/shared/work\n"), "{status}");
-    // Where this user dispatched a task, its subdirectories belong to it.
+    // Subdirectories of a directory where this user dispatched a task belong to it.
     let spawn = sandbox.call("dispatch-spawn", &["y", "--plan", "-"]).input(PLAN).within(&shared);
     spawn.run().ok();
     assert!(call(&[]).run().ok().starts_with("y running"));
@@ -231,7 +231,7 @@ exit 65
 "#]]);
 }
 
-/// What the helpers say and do when a project's directory is not the one in which its tasks were
+/// The behaviour of the helpers where a project's directory is not the one in which its tasks were
 /// dispatched: each row of the table, and then `adopt`.
 mod moved {
     use std::fs;
@@ -251,18 +251,18 @@ mod moved {
         sandbox.plan("ended", PLAN);
         sandbox.ok("dispatch-spawn", &["ended", "--model", "ends"]);
         sandbox.wait_for_state("ended", "incomplete");
-        wait_until("nothing runs", || all_of(&sandbox.home()).is_empty().then_some(()));
+        wait_until("no process runs", || all_of(&sandbox.home()).is_empty().then_some(()));
         sandbox
     }
 
     #[track_caller]
     fn status(sandbox: &Sandbox, directory: &Path) -> Ran {
         let ran = sandbox.call("dispatch-reconcile", &[]).within(directory).run();
-        assert_eq!(all_of(&sandbox.home()), [0; 0], "nothing was started: {}", ran.out);
+        assert_eq!(all_of(&sandbox.home()), [0; 0], "no worker was started: {}", ran.out);
         ran
     }
 
-    /// Lets the person at a terminal agree to `adopt`; returns what was shown.
+    /// Confirms `adopt` at a terminal and returns the screen's text.
     fn adopt(sandbox: &Sandbox, directory: &Path) -> String {
         let call = sandbox.call("dispatch-reconcile", &["adopt"]).within(directory);
         let mut terminal = Terminal::run(call.env("DISPATCH_FAIL", "callers"));
@@ -316,7 +316,7 @@ later (queued, idle, write): it will start
         assert!(shown.contains(&format!("{}/.dispatch/tasks/ended", other.display())), "{shown}");
     }
 
-    /// A pseudo-terminal is one `script` away, so it alone is no person.
+    /// A CLI can open a pseudo-terminal with `script`, so a terminal alone proves no person.
     #[test]
     fn known_cli_that_opens_a_terminal_cannot_adopt() {
         let sandbox = project();
@@ -344,7 +344,7 @@ exit 75
 x (running, idle, write): stays, its worker is running
 "#]]);
         assert_eq!(call("dispatch-reconcile", &["stop", "x"]).run().ok(), "x stopped\n");
-        wait_until("nothing runs", || all_of(&sandbox.home()).is_empty().then_some(()));
+        wait_until("no process runs", || all_of(&sandbox.home()).is_empty().then_some(()));
         adopt(&sandbox, &other);
         call("dispatch-spawn", &["x", "--resume"]).run().ok();
     }
@@ -361,7 +361,7 @@ project: it is a copy of PROJECT/.git; no task starts by itself → dispatch-rec
         adopt(&sandbox, &copy);
         let call = |args: &[&str]| sandbox.call("dispatch-reconcile", args).within(&copy);
         assert!(call(&[]).run().ok().contains("ended incomplete"));
-        // The original keeps its own.
+        // The original project keeps its tasks.
         assert!(sandbox.ok("dispatch-reconcile", &[]).contains("ended incomplete"));
         assert_eq!(sandbox.state("later"), "running");
     }
@@ -391,7 +391,7 @@ later queued 0/2 1h idle
         sandbox.workers(&[]);
         sandbox.dispatch("x", "idle");
         fs::remove_dir_all(sandbox.project()).expect("removed");
-        // Another directory must not get the number of the old one.
+        // The new directory must not reuse the inode of the old one.
         fs::create_dir(sandbox.home().join("between")).expect("made");
         fs::create_dir(sandbox.project()).expect("made");
         sandbox.plan("y", PLAN);
@@ -402,7 +402,7 @@ exit 65
 !   next: to take its tasks over, run: dispatch-reconcile adopt
 "#]]);
         sandbox.ok("dispatch-reconcile", &["stop", "x"]);
-        wait_until("nothing runs", || all_of(&sandbox.home()).is_empty().then_some(()));
+        wait_until("no process runs", || all_of(&sandbox.home()).is_empty().then_some(()));
         sandbox.ok("dispatch-spawn", &["y"]);
         assert!(sandbox.ok("dispatch-reconcile", &[]).starts_with("y running"));
     }
@@ -416,7 +416,7 @@ exit 0
 project: its .dispatch was deleted; no task starts by itself → dispatch-reconcile adopt
 later queued 0/2 1h idle
 "#]]);
-        // The person's own call is enough.
+        // A dispatch by the person is enough.
         sandbox.ok("dispatch-spawn", &["later", "--resume"]);
         sandbox.wait_for_state("later", "running");
     }

@@ -1,5 +1,5 @@
-//! `dispatch-monitor --hook`: the host is woken by exit code 2 when there is something new for it,
-//! and by nothing else.
+//! `dispatch-monitor --hook` wakes the host by exit code 2 when there is news for it, and at no
+//! other time.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -30,13 +30,13 @@ fn dispatch(sandbox: &Sandbox, host: &Host, id: &str) {
     host.calls(sandbox.call("dispatch-spawn", &[id])).run().ok();
 }
 
-/// What a hook is given, with more keys.
+/// The input of a hook, with more keys.
 fn input(sandbox: &Sandbox, more: &str) -> String {
     let cwd = serde_json::json!(sandbox.project());
     format!("{{\"session_id\":\"s\",\"cwd\":{cwd},\"hook_event_name\":\"Stop\"{more}}}")
 }
 
-/// The hook as the host calls it: not in the project, which only its input names.
+/// The hook call of a host, outside the project, which only the input names.
 fn hook(sandbox: &Sandbox, host: &Host) -> Call {
     let call = sandbox.call("dispatch-monitor", &["--hook"]).within(sandbox.home());
     host.calls(call).input(input(sandbox, ""))
@@ -53,13 +53,13 @@ fn tell(sandbox: &Sandbox, id: &str, text: &str) {
 }
 
 #[track_caller]
-fn silent(call: Call) {
+fn assert_silent(call: Call) {
     let ran = call.run();
     assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(0), "", ""));
 }
 
 #[test]
-fn news_wakes_by_exit_code_2_on_standard_error_alone() {
+fn hook_wakes_the_host_by_exit_code_2_and_standard_error_only() {
     let (sandbox, host) = with_host();
     let hook = waiting(&sandbox, &host);
     sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_WAIT_MS", "0").run();
@@ -73,7 +73,7 @@ exit 2
 }
 
 #[test]
-fn several_events_are_one_wake() {
+fn several_events_make_one_wake() {
     let (sandbox, host) = with_host();
     sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_WAIT_MS", "0").run();
     tell(&sandbox, "x", "Careful.");
@@ -86,17 +86,17 @@ exit 2
 }
 
 #[test]
-fn a_second_hook_of_the_same_host_ends_at_once() {
+fn second_hook_of_a_host_exits_at_once() {
     let (sandbox, host) = with_host();
     let mut first = waiting(&sandbox, &host);
-    silent(hook(&sandbox, &host));
+    assert_silent(hook(&sandbox, &host));
     assert!(!first.has_ended());
     tell(&sandbox, "x", "Careful.");
     assert_eq!(first.end().code, Some(2));
 }
 
 #[test]
-fn the_same_news_never_wakes_twice_even_if_never_acknowledged() {
+fn unacknowledged_news_never_wakes_twice() {
     let (sandbox, host) = with_host();
     tell(&sandbox, "x", "First.");
     assert!(hook(&sandbox, &host).run().err.contains("First."));
@@ -114,52 +114,52 @@ fn the_same_news_never_wakes_twice_even_if_never_acknowledged() {
 }
 
 #[test]
-fn without_a_host_or_tasks_it_ends_at_once_and_silently() {
+fn hook_without_host_or_tasks_exits_silently() {
     let (sandbox, host) = with_host();
     let call = || sandbox.call("dispatch-monitor", &["--hook"]);
-    silent(call().input(input(&sandbox, "")));
-    silent(call().input(input(&sandbox, "")).env("CLAUDE_PID", "no number"));
-    silent(call().input(input(&sandbox, "")).env("CLAUDE_PID", i32::MAX.to_string()));
+    assert_silent(call().input(input(&sandbox, "")));
+    assert_silent(call().input(input(&sandbox, "")).env("CLAUDE_PID", "no number"));
+    assert_silent(call().input(input(&sandbox, "")).env("CLAUDE_PID", i32::MAX.to_string()));
 
     let empty = project();
-    silent(hook(&empty, &host));
+    assert_silent(hook(&empty, &host));
     fs::create_dir_all(empty.task("", "")).expect("made");
-    silent(hook(&empty, &host));
+    assert_silent(hook(&empty, &host));
     empty.plan("not-dispatched", PLAN);
-    silent(hook(&empty, &host));
+    assert_silent(hook(&empty, &host));
 }
 
 #[test]
-fn when_all_tasks_are_over_it_ends_at_once_and_silently() {
+fn hook_exits_silently_when_all_tasks_have_ended() {
     let (sandbox, host) = with_host();
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
-    silent(hook(&sandbox, &host));
+    assert_silent(hook(&sandbox, &host));
 }
 
 #[test]
-fn what_goes_wrong_ends_in_silence() {
+fn hook_errors_are_silent() {
     let (sandbox, host) = with_host();
     let call = |args: &[&str]| host.calls(sandbox.call("dispatch-monitor", args));
-    silent(call(&["--hook", "--newer-option"]).input(input(&sandbox, "")));
-    silent(call(&["--hook", "x"]).input(input(&sandbox, "")));
-    silent(call(&["--hook", "--help"]).input(input(&sandbox, "")));
-    silent(call(&["--hook"]).input(b"\xff\xfe garbage".to_vec()));
-    silent(call(&["--hook"]).within(sandbox.home()).input("{ garbage"));
-    silent(call(&["--hook"]).within(sandbox.home()).input(""));
-    silent(call(&["--hook", "-C", "/nowhere"]).input(input(&sandbox, "")));
-    silent(call(&["--hook"]).input("{\"cwd\":\"/nowhere\"}"));
+    assert_silent(call(&["--hook", "--newer-option"]).input(input(&sandbox, "")));
+    assert_silent(call(&["--hook", "x"]).input(input(&sandbox, "")));
+    assert_silent(call(&["--hook", "--help"]).input(input(&sandbox, "")));
+    assert_silent(call(&["--hook"]).input(b"\xff\xfe garbage".to_vec()));
+    assert_silent(call(&["--hook"]).within(sandbox.home()).input("{ garbage"));
+    assert_silent(call(&["--hook"]).within(sandbox.home()).input(""));
+    assert_silent(call(&["--hook", "-C", "/nowhere"]).input(input(&sandbox, "")));
+    assert_silent(call(&["--hook"]).input("{\"cwd\":\"/nowhere\"}"));
 }
 
 #[test]
-fn an_unreadable_directory_ends_in_silence() {
+fn unreadable_directory_is_silent() {
     let (sandbox, host) = with_host();
     tell(&sandbox, "x", "Careful.");
     let hosts = sandbox.state_directory().join(".hosts");
     let _ = fs::remove_dir_all(&hosts);
     fs::write(&hosts, "no directory").expect("written");
-    silent(hook(&sandbox, &host));
+    assert_silent(hook(&sandbox, &host));
     fs::remove_file(&hosts).expect("removed");
-    // Root reads it all the same, and then it is news; nobody else does.
+    // Root can read the directory and gets the news; other users get nothing.
     let tasks = sandbox.state_directory();
     fs::set_permissions(&tasks, fs::Permissions::from_mode(0o000)).expect("changed");
     let root = fs::read_dir(&tasks).is_ok();
@@ -170,7 +170,7 @@ fn an_unreadable_directory_ends_in_silence() {
 }
 
 #[test]
-fn it_ends_with_its_host_and_says_nothing() {
+fn hook_ends_silently_with_its_host() {
     let (sandbox, host) = with_host();
     let hook = waiting(&sandbox, &host);
     host.die();
@@ -179,7 +179,7 @@ fn it_ends_with_its_host_and_says_nothing() {
 }
 
 #[test]
-fn a_signal_ends_it_in_silence() {
+fn signal_ends_the_hook_silently() {
     let (sandbox, host) = with_host();
     let hook = waiting(&sandbox, &host);
     hook.signal(Signal::SIGTERM);
@@ -188,7 +188,7 @@ fn a_signal_ends_it_in_silence() {
 }
 
 #[test]
-fn a_host_is_told_only_of_its_own_tasks() {
+fn host_gets_news_of_its_own_tasks_only() {
     let (sandbox, one) = with_host();
     let two = Host::new(&sandbox);
     dispatch(&sandbox, &two, "y");
@@ -208,7 +208,7 @@ exit 2
 }
 
 #[test]
-fn a_task_dispatched_while_it_waits_is_seen() {
+fn waiting_hook_sees_a_new_task() {
     let (sandbox, host) = with_host();
     let hook = waiting(&sandbox, &host);
     dispatch(&sandbox, &host, "y");
@@ -222,7 +222,7 @@ exit 2
 
 /// The host writes the plan first and dispatches it some time later.
 #[test]
-fn a_plan_that_stood_there_before_is_seen_when_it_is_dispatched() {
+fn waiting_hook_sees_a_task_whose_plan_was_there_before() {
     let (sandbox, host) = with_host();
     sandbox.plan("y", PLAN);
     let hook = waiting(&sandbox, &host);
@@ -232,7 +232,7 @@ fn a_plan_that_stood_there_before_is_seen_when_it_is_dispatched() {
 }
 
 #[test]
-fn a_hook_from_a_sub_directory_finds_the_projects_tasks() {
+fn hook_in_a_subdirectory_finds_the_projects_tasks() {
     let (sandbox, host) = with_host();
     let below = sandbox.project().join("src/deep");
     fs::create_dir_all(&below).expect("made");
@@ -252,7 +252,7 @@ fn acknowledged(sandbox: &Sandbox, id: &str) -> bool {
 }
 
 #[test]
-fn a_wake_that_is_in_the_users_prompt_is_acknowledged() {
+fn wake_in_the_users_prompt_is_acknowledged() {
     let (sandbox, host) = with_host();
     tell(&sandbox, "x", "Careful.");
     let wake = hook(&sandbox, &host).run().err;
@@ -260,14 +260,14 @@ fn a_wake_that_is_in_the_users_prompt_is_acknowledged() {
     let mut other = hook(&sandbox, &host).input(input(&sandbox, ",\"prompt\":\"go on\"")).start();
     other.until_it_watches();
     assert!(!acknowledged(&sandbox, &id));
-    // The next prompt's hook says so although another waits.
+    // The hook of the next prompt acknowledges the wake although another hook waits.
     let prompt = format!(",\"prompt\":{}", serde_json::json!(wake));
-    silent(hook(&sandbox, &host).input(input(&sandbox, &prompt)));
+    assert_silent(hook(&sandbox, &host).input(input(&sandbox, &prompt)));
     assert!(acknowledged(&sandbox, &id));
 }
 
 #[test]
-fn a_wake_that_the_transcript_shows_to_the_model_is_acknowledged() {
+fn wake_in_the_transcript_is_acknowledged() {
     let (sandbox, host) = with_host();
     tell(&sandbox, "x", "Careful.");
     let id = id_in(&hook(&sandbox, &host).run().err);
@@ -278,18 +278,18 @@ fn a_wake_that_the_transcript_shows_to_the_model_is_acknowledged() {
     let mut waits = waiting(&sandbox, &host);
 
     fs::write(&path, line("queue-operation")).expect("written");
-    silent(hook(&sandbox, &host).input(input(&sandbox, &more)));
+    assert_silent(hook(&sandbox, &host).input(input(&sandbox, &more)));
     assert!(!acknowledged(&sandbox, &id), "a queued wake may still be dropped");
 
     fs::write(&path, line("queue-operation") + &line("user")).expect("written");
-    silent(hook(&sandbox, &host).input(input(&sandbox, &more)));
+    assert_silent(hook(&sandbox, &host).input(input(&sandbox, &more)));
     assert!(acknowledged(&sandbox, &id));
     assert!(!waits.has_ended());
 }
 
-/// The last waiter's lock is free again, whatever ended it.
+/// The lock of a dead waiter is free.
 #[test]
-fn a_killed_hook_leaves_its_place_to_the_next() {
+fn killed_hook_is_replaced_by_the_next() {
     let (sandbox, host) = with_host();
     let first = waiting(&sandbox, &host);
     first.signal(Signal::SIGKILL);
@@ -299,7 +299,7 @@ fn a_killed_hook_leaves_its_place_to_the_next() {
     assert_eq!(second.end().code, Some(2));
 }
 
-/// Publishes a file as a worker does that has no helper.
+/// Publishes a file as a worker without a helper does.
 fn publish(sandbox: &Sandbox, id: &str, path: &str, text: &str) {
     let temp = sandbox.task(id, "new.tmp");
     fs::write(&temp, text).expect("written");
@@ -307,7 +307,7 @@ fn publish(sandbox: &Sandbox, id: &str, path: &str, text: &str) {
 }
 
 #[test]
-fn events_that_come_together_are_one_wake_and_questions_come_first() {
+fn simultaneous_events_make_one_wake_with_questions_first() {
     let (sandbox, host) = with_host();
     for directory in ["tells", "ipc"] {
         fs::create_dir_all(sandbox.task("x", directory)).expect("made");
@@ -325,9 +325,9 @@ exit 2
 "#]]);
 }
 
-/// Their directories are copies of one, so that they can all end within a moment.
+/// The directories are copies of one task, so that all can end within a moment.
 #[test]
-fn a_hundred_tasks_that_end_at_once_are_one_short_wake() {
+fn hundred_simultaneous_ends_make_one_short_wake() {
     let (sandbox, host) = with_host();
     let mut ids = Vec::new();
     for n in 100..200 {
@@ -358,13 +358,13 @@ fn a_hundred_tasks_that_end_at_once_are_one_short_wake() {
     let (last, told) = lines[1..].split_last().expect("lines");
     let left_out: usize = last.split(' ').nth(2).and_then(|it| it.parse().ok()).expect("a number");
     assert_eq!(told.len() + left_out, 101, "{}", ran.err);
-    // Nothing of it wakes again.
+    // Delivered news does not wake again.
     let mut next = waiting(&sandbox, &host);
     assert!(!next.has_ended());
 }
 
 #[test]
-fn a_long_question_in_any_script_is_a_short_wake() {
+fn long_question_in_any_script_makes_a_short_wake() {
     let (sandbox, host) = with_host();
     let ask = sandbox.worker("x", &["ask", "-"]).input("🦀".repeat(250_000));
     ask.env("DISPATCH_WAIT_MS", "0").run();
@@ -373,14 +373,14 @@ fn a_long_question_in_any_script_is_a_short_wake() {
     assert!(ran.err.len() <= 2000, "{} bytes", ran.err.len());
 }
 
-/// It looks at every task, and for a moment holds the lock of one that nobody is at.
+/// The hook looks at every task, and for a moment holds the lock of a task that nobody supervises.
 #[test]
-fn whoever_records_an_end_is_not_taken_for_its_supervisor() {
+fn hook_that_records_an_end_is_not_taken_for_a_supervisor() {
     let (sandbox, host) = with_host();
     let mut hook = waiting(&sandbox, &host);
     sandbox.worked_at("gone", "idle", &dead());
     let exit = sandbox.task("gone", "attempts/1/exit");
-    wait_until("its end is recorded", || exit.exists().then_some(()));
+    wait_until("the end is recorded", || exit.exists().then_some(()));
     sandbox.run("dispatch-reconcile", &["stop", "gone"]).shows(str![[r#"
 exit 0
 gone has ended already: lost
@@ -388,7 +388,7 @@ gone has ended already: lost
     assert!(!hook.has_ended());
 }
 
-/// A host that has dispatched 'x', which has said something.
+/// A host with a task 'x' that has sent a message.
 fn with_news() -> (Sandbox, Host) {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
@@ -399,9 +399,9 @@ fn with_news() -> (Sandbox, Host) {
     (sandbox, host)
 }
 
-/// The host is told it as new, and has not been told before.
+/// Checks that the message is new to the host.
 #[track_caller]
-fn is_new_to(sandbox: &Sandbox, host: &Host) {
+fn assert_new_to(sandbox: &Sandbox, host: &Host) {
     assert!(!sandbox.read("x", "news").contains(" acknowledged "));
     let hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
     assert_eq!(hook.code, Some(2));
@@ -411,30 +411,30 @@ fn is_new_to(sandbox: &Sandbox, host: &Host) {
 }
 
 #[track_caller]
-fn says_it_once(call: impl Fn() -> Call) {
+fn assert_prints_once(call: impl Fn() -> Call) {
     assert!(call().run().ok().contains("x says: \"Careful.\""));
     let again = call().args(&["--timeout", "1ms"]).run();
     assert_eq!((again.code, again.out.as_str()), (Some(3), ""));
 }
 
 #[test]
-fn another_host_that_asks_for_it_takes_nothing_away() {
+fn monitor_of_another_host_acknowledges_nothing() {
     let (sandbox, host) = with_news();
     let other = Host::new(&sandbox);
-    says_it_once(|| other.calls(sandbox.call("dispatch-monitor", &["x"])));
-    is_new_to(&sandbox, &host);
+    assert_prints_once(|| other.calls(sandbox.call("dispatch-monitor", &["x"])));
+    assert_new_to(&sandbox, &host);
 }
 
 #[test]
-fn a_person_in_a_terminal_takes_nothing_away() {
+fn monitor_in_a_terminal_acknowledges_nothing() {
     let (sandbox, host) = with_news();
-    says_it_once(|| sandbox.call("dispatch-monitor", &["x"]));
-    is_new_to(&sandbox, &host);
+    assert_prints_once(|| sandbox.call("dispatch-monitor", &["x"]));
+    assert_new_to(&sandbox, &host);
 }
 
-/// Whatever host its environment names.
+/// The environment of a worker may name any host.
 #[test]
-fn no_call_of_a_worker_acknowledges_or_takes_away() {
+fn worker_calls_acknowledge_nothing() {
     let (sandbox, host) = with_news();
     let of_the_worker =
         |call: Call| host.calls(call).env("DISPATCH_TASK_DIR", sandbox.task("x", ""));
@@ -444,11 +444,11 @@ fn no_call_of_a_worker_acknowledges_or_takes_away() {
     of_the_worker(sandbox.call("dispatch-monitor", &["x"])).run().ok();
     let hook = of_the_worker(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
     assert_eq!((hook.code, hook.err.as_str()), (Some(0), ""));
-    is_new_to(&sandbox, &host);
+    assert_new_to(&sandbox, &host);
 }
 
 #[test]
-fn what_another_hosts_model_has_seen_is_not_acknowledged() {
+fn wake_in_another_hosts_transcript_is_not_acknowledged() {
     let (sandbox, host) = with_news();
     let other = Host::new(&sandbox);
     let seen = other.calls(sandbox.call("dispatch-monitor", &["x"])).run().ok();
@@ -458,11 +458,11 @@ fn what_another_hosts_model_has_seen_is_not_acknowledged() {
     let input = serde_json::json!({ "prompt": seen, "transcript_path": transcript }).to_string();
     let hook = other.calls(sandbox.call("dispatch-monitor", &["--hook"])).input(input).run();
     assert_eq!((hook.code, hook.err.as_str()), (Some(0), ""));
-    is_new_to(&sandbox, &host);
+    assert_new_to(&sandbox, &host);
 }
 
 #[test]
-fn a_dead_owners_news_is_taken_by_whoever_asks() {
+fn news_of_a_dead_host_goes_to_the_next_monitor() {
     let (sandbox, host) = with_news();
     host.die();
     let said = sandbox.ok("dispatch-monitor", &["x"]);

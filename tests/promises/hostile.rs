@@ -1,8 +1,8 @@
-//! A hostile worker, which knows the sources, does what it likes to every name in its own and in every
-//! other task's directory of the project. It starts nothing, signals nobody, hides nothing and loses
-//! none of the person's words.
+//! A hostile worker, which knows the sources, changes every name in its own and every other task's
+//! directory of the project. It starts nothing, signals nobody, hides nothing and loses none of the
+//! person's words.
 //!
-//! `HOSTILE_HISTORIES=2000 cargo test --test promises hostile` runs as many histories as it says;
+//! `HOSTILE_HISTORIES=2000 cargo test --test promises hostile` runs that many histories;
 //! `HOSTILE_SEED` repeats one.
 
 use std::fs::{self, File};
@@ -19,10 +19,10 @@ use crate::support::process::{all_of, kill_and_wait, runs, workers_of};
 use crate::support::text::tree;
 use crate::support::{Host, PLAN, Ran, Sandbox, wait_until};
 
-/// Histories where nobody says how many there are to be.
+/// The default number of histories.
 const HISTORIES: u64 = 12;
 
-/// Every name that a task's directory has or ever had, and some that it never has.
+/// Every name that a task's directory has or had, and some that never exist there.
 const NAMES: [&str; 30] = [
     "",
     "plan.md",
@@ -61,14 +61,14 @@ struct World {
     sandbox: Sandbox,
     random: Random,
     bystander: Host,
-    /// How many times the person asked for a worker.
+    /// The number of workers that the person asked for.
     asked: usize,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
         let sandbox = Sandbox::new();
-        // Each start of a worker leaves a line, and so does everything else that is ever executed.
+        // Each start of a worker leaves a line, and so does everything else that is executed.
         let starts = sandbox.top().join("starts");
         let worker = format!("echo start >>'{}'; exec sleep 1000", starts.display());
         sandbox.workers(&[("works", &worker)]);
@@ -89,7 +89,7 @@ impl World {
         self.sandbox.project().join(".dispatch/tasks").join(id)
     }
 
-    /// A text that would do harm if anybody believed it.
+    /// A text that would do harm if a helper believed it.
     fn text(&mut self) -> String {
         let pwned = self.sandbox.top().join("starts").display().to_string();
         let bystander = dispatch::process::Identity::of_pid(self.bystander.pid());
@@ -117,7 +117,7 @@ impl World {
         self.random.of(&texts).clone()
     }
 
-    /// One act of the hostile worker. An act that fails is no act.
+    /// Does one act of the hostile worker. An act that fails is no act.
     fn attack(&mut self) {
         let id = *self.random.of(&["x", "x", "y"]);
         let name = *self.random.of(&NAMES);
@@ -126,14 +126,15 @@ impl World {
             name => self.directory(id).join(name),
         };
         let outside = self.sandbox.top().join("outside");
-        // It does not itself write through its symlinks: those are traps for the helpers.
+        // The worker does not write through its own symlinks, which are traps for the helpers.
         let own = self.sandbox.project().join(".dispatch/tasks");
         let real = path.ancestors().skip(1).find_map(|parent| parent.canonicalize().ok());
         if !real.is_some_and(|real| real.starts_with(&own)) {
             return;
         }
         let kind = self.random.below(10);
-        // It changes regular files only: a pipe would hold it up, a symlink lead it outside.
+        // The worker changes regular files only: a pipe would block it, and a symlink would lead it
+        // outside.
         if kind < 2 && path.symlink_metadata().is_ok_and(|it| !it.is_file()) {
             return;
         }
@@ -155,7 +156,7 @@ impl World {
         }
     }
 
-    /// A look of the person or the host, which answers within its limits.
+    /// Calls a helper as the person or the host, within its limits.
     fn look(&mut self) {
         let calls: [(&str, &[&str]); 6] = [
             ("dispatch-reconcile", &[]),
@@ -181,7 +182,7 @@ impl World {
         ran
     }
 
-    /// The starts of workers, and whatever else was executed.
+    /// The log of all starts of workers and of everything else that was executed.
     fn starts(&self) -> String {
         fs::read_to_string(self.sandbox.top().join("starts")).unwrap_or_default()
     }
@@ -191,7 +192,7 @@ impl World {
 fn play(seed: u64) {
     let mut world = World::new(seed);
     let sandbox = &world.sandbox;
-    wait_until("both work", || (world.starts().lines().count() == 2).then_some(()));
+    wait_until("both workers run", || (world.starts().lines().count() == 2).then_some(()));
     sandbox.ok("dispatch-reconcile", &["note", "x", "Keep the old API."]);
     fs::write(sandbox.task("x", "ipc/001.question"), "Which?\n").expect("written");
     sandbox.ok("dispatch-monitor", &["--answer", "x/001", "This."]);
@@ -206,7 +207,7 @@ fn play(seed: u64) {
         }
     }
     let sandbox = &world.sandbox;
-    // Nobody was started or signalled, and no other task's record changed.
+    // No process was started or signalled, and no record of another task changed.
     assert_eq!(world.starts(), "start\n".repeat(world.asked));
     assert!(workers.iter().all(|worker| runs(*worker)), "a worker was signalled");
     assert_eq!(sandbox.read("y", "record.yaml"), record);
@@ -214,7 +215,7 @@ fn play(seed: u64) {
     // The person's words are there.
     assert_eq!(sandbox.read("x", "notes/001"), "Keep the old API.");
     assert_eq!(sandbox.read("x", "answers/001"), r#"{"question":"Which?\n","answer":"This."}"#);
-    // `stop` ends both, whatever is in their directories.
+    // `stop` ends both tasks, with any content in their directories.
     for id in ["x", "y"] {
         let stopped = world.within_limits("dispatch-reconcile", &["stop", id]);
         assert_eq!(stopped.code, Some(0), "{stopped:?}");
@@ -306,7 +307,9 @@ fn worker_that_breaks_its_files_and_ends_is_heard() {
     let host = Host::new(&sandbox);
     sandbox.plan("x", PLAN);
     host.calls(sandbox.call("dispatch-spawn", &["x", "--model", "breaks"])).run().ok();
-    wait_until("it ended", || sandbox.task("x", "attempts/1/exit").exists().then_some(()));
+    wait_until("the worker has ended", || {
+        sandbox.task("x", "attempts/1/exit").exists().then_some(())
+    });
     let hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
     hook.shows(str![[r#"
 exit 2
@@ -320,7 +323,9 @@ fn worker_that_deletes_its_directory_and_ends_stays_listed() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[("deletes", "rm -rf \"$DISPATCH_TASK_DIR\"; exit 0")]);
     sandbox.dispatch("x", "deletes");
-    wait_until("it ended", || sandbox.task("x", "attempts/1/exit").exists().then_some(()));
+    wait_until("the worker has ended", || {
+        sandbox.task("x", "attempts/1/exit").exists().then_some(())
+    });
     let status = sandbox.ok("dispatch-reconcile", &[]);
     assert!(status.starts_with("x incomplete"), "{status}");
 }
@@ -338,7 +343,7 @@ exit 65
 !   next: dispatch-reconcile show x, then answer what it asks
 "#]]);
     assert!(!sandbox.task("x", "answers/001").exists());
-    // Told again, it can be answered.
+    // A question that was printed again can be answered.
     host.calls(sandbox.call("dispatch-config", &["brief"])).run().ok();
     sandbox.ok("dispatch-monitor", &["--answer", "x/001", "No."]);
 }
@@ -361,7 +366,7 @@ fn forged_files_of_a_task_that_ended_restart_nothing() {
     let sandbox = attacked("ipc/001.question", "Which?\n");
     kill_and_wait(sandbox.worker_of("x", 1));
     sandbox.wait_for_state("x", "blocked");
-    wait_until("nothing runs", || all_of(&sandbox.home()).is_empty().then_some(()));
+    wait_until("no process runs", || all_of(&sandbox.home()).is_empty().then_some(()));
     for (name, text) in [
         ("ipc/001.answer", "This.\n"),
         ("answers/001", "{\"question\":\"Which?\",\"answer\":\"This.\"}"),

@@ -1,5 +1,5 @@
-//! `install.sh` puts helpers in place that are those of its sources, whole, or nothing at all; and
-//! takes away what it put there.
+//! `install.sh` installs the whole helpers of its sources or nothing, and removes what it
+//! installed.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +12,7 @@ use crate::support::terminal::Terminal;
 use crate::support::text::{names, same, tree};
 use crate::support::{Call, PLAN, Ran, Sandbox, helpers, repository};
 
-/// What install.sh may call; neither cargo nor a program that downloads.
+/// The programs that install.sh may call, without cargo and programs that download.
 const TOOLS: [&str; 21] = [
     "awk",
     "cat",
@@ -37,7 +37,7 @@ const TOOLS: [&str; 21] = [
     "wc",
 ];
 
-/// Stands for the program: it says its name and what it was asked.
+/// A stand-in for the program, which prints its name and its arguments.
 const PROGRAM: &str = "#!/bin/sh\necho \"${0##*/} $*\"\n";
 
 /// A copy of the skill at a path with spaces, and a machine with few tools.
@@ -68,14 +68,14 @@ impl Copy {
         self.sandbox.top().join("tools")
     }
 
-    /// Makes one more of the machine's programs callable.
+    /// Makes another program of the machine callable.
     fn tool(&self, name: &str) {
         let path = self.sandbox.program("which").arg(name).run().ok();
         let linked = std::os::unix::fs::symlink(path.trim_end(), self.tools().join(name));
         linked.expect("linked");
     }
 
-    /// A cargo that builds the stand-in.
+    /// Makes a `cargo` that builds the stand-in.
     fn cargo(&self) {
         let script = format!(
             "cat >cargo <<'EOF'\n#!/bin/sh\ncase $3 in dev) output=debug ;; *) output=$3 ;; esac\n\
@@ -85,7 +85,7 @@ impl Copy {
         self.sandbox.program("sh").args(&["-c", &script]).within(self.tools()).run().ok();
     }
 
-    /// Says in the copy that the stand-in was published for these sources, and returns it.
+    /// Records in the copy that the stand-in was published for these sources, and returns it.
     fn publish(&self) -> Vec<u8> {
         let system = "uname -sm | tr A-Z a-z | sed 's/darwin/macos/; s/arm64/aarch64/; s/ /-/'";
         let system = self.sandbox.program("sh").args(&["-c", system]).run().ok();
@@ -109,13 +109,13 @@ impl Copy {
         self.data().join(&self.version)
     }
 
-    /// The version that the launchers of the copy look for now.
+    /// The version that the launchers of the copy look for.
     fn current(&self) -> String {
         let text = fs::read_to_string(self.folder.join("helpers/VERSION")).expect("text");
         helpers::version(&text)
     }
 
-    /// The real helpers, as if they had been installed.
+    /// Puts the real helpers in place, as an installation does.
     fn put_in_place(&self) {
         helpers::install(&self.data());
         let built = self.data().join(helpers::VERSION.as_str());
@@ -151,7 +151,7 @@ impl Copy {
         );
     }
 
-    /// Nothing is in place, nothing half done is left.
+    /// Checks that nothing is installed and no partial file is left.
     #[track_caller]
     fn has_nothing(&self) {
         assert!(
@@ -169,7 +169,7 @@ impl Copy {
     }
 }
 
-/// Answers every request with these bytes, of which it promises `length`; returns its address.
+/// Serves `bytes` to every request under a Content-Length of `length`; returns the address.
 fn serve(bytes: Vec<u8>, length: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");

@@ -1,4 +1,5 @@
-//! An answer that comes after its worker has given up starts it again, once, whoever sees it first.
+//! An answer that comes after its worker has given up resumes the task exactly once, whichever
+//! process sees it first.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +9,13 @@ use crate::support::process::{all_of, kill_and_wait, runs, workers_of};
 use crate::support::text::names;
 use crate::support::{Host, Sandbox, binary, wait_until};
 
-/// A project with 'x' running, and its question open.
+/// A project with 'x' running and its question open.
 fn asking() -> Sandbox {
-    asking_until("")
+    asking_with_crash_at("")
 }
 
-/// The same with a supervisor that dies at that step.
-fn asking_until(point: &str) -> Sandbox {
+/// An asking project whose supervisor dies at `point`.
+fn asking_with_crash_at(point: &str) -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.plan("x", crate::support::PLAN);
@@ -24,7 +25,7 @@ fn asking_until(point: &str) -> Sandbox {
     sandbox
 }
 
-/// The same with its worker gone.
+/// An asking project whose worker has ended.
 fn blocked() -> Sandbox {
     let sandbox = asking();
     kill_and_wait(sandbox.worker_of("x", 1));
@@ -38,7 +39,7 @@ fn attempts(sandbox: &Sandbox) -> usize {
 
 /// Waits until the second attempt runs alone: one supervisor and one worker, which has the answer.
 #[track_caller]
-fn goes_on_once(sandbox: &Sandbox) {
+fn assert_resumed_once(sandbox: &Sandbox) {
     wait_until("one supervisor and one worker run", || {
         let all = all_of(&sandbox.home());
         (all.len() == 2 && workers_of(&sandbox.home()).len() == 1).then_some(())
@@ -51,7 +52,7 @@ fn goes_on_once(sandbox: &Sandbox) {
 }
 
 #[test]
-fn an_answer_to_a_worker_that_blocked_its_item_starts_it_again() {
+fn answer_to_a_blocked_item_resumes_the_task() {
     let sandbox = blocked();
     sandbox.worker("x", &["block", "1", "Which?"]).run().ok();
     assert_eq!(sandbox.state("x"), "blocked: item 1: Which?");
@@ -59,14 +60,14 @@ fn an_answer_to_a_worker_that_blocked_its_item_starts_it_again() {
 exit 0
 x/001 answered, its worker had ended and was resumed
 "#]]);
-    goes_on_once(&sandbox);
+    assert_resumed_once(&sandbox);
 }
 
 #[test]
-fn the_news_of_a_blocked_worker_says_how_the_answer_is_given() {
+fn blocked_news_names_the_answer_command() {
     let sandbox = blocked();
-    // Until then the worker may go on at once.
-    wait_until("its supervisor is gone", || all_of(&sandbox.home()).is_empty().then_some(()));
+    // Until the supervisor has ended, it may resume the worker at once.
+    wait_until("the supervisor is gone", || all_of(&sandbox.home()).is_empty().then_some(()));
     sandbox.worker("x", &["block", "1", "Which?"]).run().ok();
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
@@ -76,17 +77,17 @@ exit 0
 }
 
 #[test]
-fn a_worker_of_which_nobody_knows_how_it_ended_is_started_again() {
+fn answer_to_a_lost_worker_resumes_the_task() {
     let sandbox = asking();
     kill_and_wait(sandbox.supervisor_of("x"));
     kill_and_wait(sandbox.worker_of("x", 1));
     sandbox.ok("dispatch-monitor", &["--answer", "x/001", "This."]);
-    goes_on_once(&sandbox);
+    assert_resumed_once(&sandbox);
 }
 
-/// The answer is there, and whoever posted it died before it could do anything more.
+/// The process that posted the answer died before it could do anything more.
 #[test]
-fn when_the_poster_is_killed_the_next_look_starts_it() {
+fn task_with_an_unhandled_answer_resumes_at_the_next_look() {
     let looks: [(&str, &[&str], Option<i32>); 3] = [
         ("dispatch-reconcile", &["status"], Some(0)),
         ("dispatch-config", &["brief"], Some(0)),
@@ -99,14 +100,14 @@ fn when_the_poster_is_killed_the_next_look_starts_it() {
         assert_eq!(attempts(&sandbox), 1);
         let ran = sandbox.run(helper, args);
         assert_eq!(ran.code, code, "{helper}: {ran:?}");
-        goes_on_once(&sandbox);
+        assert_resumed_once(&sandbox);
     }
 }
 
-/// The supervisor has recorded the end and dies before it looks for an answer.
+/// The supervisor records the end and dies before it looks for an answer.
 #[test]
-fn of_several_that_see_the_answer_at_once_one_starts_it() {
-    let sandbox = asking_until("supervisor:ended");
+fn concurrent_looks_resume_an_answered_task_once() {
+    let sandbox = asking_with_crash_at("supervisor:ended");
     let supervisor = sandbox.supervisor_of("x");
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
 exit 0
@@ -121,22 +122,22 @@ x/001 answered, its worker continues
         let said = status.end().ok();
         assert!(said.lines().last().is_some_and(|line| line.starts_with("x ")), "{said}");
     }
-    goes_on_once(&sandbox);
+    assert_resumed_once(&sandbox);
 }
 
 #[test]
-fn the_supervisor_itself_goes_on_with_an_answer_that_its_worker_did_not_read() {
+fn supervisor_resumes_a_worker_that_died_before_reading_its_answer() {
     let sandbox = asking();
     let supervisor = sandbox.supervisor_of("x");
     sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
     kill_and_wait(sandbox.worker_of("x", 1));
-    goes_on_once(&sandbox);
+    assert_resumed_once(&sandbox);
     assert_eq!(sandbox.supervisor_of("x"), supervisor);
 }
 
-/// The worker waits a short time, blocks and ends; the answer comes a little earlier each time.
+/// The worker waits for a short time, blocks and ends; the answer comes a little earlier each time.
 #[test]
-fn at_the_moment_when_the_worker_gives_up_the_answer_arrives_once() {
+fn answer_at_the_moment_of_giving_up_arrives_once() {
     let helper = binary("dispatch-worker").display();
     let script = format!(
         "case $DISPATCH_ATTEMPT in\n*/1)\n  answer=$(DISPATCH_WAIT_MS=60 {helper} ask 'Which?') && exec sleep 1000\n  {helper} block 1 'Which?' ;;\n*) exec sleep 1000 ;;\nesac"
@@ -147,7 +148,7 @@ fn at_the_moment_when_the_worker_gives_up_the_answer_arrives_once() {
         sandbox.workers(&[("gives-up", &script)]);
         sandbox.dispatch("x", "gives-up");
         let question = sandbox.task("x", "ipc/001.question");
-        wait_until("it asks", || question.exists().then_some(()));
+        wait_until("the worker asks", || question.exists().then_some(()));
         let asked = Instant::now();
         let pause = Duration::from_millis(110 - 10 * round);
         wait_until("the time has come", || (asked.elapsed() >= pause).then_some(()));
@@ -157,16 +158,16 @@ fn at_the_moment_when_the_worker_gives_up_the_answer_arrives_once() {
         wait_until("somebody has read it", || read.exists().then_some(()));
         if attempts(&sandbox) > 1 {
             late += 1;
-            goes_on_once(&sandbox);
+            assert_resumed_once(&sandbox);
         } else {
             assert_eq!(sandbox.state("x"), "running");
         }
     }
-    assert!(late > 0, "it always came in time");
+    assert!(late > 0, "the answer always came in time");
 }
 
 #[test]
-fn a_worker_cannot_block_while_its_answer_is_there() {
+fn worker_cannot_block_an_answered_question() {
     let sandbox = asking();
     sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
     sandbox.worker("x", &["block", "1", "Which?"]).run().shows(str![[r#"
@@ -179,7 +180,7 @@ exit 65
 }
 
 #[test]
-fn a_stopped_task_stays_stopped() {
+fn answer_leaves_a_stopped_task_stopped() {
     let sandbox = asking();
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
@@ -191,7 +192,7 @@ x/001 answered; it was stopped: BIN/dispatch-spawn x --resume continues it
 }
 
 #[test]
-fn a_task_that_is_done_stays_done() {
+fn answer_leaves_a_finished_task_done() {
     let sandbox = asking();
     for step in [&["tick", "1"][..], &["tick", "2"], &["finish"]] {
         sandbox.worker("x", step).run().ok();
@@ -206,7 +207,7 @@ x/001 answered, but it is done
 }
 
 #[test]
-fn what_is_no_answer_is_refused_with_a_word() {
+fn answer_without_a_waiting_question_is_refused() {
     let sandbox = blocked();
     let answer =
         |target: &str, text: &str| sandbox.run("dispatch-monitor", &["--answer", target, text]);
@@ -227,7 +228,7 @@ exit 65
 !   next: dispatch-reconcile show x
 "#]]);
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
-    answer("x", "This.").code.expect("it ends");
+    answer("x", "This.").code.expect("the worker ends");
     answer("x/001", "That.").shows(str![[r#"
 exit 65
 ! dispatch-monitor: question 001 has an answer already
@@ -240,7 +241,7 @@ exit 65
 !   it asked 001
 !   next: dispatch-reconcile show x
 "#]]);
-    // A later attempt was told that no answer came.
+    // The later attempt knows that no answer came.
     let gone = blocked();
     gone.ok("dispatch-spawn", &["x", "--resume"]);
     gone.run("dispatch-monitor", &["--answer", "x/001", "This."]).shows(str![[r#"
@@ -252,7 +253,7 @@ exit 65
 
 /// Two sessions of one person answer at the same moment.
 #[test]
-fn of_two_answers_one_counts_and_one_worker_starts() {
+fn concurrent_answers_start_one_worker() {
     let sandbox = blocked();
     let (one, two) = (Host::new(&sandbox), Host::new(&sandbox));
     let post = |host: &Host| {
@@ -262,5 +263,5 @@ fn of_two_answers_one_counts_and_one_worker_starts() {
     codes.sort();
     assert_eq!(codes, [Some(0), Some(65)]);
     drop((one, two));
-    goes_on_once(&sandbox);
+    assert_resumed_once(&sandbox);
 }

@@ -1,4 +1,4 @@
-//! The launchers in `bin/`: text that finds the compiled helper of its own version.
+//! The launchers in `bin/`: scripts that find the compiled helper of their own version.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,8 +15,8 @@ use crate::support::{Call, PLAN, Sandbox, binary, repository};
 fn skill(sandbox: &Sandbox) -> PathBuf {
     let folder = sandbox.home().join("my skills/dispatch");
     fs::create_dir_all(&folder).expect("made");
-    // By another program: what this one has open for writing, a fork of another test has too, and
-    // then it cannot be executed.
+    // Another program writes the file: a fork of another test could hold our descriptor open for
+    // writing, and the file could not be executed.
     let copy = sandbox.program("cp").arg("-R").arg(repository("bin"));
     copy.arg(&folder).run().ok();
     set_version(&folder, &format!("version={}", *VERSION));
@@ -208,8 +208,9 @@ fn version_stands_in_cargo_toml_and_the_file_made_from_it() {
     }
 }
 
-/// Two branches edit neighbours and one adds a file: git merges VERSION, and the merged text names the
-/// merged sources. Where both edit the same file, the version is one that no helpers have.
+/// Two branches edit neighbouring files and one adds a file: git merges VERSION, and the merged
+/// text names the merged sources. Where both edit the same file, no helpers have the resulting
+/// version.
 #[test]
 fn version_file_merges_without_conflict() {
     let sandbox = Sandbox::with_git();

@@ -15,8 +15,8 @@ fn order(readme: &str) -> Vec<String> {
     rows.flat_map(|modules| modules.split(", ")).map(str::to_owned).collect()
 }
 
-/// The upward edges of one source file, as `user uses used`. So many times `super::` leads from it
-/// to the root of the crate.
+/// The upward edges of one source file, as `user uses used`. `supers` is the number of `super::`
+/// steps from the file to the crate root.
 fn upward_edges(order: &[String], module: &str, supers: usize, source: &str) -> Vec<String> {
     let rank = |name: &str| order.iter().position(|module| module == name);
     let own = rank(module).unwrap_or_else(|| panic!("{module} is in no row of the table"));

@@ -1,4 +1,4 @@
-//! Only so many workers run at once as the config says, in the order in which they were dispatched.
+//! At most `max_workers` workers run at once, in the order in which they were dispatched.
 
 use std::fs;
 
@@ -30,7 +30,7 @@ fn tickets(sandbox: &Sandbox) -> Vec<String> {
 }
 
 #[test]
-fn never_more_than_the_limit_run_and_the_others_follow_in_their_order() {
+fn queue_respects_max_workers_and_dispatch_order() {
     let sandbox = limited(2);
     let ids = ["f", "e", "d", "c", "b", "a"];
     ids.iter().for_each(|id| sandbox.dispatch(id, "works"));
@@ -40,7 +40,7 @@ fn never_more_than_the_limit_run_and_the_others_follow_in_their_order() {
     }
     assert_eq!(tickets(&sandbox), ["1", "2", "3", "4", "5", "6"]);
     let mut log = vec!["start f".to_string(), "start e".into()];
-    // The first two end out of their order.
+    // The first two end in reverse order.
     for (ends, follows) in [("e", "d"), ("f", "c"), ("d", "b"), ("c", "a"), ("b", ""), ("a", "")] {
         sandbox.let_end(ends);
         log.push(format!("end {ends}"));
@@ -49,11 +49,11 @@ fn never_more_than_the_limit_run_and_the_others_follow_in_their_order() {
         }
         sandbox.wait_for_log(&log.iter().map(String::as_str).collect::<Vec<_>>());
     }
-    wait_until("nothing is left", || tickets(&sandbox).is_empty().then_some(()));
+    wait_until("the queue is empty", || tickets(&sandbox).is_empty().then_some(()));
 }
 
 #[test]
-fn whoever_waits_for_its_turn_is_told_its_place() {
+fn queued_task_shows_its_position() {
     let sandbox = limited(1);
     sandbox.dispatch("a", "works");
     sandbox.plan("b", PLAN);
@@ -87,7 +87,7 @@ PROJECT/.dispatch/tasks/b
 
 "#]],
     );
-    // Its place is free when it is stopped.
+    // A stopped task frees its place.
     sandbox.ok("dispatch-reconcile", &["stop", "b"]);
     assert_eq!(tickets(&sandbox), ["1", "3"]);
     sandbox.let_end("a");
@@ -100,7 +100,7 @@ fn ticket(sandbox: &Sandbox, number: &str) -> String {
 }
 
 #[test]
-fn the_limit_is_the_same_for_all_projects() {
+fn limit_counts_workers_of_all_projects() {
     let sandbox = limited(1);
     sandbox.dispatch("a", "works");
     let other = sandbox.home().join("other");
@@ -115,7 +115,7 @@ b (Title, 2 items) waits in the queue: max_workers is 1; it starts by itself. Te
 }
 
 #[test]
-fn a_dead_holder_is_passed_over() {
+fn dead_ticket_holder_is_skipped() {
     let sandbox = limited(1);
     for id in ["a", "b", "c", "d"] {
         sandbox.dispatch(id, "works");
@@ -126,17 +126,17 @@ fn a_dead_holder_is_passed_over() {
     sandbox.wait_for_log(&["start a", "start b"]);
     sandbox.let_end("b");
     sandbox.wait_for_log(&["start a", "start b", "end b", "start d"]);
-    wait_until("they are removed", || (tickets(&sandbox) == ["4"]).then_some(()));
+    wait_until("dead tickets are removed", || (tickets(&sandbox) == ["4"]).then_some(()));
 }
 
 #[test]
-fn the_order_outlives_the_end_of_every_supervisor() {
+fn queue_order_survives_the_death_of_all_supervisors() {
     let sandbox = limited(2);
-    // Not the order of their names.
+    // The dispatch order differs from the order of names.
     let ids = ["e", "d", "c", "b", "a"];
     ids.iter().for_each(|id| sandbox.dispatch(id, "works"));
     sandbox.wait_for_log(&["start e", "start d"]);
-    sandbox.supervisors_die(&ids);
+    sandbox.kill_supervisors(&ids);
     kill_and_wait(sandbox.worker_of("e", 1));
     kill_and_wait(sandbox.worker_of("d", 1));
     sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
@@ -150,7 +150,7 @@ a queued 0/2 AGE works — in the queue: max_workers is 2
 "#]]);
     sandbox.wait_for_log(&["start e", "start d", "start c", "start b"]);
     assert_eq!(sandbox.state("a"), "queued: in the queue: max_workers is 2");
-    // What was lost takes its place at the end.
+    // A lost task goes to the end of the queue.
     sandbox.run("dispatch-spawn", &["e", "--resume"]).shows(str![[r#"
 exit 0
 e waits in the queue: max_workers is 2; it starts by itself. Tell the user and stop; news wakes you.
@@ -165,7 +165,7 @@ e waits in the queue: max_workers is 2; it starts by itself. Tell the user and s
 }
 
 #[test]
-fn a_higher_limit_counts_at_once_and_a_broken_config_costs_no_place() {
+fn queue_follows_a_raised_limit_and_survives_a_broken_config() {
     let sandbox = limited(1);
     for id in ["a", "b", "c"] {
         sandbox.dispatch(id, "works");
@@ -174,11 +174,11 @@ fn a_higher_limit_counts_at_once_and_a_broken_config_costs_no_place() {
     set_limit(&sandbox, 2);
     sandbox.wait_for_log(&["start a", "start b"]);
 
-    // Half-written or emptied by an editor that is about to write it again.
+    // An editor may empty or half-write the config before it writes it again.
     let config = fs::read_to_string(sandbox.config_path()).expect("a config");
     sandbox.config("");
     sandbox.let_end("a");
-    wait_until("its place is free", || (tickets(&sandbox) == ["2", "3"]).then_some(()));
+    wait_until("the place of 'a' is free", || (tickets(&sandbox) == ["2", "3"]).then_some(()));
     assert_eq!(sandbox.state("c"), "queued: in the queue: max_workers is 2");
     sandbox.config("max_workers: [\n");
     assert_eq!(sandbox.state("c"), "queued: in the queue: max_workers is 2");

@@ -1,7 +1,7 @@
 //! The promises of the helpers, kept by driving the real binaries. No AI CLI is needed.
 //!
-//! What a model or a person reads is compared whole; `SNAPSHOTS=overwrite cargo test` writes the
-//! texts anew, for the eye to judge.
+//! Golden outputs compare whole texts; `SNAPSHOTS=overwrite cargo test` rewrites them, so read each
+//! change.
 
 mod agent;
 mod allow;

@@ -1,4 +1,4 @@
-//! `dispatch-monitor` says every event once, in one line, as soon as it happens.
+//! `dispatch-monitor` prints every event once, in one line, as soon as it happens.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,14 +17,14 @@ fn running() -> Sandbox {
     sandbox
 }
 
-/// A monitor that waits by now.
+/// Starts a monitor and waits until it watches.
 fn waiting(sandbox: &Sandbox, args: &[&str]) -> Running {
     let mut monitor = sandbox.call("dispatch-monitor", args).start();
     monitor.until_it_watches();
     monitor
 }
 
-/// Asks as a worker does that has no helper.
+/// Publishes a question as a worker without a helper does.
 fn ask(sandbox: &Sandbox, id: &str, number: &str, text: &str) {
     let temp = sandbox.task(id, "ipc/question.tmp");
     fs::write(&temp, text).expect("written");
@@ -32,13 +32,13 @@ fn ask(sandbox: &Sandbox, id: &str, number: &str, text: &str) {
 }
 
 #[track_caller]
-fn nothing_new(sandbox: &Sandbox, args: &[&str]) {
+fn assert_no_news(sandbox: &Sandbox, args: &[&str]) {
     let ran = sandbox.call("dispatch-monitor", args).args(&["--timeout", "1ms"]).run();
     assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(3), "", ""));
 }
 
 #[test]
-fn a_question_is_told_in_exactly_one_line_and_once() {
+fn question_is_printed_once_in_one_line() {
     let sandbox = running();
     let monitor = waiting(&sandbox, &["x"]);
     ask(&sandbox, "x", "001", "Which of these?\n  - one\n\t- two \"quoted\"\n");
@@ -46,18 +46,18 @@ fn a_question_is_told_in_exactly_one_line_and_once() {
 exit 0
 #ID x asks (001): "Which of these? ⏎   - one ⏎ - two 'quoted'" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
 "#]]);
-    nothing_new(&sandbox, &["x"]);
-    nothing_new(&sandbox, &[]);
+    assert_no_news(&sandbox, &["x"]);
+    assert_no_news(&sandbox, &[]);
     ask(&sandbox, "x", "002", "And now?");
     sandbox.run("dispatch-monitor", &[]).shows(str![[r#"
 exit 0
 #ID x asks (002): "And now?" → ask the user, then run: BIN/dispatch-monitor --answer x/002 - <<'END_TEXT' (the answer, then END_TEXT)
 "#]]);
-    nothing_new(&sandbox, &["x"]);
+    assert_no_news(&sandbox, &["x"]);
 }
 
 #[test]
-fn a_long_question_is_cut_and_stays_one_line() {
+fn long_question_is_shortened_to_one_line() {
     let sandbox = running();
     ask(&sandbox, "x", "001", &format!("{}\n{}", "ä".repeat(500), "b".repeat(10_000)));
     let said = sandbox.ok("dispatch-monitor", &["x"]);
@@ -67,7 +67,7 @@ fn a_long_question_is_cut_and_stays_one_line() {
 }
 
 #[test]
-fn a_message_is_told_while_the_worker_goes_on() {
+fn message_is_printed_while_the_worker_continues() {
     let sandbox = running();
     let monitor = waiting(&sandbox, &["x"]);
     sandbox.worker("x", &["tell", "-"]).input("The key is in the log!\n").run().shows(str![[r#"
@@ -78,12 +78,12 @@ Sent. Continue.
 exit 0
 #ID x says: "The key is in the log!" → tell the user
 "#]]);
-    nothing_new(&sandbox, &["x"]);
+    assert_no_news(&sandbox, &["x"]);
     assert_eq!(sandbox.state("x"), "running");
 }
 
 #[test]
-fn done_comes_with_the_summary_and_the_reports_path() {
+fn done_line_has_the_summary_and_the_report_path() {
     let sandbox = running();
     let monitor = waiting(&sandbox, &["x"]);
     sandbox.worker("x", &["tick", "1"]).run().shows(str![[r#"
@@ -100,7 +100,7 @@ exit 0
 The report is in PROJECT/.dispatch/tasks/x/output.md.
 "#
     ]]);
-    sandbox.worker("x", &["finish", "Found 2 bugs in a.rs and mended both."]).run().shows(str![[
+    sandbox.worker("x", &["finish", "Found 2 bugs in a.rs and fixed both."]).run().shows(str![[
         r#"
 exit 0
 Finished. Stop now.
@@ -108,7 +108,7 @@ Finished. Stop now.
     ]]);
     monitor.end().shows(str![[r#"
 exit 0
-#ID x done (2/2, AGE): "Found 2 bugs in a.rs and mended both." Report: PROJECT/.dispatch/tasks/x/output.md → tell the user
+#ID x done (2/2, AGE): "Found 2 bugs in a.rs and fixed both." Report: PROJECT/.dispatch/tasks/x/output.md → tell the user
 "#]]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 3
@@ -117,7 +117,7 @@ no news, and nothing is running
 }
 
 #[test]
-fn a_summary_is_cut_at_300_characters() {
+fn summary_is_cut_at_300_characters() {
     let sandbox = running();
     sandbox.worker("x", &["tick", "1"]).run().ok();
     sandbox.worker("x", &["tick", "2"]).run().ok();
@@ -127,7 +127,7 @@ fn a_summary_is_cut_at_300_characters() {
 }
 
 #[test]
-fn the_death_of_a_worker_wakes() {
+fn death_of_a_worker_is_news() {
     let sandbox = running();
     let monitor = waiting(&sandbox, &["x"]);
     signal(sandbox.worker_of("x", 1), Signal::SIGKILL);
@@ -138,7 +138,7 @@ exit 0
 }
 
 #[test]
-fn the_death_of_supervisor_and_worker_wakes() {
+fn death_of_supervisor_and_worker_is_news() {
     let sandbox = running();
     kill_and_wait(sandbox.supervisor_of("x"));
     let monitor = waiting(&sandbox, &["x"]);
@@ -150,7 +150,7 @@ exit 0
 }
 
 #[test]
-fn blocked_and_failed_items_are_told_with_the_workers_words() {
+fn blocked_and_failed_items_are_quoted() {
     let sandbox = Sandbox::new();
     let helper = crate::support::binary("dispatch-worker").display().to_string();
     let blocks = format!("echo 'Which key?' | {helper} block 1 -; exit 0");
@@ -169,7 +169,7 @@ exit 0
 }
 
 #[test]
-fn sigterm_ends_it() {
+fn sigterm_ends_the_monitor() {
     let sandbox = running();
     let monitor = waiting(&sandbox, &["x"]);
     monitor.signal(Signal::SIGTERM);
@@ -177,13 +177,13 @@ fn sigterm_ends_it() {
 }
 
 #[test]
-fn a_time_limit_ends_it_with_its_own_exit_code() {
+fn timeout_ends_the_monitor_with_exit_code_3() {
     let sandbox = running();
     sandbox.run("dispatch-monitor", &["x", "--timeout", "30ms"]).shows(str!["exit 3"]);
 }
 
 #[test]
-fn with_nothing_to_wait_for_it_says_so() {
+fn monitor_without_tasks_says_so() {
     let sandbox = Sandbox::new();
     sandbox.run("dispatch-monitor", &[]).shows(str![[r#"
 exit 3
@@ -198,17 +198,17 @@ exit 65
 }
 
 #[test]
-fn only_the_named_tasks_are_told() {
+fn monitor_prints_news_of_the_named_tasks_only() {
     let sandbox = running();
     sandbox.dispatch("y", "idle");
     ask(&sandbox, "x", "001", "Which?");
-    nothing_new(&sandbox, &["y"]);
+    assert_no_news(&sandbox, &["y"]);
     let said = sandbox.ok("dispatch-monitor", &[]);
     assert!(said.contains("x asks (001)"), "{said}");
 }
 
 #[test]
-fn what_happens_between_two_monitors_is_not_lost() {
+fn news_between_two_monitors_is_not_lost() {
     let sandbox = running();
     let monitor = waiting(&sandbox, &["x"]);
     ask(&sandbox, "x", "001", "First?");
@@ -222,10 +222,9 @@ exit 0
 "#]]);
 }
 
-/// Many events, and three who listen without a pause: what each says, put together, is every event
-/// once.
+/// Three monitors listen without a pause, and their outputs together hold every event once.
 #[test]
-fn of_several_monitors_exactly_one_says_each_event() {
+fn concurrent_monitors_print_each_event_once() {
     const EVENTS: usize = 20;
     let sandbox = running();
     let listen = || {
@@ -254,7 +253,7 @@ fn of_several_monitors_exactly_one_says_each_event() {
     assert_eq!(different.len(), EVENTS + 1, "{heard:#?}");
 }
 
-/// A waiting monitor goes on hearing, whatever is done to what it watches.
+/// A waiting monitor misses no news, whatever happens to the files it watches.
 mod watches {
     use std::fs;
 
@@ -277,16 +276,16 @@ mod watches {
         monitor
     }
 
-    /// Waits until a monitor without file events waits: it watches processes then.
+    /// Waits until a monitor without file events watches processes.
     #[track_caller]
-    fn until_it_waits_blind(monitor: &mut Running) {
+    fn wait_until_polling(monitor: &mut Running) {
         wait_until("the monitor waits", || {
-            assert!(!monitor.has_ended(), "it has ended instead of waiting");
+            assert!(!monitor.has_ended(), "the monitor has ended instead of waiting");
             descriptors(monitor).contains("\nPid:").then_some(())
         });
     }
 
-    /// What the system says of its open descriptors.
+    /// The kernel's description of the monitor's open descriptors.
     fn descriptors(monitor: &Running) -> String {
         let entries = fs::read_dir(format!("/proc/{}/fdinfo", monitor.pid())).expect("it runs");
         let text = |entry: fs::DirEntry| fs::read_to_string(entry.path()).unwrap_or_default();
@@ -294,11 +293,11 @@ mod watches {
     }
 
     #[test]
-    fn without_file_events_it_looks_every_second_and_says_so_once() {
+    fn monitor_without_file_events_polls_and_says_so_once() {
         let sandbox = running();
         let mut monitor =
             sandbox.call("dispatch-monitor", &["x"]).env("DISPATCH_FAIL", "inotify").start();
-        until_it_waits_blind(&mut monitor);
+        wait_until_polling(&mut monitor);
         sandbox.worker("x", &["tell", "Careful."]).run().ok();
         monitor.end().shows(str![[r#"
 exit 0
@@ -308,14 +307,14 @@ exit 0
     }
 
     #[test]
-    fn without_file_events_a_hook_says_nothing_of_it() {
+    fn hook_without_file_events_polls_silently() {
         let sandbox = running();
         let host = Host::new(&sandbox);
         sandbox.plan("y", PLAN);
         host.calls(sandbox.call("dispatch-spawn", &["y"])).run().ok();
         let hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}");
         let mut hook = hook.env("DISPATCH_FAIL", "inotify").start();
-        until_it_waits_blind(&mut hook);
+        wait_until_polling(&mut hook);
         sandbox.worker("y", &["tell", "Careful."]).run().ok();
         hook.end().shows(str![[r#"
 exit 2
@@ -338,7 +337,7 @@ no news, and nothing is running
     }
 
     #[test]
-    fn in_a_directory_that_was_replaced_it_goes_on_hearing() {
+    fn monitor_follows_a_replaced_directory() {
         let sandbox = running();
         let monitor = waiting(&sandbox, &["x"]);
         let (here, other) =
@@ -356,7 +355,7 @@ no news, and nothing is running
     }
 
     #[test]
-    fn a_task_that_was_deleted_and_made_again_is_heard() {
+    fn monitor_follows_a_task_that_was_created_again() {
         let sandbox = running();
         sandbox.dispatch("y", "idle");
         let monitor = waiting(&sandbox, &[]);
@@ -373,7 +372,7 @@ no news, and nothing is running
     }
 
     #[test]
-    fn a_task_that_waits_for_another_keeps_it_waiting() {
+    fn monitor_waits_for_a_queued_task() {
         let sandbox = running();
         sandbox.plan("y", PLAN);
         sandbox.ok("dispatch-spawn", &["y", "--after", "x"]);
@@ -388,13 +387,13 @@ no news, and nothing is running
         assert!(monitor.end().ok().contains("I run."));
     }
 
-    /// A question that was seen empty is told when it is written, without a new name in `ipc/`.
+    /// A question that was seen empty is printed once it is written, without a new name in `ipc/`.
     #[test]
-    fn question_that_was_seen_half_written_is_told() {
+    fn question_that_was_seen_half_written_is_printed() {
         let sandbox = running();
         let question = sandbox.task("x", "ipc/001.question");
         fs::write(&question, "").expect("written");
-        // So old that the monitor believes its first look.
+        // Make the files old enough for the monitor to trust its first look.
         let sides = [sandbox.task("x", ""), sandbox.state_directory().join("x")];
         for entry in sides.iter().flat_map(walkdir::WalkDir::new) {
             crate::support::made::age(entry.expect("readable").path(), 3600);

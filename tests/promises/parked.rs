@@ -1,4 +1,4 @@
-//! A task whose worker ran into a rate limit goes on by itself when the limit has ended.
+//! A task whose worker reached a rate limit resumes when the limit resets.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,9 +12,9 @@ use crate::support::process::runs;
 use crate::support::text::names;
 use crate::support::{Call, DEADLINE, Host, PLAN, Ran, Sandbox, wait_until};
 
-/// Claude Code as it was recorded at its limit, which ends when the file `resets` says; where there
-/// is none it does not say when. It has done the first item then. Without the file `limited` it does
-/// the second.
+/// Claude Code as recorded at its rate limit, with the first item done. The file `resets` holds the
+/// reset time; without it the message names none. Without the file `limited` the worker does the
+/// second item.
 const CLAUDE: &str = r#"echo "$*" >>args
 cat >/dev/null
 said="You've hit your 5-hour limit · resets 2:13pm (UTC)"
@@ -32,7 +32,7 @@ printf '# Title\n\n- [x] First\n- [x] Second\n' >"$DISPATCH_TASK_DIR/plan.md"
 : >"$DISPATCH_TASK_DIR/ipc/.done"
 echo '{"type":"result","subtype":"success","is_error":false,"result":"done"}'"#;
 
-/// A project with a task to begin, and its worker at a limit that ends in so many seconds.
+/// A project with a task to dispatch, whose worker is at a limit that resets in `resets` seconds.
 fn limited(resets: Option<u64>) -> Sandbox {
     let sandbox = Sandbox::with_clis(&[("claude", CLAUDE)]);
     sandbox
@@ -76,7 +76,7 @@ const PARKED: &str =
     "parked: rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)";
 
 #[test]
-fn a_task_goes_on_in_the_same_session_when_its_limit_has_ended() {
+fn parked_task_resumes_its_session_when_the_limit_resets() {
     let sandbox = limited(Some(1));
     spawn(&sandbox).run().ok();
     sandbox.wait_for_state("x", PARKED);
@@ -87,7 +87,7 @@ fn a_task_goes_on_in_the_same_session_when_its_limit_has_ended() {
     assert!(args[0].contains(" --session-id "), "{args:?}");
     assert!(args[1].ends_with(" --resume s1"), "{args:?}");
     wait_for_end(&sandbox, 2);
-    // What was ticked stays so.
+    // Ticked items stay ticked.
     let found = fs::read_to_string(sandbox.project().join("found")).expect("noted");
     assert_eq!(found, "# Title\n\n- [x] First\n- [ ] Second\n");
     sandbox.on_machine("dispatch-reconcile", &["show", "x"]).run().shows(str![[r#"
@@ -103,7 +103,7 @@ output: "done"
 }
 
 #[test]
-fn a_parked_task_says_until_when() {
+fn parked_task_shows_the_reset_time() {
     let sandbox = limited(Some(9000));
     spawn(&sandbox).run().ok();
     sandbox.wait_for_state("x", PARKED);
@@ -124,7 +124,7 @@ x parked 1/2 AGE opus — rate limit, until TIME: You've hit your 5-hour limit �
 }
 
 #[test]
-fn a_limit_whose_end_nobody_knows_is_tried_again_after_a_minute() {
+fn limit_without_a_reset_time_is_retried_after_a_minute() {
     let sandbox = limited(None);
     spawn(&sandbox).run().ok();
     let said = "parked: rate limit, tries again at TIME: API Error: Request rejected (429)";
@@ -138,7 +138,7 @@ fn a_limit_whose_end_nobody_knows_is_tried_again_after_a_minute() {
 }
 
 #[test]
-fn a_limit_that_does_not_end_is_a_failure_at_last() {
+fn endless_limit_fails_the_task() {
     let sandbox = limited(None);
     spawn(&sandbox).env("DISPATCH_PARK_MS", "0").run().ok();
     sandbox.wait_for_state("x", "failed: rate limit: API Error: Request rejected (429)");
@@ -150,7 +150,7 @@ exit 0
 }
 
 #[test]
-fn a_parked_task_is_told_once_and_keeps_the_monitor_waiting() {
+fn parked_task_is_news_once_and_keeps_the_monitor_waiting() {
     let sandbox = limited(Some(9000));
     spawn(&sandbox).run().ok();
     wait_until_parked(&sandbox, 1);
@@ -165,9 +165,9 @@ fn a_parked_task_is_told_once_and_keeps_the_monitor_waiting() {
     assert!(said.out.contains("x done (2/2"), "{said:?}");
 }
 
-/// A time that has passed is none to wait for; the limit would be tried without a pause.
+/// A past reset time would retry the limit without a pause.
 #[test]
-fn a_reset_that_has_passed_is_no_word_about_the_end() {
+fn passed_reset_time_is_ignored() {
     let sandbox = limited(None);
     fs::write(sandbox.project().join("resets"), "1000000000").expect("written");
     spawn(&sandbox).run().ok();
@@ -176,7 +176,7 @@ fn a_reset_that_has_passed_is_no_word_about_the_end() {
 }
 
 #[test]
-fn resume_takes_a_parked_task_over_at_once() {
+fn resume_starts_a_parked_task_at_once() {
     let sandbox = limited(Some(9000));
     spawn(&sandbox).run().ok();
     wait_until_parked(&sandbox, 1);
@@ -185,7 +185,7 @@ fn resume_takes_a_parked_task_over_at_once() {
 exit 0
 x started with opus. Tell the user and stop; news wakes you.
 "#]]);
-    // The limit has not ended, so it is parked again.
+    // The limit has not reset, so the task is parked again.
     wait_until_parked(&sandbox, 2);
     assert_eq!(sandbox.supervisor_of("x"), supervisor);
     end_limit(&sandbox);
@@ -193,9 +193,9 @@ x started with opus. Tell the user and stop; news wakes you.
     sandbox.wait_for_state("x", "done");
 }
 
-/// The news of an end wakes the host, and is told only once.
+/// The news of an end wakes the host, and is delivered only once.
 #[test]
-fn no_moment_of_a_park_looks_like_the_end_of_the_task() {
+fn parking_task_never_looks_ended() {
     let sandbox = limited(Some(9000));
     spawn(&sandbox).run().ok();
     let over = AtomicBool::new(false);
@@ -214,13 +214,13 @@ fn no_moment_of_a_park_looks_like_the_end_of_the_task() {
         }
         wait_until_parked(&sandbox, 8);
         over.store(true, Ordering::Relaxed);
-        let states = states.join().expect("it looked");
+        let states = states.join().expect("the observer has ended");
         assert!(states.iter().all(|it| it == PARKED || it == "running"), "{states:?}");
     });
 }
 
 #[test]
-fn a_stopped_task_that_was_parked_begins_at_once_when_it_is_resumed() {
+fn resume_starts_a_stopped_parked_task_at_once() {
     let sandbox = limited(Some(9000));
     spawn(&sandbox).run().ok();
     wait_until_parked(&sandbox, 1);
@@ -239,11 +239,11 @@ x started with opus. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn a_parked_task_outlives_the_end_of_its_supervisor() {
+fn parked_task_survives_the_death_of_its_supervisor() {
     let sandbox = limited(Some(9000));
     spawn(&sandbox).run().ok();
     wait_until_parked(&sandbox, 1);
-    sandbox.supervisors_die(&["x"]);
+    sandbox.kill_supervisors(&["x"]);
     let before = sandbox.supervisor_of("x");
     sandbox.on_machine("dispatch-reconcile", &["status"]).run().ok();
     let after = sandbox.supervisor_of("x");
@@ -251,15 +251,15 @@ fn a_parked_task_outlives_the_end_of_its_supervisor() {
     assert_eq!(sandbox.state("x"), PARKED);
     assert_eq!(names(&sandbox.task("x", "attempts")), ["1"]);
 
-    // What a person did not wait for needs no supervisor to be started.
-    sandbox.supervisors_die(&["x"]);
+    // A resume by the person needs no running supervisor.
+    sandbox.kill_supervisors(&["x"]);
     end_limit(&sandbox);
     resume(&sandbox).ok();
     sandbox.wait_for_state("x", "done");
 }
 
 #[test]
-fn a_parked_task_can_be_given_to_another_worker() {
+fn parked_task_can_resume_with_another_worker() {
     let sandbox = limited(Some(9000));
     spawn(&sandbox).run().ok();
     wait_until_parked(&sandbox, 1);
@@ -273,11 +273,13 @@ fn a_parked_task_can_be_given_to_another_worker() {
 exit 0
 x started with other. Tell the user and stop; news wakes you.
 "#]]);
-    wait_until("it works", || sandbox.project().join("took_over").exists().then_some(()));
+    wait_until("the other worker runs", || {
+        sandbox.project().join("took_over").exists().then_some(())
+    });
 }
 
 #[test]
-fn a_parked_task_can_be_given_to_an_agent_of_the_host() {
+fn parked_task_can_resume_as_an_agent() {
     let sandbox = limited(Some(9000));
     spawn(&sandbox).run().ok();
     wait_until_parked(&sandbox, 1);
@@ -289,20 +291,20 @@ fn a_parked_task_can_be_given_to_an_agent_of_the_host() {
 exit 0
 x: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read STATE/x/attempts/2/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
 "#]]);
-    wait_until("nobody waits any more", || (!runs(supervisor)).then_some(()));
+    wait_until("the supervisor has ended", || (!runs(supervisor)).then_some(()));
     assert_eq!(sandbox.state("x"), "running");
 }
 
-/// Others may run while it is parked.
+/// Other tasks may run while this one is parked.
 #[test]
-fn a_parked_task_gives_its_turn_away() {
+fn parked_task_frees_its_place_in_the_queue() {
     let sandbox = limited(Some(9000));
     let config = fs::read_to_string(sandbox.config_path()).expect("a config");
     sandbox.config(&format!("max_workers: 1\n{config}"));
     spawn(&sandbox).run().ok();
     wait_until_parked(&sandbox, 1);
     let queue = || names(&sandbox.home().join(".dispatch/queue"));
-    wait_until("its place is free", || (queue() == ["lock"]).then_some(()));
+    wait_until("the place in the queue is free", || (queue() == ["lock"]).then_some(()));
     end_limit(&sandbox);
     sandbox.plan("y", PLAN);
     sandbox.on_machine("dispatch-spawn", &["y"]).run().ok();

@@ -1,6 +1,5 @@
 //! The plan as people, models and their editors write it, from the dispatch to the end: every item
-//! that a person sees is done, or somebody is told which is not, and what a refusal names to do
-//! next works as it is printed.
+//! that a person sees is done, or an open one is named, and the printed remedies work.
 
 use std::fs;
 
@@ -9,7 +8,7 @@ use snapbox::str;
 use crate::support::text::same;
 use crate::support::{Ran, Sandbox, binary};
 
-/// A project in which 'x' runs with that plan.
+/// A project in which 'x' runs with `plan`.
 #[track_caller]
 fn running(plan: &str) -> Sandbox {
     let sandbox = Sandbox::new();
@@ -57,7 +56,7 @@ Mind it.\r
 ";
 
 #[test]
-fn each_form_of_an_item_is_ticked_before_the_task_is_done() {
+fn task_is_done_when_items_of_every_form_are_ticked() {
     let sandbox = running(FORMS);
     for number in ["1", "2", "3", "4", "5"] {
         work(&sandbox, &["tick", number]);
@@ -100,7 +99,7 @@ Mind it.
     assert_eq!(plan.matches("\r\n").count(), FORMS.matches("\r\n").count());
 }
 
-/// Below the plan: a line that is no item, what `finish` says of it, and the same line put right.
+/// A line below the plan that is no item, the complaint of `finish`, and the corrected line.
 const DOUBTS: [(&str, &str, &str); 7] = [
     (
         "\n- [1] Smith 2020\n",
@@ -140,7 +139,7 @@ const DOUBTS: [(&str, &str, &str); 7] = [
 ];
 
 #[test]
-fn line_in_doubt_is_named_at_the_dispatch_and_at_the_end() {
+fn ambiguous_line_is_named_at_the_dispatch_and_at_the_end() {
     const PLAN: &str = "# Title\n\n- [ ] First\n";
     for (line, said, right) in DOUBTS {
         let sandbox = running(PLAN);
@@ -151,7 +150,7 @@ fn line_in_doubt_is_named_at_the_dispatch_and_at_the_end() {
         assert!(refused.err.starts_with(&format!("dispatch-spawn: {said}\n")), "{refused:?}");
         assert_eq!(spawn(format!("{PLAN}{right}").replace("[x] ", "[ ] ")).run().code, Some(0));
 
-        // A worker or a person adds it later.
+        // A worker or a person adds the line later.
         edit(&sandbox, &format!("{PLAN}{line}"));
         let ticked = work(&sandbox, &["tick", "First"]);
         assert!(ticked.starts_with(&format!("1/1 done. But {said};")), "{ticked}");
@@ -168,7 +167,7 @@ fn line_in_doubt_is_named_at_the_dispatch_and_at_the_end() {
 }
 
 #[test]
-fn end_with_a_line_in_doubt_is_incomplete_and_names_it() {
+fn task_with_an_ambiguous_line_is_incomplete() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[(
         "hurries",
@@ -184,7 +183,7 @@ fn end_with_a_line_in_doubt_is_incomplete_and_names_it() {
 }
 
 #[test]
-fn text_of_notes_never_becomes_structure() {
+fn note_text_never_becomes_plan_structure() {
     let text =
         "- [ ] no item\n```\n~~~\n## Context\n**Context:**\n<!-- x\n1. [x] none\n[1] Smith\n===";
     for command in ["tick", "block", "fail"] {
@@ -244,7 +243,7 @@ exit 65
 }
 
 #[test]
-fn numbers_are_those_that_the_worker_was_given() {
+fn item_numbers_stay_as_the_worker_was_given_them() {
     let sandbox = running("- [ ] Read\n- [ ] Write the report\n- [ ] Send\n");
     edit(
         &sandbox,
@@ -285,7 +284,7 @@ exit 65
 ! dispatch-worker: the plan has no item 'Sleep'
 !   next: name an item by its number or by its own words
 "#]]);
-    // In the next attempt all of them count from 1.
+    // The next attempt counts all items from 1.
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     sandbox.ok("dispatch-spawn", &["x", "--resume"]);
     assert_eq!(work(&sandbox, &["tick", "2"]), "4/5 done. Next is item 4: Ask\n");

@@ -1,4 +1,4 @@
-//! What the worker is told, and that it gets all of it and nothing else.
+//! The prompt of a worker, which arrives whole and alone.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ The user wants: \"log in with a long password\".
 Read src/login.rs first.
 ";
 
-/// A worker that keeps what it was given: `arg` its last argument, `stdin` its standard input.
+/// A worker that keeps its input: `arg` the last argument, `stdin` the standard input.
 fn keepers() -> Sandbox {
     let sandbox = Sandbox::new();
     let keep = |from: &str| format!("{from} >got.tmp && mv got.tmp got");
@@ -43,7 +43,7 @@ aliases:
     sandbox
 }
 
-/// What the worker of that model is given for that plan.
+/// The input that the worker of `model` gets for `plan`.
 #[track_caller]
 fn given(sandbox: &Sandbox, model: &str, plan: &str) -> Vec<u8> {
     let spawn = sandbox.call("dispatch-spawn", &["x", "--model", model, "--plan", "-"]);
@@ -52,7 +52,7 @@ fn given(sandbox: &Sandbox, model: &str, plan: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_whole_prompt_of_a_command() {
+fn command_gets_the_whole_prompt() {
     let sandbox = keepers();
     let got = given(&sandbox, "reviewer", PLAN);
     let got = String::from_utf8(got).expect("UTF-8");
@@ -105,7 +105,7 @@ Read src/login.rs first.
 }
 
 #[test]
-fn a_megabyte_of_context_reaches_standard_input_whole() {
+fn megabyte_of_context_reaches_standard_input_whole() {
     let sandbox = keepers();
     let plan = format!("{PLAN}{}end\n", "A line of context, ünïcode and all.\n".repeat(30_000));
     assert!(plan.len() > 1 << 20);
@@ -115,7 +115,7 @@ fn a_megabyte_of_context_reaches_standard_input_whole() {
 }
 
 #[test]
-fn a_prompt_too_long_for_an_argument_goes_by_its_file() {
+fn prompt_too_long_for_an_argument_is_passed_as_a_file() {
     let sandbox = keepers();
     let plan = format!("{PLAN}{}", "A line of context.\n".repeat(60_000));
     let got = String::from_utf8(given(&sandbox, "arg", &plan)).expect("UTF-8");
@@ -125,13 +125,13 @@ fn a_prompt_too_long_for_an_argument_goes_by_its_file() {
 }
 
 #[test]
-fn prompt_file_gives_the_path_of_a_short_prompt_too() {
+fn prompt_file_placeholder_is_the_path_of_a_short_prompt_too() {
     let sandbox = keepers();
     let got = String::from_utf8(given(&sandbox, "file", PLAN)).expect("UTF-8");
     same(&sandbox.redactions().apply(&got), str!["Read and follow STATE/x/attempts/1/prompt.md"]);
 }
 
-/// Quotes, substitutions, back-ticks, dashes, escapes: all of it is text.
+/// Quotes, substitutions, back-ticks, dashes and escapes are plain text.
 const HOSTILE: &str = "--help
 - [ ] '; touch pwned; echo \"
 - [ ] $(touch pwned) `touch pwned` ${HOME} $0 \\$x \\\\ %s %n
@@ -144,7 +144,7 @@ const HOSTILE: &str = "--help
 ";
 
 #[test]
-fn a_hostile_prompt_is_delivered_byte_for_byte_and_runs_nothing() {
+fn hostile_prompt_arrives_byte_for_byte_and_runs_nothing() {
     for model in ["arg", "stdin"] {
         let sandbox = keepers();
         let got = given(&sandbox, model, HOSTILE);
@@ -157,7 +157,7 @@ fn a_hostile_prompt_is_delivered_byte_for_byte_and_runs_nothing() {
 }
 
 #[test]
-fn every_known_cli_gets_a_megabyte_whole_and_as_it_is() {
+fn known_clis_get_a_megabyte_byte_for_byte() {
     const CLIS: [(&str, &str); 8] = [
         ("claude", "claude"),
         ("codex", "codex"),
@@ -189,7 +189,7 @@ fn every_known_cli_gets_a_megabyte_whole_and_as_it_is() {
 }
 
 #[test]
-fn a_hostile_alias_and_path_are_text_too() {
+fn hostile_alias_and_path_run_nothing() {
     let sandbox = Sandbox::new();
     let project = sandbox.home().join("it's a $(touch pwned) \"project\"");
     fs::create_dir_all(&project).expect("made");
@@ -202,7 +202,7 @@ fn a_hostile_alias_and_path_are_text_too() {
     spawn.within(&project).input("- [ ] One\n").run().ok();
     let got = wait_until("the worker runs", || fs::read_to_string(project.join("got")).ok());
     assert!(got.starts_with("--version; $(touch pwned)\n\n"), "{got}");
-    // The helper's line is to be typed as it stands.
+    // The worker types the helper's line as it stands.
     let line = got.lines().find_map(|line| line.strip_suffix(" …")).expect("the helper's line");
     let ran = sandbox.program("sh").args(&["-c", &format!("{line} tick 1")]).run();
     assert_eq!(ran.ok(), "1/1 done. Now finish.\n");
@@ -211,7 +211,7 @@ fn a_hostile_alias_and_path_are_text_too() {
 }
 
 #[test]
-fn a_plan_in_the_directory_of_the_host_is_found_and_a_given_file_too() {
+fn plan_is_found_in_the_hosts_directory_or_by_path() {
     let sandbox = keepers();
     fs::write(sandbox.project().join("steps.md"), PLAN).expect("written");
     sandbox.ok("dispatch-spawn", &["x", "--model", "arg", "--plan", "steps.md"]);
@@ -220,7 +220,7 @@ fn a_plan_in_the_directory_of_the_host_is_found_and_a_given_file_too() {
 }
 
 #[test]
-fn variables_of_the_host_do_not_reach_the_worker_and_others_do() {
+fn host_variables_are_removed_from_the_workers_environment() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[("env", "env >env.tmp; mv env.tmp env")]);
     let host = Host::new(&sandbox);
@@ -245,7 +245,7 @@ fn variables_of_the_host_do_not_reach_the_worker_and_others_do() {
     let mut names: Vec<&str> =
         environment.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
     names.sort();
-    // What the shell itself sets is its own affair.
+    // Variables that the shell sets do not count.
     names.retain(|name| !matches!(*name, "PWD" | "OLDPWD" | "SHLVL" | "_"));
     same(
         &names.join("\n"),
@@ -265,7 +265,7 @@ TMPDIR
     );
 }
 
-/// A note reaches the worker, once, whatever happens to the plan meanwhile.
+/// A note reaches the worker exactly once, whatever happens to the plan.
 mod notes {
     use std::fs;
 
@@ -288,7 +288,7 @@ mod notes {
     }
 
     #[test]
-    fn the_worker_is_told_at_its_next_tick_and_once() {
+    fn next_tick_prints_a_note_once() {
         let sandbox = running();
         note(&sandbox);
         sandbox.worker("x", &["tick", "1"]).run().shows(str![[r#"
@@ -305,12 +305,12 @@ exit 0
     }
 
     #[test]
-    fn the_worker_is_told_with_the_answer_to_its_question() {
+    fn answer_comes_with_a_new_note() {
         let sandbox = running();
         let ask = sandbox.worker("x", &["ask", "Which?"]).start();
         note(&sandbox);
         let question = sandbox.task("x", "ipc/001.question");
-        crate::support::wait_until("it asks", || question.exists().then_some(()));
+        crate::support::wait_until("the worker asks", || question.exists().then_some(()));
         sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
         ask.end().shows(str![[r#"
 exit 0
@@ -323,7 +323,7 @@ Mind the gap.
     }
 
     #[test]
-    fn a_note_that_an_editor_overwrote_is_put_back() {
+    fn note_overwritten_by_an_editor_is_restored() {
         let sandbox = running();
         note(&sandbox);
         assert_eq!(sandbox.read("x", "plan.md"), format!("{PLAN}{NOTE}"));
@@ -335,7 +335,7 @@ Mind the gap.
     }
 
     #[test]
-    fn a_note_to_a_torn_plan_is_neither_lost_nor_doubled() {
+    fn note_to_a_torn_plan_is_neither_lost_nor_doubled() {
         for again in [false, true] {
             let sandbox = running();
             let plan = sandbox.task("x", "plan.md");
@@ -353,9 +353,9 @@ Mind the gap.
         }
     }
 
-    /// The person may mean the same words twice.
+    /// The person may send one text twice on purpose.
     #[test]
-    fn the_same_words_again_are_a_second_note() {
+    fn repeated_note_is_a_second_note() {
         let sandbox = running();
         note(&sandbox);
         note(&sandbox);
@@ -365,7 +365,7 @@ Mind the gap.
     }
 }
 
-/// A text that quotes a heredoc must arrive whole, and its rest must not reach the shell.
+/// A text that quotes a heredoc must arrive whole, and none of it may reach the shell.
 #[test]
 fn text_that_quotes_a_heredoc_arrives_whole() {
     let sandbox = Sandbox::new();

@@ -140,7 +140,7 @@ repaired: x marked parked; x restarted
 x parked 0/2 AGE claude — rate limit, until TIME: You've hit your session limit
 "#]]);
     assert_nothing_left_to_repair(&sandbox);
-    assert!(runs(sandbox.supervisor_of("x")), "it waits");
+    assert!(runs(sandbox.supervisor_of("x")), "the task waits");
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn concurrent_looks_repair_each_task_once() {
     let restarted = said.iter().filter(|said| said.contains("restarted")).count();
     assert_eq!(restarted, 1, "{said:?}");
     for id in ["one", "two"] {
-        wait_until("its worker runs", || {
+        wait_until("the worker runs", || {
             sandbox.task(id, "attempts/1/identity").exists().then_some(())
         });
         assert_eq!(names(&sandbox.task(id, "attempts")), ["1"]);

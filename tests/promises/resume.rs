@@ -1,4 +1,4 @@
-//! What is left of a task is tried again, skipped, or given to another worker.
+//! The remaining items of a task are tried again, skipped, or given to another worker.
 
 use std::fs;
 
@@ -8,12 +8,12 @@ use crate::support::clis::{CLAUDE, CODEX};
 use crate::support::text::same;
 use crate::support::{PLAN, Sandbox, binary, wait_until};
 
-/// The helper as a script of a worker calls it.
+/// The helper's path, as a worker's script calls it.
 fn helper() -> String {
     binary("dispatch-worker").display().to_string()
 }
 
-/// A worker that fails at the second item, and one that does what is left.
+/// A project with a worker that fails at the second item, and a worker that does the rest.
 fn ready() -> Sandbox {
     let (sandbox, helper) = (Sandbox::new(), helper());
     let fails = format!("{helper} tick 1; {helper} fail 2 'no compiler'");
@@ -33,7 +33,7 @@ fn failed() -> Sandbox {
 }
 
 #[test]
-fn a_failed_item_is_open_again_for_the_next_worker() {
+fn resume_reopens_a_failed_item() {
     let sandbox = failed();
     sandbox.run("dispatch-spawn", &["x", "--resume", "--model", "idle"]).shows(str![[r#"
 exit 0
@@ -53,7 +53,7 @@ x started with idle. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn a_skipped_item_counts_as_done_and_says_why() {
+fn skipped_item_is_ticked_with_a_reason() {
     let sandbox = failed();
     sandbox.ok("dispatch-spawn", &["x", "--resume", "--skip", "2", "--model", "idle"]);
     same(
@@ -71,7 +71,7 @@ fn a_skipped_item_counts_as_done_and_says_why() {
 }
 
 #[test]
-fn a_task_of_which_all_that_is_left_is_skipped_is_done() {
+fn task_with_all_remaining_items_skipped_is_done() {
     let sandbox = failed();
     sandbox.run("dispatch-spawn", &["x", "--resume", "--skip", "2", "--skip", "3"]).shows(str![[
         r#"
@@ -90,7 +90,7 @@ The user skipped all remaining items: 2, 3.
 }
 
 #[test]
-fn an_item_that_is_not_there_is_not_skipped_and_nothing_is_started() {
+fn skip_of_a_missing_item_is_refused() {
     let sandbox = failed();
     let before = sandbox.read("x", "plan.md");
     let record = sandbox.read("x", "record.yaml");
@@ -112,7 +112,7 @@ exit 64
 }
 
 #[test]
-fn a_task_that_waits_is_not_said_to_be_done() {
+fn skip_of_all_items_of_a_waiting_task_is_refused() {
     let sandbox = ready();
     sandbox.dispatch("before", "idle");
     sandbox.ok("dispatch-spawn", &["x", "--model", "does", "--after", "before"]);
@@ -128,7 +128,7 @@ exit 65
 }
 
 #[test]
-fn another_worker_keeps_the_ticks_and_gets_a_prompt_of_its_own() {
+fn another_worker_continues_with_the_ticked_items() {
     let sandbox = failed();
     sandbox.ok("dispatch-spawn", &["x", "--resume", "--model", "does"]);
     sandbox.wait_for_state("x", "done");
@@ -138,7 +138,7 @@ fn another_worker_keeps_the_ticks_and_gets_a_prompt_of_its_own() {
 }
 
 #[test]
-fn another_worker_that_cannot_start_changes_nothing() {
+fn resume_with_an_unknown_worker_changes_nothing() {
     let sandbox = failed();
     let before = sandbox.read("x", "record.yaml");
     let ran = sandbox.run("dispatch-spawn", &["x", "--resume", "--model", "nobody"]);
@@ -147,8 +147,8 @@ fn another_worker_that_cannot_start_changes_nothing() {
     assert_eq!(sandbox.state("x"), "failed: item 2: no compiler");
 }
 
-/// As Claude Code: it names its session, and knows the one that it is told to resume unless it has
-/// forgotten it. It keeps how it was called and what it read.
+/// A Claude Code that names its session, and resumes it unless the session is `forgotten`. Keeps
+/// its arguments and its input.
 const KEEPER: &str = r#"
 case "$*" in
 --version) echo '2.1.329 (Claude Code)'; exit ;;
@@ -166,19 +166,19 @@ fn keeper(session: &str) -> Sandbox {
         .config("models: { opus: { backend: claude } }\nbackends: { claude: { access: full } }\n");
     sandbox.plan("x", PLAN);
     sandbox.on_machine("dispatch-spawn", &["x", "--model", "opus"]).run().ok();
-    wait_until("its session is known", || {
+    wait_until("the session is known", || {
         sandbox.task("x", "attempts/1/session").exists().then_some(())
     });
-    wait_until("it was called", || fs::remove_file(sandbox.task("x", "got")).ok());
+    wait_until("the CLI was called", || fs::remove_file(sandbox.task("x", "got")).ok());
     sandbox.worker("x", &["tick", "1"]).run().ok();
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     sandbox.on_machine("dispatch-spawn", &["x", "--resume"]).run().ok();
-    wait_until("it is called again", || sandbox.task("x", "got").exists().then_some(()));
+    wait_until("the CLI is called again", || sandbox.task("x", "got").exists().then_some(()));
     sandbox
 }
 
 #[test]
-fn a_cli_goes_on_in_its_own_session_and_is_told_only_what_is_new() {
+fn resumed_session_gets_a_short_prompt() {
     let sandbox = keeper("known");
     let called = sandbox.read("x", "called");
     assert!(called.contains("--resume known") && !called.contains("--session-id"), "{called}");
@@ -194,7 +194,7 @@ items are open again, and there may be notes; numbers are those of that file now
 }
 
 #[test]
-fn a_session_that_its_cli_has_forgotten_is_begun_anew_with_everything() {
+fn forgotten_session_is_replaced_with_the_whole_prompt() {
     let sandbox = keeper("forgotten");
     let called = sandbox.read("x", "called");
     assert!(called.contains("--session-id") && !called.contains("--resume"), "{called}");
@@ -205,18 +205,18 @@ fn a_session_that_its_cli_has_forgotten_is_begun_anew_with_everything() {
 }
 
 #[test]
-fn another_task_of_the_same_name_knows_no_session() {
+fn new_task_of_an_old_name_inherits_no_session() {
     let sandbox = keeper("known");
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     fs::remove_dir_all(sandbox.task("x", "")).expect("removed");
     sandbox.plan("x", PLAN);
     sandbox.on_machine("dispatch-spawn", &["x", "--model", "opus"]).run().ok();
-    wait_until("it is called", || sandbox.task("x", "got").exists().then_some(()));
+    wait_until("the CLI is called", || sandbox.task("x", "got").exists().then_some(()));
     assert!(!sandbox.read("x", "called").contains("--resume"));
 }
 
 #[test]
-fn all_ticked_and_a_clean_exit_without_the_marker_is_done() {
+fn task_with_all_items_ticked_is_done_without_a_finish_marker() {
     let (sandbox, helper) = (Sandbox::new(), helper());
     sandbox.workers(&[("ticks", &format!("{helper} tick 1; {helper} tick 2"))]);
     sandbox.dispatch("x", "ticks");
@@ -224,7 +224,7 @@ fn all_ticked_and_a_clean_exit_without_the_marker_is_done() {
 }
 
 #[test]
-fn a_marker_with_items_unticked_is_incomplete() {
+fn finish_marker_with_unticked_items_is_incomplete() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[("hurries", "touch .dispatch/tasks/x/ipc/.done")]);
     sandbox.dispatch("x", "hurries");
@@ -232,7 +232,7 @@ fn a_marker_with_items_unticked_is_incomplete() {
 }
 
 #[test]
-fn a_dry_run_prints_what_would_run_for_a_person_and_for_a_program() {
+fn dry_run_prints_the_command_as_text_or_json() {
     let sandbox = Sandbox::with_clis(&[("claude", CLAUDE), ("codex", CODEX)]);
     sandbox.config("models:\n  gpt-6: { backend: codex }\nbackends:\n  codex: {}\n");
     sandbox.plan("x", PLAN);
@@ -254,7 +254,7 @@ fn a_dry_run_prints_what_would_run_for_a_person_and_for_a_program() {
 ["CLAUDE_CODE_SESSION_ID"]
 "#]],
     );
-    // The line is the same words, and what it says runs in a shell.
+    // The printed line has the same words and runs in a shell.
     let line = sandbox.on_machine("dispatch-spawn", &spawn).run().ok();
     for word in words {
         assert!(line.contains(word.as_str().expect("a word")), "{line}");
@@ -263,7 +263,7 @@ fn a_dry_run_prints_what_would_run_for_a_person_and_for_a_program() {
 }
 
 #[test]
-fn the_line_of_a_dry_run_runs_what_was_run() {
+fn dry_run_line_runs_the_same_command() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[("keeps", "printf '%s' \"$1\" >got.tmp && mv got.tmp got")]);
     sandbox.plan("x", "# 'One' \"two\" $(three) `four`\n- [ ] \\five\n");
@@ -273,12 +273,12 @@ fn the_line_of_a_dry_run_runs_what_was_run() {
     let first = wait_until("the worker keeps its prompt", got);
     fs::remove_file(sandbox.project().join("got")).expect("removed");
     sandbox.program("sh").args(&["-c", &line]).run().ok();
-    // The shell takes the last line's end away.
+    // The shell strips the final newline.
     assert_eq!(got().as_deref(), Some(first.trim_end()));
 }
 
 #[test]
-fn a_flag_that_a_cli_no_longer_takes_is_replaced_and_named_once() {
+fn removed_cli_flag_is_replaced_and_named_once() {
     let sandbox = Sandbox::with_clis(&[("codex", CODEX)]);
     sandbox.config(
         "models:\n  gpt-6: { backend: codex }\nbackends:\n  codex: { command: codex exec --full-auto }\n",
@@ -296,7 +296,7 @@ x (Title, 2 items) started with gpt-6. Tell the user and stop; news wakes you.
 exit 0
 y (Title, 2 items) started with gpt-6. Tell the user and stop; news wakes you.
 "#]]);
-    let calls = wait_until("both call codex", || {
+    let calls = wait_until("both tasks call codex", || {
         let calls = fs::read_to_string(sandbox.top().join("calls")).ok()?;
         (calls.lines().filter(|call| call.starts_with("codex exec")).count() == 2).then_some(calls)
     });
@@ -304,7 +304,7 @@ y (Title, 2 items) started with gpt-6. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn access_is_not_promised_where_the_configs_command_decides_it() {
+fn access_option_is_refused_for_a_configured_command() {
     let sandbox = ready();
     sandbox.run("dispatch-spawn", &["x", "--model", "idle", "--access", "read"]).shows(str![[r#"
 exit 65
@@ -316,7 +316,7 @@ exit 65
 }
 
 #[test]
-fn a_plan_with_a_zero_byte_is_refused_before_the_id_is_taken() {
+fn plan_with_a_zero_byte_is_refused_before_the_id_is_taken() {
     let sandbox = ready();
     let spawn = sandbox.call("dispatch-spawn", &["y", "--plan", "-"]);
     spawn.input("# Y\n- [ ] a\0b\n").run().shows(str![[r#"

@@ -1,4 +1,4 @@
-//! A task that comes after others begins by itself when they are done, and says what it waits for.
+//! A task with predecessors starts when they are done, and says what it waits for.
 
 use std::fs;
 use std::time::{Duration, SystemTime};
@@ -11,7 +11,8 @@ use crate::support::process::{kill_and_wait, runs, signal};
 use crate::support::text::same;
 use crate::support::{Host, PLAN, Sandbox, wait_until};
 
-/// It works until the test lets it, then ticks all and finishes, and then ends when it may.
+/// A worker that waits for the test's permission, ticks all items and finishes, and then waits for
+/// permission to exit.
 pub(crate) const WORKS: &str = r#"id=${DISPATCH_TASK_DIR##*/}
 echo "start $id" >>"$HOME/project/log"
 until test -e "$HOME/project/work-$id"; do sleep 0.02; done
@@ -27,12 +28,12 @@ fn project() -> Sandbox {
 }
 
 impl Sandbox {
-    /// Dispatches a task that begins after others.
+    /// Dispatches a task after its predecessors and returns the output.
     #[track_caller]
-    pub(crate) fn dispatch_after(&self, id: &str, befores: &[&str]) -> String {
+    pub(crate) fn dispatch_after(&self, id: &str, predecessors: &[&str]) -> String {
         self.plan(id, PLAN);
         let mut args = vec![id, "--model", "works"];
-        befores.iter().for_each(|before| args.extend(["--after", before]));
+        predecessors.iter().for_each(|before| args.extend(["--after", before]));
         self.ok("dispatch-spawn", &args)
     }
 
@@ -47,13 +48,13 @@ impl Sandbox {
         fs::write(self.project().join(format!("end-{id}")), "").expect("written");
     }
 
-    /// What the workers noted.
+    /// The lines that the workers logged.
     pub(crate) fn log(&self) -> Vec<String> {
         let log = fs::read_to_string(self.project().join("log")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
     }
 
-    /// Waits until the workers have noted just this.
+    /// Waits until the workers have logged exactly these lines.
     #[track_caller]
     pub(crate) fn wait_for_log(&self, lines: &[&str]) {
         wait_until(&format!("the workers noted {lines:?}"), || {
@@ -63,16 +64,16 @@ impl Sandbox {
         });
     }
 
-    /// Makes a task look as if it was dispatched a while ago.
+    /// Makes a task look dispatched a while ago.
     pub(crate) fn age(&self, id: &str) {
         let file = fs::File::options().write(true).open(self.task(id, "record.yaml"));
         let then = SystemTime::now() - Duration::from_secs(60);
         file.expect("a record").set_modified(then).expect("set");
     }
 
-    /// Ends the supervisors of these tasks as the end of the machine does, a while ago.
-    pub(crate) fn supervisors_die(&self, ids: &[&str]) {
-        // The last first, because it may be the turn of the next when one is gone.
+    /// Kills the supervisors of these tasks as a machine that went down a while ago.
+    pub(crate) fn kill_supervisors(&self, ids: &[&str]) {
+        // Kill the last first: the death of the first may start the next.
         for id in ids.iter().rev() {
             kill_and_wait(self.supervisor_of(id));
             let lock = self.read(id, "run.lock");
@@ -85,7 +86,7 @@ impl Sandbox {
 }
 
 #[test]
-fn a_task_begins_by_itself_when_the_one_before_it_is_done() {
+fn task_starts_when_its_predecessor_is_done() {
     let sandbox = project();
     sandbox.dispatch("a", "works");
     same(
@@ -107,7 +108,7 @@ b queued 0/2 AGE works — after a
 }
 
 #[test]
-fn a_finish_marker_is_not_enough_while_the_worker_still_runs() {
+fn successor_waits_until_a_finished_worker_exits() {
     let sandbox = project();
     sandbox.dispatch("a", "works");
     sandbox.dispatch("z", "works");
@@ -115,18 +116,18 @@ fn a_finish_marker_is_not_enough_while_the_worker_still_runs() {
     assert_eq!(sandbox.state("b"), "queued: after a, z");
     sandbox.let_work("a");
     sandbox.wait_for_state("a", "done");
-    // That it still waits for the one shows that it has looked at both.
+    // Waiting for `a` alone shows that `b` has looked at both.
     sandbox.let_end("z");
     sandbox.wait_for_state("b", "queued: after a");
     assert!(runs(sandbox.worker_of("a", 1)));
     sandbox.let_end("a");
-    wait_until("it has begun", || {
+    wait_until("'b' has started", || {
         (sandbox.log().get(3..) == Some(&["end a".into(), "start b".into()])).then_some(())
     });
 }
 
 #[test]
-fn a_finished_worker_whose_end_nobody_saw_is_done() {
+fn successor_starts_after_a_finished_worker_was_killed() {
     let sandbox = project();
     sandbox.dispatch("a", "works");
     sandbox.dispatch_after("b", &["a"]);
@@ -139,12 +140,12 @@ fn a_finished_worker_whose_end_nobody_saw_is_done() {
 }
 
 #[test]
-fn a_task_before_it_that_is_done_already_is_no_reason_to_wait() {
+fn task_after_a_finished_one_starts_at_once() {
     let sandbox = project();
     sandbox.let_end("a");
     sandbox.dispatch("a", "works");
     sandbox.wait_for_state("a", "done");
-    wait_until("its end", || sandbox.task("a", "attempts/1/exit").exists().then_some(()));
+    wait_until("the end is recorded", || sandbox.task("a", "attempts/1/exit").exists().then_some(()));
     same(
         &sandbox.dispatch_after("b", &["a", "a"]),
         str![[r#"
@@ -155,7 +156,7 @@ b (Title, 2 items) started with works. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn a_chain_of_three_runs_in_its_order() {
+fn chain_of_three_runs_in_order() {
     let sandbox = project();
     for id in ["a", "b", "c"] {
         sandbox.let_end(id);
@@ -168,7 +169,7 @@ fn a_chain_of_three_runs_in_its_order() {
 }
 
 #[test]
-fn a_failed_task_before_it_holds_it_until_that_is_resumed_and_done() {
+fn failed_task_holds_its_successor_until_resumed_and_done() {
     let sandbox = project();
     sandbox.dispatch("a", "fails");
     sandbox.wait_for_state("a", "failed: exit code 7");
@@ -195,7 +196,7 @@ next: dispatch-spawn b --resume
 }
 
 #[test]
-fn a_task_before_it_that_cannot_go_on_by_itself_holds_it() {
+fn task_that_needs_a_person_holds_its_successor() {
     let sandbox = project();
     let held = |why: &str| sandbox.wait_for_state("b", &format!("held: a {why}"));
     sandbox.dispatch("a", "works");
@@ -226,7 +227,7 @@ fn a_task_before_it_that_cannot_go_on_by_itself_holds_it() {
 }
 
 #[test]
-fn an_agent_before_it_is_done_when_it_says_so() {
+fn successor_of_an_agent_starts_when_the_agent_finishes() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[("works", WORKS)]);
     let config = fs::read_to_string(sandbox.config_path()).expect("a config");
@@ -254,7 +255,7 @@ exit 64
 }
 
 #[test]
-fn what_it_cannot_come_after_is_refused() {
+fn impossible_predecessor_is_refused() {
     let sandbox = project();
     sandbox.dispatch("a", "works");
     sandbox.plan("b", PLAN);
@@ -278,7 +279,7 @@ exit 64
 }
 
 #[test]
-fn resume_starts_a_task_that_waits_for_another_at_once() {
+fn resume_starts_a_queued_task_at_once() {
     let sandbox = project();
     sandbox.dispatch("a", "works");
     sandbox.dispatch_after("b", &["a"]);
@@ -295,14 +296,14 @@ exit 75
 !   dispatch-reconcile show b says what it does
 !   next: answer or note what it should know, or wait until it ends
 "#]]);
-    // Nothing before it counts any more, also when it is started again.
+    // A task that was resumed once no longer waits for its predecessors.
     sandbox.ok("dispatch-reconcile", &["stop", "b"]);
     sandbox.ok("dispatch-spawn", &["b", "--resume"]);
     assert_eq!(sandbox.state("b"), "running");
 }
 
 #[test]
-fn a_task_that_begins_nowhere_says_so_to_whoever_resumes_it() {
+fn resume_reports_why_a_queued_task_cannot_start() {
     let sandbox = project();
     sandbox.dispatch("a", "works");
     sandbox.dispatch_after("b", &["a"]);
@@ -316,7 +317,7 @@ exit 1
 }
 
 #[test]
-fn a_stopped_task_waits_again_when_it_is_resumed() {
+fn resumed_task_waits_again_for_its_predecessor() {
     let sandbox = project();
     sandbox.dispatch("a", "works");
     sandbox.dispatch_after("b", &["a"]);
@@ -335,12 +336,12 @@ b waits after a; it starts by itself. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn what_waits_outlives_the_end_of_every_supervisor() {
+fn queued_tasks_survive_the_death_of_all_supervisors() {
     let sandbox = project();
     sandbox.dispatch("a", "works");
     sandbox.dispatch_after("b", &["a"]);
     sandbox.dispatch_after("c", &["b"]);
-    sandbox.supervisors_die(&["b", "c"]);
+    sandbox.kill_supervisors(&["b", "c"]);
     sandbox.let_end("a");
     sandbox.wait_for_state("a", "done");
     // A worker's own call starts nothing.
@@ -354,12 +355,12 @@ fn what_waits_outlives_the_end_of_every_supervisor() {
 }
 
 #[test]
-fn of_many_that_look_after_abandoned_tasks_one_starts_them() {
+fn concurrent_looks_start_each_abandoned_task_once() {
     let sandbox = project();
     sandbox.dispatch("a", "works");
     let ids = ["b", "c", "d"];
     ids.iter().for_each(|id| drop(sandbox.dispatch_after(id, &["a"])));
-    sandbox.supervisors_die(&ids);
+    sandbox.kill_supervisors(&ids);
     sandbox.let_end("a");
     sandbox.wait_for_state("a", "done");
     let call = |n| match n % 2 {
@@ -372,18 +373,18 @@ fn of_many_that_look_after_abandoned_tasks_one_starts_them() {
         sandbox.wait_for_state(id, "running");
     }
     let started = |id: &&str| sandbox.log().contains(&format!("start {id}"));
-    wait_until("each has begun", || ids.iter().all(started).then_some(()));
+    wait_until("each task has started", || ids.iter().all(started).then_some(()));
     assert_eq!(sandbox.log().len(), 5);
 }
 
 #[test]
-fn a_task_whose_supervisor_never_came_is_started() {
+fn task_whose_supervisor_never_started_is_restarted() {
     for point in ["spawn:claimed", "supervisor:locked"] {
         let sandbox = project();
         sandbox.plan("b", PLAN);
         sandbox.call("dispatch-spawn", &["b", "--model", "works"]).crash_at(point).run();
         assert_eq!(sandbox.state("b"), "queued", "{point}");
-        // Just now it may be about to come.
+        // The supervisor of a new task may still be starting.
         sandbox.ok("dispatch-config", &["brief"]);
         assert_eq!(sandbox.state("b"), "queued", "{point}");
         sandbox.age("b");
@@ -393,7 +394,7 @@ fn a_task_whose_supervisor_never_came_is_started() {
 }
 
 #[test]
-fn a_supervisor_that_was_killed_before_it_could_say_what_it_waits_for_is_followed_by_another() {
+fn supervisor_killed_before_recording_its_wait_is_replaced() {
     for point in ["wait:written", "wait:published"] {
         let sandbox = project();
         sandbox.dispatch("a", "works");
@@ -407,9 +408,9 @@ fn a_supervisor_that_was_killed_before_it_could_say_what_it_waits_for_is_followe
     }
 }
 
-/// Else the host would have to start it.
+/// The host would have to start an agent.
 #[test]
-fn what_comes_after_another_is_no_agent() {
+fn task_with_a_predecessor_is_no_agent() {
     let sandbox = Sandbox::with_clis(&[("claude", CLAUDE)]);
     sandbox
         .config("default: opus\nbackends: { claude: {} }\nmodels: { opus: { backend: claude } }\n");
@@ -420,7 +421,7 @@ fn what_comes_after_another_is_no_agent() {
     assert!(spawn(&["b", "--after", "a"]).contains(" waits after a; it starts by itself"));
 }
 
-/// It commits a file that is called like its task.
+/// A worker that commits a file named after its task.
 const COMMITS: &str = r#"id=${DISPATCH_TASK_DIR##*/}
 until test -e "$HOME/project/work-$id"; do sleep 0.02; done
 echo "$id" >"$id"
@@ -430,7 +431,7 @@ sed -i 's/\[ \]/[x]/' "$DISPATCH_TASK_DIR/plan.md"
 : >"$DISPATCH_TASK_DIR/ipc/.done""#;
 
 #[test]
-fn a_task_begins_where_the_branch_of_the_one_before_it_ends() {
+fn worktree_begins_at_the_end_of_the_predecessors_branch() {
     let sandbox = Sandbox::with_git();
     sandbox.workers(&[("works", COMMITS)]);
     for id in ["a", "b"] {
@@ -459,13 +460,13 @@ fn a_task_begins_where_the_branch_of_the_one_before_it_ends() {
 }
 
 #[test]
-fn a_branch_that_is_gone_is_told() {
+fn missing_branch_of_a_predecessor_is_reported() {
     let sandbox = Sandbox::with_git();
     sandbox.workers(&[("works", COMMITS)]);
     sandbox.plan("a", PLAN);
     sandbox.ok("dispatch-spawn", &["a", "--model", "works", "--worktree"]);
     sandbox.dispatch_after("b", &["a"]);
-    sandbox.supervisors_die(&["b"]);
+    sandbox.kill_supervisors(&["b"]);
     sandbox.let_work("a");
     sandbox.wait_for_state("a", "done");
     sandbox.git(&["worktree", "remove", "--force", &worktree_of(&sandbox, "a")]);

@@ -1,5 +1,5 @@
-//! A thousand tasks and hosts that lose what they are told: wakes are dropped, arrive twice or
-//! late, and hosts are killed. In the end each host was shown every event, none twice as new.
+//! A thousand tasks, and hosts that lose news: wakes are dropped, arrive twice or late, and hosts
+//! are killed. In the end each host has seen every event, and none twice as new.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,20 +12,20 @@ use serde_json::json;
 
 use crate::support::{Host, Ran, Running, Sandbox, process, wait_until};
 
-/// How many projects are simulated side by side, and how many tasks each has.
+/// The number of projects that are simulated in parallel, and of tasks in each.
 const WORLDS: u64 = 20;
 const TASKS: usize = 50;
 
-/// Of a thousand wakes, so many never arrive, come twice, or come some turns later.
+/// How many of a thousand wakes are dropped, doubled, or some turns late.
 const DROPPED: u64 = 165;
 const DOUBLED: u64 = 100;
 const LATE: u64 = 150;
 
-/// Of a thousand turns, before so many the host is killed and another is started.
+/// Before how many of a thousand turns the host is killed and replaced.
 const RESTARTS: u64 = 80;
 
 #[test]
-fn every_event_of_a_thousand_tasks_reaches_the_host_and_none_is_told_twice_as_new() {
+fn thousand_tasks_lose_no_news_and_repeat_none_as_new() {
     let mut counts = Counts::default();
     std::thread::scope(|scope| {
         let worlds: Vec<_> = (1..=WORLDS)
@@ -39,7 +39,7 @@ fn every_event_of_a_thousand_tasks_reaches_the_host_and_none_is_told_twice_as_ne
             counts.add(&world.join().expect("every promise is kept"));
         }
     });
-    // It was the storm that it is meant to be.
+    // The simulation was as hard as intended.
     let Counts { events, wakes, dropped, doubled, late, restarts } = counts;
     println!(
         "{events} events, {wakes} wakes: {dropped} dropped, {doubled} doubled, {late} late; {restarts} restarts"
@@ -69,7 +69,7 @@ impl Counts {
     }
 }
 
-/// The same numbers in every run of a seed (xorshift).
+/// A generator that repeats its numbers for each seed (xorshift).
 struct Dice(u64);
 
 impl Dice {
@@ -84,27 +84,27 @@ impl Dice {
 /// A task whose worker is played by the simulation with plain files.
 struct Player {
     id: String,
-    /// How many things it will have said or asked before its end.
+    /// The number of messages and questions before its end.
     words: u64,
     said: u64,
     asked: u64,
-    /// The question whose answer it waits for.
+    /// The open question.
     waits: Option<String>,
     over: bool,
 }
 
-/// What is known of one event, by the words that its line begins with.
+/// The history of one event, found by the words at the start of its line.
 #[derive(Default)]
 struct Known {
     id: Option<String>,
-    /// Whether a helper has printed it as new, and as said before.
+    /// `true` once a helper has printed the event as new, and as said before.
     new: bool,
     before: bool,
-    /// Whether the model has read it.
+    /// `true` once the model has read the event.
     reached: bool,
 }
 
-/// One project and its host.
+/// A project and its host.
 struct World {
     sandbox: Sandbox,
     dice: Dice,
@@ -115,9 +115,9 @@ struct World {
     hook: Option<Running>,
     players: Vec<Player>,
     events: BTreeMap<String, Known>,
-    /// How many events wakes have only counted.
+    /// The number of events that wakes counted without naming them.
     left_out: usize,
-    /// Wakes on their way, and after how many turns they arrive.
+    /// Undelivered wakes, and the number of turns until they arrive.
     late: Vec<(u64, String)>,
     counts: Counts,
 }
@@ -148,9 +148,9 @@ impl World {
 
     fn run(mut self) -> Counts {
         while self.players.len() < TASKS || self.players.iter().any(|player| !player.over) {
-            self.turn();
+            self.run_turn();
         }
-        // The user comes back at last; more often than this nobody should have to ask.
+        // The user returns a bounded number of times.
         self.end_hook();
         for _ in 0..TASKS {
             if !self.brief().lines().any(|line| line.starts_with('#')) {
@@ -160,15 +160,18 @@ impl World {
         let lost: Vec<_> = self.events.iter().filter(|(_, known)| !known.reached).collect();
         let lost: Vec<_> = lost.into_iter().map(|(words, _)| words).collect();
         assert!(lost.is_empty(), "{} events never reached the host: {lost:?}", lost.len());
-        // A waiter may still wait for more when another helper says so, thus only now.
+        // A waiter may still wait while another helper prints the news, so compare only now.
         let only_before = self.events.values().filter(|known| known.before && !known.new).count();
-        assert!(only_before <= self.left_out, "what was never told is said to be told before");
+        assert!(
+            only_before <= self.left_out,
+            "an event that was never printed is marked as said before"
+        );
         self.counts.events = self.events.len();
         self.counts
     }
 
-    /// One turn of the host, from what begins it to what happens after its end.
-    fn turn(&mut self) {
+    /// A turn of the host, from its trigger to its stop hook.
+    fn run_turn(&mut self) {
         if self.dice.below(1000) < RESTARTS {
             self.restart();
         }
@@ -176,21 +179,22 @@ impl World {
         if self.dice.below(8) == 0 {
             self.show();
         }
-        // Workers go on in the middle of a turn as after its end.
+        // Workers act during a turn and between turns.
         if self.dice.below(4) == 0 {
             self.work();
         }
         self.hook(&json!({ "hook_event_name": "Stop", "transcript_path": self.transcript }));
         if self.work() > 0 || self.hook.as_mut().is_some_and(Running::has_ended) {
             let hook = self.hook.take();
-            hook.into_iter().for_each(|hook| self.hook_ends(hook));
+            hook.into_iter().for_each(|hook| self.deliver(hook));
         } else if self.late.is_empty() {
-            // Everybody may wait for an answer to what the model never heard; the user asks.
+            // All workers may wait for answers to questions that the model never read; the user
+            // asks.
             self.brief();
         }
     }
 
-    /// A hook of the host, which finds another one waiting, or news, or waits itself.
+    /// Runs a hook of the host, which finds another hook waiting, prints news, or waits.
     fn hook(&mut self, input: &serde_json::Value) {
         let mut input = input.clone();
         input["cwd"] = json!(self.sandbox.project());
@@ -201,11 +205,11 @@ impl World {
             (waits || hook.has_ended()).then_some(waits)
         });
         let over = if waits { self.hook.replace(hook) } else { Some(hook) };
-        over.into_iter().for_each(|hook| self.hook_ends(hook));
+        over.into_iter().for_each(|hook| self.deliver(hook));
     }
 
-    /// A hook's news takes its way to the model or gets lost.
-    fn hook_ends(&mut self, hook: Running) {
+    /// Sends the news of a hook to the model, or loses it.
+    fn deliver(&mut self, hook: Running) {
         let Some(wake) = self.printed(hook.end()) else { return };
         self.counts.wakes += 1;
         let fate = self.dice.below(1000);
@@ -226,7 +230,7 @@ impl World {
         }
     }
 
-    /// Checks what a hook printed.
+    /// Checks the output of a hook.
     fn printed(&mut self, ran: Ran) -> Option<String> {
         if ran.code == Some(0) {
             assert_eq!((ran.out.as_str(), ran.err.as_str()), ("", ""));
@@ -234,12 +238,12 @@ impl World {
         }
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{}", ran.err);
         assert!(ran.err.len() <= 2001, "{}", ran.err);
-        self.told(&ran.err);
+        self.check_text(&ran.err);
         Some(ran.err)
     }
 
-    /// Checks that nothing in a text is said as new a second time.
-    fn told(&mut self, text: &str) {
+    /// Checks that a text repeats no event as new.
+    fn check_text(&mut self, text: &str) {
         for line in text.lines() {
             if let Some(more) = line.strip_prefix("… and ").filter(|it| it.contains(" events: "))
             {
@@ -255,7 +259,7 @@ impl World {
     }
 
     /// The model reads a text.
-    fn reached(&mut self, text: &str) {
+    fn model_reads(&mut self, text: &str) {
         self.write("user", text);
         let mut answers = Vec::new();
         for line in text.lines() {
@@ -291,24 +295,24 @@ impl World {
         put(&self.sandbox.task(id, &format!("ipc/{number}.done")), "");
     }
 
-    /// The wakes whose time has come.
+    /// Delivers the wakes that are due.
     fn arrivals(&mut self) {
         let (now, later): (Vec<_>, _) = self.late.drain(..).partition(|(turns, _)| *turns == 0);
         self.late = later.into_iter().map(|(turns, wake): (u64, _)| (turns - 1, wake)).collect();
         for (_, wake) in now {
             if self.dice.below(3) == 0 {
-                // A wake is a prompt like a user's, of which a hook is told before the model.
+                // A wake is a prompt like the user's: a hook sees it before the model.
                 self.hook(&json!({ "hook_event_name": "UserPromptSubmit", "prompt": wake }));
             }
-            self.reached(&wake);
+            self.model_reads(&wake);
         }
     }
 
     /// The user types /dispatch.
     fn brief(&mut self) -> String {
         let text = self.host.calls(self.sandbox.call("dispatch-config", &["brief"])).run().ok();
-        self.told(&text);
-        self.reached(&text);
+        self.check_text(&text);
+        self.model_reads(&text);
         text
     }
 
@@ -337,7 +341,7 @@ impl World {
     fn restart(&mut self) {
         self.counts.restarts += 1;
         self.late.clear();
-        // What a waiter says now, nobody hears.
+        // Nobody reads the output of a waiter now.
         if self.dice.below(2) == 0 {
             self.work();
         }
@@ -357,7 +361,7 @@ impl World {
         }
     }
 
-    /// Some workers do the next thing; returns how many events that makes.
+    /// Lets some workers act; returns the number of new events.
     fn work(&mut self) -> usize {
         let before = self.events.len();
         for _ in 0..1 + self.dice.below(16) {
@@ -444,8 +448,7 @@ impl World {
     }
 }
 
-/// The event that a line tells: its id, whether the line says that it was said before, and what is
-/// known of it.
+/// The event of a line: its id, `true` if the line was said before, and its history.
 fn find<'a>(
     events: &'a mut BTreeMap<String, Known>,
     line: &'a str,
@@ -455,7 +458,7 @@ fn find<'a>(
     let event = events.iter_mut().find(|(event, _)| {
         words.strip_prefix(event.as_str()).is_some_and(|rest| rest.starts_with([':', ' ']))
     });
-    let (_, known) = event.unwrap_or_else(|| panic!("nothing like that has happened: {line}"));
+    let (_, known) = event.unwrap_or_else(|| panic!("no such event happened: {line}"));
     Some((id, words.len() < rest.len(), known))
 }
 

@@ -1,4 +1,4 @@
-//! A worker outlives whoever started it, and how it ended is known.
+//! A worker outlives the process that started it, and its end is recorded.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -22,29 +22,29 @@ fn ready(workers: &[(&str, &str)]) -> Sandbox {
 }
 
 #[track_caller]
-fn both_run(sandbox: &Sandbox) {
+fn assert_both_run(sandbox: &Sandbox) {
     assert!(runs(sandbox.supervisor_of("x")), "the supervisor has ended");
     assert!(runs(sandbox.worker_of("x", 1)), "the worker has ended");
     assert_eq!(sandbox.state("x"), "running");
 }
 
 #[test]
-fn the_supervisor_has_left_the_callers_session_and_parent() {
+fn supervisor_leaves_the_callers_session_and_parent() {
     let sandbox = ready(&[]);
     sandbox.ok("dispatch-spawn", &["x"]);
     let supervisor = sandbox.supervisor_of("x");
     let (parent, group, session) = parent_group_session(supervisor);
     assert_eq!((group, session), (supervisor, supervisor));
-    // Init, or a subreaper that stands between init and this test.
-    assert!(ancestors().contains(&parent), "its parent is {parent}");
+    // The parent is init, or a subreaper between init and this test.
+    assert!(ancestors().contains(&parent), "the supervisor's parent is {parent}");
     let worker = sandbox.worker_of("x", 1);
     assert_eq!(parent_group_session(worker), (supervisor, worker, supervisor));
 }
 
 #[test]
-fn nothing_of_the_caller_stays_open_in_supervisor_and_worker() {
+fn supervisor_and_worker_inherit_no_open_file() {
     let sandbox = ready(&[]);
-    // A shell that is up, because a program that begins has its libraries open for a moment.
+    // Use a running shell: a program that starts has its libraries open for a moment.
     sandbox.config(
         "default: waits
 backends: { waits: { command: 'touch up; sleep 1000 & wait; :' } }
@@ -56,15 +56,15 @@ models: { waits: { backend: waits } }
     let open = |pid: u32| {
         let directory = format!("/proc/{pid}/fd");
         let files = names(directory.as_ref()).into_iter();
-        // One that was open for a moment only is gone.
+        // Ignore descriptors that are closed meanwhile.
         let files = files.filter_map(|fd| fs::read_link(format!("{directory}/{fd}")).ok());
         let mut files: Vec<String> = files.map(|file| file.display().to_string()).collect();
-        // What a process makes for itself.
+        // Ignore what a process creates for itself.
         files.retain(|file| !file.starts_with("anon_inode:") && !file.starts_with("pipe:"));
         files.sort();
         sandbox.redactions().apply(&files.join(" "))
     };
-    // Both look at files now and then.
+    // Both processes open files now and then.
     let comes_to = |pid: u32, expected: &str| {
         wait_until(&format!("{expected} and no more is open"), || {
             (open(pid) == expected).then_some(())
@@ -77,7 +77,7 @@ models: { waits: { backend: waits } }
 }
 
 #[test]
-fn a_worker_survives_sigkill_of_the_callers_whole_group() {
+fn worker_survives_sigkill_of_the_callers_group() {
     let sandbox = ready(&[]);
     let said = sandbox.top().join("said");
     let caller = sandbox
@@ -94,11 +94,11 @@ fn a_worker_survives_sigkill_of_the_callers_whole_group() {
     });
     killpg(Pid::from_raw(caller.pid() as i32), Signal::SIGKILL).expect("killed");
     assert_eq!(caller.end().signal, Some(9));
-    both_run(&sandbox);
+    assert_both_run(&sandbox);
 }
 
 #[test]
-fn a_worker_survives_a_closed_terminal() {
+fn worker_survives_a_closed_terminal() {
     let sandbox = ready(&[]);
     let said = sandbox.top().join("said");
     let shell = sandbox
@@ -112,11 +112,11 @@ fn a_worker_survives_a_closed_terminal() {
     });
     terminal.close();
     assert!(!terminal.status().success());
-    both_run(&sandbox);
+    assert_both_run(&sandbox);
 }
 
 #[test]
-fn a_clean_exit_with_items_left_is_incomplete() {
+fn clean_exit_with_items_left_is_incomplete() {
     let sandbox = ready(&[("quits", "exit 0")]);
     sandbox.ok("dispatch-spawn", &["x", "--model", "quits"]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
@@ -139,7 +139,7 @@ fn without_milliseconds(sandbox: &Sandbox, attempt: u32) -> String {
 }
 
 #[test]
-fn an_exit_code_is_reported_with_the_logs_last_line() {
+fn exit_code_is_reported_with_the_last_log_line() {
     let sandbox = ready(&[("fails", "echo begin; echo 'no such file: \"a\"' >&2; echo; exit 7")]);
     sandbox.ok("dispatch-spawn", &["x", "--model", "fails"]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
@@ -176,7 +176,7 @@ output: "no such file: 'a'"
 }
 
 #[test]
-fn a_worker_ended_by_a_signal_has_failed() {
+fn worker_ended_by_a_signal_has_failed() {
     let sandbox = ready(&[("crashes", "kill -SEGV $$")]);
     sandbox.ok("dispatch-spawn", &["x", "--model", "crashes"]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
@@ -193,7 +193,7 @@ exit 0
 }
 
 #[test]
-fn a_worker_without_a_supervisor_still_runs() {
+fn worker_without_a_supervisor_is_running() {
     let sandbox = ready(&[]);
     sandbox.ok("dispatch-spawn", &["x"]);
     kill_and_wait(sandbox.supervisor_of("x"));
@@ -207,7 +207,7 @@ exit 75
 }
 
 #[test]
-fn a_dead_worker_that_nobody_saw_end_is_lost() {
+fn worker_with_an_unrecorded_end_is_lost() {
     let sandbox = ready(&[]);
     sandbox.ok("dispatch-spawn", &["x"]);
     kill_and_wait(sandbox.supervisor_of("x"));
@@ -220,7 +220,7 @@ exit 0
 }
 
 #[test]
-fn stop_ends_the_worker_and_says_so() {
+fn stop_ends_worker_and_supervisor() {
     let sandbox = ready(&[]);
     sandbox.ok("dispatch-spawn", &["x"]);
     let (supervisor, worker) = (sandbox.supervisor_of("x"), sandbox.worker_of("x", 1));
@@ -230,7 +230,7 @@ x stopped
 "#]]);
     assert!(!runs(supervisor) && !runs(worker));
     assert_eq!(sandbox.state("x"), "stopped");
-    // Who stopped it knows that it has ended.
+    // A stop by the person is no news.
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 3
 no news, and nothing is running
@@ -239,16 +239,17 @@ no news, and nothing is running
     assert_eq!(sandbox.state("x"), "running");
 }
 
-/// Found by its group and its mark: a child that left the group, and one without an environment.
+/// The stop finds a child that left the group by its mark, and one without an environment by its
+/// group.
 #[test]
-fn stop_ends_what_a_dead_supervisor_left() {
+fn stop_ends_processes_of_a_dead_supervisor() {
     let sandbox = ready(&[(
         "spreads",
         "setsid sleep 1000 & env -i sleep 1000 & echo $! >bare
         touch up; trap '' TERM; while :; do sleep 1; done",
     )]);
     sandbox.ok("dispatch-spawn", &["x", "--model", "spreads"]);
-    wait_until("it is up", || sandbox.project().join("up").exists().then_some(()));
+    wait_until("the worker is up", || sandbox.project().join("up").exists().then_some(()));
     let bare = fs::read_to_string(sandbox.project().join("bare")).expect("written");
     kill_and_wait(sandbox.supervisor_of("x"));
     let stop = sandbox.call("dispatch-reconcile", &["stop", "x"]);
@@ -261,7 +262,7 @@ x stopped; its supervisor was dead, and no process is left
 }
 
 #[test]
-fn stop_does_without_a_supervisor_that_does_not_react() {
+fn stop_ends_a_hung_supervisor() {
     let sandbox = ready(&[]);
     sandbox.ok("dispatch-spawn", &["x"]);
     signal(sandbox.supervisor_of("x"), Signal::SIGSTOP);
@@ -274,11 +275,11 @@ x stopped; its supervisor did not react, and no process is left
 }
 
 #[test]
-fn stop_of_a_task_that_has_ended_changes_nothing() {
+fn stop_leaves_an_ended_task_as_it_is() {
     let sandbox = ready(&[("fails", "exit 7")]);
     sandbox.ok("dispatch-spawn", &["x", "--model", "fails"]);
     sandbox.wait_for_state("x", "failed: exit code 7");
-    wait_until("it is over", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
+    wait_until("the supervisor has ended", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
     sandbox.run("dispatch-reconcile", &["stop", "x"]).shows(str![[r#"
 exit 0
 x has ended already: failed
@@ -287,7 +288,7 @@ x has ended already: failed
 }
 
 #[test]
-fn stop_of_a_worker_that_was_lost_makes_it_stopped() {
+fn stop_marks_a_lost_task_as_stopped() {
     let sandbox = ready(&[]);
     sandbox.ok("dispatch-spawn", &["x"]);
     kill_and_wait(sandbox.supervisor_of("x"));
@@ -298,7 +299,7 @@ fn stop_of_a_worker_that_was_lost_makes_it_stopped() {
 }
 
 #[test]
-fn a_task_that_only_waits_can_be_stopped() {
+fn stop_ends_a_queued_task() {
     let sandbox = ready(&[]);
     sandbox.dispatch("before", "idle");
     sandbox.ok("dispatch-spawn", &["x", "--after", "before"]);
@@ -313,7 +314,7 @@ x stopped
 
 /// The supervisor of a worker becomes the parent of a task that the worker started.
 #[test]
-fn a_task_that_a_worker_started_outlives_it() {
+fn nested_task_outlives_its_parent_worker() {
     let spawn = binary("dispatch-spawn").display();
     let sandbox = ready(&[(
         "starts",
@@ -322,7 +323,7 @@ fn a_task_that_a_worker_started_outlives_it() {
     sandbox.plan("y", PLAN);
     sandbox.ok("dispatch-spawn", &["x", "--model", "starts"]);
     sandbox.wait_for_state("x", "incomplete");
-    wait_until("it is over", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
+    wait_until("the supervisor has ended", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
     let (supervisor, worker) = (sandbox.supervisor_of("y"), sandbox.worker_of("y", 1));
     let mut all = all_of(&sandbox.home());
     all.sort_unstable();
@@ -334,7 +335,7 @@ fn a_task_that_a_worker_started_outlives_it() {
     assert_eq!(all_of(&sandbox.home()), [0; 0]);
 }
 
-fn silent(sandbox: &Sandbox, config: &str) {
+fn spawn_silent(sandbox: &Sandbox, config: &str) {
     let path = sandbox.home().join(".dispatch/config.yaml");
     let text = fs::read_to_string(&path).expect("there is a config");
     fs::write(path, format!("{text}{config}")).expect("written");
@@ -343,36 +344,36 @@ fn silent(sandbox: &Sandbox, config: &str) {
 }
 
 #[test]
-fn a_worker_without_a_sign_of_life_is_silent_until_it_shows_one() {
+fn worker_without_a_sign_of_life_is_silent_until_it_acts() {
     let sandbox = ready(&[]);
-    silent(&sandbox, "");
+    spawn_silent(&sandbox, "");
     let is_silent = || sandbox.task("x", "attempts/1/silent").exists();
-    wait_until("it is silent", || is_silent().then_some(()));
+    wait_until("the worker is silent", || is_silent().then_some(()));
     assert_eq!(sandbox.state("x"), "silent: no sign of life since TIME");
     sandbox.worker("x", &["tick", "1"]).run().ok();
-    wait_until("it is not", || (!is_silent()).then_some(()));
-    wait_until("it is again", || is_silent().then_some(()));
-    // Who waits for an answer is not silent.
+    wait_until("the worker is no longer silent", || (!is_silent()).then_some(()));
+    wait_until("the worker is silent again", || is_silent().then_some(()));
+    // A worker that waits for an answer is not silent.
     sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_WAIT_MS", "0").run();
-    wait_until("it is not", || (!is_silent()).then_some(()));
+    wait_until("the worker is no longer silent", || (!is_silent()).then_some(()));
     assert_eq!(sandbox.state("x"), "asking");
 }
 
 #[test]
-fn a_silent_worker_is_stopped_where_the_config_says_so() {
+fn silent_worker_is_stopped_if_configured() {
     let sandbox = ready(&[]);
-    silent(&sandbox, "stop_silent: true\n");
+    spawn_silent(&sandbox, "stop_silent: true\n");
     sandbox.wait_for_state("x", "failed: silent for 0 min");
-    wait_until("it is over", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
+    wait_until("the supervisor has ended", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
     assert_eq!(all_of(&sandbox.home()), [0; 0]);
 }
 
-/// What an attempt left behind whose supervisor was killed is no company for the next.
+/// Processes of an attempt whose supervisor was killed must not run beside the next attempt.
 #[test]
-fn the_next_attempt_ends_what_a_dead_supervisor_left() {
+fn next_attempt_ends_processes_of_a_dead_supervisor() {
     let sandbox = ready(&[("leaves", "setsid sleep 1000 & touch up; wait")]);
     sandbox.ok("dispatch-spawn", &["x", "--model", "leaves"]);
-    wait_until("it is up", || sandbox.project().join("up").exists().then_some(()));
+    wait_until("the worker is up", || sandbox.project().join("up").exists().then_some(()));
     kill_and_wait(sandbox.supervisor_of("x"));
     kill_and_wait(sandbox.worker_of("x", 1));
     assert_eq!(all_of(&sandbox.home()).len(), 1);
@@ -384,18 +385,18 @@ fn the_next_attempt_ends_what_a_dead_supervisor_left() {
 }
 
 #[test]
-fn of_many_spawns_of_one_id_one_wins() {
+fn concurrent_spawns_of_one_id_start_one_worker() {
     let sandbox = ready(&[]);
     let calls: Vec<_> = (0..6).map(|_| sandbox.call("dispatch-spawn", &["x"]).start()).collect();
     let mut codes: Vec<_> = calls.into_iter().map(|call| call.end().code).collect();
     codes.sort();
     assert_eq!(codes, [Some(0), Some(73), Some(73), Some(73), Some(73), Some(73)]);
     assert_eq!(names(&sandbox.task("x", "attempts")), ["1"]);
-    both_run(&sandbox);
+    assert_both_run(&sandbox);
 }
 
 #[test]
-fn of_many_resumes_of_one_task_one_wins() {
+fn concurrent_resumes_start_one_worker() {
     let sandbox = ready(&[("quits", "exit 0")]);
     sandbox.ok("dispatch-spawn", &["x", "--model", "quits"]);
     sandbox.wait_for_state("x", "incomplete");
@@ -411,7 +412,7 @@ fn of_many_resumes_of_one_task_one_wins() {
 }
 
 #[test]
-fn a_running_task_is_not_resumed() {
+fn resume_refuses_a_running_task() {
     let sandbox = ready(&[]);
     sandbox.ok("dispatch-spawn", &["x"]);
     sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
@@ -420,11 +421,11 @@ exit 75
 !   dispatch-reconcile show x says what it does
 !   next: answer or note what it should know, or wait until it ends
 "#]]);
-    both_run(&sandbox);
+    assert_both_run(&sandbox);
 }
 
 #[test]
-fn a_finished_task_is_not_resumed() {
+fn resume_refuses_a_finished_task() {
     let sandbox = ready(&[]);
     sandbox.ok("dispatch-spawn", &["x"]);
     for step in [&["tick", "1"][..], &["tick", "2"], &["finish"]] {
@@ -434,7 +435,7 @@ fn a_finished_task_is_not_resumed() {
     wait_until("the end is recorded", || {
         sandbox.task("x", "attempts/1/exit").exists().then_some(())
     });
-    wait_until("it is over", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
+    wait_until("the supervisor has ended", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
     sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 65
 ! dispatch-spawn: 'x' is already done
@@ -442,10 +443,10 @@ exit 65
 "#]]);
 }
 
-/// The first attempt asks, ticks, says too early that it is finished, leaves its context and fails;
-/// the second keeps what it reads.
+/// The first attempt asks, ticks, finishes too early, leaves its context and fails; the second
+/// keeps its prompt.
 #[test]
-fn resume_goes_on_with_everything_that_the_last_attempt_left() {
+fn resumed_worker_gets_everything_of_the_last_attempt() {
     let sandbox = ready(&[("works", "exit 7")]);
     sandbox.plan("x", "# Title\n- [ ] First\n- [ ] Second\n- [ ] Third\n\n## Context\nMind it.\n");
     sandbox.ok("dispatch-spawn", &["x", "--model", "works"]);
@@ -494,9 +495,9 @@ Mind it.
     );
 }
 
-/// A question of an attempt that has ended is not one of the next: nobody waits for its answer.
+/// Nobody waits for the answer to a question of an ended attempt.
 #[test]
-fn a_resumed_worker_is_not_asking_what_an_earlier_one_asked() {
+fn question_of_an_earlier_attempt_is_closed() {
     let sandbox = ready(&[("fails", "exit 7")]);
     sandbox.ok("dispatch-spawn", &["x", "--model", "fails"]);
     sandbox.wait_for_state("x", "failed: exit code 7");
@@ -510,7 +511,7 @@ exit 65
 ! dispatch-monitor: nobody waits for an answer to x/001 any more
 !   next: tell the worker with dispatch-reconcile note x -
 "#]]);
-    // If the new worker asks the same, it is a new question.
+    // A repeated text from the new worker is a new question.
     assert_eq!(ask().code, Some(75));
     assert_eq!(sandbox.state("x"), "asking");
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
@@ -519,9 +520,9 @@ x/002 answered, its worker continues
 "#]]);
 }
 
-/// As the original knew it: some accounts have access to a few models only.
+/// Some accounts have access to a few models only.
 #[test]
-fn a_model_that_claude_refuses_is_left_out_and_the_person_is_told() {
+fn model_refused_by_claude_is_omitted_and_reported() {
     let claude = r#"case "$*" in
 *--model*) echo "There's an issue with the selected model (opus). It may not exist."; exit 1 ;;
 esac

@@ -15,7 +15,7 @@ use crate::support::text::same;
 use crate::support::tmux::Window;
 use crate::support::{Sandbox, binary, repository, wait_until};
 
-/// A worker of Claude Code that acts by the name of its task.
+/// A Claude Code worker whose script depends on the name of its task.
 const CLAUDE: &str = r#"cat >/dev/null
 case ${DISPATCH_TASK_DIR##*/} in
 checkout-tax)
@@ -71,11 +71,11 @@ fn project_with_all_states() -> Sandbox {
     dispatch("manual", "sonnet", &["Write it", "Check the links"], &[]);
     sandbox.ok("dispatch-reconcile", &["stop", "old-images"]);
 
-    wait_until("it asks", || {
+    wait_until("the worker asks", || {
         sandbox.task("checkout-tax", "ipc/001.question").exists().then_some(())
     });
     for (id, items) in [("flaky-login", 2), ("search-index", 2)] {
-        wait_until("it has begun", || {
+        wait_until("the worker has started", || {
             (sandbox.read(id, "plan.md").matches("[x]").count() == items).then_some(())
         });
     }
@@ -101,7 +101,7 @@ fn make_older(sandbox: &Sandbox, id: &str, minutes: u64) {
     set(&sandbox.task(id, "record.yaml"), "created", &created);
     if !["checkout-tax", "flaky-login", "search-index", "search-docs"].contains(&id) {
         let exit = sandbox.task(id, "attempts/1/exit");
-        wait_until("its end is recorded", || exit.exists().then_some(()));
+        wait_until("the end is recorded", || exit.exists().then_some(()));
         set(&exit, "milliseconds", &(60_000 * minutes).to_string());
     }
 }
@@ -347,13 +347,13 @@ fn status_colours_follow_option_and_environment() {
         window.shows(&["x  stopped", "ended with 0\n"]);
         assert_eq!(is_styled(&window.styled()), expected, "{command}: {}", window.styled());
     }
-    // In a pipe it is a table of 80 columns when colours are wanted, and lines otherwise.
+    // A pipe gets a table of 80 columns if colours are requested, and lines otherwise.
     let piped = |color| sandbox.ok("dispatch-reconcile", &["status", "--color", color]);
     assert!(is_styled(&piped("always")) && piped("always").contains("x  "), "{}", piped("always"));
     assert!(piped("auto").starts_with("x stopped 0/2 "), "{}", piped("auto"));
 }
 
-/// A screen reader reads what is new, and nothing twice.
+/// A screen reader gets each change once.
 #[test]
 fn status_follow_prints_line_for_each_change() {
     let sandbox = Sandbox::new();
@@ -401,7 +401,7 @@ fn readme_picture_shows_real_screen() {
 }
 
 #[test]
-fn person_answers_question_in_watch() {
+fn watch_sends_the_persons_answer() {
     let sandbox = Sandbox::new();
     let worker = format!(
         "W='{}'\n\"$W\" tick 1\n\"$W\" ask 'Which \u{1b}[31mone\u{1b}[0m?' >\"$DISPATCH_TASK_DIR/heard\"\n\"$W\" tick 2\n\"$W\" finish\n",
@@ -446,7 +446,7 @@ Enter send   Esc cancel
 }
 
 #[test]
-fn refused_answer_is_not_lost() {
+fn watch_keeps_a_refused_answer() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
@@ -462,7 +462,7 @@ fn refused_answer_is_not_lost() {
 }
 
 #[test]
-fn growing_log_is_followed() {
+fn watch_follows_a_growing_log() {
     let sandbox = Sandbox::new();
     let worker = "printf 'one \\033[32mgreen\\033[0m \\033]0;title\\007\\n 10 %%\\r 90 %%\\n'\nexec sleep 1000";
     sandbox.workers(&[("talks", worker)]);
@@ -502,7 +502,7 @@ one green
 }
 
 #[test]
-fn confirmed_key_stops_task() {
+fn watch_stops_a_task_after_confirmation() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
@@ -621,13 +621,13 @@ fn watch_repairs_lost_task_when_it_opens() {
     kill_and_wait(worker);
     let Some(window) = Window::open(&sandbox, (80, 12), &watch()) else { return };
     window.shows(&["lost", "the worker disappeared"]);
-    wait_until("its end is recorded", || {
+    wait_until("the end is recorded", || {
         sandbox.task("x", "attempts/1/exit").exists().then_some(())
     });
 }
 
 #[test]
-fn unreadable_tasks_are_listed_in_watch() {
+fn watch_lists_unreadable_tasks() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
@@ -635,7 +635,7 @@ fn unreadable_tasks_are_listed_in_watch() {
     sandbox.write("torn", "record.yaml", "format: 1\n");
     let Some(window) = Window::open(&sandbox, (90, 12), &watch()) else { return };
     window.shows(&["! torn broken — task 'torn' has a broken record", "› x  running", KEYS]);
-    // A directory that holds no task any more is listed as soon as it changes.
+    // A directory that stops being a task is listed as soon as it changes.
     sandbox.dispatch("lost", "idle");
     window.shows(&["lost  running"]);
     fs::remove_file(sandbox.task("lost", "record.yaml")).expect("removed");

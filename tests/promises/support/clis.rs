@@ -1,5 +1,5 @@
-//! Worker CLIs that are shell scripts and say what the real ones said when they were recorded
-//! (2026-11-21). Each notes how it was called.
+//! Worker CLIs as shell scripts that print the recorded output of the real ones (2026-11-21). Each
+//! logs its arguments.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ pub(crate) const CLAUDE_LOGGED_OUT: &str = r#"case "$*" in
 *) exit 1 ;;
 esac"#;
 
-/// One of its models is hidden.
+/// A Codex with a hidden model.
 pub(crate) const CODEX: &str = r#"case "$*" in
 --version) echo 'codex-cli 0.169.0' ;;
 'login status') echo 'Logged in using ChatGPT' ;;
@@ -40,7 +40,7 @@ pub(crate) const CODEX_LOGGED_OUT: &str = r#"case "$*" in
 *) exit 1 ;;
 esac"#;
 
-/// With colours, a zero-width character and every form of its marks.
+/// A Cursor list with colours, a zero-width character and every form of its marks.
 pub(crate) const CURSOR: &str = r#"case "$*" in
 --version) echo '2026.01.28-fd13201' ;;
 'status --format json') echo '{"status":"authenticated","isAuthenticated":true}' ;;
@@ -82,15 +82,15 @@ impl Sandbox {
         self.top().join("clis")
     }
 
-    /// By another program: what this one has open for writing, a fork of another test has too, and
-    /// then it cannot be executed.
+    /// Another program writes the file: a fork of another test could hold our descriptor open for
+    /// writing, and the file could not be executed.
     pub(crate) fn add_cli(&self, name: &str, script: &str) {
         let calls = self.top().join("calls");
         let text = format!("#!/bin/sh\necho \"${{0##*/}} $*\" >>'{}'\n{script}\n", calls.display());
         let put = "cat >\"$1.new\" && chmod +x \"$1.new\" && mv \"$1.new\" \"$1\"";
         let call = self.program("sh").args(&["-c", put, "sh"]).arg(self.clis().join(name));
         call.input(text).run().ok();
-        // What the sandboxes are made of, for whatever system the tests run on.
+        // The programs that sandboxes need on each system.
         if name == "claude" || name == "codex" {
             self.add_cli("bwrap", "exit 0");
             self.add_cli("socat", "exit 0");
@@ -101,18 +101,18 @@ impl Sandbox {
         fs::remove_file(self.clis().join(name)).expect("removed");
     }
 
-    /// How often a CLI was called with just these words.
+    /// The number of calls of a CLI with exactly these words.
     pub(crate) fn calls_of(&self, words: &str) -> usize {
         let calls = fs::read_to_string(self.top().join("calls")).unwrap_or_default();
         calls.lines().filter(|line| *line == words).count()
     }
 
-    /// A helper on that machine.
+    /// A call of a helper on this machine.
     pub(crate) fn on_machine(&self, helper: &str, args: &[&str]) -> Call {
         self.call(helper, args).env("PATH", self.clis())
     }
 
-    /// `dispatch-config` on that machine.
+    /// A call of `dispatch-config` on this machine.
     pub(crate) fn configure(&self, args: &[&str]) -> Call {
         self.on_machine("dispatch-config", args)
     }

@@ -1,4 +1,4 @@
-//! Tasks whose files a test writes by itself, in whatever state it is about.
+//! Tasks in any state, with files written by the test.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ pub(crate) fn own() -> Identity {
     Identity::own().expect("it can see itself")
 }
 
-/// A process that has ended: its number is in use again, by this test.
+/// A dead process whose pid is in use again, by this test.
 pub(crate) fn dead() -> Identity {
     Identity { start: own().start - 1, ..own() }
 }
@@ -35,7 +35,7 @@ impl Sandbox {
         fs::write(path, text).expect("written");
     }
 
-    /// The record of a task that was dispatched an hour ago, with further lines.
+    /// Writes the record of a task that was dispatched an hour ago, with `further` lines.
     pub(crate) fn record(&self, id: &str, backend: &str, further: &str) {
         let created = an_hour_ago();
         let project = self.project().display().to_string();
@@ -49,7 +49,7 @@ impl Sandbox {
         file.expect("there").set_modified(hour).expect("dated");
     }
 
-    /// Makes the project's directory the one in which its tasks were dispatched.
+    /// Registers the project's directory as the one of its tasks.
     pub(crate) fn claim_project(&self) {
         let (git, root) = (self.project().join(".git"), self.project());
         let path = if git.is_dir() { git } else { root };
@@ -67,7 +67,7 @@ impl Sandbox {
         fs::write(self.project().join(".dispatch/token"), "made\n").expect("written");
     }
 
-    /// A task that was dispatched and whose supervisor never came.
+    /// Writes a dispatched task whose supervisor never started.
     pub(crate) fn queued(&self, id: &str, backend: &str) {
         self.claim_project();
         self.write(id, "plan.md", PLAN);
@@ -78,7 +78,7 @@ impl Sandbox {
         self.record(id, backend, "");
     }
 
-    /// A task whose first worker is that process; its supervisor is dead.
+    /// Writes a task whose first worker is `worker` and whose supervisor is dead.
     pub(crate) fn worked_at(&self, id: &str, backend: &str, worker: &Identity) {
         self.queued(id, backend);
         self.write(id, "attempts/1/plan.md", PLAN);
@@ -96,7 +96,7 @@ impl Sandbox {
     }
 }
 
-/// Makes a file as old as that.
+/// Makes a file that many seconds old.
 pub(crate) fn age(path: &Path, seconds: u64) {
     let time = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
     let file = fs::File::open(path).expect("there");

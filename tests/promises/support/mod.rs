@@ -1,6 +1,5 @@
-//! A world of its own for each test: a home, a project, workers that are shell scripts, and the
-//! real helpers. Nothing of the machine's own settings gets in, and nothing that runs in it
-//! survives the test.
+//! A sandbox for each test: a home, a project, workers that are shell scripts, and the real
+//! helpers. No settings of the machine get in, and no process in it survives the test.
 
 pub(crate) mod clis;
 #[path = "../../helpers/mod.rs"]
@@ -24,13 +23,13 @@ use std::time::{Duration, Instant};
 pub(crate) use helpers::path as binary;
 use text::Redactions;
 
-/// Longer than anything here takes, also on a busy machine.
+/// A deadline that no step exceeds, also on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(40);
 
-/// Two steps, for tests in which the plan's words do not matter.
+/// A plan of two items, for tests that do not care about its text.
 pub(crate) const PLAN: &str = "# Title\n\n- [ ] First\n- [ ] Second\n\n## Context\nJust do it.\n";
 
-/// Waits until the condition holds and returns what it found. The only pause of all these tests.
+/// Waits until the condition holds and returns its value. No other helper of these tests pauses.
 #[track_caller]
 pub(crate) fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let begin = Instant::now();
@@ -43,20 +42,20 @@ pub(crate) fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>
     }
 }
 
-/// The repository's own files.
+/// The path of a file of this repository.
 pub(crate) fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A home and a project in it.
+/// A temporary home with a project.
 pub(crate) struct Sandbox {
     top: PathBuf,
-    // Dropped after `drop` has ended everything that could still write into it.
+    // Removed after `drop` has ended all processes that could still write into it.
     _directory: tempfile::TempDir,
 }
 
 impl Sandbox {
-    /// With a project that is no repository.
+    /// A sandbox whose project is no repository.
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let top = directory.path().canonicalize().expect("its real path");
@@ -67,7 +66,7 @@ impl Sandbox {
         sandbox
     }
 
-    /// With a project that is a repository with one commit.
+    /// A sandbox whose project is a repository with one commit.
     pub(crate) fn with_git() -> Self {
         let sandbox = Self::new();
         let settings = "[user]\n\tname = Tester\n\temail = tester@example.com\n";
@@ -79,7 +78,7 @@ impl Sandbox {
         sandbox
     }
 
-    /// Runs git in the project and returns what it printed.
+    /// Runs git in the project and returns its output.
     #[track_caller]
     pub(crate) fn git(&self, args: &[&str]) -> String {
         let ran = self.program("git").args(args).run();
@@ -99,7 +98,7 @@ impl Sandbox {
         self.home().join("project")
     }
 
-    /// What TMPDIR names.
+    /// The directory that TMPDIR names.
     pub(crate) fn temporary(&self) -> PathBuf {
         self.top.join("tmp")
     }
@@ -108,7 +107,7 @@ impl Sandbox {
         self.top.join("scripts")
     }
 
-    /// A path of a task: on the person's side for what decides, else on the worker's.
+    /// A path of a task: on the person's side for what decides, on the worker's side otherwise.
     pub(crate) fn task(&self, id: &str, path: &str) -> PathBuf {
         let persons = ["record.yaml", "attempts", "run.lock", "wait", "notes", "answers", "news"];
         let first = path.split('/').next().unwrap_or_default();
@@ -140,16 +139,16 @@ impl Sandbox {
         fs::write(path, text).expect("written");
     }
 
-    /// Puts a shell script in place and returns the command that runs it. It is read by a shell and
-    /// not executed, because a file that another thread's fork still has open for writing cannot be.
+    /// Writes a shell script and returns the command that runs it. A shell reads the script: a file
+    /// that another thread's fork still holds open for writing cannot be executed.
     pub(crate) fn script(&self, name: &str, text: &str) -> String {
         let path = self.scripts().join(name);
         fs::write(&path, text).expect("written");
         format!("sh {}", path.display())
     }
 
-    /// A config with one ordinary command for each worker: a name for model and backend, and its
-    /// script. `idle` is always there: it runs and does nothing.
+    /// Writes a config with one command for each worker: a name for model and backend, and its
+    /// script. The worker `idle` always exists; it runs and does nothing.
     pub(crate) fn workers(&self, workers: &[(&str, &str)]) {
         let idle = [("idle", "exec sleep 1000")];
         let mut backends = String::from("default: idle\nbackends:\n");
@@ -162,18 +161,18 @@ impl Sandbox {
         self.config(&format!("{backends}{models}"));
     }
 
-    /// Writes a plan as the host does: with the modes that its tool uses.
+    /// Writes a plan with the modes that the host's tool uses.
     pub(crate) fn plan(&self, id: &str, text: &str) {
         fs::create_dir_all(self.task(id, "")).expect("made");
         fs::write(self.task(id, "plan.md"), text).expect("written");
     }
 
-    /// A helper, called in the project.
+    /// A call of a helper in the project.
     pub(crate) fn call(&self, helper: &str, args: &[&str]) -> Call {
         self.program(binary(helper)).args(args)
     }
 
-    /// Any program, called in the project.
+    /// A call of any program in the project.
     pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Call {
         let mut command = Command::new(program);
         command.env_clear().env("HOME", self.home()).current_dir(self.project());
@@ -188,7 +187,8 @@ impl Sandbox {
         self.call(helper, args).run()
     }
 
-    /// Calls a helper in the project, which must do what it is asked, and returns what it said.
+    /// Calls a helper in the project, checks that it succeeds without complaints, and returns its
+    /// output.
     #[track_caller]
     pub(crate) fn ok(&self, helper: &str, args: &[&str]) -> String {
         self.run(helper, args).ok()
@@ -208,12 +208,12 @@ impl Sandbox {
         self.ok("dispatch-spawn", &[id, "--model", model]);
     }
 
-    /// The worker's end of a task, played by the test.
+    /// A call of `dispatch-worker` for a task.
     pub(crate) fn worker(&self, id: &str, args: &[&str]) -> Call {
         self.call("dispatch-worker", &[]).arg("--task-dir").arg(self.task(id, "")).args(args)
     }
 
-    /// A task's state and the reason for it.
+    /// The state of a task and its reason.
     #[track_caller]
     pub(crate) fn state(&self, id: &str) -> String {
         let text = self.ok("dispatch-reconcile", &["show", id, "--json"]);
@@ -225,7 +225,7 @@ impl Sandbox {
         }
     }
 
-    /// Waits until a task is in that state.
+    /// Waits until a task is in `state`.
     #[track_caller]
     pub(crate) fn wait_for_state(&self, id: &str, state: &str) {
         let mut last = String::new();
@@ -237,7 +237,7 @@ impl Sandbox {
         });
     }
 
-    /// The process that supervises a task.
+    /// The pid of a task's supervisor.
     #[track_caller]
     pub(crate) fn supervisor_of(&self, id: &str) -> u32 {
         let lock: serde_json::Value =
@@ -245,7 +245,7 @@ impl Sandbox {
         lock["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("a pid")
     }
 
-    /// The process that is the worker of an attempt.
+    /// The pid of an attempt's worker.
     #[track_caller]
     pub(crate) fn worker_of(&self, id: &str, attempt: u32) -> u32 {
         let identity = self.read(id, &format!("attempts/{attempt}/identity"));
@@ -271,7 +271,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// A program about to be called.
+/// A program call that has not started yet.
 pub(crate) struct Call {
     command: Command,
     input: Vec<u8>,
@@ -299,24 +299,24 @@ impl Call {
         self
     }
 
-    /// What it reads on its standard input, which is empty otherwise.
+    /// Sets the standard input, which is empty by default.
     pub(crate) fn input(mut self, text: impl Into<Vec<u8>>) -> Self {
         self.input = text.into();
         self
     }
 
-    /// Lets the test set what is rarely set.
+    /// Changes the command itself.
     pub(crate) fn with(mut self, change: impl FnOnce(&mut Command)) -> Self {
         change(&mut self.command);
         self
     }
 
-    /// Dies as if by `kill -9` at that step.
+    /// Makes the helper die at a crash point as if by `kill -9`.
     pub(crate) fn crash_at(self, point: &str) -> Self {
         self.env("DISPATCH_CRASH_AT", point)
     }
 
-    /// The command itself, for what starts it in another way.
+    /// The command itself, for tests that start it in another way.
     pub(crate) fn into_command(self) -> Command {
         self.command
     }
@@ -326,7 +326,7 @@ impl Call {
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().expect("the program starts");
         let mut stdin = child.stdin.take().expect("a pipe");
-        // Who does not read its input closes it early.
+        // A program that does not read its input closes it early.
         let _ = stdin.write_all(&self.input);
         drop(stdin);
         let out = collect(child.stdout.take().expect("a pipe"));
@@ -350,7 +350,7 @@ fn collect(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     receiver
 }
 
-/// A program that was called and may still run. It ends with the test at the latest.
+/// A called program that may still run. The end of the test ends it.
 pub(crate) struct Running {
     child: Child,
     out: Receiver<Vec<u8>>,
@@ -367,12 +367,12 @@ impl Running {
         self.child.try_wait().expect("a child").is_some()
     }
 
-    /// Waits until it waits for files: it has an inotify watch, so its signal handlers are there
-    /// and it has looked at everything once.
+    /// Waits until the program has an inotify watch: its signal handlers are installed and its
+    /// first look is over.
     #[track_caller]
     pub(crate) fn until_it_watches(&mut self) {
         wait_until("the helper watches", || {
-            assert!(!self.has_ended(), "it has ended instead of waiting");
+            assert!(!self.has_ended(), "the program has ended instead of waiting");
             process::watches_files(self.pid()).then_some(())
         });
     }
@@ -381,13 +381,13 @@ impl Running {
         process::signal(self.pid(), signal);
     }
 
-    /// Waits for its end and for that of its output.
+    /// Waits for the end of the program and of its output.
     #[track_caller]
     pub(crate) fn end(mut self) -> Ran {
         let status =
             wait_until("the program ends", || self.child.try_wait().expect("a child is there"));
         let text = |stream: &Receiver<Vec<u8>>| {
-            let bytes = stream.recv_timeout(DEADLINE).expect("nobody keeps its output open");
+            let bytes = stream.recv_timeout(DEADLINE).expect("no process keeps the output open");
             String::from_utf8(bytes).expect("UTF-8")
         };
         let (out, err) = (text(&self.out), text(&self.err));
@@ -403,7 +403,7 @@ impl Drop for Running {
     }
 }
 
-/// How a program ended and what it said.
+/// The exit code, signal and output of an ended program.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -414,21 +414,21 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// What it said, if it did what it was asked and complained about nothing.
+    /// The standard output of a program that succeeded without complaints.
     #[track_caller]
     pub(crate) fn ok(self) -> String {
         assert_eq!((self.code, self.err.as_str()), (Some(0), ""), "{}", self.out);
         self.out
     }
 
-    /// Checks that it died at its crash point, having said nothing.
+    /// Checks that the program died at its crash point without output.
     #[track_caller]
     pub(crate) fn crashed(&self) {
         assert_eq!((self.signal, self.out.as_str()), (Some(9), ""), "{}", self.err);
     }
 
-    /// Compares exit code, standard error (marked with `!`) and standard output, without what
-    /// differs from run to run.
+    /// Compares exit code, standard error (marked with `!`) and standard output with a snapshot,
+    /// without the parts that differ from run to run.
     #[track_caller]
     pub(crate) fn shows(&self, expected: impl snapbox::IntoData) {
         let mut all = match (self.code, self.signal) {
@@ -441,7 +441,7 @@ impl Ran {
     }
 }
 
-/// A process that stands for the host's.
+/// A process that plays the host.
 pub(crate) struct Host(Running);
 
 impl Host {
@@ -449,7 +449,7 @@ impl Host {
         Self(sandbox.program("sleep").args(&["1000"]).start())
     }
 
-    /// The call as the host makes it, or a hook of it.
+    /// The call as the host or its hook makes it.
     pub(crate) fn calls(&self, call: Call) -> Call {
         call.env("CLAUDE_PID", self.0.pid().to_string()).env("CLAUDECODE", "1")
     }

@@ -1,4 +1,4 @@
-//! A screen of a terminal as an SVG picture: text in a box, and nothing that runs or is fetched.
+//! The screen of a terminal as an SVG picture: text in a box, without scripts or external files.
 
 /// The size of a character cell.
 const CELL: (f64, f64) = (8.4, 19.0);
@@ -6,11 +6,11 @@ const CELL: (f64, f64) = (8.4, 19.0);
 /// The space around the text.
 const MARGIN: f64 = 16.0;
 
-/// The eight colours of a terminal, of which black and white are the text's own.
+/// The eight colours of a terminal; black and white are the text's own.
 const COLOURS: [&str; 8] =
     ["#d4d4d4", "#f48771", "#89d185", "#e5c07b", "#6cb6ff", "#d2a8ff", "#76d9e6", "#d4d4d4"];
 
-/// How the next characters look.
+/// The style of the next characters.
 #[derive(Clone, Copy, Default)]
 struct Style {
     bold: bool,
@@ -19,7 +19,7 @@ struct Style {
 }
 
 impl Style {
-    /// Takes in what stands between `ESC [` and `m`.
+    /// Applies the sequence between `ESC [` and `m`.
     fn change(&mut self, sequence: &str) {
         let mut codes = sequence.split(';').map(|code| code.parse().unwrap_or(0));
         while let Some(code) = codes.next() {
@@ -50,7 +50,7 @@ impl Style {
     }
 }
 
-/// The picture of a screen with its style sequences, that many columns wide.
+/// The picture of a screen with style sequences, that many columns wide.
 pub(crate) fn svg(title: &str, screen: &str, columns: u16) -> String {
     let screen = screen.trim_end();
     let width = f64::from(columns) * CELL.0 + 2.0 * MARGIN;
@@ -72,7 +72,7 @@ pub(crate) fn svg(title: &str, screen: &str, columns: u16) -> String {
                 }
                 None => part,
             };
-            // Each column of a table on its own, in its place whatever the reader's font.
+            // Place each table column separately, so that it lines up in any font.
             for piece in text.split_inclusive("  ") {
                 let begin = column + piece.chars().take_while(|c| *c == ' ').count();
                 column += piece.chars().count();
@@ -85,7 +85,7 @@ pub(crate) fn svg(title: &str, screen: &str, columns: u16) -> String {
     svg + "</g>\n</svg>\n"
 }
 
-/// A text in its place.
+/// A text element at a column and a row.
 fn at(column: usize, row: usize, style: Style, text: &str) -> String {
     let x = MARGIN + column as f64 * CELL.0;
     let y = MARGIN + (row as f64 + 0.75) * CELL.1;

@@ -1,4 +1,4 @@
-//! What `/proc` says of the processes that a test started.
+//! Processes that a test started, as `/proc` shows them.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +18,7 @@ fn raw(pid: u32) -> Pid {
     Pid::from_raw(i32::try_from(pid).expect("a pid"))
 }
 
-/// Whether the process runs; one that only waits to be reaped does not.
+/// `true` while a process runs; a zombie does not.
 pub(crate) fn runs(pid: u32) -> bool {
     field(pid, 3).is_some_and(|state| !matches!(state.as_str(), "Z" | "X"))
 }
@@ -29,7 +29,7 @@ pub(crate) fn kill_and_wait(pid: u32) {
     wait_until("the killed process is gone", || (!runs(pid)).then_some(()));
 }
 
-/// A number of `/proc/PID/stat`, counted as in proc(5).
+/// A field of `/proc/PID/stat`, numbered as in proc(5).
 pub(crate) fn number(pid: u32, field: usize) -> u32 {
     self::field(pid, field).and_then(|text| text.parse().ok()).expect("the process is there")
 }
@@ -64,7 +64,7 @@ pub(crate) fn ancestors() -> Vec<u32> {
     above
 }
 
-/// Whether a process has an inotify watch.
+/// `true` if a process has an inotify watch.
 pub(crate) fn watches_files(pid: u32) -> bool {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
     entries.flatten().any(|entry| {
@@ -78,7 +78,7 @@ fn environment(pid: u32) -> Vec<Vec<u8>> {
     bytes.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// The running processes whose environment names that home.
+/// The running processes whose environment names `home`.
 pub(crate) fn all_of(home: &Path) -> Vec<u32> {
     let mark = [b"HOME=", home.as_os_str().as_bytes()].concat();
     let entries = fs::read_dir("/proc").expect("/proc is there").flatten();
@@ -86,9 +86,9 @@ pub(crate) fn all_of(home: &Path) -> Vec<u32> {
     pids.filter(|&pid| environment(pid).contains(&mark) && runs(pid)).collect()
 }
 
-/// Ends all of them, whoever their parent is by now.
+/// Kills these processes, whatever their parents are.
 pub(crate) fn end_all_of(home: &Path) {
-    // More than once, because one may have forked while the others were looked at.
+    // Repeat, because a process may have forked during the scan.
     for _ in 0..1000 {
         let pids = all_of(home);
         if pids.is_empty() {
@@ -101,10 +101,10 @@ pub(crate) fn end_all_of(home: &Path) {
     }
 }
 
-/// Those of them that a supervisor started as workers, without their descendants.
+/// The processes of `home` that supervisors started as workers, without descendants.
 pub(crate) fn workers_of(home: &Path) -> Vec<u32> {
     let is_worker = |pid: &u32| {
-        // A supervisor's own ends with /0.
+        // The mark of a supervisor ends with /0.
         let of_a_worker =
             |it: &Vec<u8>| it.starts_with(b"DISPATCH_ATTEMPT=") && !it.ends_with(b"/0");
         let marked = environment(*pid).iter().any(of_a_worker);

@@ -14,9 +14,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Call, DEADLINE, wait_until};
 
-/// A program that leads the session of a terminal of its own.
+/// A program that leads the session of its own terminal.
 pub(crate) struct Terminal {
-    /// The window's side; `None` when it is closed.
+    /// The window's side of the terminal; `None` when closed.
     window: Option<File>,
     child: Child,
 }
@@ -44,7 +44,7 @@ impl Terminal {
         Self { window: Some(window), child }
     }
 
-    /// Reads what is shown until it ends in that text.
+    /// Reads the output until it ends with `end`, and returns it.
     pub(crate) fn read_until(&mut self, end: &str) -> String {
         let mut shown = Vec::new();
         let window = self.window.as_mut().expect("the window is open");

@@ -1,4 +1,4 @@
-//! Comparing what was said and what is on disk with what was promised.
+//! Comparison of outputs and files with snapshots.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// The paths that differ from run to run, and the words that stand for them.
+/// The paths that differ from run to run, and their placeholders.
 #[derive(Clone, Debug)]
 pub(crate) struct Redactions(Vec<(String, &'static str)>);
 
@@ -17,7 +17,7 @@ impl Redactions {
         Self(paths.iter().map(|(path, name)| (path.display().to_string(), *name)).collect())
     }
 
-    /// The text without paths, ids of news, times and pids.
+    /// Replaces paths, ids of news, times and pids in a text.
     pub(crate) fn apply(&self, text: &str) -> String {
         static OTHERS: LazyLock<[(Regex, &str); 9]> = LazyLock::new(|| {
             [
@@ -40,7 +40,7 @@ impl Redactions {
     }
 }
 
-/// Compares a text with a snapshot, every byte of it.
+/// Compares a text with a snapshot byte for byte.
 #[track_caller]
 pub(crate) fn same(actual: &str, expected: impl snapbox::IntoData) {
     snapbox::Assert::new()
@@ -48,7 +48,7 @@ pub(crate) fn same(actual: &str, expected: impl snapbox::IntoData) {
         .eq(snapbox::Data::text(actual).raw(), expected.into_data().raw());
 }
 
-/// What is in a tree of directories.
+/// The content of a tree of directories.
 pub(crate) type Tree = BTreeMap<PathBuf, (u32, Vec<u8>)>;
 
 /// Everything below some directories: a path, its mode, and its content. The text of a lock names

@@ -1,4 +1,4 @@
-//! A program in a window of tmux's, as a person sees it.
+//! A program in a tmux window, as a person sees it.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,15 +8,15 @@ use super::{Call, Sandbox, wait_until};
 /// A window in which a helper runs. It is closed with the test at the latest.
 pub(crate) struct Window<'a> {
     sandbox: &'a Sandbox,
-    /// The name of its server, which nothing else uses: one that ends takes a moment.
+    /// The name of the server, unique because a dying server takes a moment to end.
     server: String,
 }
 
 impl<'a> Window<'a> {
-    /// Runs a command line in a window of so many columns and rows. When it has ended, the window
-    /// says with which code, and whether the terminal is as it was.
+    /// Runs a command line in a window of that many columns and rows. At its end the window shows
+    /// the exit code, and whether the terminal was restored.
     ///
-    /// `None` where tmux is missing, which in CI is an error.
+    /// Returns `None` if tmux is missing, which is an error in CI.
     pub(crate) fn open(sandbox: &'a Sandbox, size: (u16, u16), command: &str) -> Option<Self> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let server = format!("test{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -41,19 +41,19 @@ impl<'a> Window<'a> {
         Some(window)
     }
 
-    /// A server of its own, which reads nobody's settings.
+    /// A call of tmux with its own server and no settings.
     fn tmux(&self, args: &[&str]) -> Call {
         let call = self.sandbox.program("tmux").env("TMUX_TMPDIR", self.sandbox.temporary());
         let own = ["-u", "-L", &self.server, "-f", "/dev/null"];
         call.env("LANG", "C.UTF-8").args(&own).args(args)
     }
 
-    /// Types these keys, each by tmux's name for it, or a text.
+    /// Types keys by their tmux names, or a text.
     pub(crate) fn keys(&self, keys: &[&str]) {
         self.tmux(&["send-keys"]).args(keys).run().ok();
     }
 
-    /// Pastes a text, as a terminal does that can say so.
+    /// Pastes a text as a terminal with bracketed paste does.
     pub(crate) fn paste(&self, text: &str) {
         self.tmux(&["set-buffer"]).arg(text).run().ok();
         self.tmux(&["paste-buffer", "-p"]).run().ok();
@@ -64,23 +64,23 @@ impl<'a> Window<'a> {
         self.tmux(&["resize-window", "-x", &columns, "-y", &rows]).run().ok();
     }
 
-    /// What is on the screen.
+    /// The text of the screen.
     pub(crate) fn screen(&self) -> String {
         self.tmux(&["capture-pane", "-p"]).run().ok()
     }
 
-    /// The same with the sequences that style it.
+    /// The text of the screen with its style sequences.
     pub(crate) fn styled(&self) -> String {
         self.tmux(&["capture-pane", "-p", "-e"]).run().ok()
     }
 
-    /// Whether the window shows its other screen, the cursor, and lines that are broken.
+    /// The flags of the window: alternate screen, cursor, and wrapped lines.
     pub(crate) fn flags(&self) -> String {
         let format = "#{alternate_on} #{cursor_flag} #{wrap_flag}";
         self.tmux(&["display-message", "-p", format]).run().ok().trim().to_owned()
     }
 
-    /// Waits until the screen shows all these texts, and returns it.
+    /// Waits until the screen shows all these texts, and returns its text.
     #[track_caller]
     pub(crate) fn shows(&self, texts: &[&str]) -> String {
         wait_until(&format!("the screen shows {texts:?}"), || {
