@@ -1,4 +1,4 @@
-//! Measures the times that the design's budget limits, and fails where a limit is exceeded.
+//! Measures the times that the design's budget limits, and fails where one exceeds its limit.
 //!
 //! `cargo bench` takes five minutes and `cargo bench -- --quick` two; names after `--` choose parts.
 //! Machines differ, so each limit is a count, or a ratio to something measured in the same run and
@@ -37,10 +37,10 @@ const PLAN: &str = "# Measure\n- [ ] One\n- [ ] Two\n- [ ] Three\n\n## Context\n
 /// The number of runs that a median is taken of.
 const RUNS: usize = 5;
 
-/// A bound for what takes milliseconds, on a busy machine too.
+/// The deadline of steps that take milliseconds, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How much each run measures.
+/// The amounts that each run measures.
 struct Scale {
     starts: usize,
     spawns: usize,
@@ -78,9 +78,9 @@ const PARTS: &[(&str, Part)] = &[
 
 fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo bench` says --bench. `cargo test --benches` does not, and builds without optimizing.
+    // `cargo bench` passes --bench. `cargo test --benches` does not, and builds without optimizing.
     if !arguments.iter().any(|argument| argument == "--bench") {
-        println!("nothing is measured here; run: cargo bench");
+        println!("this build measures nothing; run: cargo bench");
         return ExitCode::SUCCESS;
     }
     let scale = if arguments.iter().any(|argument| argument == "--quick") { &QUICK } else { &FULL };
@@ -109,7 +109,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Prints each row once it is measured.
+/// The table of results; prints each row once it is measured.
 struct Table {
     exceeded: usize,
 }
@@ -220,7 +220,7 @@ fn helper_start(scale: &Scale, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// How long the host waits for `dispatch-spawn` on the cli route, until the last of its output.
+/// The time until `dispatch-spawn` on the cli route has printed its last output.
 fn spawn_returns(scale: &Scale, table: &mut Table) -> Result<()> {
     let home = Home::new()?;
     let project = home.project("spawn")?;
@@ -236,7 +236,7 @@ fn spawn_returns(scale: &Scale, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// From the start of the host's hook until it waits. Each project has one running task.
+/// The time from the start of the host's hook until it waits. Each project has one running task.
 fn hook_start(scale: &Scale, table: &mut Table) -> Result<()> {
     let home = Home::new()?;
     let mut projects = Vec::new();
@@ -257,7 +257,7 @@ fn hook_start(scale: &Scale, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// `status` and `statusline` over many tasks, of which nine in ten were done days ago.
+/// `status` and `statusline` over many tasks; nine in ten were done days ago.
 fn status_of_many(scale: &Scale, table: &mut Table) -> Result<()> {
     let home = Home::new()?;
     let (thousand, ten_thousand) = (home.project("thousand")?, home.project("ten-thousand")?);
@@ -290,7 +290,7 @@ fn status_of_many(scale: &Scale, table: &mut Table) -> Result<()> {
 /// from its period, since questions come at any moment of it; the look itself counts as no time.
 const LOOP_P99: Duration = Duration::from_millis(2_970);
 
-/// From the moment a worker publishes a question to the moment its line is read from a monitor.
+/// The time from the moment a worker publishes a question until a monitor prints its line.
 fn question_to_line(scale: &Scale, table: &mut Table) -> Result<()> {
     for tasks in [1, 20] {
         let home = Home::new()?;
@@ -357,8 +357,8 @@ mod idle {
         done
     "#;
 
-    /// What waiting costs [`RUNS`] monitors of one task, as many of 20 tasks, and as many loops of
-    /// one task, all at the same time.
+    /// The processor time that waiting costs [`RUNS`] monitors of one task, as many of 20 tasks,
+    /// and as many loops of one task, all at the same time.
     pub(super) fn waiting_monitor(scale: &Scale, table: &mut Table) -> Result<()> {
         let home = Home::new()?;
         let (one, many) = (home.project("one")?, home.project("many")?);
@@ -369,7 +369,7 @@ mod idle {
             (0..RUNS).map(monitor).collect::<Result<Vec<_>>>()
         };
         let started = [("1 task", 0.5, monitors(&one)?), ("20 tasks", 1.0, monitors(&many)?)];
-        // Until no task is so new that a monitor reads it again for that.
+        // Wait until no task is so new that a monitor reads it again.
         sleep(Duration::from_secs(6));
         let mut loops = Vec::new();
         for _ in 0..RUNS {
@@ -408,7 +408,7 @@ mod idle {
         Ok(())
     }
 
-    /// A process that waits, and the time it had used at a moment of that.
+    /// A waiting process and the processor time that it had used at one moment.
     struct Waiting {
         process: Running,
         since: Instant,
@@ -421,12 +421,12 @@ mod idle {
             Ok(Self { process, since: Instant::now(), used })
         }
 
-        /// The cost of a minute, by the time that is used now.
+        /// The processor time per minute, given the time that is used now.
         fn cost(&self, used: Duration) -> Duration {
             (used - self.used).div_f64(self.since.elapsed().as_secs_f64() / 60.0)
         }
 
-        /// The same of a process that is ending, with its children.
+        /// Waits for the end of the process and returns its cost of a minute, with its children's.
         fn end(mut self) -> Result<Duration> {
             let ended = || {
                 let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
@@ -451,7 +451,7 @@ mod idle {
         fs::read_to_string(&path).context(path)
     }
 
-    /// The number of children, or 1 where there only were some.
+    /// The number of children, or 1 if only earlier ones ended.
     fn processes_of(pid: Pid) -> Result<usize> {
         // proc(5): field 11 counts page faults of children that ended; no program runs without.
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
@@ -461,7 +461,7 @@ mod idle {
     }
 }
 
-/// Whether a monitor has read everything and waits.
+/// `true` once a monitor has read everything and waits.
 #[cfg(target_os = "linux")]
 fn is_waiting(pid: Pid) -> Result<bool> {
     // epoll_wait(2) is one of two system calls, by the machine and the C library.
@@ -488,7 +488,7 @@ fn until(what: &str, condition: impl Fn() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
-/// A child that ends with this value.
+/// A child process that is killed when dropped.
 struct Running(Child);
 
 impl Running {
@@ -574,8 +574,7 @@ impl Project<'_> {
         Ok(own.next().context("a state directory")?.join(id))
     }
 
-    /// Runs `dispatch-spawn` as a host does, this process being the host, and returns how long that
-    /// took.
+    /// Runs `dispatch-spawn` with this process as the host, and returns its time.
     fn spawn(&self, id: &str, model: &str) -> Result<Duration> {
         fs::create_dir_all(self.task(id))?;
         fs::write(self.task(id).join("plan.md"), PLAN)?;
@@ -595,15 +594,15 @@ impl Project<'_> {
         (0..count).try_for_each(|number| self.spawn(&name_of(number), "stays").map(drop))
     }
 
-    /// Makes that many tasks that have ended, nine in ten of them done: one by `dispatch-spawn`, the
-    /// others as its copies.
+    /// Creates that many ended tasks, nine in ten of them done: one by `dispatch-spawn`, the others
+    /// as its copies.
     fn fill(&self, count: usize) -> Result<()> {
         self.spawn(&name_of(0), "ends")?;
         self.until_ended(&name_of(0))?;
         (1..count).try_for_each(|number| self.copy(&name_of(number), number % 10 != 0))
     }
 
-    /// Copies the first task; one that is `done` was so three days ago.
+    /// Copies the first task; a `done` copy ended three days ago.
     fn copy(&self, to: &str, done: bool) -> Result<()> {
         let (first, to_path) = (self.task(&name_of(0)), self.task(to));
         dispatch::files::copy_directory(&first, &to_path)?;
@@ -635,7 +634,7 @@ impl Project<'_> {
         command
     }
 
-    /// Whether the supervisor has recorded how the worker ended.
+    /// `true` once the supervisor has recorded the end of the worker.
     fn has_ended(&self, id: &str) -> bool {
         self.state(id).is_ok_and(|state| state.join("attempts/1/exit").is_file())
     }

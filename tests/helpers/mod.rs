@@ -1,4 +1,4 @@
-//! The helpers as this build made them, for all tests and benchmarks.
+//! The helpers of this build, for all tests and benchmarks.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,14 +8,15 @@ use std::sync::LazyLock;
 
 use dispatch::HELPERS;
 
-/// The one program that all of them are.
+/// The program behind all helpers.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_dispatch");
 
 /// The version that the launchers look for.
 pub(crate) static VERSION: LazyLock<String> =
     LazyLock::new(|| version(include_str!("../../helpers/VERSION")));
 
-/// What a shell makes of a VERSION file: the version before the `-`, and the XOR of all hashes.
+/// The version that a launcher computes from a VERSION file: the version before the `-`, and the
+/// XOR of all hashes.
 pub(crate) fn version(text: &str) -> String {
     let version = text.lines().find_map(|line| line.strip_prefix("version="));
     let version = version.and_then(|line| line.strip_suffix("-$((0")).expect("a version");
@@ -44,14 +45,14 @@ fn linked(name: &str) -> PathBuf {
     path
 }
 
-/// Puts the helpers where launchers look that are told this home, as install.sh does.
+/// Installs the helpers below `home` as install.sh does.
 pub(crate) fn install(home: &Path) {
     let place = home.join(VERSION.as_str());
     fs::create_dir_all(&place).expect("made");
     let program = place.join("dispatch");
     if fs::hard_link(PROGRAM, &program).is_err() {
-        // By another process: what this one has open for writing, a fork of another test has too,
-        // and then it cannot be executed.
+        // Another process writes the file: a fork of another test could hold our descriptor open
+        // for writing, and the file could not be executed.
         let copied = Command::new("cp").arg(PROGRAM).arg(&program).status().expect("cp");
         assert!(copied.success(), "{}", program.display());
     }

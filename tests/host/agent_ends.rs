@@ -1,5 +1,5 @@
-//! An agent that ends before its task does: without a word to its helper, or because nobody
-//! answered. It goes on.
+//! An agent that ends before its task is done, without `finish` or for lack of an answer, is
+//! resumed.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::support::{
     request::Request,
     skill,
     story::{
-        DEADLINE, GO_ON, Gate, Job, REPLY, Seat, ask, asked, called, dispatcher, file, quiet,
+        CONTINUE, DEADLINE, Gate, Job, REPLY, Seat, ask, asked, called, dispatcher, file, quiet,
         read_prompt, run, task, told, until,
     },
 };
@@ -50,7 +50,7 @@ fn last_word(request: &Request) -> Reply {
     Reply::say(last.expect("finish says what to say").1)
 }
 
-/// What the host told its hooks of its agents at the end of each turn.
+/// The agents that the host listed to its hooks at the end of each turn.
 fn agents_at_stop(hooks: &Path) -> Vec<String> {
     let inputs = file(hooks);
     let inputs = inputs.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -65,13 +65,13 @@ fn agents_at_stop(hooks: &Path) -> Vec<String> {
     inputs.map(agents).collect()
 }
 
-/// As the host calls the agent that asked then.
+/// The host's name for the agent behind a request.
 fn running(request: &Request) -> String {
     format!("running {}: dispatch paint", request.agent().expect("an agent"))
 }
 
 #[test]
-fn one_that_ends_without_a_word_is_known_and_resumed() {
+fn agent_that_ends_without_finish_is_reported_and_resumed() {
     let home = skill::ready(CONFIG);
     skill::allow(&home);
     let hooks = skill::record_hooks(&home, &["Stop"]);
@@ -93,7 +93,7 @@ fn one_that_ends_without_a_word_is_known_and_resumed() {
     gate.open();
     until(&mut claude, &home, "The worker says: I have looked at the door.");
     until(&mut claude, &home, "paint failed");
-    claude.say(GO_ON);
+    claude.say(CONTINUE);
     until(&mut claude, &home, "The worker has begun.");
     until(&mut claude, &home, "The worker says: paint done");
     quiet(&home);
@@ -104,7 +104,8 @@ fn one_that_ends_without_a_word_is_known_and_resumed() {
         ["paint failed (0/1): \"the agent ended without finishing, or was never started\""]
     );
     assert_eq!(called(&model), ["Bash", "Agent", "Bash", "Agent"]);
-    // Those, and five without a call: begun, its end, the news, begun again, done.
+    // Four calls, and five requests without a call: started, the agent's end, the news, started
+    // again, done.
     assert_eq!(asked(&model, Seat::Host).len(), 9);
     let agents = asked(&model, Seat::Agent);
     let [first, second] = [&agents[0], &agents[agents.len() - 1]].map(|it| running(it));
@@ -117,7 +118,7 @@ fn one_that_ends_without_a_word_is_known_and_resumed() {
 }
 
 #[test]
-fn one_that_was_answered_late_is_sent_a_message_and_finishes() {
+fn late_answer_reaches_the_same_agent_as_a_message() {
     let home = skill::ready(CONFIG);
     skill::allow(&home);
     let hooks = skill::record_hooks(&home, &["Stop"]);
@@ -156,7 +157,8 @@ fn one_that_was_answered_late_is_sent_a_message_and_finishes() {
         ["paint asks (001): \"Which colour?\"", "paint blocked (0/1): \"item 1: Which colour?\""]
     );
     assert_eq!(called(&model), ["Bash", "Agent", "Bash", "ToolSearch", "SendMessage"]);
-    // Those, and six without a call: begun, the question, its end, the news, sent, done.
+    // The calls, and six requests without a call: started, the question, the agent's end, the news,
+    // sent, done.
     assert_eq!(asked(&model, Seat::Host).len(), 11);
     let agents = asked(&model, Seat::Agent);
     assert!(agents.iter().all(|it| it.agent() == agents[0].agent()), "the same agent");
@@ -169,7 +171,7 @@ fn one_that_was_answered_late_is_sent_a_message_and_finishes() {
 }
 
 #[test]
-fn one_whose_host_was_killed_while_it_waited_is_followed_by_another_with_the_answer() {
+fn agent_of_a_killed_host_is_replaced_by_one_with_the_answer() {
     let home = skill::ready(&CONFIG.replace("patience: 0\n", ""));
     skill::allow(&home);
     let model = endpoint(|request| match request.turns() {
@@ -204,6 +206,7 @@ fn one_whose_host_was_killed_while_it_waited_is_followed_by_another_with_the_ans
     let again = format!("(said before) {asked_at_first}");
     assert_eq!(told(&model), [asked_at_first, &again, "paint blocked (0/1)"]);
     assert_eq!(called(&model), ["Bash", "Agent"], "of the second host");
-    // Two calls and two without, in the first; in the second also the end.
+    // The first host makes two calls and two requests without a call; the second also hears the
+    // end.
     assert_eq!(asked(&model, Seat::Host).len(), 9);
 }

@@ -64,7 +64,7 @@ fn endpoint(home: &Home, name: &'static str, gates: &Gates) -> Model {
     })
 }
 
-/// What the agent's model does.
+/// The script of the agent's model.
 fn agent(request: &Request, project: &Path, gates: &Gates) -> Reply {
     let result = request.last_tool_results().join("\n");
     match request.turns() {
@@ -94,7 +94,7 @@ fn agent(request: &Request, project: &Path, gates: &Gates) -> Reply {
     }
 }
 
-/// The story as the person lives it; returns what the person was asked to permit.
+/// Plays the story as the person sees it; returns the permissions that the person was asked for.
 #[track_caller]
 fn live(
     home: &Home,
@@ -118,7 +118,7 @@ fn live(
     permitted
 }
 
-/// What is true after the story, in which the host called these tools.
+/// Checks the outcome of the story, in which the host called these tools.
 fn check(home: &Home, model: &Model, calls: &[&str], may_read: bool) {
     let (task, state) = (task(home, "greet"), state(home, "greet"));
     let prompt = match may_read {
@@ -133,23 +133,27 @@ fn check(home: &Home, model: &Model, calls: &[&str], may_read: bool) {
     assert_eq!(file(task.join("ipc/.done")), format!("{SUMMARY}\n"));
     assert_eq!(file(task.join("output.md")), "The greeting is on the door.\n");
 
-    // What the host says that its agent used.
+    // The usage that the host reports for its agent.
     wait_until(DEADLINE, "the usage", || {
         let used = fs::read_to_string(state.join("attempts/1/usage")).ok()?;
         used.contains("\ntokens: 20\n").then_some(())
     });
 
-    // Told once, and never again.
+    // The host gets each event once.
     let quoted = QUESTION.replace('\n', " ⏎ ").replace('"', "'");
     assert_eq!(told(model), [format!("greet asks (001): \"{quoted}\"")]);
 
-    // Each of those messages, and four without a call: begun, the question, passed on, the end.
+    // Each of these messages, and four requests without a call: started, the question, passed on,
+    // the end.
     assert_eq!(called(model), calls);
     assert_eq!(asked(model, Seat::Host).len(), calls.len() + 4);
 
     let agent = asked(model, Seat::Agent);
     let id = agent[0].agent();
-    assert!(agent.iter().all(|request| request.agent() == id), "one agent from begin to end");
+    assert!(
+        agent.iter().all(|request| request.agent() == id),
+        "the agent is one from start to end"
+    );
     let (tool, input) = &agent.last().expect("the agent asked").calls()[0];
     assert_eq!((tool.as_str(), &input["file_path"]), ("Read", &json!(prompt)));
 }
@@ -158,7 +162,7 @@ fn check(home: &Home, model: &Model, calls: &[&str], may_read: bool) {
 const CALLS: [&str; 3] = ["Bash", "Agent", "Bash"];
 
 #[test]
-fn an_agents_question_reaches_the_user_and_the_answer_the_same_agent() {
+fn agent_question_reaches_the_user_and_the_answer_the_agent() {
     let home = skill::ready(CONFIG);
     skill::allow(&home);
     let gates = Gates::default();
@@ -172,7 +176,7 @@ fn an_agents_question_reaches_the_user_and_the_answer_the_same_agent() {
 }
 
 #[test]
-fn without_rules_the_person_is_asked_for_each_of_these_and_nothing_else() {
+fn host_without_rules_prompts_for_these_calls_only() {
     let home = skill::ready(CONFIG);
     let gates = Gates::default();
     let model = endpoint(&home, "poet", &gates);
@@ -189,7 +193,7 @@ fn without_rules_the_person_is_asked_for_each_of_these_and_nothing_else() {
     assert_eq!(
         permitted,
         [
-            // What the skill's own rules allow lasts until the user's next message.
+            // The skill's own rules are valid until the user's next message.
             "host Bash: dispatch-monitor --answer greet/001 - <<'END_TEXT'",
             "agent Write: ~/project/greeting.txt",
             "agent Bash: dispatch-worker tick 2",
@@ -205,7 +209,7 @@ fn without_rules_the_person_is_asked_for_each_of_these_and_nothing_else() {
 }
 
 #[test]
-fn on_the_screen_the_question_comes_by_itself() {
+fn screen_shows_the_question_without_prompting() {
     let home = skill::ready(CONFIG);
     skill::allow(&home);
     fs::write(home.project().join("door.txt"), "oak\n").expect("a file");
@@ -227,7 +231,7 @@ fn on_the_screen_the_question_comes_by_itself() {
 }
 
 #[test]
-fn a_home_with_spaces_in_its_path_is_no_trouble() {
+fn agent_route_works_in_a_home_with_spaces() {
     let home = skill::ready_in(Home::with_spaces(), CONFIG);
     skill::allow(&home);
     let gates = Gates::default();
@@ -239,7 +243,7 @@ fn a_home_with_spaces_in_its_path_is_no_trouble() {
 }
 
 #[test]
-fn asked_for_in_plain_words_it_is_the_same_story() {
+fn plain_words_start_the_same_story() {
     let home = skill::ready(CONFIG);
     skill::allow(&home);
     let gates = Gates::default();

@@ -1,4 +1,4 @@
-//! Where the host has no hook: `dispatch-monitor` as a command in the background brings the news.
+//! A host without hooks gets the news from `dispatch-monitor` as a background command.
 
 use regex::Regex;
 use serde_json::json;
@@ -23,8 +23,8 @@ models: { opus: { backend: claude } }
 
 const JOB: Job = Job { id: "paint", model: "opus", plan: "- [ ] Paint door.txt in their colour\n" };
 
-/// What a good model does without the hook: after a dispatch and after an answer it starts the
-/// monitor, and when that has ended it reads what it said.
+/// The script of a model without the hook: after a dispatch and after an answer it starts the
+/// monitor, and reads its output when it has ended.
 fn watcher(request: &Request) -> Reply {
     let new = request.last_user();
     let last = request.calls().pop().filter(|_| !request.last_tool_results().is_empty());
@@ -70,11 +70,11 @@ fn monitor(request: &Request) -> Reply {
 #[derive(Clone, Default)]
 struct Gates {
     ask: Gate,
-    go_on: Gate,
+    proceed: Gate,
     end: Gate,
 }
 
-/// What either kind of worker does.
+/// The script of the worker on either route.
 fn painter(request: &Request, gates: &Gates) -> Reply {
     let result = request.last_tool_results().join("\n");
     match request.turns() {
@@ -85,7 +85,7 @@ fn painter(request: &Request, gates: &Gates) -> Reply {
             run(request, "ask 'Which colour?'")
         }
         2 => {
-            gates.go_on.pass();
+            gates.proceed.pass();
             run(request, &format!("tick 1 --note '{result}'"))
         }
         3 => run(request, "finish 'The door is painted.'"),
@@ -110,8 +110,8 @@ fn ready(route: &str) -> (Home, Model, Gates) {
     (home, model, gates)
 }
 
-/// The story of either route; the monitor's last words, when the worker has finished, are `last`.
-/// Returns the home that has to live on, and the endpoint.
+/// Plays the story of a route, in which `last` is the monitor's last line. Returns the home, which
+/// has to stay alive, and the endpoint.
 #[track_caller]
 fn live(route: &str, last: &str) -> (Home, Model) {
     let (home, model, gates) = ready(route);
@@ -123,7 +123,7 @@ fn live(route: &str, last: &str) -> (Home, Model) {
     until(&mut claude, &home, "paint asks (001)");
     claude.say(&format!("{REPLY}green"));
     until(&mut claude, &home, "I shall hear of it.");
-    gates.go_on.open();
+    gates.proceed.open();
     until(&mut claude, &home, last);
     gates.end.open();
     if route == "agent" {
@@ -134,7 +134,7 @@ fn live(route: &str, last: &str) -> (Home, Model) {
     (home, model)
 }
 
-/// What is true after the story of a worker of its own.
+/// Checks the outcome of the story of a worker process.
 #[track_caller]
 fn check_own(home: &Home, model: &Model) {
     let plan = file(task(home, "paint").join("plan.md"));
@@ -144,23 +144,23 @@ fn check_own(home: &Home, model: &Model) {
         ["paint asks (001): \"Which colour?\"", "paint done (1/1): \"The door is painted.\""]
     );
     assert_eq!(called(model), ["Bash", "Bash", "Read", "Bash", "Bash", "Read"]);
-    // Those, and four without a call: twice the monitor's start, twice news.
+    // The calls, and four requests without a call: the monitor's start and the news, twice each.
     assert_eq!(asked(model, Seat::Host).len(), 10);
 }
 
 #[test]
-fn for_a_worker_of_its_own() {
+fn background_monitor_reports_a_worker_process() {
     let (home, model) = live("cli", "paint done");
     check_own(&home, &model);
 }
 
 #[test]
-fn for_a_worker_of_its_own_on_the_screen() {
+fn background_monitor_reports_a_worker_process_on_the_screen() {
     let (home, model) = on_the_screen("cli", "paint done");
     check_own(&home, &model);
 }
 
-/// The same story with a person in front of the host's screen.
+/// Plays the story on the host's screen, typed by a person.
 #[track_caller]
 fn on_the_screen(route: &str, last: &str) -> (Home, Model) {
     let (home, model, gates) = ready(route);
@@ -175,7 +175,7 @@ fn on_the_screen(route: &str, last: &str) -> (Home, Model) {
     terminal.line(&format!("{REPLY}green"));
     let twice = |screen: &str| screen.matches("I shall hear of it.").count() == 2;
     terminal.wait_screen(DEADLINE, twice);
-    gates.go_on.open();
+    gates.proceed.open();
     shows(last);
     gates.end.open();
     if route == "agent" {
@@ -186,24 +186,25 @@ fn on_the_screen(route: &str, last: &str) -> (Home, Model) {
 }
 
 #[test]
-fn for_an_agent_whose_end_the_host_program_tells() {
+fn background_monitor_leaves_an_agents_end_to_the_host() {
     let (home, model) = live("agent", "Nothing is running.");
     check_agents(&home, &model);
 }
 
 #[test]
-fn for_an_agent_on_the_screen() {
+fn background_monitor_reports_an_agent_on_the_screen() {
     let (home, model) = on_the_screen("agent", "Nothing is running.");
     check_agents(&home, &model);
 }
 
-/// What is true after the story of an agent.
+/// Checks the outcome of the story of an agent.
 #[track_caller]
 fn check_agents(home: &Home, model: &Model) {
     let plan = file(task(home, "paint").join("plan.md"));
     assert_eq!(plan, "- [x] Paint door.txt in their colour\n  green\n");
     assert_eq!(told(model), ["paint asks (001): \"Which colour?\""]);
     assert_eq!(called(model), ["Bash", "Agent", "Bash", "Read", "Bash", "Bash", "Read"]);
-    // Those, and five without a call: twice the monitor's start, the question, its end, the agent's.
+    // The calls, and five requests without a call: the monitor's start twice, the question, the
+    // monitor's end, the agent's end.
     assert_eq!(asked(model, Seat::Host).len(), 12);
 }

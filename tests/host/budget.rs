@@ -1,13 +1,13 @@
-//! What dispatching costs the host, measured with the real Claude Code: by this skill, and by the
-//! original's procedure.
+//! The cost of dispatching for the host, measured with the real Claude Code: by this skill, and by
+//! the original's procedure.
 //!
-//! Counted is what a story leaves in the host's context, in bytes of the request's body: the body of
-//! the request after the story, less that of the one before it (each is a greeting, and what the
-//! later one adds by itself is known from a third), and the host's requests and tool calls between
-//! the two. Paths, durations and counts of tokens are taken to be always of the same length, so that
-//! every run counts the same. What the host tells the person is the same on both sides.
+//! A story is measured by the bytes that it leaves in the host's context: the body of the request
+//! after the story, less that of the request before it (each is a greeting, and a third greeting
+//! shows the cost of one), and by the host's requests and tool calls between the two. Paths,
+//! durations and token counts count with a fixed length, so that every run counts the same. The
+//! host tells the person the same on both sides.
 //!
-//! The result is a table in README.md, which `SNAPSHOTS=overwrite` renews.
+//! The result is a table in README.md, which `SNAPSHOTS=overwrite` rewrites.
 
 mod original;
 mod story;
@@ -53,8 +53,8 @@ models:
   demo: { backend: demo }
 ";
 
-/// The command among the workers. It knows nothing but the task's files, and waits at each step for
-/// the story's word.
+/// The worker with a command. It knows the task's files only, and waits at each step for the
+/// story's signal.
 const DEMO: &str = r#"
 cd "$DISPATCH_TASK_DIR"
 said=$HOME/go/${PWD##*/}
@@ -71,24 +71,24 @@ echo "${word#end }" >ipc/done.tmp
 mv ipc/done.tmp ipc/.done
 "#;
 
-/// What the person says before and after a story, and the host too.
+/// The greeting of the person before and after a story, and of the host.
 const HELLO: &str = "Hello";
 
-/// What a story cost the host.
+/// The cost of a story for the host.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
-    /// Bytes in its context.
+    /// The bytes in the host's context.
     bytes: usize,
-    /// Its requests.
+    /// The host's requests.
     requests: usize,
-    /// The tool calls of its model, and how many of them are for the first thing that is typed.
+    /// The tool calls of the host's model, and how many of them follow the first input.
     calls: usize,
     first_calls: usize,
-    /// Bytes of the skill's text that a typed `/dispatch` brings.
+    /// The bytes of the skill's text that a typed `/dispatch` injects.
     skill: usize,
 }
 
-/// Who dispatches.
+/// The procedure by which the host dispatches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     /// This skill.
@@ -97,19 +97,19 @@ enum Side {
     Original,
 }
 
-/// What the host's model is to do.
+/// The script of the host's model.
 #[derive(Default)]
 struct Script {
-    /// What it is to tell the person, a turn each.
+    /// The texts for the person, one for each turn.
     told: VecDeque<String>,
-    /// What the person asked for last.
+    /// The last request of the person.
     works: &'static [&'static Work],
-    /// The steps to it, of a host that follows the original.
+    /// The remaining steps of a host that follows the original.
     steps: VecDeque<Reply>,
 }
 
 impl Script {
-    /// What the model does in the host's place.
+    /// The next reply of the host's model.
     fn host(&mut self, side: Side, request: &Request) -> Reply {
         let new = request.last_user();
         if new.ends_with(HELLO) {
@@ -134,7 +134,7 @@ impl Script {
     }
 }
 
-/// Where the helpers are, by the skill's text.
+/// The folder of the helpers, from the skill's text.
 fn bin(request: &Request) -> String {
     let texts = request.texts().join("\n");
     let spawn = Regex::new("\"([^\"]+/)dispatch-spawn\"").expect("an expression");
@@ -163,7 +163,7 @@ impl Player {
                     }));
                 }
                 Scene::Asks(work) => {
-                    players.get_mut(work.job.id).expect("it is dispatched").asks = true;
+                    players.get_mut(work.job.id).expect("the task is dispatched").asks = true;
                 }
                 _ => {}
             }
@@ -171,7 +171,7 @@ impl Player {
         players
     }
 
-    /// What its model does, where our helpers are at hand.
+    /// The reply of a worker's model that has our helpers.
     fn turn(&self, request: &Request) -> Reply {
         match request.turns() {
             0 if request.is_agent() => read_prompt(&request.first_user()),
@@ -205,7 +205,7 @@ impl Player {
         }
     }
 
-    /// Lets it do what the scene says.
+    /// Makes the worker act as the scene says.
     fn acts(&self, home: &Home, scene: &Scene) {
         match (scene, self.work.worker) {
             (Scene::Asks(work), Worker::Command) => {
@@ -220,7 +220,7 @@ impl Player {
     }
 }
 
-/// Says a word to the process that reads from this pipe.
+/// Writes a word to the process that reads from this pipe.
 fn tell(home: &Home, pipe: &str, word: &str) {
     let path = home.path().join("go").join(pipe);
     wait_until(DEADLINE, &format!("{pipe} listens"), || {
@@ -230,7 +230,7 @@ fn tell(home: &Home, pipe: &str, word: &str) {
     });
 }
 
-/// A home where that side dispatches.
+/// A home that is set up for one side.
 fn home(side: Side) -> Home {
     let home = match side {
         Side::Skill => skill::ready(CONFIG),
@@ -264,7 +264,8 @@ impl Session {
         self.script.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something happens, and the host comes to tell the person this, a turn each.
+    /// Lets something happen, and waits until the host has told the person these texts, one for
+    /// each turn.
     fn tells(&mut self, told: Vec<String>, steps: Vec<Reply>, happens: impl FnOnce(&mut Self)) {
         {
             let mut script = self.script();
@@ -300,7 +301,8 @@ impl Session {
                 } else {
                     let mut told = vec![scene.told()];
                     if player.work.error.is_some() {
-                        // It hears twice: what the agent said, and what would mend it.
+                        // The host is woken twice: by the agent's report, and by the news with its
+                        // remedy.
                         told.push("Shall it try again, or go on without that item?".into());
                     }
                     self.tells(told, steps, |it| player.acts(&it.home, scene));
@@ -379,7 +381,7 @@ fn skill_in(request: &Request) -> String {
     text.expect("the skill's text").1.to_owned()
 }
 
-/// The text as it would be if what is different from run to run had always the same length.
+/// The text with a fixed length for all that differs from run to run.
 fn fixed(home: &Home, text: &str) -> String {
     let path = home.path().to_str().expect("a path in UTF-8");
     let text = text.replace(path, "/home/person").replace(&path.replace('/', "-"), "-home-person");
@@ -388,7 +390,7 @@ fn fixed(home: &Home, text: &str) -> String {
         ("_tokens>[0-9]+<", "_tokens>10000<"),
         ("/claude-[0-9]+/", "/claude-1000/"),
         (" [0-9]+[smh]([ ,)])", " 10s$1"),
-        // Which of the hooks it was that waited.
+        // The name of the hook that waited.
         ("command (\\\\?\")UserPromptSubmit", "command ${1}Stop"),
     ];
     varies.iter().fold(text, |text, (varies, fixed)| {
@@ -397,7 +399,7 @@ fn fixed(home: &Home, text: &str) -> String {
     })
 }
 
-/// What each story cost that side.
+/// The costs of all stories on one side.
 struct Costs {
     two: Cost,
     five: Cost,
@@ -417,19 +419,19 @@ impl Costs {
         }
     }
 
-    /// Bytes for one more task of a command, from its plan to the report.
+    /// The bytes for one more task of a command, from its plan to the report.
     fn task(&self) -> usize {
         self.commands.bytes - self.command.bytes
     }
 
-    /// Bytes for a question and its answer.
+    /// The bytes for a question and its answer.
     fn question(&self) -> usize {
         self.asked.bytes - self.command.bytes
     }
 }
 
 #[test]
-fn what_dispatching_costs() {
+fn dispatch_stays_within_the_budget() {
     let (ours, original) = thread::scope(|scope| {
         let original = scope.spawn(|| Costs::of(Side::Original));
         (Costs::of(Side::Skill), original.join().expect("the original's costs"))
@@ -446,7 +448,7 @@ fn what_dispatching_costs() {
     assert!(ours.question() <= QUESTION, "{} bytes\n{table}", ours.question());
     assert!(ours.two.bytes * 4 <= original.two.bytes, "{table}");
     assert!(ours.two.requests * 2 <= original.two.requests, "{table}");
-    // The same holds for what nobody has set a limit to.
+    // The budget limits only the smaller story; the larger one costs at most half as well.
     assert!(ours.five.bytes * 2 <= original.five.bytes, "{table}");
     assert!(ours.five.requests * 2 <= original.five.requests, "{table}");
 }
@@ -484,7 +486,7 @@ fn table(ours: &Costs, original: &Costs) -> String {
     table
 }
 
-/// Compares the table with that of README.md, or renews that one.
+/// Compares the table with README.md's, or rewrites that one.
 #[track_caller]
 fn in_the_readme(table: &str) {
     const BEGIN: &str = "<!-- by tests/host/budget.rs -->\n";

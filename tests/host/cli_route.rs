@@ -1,4 +1,4 @@
-//! Tasks that processes of their own carry out: `claude -p` and `codex exec`, both at once.
+//! Tasks on the cli route: `claude -p` and `codex exec`, at the same time.
 
 use std::fs;
 use std::io::Write;
@@ -55,7 +55,7 @@ struct Gates {
     count: Gate,
 }
 
-/// What the model of `claude -p` does.
+/// The script of the model of `claude -p`.
 fn poet(request: &Request, project: &Path, gates: &Gates) -> Reply {
     let poem = project.join("poem.txt");
     match request.turns() {
@@ -77,7 +77,7 @@ fn poet(request: &Request, project: &Path, gates: &Gates) -> Reply {
     }
 }
 
-/// What the model of `codex exec` does.
+/// The script of the model of `codex exec`.
 fn counter(request: &Request, gates: &Gates) -> Reply {
     match request.turns() {
         0 => {
@@ -103,7 +103,7 @@ fn counter(request: &Request, gates: &Gates) -> Reply {
 }
 
 #[test]
-fn two_workers_of_two_makers_edit_the_project_at_once() {
+fn claude_and_codex_edit_the_project_at_the_same_time() {
     let home = skill::ready(CONFIG);
     skill::allow(&home);
     let (project, gates) = (home.project(), Gates::default());
@@ -113,7 +113,7 @@ fn two_workers_of_two_makers_edit_the_project_at_once() {
         Seat::Host => dispatcher(request, &JOBS),
         Seat::Claude => poet(request, &of_script.0, &of_script.1),
         Seat::Codex => counter(request, &of_script.1),
-        Seat::Agent => panic!("nobody starts an agent"),
+        Seat::Agent => panic!("no agent is started"),
     });
     codex::configure(home.path(), &model);
     let options = Options::mode("acceptEdits");
@@ -159,7 +159,8 @@ fn two_workers_of_two_makers_edit_the_project_at_once() {
             "count done (2/2): \"Five words.\"".into(),
         ]
     );
-    // Both tasks in one call, and five without a call: dispatched, three times news, passed on.
+    // A call for both tasks, and five requests without a call: dispatched, three times news, passed
+    // on.
     assert_eq!(called(&model), ["Bash", "Bash"]);
     assert_eq!(asked(&model, Seat::Host).len(), 7);
 }
@@ -169,7 +170,7 @@ backends: { claude: { route: cli }, codex: {} }
 models: { opus: { backend: claude }, gpt-5.5: { backend: codex } }
 ";
 
-/// What a model does that is told to commit.
+/// The script of a model that has to commit.
 fn commits(request: &Request) -> Reply {
     match request.turns() {
         0 => Reply::shell(request, "touch work && git add work"),
@@ -180,7 +181,7 @@ fn commits(request: &Request) -> Reply {
     }
 }
 
-/// Dispatches a task to that model and waits for its end.
+/// Dispatches a task with a worktree to `name`, waits for its end and checks the commit.
 fn commits_in_its_worktree(name: &str) {
     let home = skill::ready(WORKTREE_CONFIG);
     let model = Model::start(commits);

@@ -1,4 +1,5 @@
-//! How a worker's failure is told: both real CLIs, and what dispatch makes of their ends.
+//! The reports of failing workers: both real CLIs, and the news that dispatch derives from their
+//! ends.
 
 use std::{
     io::Write,
@@ -31,11 +32,11 @@ models: { claude-opus-5: { backend: claude }, gpt-5.5: { backend: codex } }
 const CLAUDE: &str = "claude-opus-5";
 const CODEX: &str = "gpt-5.5";
 
-/// A worker that fails, or not.
+/// A worker and its setup.
 struct Try {
     model: &'static str,
     access: &'static str,
-    /// It is logged in as a subscriber, whom the provider tells when a limit ends.
+    /// `true` for a subscriber's login, which gets the reset time of a limit.
     subscriber: bool,
 }
 
@@ -44,7 +45,7 @@ impl Try {
         Self { model, access: "write", subscriber: false }
     }
 
-    /// Dispatches a task and says how the end of its worker is told.
+    /// Dispatches a task and returns the news of its worker's end.
     fn ends(&self, script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> String {
         let home = skill::ready(CONFIG);
         let model = Model::start(script);
@@ -60,13 +61,13 @@ impl Try {
         self.run(home, model, program, &arguments, plan);
     }
 
-    /// Waits until that is recorded of the attempt.
+    /// Waits until the attempt has this file.
     fn wait_for(&self, home: &Home, what: &str) {
         let record = state(home, "x").join("attempts/1").join(what);
         wait_until(DEADLINE, &format!("the worker's {what}"), || record.exists().then_some(()));
     }
 
-    /// The task's news up to that of its worker's end or silence, without what differs from run to
+    /// The task's news up to its worker's end or silence, without the parts that differ from run to
     /// run.
     fn news(&self, home: &Home, model: &Model) -> String {
         let monitor = helpers::path("dispatch-monitor");
@@ -76,7 +77,7 @@ impl Try {
             news.push_str(&monitor());
         }
         let changes = [
-            // Codex adds the date when the hour is one of the next day.
+            // Codex adds the date if the hour is in the next day.
             (
                 "[0-9]{4}-[0-9T:-]+Z|([A-Z][a-z]{2} [0-9]+[a-z]{2}, [0-9]{4} )?[0-9]+:[0-9]{2} ?[APap][Mm]( \\([A-Za-z/_]+\\))?",
                 "TIME",
@@ -127,7 +128,7 @@ fn in_an_hour() -> u64 {
     now.as_secs() + 3600
 }
 
-/// What a worker does that has nothing against it.
+/// The script of a model that finishes its task.
 fn works(request: &Request) -> Reply {
     match request.turns() {
         0 => Reply::shell(request, "for it in a b; do echo $it > made-$it; done; cat made-*"),
@@ -138,7 +139,7 @@ fn works(request: &Request) -> Reply {
 }
 
 #[test]
-fn a_worker_that_works_is_done() {
+fn successful_worker_is_done() {
     shows(
         Try::of(CLAUDE).ends(works),
         str![[r##"#ID x done (1/1, AGE): "They pass." → tell the user"##]],
@@ -150,7 +151,7 @@ fn a_worker_that_works_is_done() {
 }
 
 #[test]
-fn a_key_that_is_not_taken() {
+fn rejected_key_names_the_login_command() {
     let answer = |_: &Request| Reply::error(401, "authentication_error", "invalid key");
     shows(
         Try::of(CLAUDE).ends(answer),
@@ -167,7 +168,7 @@ fn a_key_that_is_not_taken() {
 }
 
 #[test]
-fn a_limit_whose_end_is_stated() {
+fn limit_with_a_reset_time_parks_the_task() {
     let claudes = |_: &Request| {
         let header = |name, value: &str| (name, value.to_owned());
         let reset = in_an_hour().to_string();
@@ -204,7 +205,7 @@ fn a_limit_whose_end_is_stated() {
 }
 
 #[test]
-fn a_limit_of_which_nothing_is_said() {
+fn limit_without_a_reset_time_parks_the_task() {
     let answer = |_: &Request| Reply::error(429, "rate_limit_error", "too many requests");
     shows(
         Try::of(CLAUDE).ends(answer),
@@ -221,7 +222,7 @@ fn a_limit_of_which_nothing_is_said() {
 }
 
 #[test]
-fn a_model_that_nobody_knows() {
+fn unknown_model_is_reported() {
     let answer = |request: &Request| {
         let said = format!("The model `{}` does not exist", request.model);
         Reply::error(404, "not_found_error", &said)
@@ -242,7 +243,7 @@ fn a_model_that_nobody_knows() {
 }
 
 #[test]
-fn a_connection_that_is_dropped() {
+fn dropped_connection_is_reported() {
     shows(
         Try::of(CLAUDE).ends(|_| Reply::Drop),
         str![[
@@ -258,7 +259,7 @@ fn a_connection_that_is_dropped() {
 }
 
 #[test]
-fn what_claude_may_not_do() {
+fn denied_tool_call_is_reported() {
     let reader = Try { access: "read", ..Try::of(CLAUDE) };
     let ends = reader.ends(|request| match request.turns() {
         0 => Reply::shell(request, "cargo test"),
@@ -273,7 +274,7 @@ fn what_claude_may_not_do() {
 }
 
 #[test]
-fn a_model_that_never_answers() {
+fn silent_model_is_reported_and_its_worker_stopped() {
     let silent = |worker: &'static str| {
         let home = skill::ready(CONFIG);
         let gate = Gate::default();
@@ -309,7 +310,7 @@ x stopped
 }
 
 #[test]
-fn a_million_characters_of_context_reach_the_model() {
+fn million_characters_of_context_reach_the_model() {
     let context: String = (0..100_000).map(|n| format!("{n:06} ä\n")).collect();
     let context = &format!("{context}{}", ".".repeat(1_000_000 - context.chars().count()));
     for worker in [CLAUDE, CODEX] {

@@ -1,5 +1,5 @@
-//! The first run on a machine with real CLIs: what is found, and a first config from it, after which
-//! the request goes on.
+//! The first run on a machine with real CLIs: detection, the first config, and the request that led
+//! to it.
 
 use std::env;
 use std::path::Path;
@@ -24,11 +24,11 @@ fn all_clis() -> String {
     format!("{}:{}", opencode.display(), path())
 }
 
-/// What `dispatch-config` says in that home, as JSON.
+/// The JSON that `dispatch-config` prints in that home.
 fn config(home: &Home, arguments: &[&str]) -> Value {
     let mut command = Command::new(helpers::path("dispatch-config"));
     command.args(arguments).env_clear().env("HOME", home.path()).env("PATH", all_clis());
-    // On a busy machine the CLIs may take as long as they need.
+    // CLIs on a busy machine may take as long as they need.
     command.env("DISPATCH_SLOW_ANSWER_MS", "120000").env("DISPATCH_LIST_MS", "120000");
     let output = command.current_dir(home.project()).output().expect("dispatch-config");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -36,7 +36,7 @@ fn config(home: &Home, arguments: &[&str]) -> Value {
 }
 
 #[test]
-fn the_real_clis_are_found_with_their_versions_and_models() {
+fn real_clis_are_found_with_versions_and_models() {
     let home = Home::new();
     let found = config(&home, &["detect", "--json"]);
     let rows = found.as_array().expect("a list").iter();
@@ -67,7 +67,7 @@ fn the_real_clis_are_found_with_their_versions_and_models() {
 
 const JOB: Job = Job { id: "paint", model: "gpt-5.5", plan: "- [ ] Paint the door\n" };
 
-/// What a good model does at the first run, by `references/first-run-setup.md`.
+/// The script of a model at the first run, by `references/first-run-setup.md`.
 fn newcomer(request: &Request) -> Reply {
     if Seat::of(request) == Seat::Codex {
         return match request.turns() {
@@ -103,7 +103,7 @@ fn newcomer(request: &Request) -> Reply {
 }
 
 #[test]
-fn the_first_request_is_carried_out_after_the_setup() {
+fn first_request_runs_after_the_setup() {
     let home = Home::new();
     skill::install(&home);
     skill::install_helpers(&home);
@@ -129,7 +129,7 @@ fn the_first_request_is_carried_out_after_the_setup() {
     assert_eq!(told(&model).len(), 1);
 }
 
-/// What the host's model is shown at `/dispatch`, and that nothing wakes it afterwards.
+/// The text that `/dispatch` shows to the host's model; checks that nothing wakes it afterwards.
 fn shown(home: &Home) -> String {
     let model = Model::start(move |request| dispatcher(request, &[]));
     let mut claude = Claude::stream(home.path(), &home.project(), &model, &Options::default());
@@ -144,7 +144,7 @@ fn shown(home: &Home) -> String {
 }
 
 #[test]
-fn without_helpers_the_skill_names_the_one_command() {
+fn skill_without_helpers_names_the_install_command() {
     let home = Home::new();
     skill::install(&home);
     let text = shown(&home);
@@ -159,7 +159,7 @@ fn without_helpers_the_skill_names_the_one_command() {
 }
 
 #[test]
-fn without_a_config_the_skill_says_so_and_knows_what_to_read() {
+fn skill_without_a_config_names_the_page_to_read() {
     let home = Home::new();
     skill::install(&home);
     skill::install_helpers(&home);
@@ -170,8 +170,8 @@ fn without_a_config_the_skill_says_so_and_knows_what_to_read() {
     assert!(setup.is_file());
 }
 
-/// With the rules of `install.sh --allow` the host calls the helpers unasked, but the person is asked
-/// for each call that gives a worker more than they have agreed to.
+/// The rules of `install.sh --allow` let the host call the helpers without prompting, except for
+/// calls that give a worker more access than the person agreed to.
 mod escalation {
     use std::{fs, os::unix::fs::symlink};
 
@@ -188,7 +188,7 @@ mod escalation {
     models: { opus: { backend: claude } }
     ";
 
-    /// What a dispatcher does all day. `BIN` is the folder of the launchers.
+    /// The ordinary calls of a dispatcher. `BIN` is the folder of the launchers.
     const ORDINARY: [&str; 8] = [
         r#""BIN/dispatch-reconcile""#,
         r#""BIN/dispatch-reconcile" show full-review; "BIN/dispatch-config" models | head -1"#,
@@ -224,7 +224,7 @@ mod escalation {
         r#"echo full | timeout 9 xargs BIN/dispatch-spawn x --access"#,
     ];
 
-    /// Runs each of them in a turn of its own; those for which the person was asked.
+    /// Runs each command in its own turn; returns those that prompted the person.
     fn asked_for(mode: &str, request: &'static str, folder: &str) -> Vec<String> {
         let home = skill::ready(CONFIG);
         skill::allow(&home);
@@ -279,7 +279,7 @@ mod escalation {
     const SKILLS: &str = ".claude/skills";
 
     #[test]
-    fn with_the_rules_only_what_gives_a_worker_more_is_asked() {
+    fn permission_rules_prompt_only_for_calls_that_raise_access() {
         for mode in ["default", "acceptEdits"] {
             assert_eq!(asked_for(mode, "NUMBER", SKILLS), escalations(SKILLS), "{mode}");
         }
@@ -288,7 +288,7 @@ mod escalation {
     }
 
     #[test]
-    fn it_is_asked_also_where_the_skill_allows_its_helpers() {
+    fn permission_prompt_appears_where_the_skill_allows_its_helpers() {
         assert_eq!(asked_for("default", "/dispatch NUMBER", SKILLS), escalations(SKILLS));
     }
 }

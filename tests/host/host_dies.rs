@@ -28,7 +28,7 @@ models: { opus: { backend: claude } }
 
 const JOB: Job = Job { id: "paint", model: "opus", plan: "- [ ] Paint door.txt in their colour\n" };
 
-/// What the worker's model does.
+/// The script of the worker's model.
 fn painter(request: &Request, project: &Path, may_ask: &Gate) -> Reply {
     match request.turns() {
         0 => {
@@ -58,14 +58,14 @@ fn host(home: &Home, model: &Model) -> Claude {
     Claude::stream(home.path(), &home.project(), model, &Options::mode("acceptEdits"))
 }
 
-/// The worker's process, as its task records it.
+/// The pid of the worker, from its task's record.
 fn worker(home: &Home) -> i32 {
     let identity = file(state(home, "paint").join("attempts/1/identity"));
     let pid = identity.lines().find_map(|line| line.strip_prefix("pid: ")?.parse().ok());
     pid.unwrap_or_else(|| panic!("no pid in {identity}"))
 }
 
-/// A new host takes over, answers, and hears the end. Returns the line that showed it the question.
+/// Starts a new host that answers and gets the end. Returns the line that showed it the question.
 #[track_caller]
 fn take_over(home: &Home, model: &Model) -> String {
     let before = told(model).len();
@@ -89,8 +89,8 @@ fn take_over(home: &Home, model: &Model) -> String {
     shown[0].clone()
 }
 
-/// The host dies by that signal between question and answer.
-fn dies_and_leaves_worker_and_question(signal: Signal) {
+/// Kills the host between question and answer, and checks that the next host takes over.
+fn assert_next_host_takes_over(signal: Signal) {
     let home = skill::ready(CONFIG);
     skill::allow(&home);
     let may_ask = Gate::default();
@@ -111,25 +111,25 @@ fn dies_and_leaves_worker_and_question(signal: Signal) {
 
     // The old host may have died before its user saw the question.
     assert_eq!(take_over(&home, &model), "(said before) paint asks (001): \"Which colour?\"");
-    // Dispatched, the question; and of the new host: the question, passed on, the end; and both
-    // hosts' one call.
+    // The first host: dispatched, the question. The new host: the question, passed on, the end.
+    // Each makes one call.
     assert_eq!(asked(&model, Seat::Host).len(), 7);
     let calls: Vec<_> = asked(&model, Seat::Claude).iter().map(|it| it.turns()).collect();
     assert_eq!(calls, [0, 1, 2, 3, 4], "the same worker, to its end");
 }
 
 #[test]
-fn a_terminated_host_leaves_its_worker_and_the_question_to_the_next() {
-    dies_and_leaves_worker_and_question(Signal::SIGTERM);
+fn terminated_host_leaves_worker_and_question() {
+    assert_next_host_takes_over(Signal::SIGTERM);
 }
 
 #[test]
-fn so_does_one_that_was_killed() {
-    dies_and_leaves_worker_and_question(Signal::SIGKILL);
+fn killed_host_leaves_worker_and_question() {
+    assert_next_host_takes_over(Signal::SIGKILL);
 }
 
 #[test]
-fn after_a_host_was_killed_its_waiter_delivers_nothing_and_ends() {
+fn waiter_of_a_killed_host_ends_without_delivering() {
     let home = skill::ready(CONFIG);
     skill::allow(&home);
     let may_ask = Gate::default();

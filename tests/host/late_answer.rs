@@ -1,4 +1,4 @@
-//! An answer to a worker that has given up: its CLI's own session goes on with it.
+//! An answer to a worker that has given up resumes the session of its CLI.
 
 use crate::support::{
     claude::{Claude, Options},
@@ -20,7 +20,7 @@ backends: { claude: { route: cli }, codex: {} }
 models: { opus: { backend: claude }, gpt-5.5: { backend: codex } }
 ";
 
-/// When the answer comes.
+/// The moment of the answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
     /// Long after the worker's end.
@@ -29,7 +29,7 @@ enum When {
     AsItGivesUp,
 }
 
-/// What either CLI's model does: it gives up once, and then it has the answer.
+/// The script of either CLI's model: it gives up once, and continues with the answer.
 fn painter(request: &Request, may_block: &Gate) -> Reply {
     match request.turns() {
         0 => run(request, "ask 'Which colour?'"),
@@ -53,7 +53,7 @@ fn painter(request: &Request, may_block: &Gate) -> Reply {
 }
 
 #[track_caller]
-fn goes_on(worker: &'static str, seat: Seat, when: When) {
+fn assert_session_resumes(worker: &'static str, seat: Seat, when: When) {
     let home = skill::ready(CONFIG);
     skill::allow(&home);
     let gate = Gate::default();
@@ -108,27 +108,27 @@ fn check(home: &Home, model: &Model, seat: Seat, when: When) {
         When::Late => assert_eq!(told, all),
         When::AsItGivesUp => assert_eq!(told, [all[0], all[2]]),
     }
-    // Each of those, two calls, and what follows each: dispatched, and passed on.
+    // The two messages, two calls, and the request after each call: dispatched, and passed on.
     assert_eq!(called(model), ["Bash", "Bash"]);
     assert_eq!(asked(model, Seat::Host).len(), told.len() + 4);
 }
 
 #[test]
-fn long_after_claude_gave_up() {
-    goes_on("opus", Seat::Claude, When::Late);
+fn late_answer_resumes_the_claude_session() {
+    assert_session_resumes("opus", Seat::Claude, When::Late);
 }
 
 #[test]
-fn long_after_codex_gave_up() {
-    goes_on("gpt-5.5", Seat::Codex, When::Late);
+fn late_answer_resumes_the_codex_session() {
+    assert_session_resumes("gpt-5.5", Seat::Codex, When::Late);
 }
 
 #[test]
-fn at_the_moment_when_claude_gives_up() {
-    goes_on("opus", Seat::Claude, When::AsItGivesUp);
+fn answer_while_claude_gives_up_resumes_its_session() {
+    assert_session_resumes("opus", Seat::Claude, When::AsItGivesUp);
 }
 
 #[test]
-fn at_the_moment_when_codex_gives_up() {
-    goes_on("gpt-5.5", Seat::Codex, When::AsItGivesUp);
+fn answer_while_codex_gives_up_resumes_its_session() {
+    assert_session_resumes("gpt-5.5", Seat::Codex, When::AsItGivesUp);
 }

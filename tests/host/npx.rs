@@ -1,4 +1,4 @@
-//! The skill as the real `npx skills` installs and updates it, from a git server.
+//! The skill, installed and updated by the real `npx skills` from a git server.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::support::{
     process::{Home, fetched, path},
 };
 
-/// A home, and where its skills come from.
+/// A home and the source of its skills.
 struct Place {
     home: Home,
     source: Repository,
@@ -28,7 +28,7 @@ impl Place {
         Self { home, source }
     }
 
-    /// Runs `npx skills …` in the project, as a script does that nobody watches.
+    /// Runs `npx skills …` in the project without prompts.
     fn skills(&self, arguments: &[&str]) {
         let mut skills = Command::new(fetched("node"));
         skills.arg(fetched("node_modules/skills/bin/cli.mjs")).args(arguments);
@@ -51,7 +51,7 @@ impl Place {
         self.home.path().join(".claude/skills/dispatch")
     }
 
-    /// What the launcher in this copy says, and how it ends.
+    /// The exit code and output of a launcher in this copy.
     fn run(&self, skill: &Path) -> (Option<i32>, String) {
         let mut launcher = Command::new(skill.join("bin/dispatch-config"));
         launcher.arg("path").current_dir(self.home.project());
@@ -67,7 +67,7 @@ impl Place {
         assert_eq!(self.run(skill), (Some(0), format!("{}\n", config.display())));
     }
 
-    /// It says so in one line, with the one command that mends it, which is there.
+    /// Checks that the launcher names the one install command, and that its script exists.
     #[track_caller]
     fn is_not_installed(&self, skill: &Path, version: &str) {
         let install = skill.join("install.sh");
@@ -90,7 +90,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn for_the_user_it_copies_what_is_tracked_and_runs_nothing() {
+fn user_install_copies_tracked_files_and_runs_nothing() {
     let place = Place::new();
     place.add(&["-g", "-a", "claude-code"]);
     let skill = place.users();
@@ -107,7 +107,7 @@ fn for_the_user_it_copies_what_is_tracked_and_runs_nothing() {
 }
 
 #[test]
-fn in_a_project_several_agents_share_one_copy_by_links() {
+fn agents_of_a_project_share_one_copy_by_links() {
     let place = Place::new();
     place.add(&["-a", "claude-code", "codex", "cursor"]);
     let copy = place.home.project().join(".agents/skills/dispatch");
@@ -121,7 +121,7 @@ fn in_a_project_several_agents_share_one_copy_by_links() {
 }
 
 #[test]
-fn copies_use_the_same_helpers() {
+fn copies_share_the_helpers() {
     let place = Place::new();
     place.add(&["--copy", "-a", "claude-code", "codex"]);
     place.install_helpers();
@@ -133,7 +133,7 @@ fn copies_use_the_same_helpers() {
 }
 
 #[test]
-fn an_update_wipes_the_folder_and_not_the_helpers() {
+fn update_replaces_the_folder_and_keeps_the_helpers() {
     let place = Place::new();
     place.add(&["-g", "-a", "claude-code"]);
     place.install_helpers();
@@ -147,7 +147,7 @@ fn an_update_wipes_the_folder_and_not_the_helpers() {
     assert!(!mine.exists());
     place.works(&skill);
 
-    // Other sources, whether or not under another version: the old helpers are not used for them.
+    // Other sources never use the old helpers, under any version.
     let new = "0.1.0-1";
     place.source.publish("helpers/VERSION", &format!("version={new}\n"));
     place.skills(&["update", "-g", "-y"]);
@@ -158,7 +158,7 @@ fn an_update_wipes_the_folder_and_not_the_helpers() {
 }
 
 #[test]
-fn an_update_in_a_project_keeps_its_links() {
+fn update_in_a_project_keeps_its_links() {
     let place = Place::new();
     place.add(&["-a", "claude-code", "codex"]);
     place.install_helpers();
@@ -223,7 +223,7 @@ mod plugin {
     }
 
     #[test]
-    fn the_manifests_are_valid_and_give_one_skill_and_no_hooks() {
+    fn plugin_manifests_are_valid_with_one_skill_and_no_hooks() {
         let home = Home::new();
         let source = Repository::serve(&home);
         let folder = source.folder().to_str().expect("UTF-8");
@@ -239,7 +239,7 @@ mod plugin {
     }
 
     #[test]
-    fn installed_from_a_marketplace_it_dispatches_and_is_woken() {
+    fn plugin_dispatches_and_is_woken() {
         let home = Home::new();
         let source = Repository::serve(&home);
         install(&home, &source);
@@ -253,7 +253,7 @@ mod plugin {
         });
         let options = Options { asks: true, ..Options::mode("acceptEdits") };
         let mut claude = Claude::stream(home.path(), &home.project(), &model, &options);
-        // The short name finds it, beside `/dispatch:dispatch`.
+        // The short name works beside `/dispatch:dispatch`.
         claude.say("/dispatch use opus to paint it");
         let mut permissions = until(&mut claude, &home, "Dispatched paint.");
         permissions.extend(until(&mut claude, &home, "paint asks (001)"));
@@ -274,7 +274,7 @@ mod plugin {
     }
 
     #[test]
-    fn asked_for_in_plain_words_it_is_called_unasked() {
+    fn plain_words_load_the_plugin_skill_without_prompting() {
         let home = Home::new();
         let source = Repository::serve(&home);
         install(&home, &source);
@@ -293,7 +293,7 @@ mod plugin {
     }
 
     #[test]
-    fn an_update_comes_with_a_new_version_and_keeps_the_helpers() {
+    fn plugin_update_needs_a_new_version_and_keeps_the_helpers() {
         let home = Home::new();
         let source = Repository::serve(&home);
         install(&home, &source);

@@ -1,5 +1,5 @@
-//! What happens to a session while its worker works: it is resumed, cleared, interrupted, or not
-//! alone; or its model heeds nothing.
+//! Host sessions while a worker runs: resumed, cleared, interrupted, two at a time, or with an idle
+//! model.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::support::{
     request::Request,
     skill,
     story::{
-        DEADLINE, GO_ON, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run,
+        CONTINUE, DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run,
         state, task, told, told_in, until, waiter,
     },
 };
@@ -88,7 +88,7 @@ fn is_painted(home: &Home, id: &str) {
 }
 
 #[test]
-fn resumed_it_hears_again_what_was_asked_and_then_the_end() {
+fn resumed_session_gets_the_question_again_and_then_the_end() {
     let (home, model, gates) = ready(|request| dispatcher(request, &[PAINT]));
     let mut claude = start(&home, &model, &["--session-id", SESSION]);
     claude.say("/dispatch use opus to paint it");
@@ -111,12 +111,12 @@ fn resumed_it_hears_again_what_was_asked_and_then_the_end() {
     is_painted(&home, "paint");
     assert_eq!(told(&model), [ASKED, &format!("(said before) {ASKED}"), DONE]);
     assert_eq!(called(&model), ["Bash", "Bash"]);
-    // Those, and five without a call: dispatched, three times news, passed on.
+    // The calls, and five requests without a call: dispatched, three times news, passed on.
     assert_eq!(asked(&model, Seat::Host).len(), 7);
 }
 
 #[test]
-fn cleared_it_still_hears_once_and_after_the_next_dispatch_always() {
+fn cleared_session_gets_one_event_and_all_after_the_next_dispatch() {
     let (home, model, gates) = ready(|request| dispatcher(request, &[PAINT]));
     let terminal = screen(&home, &model);
     terminal.line("/dispatch use opus to paint it");
@@ -126,7 +126,7 @@ fn cleared_it_still_hears_once_and_after_the_next_dispatch_always() {
     terminal.wait_screen(DEADLINE, |screen| !screen.contains("Dispatched paint."));
     gates.ask.open();
     terminal.wait_screen(DEADLINE, |screen| screen.contains("paint asks (001)"));
-    // The skill's hook has gone with the conversation; the waiter of before was the last.
+    // The skill's hook ended with the conversation; the waiter from before was the last.
     terminal.line(&format!("{REPLY}green"));
     terminal.wait_screen(DEADLINE, |screen| screen.contains("Passed on: "));
     terminal.line("/dispatch");
@@ -137,12 +137,12 @@ fn cleared_it_still_hears_once_and_after_the_next_dispatch_always() {
     is_painted(&home, "paint");
     assert_eq!(told(&model), [ASKED, DONE]);
     assert_eq!(called(&model), ["Bash"], "since /clear");
-    // Both calls, and what follows: dispatched, the question, passed on, ready, the end.
+    // Two calls and the requests after them: dispatched, the question, passed on, ready, the end.
     assert_eq!(asked(&model, Seat::Host).len(), 7);
 }
 
 #[test]
-fn interrupted_it_hears_at_the_next_word() {
+fn interrupted_session_gets_news_after_the_next_prompt() {
     let busy = Gate::default();
     let still_busy = busy.clone();
     let (home, model, gates) = ready(move |request| {
@@ -150,7 +150,7 @@ fn interrupted_it_hears_at_the_next_word() {
             return Reply::say("I am.");
         }
         if request.turns() == 1 {
-            // The end of the turn in which it dispatched never comes.
+            // The turn of the dispatch never ends.
             still_busy.pass();
             return Reply::Drop;
         }
@@ -176,12 +176,13 @@ fn interrupted_it_hears_at_the_next_word() {
     is_painted(&home, "paint");
     assert_eq!(told(&model), [ASKED, DONE]);
     assert_eq!(called(&model), ["Bash", "Bash"]);
-    // Those, and five without a call: the interrupted one, I am, twice news, passed on.
+    // The calls, and five requests without a call: the interrupted turn, the reply, twice news,
+    // passed on.
     assert_eq!(asked(&model, Seat::Host).len(), 7);
 }
 
 #[test]
-fn two_of_them_in_one_project_hear_each_its_own() {
+fn two_sessions_in_one_project_get_their_own_news() {
     const JOBS: [Job; 2] = [Job { id: "door", ..PAINT }, Job { id: "wall", ..PAINT }];
     fn job(request: &Request) -> &'static Job {
         &JOBS[usize::from(!request.first_user().contains("the door"))]
@@ -211,18 +212,19 @@ fn two_of_them_in_one_project_hear_each_its_own() {
         asked.retain(|request: &Arc<Request>| job(request).id == own.id);
         let own = |line: &str| line.replace("paint ", &format!("{} ", own.id));
         assert_eq!(told_in(&asked), [own(ASKED), own(DONE)]);
-        // Two calls, and four without: dispatched, the question, passed on, the end.
+        // Two calls, and four requests without a call: dispatched, the question, passed on, the
+        // end.
         assert_eq!(asked.len(), 6);
     }
 }
 
 #[test]
-fn one_that_heeds_nothing_and_whose_transcript_is_nowhere_is_woken_once_for_each_news() {
+fn idle_session_without_a_transcript_is_woken_once_per_event() {
     let (home, model, gates) = ready(|request| match request.turns() {
         0 | 1 => dispatcher(request, &[PAINT]),
         _ => Reply::say("Hm."),
     });
-    // Neither the transcript nor the next prompt tells what the model was shown.
+    // Neither the transcript nor the next prompt shows what the model has read.
     skill::without_hooks(&home, "  StopFailure");
     let mut claude = start(&home, &model, &["--no-session-persistence"]);
     claude.say("/dispatch use opus to paint it");
@@ -230,9 +232,9 @@ fn one_that_heeds_nothing_and_whose_transcript_is_nowhere_is_woken_once_for_each
     gates.ask.open();
     until(&mut claude, &home, "Hm.");
     for _ in 0..3 {
-        // Each of its turns ends with a new waiter, which could tell it again.
+        // Each turn ends with a new waiter, which could repeat the news.
         waiter(&home);
-        claude.say(GO_ON);
+        claude.say(CONTINUE);
         until(&mut claude, &home, "Hm.");
     }
     waiter(&home);
@@ -241,12 +243,12 @@ fn one_that_heeds_nothing_and_whose_transcript_is_nowhere_is_woken_once_for_each
     let ledger = file(state(&home, "paint").join("news"));
     assert!(ledger.contains("delivered") && !ledger.contains("acknowledged"), "{ledger}");
     assert_eq!(called(&model), ["Bash"]);
-    // That, dispatched, the question, and three times the user.
+    // The call, dispatched, the question, and three times the user.
     assert_eq!(asked(&model, Seat::Host).len(), 6);
 }
 
-/// A conversation is compacted while its tasks are open: what the host's model then no longer knows,
-/// one `/dispatch` tells it.
+/// A conversation is compacted while its tasks are open. One `/dispatch` restores what the host's
+/// model has lost.
 mod compaction {
     use crate::support::{
         claude::{Claude, Options},
@@ -271,7 +273,7 @@ mod compaction {
         Job { id: "roof", model: "opus", plan: "- [ ] Mend it\n" },
     ];
 
-    /// What the summary keeps: nothing of the tasks.
+    /// The summary, which keeps nothing of the tasks.
     const SUMMARY: &str = "We talked about a house.";
 
     const ASKED: &str = "door asks (001): \"Which colour?\"";
@@ -285,7 +287,7 @@ mod compaction {
         roof: Gate,
     }
 
-    /// What the workers' model does; the door's asks.
+    /// The script of the workers' model; the worker of `door` asks.
     fn worker(request: &Request, gates: &Gates) -> Reply {
         let prompt = request.first_user();
         let of = |id: &str| prompt.contains(&format!("tasks/{id}/"));
@@ -310,7 +312,7 @@ mod compaction {
     }
 
     #[test]
-    fn one_dispatch_brings_back_every_open_task_and_question() {
+    fn dispatch_restores_open_tasks_and_questions_after_compaction() {
         let home = skill::ready(CONFIG);
         skill::allow(&home);
         let gates = Gates::default();
@@ -340,12 +342,12 @@ mod compaction {
         let asks = asked(&model, Seat::Host);
         let texts = asks.last().expect("the host asked").texts().join("\n");
         assert!(texts.contains(SUMMARY) && !texts.contains("Which colour?"), "{texts}");
-        // The skill's text comes back, all of it.
+        // Claude Code restores the whole text of the skill.
         let first = asks[0].last_user();
         let (_, skill) = first.split_once("Base directory for this skill: ").expect("its text");
         assert!(texts.contains(skill.trim_end()), "{texts}");
 
-        // The hooks have outlived it too: news comes.
+        // The hooks survive the compaction, so news arrives.
         gates.wall.open();
         until(&mut claude, &home, "wall done");
         claude.say("/dispatch");
@@ -370,10 +372,10 @@ mod compaction {
         assert_eq!(called(&model), ["Bash"], "since the compaction");
     }
 
-    /// After a compaction Claude Code gives the first 5,000 tokens of a skill back, and a token is a byte
-    /// at the least.
+    /// Claude Code restores the first 5,000 tokens of a skill after a compaction, and a token has
+    /// at least one byte.
     #[test]
-    fn the_skill_is_short_enough_to_come_back_whole() {
+    fn skill_survives_compaction_whole() {
         let skill = include_str!("../../SKILL.md");
         let body = skill.splitn(3, "---\n").nth(2).expect("a body");
         assert!(body.len() <= 4_500, "{} bytes", body.len());

@@ -1,15 +1,14 @@
 //! A host that follows the original, step by step.
 //!
-//! Nothing of the original's text stands here, but stand-ins of its size: that of the original as
-//! published on 2026-04-06 (its version 3.0.0), where its text is part of a request's body, so with
-//! quotes and ends of lines as JSON has them. Its procedure was gone through once by hand: scripts,
-//! prompt and calls made from its own examples, for these tasks, differ from those made here by at
-//! most 14 bytes each, and with its own SKILL.md in the place of the stand-in the stories cost the
-//! same to 0.1 KB.
+//! The original's text is replaced by stand-ins of its size: the size in a request's body, with the
+//! quotes and line ends of JSON, of version 3.0.0 as published on 2026-04-06. The procedure was
+//! carried out once by hand: scripts, prompt and calls made from the original's own examples for
+//! these tasks differ from those made here by at most 14 bytes each. With its own SKILL.md in place
+//! of the stand-in, the stories cost the same to 0.1 KB.
 //!
-//! Where it leaves a choice, the host takes the cheaper way: parallel calls where none needs another's
-//! result, one call for the scaffolding of all tasks and one for the status of all, and nothing is
-//! read but the config, questions and plans.
+//! If the procedure leaves a choice, the host takes the cheaper way: parallel calls where none
+//! needs another's result, one call for the scaffolding of all tasks and one for the status of all.
+//! The host reads only the config, questions and plans.
 
 use std::fs;
 
@@ -26,13 +25,13 @@ use crate::support::{
     story::{file, task},
 };
 
-/// SKILL.md after its frontmatter; 23,852 bytes in the file.
+/// The size of SKILL.md after its frontmatter; 23,852 bytes in the file.
 const SKILL: usize = 24_449;
-/// The script that waits for a question or the end; it names the task once.
+/// The size of the script that waits for a question or the end; it names the task once.
 const MONITOR: usize = 393;
-/// The script that starts a Codex; another command's is taken to be as long.
+/// The size of the script that starts a Codex; another command's counts the same.
 const WRAPPER: usize = 115;
-/// The worker's prompt without its context; it names the task four times.
+/// The size of the worker's prompt without its context; it names the task four times.
 const PROMPT: usize = 797;
 
 /// A home with the stand-in as its skill, and this config.
@@ -47,19 +46,19 @@ pub(super) fn ready(config: &str) -> Home {
     home
 }
 
-/// Text that is so long in JSON.
+/// A text of that size in JSON.
 fn of_size(size: usize) -> String {
     "stand-in ".chars().cycle().take(size).collect()
 }
 
-/// A script that waits for the story's word, and is so long in JSON.
+/// A script of that size in JSON, which waits for the story's signal.
 fn waits_for(pipe: &str, size: usize) -> String {
     let read = format!("read -r word <~/go/{pipe} # ");
     // The end of the line is two characters in JSON.
     format!("{read}{}\n", of_size(size - read.len() - 2))
 }
 
-/// What the model does from the beginning of a scene to what it tells the person.
+/// The replies of the model from the start of a scene to its report to the person.
 pub(super) fn steps(home: &Home, scene: &Scene) -> Vec<Reply> {
     let mut steps = match scene {
         Scene::Dispatch(_, works) => dispatch(home, works),
@@ -122,7 +121,7 @@ fn prompt(work: &Work) -> String {
     format!("{begin}{rest}\n\nContext:\n{}", parts(work).1)
 }
 
-/// The call that makes what the worker and the monitor are started with.
+/// The call that creates the files for the worker and the monitor.
 fn scaffold(work: &Work) -> String {
     let id = work.job.id;
     let mut call = format!("mkdir -p .dispatch/tasks/{id}/ipc\n");
@@ -190,10 +189,9 @@ pub(super) fn monitor_of(id: &str) -> String {
     format!("{id}.monitor")
 }
 
-/// Does what the worker does to the task's files, and lets the host hear of it. The monitor, which
-/// looks every three seconds, tells of a question and of a good end alike, so that the host has to
-/// look which it is; and it tells of the end first, as the worker's model has yet to give its last
-/// answer then.
+/// Writes the task's files as the worker does, and wakes the host. The monitor, which looks every
+/// three seconds, reports a question and a good end alike, so the host has to look which it is. The
+/// monitor reports the end first, since the worker's model has not given its last answer by then.
 pub(super) fn acts(session: &mut Session, player: &Player, scene: &Scene, steps: Vec<Reply>) {
     let work = player.work;
     let id = work.job.id;

@@ -1,9 +1,9 @@
-//! The stories that are measured: what the person says, what the host tells the person, and what the
-//! workers do. They are the same whoever dispatches.
+//! The measured stories: the person's requests, the host's reports, and the workers' acts, which
+//! are equal on both sides.
 
 use crate::support::story::{Job, REPLY};
 
-/// Who does a task.
+/// The kind of worker that does a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Worker {
     /// An agent of the host.
@@ -21,13 +21,13 @@ pub(super) enum Worker {
 pub(super) struct Work {
     /// The task's id, the name of its model, and its plan with the context.
     pub(super) job: Job,
-    /// Who does it.
+    /// The task's worker.
     pub(super) worker: Worker,
-    /// What it asks, and the answer; whether it asks is the story's.
+    /// The worker's question and the answer; the story decides if it asks.
     pub(super) question: (&'static str, &'static str),
-    /// The error with which it ends, if it does.
+    /// The error of a worker that fails.
     pub(super) error: Option<&'static str>,
-    /// What the host tells the person when it has ended; the worker's last words are the same.
+    /// The host's report of the end, which is also the worker's last message.
     pub(super) end: &'static str,
 }
 
@@ -38,7 +38,7 @@ impl Work {
     }
 }
 
-/// A moment of a story: something happens, and the host tells the person of it.
+/// A scene of a story: something happens, and the host tells the person.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Scene {
     /// The person types this, and the tasks are dispatched.
@@ -53,11 +53,11 @@ pub(super) enum Scene {
     Ends(&'static Work),
 }
 
-/// What the person says to hear how the tasks are doing.
+/// The person's request for the state of the tasks.
 pub(super) const STATUS: &str = "status";
 
 impl Scene {
-    /// What the person types, in the scenes that begin with it.
+    /// The input of the person, in scenes that begin with one.
     pub(super) fn typed(&self) -> Option<String> {
         match self {
             Self::Dispatch(words, _) => Some((*words).to_owned()),
@@ -67,7 +67,7 @@ impl Scene {
         }
     }
 
-    /// What the host tells the person.
+    /// The host's report to the person.
     pub(super) fn told(&self) -> String {
         match self {
             Self::Dispatch(_, works) => {
@@ -126,18 +126,18 @@ pub(super) const FIVE: &[Scene] = &[
 
 const ALL: &[&Work] = &[&REVIEW, &QUERIES, &SETTINGS, &PARSER, &GREET];
 
-/// One task of a command, from the request to the report.
+/// A task of a command, from the request to the report.
 pub(super) const ONE_COMMAND: &[Scene] =
     &[Scene::Dispatch("/dispatch demo greets everybody, 2 times", &[&GREET]), Scene::Ends(&GREET)];
 
-/// A second one beside it.
+/// A second task of a command beside the first.
 pub(super) const TWO_COMMANDS: &[Scene] = &[
     Scene::Dispatch("/dispatch demo greets everybody, 2 times", &[&GREET, &AGAIN]),
     Scene::Ends(&GREET),
     Scene::Ends(&AGAIN),
 ];
 
-/// The first one, with a question.
+/// A task of a command, with a question.
 pub(super) const ASKED: &[Scene] = &[
     Scene::Dispatch("/dispatch demo greets everybody, 2 times", &[&GREET]),
     Scene::Asks(&GREET),

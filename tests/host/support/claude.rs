@@ -22,16 +22,15 @@ use super::{
     process::{cli, end_tree, path, wait_until},
 };
 
-/// The key that is no key.
+/// A placeholder for the API key.
 const KEY: &str = "dummy-key";
 
-/// How a Claude is started.
+/// The options of a Claude Code.
 #[derive(Clone, Default)]
 pub(crate) struct Options {
     /// The permission mode; the CLI's own default when empty.
     pub(crate) mode: String,
-    /// What needs a permission is asked on the stream, for `wait_ask` and `answer`; without it, it
-    /// is denied.
+    /// `true` asks for permissions on the stream, for `wait_ask` and `answer`; `false` denies them.
     pub(crate) asks: bool,
     /// More arguments.
     pub(crate) more: Vec<String>,
@@ -43,15 +42,15 @@ impl Options {
         Self { mode: mode.into(), ..Self::default() }
     }
 
-    /// The same, with these arguments too.
+    /// Adds arguments.
     pub(crate) fn with(self, more: &[&str]) -> Self {
         Self { more: more.iter().map(|&argument| argument.into()).collect(), ..self }
     }
 }
 
-/// The environment of a Claude, and nothing of ours.
+/// The environment of a Claude Code, without this process's.
 pub(crate) fn environment(home: &Path, model: &Model) -> Vec<(String, String)> {
-    // Its sockets and scratch files too stay in the home.
+    // Keep its sockets and temporary files in the home too.
     let temp = home.join(".tmp");
     fs::create_dir_all(&temp).expect("the temporary directory");
     [
@@ -79,11 +78,11 @@ fn arguments(options: &Options) -> Vec<&str> {
     mode.into_iter().chain(options.more.iter().map(String::as_str)).collect()
 }
 
-/// What has been read from a Claude so far.
+/// The events read from a Claude Code so far.
 #[derive(Default)]
 struct Heard {
     events: Vec<Value>,
-    /// Where the next wait begins to look.
+    /// The index at which the next wait starts.
     next: usize,
     errors: String,
     ended: bool,
@@ -97,7 +96,7 @@ struct Ears {
 
 impl Ears {
     fn lock(&self) -> MutexGuard<'_, Heard> {
-        // A test may panic while it looks at the events; they are as good as before.
+        // A panicking test leaves the events intact.
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -215,7 +214,7 @@ impl Claude {
         kill(Pid::from_raw(self.pid()), signal).expect("claude is there");
     }
 
-    /// Waits for the end of Claude Code, which something else must bring about.
+    /// Waits for the end of Claude Code, which the caller has caused.
     #[track_caller]
     pub(crate) fn wait_end(&mut self, deadline: Duration) -> ExitStatus {
         let child = &mut self.child;
@@ -258,7 +257,7 @@ impl Terminal {
         });
         let state = home.join(".claude.json");
         if !state.exists() {
-            fs::write(&state, known.to_string()).expect("what Claude Code knows of its user");
+            fs::write(&state, known.to_string()).expect("Claude Code's user data");
         }
         let sockets = home.join(".tmux");
         fs::create_dir_all(&sockets).expect("the socket's directory");
@@ -296,7 +295,7 @@ impl Terminal {
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// The process id of Claude Code, while the terminal is there.
+    /// The pid of Claude Code, while the terminal exists.
     pub(crate) fn pid(&self) -> Option<i32> {
         self.run(&["display-message", "-p", "#{pane_pid}"])?.trim().parse().ok()
     }
@@ -319,7 +318,7 @@ impl Terminal {
         self.key("Enter");
     }
 
-    /// What is on the screen; empty when the terminal is gone.
+    /// The text of the screen; empty when the terminal is gone.
     pub(crate) fn screen(&self) -> String {
         self.run(&["capture-pane", "-p", "-J"]).unwrap_or_default()
     }
@@ -351,7 +350,7 @@ impl Drop for Terminal {
     }
 }
 
-/// The whole message of the Messages API, and the same as stream events.
+/// A message of the Messages API, whole and as stream events.
 pub(crate) fn message(
     model: &str,
     parts: &[Part],

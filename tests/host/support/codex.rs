@@ -9,8 +9,8 @@ use super::{
     request::Request,
 };
 
-/// Points every codex of this home at the endpoint, as a person would: by `~/.codex/config.toml`,
-/// and logged in with a key that is no key. Nothing has to be in the environment.
+/// Points every codex of this home at the endpoint, as a person would: by `~/.codex/config.toml`
+/// and a login with a placeholder key, without environment variables.
 pub(crate) fn configure(home: &Path, model: &Model) {
     let config = format!(
         r#"model_provider = "scripted"
@@ -36,9 +36,9 @@ stream_max_retries = 0
     fs::write(own.join("auth.json"), login.to_string()).expect("codex's login");
 }
 
-/// The call that runs a shell command. Models of the newer kind have one tool, `exec`, which takes
-/// JavaScript; the others have `exec_command`. Both give a command 30 s at a time: the script goes
-/// on asking, while `exec_command` answers with a session id for `write_stdin`.
+/// The call that runs a shell command. Newer models have one tool, `exec`, which takes JavaScript;
+/// others have `exec_command`. Both give a command 30 s at a time: the script keeps polling, while
+/// `exec_command` answers with a session id for `write_stdin`.
 pub(crate) fn shell(request: &Request, command: &str) -> Reply {
     if request.tools().contains(&"exec") {
         let command = json!({ "cmd": command, "yield_time_ms": 30_000 });
@@ -59,7 +59,7 @@ pub(crate) fn shell(request: &Request, command: &str) -> Reply {
     Reply::call("exec_command", json!({ "cmd": command, "yield_time_ms": 30_000 }))
 }
 
-/// The whole response of the Responses API, and the same as stream events.
+/// A response of the Responses API, whole and as stream events.
 pub(crate) fn response(
     model: &str,
     parts: &[Part],

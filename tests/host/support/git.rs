@@ -27,7 +27,7 @@ pub(crate) struct Repository {
 }
 
 impl Repository {
-    /// Clones what this repository has committed into the home, and serves it.
+    /// Clones the commits of this repository into the home, and serves them.
     pub(crate) fn serve(home: &Home) -> Self {
         let root = home.path().join("served");
         let clone = root.join("dispatch");
@@ -42,7 +42,7 @@ impl Repository {
                 if until.load(Ordering::Relaxed) {
                     break;
                 }
-                // The client may go away at any time: an error is only the end of a connection.
+                // A client may disconnect at any time: an error ends only its connection.
                 let _ = answer(&stream, &root);
             }
         });
@@ -67,7 +67,7 @@ impl Repository {
         files
     }
 
-    /// Publishes this text in the place of a file.
+    /// Commits this text as the new content of a file.
     pub(crate) fn publish(&self, path: &str, text: &str) {
         fs::write(self.clone.join(path), text).expect("written");
         git(&self.clone, &["add", "--all"]);
@@ -93,7 +93,7 @@ fn git(directory: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// Has git's own server program answer one request: it speaks CGI.
+/// Answers one request with git's own CGI server program.
 fn answer(mut stream: &TcpStream, root: &Path) -> std::io::Result<()> {
     let Some(Http { method, path, headers, body }) = read(stream)? else { return Ok(()) };
     let (path, query) = path.split_once('?').unwrap_or((&path, ""));

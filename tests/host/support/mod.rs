@@ -1,4 +1,5 @@
-//! What the stories share: the real CLIs, the scripted model, and the dispatcher that obeys the skill.
+//! The shared parts of the stories: the real CLIs, the scripted model, and the dispatcher that
+//! follows the skill.
 
 pub(crate) mod claude;
 pub(crate) mod codex;

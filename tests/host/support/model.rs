@@ -20,7 +20,7 @@ use super::{
     request::{Api, Request},
 };
 
-/// One part of a reply.
+/// A part of a reply.
 #[derive(Clone, Debug)]
 pub(crate) enum Part {
     /// Text to the person.
@@ -29,23 +29,23 @@ pub(crate) enum Part {
     Call {
         /// The tool's name.
         name: String,
-        /// Its input.
+        /// The tool's input.
         input: Value,
     },
 }
 
-/// What the model answers.
+/// The reply of the model.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
-    /// One message. Several tool calls in it run in parallel, as the CLI likes.
+    /// A message. Several tool calls in it run in parallel, as the CLI likes.
     Message(Vec<Part>),
     /// An HTTP error.
     Error {
-        /// Its status.
+        /// The HTTP status.
         status: u16,
         /// More headers, by name.
         headers: Vec<(&'static str, String)>,
-        /// What the API says of it.
+        /// The API's error object.
         error: Value,
     },
     /// The connection is closed without an answer.
@@ -58,7 +58,7 @@ impl Reply {
         Self::Message(vec![Part::Say(text.into())])
     }
 
-    /// One tool call.
+    /// A tool call.
     pub(crate) fn call(name: &str, input: Value) -> Self {
         Self::Message(vec![Part::Call { name: name.into(), input }])
     }
@@ -155,7 +155,7 @@ impl Drop for Model {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A test may panic while it looks at the requests; they are as good as before.
+        // A panicking test leaves the requests intact.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -179,7 +179,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         let of_server = Arc::clone(shared);
         servers.push(thread::spawn(move || {
-            // The CLI may go away at any time: an error here is only the end of a connection.
+            // A CLI may disconnect at any time: an error ends only its connection.
             let _ = serve(&stream, &of_server);
             let _ = stream.shutdown(Shutdown::Both);
             of_server.lock().streams.remove(&number);
@@ -192,17 +192,17 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 
 /// An HTTP request.
 pub(crate) struct Http {
-    /// Its method.
+    /// The method.
     pub(crate) method: String,
-    /// Its path, with the query.
+    /// The path with the query.
     pub(crate) path: String,
-    /// Its headers, with lower-case names.
+    /// The headers, with lower-case names.
     pub(crate) headers: BTreeMap<String, String>,
-    /// Its body.
+    /// The body.
     pub(crate) body: Vec<u8>,
 }
 
-/// Reads a request; nothing where the client has gone away.
+/// Reads a request; `None` if the client has disconnected.
 pub(crate) fn read(stream: &TcpStream) -> std::io::Result<Option<Http>> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
@@ -291,7 +291,7 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
         headers: http.headers,
     });
     shared.lock().requests.push(Arc::clone(&request));
-    // The panic's message is on the test's stderr; the CLI tells its user of the error.
+    // The panic message is on the test's stderr, and the CLI reports the error to its user.
     let script = AssertUnwindSafe(|| (shared.script)(&request));
     let reply = if request.is_side_request() {
         Ok(Reply::say("{\"title\": \"A test\"}"))

@@ -1,4 +1,5 @@
-//! What both CLIs need: where they are, a home of their own, and the end of everything they start.
+//! The processes of the stories: the paths of the CLIs, a temporary home, and the end of everything
+//! that they start.
 
 use std::{
     collections::BTreeSet,
@@ -33,7 +34,7 @@ pub(crate) fn cli(name: &str) -> PathBuf {
     fetched("node_modules/.bin").join(name)
 }
 
-/// The PATH that CLIs get: the fetched CLIs, the system, and node, which codex is started with.
+/// The PATH of the CLIs: the fetched CLIs, the system, and node, which starts codex.
 pub(crate) fn path() -> String {
     let claude = cli("claude");
     let mut all = vec![claude.parent().expect("a directory").to_path_buf()];
@@ -44,7 +45,7 @@ pub(crate) fn path() -> String {
     all.into_string().expect("directories in UTF-8")
 }
 
-/// Asks again and again, with a short pause, until there is an answer; panics after `deadline`.
+/// Polls until the condition returns a value; panics after `deadline`.
 #[track_caller]
 pub(crate) fn wait_until<T>(
     deadline: Duration,
@@ -61,8 +62,8 @@ pub(crate) fn wait_until<T>(
     }
 }
 
-/// An empty home with a project in it. When dropped, whatever still runs with it as its HOME is
-/// ended: workers that live on after their host, too.
+/// An empty home with a project. Dropping it ends all processes with this HOME, including workers
+/// that outlive their host.
 pub(crate) struct Home {
     dir: TempDir,
 }
@@ -79,7 +80,7 @@ impl Home {
     }
 
     fn named(prefix: &str) -> Self {
-        // Not in /tmp, which a sandboxed codex may write to like its own project.
+        // A sandboxed codex may write to /tmp as to its own project, so use another directory.
         let root = Some(PathBuf::from("/var/tmp")).filter(|root| root.is_dir());
         let root = root.unwrap_or_else(env::temp_dir);
         let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(root);
@@ -109,7 +110,7 @@ impl Home {
             .collect()
     }
 
-    /// Those of them that run that helper, which are one program by five names.
+    /// The processes of this home that run a helper, all five of which are one program.
     pub(crate) fn running(&self, helper: &str) -> Vec<i32> {
         let mut all = self.processes();
         all.retain(|pid| {
@@ -123,7 +124,7 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // Once more after each round: a process may have forked while it was looked for.
+        // Repeat, because a process may have forked during the scan.
         for _ in 0..100 {
             let left = self.processes();
             if left.is_empty() {
@@ -137,7 +138,7 @@ impl Drop for Home {
     }
 }
 
-/// Kills a process and all its descendants. They are stopped first, so that none is missed.
+/// Kills a process and all its descendants, which are stopped first so that none escapes.
 pub(crate) fn end_tree(root: i32) {
     let mut tree = BTreeSet::from([root]);
     let _ = kill(Pid::from_raw(root), Signal::SIGSTOP);
@@ -158,13 +159,13 @@ pub(crate) fn end_tree(root: i32) {
     }
 }
 
-/// Whether a process is there and not a zombie.
+/// `true` while a process exists and is no zombie.
 pub(crate) fn runs(pid: i32) -> bool {
     let state = stat(pid).and_then(|fields| fields.chars().next());
     state.is_some_and(|state| state != 'Z')
 }
 
-/// Whether a process waits for a change of files: it has said which, and sleeps.
+/// `true` while a process sleeps on file watches.
 pub(crate) fn watches(pid: i32) -> bool {
     let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
     let mut infos = files.filter_map(|file| fs::read_to_string(file.path()).ok());

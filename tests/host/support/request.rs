@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// Whose protocol a request speaks.
+/// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Api {
     /// Claude Code, the Messages API.
@@ -16,9 +16,9 @@ pub(crate) enum Api {
 /// A request as the endpoint received it.
 #[derive(Debug)]
 pub(crate) struct Request {
-    /// Whose protocol it speaks.
+    /// The protocol.
     pub(crate) api: Api,
-    /// The model that was asked for.
+    /// The requested model.
     pub(crate) model: String,
     /// The whole body.
     pub(crate) body: Value,
@@ -38,10 +38,10 @@ impl Request {
         self.messages().iter().map(text_of).filter(|text| !text.is_empty()).collect()
     }
 
-    /// What is new to the model: the user's texts after its last message, with results, reminders
-    /// and notifications. Claude Code puts a notification that arrives in the middle of a turn into
-    /// a message of the role `system`; what else such messages tell (of tools, agents, the
-    /// environment) is left out here, and is in `texts`.
+    /// The texts that are new to the model: the user's texts after its last message, with results,
+    /// reminders and notifications. Claude Code puts a notification that arrives during a turn into
+    /// a message of the role `system`; other content of such messages (tools, agents, the
+    /// environment) is omitted here, and is in `texts`.
     pub(crate) fn last_user(&self) -> String {
         let messages = self.messages();
         let start = messages.iter().rposition(is_models).map_or(0, |last| last + 1);
@@ -56,7 +56,7 @@ impl Request {
         texts.join("\n")
     }
 
-    /// What the user said before the model's first message; an Agent's prompt.
+    /// The user's text before the model's first message; for an Agent, its prompt.
     pub(crate) fn first_user(&self) -> String {
         let first = self.messages().iter().take_while(|message| !is_models(message));
         let texts: Vec<String> =
@@ -95,7 +95,7 @@ impl Request {
             .collect()
     }
 
-    /// How often the model has answered in this conversation.
+    /// The number of the model's messages in this conversation.
     pub(crate) fn turns(&self) -> usize {
         let messages = self.messages();
         (0..messages.len())
@@ -118,23 +118,23 @@ impl Request {
         names
     }
 
-    /// Whether this is not a conversation, but a title or a probe: those offer no tools.
+    /// `true` for a request without tools: a title or a probe, and no conversation.
     pub(crate) fn is_side_request(&self) -> bool {
         self.tools().is_empty()
     }
 
-    /// The id of the Agent that asks; none for the host's own conversation, or for Codex.
+    /// The id of the requesting Agent; `None` for the host's own conversation and for Codex.
     pub(crate) fn agent(&self) -> Option<&str> {
         self.headers.get("x-claude-code-agent-id").map(String::as_str)
     }
 
-    /// Whether an Agent asks, and not the host.
+    /// `true` if an Agent sends the request.
     pub(crate) fn is_agent(&self) -> bool {
         self.agent().is_some()
     }
 }
 
-/// Whether a message or item came from the model.
+/// `true` for a message or item of the model.
 fn is_models(message: &Value) -> bool {
     let kind = message["type"].as_str().unwrap_or_default();
     message["role"] == "assistant" || kind == "reasoning" || kind.ends_with("_call")

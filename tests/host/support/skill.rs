@@ -1,4 +1,4 @@
-//! The real skill in an empty home, installed as a person installs it.
+//! The skill in an empty home, installed as a person does.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::process::Home;
 use crate::helpers;
 
-/// What an installer of skills copies, as far as the skill reads it.
+/// The files that an installer copies and the skill reads.
 const SKILL: [&str; 6] =
     ["SKILL.md", "helpers", "install.sh", "bin", "references", ".claude-plugin"];
 
@@ -20,7 +20,7 @@ pub(crate) fn ready(config: &str) -> Home {
     ready_in(Home::new(), config)
 }
 
-/// This home, with the skill, its helpers and this config.
+/// Installs the skill, its helpers and this config in a home.
 pub(crate) fn ready_in(home: Home, config: &str) -> Home {
     install(&home);
     install_helpers(&home);
@@ -53,7 +53,7 @@ pub(crate) fn allow(home: &Home) {
     allow_in(home, &home.path().join(".claude/skills/dispatch"));
 }
 
-/// The same for the skill in that folder.
+/// Adds the permission rules for the skill in that folder.
 pub(crate) fn allow_in(home: &Home, skill: &Path) {
     let bin = skill.join("bin");
     let mut allow = Command::new(bin.join("dispatch-config"));
@@ -62,7 +62,7 @@ pub(crate) fn allow_in(home: &Home, skill: &Path) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Takes the hooks out of the skill, all from that one on: those of an older host.
+/// Removes the skill's hooks from `first` on, as an older host would ignore them.
 pub(crate) fn without_hooks(home: &Home, first: &str) {
     let path = home.path().join(".claude/skills/dispatch/SKILL.md");
     let text = fs::read_to_string(&path).expect("the skill");
@@ -71,7 +71,7 @@ pub(crate) fn without_hooks(home: &Home, first: &str) {
     fs::write(path, format!("{}\n---\n{after}", before.trim_end())).expect("the skill");
 }
 
-/// Has the host write the input of these hooks to a file of the home, a line each.
+/// Makes the host write the input of these hooks to a file of the home, one line each.
 pub(crate) fn record_hooks(home: &Home, hooks: &[&str]) -> PathBuf {
     let path = home.path().join("hooks");
     let command = format!("(cat; echo) >> '{}'", path.display());

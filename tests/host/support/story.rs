@@ -1,5 +1,5 @@
-//! What the stories share: the cast (a dispatcher that does what the skill says, and who else asks
-//! the endpoint), the gates between their steps, and what the host was told.
+//! The shared parts of the stories: the dispatcher that follows the skill and the other callers of
+//! the endpoint, the gates between steps, and the host's news.
 
 use std::{
     fs,
@@ -18,16 +18,16 @@ use super::{
     request::{Api, Request},
 };
 
-/// How long any step may take.
+/// The deadline of a step.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How the user's reply to a worker's question begins.
+/// The start of the user's reply to a worker's question.
 pub(crate) const REPLY: &str = "Tell it: ";
 
-/// What the user says to a task that ended before its end.
-pub(crate) const GO_ON: &str = "Let it go on.";
+/// The user's message about a task that ended early.
+pub(crate) const CONTINUE: &str = "Let it continue.";
 
-/// Whose model is asked.
+/// The caller of the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seat {
     /// The session in which the person types.
@@ -41,7 +41,7 @@ pub(crate) enum Seat {
 }
 
 impl Seat {
-    /// Who asks.
+    /// The caller of a request.
     pub(crate) fn of(request: &Request) -> Self {
         match request.api {
             Api::Codex => Self::Codex,
@@ -54,19 +54,19 @@ impl Seat {
     }
 }
 
-/// All that a seat asked so far.
+/// All requests of a seat so far.
 pub(crate) fn asked(model: &Model, seat: Seat) -> Vec<Arc<Request>> {
     let mut requests = model.requests();
     requests.retain(|request| !request.is_side_request() && Seat::of(request) == seat);
     requests
 }
 
-/// A point that one side of a story passes only when the other side has opened it.
+/// A gate that one side of a story passes once the other side has opened it.
 #[derive(Clone, Default)]
 pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
-    /// Lets everybody pass from now on.
+    /// Opens the gate for good.
     pub(crate) fn open(&self) {
         *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.0.1.notify_all();
@@ -92,8 +92,8 @@ pub(crate) struct Job {
     pub(crate) plan: &'static str,
 }
 
-/// What a good model does in the host's place. What it knows it has from the request: the paths
-/// from the skill's text, the Agent call and the command for an answer from the helpers' lines.
+/// The script of the host's model. It takes everything from the request: paths from the skill's
+/// text, the Agent call and the answer command from the helpers' lines.
 pub(crate) fn dispatcher(request: &Request, jobs: &[Job]) -> Reply {
     let new = request.last_user();
     let results = request.last_tool_results();
@@ -118,7 +118,7 @@ pub(crate) fn dispatcher(request: &Request, jobs: &[Job]) -> Reply {
         let command = command.split(" (the answer, then END_TEXT)").next().unwrap_or_default();
         return Reply::shell(request, &format!("{command}\n{}\nEND_TEXT", reply.trim()));
     }
-    if new.ends_with(GO_ON) {
+    if new.ends_with(CONTINUE) {
         let command = Regex::new("[^ ]+/dispatch-spawn [a-z-]+ --resume").expect("an expression");
         let texts = request.texts().join("\n");
         return Reply::shell(request, command.find_iter(&texts).last().expect("told").as_str());
@@ -141,7 +141,7 @@ pub(crate) fn dispatcher(request: &Request, jobs: &[Job]) -> Reply {
     spawn(request, jobs)
 }
 
-/// One call for all tasks, by the command that the skill's text gives.
+/// A single call for all tasks, by the command that the skill's text gives.
 pub(crate) fn spawn(request: &Request, jobs: &[Job]) -> Reply {
     let texts = request.texts().join("\n");
     let line = Regex::new(r#"("[^"]+/dispatch-spawn") ID --model NAME --plan - <<'END_PLAN'"#);
@@ -167,13 +167,13 @@ fn after_spawn(results: &str, jobs: &[Job]) -> Reply {
     calls.reduce(Reply::and).unwrap_or_else(dispatched)
 }
 
-/// What stands before the call by which an agent is started.
+/// The text before the call that starts an agent.
 const START: &str = "make this Agent call now: ";
 
-/// What stands before the call by which an agent is sent a message.
+/// The text before the call that sends an agent a message.
 const SEND: &str = "make this SendMessage call now (ToolSearch finds it): ";
 
-/// The call that the helper said to make, for which the tool may have to be found first.
+/// The call that the helper printed, for which the host may have to find the tool first.
 fn send(request: &Request) -> Reply {
     if !request.tools().contains(&"SendMessage") {
         return Reply::call("ToolSearch", json!({ "query": "select:SendMessage" }));
@@ -190,12 +190,12 @@ pub(crate) fn news(text: &str) -> Vec<String> {
     line.captures_iter(text).map(|found| found[1].to_owned()).collect()
 }
 
-/// Every line of news that the host was told so far, each as often as it was told.
+/// All news lines of the host so far, repeated as often as delivered.
 pub(crate) fn told(model: &Model) -> Vec<String> {
     told_in(&asked(model, Seat::Host))
 }
 
-/// The lines of news in what is new in these requests, without how long a worker took.
+/// The news lines in the new texts of these requests, without durations.
 pub(crate) fn told_in(requests: &[Arc<Request>]) -> Vec<String> {
     let lines = requests.iter().flat_map(|request| news(&request.last_user()));
     lines.map(|line| without_age(&line)).collect()
@@ -208,7 +208,7 @@ pub(crate) fn called(model: &Model) -> Vec<String> {
     calls.into_iter().map(|(name, _)| name).collect()
 }
 
-/// The command by which a worker calls its helper, from the prompt that it was given or has read.
+/// The command by which a worker calls its helper, from the prompt that it got or read.
 fn helper(request: &Request) -> String {
     let call =
         Regex::new(r#"("?/[^\n]+/dispatch-worker"? --task-dir [^\n]+) …"#).expect("an expression");
@@ -216,8 +216,8 @@ fn helper(request: &Request) -> String {
     call.captures(&texts).expect("the prompt names the helper")[1].to_owned()
 }
 
-/// The first thing that an agent with this prompt does: it reads the file that the prompt names, or
-/// the plan where the prompt itself came with the call.
+/// The first call of an agent with this prompt: reads the file that the prompt names, or the plan
+/// if the prompt came with the call.
 pub(crate) fn read_prompt(prompt: &str) -> Reply {
     let path = prompt.rsplit_once("Read ").and_then(|(_, rest)| rest.split_once(" and do what"));
     let plan = || prompt.split_once("checklist in\n")?.1.split_once(" (a copy");
@@ -230,7 +230,7 @@ pub(crate) fn run(request: &Request, arguments: &str) -> Reply {
     Reply::shell(request, &format!("{} {arguments}", helper(request)))
 }
 
-/// The call by which a worker of Claude asks, with the time limit that its prompt names.
+/// The call by which a Claude worker asks, with the time limit of its prompt.
 pub(crate) fn ask(request: &Request, question: &str) -> Reply {
     let command = format!("{} ask - <<'END_TEXT'\n{question}\nEND_TEXT", helper(request));
     Reply::call("Bash", json!({ "command": command, "timeout": 600_000 }))
@@ -248,13 +248,13 @@ pub(crate) fn state(home: &Home, id: &str) -> PathBuf {
     tasks.find(|task| task.exists()).unwrap_or_default()
 }
 
-/// A file of the project, or nothing.
+/// The text of a file, or an empty string.
 pub(crate) fn file(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Waits for the end of a turn in which the host says `text`. Every question for a permission on the
-/// way is answered with yes; returns what was asked, as `who tool: what`, without the home's path.
+/// Waits for the end of a turn in which the host says `text`, and allows every permission on the
+/// way. Returns the permissions as `who tool: what`, without the home's path.
 #[track_caller]
 pub(crate) fn until(claude: &mut Claude, home: &Home, text: &str) -> Vec<String> {
     let mut asked = Vec::new();
@@ -278,20 +278,20 @@ pub(crate) fn until(claude: &mut Claude, home: &Home, text: &str) -> Vec<String>
     }
 }
 
-/// A line of news without how long the worker took.
+/// A news line without the worker's duration.
 pub(crate) fn without_age(line: &str) -> String {
     let age = Regex::new(r"^([^:]+ \([0-9]+/[0-9]+), [0-9]+[smh]\)").expect("an expression");
     age.replace(line, "$1)").into_owned()
 }
 
-/// The waiter of the host that runs now, once it waits.
+/// The pid of the host's waiter, once it waits.
 pub(crate) fn waiter(home: &Home) -> i32 {
     wait_until(DEADLINE, "the host's waiter", || {
         home.running("dispatch-monitor").into_iter().find(|pid| watches(*pid))
     })
 }
 
-/// Waits until no process of the helpers is left: nobody works, and nobody can wake the host.
+/// Waits until no helper process is left: no worker runs and nothing can wake the host.
 #[track_caller]
 pub(crate) fn quiet(home: &Home) {
     wait_until(DEADLINE, "the end of waiters and supervisors", || {
