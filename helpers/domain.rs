@@ -71,7 +71,7 @@ pub enum Route {
     Cli,
 }
 
-/// What a worker may do. Each CLI has its own flags for the levels.
+/// The access of a worker. Each CLI has its own flags for the levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
@@ -135,7 +135,7 @@ pub struct Worktree {
 /// The end of an attempt that failed, in the CLI's own words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What failed.
+    /// The cause of the failure.
     pub kind: FailureKind,
     /// The line of output that says so.
     pub said: String,
@@ -144,7 +144,7 @@ pub struct Failure {
     pub resets: Option<u64>,
 }
 
-/// What made a worker CLI fail.
+/// The cause of a worker CLI's failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {

@@ -16,7 +16,7 @@ pub fn limit(name: &str, usual: Duration) -> Duration {
     usual
 }
 
-/// Whether `DISPATCH_FAIL` names this system facility, for example `inotify`.
+/// Returns true if `DISPATCH_FAIL` names this system facility, for example `inotify`.
 #[inline]
 pub fn fails(facility: &str) -> bool {
     #[cfg(debug_assertions)]

@@ -24,14 +24,14 @@ pub struct Question {
     pub number: u32,
     /// The number as the file's name spells it, with at least three digits.
     pub name: String,
-    /// Whether there is an answer.
+    /// `true` if there is an answer.
     pub answered: bool,
-    /// Whether the worker has read the answer.
+    /// `true` if the worker has read the answer.
     pub received: bool,
 }
 
 impl Question {
-    /// Whether the question still waits for its answer.
+    /// Returns true if the question still waits for its answer.
     pub fn is_open(&self) -> bool {
         !self.answered && !self.received
     }

@@ -81,7 +81,7 @@ impl fmt::Display for Marker {
     }
 }
 
-/// One step of a plan.
+/// A step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Item {
     /// The number in the copy that the worker was given, counted from 1; `2.1` for the first line
@@ -89,11 +89,11 @@ pub struct Item {
     pub number: String,
     /// The state.
     pub marker: Marker,
-    /// What is to be done, with whatever a worker wrote on the same line.
+    /// The text of the step, with whatever a worker wrote on the same line.
     pub text: String,
     /// The lines right below that are indented by two columns or more.
     pub notes: Vec<String>,
-    /// What was added to the item's own line since the worker was given it.
+    /// The text that was added to the item's own line since the worker was given it.
     #[serde(skip)]
     added: String,
     #[serde(skip)]
@@ -120,12 +120,12 @@ pub struct Doubt {
     /// The whole line.
     pub text: String,
     why: Why,
-    /// What a step there would say.
+    /// The text of the step if the line were one.
     step: String,
 }
 
 impl Doubt {
-    /// What to change so that the line is a step, or plainly none.
+    /// The change that makes the line a step, or plainly none.
     pub fn remedy(&self) -> &'static str {
         match self.why {
             Why::Word | Why::Box => {
@@ -268,7 +268,7 @@ impl Plan {
         self.items.iter().filter(|item| item.marker == Marker::Done).count()
     }
 
-    /// Whether every item is ticked, none is lost and no line is in doubt.
+    /// Returns true if every item is ticked, none is lost and no line is in doubt.
     pub fn complete(&self) -> bool {
         let certain = self.lost.is_empty() && self.doubts.is_empty();
         certain && !self.items.is_empty() && self.current().is_none()

@@ -137,12 +137,12 @@ impl Project {
         &self.state_dir
     }
 
-    /// What the directory is to the tasks.
+    /// The relation of the directory to the tasks.
     pub fn standing(&self) -> &Standing {
         &self.standing
     }
 
-    /// Whether work may start by itself.
+    /// Returns true if work may start by itself.
     pub fn stands(&self) -> bool {
         self.standing == Standing::Same
     }
@@ -443,9 +443,10 @@ fn common_directory(top: &Path) -> Option<PathBuf> {
     common.canonicalize().ok()
 }
 
-/// Whether the repository that a `.git` file names knows its checkout: an archive may name any
-/// repository as its own. A linked worktree has an entry that leads back (gitrepository-layout(5));
-/// the directory of a submodule or of `--separate-git-dir` is nobody's `.git`.
+/// Returns true if the repository that a `.git` file names knows its checkout: an archive may name
+/// any repository as its own. A linked worktree has an entry that leads back
+/// (gitrepository-layout(5)); the directory of a submodule or of `--separate-git-dir` is nobody's
+/// `.git`.
 fn points_back(git_dir: &Path, dot_git: &Path) -> bool {
     match files::read(&git_dir.join("gitdir")) {
         Ok(Some(back)) => {

@@ -48,7 +48,7 @@ impl Repairs {
         }
     }
 
-    /// Whether nothing was repaired.
+    /// Returns true if nothing was repaired.
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty() && self.temporary == 0
     }

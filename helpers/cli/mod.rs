@@ -23,7 +23,7 @@ use crate::process::{self, HELPERS};
 use crate::project::Project;
 use crate::tools;
 
-/// What `--version` prints after the helper's name. Released programs are optimised builds.
+/// The text of `--version` after the helper's name. Released programs are optimised builds.
 pub const VERSION: &str = match cfg!(debug_assertions) {
     true => concat!(env!("CARGO_PKG_VERSION"), " (development build)"),
     false => env!("CARGO_PKG_VERSION"),
@@ -116,7 +116,7 @@ fn refuse_pattern(helper: &str) -> Result<()> {
         .into())
 }
 
-/// Whether the system denied this user something.
+/// Returns true if the system denied this user something.
 fn is_denied(error: &Error) -> bool {
     let kind =
         |it: &(dyn std::error::Error + 'static)| Some(it.downcast_ref::<io::Error>()?.kind());

@@ -69,7 +69,8 @@ impl Lock {
         }
     }
 
-    /// Whether a process holds the lock. A lock that the file system cannot judge counts as held.
+    /// Returns true if a process holds the lock. A lock that the file system cannot judge counts as
+    /// held.
     pub fn is_held(path: &Path) -> Result<bool> {
         let Some((file, _)) = open_foreign(path)? else { return Ok(false) };
         Ok(file.try_lock_shared().is_err())

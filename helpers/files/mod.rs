@@ -80,7 +80,7 @@ fn wrong_kind(path: &Path, expected: &str) -> Refusal {
         .next("move away what is in its place")
 }
 
-/// Whether a file changed less than `age` ago.
+/// Returns true if a file changed less than `age` ago.
 pub fn modified_within(path: &Path, age: Duration) -> bool {
     let modified = fs::symlink_metadata(path).and_then(|it| it.modified());
     let elapsed = modified.ok().and_then(|modified| modified.elapsed().ok());

@@ -9,7 +9,7 @@ use crate::text::strip_escapes;
 use super::lines::{self, is_blank, plain};
 use super::{Item, Marker, Plan};
 
-/// What a note from the dispatcher begins with, behind the `>` of a quotation.
+/// The start of a note from the dispatcher, after the `>` of a quotation.
 const NOTE: &str = "**Note from dispatcher:**";
 
 impl Plan {
@@ -165,7 +165,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether the other plan differs only in the markers that are wanted and in notes that were
+    /// Returns true if the other plan differs only in the expected markers and in notes that were
     /// added to the item `noted`.
     fn differs_only(
         &self,

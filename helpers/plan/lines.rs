@@ -15,11 +15,11 @@ const BOLD: usize = 7;
 pub(super) enum Why {
     /// Letters or digits stand in its brackets.
     Word,
-    /// Its box does not stand right behind a list marker.
+    /// The box is not right after a list marker.
     Box,
-    /// Markdown reads its brackets as a link.
+    /// Markdown reads the brackets as a link.
     Link,
-    /// It stands below the heading Context of that line.
+    /// The line is below the heading Context of that line.
     Context(usize),
     /// The code fence or comment that begins in that line may hide it.
     Hidden(usize),
@@ -116,7 +116,7 @@ fn list_marker(text: &str) -> Option<usize> {
     }
 }
 
-/// Whether the line begins as a point of a list or as a heading; `a)` counts as a point.
+/// Returns true if the line begins as a point of a list or as a heading; `a)` counts as a point.
 fn is_point(text: &str) -> bool {
     let mut chars = text.chars();
     let lettered = chars.next().is_some_and(char::is_alphabetic);
@@ -125,7 +125,7 @@ fn is_point(text: &str) -> bool {
         || (lettered && matches!(chars.next(), Some('.' | ')' | '、')))
 }
 
-/// What stands behind the list marker in that column, with its own, and the column at which the
+/// The text after the list marker in `column`, with its own column, and the column at which the
 /// list item's content begins.
 fn behind_marker(column: usize, text: &str) -> Option<(usize, usize, &str)> {
     let length = list_marker(text).filter(|length| text[*length..].starts_with(is_blank))?;
@@ -140,7 +140,7 @@ pub(super) fn note_column(line: &str) -> usize {
     behind_marker(column, text).map_or(0, |(content, ..)| content).max(column + 2)
 }
 
-/// What a person may take the line for; `None` if for no step.
+/// The step that a person may see in the line; `None` if there is none.
 pub(super) fn find(line: &str) -> Option<Found<'_>> {
     let open = line.find('[')?;
     let close = open + line[open..].find(']')?;
@@ -203,14 +203,14 @@ pub(super) fn underline(line: &str) -> Option<usize> {
     if only('=') { Some(1) } else { only('-').then_some(2) }
 }
 
-/// Whether a line below this one may make it a heading: it is plain text outside a list.
+/// Returns true if a line below this one may make it a heading: it is plain text outside a list.
 pub(super) fn is_plain(line: &str) -> bool {
     let (column, text) = trimmed(line);
     let other = list_marker(text).is_some() || text.starts_with(['#', '>', '<', '|', '`', '~']);
     column < 2 && !text.is_empty() && !other
 }
 
-/// Whether a heading of that text begins the plan's context.
+/// Returns true if a heading with that text begins the plan's context.
 pub(super) fn is_context(heading: &str) -> bool {
     heading.trim_matches(|c: char| !c.is_alphabetic()).eq_ignore_ascii_case("context")
 }
@@ -233,14 +233,14 @@ fn fence(text: &str) -> Option<(char, usize, &str)> {
     (length >= 3 && !(c == '`' && rest.contains('`'))).then_some((c, length, rest))
 }
 
-/// Whether a line that begins so is no further line of a paragraph.
+/// Returns true if a line with this start does not continue a paragraph.
 fn begins_block(text: &str) -> bool {
     let heads = heading(text).is_some_and(|(level, _)| level < BOLD) || underline(text).is_some();
     let quotes = text.starts_with('>') || text.starts_with("<!--");
     heads || quotes || behind_marker(0, text).is_some() || fence(text).is_some()
 }
 
-/// Whether a line is more than plain text or a point of a list.
+/// Returns true if a line is more than plain text or a point of a list.
 pub(super) fn is_structure(mut line: &str) -> bool {
     let context = heading(line).is_some_and(|(_, text)| is_context(text));
     while let Some((.., rest)) = behind_marker(0, line) {
@@ -277,9 +277,9 @@ impl Block {
     }
 }
 
-/// One reading of what code fences and comments hide: for each line the one that begins what hides
-/// it. The strict reading is that of CommonMark. In the other, which people and models have, any
-/// line that begins as the fence did ends it, and what is never ended hides nothing.
+/// A reading of code fences and comments: for each hidden line, the line that begins the fence or
+/// comment. The strict reading is that of CommonMark. In the loose reading, which people and models
+/// have, any line that begins like the fence ends it, and an unclosed fence hides nothing.
 pub(super) fn hidden(lines: &[String], strict: bool) -> Vec<Option<usize>> {
     let mut hidden = vec![None; lines.len()];
     let hides = |line: &String| ["```", "~~~", "<!--"].iter().any(|begin| line.contains(begin));
@@ -293,13 +293,13 @@ pub(super) fn hidden(lines: &[String], strict: bool) -> Vec<Option<usize>> {
         let (mut column, mut text) = trimmed(line);
         let ended = |block: &Block| strict && !text.is_empty() && column < block.item;
         if let Some(it) = block.take().filter(|block| !ended(block)) {
-            // What stands behind the end of a comment can be seen.
+            // The text after the end of a comment is visible.
             let seen = it.fence.is_none() && text.starts_with("-->");
             hidden[at] = Some(it.line).filter(|_| !seen || strict);
             block = (!it.ends(text, column, strict)).then_some(it);
             continue;
         }
-        // Plain text goes on with the paragraph above it, wherever it begins.
+        // Plain text continues the paragraph above it at any indentation.
         let is_plain = |text: &str| !text.is_empty() && !begins_block(text);
         if !(text.is_empty() || paragraph && is_plain(text)) {
             items.retain(|item| *item <= column);

@@ -19,12 +19,12 @@ const LONGEST_REMARK: usize = 4096;
 pub struct LostItem {
     /// The number in that copy.
     pub number: usize,
-    /// What was to be done.
+    /// The text of the step.
     pub text: String,
 }
 
 impl Plan {
-    /// The same plan, whose items have the numbers of the copy that the worker was given.
+    /// The plan with the item numbers of the copy that the worker was given.
     #[must_use]
     pub fn numbered_as(mut self, copy: &Self) -> Self {
         self.number(copy.items.iter().map(|item| item.text.clone()).collect());
@@ -163,17 +163,18 @@ impl Plan {
     }
 }
 
-/// Whether that names an item by its number.
+/// Returns true if `name` is an item's number.
 fn is_number(name: &str) -> bool {
     name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
 }
 
-/// What two names of the same item have in common.
+/// The common form of all names of an item.
 fn key(text: &str) -> String {
     plain(text).to_lowercase()
 }
 
-/// Whether that is what a worker adds to its item's line, as in `Test: cargo is missing`.
+/// Returns true if `rest` is a remark that a worker adds to its item's line, as in `Test: cargo is
+/// missing`.
 fn is_remark(rest: &str) -> bool {
     let spaced = rest.strip_prefix(' ').is_some_and(|it| !it.starts_with(char::is_alphanumeric));
     spaced || rest.starts_with(": ")

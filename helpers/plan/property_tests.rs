@@ -1,12 +1,12 @@
-//! Random plans, notes and edits: a helper changes what it is asked for and nothing else, and
-//! counts what a person counts.
+//! Random plans, notes and edits: a helper makes exactly the requested change, and counts what a
+//! person counts.
 //!
 //! `PLAN_CASES=1000000 cargo test --release --lib plan::property` runs for longer, and
 //! `PLAN_SEED=N` begins with case N, whose number a failure prints.
 
 use super::*;
 
-/// Small and good enough (splitmix64).
+/// A small generator (splitmix64).
 struct Random(u64);
 
 impl Random {
@@ -21,7 +21,7 @@ impl Random {
         of[self.below(of.len())]
     }
 
-    /// One line of anything that matters to the grammar.
+    /// A line of anything that matters to the grammar.
     fn line(&mut self) -> String {
         let count = self.below(6);
         (0..count)
@@ -161,7 +161,7 @@ fn facts(plan: &Plan) -> Vec<(String, Marker, String)> {
 }
 
 #[test]
-fn any_note_at_an_item_changes_its_own_line_and_adds_lines_below() {
+fn note_at_an_item_changes_its_line_and_adds_lines_below() {
     cases(|random| {
         let text = random.plan();
         let mut note = random.text();
@@ -205,7 +205,7 @@ fn any_note_at_an_item_changes_its_own_line_and_adds_lines_below() {
 }
 
 #[test]
-fn any_note_from_the_dispatcher_is_counted_once_and_is_no_step() {
+fn note_from_the_dispatcher_is_counted_once_and_is_no_step() {
     cases(|random| {
         let before = Plan::parse(&random.plan());
         let mut plan = before.clone();
@@ -226,7 +226,7 @@ fn any_note_from_the_dispatcher_is_counted_once_and_is_no_step() {
     });
 }
 
-/// What an editor does to line ends, quotes and blanks.
+/// The text after an editor's changes to line ends, quotes and blanks.
 fn blanks(random: &mut Random, text: &str) -> String {
     let end = random.one(&["\n", "\r\n", "\r"]);
     let curly = random.below(2) == 0;
@@ -240,7 +240,7 @@ fn blanks(random: &mut Random, text: &str) -> String {
 }
 
 #[test]
-fn any_words_are_one_item_and_any_text_is_kept() {
+fn any_text_after_a_box_is_one_item_and_any_plan_is_kept() {
     cases(|random| {
         let words = random.line();
         let plan = Plan::parse(&format!("# {words}\n\n- [ ] {words}\n"));
@@ -255,7 +255,8 @@ fn any_words_are_one_item_and_any_text_is_kept() {
         let text = random.text();
         let plan = Plan::parse(&text);
         assert_eq!(plan.to_string(), text);
-        // Where nothing hides, each open box that begins a point is counted or in doubt.
+        // In plans without fences and comments, each open box at the start of a point is counted or
+        // in doubt.
         let hides = ["```", "~~~", "<!--"].iter().any(|it| text.contains(it));
         for (number, line) in (1..).zip(&plan.lines).filter(|_| !hides) {
             let is_step =
@@ -296,7 +297,7 @@ const MARKS: [(&str, bool); 11] = [
     ("\u{a0}", false),
 ];
 
-/// A step as a foreign editor writes it, and whether it is ticked.
+/// A step as a foreign editor writes it, and `true` if it is ticked.
 fn step(random: &mut Random, words: &str) -> (String, bool) {
     let (mark, done) = random.one(&MARKS);
     let list = random.one(&["- ", "* ", "+ ", "1. ", "7) ", "-", "-\u{a0}", "  - ", "\t* "]);
@@ -310,7 +311,7 @@ fn step(random: &mut Random, words: &str) -> (String, bool) {
     (format!("{list}[{mark}] {words}{remark}"), done)
 }
 
-/// An item of the copy that stands in the edited plan, or one that was inserted.
+/// An item of the copy that is in the edited plan, or an inserted one.
 struct Edited {
     of: Option<usize>,
     line: String,
@@ -318,7 +319,7 @@ struct Edited {
 }
 
 #[test]
-fn a_foreign_edit_between_two_ticks_changes_no_other_item() {
+fn foreign_edit_between_two_ticks_changes_no_other_item() {
     cases(|random| {
         let count = 1 + random.below(WORDS.len());
         let copy: String = WORDS[..count].iter().map(|words| format!("- [ ] {words}\n")).collect();
@@ -367,7 +368,7 @@ fn a_foreign_edit_between_two_ticks_changes_no_other_item() {
             "{text}"
         );
 
-        // A tick by number, or by words that name one item.
+        // A tick by number, or by a text that names an item.
         let of = random.below(count);
         let name = if random.below(2) == 0 { (of + 1).to_string() } else { WORDS[of].to_string() };
         let mut ticked = plan.clone();
@@ -382,13 +383,13 @@ fn a_foreign_edit_between_two_ticks_changes_no_other_item() {
                 assert_eq!(marks(&ticked), marks(&plan), "{text}");
                 assert_eq!(ticked.item(&(of + 1).to_string()).expect("there").marker, Marker::Done);
             }
-            // Words may be those of several items with remarks, or in a remark of another.
+            // The text may be that of several items with remarks, or in a remark of another.
             (Err(_), there) => {
                 assert!(!there || name == WORDS[of], "{name} in {text}");
                 assert_eq!(ticked.to_string(), text);
             }
             (Ok(()), false) => {
-                // The words are in one other item.
+                // Another item has the text.
                 assert!(
                     name == WORDS[of]
                         && facts(&ticked).iter().any(|(.., it)| plain(it).contains(&plain(&name))),
@@ -397,7 +398,8 @@ fn a_foreign_edit_between_two_ticks_changes_no_other_item() {
             }
         }
 
-        // The named remedies: plain --resume puts back what was lost, --skip names each of it.
+        // The printed remedies work: plain --resume restores lost items, and --skip names each of
+        // them.
         let options = plan.skip_lost();
         let mut mended = plan.clone();
         mended.restore().expect(&text);

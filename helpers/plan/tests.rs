@@ -66,7 +66,7 @@ fn each_form_of_a_step_is_counted() {
         ("\u{a0}\u{a0}- [ ] a", "[ ] a"),
         ("\u{feff}- [ ] a", "[ ] a"),
         ("\u{200b}- [\u{200b} ] a", "[ ] a"),
-        // What the text may hold.
+        // Any text may follow the box.
         ("- [ ] Change `- [ ]` to `- [x]`", "[ ] Change `- [ ]` to `- [x]`"),
         ("- [ ] **bold** [1] (see [it](x))", "[ ] **bold** [1] (see [it](x))"),
         ("- [ ] T001 [P] [US1] Model", "[ ] T001 [P] [US1] Model"),
@@ -225,7 +225,7 @@ fn only_a_heading_that_reads_context_ends_the_plan() {
 }
 
 #[test]
-fn what_fences_and_comments_hide_is_no_step() {
+fn hidden_text_in_fences_and_comments_is_no_step() {
     let hiding = [
         "```\n- [ ] no\n```",
         "```md\n- [ ] no\n```",
@@ -288,7 +288,7 @@ fn ambiguous_fences_and_comments_are_reported() {
 }
 
 #[test]
-fn the_four_markers_and_both_forms_of_notes_are_read() {
+fn all_markers_and_both_forms_of_notes_are_read() {
     let plan = Plan::parse(PLAN);
     assert_eq!(
         counted(PLAN),
@@ -303,7 +303,7 @@ fn the_four_markers_and_both_forms_of_notes_are_read() {
 }
 
 #[test]
-fn the_title_is_the_first_heading_that_is_seen() {
+fn title_is_the_first_visible_heading() {
     let rows = [
         ("# Fix it\n", Some("Fix it")),
         ("\u{feff}# Fix it #\r\n", Some("Fix it")),
@@ -335,7 +335,7 @@ fn marking_changes_only_its_own_line_and_adds_the_note_below() {
 }
 
 #[test]
-fn a_tick_writes_the_form_that_the_line_has() {
+fn tick_keeps_the_form_of_its_line() {
     let rows = [
         ("-[ ]a", "-[x]a"),
         ("- [] a", "- [x] a"),
@@ -402,7 +402,7 @@ fn notes_cannot_become_structure() {
 
 /// Found by a long run: a note that is indented less than the item's text ends a fence in it.
 #[test]
-fn a_note_does_not_end_a_comment_in_its_own_item() {
+fn note_does_not_end_a_comment_in_its_own_item() {
     let mut plan = Plan::parse("10. [ ] a\n    <!-- b\n- [ ] c\n");
     plan.mark("1", Marker::Done, "note").expect("marked");
     assert_eq!(plan.to_string(), "10. [x] a\n    <!-- b\n    note\n- [ ] c\n");
@@ -410,7 +410,7 @@ fn a_note_does_not_end_a_comment_in_its_own_item() {
 
 /// Found by a long run: a quotation ends the paragraph on which the fence's list item depends.
 #[test]
-fn a_note_does_not_end_the_list_item_of_a_fence() {
+fn note_does_not_end_the_list_item_of_a_fence() {
     for note in ["> b", "# b", "- # b", "---", "```"] {
         let mut plan = Plan::parse("- [ ] a\nlazy\n\n  ~~~\n- [ ] c\n");
         plan.mark("1", Marker::Done, note).expect(note);
@@ -419,7 +419,7 @@ fn a_note_does_not_end_the_list_item_of_a_fence() {
 }
 
 #[test]
-fn a_nested_step_keeps_its_note_below_it() {
+fn nested_step_keeps_its_note_below_it() {
     let mut plan = Plan::parse("- [ ] a\n  - [ ] b\n    old\n  - [ ] c\n");
     plan.mark("b", Marker::Done, "new").expect("marked");
     plan.mark("a", Marker::Done, "all").expect("marked");
@@ -428,7 +428,7 @@ fn a_nested_step_keeps_its_note_below_it() {
 }
 
 #[test]
-fn a_change_that_would_reach_further_is_refused_and_nothing_changes() {
+fn change_that_would_reach_further_is_refused() {
     let mut plan = Plan::parse("- [ ] a\n- [ ] b\n");
     let reaching = [
         "- [x] a\n- [x] b\n",
@@ -448,7 +448,7 @@ fn a_change_that_would_reach_further_is_refused_and_nothing_changes() {
 }
 
 #[test]
-fn numbers_are_those_of_the_copy() {
+fn item_numbers_are_those_of_the_copy() {
     let copy = Plan::parse("- [ ] a\n- [ ] b\n- [ ] c\n- [ ] b\n");
     let rows = [
         ("- [ ] a\n- [ ] b\n- [ ] c\n- [ ] b\n", "1 2 3 4", ""),
@@ -471,14 +471,14 @@ fn numbers_are_those_of_the_copy() {
 }
 
 #[test]
-fn an_editors_other_quotes_and_blanks_are_the_same_text() {
+fn quotes_and_blanks_of_an_editor_do_not_change_a_text() {
     let copy = Plan::parse("- [ ] Don't \"stop\" -- go...\n");
     let plan = Plan::parse("- [ ]  Don’t\u{a0}“stop” — go…  \n").numbered_as(&copy);
     assert_eq!((plan.items()[0].number.as_str(), plan.lost().len()), ("1", 0));
 }
 
 #[test]
-fn an_item_is_named_by_number_or_words() {
+fn item_is_named_by_number_or_text() {
     let copy = Plan::parse("- [ ] Write the report\n- [ ] Write the tests\n- [ ] 42\n- [ ] Old\n");
     let text = "- [ ] Write the report\n- [ ] New\n- [ ] Write the tests\n- [ ] 42\n";
     let plan = Plan::parse(text).numbered_as(&copy);
@@ -539,14 +539,14 @@ fn lost_items_are_put_back_where_they_were() {
 }
 
 #[test]
-fn the_options_that_drop_lost_items_are_words_for_a_shell() {
+fn skip_options_for_lost_items_are_quoted_for_a_shell() {
     let copy = Plan::parse("- [ ] It's `so`\n- [ ] twice\n- [ ] twice\n- [ ] 42\n");
     let plan = Plan::parse("").numbered_as(&copy);
     assert_eq!(plan.skip_lost(), r" --skip 'It'\''s `so`' --skip 2 --skip 3 --skip 4");
 }
 
 #[test]
-fn a_note_is_found_whatever_an_editor_did_to_it() {
+fn note_is_found_after_any_editors_changes() {
     let mut plan = Plan::parse("- [ ] a");
     plan.append_note("Don't use \"npx\".\n\n- [ ] Really...").expect("appended");
     let expected =
@@ -570,14 +570,14 @@ fn a_note_is_found_whatever_an_editor_did_to_it() {
 }
 
 #[test]
-fn a_note_that_begins_another_one_is_a_note_of_its_own() {
+fn note_that_begins_another_note_is_separate() {
     let mut plan = Plan::parse("- [ ] a\n");
     let notes = ["Stop it", "Stop", "x\n**Note from dispatcher:** Stop", "Stop\nit"];
     for note in notes {
         plan.append_note(note).expect("appended");
     }
     assert_eq!(notes.map(|note| plan.count_notes(note)), [2, 1, 1, 2]);
-    // What a worker notes at an item is not the dispatcher's.
+    // A worker's note at an item is not the dispatcher's.
     plan.mark("1", Marker::Done, "> **Note from dispatcher:** Stop").expect("marked");
     assert_eq!(plan.count_notes("Stop"), 1);
 }

@@ -1,5 +1,5 @@
-//! What ties a process to its surroundings: the variables that name its host and its task, and where
-//! programs are found.
+//! The environment of a process: the variables that name its host and its task, and the search for
+//! programs.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -30,8 +30,8 @@ pub fn calling_host() -> Option<Identity> {
     Identity::of_pid(pid).ok().flatten()
 }
 
-/// Whether a variable ties a process to the host that started it. A variable that a person sets for
-/// Claude Code, such as how to log in, does not.
+/// Returns true if a variable ties a process to the host that started it. A variable that a person
+/// sets for Claude Code, such as how to log in, does not.
 pub fn is_host_variable(name: &str) -> bool {
     let of_the_person = ["USE_", "SKIP_", "OAUTH_", "CLIENT_", "API_KEY_", "MAX_"];
     match name.strip_prefix("CLAUDE_CODE_") {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::short_hash;
 use crate::process::{Signal, os};
 
-/// One process of one boot of one machine, as state files keep it.
+/// A process of one boot of one machine, as state files keep it.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct Identity {
     /// The pid, as the namespace below counts.
@@ -29,7 +29,7 @@ pub struct Identity {
     pub namespace: Option<String>,
 }
 
-/// What can be known about the process of an [`Identity`].
+/// The knowledge about the process of an [`Identity`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Life {
     /// The process is running.
@@ -63,15 +63,16 @@ impl Identity {
         Self::of_pid(pid)?.with_context(|| format!("process {pid} cannot see itself"))
     }
 
-    /// Whether this process's pids count the same processes: the same boot and pid namespace. Boot
-    /// ids are random, so the same boot is the same machine even if it was renamed meanwhile.
+    /// Returns true if this process's pids count the same processes: boot and pid namespace are
+    /// equal. Boot ids are random, so equal boots mean one machine, even if it was renamed
+    /// meanwhile.
     pub(super) fn is_of_this_namespace(&self) -> bool {
         !self.boot.is_empty()
             && self.boot == boot_id()
             && self.namespace.as_deref() == os::namespace()
     }
 
-    /// Whether the process is alive, as far as this machine and pid namespace can tell.
+    /// The life of the process, as far as this machine and pid namespace can tell.
     pub fn life(&self) -> Life {
         let restarted = ![&self.machine, &self.boot].into_iter().any(String::is_empty)
             && self.machine == machine()

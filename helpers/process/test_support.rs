@@ -1,4 +1,4 @@
-//! What the tests of this module share.
+//! Shared parts of this module's tests.
 #![allow(clippy::unwrap_used)]
 
 use std::process::{Child, Command};

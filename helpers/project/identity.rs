@@ -37,7 +37,7 @@ pub(super) struct ProjectRecord {
     token: String,
 }
 
-/// What a project's directory is to the tasks in its state directory.
+/// The relation of a project's directory to the tasks in its state directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// No task was dispatched here.
@@ -79,13 +79,13 @@ impl ProjectRecord {
         files::publish(&record_path(state_dir), serde_yaml::to_string(self)?.as_bytes())
     }
 
-    /// Whether the directory still is where it was.
+    /// Returns true if the directory is still at its recorded place.
     fn is_in_place(&self) -> bool {
         fs::metadata(&self.path)
             .is_ok_and(|meta| meta.uid() == self.owner && meta.ino() == self.inode)
     }
 
-    /// What the directory at the recorded path is, with this token in its `.dispatch`.
+    /// The standing of the directory at the recorded path, with this token in its `.dispatch`.
     pub(super) fn standing(&self, token: Option<&str>) -> Standing {
         match token {
             _ if !self.is_in_place() => Standing::Replaced,
@@ -132,7 +132,8 @@ pub(super) fn with_token(token: &str) -> Option<(PathBuf, ProjectRecord)> {
     })
 }
 
-/// What a directory without a state of its own is, whose `.dispatch` has the token of that record.
+/// The standing of a directory without a state of its own, whose `.dispatch` has the token of
+/// `record`.
 pub(super) fn origin(record: &ProjectRecord) -> Standing {
     match record.is_in_place() {
         true => Standing::Copied(record.path.clone()),
@@ -140,7 +141,8 @@ pub(super) fn origin(record: &ProjectRecord) -> Standing {
     }
 }
 
-/// Whether the project of a task's state directory still stands, so that work may start by itself.
+/// Returns true if the project of a task's state directory is still in place, so that work may
+/// start by itself.
 pub fn stands(state_dir: &Path, task_directory: &Path) -> bool {
     let (Some(project), Some(root)) = (state_dir.parent(), task_directory.ancestors().nth(3))
     else {

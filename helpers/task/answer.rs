@@ -68,13 +68,13 @@ impl Task {
         Ok(())
     }
 
-    /// Whether an answer was recorded less than `age` ago.
+    /// Returns true if an answer was recorded less than `age` ago.
     pub fn was_answered_within(&self, age: Duration) -> bool {
         let names = self.answers().unwrap_or_default();
         names.iter().any(|(name, _)| files::modified_within(&self.answers_dir().join(name), age))
     }
 
-    /// Whether a recorded answer was neither read by the worker nor passed on in a prompt.
+    /// Returns true if a recorded answer was neither read by the worker nor passed on in a prompt.
     pub fn has_untold_answer(&self) -> Result<bool> {
         let ipc = self.side().ipc();
         let untold = |name: &String| !self.told_marker(name).exists() && !ipc.was_received(name);

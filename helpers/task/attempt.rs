@@ -1,4 +1,4 @@
-//! One run of a worker and what is known about it: the directory `attempts/<n>`.
+//! A run of a worker and its records: the directory `attempts/<n>`.
 //!
 //! Invariant: every file is replaced as a whole, so a reader sees an old or a new one and no half.
 
@@ -82,7 +82,7 @@ pub struct ExitRecord {
 }
 
 impl ExitRecord {
-    /// Whether nobody saw the end, because the supervisor died first.
+    /// Returns true if nobody saw the end, because the supervisor died first.
     pub fn is_unseen(&self) -> bool {
         matches!(self.stop_reason, None | Some(StopReason::LastWordUnseen))
             && self.code.is_none()
@@ -90,7 +90,7 @@ impl ExitRecord {
             && self.not_started.is_none()
     }
 
-    /// Whether the CLI had reported its final result, so that the plan decides the state.
+    /// Returns true if the CLI had reported its final result, so that the plan decides the state.
     pub fn had_result(&self) -> bool {
         matches!(self.stop_reason, Some(StopReason::LastWord | StopReason::LastWordUnseen))
     }
@@ -106,7 +106,8 @@ pub struct SessionRecord {
 }
 
 impl SessionRecord {
-    /// Whether the id is one plain word, as all CLIs use: never an option or several arguments.
+    /// Returns true if the id is a single plain word, as all CLIs use: never an option or several
+    /// arguments.
     fn has_plain_id(&self) -> bool {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
         self.id.len() <= 128 && !self.id.starts_with('-') && self.id.bytes().all(plain)

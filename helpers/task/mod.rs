@@ -140,12 +140,12 @@ impl Task {
         self.state_dir.join("record.yaml")
     }
 
-    /// Whether the task was dispatched: its record exists.
+    /// Returns true if the task was dispatched: its record exists.
     pub fn was_dispatched(&self) -> bool {
         self.record_path().is_file()
     }
 
-    /// Whether somebody deleted the task's directory in the project after the worker's end.
+    /// Returns true if somebody deleted the task's directory in the project after the worker's end.
     pub fn is_deleted(&self) -> bool {
         if self.side.has_files() {
             return false;
@@ -156,7 +156,7 @@ impl Task {
         over && !Lock::is_held(&self.run_lock_path()).unwrap_or(true)
     }
 
-    /// Whether the record was written less than `time` ago.
+    /// Returns true if the record was written less than `time` ago.
     pub fn was_recorded_within(&self, time: Duration) -> bool {
         files::modified_within(&self.record_path(), time)
     }

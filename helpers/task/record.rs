@@ -51,13 +51,13 @@ pub struct Record {
     pub owner: Option<Identity>,
     /// The wall clock at the dispatch (RFC 3339).
     pub created: String,
-    /// Whether the person stopped the task.
+    /// `true` if the person stopped the task.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stop: bool,
 }
 
 impl Record {
-    /// Whether the worker commits: the task has a worktree, and access to write there.
+    /// Returns true if the worker commits: the task has a worktree, and access to write there.
     pub fn commits(&self) -> bool {
         self.worktree.is_some() && self.access != Access::Read
     }
@@ -97,7 +97,7 @@ pub enum Wait {
     Parked {
         /// The reset, in seconds since 1970.
         until: u64,
-        /// Whether the CLI stated the reset; otherwise dispatch guessed it.
+        /// `true` if the CLI stated the reset; otherwise dispatch guessed it.
         stated: bool,
         /// How many times in a row the task was parked.
         times: u32,

@@ -99,12 +99,12 @@ impl WorkerSide {
         [self.directory.clone(), self.ipc().directory().to_path_buf(), self.tells_dir()]
     }
 
-    /// Whether the directory holds anything but a plan and an empty `ipc/`: a task's files.
+    /// Returns true if the directory holds anything but a plan and an empty `ipc/`: a task's files.
     pub fn has_files(&self) -> bool {
         if self.prompt_path().symlink_metadata().is_ok() {
             return true;
         }
-        // What cannot be read is not nothing.
+        // An unreadable directory may hold files.
         let Ok(names) = files::entries(&self.directory) else { return true };
         let ipc = files::entries(self.ipc().directory());
         let is_plan = |name: &std::ffi::OsStr| name == "plan.md";

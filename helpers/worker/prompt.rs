@@ -54,7 +54,7 @@ pub fn first(task: &Task, record: &Record, plan: &str) -> Result<String> {
     ))
 }
 
-/// What a worker has to know of its worktree.
+/// The part of the prompt about the worker's worktree.
 fn of_worktree(worktree: &Worktree, record: &Record) -> String {
     let commit = if record.commits() { "commit your work there before you finish; " } else { "" };
     let branches: Vec<_> = record.after.iter().filter_map(|it| it.branch.as_deref()).collect();

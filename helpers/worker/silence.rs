@@ -10,8 +10,8 @@ use crate::task::{Attempt, StopReason, Task};
 /// Default of `silent_after`.
 const SILENT_AFTER: Duration = Duration::from_secs(20 * 60);
 
-/// Whether a worker shows signs of life: new output, or a change in its task's directory. A worker
-/// that waits for an answer is never silent.
+/// The watch over a worker's signs of life: new output, or a change in its task's directory. A
+/// worker that waits for an answer is never silent.
 pub(super) struct Silence {
     /// `None` if the config turns the check off.
     limit: Option<Duration>,
@@ -72,7 +72,7 @@ impl Silence {
         None
     }
 
-    /// Whether the worker waits for an answer. Reads files only after the limit.
+    /// Returns true if the worker waits for an answer. Reads files only after the limit.
     fn waits_for_answer(&self, limit: Duration, task: &Task) -> bool {
         let questions = || task.side().ipc().questions().unwrap_or_default();
         self.last_sign.elapsed() >= limit && questions().iter().any(Question::is_open)

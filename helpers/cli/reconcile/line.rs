@@ -14,7 +14,7 @@ pub(super) fn unstyled(text: impl Into<String>) -> Span {
     text.into().stylize()
 }
 
-/// One line of styled text. Displays as the text with the escape sequences of its styles.
+/// A line of styled text. Displays as the text with the escape sequences of its styles.
 #[derive(Debug, Default)]
 pub(super) struct Line(Vec<Span>);
 
@@ -81,7 +81,7 @@ pub(super) fn cut(text: &str, most: usize) -> String {
         return text.into();
     }
     let mut left = most;
-    // One column is kept for the `…`.
+    // Keep a column for the `…`.
     let fits = |c: &char| {
         left = left.saturating_sub(columns(*c));
         left > 0

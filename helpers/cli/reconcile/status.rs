@@ -49,7 +49,7 @@ pub(super) struct StatusArgs {
     pub(super) color: ColorChoice,
 }
 
-/// Whether the output is coloured; tells the terminal library too.
+/// Returns true if the output is coloured, and configures the terminal library accordingly.
 pub(super) fn has_colors(choice: ColorChoice) -> bool {
     let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
@@ -143,7 +143,7 @@ pub(in crate::cli) fn broken_line(broken: &Broken) -> String {
     shorten(&format!("{name} broken — {why}"), LINE.saturating_sub(next.len())) + &next
 }
 
-/// What a program may want to know about a task that cannot be read.
+/// The JSON of an unreadable task.
 fn broken_as_json(broken: &Broken) -> serde_json::Value {
     json!({
         "task": broken.name,

@@ -25,7 +25,7 @@ const AGE: usize = 4;
 const MODEL: usize = 5;
 const COST: usize = 6;
 
-/// What the table shows of a task. All text is printable.
+/// The row of a task in the table. All text is printable.
 #[derive(Clone, Debug)]
 pub(super) struct TaskRow {
     pub(super) task: Task,
@@ -43,7 +43,7 @@ pub(super) struct TaskRow {
     pub(super) questions: Vec<(String, String)>,
     /// The command that helps the task on, if it needs one.
     pub(super) next: Option<String>,
-    /// Whether the worker writes a log.
+    /// `true` if the worker writes a log.
     pub(super) logs: bool,
 }
 
@@ -104,7 +104,7 @@ impl TaskRow {
         ]
     }
 
-    /// One line without ages, which tells of every change that matters.
+    /// The row as a single line without ages, which changes with every change that matters.
     pub(super) fn line(&self) -> String {
         let detail = Some(self.question_or_detail()).filter(|detail| !detail.is_empty());
         let detail = detail.map(|detail| format!(" — {detail}")).unwrap_or_default();
@@ -116,7 +116,7 @@ impl TaskRow {
 /// How wide the columns of a table are. A column of width 0 is left out.
 pub(super) struct Columns {
     widths: [usize; 7],
-    /// Whether the detail stands in the task's own line.
+    /// `true` if the detail is in the task's own line.
     pub(super) wide: bool,
 }
 

@@ -21,9 +21,9 @@ use crate::wait::{SAFETY_SCAN, Snapshot, state_directories, state_paths, watch_u
 struct WatchedTasks {
     project: Project,
     cached: BTreeMap<TaskId, CachedRow>,
-    /// One line for each thing that is in the place of a task and is none.
+    /// A line for each entry that is in the place of a task and is none.
     broken: Vec<String>,
-    /// Whether the directory of all tasks was watched at the last look.
+    /// `true` if the directory of all tasks was watched at the last look.
     watched: bool,
 }
 
@@ -39,7 +39,7 @@ impl CachedRow {
         self.snapshot.is_current() && self.processes.iter().all(|it| it.life() == Life::Alive)
     }
 
-    /// Whether the task may change without somebody starting a worker.
+    /// Returns true if the task may change without a new worker.
     fn is_open(&self) -> bool {
         let waits = |row: &TaskRow| row.state.is_waiting();
         !self.processes.is_empty() || self.row.as_ref().map_or(true, waits)

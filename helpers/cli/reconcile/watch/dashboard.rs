@@ -19,7 +19,7 @@ pub(super) struct Answer {
     pub(super) text: String,
 }
 
-/// What the person is doing.
+/// The current activity of the person.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Mode {
     /// Looks at the tasks.
@@ -39,7 +39,7 @@ pub(super) enum Mode {
     },
 }
 
-/// What the person wants done.
+/// An action that the person requested.
 #[derive(Debug)]
 pub(super) enum Wish {
     Answer(Answer),
@@ -53,12 +53,12 @@ pub(super) struct Dashboard {
     pub(super) project: String,
     /// The tasks, most urgent first.
     pub(super) rows: Vec<TaskRow>,
-    /// One line for each task that cannot be read.
+    /// A line for each unreadable task.
     pub(super) broken: Vec<String>,
     pub(super) mode: Mode,
     /// The result of the last wish.
     pub(super) message: String,
-    /// Whether the person wants to leave.
+    /// `true` if the person wants to leave.
     pub(super) over: bool,
     selected: Option<TaskId>,
     /// Refused answers that wait until nothing else is open, with the reason.

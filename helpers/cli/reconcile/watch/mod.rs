@@ -1,7 +1,7 @@
 //! `dispatch-reconcile watch`: all tasks on a terminal, live, with keys for the person.
 //!
-//! One thread reads the keys and one waits for the tasks' files and processes. Both send updates to
-//! the thread that draws.
+//! A thread reads the keys and another waits for the tasks' files and processes. Both send updates
+//! to the thread that draws.
 
 mod dashboard;
 mod screen;
@@ -38,7 +38,7 @@ const AGES: Duration = Duration::from_secs(60);
 /// How often a log is read again while it is shown.
 const LOG: Duration = Duration::from_millis(250);
 
-/// What the thread that draws is told.
+/// A message to the thread that draws.
 enum Update {
     /// The tasks as they are now, and a line for each that cannot be read.
     Tasks(Vec<TaskRow>, Vec<String>),

@@ -103,7 +103,7 @@ fn questions(dashboard: &Dashboard, width: usize, most: usize) -> Vec<Line> {
             let more = if at == fits && text.len() > fits { " …" } else { "" };
             block.push(Line::new(unstyled(format!("  {}{more}", line.trim_end()))));
         }
-        // One line is kept for the number of questions that are left out.
+        // Keep a line for the number of omitted questions.
         if lines.is_empty() || left_out == 0 && lines.len() + block.len() < most {
             lines.extend(block);
         } else {
@@ -145,7 +145,7 @@ fn tasks(dashboard: &Dashboard, width: usize, most: usize, now: SystemTime) -> V
     let height = if columns.wide || most < 4 { 1 } else { 2 };
     let mut fit = most.saturating_sub(lines.len()) / height;
     if fit < rows.len() {
-        // One line is kept for the number of tasks.
+        // Keep a line for the number of tasks.
         fit = most.saturating_sub(lines.len() + 1) / height;
     }
     let fit = fit.max(1);
