@@ -14,16 +14,13 @@ mod story;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    env,
-    fs::{self, OpenOptions},
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
+    env, fs,
     process::Command,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
-use nix::{libc::O_NONBLOCK, sys::stat::Mode, unistd::mkfifo};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use regex::Regex;
 use serde_json::json;
 use snapbox::{IntoData, assert_data_eq};
@@ -32,11 +29,12 @@ use crate::support::{
     claude::{Claude, Options},
     codex,
     model::{Model, Part, Reply},
-    process::{Home, wait_until},
+    process::Home,
     request::Request,
     skill,
     story::{DEADLINE, Gate, Job, Seat, asked, called, dispatcher, quiet, read_prompt, run, until},
 };
+use original::tell;
 use story::{STATUS, Scene, Work, Worker};
 
 /// Both sides' config.
@@ -218,16 +216,6 @@ impl Player {
             _ => self.end.open(),
         }
     }
-}
-
-/// Writes a word to the process that reads from this pipe.
-fn tell(home: &Home, pipe: &str, word: &str) {
-    let path = home.path().join("go").join(pipe);
-    wait_until(DEADLINE, &format!("{pipe} listens"), || {
-        let mut reader =
-            OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&path).ok()?;
-        writeln!(reader, "{word}").ok()
-    });
 }
 
 /// A home that is set up for one side.

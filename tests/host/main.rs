@@ -7,14 +7,13 @@
 mod helpers;
 mod support;
 
-mod agent_ends;
 mod agent_route;
 mod background;
 mod budget;
 mod cli_route;
+mod early_ends;
 mod failures;
 mod first_run;
 mod host_dies;
-mod late_answer;
 mod npx;
 mod sessions;

@@ -9,7 +9,7 @@ use crate::support::text::tree;
 use crate::support::{Call, PLAN, Ran, Sandbox};
 
 /// A project with a plan for 'x' and a valid config.
-fn ready() -> Sandbox {
+pub(crate) fn ready() -> Sandbox {
     let sandbox = Sandbox::with_git();
     sandbox.workers(&[]);
     sandbox.plan("x", PLAN);
@@ -26,21 +26,13 @@ fn asking() -> Sandbox {
 
 /// Checks the text and the exit code of a refusal, and that no byte of project and home changed.
 #[track_caller]
-fn refused(sandbox: &Sandbox, call: Call) -> Ran {
+pub(crate) fn refused(sandbox: &Sandbox, call: Call) -> Ran {
     let before = tree(&[sandbox.home(), sandbox.temporary()]);
     let ran = call.run();
     assert_eq!(tree(&[sandbox.home(), sandbox.temporary()]), before);
     assert!(ran.err.lines().count() <= 3, "more than three lines:\n{}", ran.err);
     assert_eq!(ran.out, "");
     ran
-}
-
-/// Checks that the caret stands below the start of `word`.
-#[track_caller]
-fn assert_caret_at(ran: &Ran, word: &str) {
-    let lines: Vec<&str> = ran.err.lines().collect();
-    let caret = lines.iter().position(|line| line.trim_start().starts_with('^')).expect("a caret");
-    assert_eq!(lines[caret].find('^'), lines[caret - 1].find(word), "{}", ran.err);
 }
 
 #[test]
@@ -144,38 +136,6 @@ exit 65
 !   HOME/.dispatch/config.yaml does not exist
 !   next: follow references/first-run-setup.md, or call dispatch-config setup
 "#]]);
-}
-
-#[test]
-fn config_error_is_shown_with_line_column_and_caret() {
-    let sandbox = ready();
-    sandbox.config("default: opus\nmodels: { opus: {} }\nbackends:\n  claude: { access: reed }\n");
-    let typo = refused(&sandbox, sandbox.call("dispatch-spawn", &["x"]));
-    typo.shows(str![[r#"
-exit 65
-! dispatch-spawn: the config is wrong: 'access' cannot be 'reed'
-!   HOME/.dispatch/config.yaml, line 4, column 21:   claude: { access: reed }
-!        ^ expected one of `read`, `write`, `full`
-"#]]);
-    assert_caret_at(&typo, "reed }");
-    sandbox.config("default: opus\nmodels:\n  opus: { backend: claude\n");
-    refused(&sandbox, sandbox.call("dispatch-config", &["check"])).shows(str![[r#"
-exit 65
-! dispatch-config: the config is wrong: did not find expected ',' or '}'
-!   HOME/.dispatch/config.yaml, line 3, column 26:   opus: { backend: claude
-!        ^ here
-"#]]);
-    sandbox.config(
-        "default: opus\nmodels:\n  opus: { backend: claude }\n  opus: { backend: claude }\n",
-    );
-    let twice = refused(&sandbox, sandbox.call("dispatch-config", &["check"]));
-    twice.shows(str![[r#"
-exit 65
-! dispatch-config: the config is wrong: 'opus' stands here twice
-!   HOME/.dispatch/config.yaml, line 4, column 3:   opus: { backend: claude }
-!        ^ remove one of them
-"#]]);
-    assert_caret_at(&twice, "opus: { backend: claude }");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Broken states, each made by hand: the message is clear, other tasks stay visible, and no file is
 //! lost.
+//!
+//! Longer than 500 lines because it is one table: each state and its test stand side by side.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -4,9 +4,10 @@ use std::fs;
 
 use snapbox::str;
 
+use crate::bad_input::{ready, refused};
 use crate::support::clis::{CLAUDE, CODEX};
 use crate::support::process::kill_and_wait;
-use crate::support::{PLAN, Sandbox};
+use crate::support::{PLAN, Ran, Sandbox};
 
 /// A sandbox whose config is `text` with the usual workers.
 fn with_workers(text: &str) -> Sandbox {
@@ -245,4 +246,44 @@ fn misspelled_access_never_means_more_access() {
         assert!(spawn.err.contains("did you mean 'access'?"), "{key}: {}", spawn.err);
     }
     assert!(!sandbox.task("x", "record.yaml").exists());
+}
+
+/// Checks that the caret stands below the start of `word`.
+#[track_caller]
+fn assert_caret_at(ran: &Ran, word: &str) {
+    let lines: Vec<&str> = ran.err.lines().collect();
+    let caret = lines.iter().position(|line| line.trim_start().starts_with('^')).expect("a caret");
+    assert_eq!(lines[caret].find('^'), lines[caret - 1].find(word), "{}", ran.err);
+}
+
+#[test]
+fn config_error_is_shown_with_line_column_and_caret() {
+    let sandbox = ready();
+    sandbox.config("default: opus\nmodels: { opus: {} }\nbackends:\n  claude: { access: reed }\n");
+    let typo = refused(&sandbox, sandbox.call("dispatch-spawn", &["x"]));
+    typo.shows(str![[r#"
+exit 65
+! dispatch-spawn: the config is wrong: 'access' cannot be 'reed'
+!   HOME/.dispatch/config.yaml, line 4, column 21:   claude: { access: reed }
+!        ^ expected one of `read`, `write`, `full`
+"#]]);
+    assert_caret_at(&typo, "reed }");
+    sandbox.config("default: opus\nmodels:\n  opus: { backend: claude\n");
+    refused(&sandbox, sandbox.call("dispatch-config", &["check"])).shows(str![[r#"
+exit 65
+! dispatch-config: the config is wrong: did not find expected ',' or '}'
+!   HOME/.dispatch/config.yaml, line 3, column 26:   opus: { backend: claude
+!        ^ here
+"#]]);
+    sandbox.config(
+        "default: opus\nmodels:\n  opus: { backend: claude }\n  opus: { backend: claude }\n",
+    );
+    let twice = refused(&sandbox, sandbox.call("dispatch-config", &["check"]));
+    twice.shows(str![[r#"
+exit 65
+! dispatch-config: the config is wrong: 'opus' stands here twice
+!   HOME/.dispatch/config.yaml, line 4, column 3:   opus: { backend: claude }
+!        ^ remove one of them
+"#]]);
+    assert_caret_at(&twice, "opus: { backend: claude }");
 }

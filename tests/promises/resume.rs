@@ -343,3 +343,83 @@ fn session_id_that_is_an_option_is_refused() {
         assert!(resume.err.contains("the session id has a wrong form"), "{id}: {}", resume.err);
     }
 }
+
+/// The first attempt asks, ticks, finishes too early, leaves its context and fails; the second
+/// keeps its prompt.
+#[test]
+fn resumed_worker_gets_everything_of_the_last_attempt() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("works", "exit 7")]);
+    sandbox.plan("x", "# Title\n- [ ] First\n- [ ] Second\n- [ ] Third\n\n## Context\nMind it.\n");
+    sandbox.ok("dispatch-spawn", &["x", "--model", "works"]);
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    let question = sandbox.worker("x", &["ask", "Which one?"]).env("DISPATCH_WAIT_MS", "0").run();
+    assert_eq!(question.code, Some(75));
+    sandbox.worker("x", &["tick", "1", "--note", "easy"]).run().ok();
+    sandbox.worker("x", &["block", "2", "Still unclear."]).run().ok();
+    fs::write(sandbox.task("x", "context.md"), "The second one is in b.rs.\n").expect("written");
+    fs::write(sandbox.task("x", "ipc/.done"), "Too early.\n").expect("written");
+
+    sandbox.script("works", "printf '%s' \"$1\" >got; exec sleep 1000\n");
+    sandbox.run("dispatch-monitor", &["--answer", "x", "The second one."]).shows(str![[r#"
+exit 0
+x/001 answered, its worker had ended and was resumed
+"#]]);
+    assert!(!sandbox.task("x", "ipc/.done").exists());
+    assert_eq!(sandbox.read("x", "attempts/1/summary"), "Too early.");
+    same(
+        &sandbox.read("x", "plan.md"),
+        str![[r#"
+# Title
+- [x] First
+  easy
+- [ ] Second
+  Still unclear.
+- [ ] Third
+
+## Context
+Mind it.
+
+"#]],
+    );
+    assert_eq!(sandbox.state("x"), "running");
+    let got = wait_until("the worker has its prompt", || {
+        let got = fs::read_to_string(sandbox.project().join("got")).ok()?;
+        got.ends_with("The second one.\n").then_some(got)
+    });
+    let first = sandbox.read("x", "prompt.md");
+    same(
+        got.strip_prefix(first.trim_end()).expect("the whole first prompt"),
+        str![[r#"
+
+
+"#]],
+    );
+}
+
+/// Nobody waits for the answer to a question of an ended attempt.
+#[test]
+fn question_of_an_earlier_attempt_is_closed() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("fails", "exit 7")]);
+    sandbox.plan("x", PLAN);
+    sandbox.ok("dispatch-spawn", &["x", "--model", "fails"]);
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    let ask = || sandbox.worker("x", &["ask", "Which one?"]).env("DISPATCH_WAIT_MS", "0").run();
+    assert_eq!(ask().code, Some(75));
+    sandbox.script("fails", "exec sleep 1000\n");
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    assert_eq!(sandbox.state("x"), "running");
+    sandbox.run("dispatch-monitor", &["--answer", "x/001", "This."]).shows(str![[r#"
+exit 65
+! dispatch-monitor: nobody waits for an answer to x/001 any more
+!   next: tell the worker with dispatch-reconcile note x -
+"#]]);
+    // A repeated text from the new worker is a new question.
+    assert_eq!(ask().code, Some(75));
+    assert_eq!(sandbox.state("x"), "asking");
+    sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
+exit 0
+x/002 answered, its worker continues
+"#]]);
+}

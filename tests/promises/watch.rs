@@ -1,4 +1,4 @@
-//! `dispatch-reconcile watch` and the table of `status` in a real terminal, with a person at it.
+//! `dispatch-reconcile watch` in a real terminal, with a person at it.
 
 use std::fs;
 use std::io::Write;
@@ -10,9 +10,8 @@ use snapbox::str;
 
 use crate::support::picture::svg;
 use crate::support::process::{all_of, kill_and_wait, runs, signal};
-use crate::support::terminal::Terminal;
+use crate::support::terminal::{Terminal, Window};
 use crate::support::text::same;
-use crate::support::tmux::Window;
 use crate::support::{Sandbox, binary, repository, wait_until};
 
 /// A Claude Code worker whose script depends on the name of its task.
@@ -46,7 +45,7 @@ old-images) exec sleep 1000 ;;
 esac"#;
 
 /// A project with a task in each state. The test sets their ages.
-fn project_with_all_states() -> Sandbox {
+pub(crate) fn project_with_all_states() -> Sandbox {
     let helper = format!("W='{}'\n", binary("dispatch-worker").display());
     let sandbox = Sandbox::with_clis(&[("claude", &format!("{helper}{CLAUDE}"))]);
     let other = sandbox.script("codex", &format!("{helper}{OTHER}"));
@@ -219,174 +218,23 @@ a answer l log s stop ↑↓ select q quit
 }
 
 /// The process whose last argument is this.
-fn process(sandbox: &Sandbox, argument: &str) -> u32 {
+pub(crate) fn process(sandbox: &Sandbox, argument: &str) -> u32 {
     let end = format!("\0{argument}\0").into_bytes();
     let is_it =
         |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(&end));
     wait_until("the helper runs", || all_of(&sandbox.home()).into_iter().find(is_it))
 }
 
-fn is_styled(text: &str) -> bool {
+pub(crate) fn is_styled(text: &str) -> bool {
     text.contains("\u{1b}[")
 }
 
-fn is_coloured(text: &str) -> bool {
+pub(crate) fn is_coloured(text: &str) -> bool {
     text.contains("[33m") || text.contains("[38;5;")
 }
 
 /// The last lines of a window whose command succeeded.
-const OVER: &str = "ended with 0\nthe terminal is as it was\n";
-
-/// The command line of `status`.
-fn status(options: &str) -> String {
-    format!("'{}' status {options}", binary("dispatch-reconcile").display())
-}
-
-#[test]
-fn status_on_terminal_is_table_with_commands() {
-    let sandbox = project_with_all_states();
-    let Some(window) = Window::open(&sandbox, (80, 40), &status("")) else { return };
-    same(
-        &window.shows(&[OVER]),
-        str![[r#"
-checkout-tax   asking      ━━━───────  1/3   2h  sonnet
-    001: Which rounding shall the tax use: per line, or once per invoice? The o…
-    → dispatch-monitor --answer checkout-tax/001 -
-payment-retry  blocked     ━━━───────  1/3  12m  opus         $0.18
-    item 2: Retry with Stripe or Adyen? Both keys are there.
-    → dispatch-spawn payment-retry --resume
-parser-tests   failed      ──────────  0/2   0s  sonnet
-    not logged in: Failed to authenticate. API Error: 403
-    → claude auth login
-import-csv     incomplete  ──────────  0/2   1m  gpt-6-codex
-    ended before item 1: Read the rows
-    → dispatch-spawn import-csv --resume
-flaky-login    running     ━━━━━━────  2/3   1h  gpt-6-codex
-    item 3: Fix it
-search-index   running     ━━━━──────  2/5   3h  opus
-    item 3: Add an index
-search-docs    queued      ──────────  0/1   3h  sonnet
-    after search-index
-old-images     stopped     ──────────  0/1  48m  gpt-6-codex
-    item 1: Find those that nobody uses
-manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42
-    Three pages describe the new checkout; all links work.
-ended with 0
-the terminal is as it was
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-"#]],
-    );
-    assert!(is_coloured(&window.styled()), "{}", window.styled());
-    drop(window);
-    let Some(window) = Window::open(&sandbox, (130, 30), &status("--all")) else { return };
-    same(
-        &window.shows(&[OVER]),
-        str![[r#"
-checkout-tax   asking      ━━━───────  1/3   2h  sonnet              001: Which rounding shall the tax use: per line, or once per…
-    → dispatch-monitor --answer checkout-tax/001 -
-payment-retry  blocked     ━━━───────  1/3  12m  opus         $0.18  item 2: Retry with Stripe or Adyen? Both keys are there.
-    → dispatch-spawn payment-retry --resume
-parser-tests   failed      ──────────  0/2   0s  sonnet              not logged in: Failed to authenticate. API Error: 403
-    → claude auth login
-import-csv     incomplete  ──────────  0/2   1m  gpt-6-codex         ended before item 1: Read the rows
-    → dispatch-spawn import-csv --resume
-flaky-login    running     ━━━━━━────  2/3   1h  gpt-6-codex         item 3: Fix it
-search-index   running     ━━━━──────  2/5   3h  opus                item 3: Add an index
-search-docs    queued      ──────────  0/1   3h  sonnet              after search-index
-old-images     stopped     ──────────  0/1  48m  gpt-6-codex         item 1: Find those that nobody uses
-manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42  Three pages describe the new checkout; all links work.
-in total 110.0k tokens in, 4.9k out, $0.60
-ended with 0
-the terminal is as it was
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-"#]],
-    );
-}
-
-#[test]
-fn status_colours_follow_option_and_environment() {
-    let sandbox = Sandbox::new();
-    sandbox.workers(&[]);
-    sandbox.dispatch("x", "idle");
-    sandbox.ok("dispatch-reconcile", &["stop", "x"]);
-    let never = status("--color never");
-    let environment = format!("NO_COLOR=1 {}", status(""));
-    let both = format!("NO_COLOR=1 {}", status("--color always"));
-    for (command, expected) in [(never, false), (environment, false), (both, true)] {
-        let Some(window) = Window::open(&sandbox, (80, 10), &command) else { return };
-        window.shows(&["x  stopped", "ended with 0\n"]);
-        assert_eq!(is_styled(&window.styled()), expected, "{command}: {}", window.styled());
-    }
-    // A pipe gets a table of 80 columns if colours are requested, and lines otherwise.
-    let piped = |color| sandbox.ok("dispatch-reconcile", &["status", "--color", color]);
-    assert!(is_styled(&piped("always")) && piped("always").contains("x  "), "{}", piped("always"));
-    assert!(piped("auto").starts_with("x stopped 0/2 "), "{}", piped("auto"));
-}
-
-/// A screen reader gets each change once.
-#[test]
-fn status_follow_prints_line_for_each_change() {
-    let sandbox = Sandbox::new();
-    sandbox.workers(&[]);
-    sandbox.dispatch("x", "idle");
-    let Some(window) = Window::open(&sandbox, (100, 12), &status("--follow")) else { return };
-    window.shows(&["x running 0/2 — item 1: First\n"]);
-    sandbox.worker("x", &["tick", "1"]).run().ok();
-    window.shows(&["x running 1/2 — item 2: Second\n"]);
-    fs::write(sandbox.task("x", "ipc/001.question"), "Which? → rm\n").expect("written");
-    window.shows(&["x asking 1/2 — 001: Which? > rm → dispatch-monitor --answer x/001 -\n"]);
-    sandbox.ok("dispatch-reconcile", &["stop", "x"]);
-    window.shows(&["x stopped 1/2 — item 2: Second\n"]);
-    signal(process(&sandbox, "--follow"), Signal::SIGTERM);
-    same(
-        &window.shows(&[OVER]),
-        str![[r#"
-x running 0/2 — item 1: First
-x running 1/2 — item 2: Second
-x asking 1/2 — 001: Which? > rm → dispatch-monitor --answer x/001 -
-x stopped 1/2 — item 2: Second
-ended with 0
-the terminal is as it was
-
-
-
-
-
-
-
-"#]],
-    );
-}
+pub(crate) const OVER: &str = "ended with 0\nthe terminal is as it was\n";
 
 /// `sh tests/picture.sh` renews the picture.
 #[test]

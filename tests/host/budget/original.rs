@@ -10,19 +10,23 @@
 //! needs another's result, one call for the scaffolding of all tasks and one for the status of all.
 //! The host reads only the config, questions and plans.
 
-use std::fs;
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+};
 
+use nix::libc::O_NONBLOCK;
 use serde_json::{Value, json};
 
 use super::{
     Player, Session,
     story::{Scene, Work, Worker},
-    tell,
 };
 use crate::support::{
     model::Reply,
-    process::Home,
-    story::{file, task},
+    process::{Home, wait_until},
+    story::{DEADLINE, file, task},
 };
 
 /// The size of SKILL.md after its frontmatter; 23,852 bytes in the file.
@@ -219,5 +223,15 @@ pub(super) fn acts(session: &mut Session, player: &Player, scene: &Scene, steps:
     }
     session.tells(vec![scene.told()], steps, |it| {
         if is_process(work) { tell(&it.home, id, "end") } else { player.end.open() }
+    });
+}
+
+/// Writes a word to the process that reads from this pipe.
+pub(super) fn tell(home: &Home, pipe: &str, word: &str) {
+    let path = home.path().join("go").join(pipe);
+    wait_until(DEADLINE, &format!("{pipe} listens"), || {
+        let mut reader =
+            OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&path).ok()?;
+        writeln!(reader, "{word}").ok()
     });
 }

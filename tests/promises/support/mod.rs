@@ -2,6 +2,7 @@
 //! helpers. No settings of the machine get in, and no process in it survives the test.
 
 pub(crate) mod clis;
+pub(crate) mod copy;
 #[path = "../../helpers/mod.rs"]
 pub(crate) mod helpers;
 pub(crate) mod made;
@@ -9,7 +10,6 @@ pub(crate) mod picture;
 pub(crate) mod process;
 pub(crate) mod terminal;
 pub(crate) mod text;
-pub(crate) mod tmux;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
