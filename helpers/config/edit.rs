@@ -249,5 +249,8 @@ fn prove(
 }
 
 #[cfg(test)]
+#[path = "edit_property_tests.rs"]
+mod property_tests;
+#[cfg(test)]
 #[path = "edit_tests.rs"]
 mod tests;

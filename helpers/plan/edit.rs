@@ -236,3 +236,169 @@ fn harmless(text: &str) -> Vec<String> {
     });
     lines.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::PLAN;
+    use super::*;
+
+    #[test]
+    fn marking_changes_only_its_own_line_and_adds_the_note_below() {
+        let mut plan = Plan::parse(PLAN);
+        plan.mark("4", Marker::Done, "three lines").expect("marked");
+        let expected = PLAN.replace("- [ ] Write\n", "- [x] Write\n  three lines\n");
+        assert_eq!(plan.to_string(), expected);
+        plan.mark("4", Marker::Done, "three  lines").expect("marked again");
+        assert_eq!(plan.to_string(), expected);
+    }
+
+    #[test]
+    fn tick_keeps_the_form_of_its_line() {
+        let rows = [
+            ("-[ ]a", "-[x]a"),
+            ("- [] a", "- [x] a"),
+            ("1. [  ] a", "1. [x] a"),
+            ("-\u{a0}[\u{a0}]\u{a0}a", "-\u{a0}[x]\u{a0}a"),
+            ("- [~] a", "- [x] a"),
+            ("- [✓] a", "- [✓] a"),
+            ("* [X] a", "* [X] a"),
+            ("\u{feff}+ [/] a", "\u{feff}+ [x] a"),
+        ];
+        for (before, after) in rows {
+            let mut plan = Plan::parse(before);
+            plan.mark("1", Marker::Done, "").expect("marked");
+            assert_eq!(plan.to_string(), after);
+        }
+    }
+
+    #[test]
+    fn other_line_ends_and_a_missing_last_one_stay() {
+        let mut plan = Plan::parse("* [ ] a\r\n* [ ] b");
+        plan.mark("1", Marker::Failed, "no").expect("marked");
+        plan.mark("2", Marker::Done, "").expect("marked");
+        assert_eq!(plan.to_string(), "* [!] a\r\n  no\r\n* [x] b");
+        plan.mark("2", Marker::Done, "ok").expect("marked");
+        assert_eq!(plan.to_string(), "* [!] a\r\n  no\r\n* [x] b\n  ok\n");
+        plan.mark("2", Marker::Done, "more").expect("marked");
+        assert_eq!(plan.to_string(), "* [!] a\r\n  no\r\n* [x] b\n  ok\n  more\n");
+    }
+
+    #[test]
+    fn notes_cannot_become_structure() {
+        let rows = [
+            ("- [ ] b", "- \\[ ] b"),
+            ("1) [x] b", "1) \\[x] b"),
+            ("[1] Smith", "\\[1] Smith"),
+            ("### [ ] b", "\\### \\[ ] b"),
+            ("```", "\\```"),
+            ("~~~sh", "\\~~~sh"),
+            ("- ```", "\\- ```"),
+            ("# b", "\\# b"),
+            ("## Context", "\\## Context"),
+            ("**Context:**", "\\**Context:**"),
+            ("===", "\\==="),
+            ("> b", "\\> b"),
+            ("- # b", "\\- # b"),
+            ("#12 is fixed", "#12 is fixed"),
+            ("- b", "- b"),
+            ("**b**", "**b**"),
+            ("---", "\\---"),
+            ("a <!-- b", "a <\\!-- b"),
+            ("-->", "--\\>"),
+            ("a\u{1b}[1mb\u{7}", "ab"),
+            ("a `[ ]` **b** [c](d)", "a `[ ]` **b** [c](d)"),
+            ("```a``` b", "```a``` b"),
+        ];
+        for (note, written) in rows {
+            let mut plan = Plan::parse("- [ ] a\n---\n- [ ] z\n\n## Context\n");
+            plan.mark("1", Marker::Done, note).expect(note);
+            let expected = format!("- [x] a\n  {written}\n---\n- [ ] z\n\n## Context\n");
+            assert_eq!(plan.to_string(), expected);
+            assert_eq!((plan.done(), plan.items().len()), (1, 2));
+        }
+    }
+
+    /// Found by a long run: a note that is indented less than the item's text ends a fence in it.
+    #[test]
+    fn note_does_not_end_a_comment_in_its_own_item() {
+        let mut plan = Plan::parse("10. [ ] a\n    <!-- b\n- [ ] c\n");
+        plan.mark("1", Marker::Done, "note").expect("marked");
+        assert_eq!(plan.to_string(), "10. [x] a\n    <!-- b\n    note\n- [ ] c\n");
+    }
+
+    /// Found by a long run: a quotation ends the paragraph on which the fence's list item depends.
+    #[test]
+    fn note_does_not_end_the_list_item_of_a_fence() {
+        for note in ["> b", "# b", "- # b", "---", "```"] {
+            let mut plan = Plan::parse("- [ ] a\nlazy\n\n  ~~~\n- [ ] c\n");
+            plan.mark("1", Marker::Done, note).expect(note);
+            assert_eq!((plan.done(), plan.items().len(), plan.doubts().len()), (1, 2, 0));
+        }
+    }
+
+    #[test]
+    fn nested_step_keeps_its_note_below_it() {
+        let mut plan = Plan::parse("- [ ] a\n  - [ ] b\n    old\n  - [ ] c\n");
+        plan.mark("b", Marker::Done, "new").expect("marked");
+        plan.mark("a", Marker::Done, "all").expect("marked");
+        let expected = "- [x] a\n  all\n  - [x] b\n    old\n    new\n  - [ ] c\n";
+        assert_eq!(plan.to_string(), expected);
+    }
+
+    #[test]
+    fn change_that_would_reach_further_is_refused() {
+        let mut plan = Plan::parse("- [ ] a\n- [ ] b\n");
+        let reaching = [
+            "- [x] a\n- [x] b\n",
+            "- [x] a\n",
+            "- [x] a\n- [ ] b\n- [ ] c\n",
+            "- [x] a\n- [ ] b!\n",
+            "- [x] a\n- [ ] b\n  note\n",
+            "- [x] a\n```\n- [ ] b\n",
+            "# T\n- [x] a\n- [ ] b\n",
+            "- [x] a\n- [ ] b\n## Context\n",
+        ];
+        for text in reaching {
+            let wanted = |at, item: &Item| if at == 0 { Marker::Done } else { item.marker };
+            plan.put(&lines::split(text), Some(0), wanted).expect_err(text);
+            assert_eq!(plan.to_string(), "- [ ] a\n- [ ] b\n");
+        }
+    }
+
+    #[test]
+    fn note_is_found_after_any_editors_changes() {
+        let mut plan = Plan::parse("- [ ] a");
+        plan.append_note("Don't use \"npx\".\n\n- [ ] Really...").expect("appended");
+        let expected =
+            "- [ ] a\n\n> **Note from dispatcher:** Don't use \"npx\".\n> \n> - \\[ ] Really...\n";
+        assert_eq!(plan.to_string(), expected);
+        assert_eq!(plan.items().len(), 1);
+        let edits = [
+            expected.replace('\n', "\r\n"),
+            expected.replace('\n', "\r"),
+            expected.replace("> \n", ">\n"),
+            expected.trim_end().to_string(),
+            expected.replace("Don't", "Don’t").replace("\"npx\"", "“npx”").replace("...", "…"),
+            expected.replace("\n> \n> ", " "),
+            expected.replace("> ", ">\u{a0}"),
+        ];
+        for text in edits {
+            let plan = Plan::parse(&text);
+            assert_eq!(plan.count_notes("Don't use \"npx\".\n\n- [ ] Really..."), 1, "{text:?}");
+            assert_eq!(plan.count_notes("Don't use \"npx\"."), 0);
+        }
+    }
+
+    #[test]
+    fn note_that_begins_another_note_is_separate() {
+        let mut plan = Plan::parse("- [ ] a\n");
+        let notes = ["Stop it", "Stop", "x\n**Note from dispatcher:** Stop", "Stop\nit"];
+        for note in notes {
+            plan.append_note(note).expect("appended");
+        }
+        assert_eq!(notes.map(|note| plan.count_notes(note)), [2, 1, 1, 2]);
+        // A worker's note at an item is not the dispatcher's.
+        plan.mark("1", Marker::Done, "> **Note from dispatcher:** Stop").expect("marked");
+        assert_eq!(plan.count_notes("Stop"), 1);
+    }
+}

@@ -179,3 +179,107 @@ fn is_remark(rest: &str) -> bool {
     let spaced = rest.strip_prefix(' ').is_some_and(|it| !it.starts_with(char::is_alphanumeric));
     spaced || rest.starts_with(": ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn item_numbers_are_those_of_the_copy() {
+        let copy = Plan::parse("- [ ] a\n- [ ] b\n- [ ] c\n- [ ] b\n");
+        let rows = [
+            ("- [ ] a\n- [ ] b\n- [ ] c\n- [ ] b\n", "1 2 3 4", ""),
+            ("- [~] a\n* [x] b\n3. [ ] c\n- [?] b\n", "1 2 3 4", ""),
+            ("- [ ] a\n- [ ] b\n- [ ] n\n- [ ] m\n- [ ] c\n- [ ] b\n", "1 2 2.1 2.2 3 4", ""),
+            ("- [ ] n\n- [ ] c\n- [ ] a\n- [ ] m\n- [ ] b\n- [ ] b\n", "0.1 3 1 1.1 2 4", ""),
+            ("- [ ] a\n- [ ] c\n- [ ] b\n", "1 3 2", "4"),
+            ("- [ ] a (by hand)\n- [ ] b: no\n- [ ] c – why\n- [ ] b\n", "1 4 3 2", ""),
+            ("- [ ] a b\n- [ ] b\n- [ ] c\n- [ ] b\n", "0.1 2 3 4", "1"),
+            ("- [ ] a\n- [done] b\n- [ ] c\n- [ ] b\n", "1 3 2", ""),
+            ("", "", "1 2 3 4"),
+        ];
+        for (text, numbers, lost) in rows {
+            let plan = Plan::parse(text).numbered_as(&copy);
+            let found: Vec<_> = plan.items().iter().map(|item| item.number.as_str()).collect();
+            assert_eq!(found.join(" "), numbers, "{text}");
+            let found: Vec<_> = plan.lost().iter().map(|item| item.number.to_string()).collect();
+            assert_eq!(found.join(" "), lost, "{text}");
+        }
+    }
+
+    #[test]
+    fn quotes_and_blanks_of_an_editor_do_not_change_a_text() {
+        let copy = Plan::parse("- [ ] Don't \"stop\" -- go...\n");
+        let plan = Plan::parse("- [ ]  Don’t\u{a0}“stop” — go…  \n").numbered_as(&copy);
+        assert_eq!((plan.items()[0].number.as_str(), plan.lost().len()), ("1", 0));
+    }
+
+    #[test]
+    fn item_is_named_by_number_or_text() {
+        let copy =
+            Plan::parse("- [ ] Write the report\n- [ ] Write the tests\n- [ ] 42\n- [ ] Old\n");
+        let text = "- [ ] Write the report\n- [ ] New\n- [ ] Write the tests\n- [ ] 42\n";
+        let plan = Plan::parse(text).numbered_as(&copy);
+        let rows = [
+            ("1", "Write the report"),
+            ("2", "Write the tests"),
+            ("1.1", "New"),
+            ("3", "42"),
+            ("Write the report", "Write the report"),
+            ("write  the REPORT", "Write the report"),
+            ("tests", "Write the tests"),
+        ];
+        for (name, text) in rows {
+            assert_eq!(plan.item(name).expect(name).text, text);
+        }
+        let refusals = [
+            (
+                "write",
+                "'write' may be 2 items\n  1: Write the report; 2: Write the tests\n  next: name the item by its number",
+            ),
+            (
+                "4",
+                "item 4 is not in the plan any more\n  it was: Old\n  next: put its line back, or name the item that you mean by its own words",
+            ),
+            ("5", "the plan has no item 5\n  it has 4, counted from 1"),
+            ("0", "the plan has no item 0\n  it has 4, counted from 1"),
+            (
+                "nothing",
+                "the plan has no item 'nothing'\n  next: name an item by its number or by its own words",
+            ),
+        ];
+        for (name, refusal) in refusals {
+            assert_eq!(plan.item(name).expect_err(name).to_string(), refusal);
+        }
+        let doubtful = Plan::parse("- [done] Old\n").numbered_as(&copy);
+        let refusal = doubtful.item("4").expect_err("in doubt").to_string();
+        assert!(refusal.starts_with("line 1 of the plan is in doubt: "), "{refusal}");
+    }
+
+    #[test]
+    fn lost_items_are_put_back_where_they_were() {
+        let copy = Plan::parse("# T\n\n- [ ] a\n  - [x] b\n- [ ] c\n\n## Context\nWords.\n");
+        let rows = [
+            ("# T\n\n- [x] a\n  note\n- [ ] c\n", "# T\n\n- [x] a\n  note\n- [ ] b\n- [ ] c\n"),
+            ("# T\n\n- [ ] c", "# T\n\n- [ ] a\n- [ ] b\n- [ ] c"),
+            ("# T\n\n- [x] a", "# T\n\n- [x] a\n- [ ] b\n- [ ] c\n"),
+            ("# T\r\n", "# T\r\n- [ ] a\r\n- [ ] b\r\n- [ ] c\r\n"),
+            ("", "- [ ] a\n- [ ] b\n- [ ] c\n"),
+            ("words", "- [ ] a\n- [ ] b\n- [ ] c\nwords"),
+            ("- [ ] a\n- [ ] new\n- [ ] c\n", "- [ ] a\n- [ ] b\n- [ ] new\n- [ ] c\n"),
+        ];
+        for (text, expected) in rows {
+            let mut plan = Plan::parse(text).numbered_as(&copy);
+            plan.restore().expect("restored");
+            assert_eq!(plan.to_string(), expected);
+            assert_eq!(plan.lost(), []);
+        }
+    }
+
+    #[test]
+    fn skip_options_for_lost_items_are_quoted_for_a_shell() {
+        let copy = Plan::parse("- [ ] It's `so`\n- [ ] twice\n- [ ] twice\n- [ ] 42\n");
+        let plan = Plan::parse("").numbered_as(&copy);
+        assert_eq!(plan.skip_lost(), r" --skip 'It'\''s `so`' --skip 2 --skip 3 --skip 4");
+    }
+}

@@ -1,5 +1,5 @@
 //! Processes: identities that survive the reuse of pids, waiting for events, process trees, and
-//! programs that outlive the helper that starts them.
+//! programs that outlive the helper that starts them; and the local calendar of the system.
 //!
 //! `linux.rs` and `macos.rs` provide the same functions and an `EventQueue`; the other files use
 //! only those.
@@ -14,7 +14,6 @@ mod os;
 compile_error!("dispatch runs on Linux and macOS");
 
 mod capture;
-mod clock;
 mod environment;
 mod identity;
 mod start;
@@ -26,7 +25,6 @@ mod watch;
 pub use nix::sys::signal::Signal;
 
 pub use capture::{CaptureError, capture};
-pub use clock::{LocalTime, local_seconds, local_time};
 pub use environment::{ANSWERS, ATTEMPT, PATIENCE, TASK_DIR, calling_host, is_host_variable};
 pub use environment::{HELPERS, find_program, find_program_in, launcher, worker_helper};
 pub use identity::{Identity, Life, boot_id, machine};
@@ -36,3 +34,24 @@ pub use tree::{ProcessTree, callers};
 pub use watch::{Watch, Woken};
 
 use watch::SignalPipe;
+
+/// A moment of the local calendar, in which rate limits are stated.
+pub type LocalTime = nix::libc::tm;
+
+/// The local time of a moment in seconds since 1970.
+pub fn local_time(seconds: u64) -> Option<LocalTime> {
+    let seconds = seconds.try_into().ok()?;
+    // SAFETY: `tm` is numbers and a pointer that may be null.
+    let mut local: LocalTime = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live values of these types.
+    let done = unsafe { nix::libc::localtime_r(&raw const seconds, &raw mut local) };
+    (!done.is_null()).then_some(local)
+}
+
+/// The seconds since 1970 of a local time. Days beyond the end of a month count into the next.
+pub fn local_seconds(mut local: LocalTime) -> Option<u64> {
+    local.tm_isdst = -1;
+    // SAFETY: the pointer is to a live value of this type.
+    let seconds = unsafe { nix::libc::mktime(&raw mut local) };
+    u64::try_from(seconds).ok()
+}
