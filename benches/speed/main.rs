@@ -6,33 +6,22 @@
 //! Everything happens in temporary homes on the disk that holds the target directory, because a
 //! disk on which a sync costs nothing would flatter the numbers.
 
-#[path = "../tests/helpers/mod.rs"]
+#[path = "../../tests/helpers/mod.rs"]
 mod helpers;
+mod home;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dispatch::HELPERS;
-use dispatch::files::Lock;
 use nix::unistd::Pid;
-use tempfile::TempDir;
 
-/// A worker that stays and a worker that ends at once. If the benchmark is killed, the first ends
-/// by itself, and its monitor with it.
-const CONFIG: &str = "backends:
-  stays: { command: exec sleep 900, prompt: stdin }
-  ends: { command: 'true' }
-models:
-  stays: { backend: stays }
-  ends: { backend: ends }
-";
-
-const PLAN: &str = "# Measure\n- [ ] One\n- [ ] Two\n- [ ] Three\n\n## Context\nNothing.\n";
+use home::{Home, Project, name_of};
 
 /// The number of runs that a median is taken of.
 const RUNS: usize = 5;
@@ -506,155 +495,4 @@ impl Drop for Running {
 
 fn launcher(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("bin").join(name)
-}
-
-fn name_of(number: usize) -> String {
-    format!("t{number}")
-}
-
-/// A home directory with a config, and with the helpers where the launchers look for them.
-struct Home {
-    directory: TempDir,
-}
-
-impl Home {
-    fn new() -> Result<Self> {
-        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-        let home = Self { directory };
-        fs::create_dir_all(home.path(".dispatch"))?;
-        fs::write(home.path(".dispatch/config.yaml"), CONFIG)?;
-        helpers::install(&home.path("helpers"));
-        Ok(home)
-    }
-
-    fn path(&self, relative: &str) -> PathBuf {
-        self.directory.path().join(relative)
-    }
-
-    fn helper(&self, name: &str) -> PathBuf {
-        self.path("helpers").join(helpers::VERSION.as_str()).join(name)
-    }
-
-    fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.env("HOME", self.directory.path()).env("DISPATCH_HOME", self.path("helpers"));
-        command.stdin(Stdio::null());
-        command
-    }
-
-    fn project(&self, name: &str) -> Result<Project<'_>> {
-        let root = self.path(name);
-        // The helpers must not find the repository that they were built in.
-        fs::create_dir_all(root.join(".git"))?;
-        fs::write(root.join(".git/HEAD"), "")?;
-        Ok(Project { home: self, root })
-    }
-}
-
-/// A project whose workers end with it.
-struct Project<'a> {
-    home: &'a Home,
-    root: PathBuf,
-}
-
-impl Project<'_> {
-    fn task(&self, id: &str) -> PathBuf {
-        self.root.join(".dispatch/tasks").join(id)
-    }
-
-    /// The person's side of a task.
-    fn state(&self, id: &str) -> Result<PathBuf> {
-        let identity = self.root.join(".git");
-        let identity = if identity.is_dir() { identity } else { self.root.clone() };
-        let hash = dispatch::ids::long_hash(identity.as_os_str().as_encoded_bytes());
-        let projects = fs::read_dir(self.home.path(".dispatch/state"))?;
-        let own = projects.flatten().map(|it| it.path());
-        let mut own = own.filter(|it| it.to_string_lossy().ends_with(&hash));
-        Ok(own.next().context("a state directory")?.join(id))
-    }
-
-    /// Runs `dispatch-spawn` with this process as the host, and returns its time.
-    fn spawn(&self, id: &str, model: &str) -> Result<Duration> {
-        fs::create_dir_all(self.task(id))?;
-        fs::write(self.task(id).join("plan.md"), PLAN)?;
-        let mut command = self.home.command(&self.home.helper("dispatch-spawn"));
-        command.current_dir(&self.root).env("CLAUDE_PID", std::process::id().to_string());
-        command.args([id, "--model", model]);
-        let begin = Instant::now();
-        let output = command.output()?;
-        let took = begin.elapsed();
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{command:?}: {}: {error}", output.status);
-        Ok(took)
-    }
-
-    /// Starts that many workers that stay.
-    fn run(&self, count: usize) -> Result<()> {
-        (0..count).try_for_each(|number| self.spawn(&name_of(number), "stays").map(drop))
-    }
-
-    /// Creates that many ended tasks, nine in ten of them done: one by `dispatch-spawn`, the others
-    /// as its copies.
-    fn fill(&self, count: usize) -> Result<()> {
-        self.spawn(&name_of(0), "ends")?;
-        self.until_ended(&name_of(0))?;
-        (1..count).try_for_each(|number| self.copy(&name_of(number), number % 10 != 0))
-    }
-
-    /// Copies the first task; a `done` copy ended three days ago.
-    fn copy(&self, to: &str, done: bool) -> Result<()> {
-        let (first, to_path) = (self.task(&name_of(0)), self.task(to));
-        dispatch::files::copy_directory(&first, &to_path)?;
-        let (state, to_state) =
-            (self.state(&name_of(0))?, self.state(&name_of(0))?.with_file_name(to));
-        dispatch::files::copy_directory(&state, &to_state)?;
-        // Each task has its own nonce and directory.
-        let record = fs::read_to_string(state.join("record.yaml"))?;
-        let nonce = record.lines().find_map(|line| line.strip_prefix("nonce: "));
-        let nonce = nonce.context("a nonce")?;
-        let own = record.replace(nonce, &format!("{nonce}-{to}"));
-        let own = own.replace(&first.display().to_string(), &to_path.display().to_string());
-        fs::write(to_state.join("record.yaml"), own)?;
-        if done {
-            fs::write(to_path.join("plan.md"), PLAN.replace("[ ]", "[x]"))?;
-            let marker = File::create(to_path.join("ipc/.done"))?;
-            marker.set_modified(SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60))?;
-        }
-        Ok(())
-    }
-
-    /// A monitor that is the host's hook or belongs to no host.
-    fn monitor(&self, hook: bool) -> Command {
-        let mut command = self.home.command(&self.home.helper("dispatch-monitor"));
-        command.current_dir(&self.root).stdout(Stdio::null());
-        if hook {
-            command.arg("--hook").env("CLAUDE_PID", std::process::id().to_string());
-        }
-        command
-    }
-
-    /// `true` once the supervisor has recorded the end of the worker.
-    fn has_ended(&self, id: &str) -> bool {
-        self.state(id).is_ok_and(|state| state.join("attempts/1/exit").is_file())
-    }
-
-    /// Waits until the worker and its supervisor have ended.
-    fn until_ended(&self, id: &str) -> Result<()> {
-        let lock = self.state(id)?.join("run.lock");
-        until("the supervisor ends", || Ok(self.has_ended(id) && !Lock::is_held(&lock)?))
-    }
-}
-
-impl Drop for Project<'_> {
-    fn drop(&mut self) {
-        let tasks = fs::read_dir(self.root.join(".dispatch/tasks")).into_iter().flatten();
-        for id in tasks.flatten().filter_map(|task| task.file_name().into_string().ok()) {
-            if !self.has_ended(&id) {
-                let mut stop = self.home.command(&self.home.helper("dispatch-reconcile"));
-                stop.args(["stop", &id]).current_dir(&self.root).stdout(Stdio::null());
-                let _ = stop.status();
-            }
-        }
-    }
 }

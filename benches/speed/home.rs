@@ -1,0 +1,175 @@
+//! Temporary homes and projects with real tasks.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use dispatch::files::Lock;
+use tempfile::TempDir;
+
+use crate::{helpers, until};
+
+/// A worker that stays and a worker that ends at once. If the benchmark is killed, the first ends
+/// by itself, and its monitor with it.
+const CONFIG: &str = "backends:
+  stays: { command: exec sleep 900, prompt: stdin }
+  ends: { command: 'true' }
+models:
+  stays: { backend: stays }
+  ends: { backend: ends }
+";
+
+const PLAN: &str = "# Measure\n- [ ] One\n- [ ] Two\n- [ ] Three\n\n## Context\nNothing.\n";
+
+pub(crate) fn name_of(number: usize) -> String {
+    format!("t{number}")
+}
+
+/// A home directory with a config, and with the helpers where the launchers look for them.
+pub(crate) struct Home {
+    directory: TempDir,
+}
+
+impl Home {
+    pub(crate) fn new() -> Result<Self> {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+        let home = Self { directory };
+        fs::create_dir_all(home.path(".dispatch"))?;
+        fs::write(home.path(".dispatch/config.yaml"), CONFIG)?;
+        helpers::install(&home.path("helpers"));
+        Ok(home)
+    }
+
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
+        self.directory.path().join(relative)
+    }
+
+    pub(crate) fn helper(&self, name: &str) -> PathBuf {
+        self.path("helpers").join(helpers::VERSION.as_str()).join(name)
+    }
+
+    pub(crate) fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("HOME", self.directory.path()).env("DISPATCH_HOME", self.path("helpers"));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn project(&self, name: &str) -> Result<Project<'_>> {
+        let root = self.path(name);
+        // The helpers must not find the repository that they were built in.
+        fs::create_dir_all(root.join(".git"))?;
+        fs::write(root.join(".git/HEAD"), "")?;
+        Ok(Project { home: self, root })
+    }
+}
+
+/// A project whose workers end with it.
+pub(crate) struct Project<'a> {
+    home: &'a Home,
+    pub(crate) root: PathBuf,
+}
+
+impl Project<'_> {
+    pub(crate) fn task(&self, id: &str) -> PathBuf {
+        self.root.join(".dispatch/tasks").join(id)
+    }
+
+    /// The person's side of a task.
+    pub(crate) fn state(&self, id: &str) -> Result<PathBuf> {
+        let identity = self.root.join(".git");
+        let identity = if identity.is_dir() { identity } else { self.root.clone() };
+        let hash = dispatch::ids::long_hash(identity.as_os_str().as_encoded_bytes());
+        let projects = fs::read_dir(self.home.path(".dispatch/state"))?;
+        let own = projects.flatten().map(|it| it.path());
+        let mut own = own.filter(|it| it.to_string_lossy().ends_with(&hash));
+        Ok(own.next().context("a state directory")?.join(id))
+    }
+
+    /// Runs `dispatch-spawn` with this process as the host, and returns its time.
+    pub(crate) fn spawn(&self, id: &str, model: &str) -> Result<Duration> {
+        fs::create_dir_all(self.task(id))?;
+        fs::write(self.task(id).join("plan.md"), PLAN)?;
+        let mut command = self.home.command(&self.home.helper("dispatch-spawn"));
+        command.current_dir(&self.root).env("CLAUDE_PID", std::process::id().to_string());
+        command.args([id, "--model", model]);
+        let begin = Instant::now();
+        let output = command.output()?;
+        let took = begin.elapsed();
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{command:?}: {}: {error}", output.status);
+        Ok(took)
+    }
+
+    /// Starts that many workers that stay.
+    pub(crate) fn run(&self, count: usize) -> Result<()> {
+        (0..count).try_for_each(|number| self.spawn(&name_of(number), "stays").map(drop))
+    }
+
+    /// Creates that many ended tasks, nine in ten of them done: one by `dispatch-spawn`, the others
+    /// as its copies.
+    pub(crate) fn fill(&self, count: usize) -> Result<()> {
+        self.spawn(&name_of(0), "ends")?;
+        self.until_ended(&name_of(0))?;
+        (1..count).try_for_each(|number| self.copy(&name_of(number), number % 10 != 0))
+    }
+
+    /// Copies the first task; a `done` copy ended three days ago.
+    pub(crate) fn copy(&self, to: &str, done: bool) -> Result<()> {
+        let (first, to_path) = (self.task(&name_of(0)), self.task(to));
+        dispatch::files::copy_directory(&first, &to_path)?;
+        let (state, to_state) =
+            (self.state(&name_of(0))?, self.state(&name_of(0))?.with_file_name(to));
+        dispatch::files::copy_directory(&state, &to_state)?;
+        // Each task has its own nonce and directory.
+        let record = fs::read_to_string(state.join("record.yaml"))?;
+        let nonce = record.lines().find_map(|line| line.strip_prefix("nonce: "));
+        let nonce = nonce.context("a nonce")?;
+        let own = record.replace(nonce, &format!("{nonce}-{to}"));
+        let own = own.replace(&first.display().to_string(), &to_path.display().to_string());
+        fs::write(to_state.join("record.yaml"), own)?;
+        if done {
+            fs::write(to_path.join("plan.md"), PLAN.replace("[ ]", "[x]"))?;
+            let marker = File::create(to_path.join("ipc/.done"))?;
+            marker.set_modified(SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60))?;
+        }
+        Ok(())
+    }
+
+    /// A monitor that is the host's hook or belongs to no host.
+    pub(crate) fn monitor(&self, hook: bool) -> Command {
+        let mut command = self.home.command(&self.home.helper("dispatch-monitor"));
+        command.current_dir(&self.root).stdout(Stdio::null());
+        if hook {
+            command.arg("--hook").env("CLAUDE_PID", std::process::id().to_string());
+        }
+        command
+    }
+
+    /// `true` once the supervisor has recorded the end of the worker.
+    pub(crate) fn has_ended(&self, id: &str) -> bool {
+        self.state(id).is_ok_and(|state| state.join("attempts/1/exit").is_file())
+    }
+
+    /// Waits until the worker and its supervisor have ended.
+    pub(crate) fn until_ended(&self, id: &str) -> Result<()> {
+        let lock = self.state(id)?.join("run.lock");
+        until("the supervisor ends", || Ok(self.has_ended(id) && !Lock::is_held(&lock)?))
+    }
+}
+
+impl Drop for Project<'_> {
+    fn drop(&mut self) {
+        let tasks = fs::read_dir(self.root.join(".dispatch/tasks")).into_iter().flatten();
+        for id in tasks.flatten().filter_map(|task| task.file_name().into_string().ok()) {
+            if !self.has_ended(&id) {
+                let mut stop = self.home.command(&self.home.helper("dispatch-reconcile"));
+                stop.args(["stop", &id]).current_dir(&self.root).stdout(Stdio::null());
+                let _ = stop.status();
+            }
+        }
+    }
+}
