@@ -1,4 +1,5 @@
-//! The layers of the code: a module uses only modules of lower layers.
+//! The layers of the code: a module uses only modules of lower layers. And the language and size of
+//! its files: comments and test names have a subject, and a long file gives its reason.
 
 use std::fs;
 use std::path::Path;
@@ -83,4 +84,122 @@ fn upward_use_is_found() {
     assert!(edges("use super::cli;").is_empty(), "a module of the same folder");
     assert_eq!(edges("use crate::{exit::Exit, cli};"), ["files uses cli"]);
     assert!(edges("use crate::exit::Exit;\nuse crate::files::read;").is_empty());
+}
+
+/// Words that open a comment without naming its subject.
+const OPENERS: [&str; 10] = [
+    "It",
+    "Its",
+    "What",
+    "Whether",
+    "One",
+    "Those",
+    "Whoever",
+    "That of",
+    "The same",
+    "The word about",
+];
+
+/// First words of a test name that leave out its subject, or put a condition before it.
+const NAME_OPENERS: [&str; 29] = [
+    "a", "after", "an", "as", "asked", "at", "before", "for", "from", "if", "in", "is", "it",
+    "its", "of", "on", "one", "outside", "so", "that", "the", "those", "to", "what", "when",
+    "where", "whether", "whoever", "with",
+];
+
+/// The text of a line that is a comment.
+fn comment_text(line: &str) -> Option<&str> {
+    let text = line.trim_start().strip_prefix("//")?;
+    Some(text.trim_start_matches(['/', '!']).trim())
+}
+
+fn opens_without_subject(text: &str) -> bool {
+    let follows = |rest: &str| !rest.starts_with(char::is_alphanumeric);
+    OPENERS.iter().any(|opener| text.strip_prefix(opener).is_some_and(follows))
+}
+
+/// The comments of a source file that open without a subject, and its test names without one.
+fn unclear_language(source: &str) -> Vec<String> {
+    let name = Regex::new("fn ([a-z0-9_]+)").expect("a regex");
+    let (mut found, mut continues, mut is_test) = (Vec::new(), false, false);
+    for line in source.lines() {
+        let text = comment_text(line);
+        if !continues && text.is_some_and(opens_without_subject) {
+            found.push(line.trim().to_owned());
+        }
+        continues = text.is_some_and(|text| !text.is_empty());
+        if line.trim() == "#[test]" {
+            is_test = true;
+        } else if let (true, Some(name)) = (is_test, name.captures(line)) {
+            is_test = false;
+            let first = name[1].split('_').next().unwrap_or_default();
+            found.extend(NAME_OPENERS.contains(&first).then(|| format!("fn {}", &name[1])));
+        }
+    }
+    found
+}
+
+/// The lines that a file may have without a reason.
+const MOST_LINES: usize = 500;
+
+/// Returns true if a file is short, or its first lines say why it is not.
+fn has_fitting_size(source: &str) -> bool {
+    let reason = |line: &str| line.contains("Longer than 500 lines because");
+    source.lines().count() <= MOST_LINES || source.lines().take(10).any(reason)
+}
+
+/// Files that do not keep these rules yet. The list only gets shorter.
+const LATER: [&str; 20] = [
+    "helpers/cli/reconcile/clean.rs",
+    "helpers/cli/spawn.rs",
+    "helpers/cli/worker.rs",
+    "helpers/git/command.rs",
+    "helpers/git/merge.rs",
+    "helpers/git/mod.rs",
+    "helpers/git/remove.rs",
+    "helpers/news/mod.rs",
+    "helpers/process/linux.rs",
+    "helpers/process/macos.rs",
+    "helpers/process/watch.rs",
+    "helpers/task/state.rs",
+    "helpers/tools/claude.rs",
+    "helpers/wait.rs",
+    "helpers/worker/queue.rs",
+    "helpers/worker/run.rs",
+    "helpers/worker/supervise.rs",
+    "tests/promises/clean.rs",
+    "tests/promises/histories.rs",
+    "tests/promises/worktrees.rs",
+];
+
+#[test]
+fn sources_have_clear_language_and_fitting_size() {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut problems = Vec::new();
+    let folders = ["helpers", "tests", "benches"].map(|folder| project.join(folder));
+    for entry in folders.iter().flat_map(walkdir::WalkDir::new) {
+        let path = entry.expect("readable").into_path();
+        let name = path.strip_prefix(project).expect("below").display().to_string();
+        if !name.ends_with(".rs") || LATER.contains(&name.as_str()) {
+            continue;
+        }
+        let source = fs::read_to_string(&path).expect("readable");
+        problems.extend(unclear_language(&source).iter().map(|it| format!("{name}: {it}")));
+        if !has_fitting_size(&source) {
+            problems.push(format!("{name}: more than {MOST_LINES} lines without a reason"));
+        }
+    }
+    assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+}
+
+#[test]
+fn unclear_language_is_found() {
+    let source =
+        "//! What it is.\n\n/// An item.\n/// It runs.\nlet x;\n    // It runs.\n/// Items.\n";
+    assert_eq!(unclear_language(source), ["//! What it is.", "// It runs."]);
+    let source = "#[test]\n#[cfg(unix)]\nfn it_ends() {}\nfn it() {}\n#[test]\nfn host_ends() {}\n";
+    assert_eq!(unclear_language(source), ["fn it_ends"]);
+    let long = "let x = 1;\n".repeat(MOST_LINES + 1);
+    assert!(!has_fitting_size(&long));
+    assert!(has_fitting_size(&format!("//! Longer than 500 lines because it is a table.\n{long}")));
 }
