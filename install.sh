@@ -1,7 +1,7 @@
 #!/bin/sh
 # Puts the helpers of the dispatch skill in place, and takes them away. Only a person runs this.
 #
-# They live outside the skill's folder, because an update of the skill wipes that folder.
+# The helpers are outside the skill's folder, because an update of the skill replaces that folder.
 set -eu
 
 usage() {
@@ -35,7 +35,7 @@ example: sh install.sh --demo
 EOF
 }
 
-# fail CODE LINE...: the lines on standard error, and the end.
+# fail CODE LINE...: prints the lines to standard error and exits.
 fail() {
     code=$1
     shift
@@ -114,12 +114,12 @@ in_place() {
     done
 }
 
-# Whether the helpers in place are the optimised ones that were put there, byte by byte.
+# Succeeds if the installed helpers are the optimised ones, byte by byte as installed.
 intact() {
     in_place && [ "$(cat "$place/BUILD" 2>/dev/null)" = "$(build_record "$place/dispatch")" ]
 }
 
-# What the file BUILD beside a program says of it.
+# Prints the entry of a program in the file BUILD beside it.
 build_record() {
     if [ $profile = dev ]; then
         say development
@@ -128,7 +128,7 @@ build_record() {
     fi
 }
 
-# What the system is called in the name of a published program.
+# The name of this system in the names of published programs.
 system() {
     kernel=$(uname -s) machine=$(uname -m)
     case $kernel in
@@ -142,7 +142,7 @@ system() {
     say "$kernel-$machine"
 }
 
-# Finds out what was published of exactly these sources for this system: a program and its hash.
+# Finds the program that was published of exactly these sources for this system, and its hash.
 published() {
     name=dispatch-$version-$(system) base='' hash=''
     [ -f "$folder/helpers/RELEASE" ] || return 1
@@ -163,7 +163,7 @@ sha256() {
     fi | cut -d ' ' -f 1
 }
 
-# Downloads the program, and does nothing with it before its hash is seen to be right.
+# Downloads the program, and checks its hash before any use.
 download() {
     case $base in
         https://*) ;;
@@ -195,18 +195,18 @@ build_helpers() {
     quiet=--quiet
     [ ! -t 2 ] || quiet=
     say "Building dispatch $version (a minute or two the first time) ..."
-    # From the folder, so that no cargo configuration of the current directory takes part.
+    # Build in the folder, so that no cargo configuration of the current directory applies.
     (
         cd -- "$folder"
         unset CARGO_BUILD_TARGET
-        # shellcheck disable=SC2086 # no word when there is nothing to say
+        # shellcheck disable=SC2086 # no word if there is no option
         cargo build --profile $profile --locked $quiet --target-dir "$target"
     ) || fail 1 "install.sh: the build failed; nothing was installed"
     built=$target/$output
 }
 
-# One program and five links to it, whole at every moment: a new version appears by one rename, and
-# in a version that is there each name is replaced by one, so that running workers never miss any.
+# Installs a program and five links to it, whole at every moment: a rename publishes a new version, and
+# renames replace each name of an existing version, so that running workers never miss a helper.
 put_in_place() {
     mkdir "$stage/new"
     cp -- "$built/dispatch" "$stage/new/dispatch" || fail 1 "install.sh: nothing was installed"
@@ -223,14 +223,14 @@ put_in_place() {
         done
     else
         mv -- "$stage/new" "$place"
-        # Into it, where another install of this version was faster.
+        # Another install of this version may have been faster; replace its files.
         rm -rf -- "$place/new"
     fi
     clean_up
     say "The helpers of dispatch $version are in $place"
 }
 
-# Removes earlier development builds, but for those that running workers need.
+# Removes earlier development builds, except those of running workers.
 remove_development_builds() {
     for record in "$home"/*/BUILD; do
         earlier=${record%/BUILD}
@@ -241,7 +241,7 @@ remove_development_builds() {
     done
 }
 
-# Puts the helpers of the sources as they are now in place, and only then points the launchers there.
+# Installs the helpers of the current sources, and only then points the launchers there.
 install_helpers() {
     sources=$(sh "$folder/helpers/version.sh")
     eval "$sources"
@@ -318,7 +318,7 @@ rules() {
 
 # --- The end ---
 
-# What --uninstall removes, a line each: only what this script and the helpers made.
+# Lists what --uninstall removes, one per line: only files of this script and the helpers.
 ours() {
     for entry in "$home"/[0-9]*; do
         [ ! -x "$entry/dispatch-config" ] || say "$entry"

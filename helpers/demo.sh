@@ -1,6 +1,6 @@
 #!/bin/sh
 # The demo of `install.sh --demo`: the main job with a scripted worker, in a folder of its own.
-# It is given the skill's folder, the home of the helpers, and the answer for a person who is not there.
+# Arguments: the skill's folder, the home of the helpers, and the answer if no person is present.
 set -eu
 folder=$1 home=$2 answer=$3
 version=
@@ -18,7 +18,7 @@ say() {
     printf '%s\n' "$@"
 }
 
-# Text as a block: indented and no wider than a terminal, but for a long word, which may be a path.
+# Prints text as a block: indented and no wider than a terminal, except for long words such as paths.
 block() {
     awk '{
         while (length($0) > 74) {
@@ -53,9 +53,9 @@ demo_failed() {
 
 fresh_demo() {
     export DISPATCH_CONFIG="$demo/config.yaml"
-    # It is not the task of a host or a worker that this may be running in.
+    # The demo's task belongs to no host or worker around this script.
     unset DISPATCH_TASK_DIR CLAUDECODE CLAUDE_PID CLAUDE_CODE_SESSION_ID
-    # Only what an earlier demo made is wiped.
+    # Remove only files of an earlier demo.
     if [ -L "$demo" ] || { [ -e "$demo" ] && ! [ -f "$demo/.dispatch-demo" ]; }; then
         fail 73 "install.sh: $demo is not from an earlier demo, so it stays" \
             "  next: move it away and run this again"
@@ -66,13 +66,13 @@ fresh_demo() {
         cd -- "$home"
     fi
     rm -rf -- "$demo"
-    # The bare .git says that the project begins here, should the home directory be a repository.
+    # The empty .git makes this folder the project, even if the home directory is a repository.
     mkdir -- "$demo"
     : >"$demo/.dispatch-demo"
     mkdir -p -- "$project/.git"
     : >"$project/.git/HEAD"
 
-    # The path as a word of the shell, in a double-quoted string of YAML.
+    # Quote the path for the shell, inside a double-quoted YAML string.
     quoted=$(say "$home/$version/dispatch-worker" | sed "s/'/'\\\\''/g; s/[\\\\\"]/\\\\&/g")
     cat >"$demo/config.yaml" <<EOF
 default: demo
@@ -85,7 +85,7 @@ EOF
     cd -- "$project"
 }
 
-# The plan's ticked items that were not shown yet, and how many are ticked now.
+# Prints newly ticked items of the plan, and counts the ticked ones.
 show_ticks() {
     ticks=$(sed -n 's/^- \[x\] //p' "$directory/plan.md")
     [ -n "$ticks" ] || return 0
@@ -93,7 +93,7 @@ show_ticks() {
     shown=$(say "$ticks" | wc -l)
 }
 
-# The oldest question without an answer, or nothing.
+# Prints the oldest question without an answer.
 open_question() {
     for question in "$directory"/ipc/*.question; do
         if [ -f "$question" ] && [ ! -e "${question%.question}.answer" ]; then
@@ -121,7 +121,7 @@ answer_question() {
     helper monitor --answer "$task" - >/dev/null <<EOF || demo_failed "the answer was not taken"
 $text
 EOF
-    # The time that a person thinks is not the worker's.
+    # The person's thinking time does not count as the worker's.
     deadline=$(($(date +%s) + 60))
 }
 
@@ -139,10 +139,10 @@ follow() {
         if [ "$news" != "$last" ] && [ -n "$news" ]; then
             say "$news" | block
         elif [ $code = 0 ]; then
-            sleep 1 # it said nothing new and did not wait, so do not ask again at once
+            sleep 1 # no news and no wait, so pause before the next call
         fi
         last=$news
-        # The monitor speaks of a question first; if it does not, the next round asks all the same.
+        # The monitor prints a question first; otherwise the next round finds it.
         question=$(open_question)
         if [ -n "$question" ] && { [ $code = 0 ] || [ "$question" = "$asked" ]; }; then
             answer_question "$question"

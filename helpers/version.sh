@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prints the text of helpers/VERSION for the sources as they are now. A shell that reads that file
+# Prints the text of helpers/VERSION for the current sources. A shell that reads that file
 # gets `version`: Cargo.toml's version and the XOR of one hash for each source file. Launchers find
 # helpers of exactly their own sources by it. Use: sh helpers/version.sh >helpers/VERSION
 #
@@ -28,7 +28,7 @@ find Cargo.toml Cargo.lock install.sh bin helpers -type f \
     \( -name 'Cargo.*' -o -name '*.rs' -o -name '*.sh' -o -path 'helpers/worker/*.txt' -o \
     -path 'bin/dispatch-*' \) |
     LC_ALL=C sort | while read -r file; do
-    # The path takes part, so that no exchange of two files goes unseen.
+    # The hash includes the path, so that exchanged files change the version.
     hash=$({ printf '%s\n' "$file" && cat "$file"; } | $sha)
     printf '^0x%.12s\n\n' "$hash"
 done

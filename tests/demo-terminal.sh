@@ -1,6 +1,6 @@
 #!/bin/sh
-# The demo in a real terminal: waits for the question on the screen, types the answer as a person
-# does, and waits for the end. The directory holds a clone and a home that tests/run.sh made.
+# Runs the demo in a real terminal: waits for the question on the screen, types the answer as a
+# person does, and waits for the end. The directory holds a clone and a home that tests/run.sh made.
 set -eu
 fresh=$1
 export TMUX_TMPDIR="$fresh"
@@ -13,7 +13,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-# await TEXT: until it is on the screen, for at most 300 s, because the helpers may be built first.
+# await TEXT: waits until the screen shows it, for at most 300 s, as the helpers may be built first.
 await() {
     limit=$(($(date +%s) + 300))
     until screen | grep -q "$1"; do

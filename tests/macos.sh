@@ -12,7 +12,7 @@ if [ $# -ne 1 ]; then
 fi
 mkdir -p "$1/macos"
 own=$(cd "$1/macos" && pwd)
-# Debian keeps only the newest builds, so where this version is gone the offered one has to do.
+# Debian keeps only the newest builds; if this version is gone, use the offered one.
 wanted=1.96
 rust=$own/rust-$wanted
 
@@ -34,7 +34,7 @@ fetch() {
     [ -n "$version" ] || return 1
     series=$(echo "$version" | cut -d . -f 1,2)
     [ "$series" = "$wanted" ] || echo "tests/macos.sh: Debian has no Rust $wanted, using $version"
-    # The simulation only says what an installation would bring.
+    # The simulation lists the packages of an installation.
     packages=$(apt-get install --simulate --reinstall --no-install-recommends -qq \
         "rustc-web=$version" "libstd-rust-web-$series=$version" "libstd-rust-web-dev=$version" \
         "rust-web-src=$version" | sed -n 's/^Inst \([^ ]*\) .*(\([^ ]*\) .*/\1=\2/p')
@@ -45,7 +45,7 @@ fetch() {
     (cd "$1/packages" && apt-get download -qq -o APT::Sandbox::User=root $packages) || return 1
     for package in "$1"/packages/*.deb; do
         case $package in
-        # Of all Rust's sources, only the standard library and the link that leads to it.
+        # Unpack only the standard library of Rust's sources, and the link to it.
         */rust-web-src_*)
             dpkg-deb --fsys-tarfile "$package" |
                 tar -x -C "$1" --wildcards './usr/lib/*' './usr/src/*/library/*' || return 1

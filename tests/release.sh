@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the program to publish for the system that this runs on, tested, with its SHA-256 beside it:
+# Builds and tests the program to publish for this system, with its SHA-256 beside it:
 # sh tests/release.sh [DIRECTORY]. The workflow calls this on each system. Needs python3 too.
 set -eu
 cd "$(dirname "$0")/.."
@@ -35,7 +35,7 @@ case $triple in
 esac
 name=dispatch-$version-$system-${triple%%-*}
 
-# Without this machine's paths; on Linux without any library of the system, on macOS for old ones too.
+# Leave out this machine's paths; on Linux link statically, on macOS build for old systems too.
 RUSTFLAGS="--remap-path-prefix=$root=dispatch --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
 [ $system = macos ] || RUSTFLAGS="$RUSTFLAGS -C target-feature=+crt-static"
 export RUSTFLAGS MACOSX_DEPLOYMENT_TARGET=11.0
@@ -48,7 +48,7 @@ if grep -q DISPATCH_CRASH_AT "$program"; then
     fail 'the program reads the crash points of the tests'
 fi
 
-# The same build with the crash points that the tests need. Those of promises look into /proc.
+# Test a second build with the crash points. The promises need /proc.
 if [ $system = linux ]; then
     cargo test --quiet --locked --target "$triple" --target-dir "$target"
 else
@@ -65,7 +65,7 @@ cp "$program" "$out/$name"
     fi >"$name.sha256"
 )
 
-# As a person gets it: a fresh clone downloads it and does a task from plan to report.
+# Use the program as a person does: a fresh clone downloads it and does a task from plan to report.
 git clone --quiet "$root" "$work/clone"
 { echo 'from nowhere' && cat "$out/$name.sha256"; } >"$work/clone/helpers/RELEASE"
 python3 -u -m http.server 0 --bind 127.0.0.1 --directory "$out" >"$work/server" 2>&1 &

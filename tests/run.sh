@@ -1,5 +1,5 @@
 #!/bin/sh
-# All the tests, the same here and in CI. Does its own set-up; needs git, a C compiler, Rust and
+# Runs all tests, as CI does. Installs its tools; needs git, a C compiler, Rust and
 # Node. In CI (CI=true) nothing is skipped; elsewhere a skip says what and why.
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,7 +12,7 @@ step() {
     printf '\n== %s (%s s)\n' "$1" "$(($(date +%s) - started))"
 }
 
-# tool NAME [PACKAGE]: whether it is here; installs Debian's package where that is possible.
+# tool NAME [PACKAGE]: succeeds if the tool exists; installs Debian's package if possible.
 tool() {
     command -v "$1" >/dev/null 2>&1 && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
@@ -42,7 +42,7 @@ step 'type check for macOS and musl'
 sh tests/macos.sh "$target"
 
 step 'the helpers'
-tool tmux || true # the tests that want it say that they are skipped
+tool tmux || true # without tmux, its tests say that they are skipped
 cargo test --quiet --locked
 
 step 'install and demo: a fresh clone, a fresh home, the first command of the README'
@@ -50,7 +50,7 @@ fresh=$target/fresh
 rm -rf "$fresh"
 mkdir -p "$fresh/home"
 git clone --quiet "$root" "$fresh/clone"
-# The toolchain is the machine's; everything else belongs to the fresh home.
+# Use the machine's toolchain and a fresh home for everything else.
 demo() {
     env -i HOME="$fresh/home" PATH="$PATH" TERM="${TERM:-dumb}" LANG=C.UTF-8 \
         CARGO_HOME="${CARGO_HOME:-$HOME/.cargo}" RUSTUP_HOME="${RUSTUP_HOME:-$HOME/.rustup}" \
@@ -63,7 +63,7 @@ if grep -q DISPATCH_CRASH_AT "$program"; then
     echo 'tests/run.sh: the release program reads the crash points of the tests' >&2
     exit 1
 fi
-# What it calls of the system library. SECURITY.md says that it opens no connection.
+# List the program's calls of the system library: SECURITY.md says that it opens no connection.
 calls=$(tr '\0' '\n' <"$program" | LC_ALL=C grep -a -x -E '_?(write|socket|connect|getaddrinfo)' | sort -u)
 if [ "${calls#_}" != write ]; then
     echo "tests/run.sh: the release program can open connections: $calls" >&2
@@ -83,7 +83,7 @@ sh tests/review/run.sh "$target"
 
 step 'real hosts and workers: Claude Code and Codex against a scripted model'
 if command -v npm >/dev/null 2>&1; then
-    # Claude Code's sandbox is made of these.
+    # Claude Code's sandbox needs these.
     if tool bwrap bubblewrap && tool socat; then
         sh tests/host/fetch.sh "$target/hosts"
         DISPATCH_HOSTS="$target/hosts" cargo test --quiet --locked --features host-tests --test host

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What people run who judge a skill before they install it, and what the helpers are made of; each
-# tool is pinned: sh tests/review/run.sh TARGET. The tools go into TARGET/review. In CI a tool that
+# Runs the tools that people use to judge a skill before they install it, and the check of the helpers'
+# dependencies; each tool is pinned: sh tests/review/run.sh TARGET. The tools go into TARGET/review. In CI a tool that
 # cannot be installed fails this; elsewhere it is a skip.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -22,7 +22,7 @@ skip() {
     echo "SKIPPED: $1: $2"
 }
 
-# The skill as its installers copy it, in a folder of its name. What is not committed is not in it.
+# Copy the committed files of the skill, as its installers do, into a folder of its name.
 copy_skill() {
     skill=$dir/dispatch
     rm -rf "$skill"
@@ -34,18 +34,18 @@ install_python() {
     pins=tests/review/requirements.txt
     cmp -s "$pins" "$dir/python/pins" && return
     rm -rf "$dir/python"
-    # Debian keeps venv in a package of its own.
+    # Debian has a separate package for venv.
     if ! python3 -m venv "$dir/python" >"$dir/log" 2>&1 && [ "$(id -u)" = 0 ]; then
         { apt-get update -qq && apt-get install -y -qq python3-venv; } >"$dir/log" 2>&1 &&
             python3 -m venv "$dir/python" >"$dir/log" 2>&1
     fi
-    # Without what these need for asking models, which nobody does here.
+    # Leave out the dependencies for asking models.
     "$dir/python/bin/pip" install --quiet --no-deps --no-compile --disable-pip-version-check \
         --root-user-action ignore -r "$pins" >"$dir/log" 2>&1 &&
         cp "$pins" "$dir/python/pins"
 }
 
-# The open specification's own validator, which does not know three keys of Claude Code.
+# Run the open specification's validator, which does not know three keys of Claude Code.
 skills_ref() {
     keys='  - Unexpected fields in frontmatter: argument-hint, hooks, user-invocable. Only '
     said=$("$dir/python/bin/agentskills" validate "$skill" 2>&1) &&
@@ -58,8 +58,8 @@ $keys"*) ;;
     [ "$(printf '%s\n' "$said" | wc -l)" = 2 ] || fail 'skills-ref does not take SKILL.md:' "$said"
 }
 
-# Above LOW, Cisco's scanner with its balanced policy finds one thing that is none: it compares
-# allowed tools as whole words, so that Bash for the helpers alone is no Bash to it.
+# Cisco's scanner with its balanced policy has one false finding above LOW: it compares allowed tools
+# as whole words, so Bash for the helpers alone is not Bash to it.
 skill_scanner() {
     HOME=$dir "$dir/python/bin/skill-scanner" scan "$skill" --policy balanced --format json \
         --output-json "$dir/scan.json" >"$dir/log" 2>&1 || fail "$(cat "$dir/log")"
@@ -78,7 +78,7 @@ skill_tools() {
         fail "$(cat "$dir/log")"
 }
 
-# Not optimised: that takes longer than all its work here.
+# Build without optimizing: that would take longer than the check.
 install_cargo_deny() {
     version=0.20.2
     [ -x "$dir/cargo-deny-$version/bin/cargo-deny" ] && return
@@ -97,7 +97,7 @@ cargo_deny() {
     if deny fetch db; then
         deny check advisories || fail "$(cat "$dir/log")"
     else
-        # In CI too: the database is not in any package registry.
+        # Skip in CI too: the database is not in any package registry.
         echo "SKIPPED: cargo deny check advisories: their database cannot be reached"
     fi
 }
