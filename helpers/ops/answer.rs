@@ -13,7 +13,7 @@ use crate::text::quoted;
 use crate::worker::agent;
 use crate::worker::supervise::{self, StartOutcome};
 
-/// What follows an answer.
+/// The consequence of an answer.
 #[derive(Debug)]
 pub enum Answered {
     /// The worker is running and reads the answer.

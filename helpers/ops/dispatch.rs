@@ -21,7 +21,7 @@ use crate::task::{self, Dependency, Record, Task};
 use crate::tools::{self, Invocation};
 use crate::worker::prompt;
 
-/// What a person asks for.
+/// The request of a person for a new task.
 #[derive(Debug)]
 pub struct Request {
     /// The task's name.
@@ -30,7 +30,7 @@ pub struct Request {
     pub model: Option<String>,
     /// The access; `None` for the backend's own.
     pub access: Option<Access>,
-    /// Whether the worker gets a worktree of its own.
+    /// `true` if the worker gets a worktree of its own.
     pub worktree: bool,
     /// The tasks that must be done first.
     pub after: Vec<TaskId>,
@@ -54,7 +54,7 @@ pub struct Prepared {
     /// The worktree that the worker gets.
     pub worktree: Option<PlannedWorktree>,
     plan: String,
-    /// Whether `plan` came with the request, so that it replaces the task's plan.md.
+    /// `true` if `plan` came with the request, so that it replaces the task's plan.md.
     replaces_plan: bool,
     chosen: Chosen,
     config: Config,

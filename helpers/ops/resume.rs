@@ -13,7 +13,7 @@ use crate::project::Project;
 use crate::task::{Record, State, Task};
 use crate::worker::supervise;
 
-/// What a person asks for.
+/// The request of a person to resume a task.
 #[derive(Debug, Default)]
 pub struct Request {
     /// Another worker's name in the config.
@@ -24,7 +24,7 @@ pub struct Request {
     pub skip: Vec<String>,
 }
 
-/// What became of a resumed task.
+/// The outcome of a resume.
 #[derive(Debug)]
 pub enum Resumed {
     /// The person skipped all remaining items, so the task is done.

@@ -17,7 +17,7 @@ use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, output};
 /// How long a plan may be half written while its worker is alive.
 const PLAN_EDIT_TIME: Duration = Duration::from_secs(1);
 
-/// What the worker's side says. It gives marks, questions and a summary, as quotations.
+/// The statements of the worker's side: marks, questions and a summary, as quotations.
 struct WorkersWords {
     plan: Plan,
     questions: Vec<(Question, String)>,
@@ -50,7 +50,7 @@ impl WorkersWords {
     }
 }
 
-/// What is wrong with a file on the worker's side, with its path in there.
+/// The problem with a file on the worker's side, with its path in there.
 fn trouble(task: &Task, error: &anyhow::Error) -> String {
     let text = format!("{error:#}").replace(&format!("{}/", task.side().directory().display()), "");
     text.lines().next().unwrap_or_default().into()
@@ -71,7 +71,7 @@ pub struct View {
     pub exit: Option<ExitRecord>,
     /// The questions without an answer, oldest first, with their text.
     pub questions: Vec<(Question, String)>,
-    /// Whether an answer is recorded that no worker has read.
+    /// `true` if an answer is recorded that no worker has read.
     pub unread_answer: bool,
     /// The text of the finish marker, if the marker exists.
     pub summary: Option<String>,
@@ -180,24 +180,24 @@ impl View {
         self.plan.item(number).map_or_else(|_| String::new(), Item::explanation)
     }
 
-    /// Whether the worker is alive. For an agent this only means that its host is alive.
+    /// Returns true if the worker is alive. For an agent this only means that its host is alive.
     pub fn is_alive(&self) -> bool {
         self.attempt.is_some() && self.exit.is_none() && !self.processes.is_empty()
     }
 
-    /// Whether the worker ended and its supervisor did not, which is about to exit or to start the next
-    /// attempt.
+    /// Returns true if the worker ended and its supervisor did not, which is about to exit or to
+    /// start the next attempt.
     pub fn is_between_attempts(&self) -> bool {
         let ended = self.record.route == Route::Cli && self.exit.is_some();
         ended && Lock::is_held(&self.task.run_lock_path()).unwrap_or(false)
     }
 
-    /// Whether an answer came after the worker's end, so that the task can resume with it.
+    /// Returns true if an answer came after the worker's end, so that the task can resume with it.
     pub fn has_late_answer(&self) -> bool {
         self.state.has_work_left() && self.unread_answer
     }
 
-    /// Whether a late answer came so recently that its sender is about to resume the task.
+    /// Returns true if a late answer came so recently that its sender is about to resume the task.
     pub fn resumes_soon(&self) -> bool {
         /// How long a helper may take to resume the task after it recorded an answer.
         const RESUME_LIMIT: Duration = Duration::from_secs(10);
