@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::process::{marked, runs};
+use crate::support::process::{all_of, marked};
 use crate::support::{DEADLINE, Running, Sandbox, binary, wait_until};
 
 const TASKS: usize = 50;
@@ -113,7 +113,8 @@ impl World {
         let text = fs::read_to_string(self.sandbox.task(&id, &file)).ok()?;
         let digits = text.split("pid").nth(1)?.trim_start_matches(['"', ':', ' ']);
         let digits: String = digits.chars().take_while(char::is_ascii_digit).collect();
-        digits.parse().ok().filter(|pid| runs(*pid))
+        // The file may be old, and its pid may belong to any process by now.
+        digits.parse().ok().filter(|pid| all_of(&self.sandbox.home()).contains(pid))
     }
 
     fn attempts(&self, id: &str) -> Option<u32> {

@@ -145,7 +145,9 @@ fn task_after_a_finished_one_starts_at_once() {
     sandbox.let_end("a");
     sandbox.dispatch("a", "works");
     sandbox.wait_for_state("a", "done");
-    wait_until("the end is recorded", || sandbox.task("a", "attempts/1/exit").exists().then_some(()));
+    wait_until("the end is recorded", || {
+        sandbox.task("a", "attempts/1/exit").exists().then_some(())
+    });
     same(
         &sandbox.dispatch_after("b", &["a", "a"]),
         str![[r#"
