@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 use crate::files;
 use crate::text::lossy;
@@ -18,7 +19,7 @@ pub struct Ipc {
 }
 
 /// A question of the worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     /// The number of the question, counted from 1.
     pub number: u32,

@@ -90,6 +90,7 @@ pub fn repair(project: &Project, list: TaskList) -> Repaired {
         let Repaired { views, repairs, .. } = &mut repaired;
         for view in views.iter_mut() {
             repair_end(view, repairs, project.stands());
+            let _ = view.task.settle(view);
             // A killed helper may have recorded an answer that the worker still waits for.
             let _ = view.task.publish_answers();
         }

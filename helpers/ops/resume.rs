@@ -59,7 +59,8 @@ pub fn resume(
             .next("dispatch a new task for further work")
             .into());
     }
-    let mut left = view.plan;
+    // The person may have edited the plan since the end.
+    let mut left = task.plan()?;
     left.restore()?;
     skip(&mut left, &request.skip)?;
     let nothing_left = !request.skip.is_empty() && left.complete();
@@ -79,6 +80,9 @@ pub fn resume(
     if nothing_left {
         let items = request.skip.join(", ");
         task.side().ipc().finish(&format!("The user skipped all remaining items: {items}."))?;
+        if let Some(attempt) = task.last_attempt() {
+            task.freeze(&attempt)?;
+        }
         return Ok((Resumed::Done, remark));
     }
     // The person says so: work may start here.

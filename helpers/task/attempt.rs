@@ -13,7 +13,7 @@ use crate::domain::{Failure, Usage};
 use crate::files;
 use crate::plan::Plan;
 use crate::process::Identity;
-use crate::task::broken;
+use crate::task::{WorkersWords, broken};
 use crate::text::lossy;
 
 /// The most bytes that are read from the end of a log.
@@ -258,6 +258,27 @@ impl Attempt {
     pub(super) fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
         let text = serde_yaml::to_string(exit)?;
         files::publish(&self.directory.join("exit"), text.as_bytes())
+    }
+
+    /// Freezes what the worker's side says.
+    pub(super) fn set_words(&self, words: &WorkersWords) -> Result<()> {
+        files::publish(&self.words_path(), serde_json::to_string(words)?.as_bytes())
+    }
+
+    /// The statements of the worker's side at the end; `None` before.
+    pub(super) fn words(&self) -> Result<Option<WorkersWords>> {
+        let path = self.words_path();
+        let Some(text) = files::read_foreign(&path)?.map(lossy) else { return Ok(None) };
+        let next = "remove it; the files of the worker's side then count";
+        serde_json::from_str(&text).map(Some).map_err(|error| broken(&path, &error, next).into())
+    }
+
+    pub(super) fn remove_words(&self) -> Result<()> {
+        files::remove(&self.words_path())
+    }
+
+    fn words_path(&self) -> PathBuf {
+        self.directory.join("words")
     }
 
     /// The recorded end; `None` while the worker runs, and while an unseen end is not recorded yet.

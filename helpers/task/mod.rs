@@ -13,17 +13,18 @@ mod worker_side;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
-use crate::domain::TaskId;
+use crate::domain::{Route, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::plan::Plan;
 use crate::process::{Identity, Life};
 use crate::text::lossy;
+use view::WorkersWords;
 use worker_side::append_missing;
 
 pub use answer::Answer;
@@ -393,7 +394,48 @@ impl Task {
             let _ = files::create_task_directory(self.side.directory())
                 .and_then(|()| files::publish(&self.side.prompt_path(), &prompt));
         }
-        attempt.set_exit(exit)
+        // An agent may continue after its host has lost sight of it.
+        if !self.record()?.is_some_and(|record| record.route == Route::Cli) {
+            return attempt.set_exit(exit);
+        }
+        // The words come first, so that no reader sees an end without them. On a full disk, the end
+        // counts more.
+        let frozen = self.freeze(attempt);
+        attempt.set_exit(exit).or_else(|error| {
+            frozen.map_err(|_| error)?;
+            attempt.remove_words()?;
+            attempt.set_exit(exit)
+        })
+    }
+
+    /// Freezes what the worker's side says, as the end of an attempt.
+    pub fn freeze(&self, attempt: &Attempt) -> Result<()> {
+        attempt.set_words(&WorkersWords::now(self, false)?)
+    }
+
+    /// Marks a task whose worker ended and is done: it stays so, and lists need not read it again.
+    pub fn settle(&self, view: &View) -> Result<()> {
+        let agent = view.record.route == Route::Agent;
+        let over = view.state == State::Done && (agent || view.exit.is_some());
+        let Some(attempt) = view.attempt.as_ref().filter(|_| over) else { return Ok(()) };
+        if self.time_since_done().is_some() {
+            return Ok(());
+        }
+        if agent {
+            self.freeze(attempt)?;
+        }
+        let finished = self.side.ipc().finished_at().unwrap_or_else(SystemTime::now);
+        files::touch(&self.done_path(), finished)
+    }
+
+    /// The time since the task was done, if it was marked as settled.
+    pub fn time_since_done(&self) -> Option<Duration> {
+        let done = std::fs::symlink_metadata(self.done_path()).and_then(|it| it.modified()).ok()?;
+        Some(done.elapsed().unwrap_or_default())
+    }
+
+    fn done_path(&self) -> PathBuf {
+        self.state_dir.join("done")
     }
 
     /// The task as it is now.

@@ -5,27 +5,43 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
 use crate::domain::{Route, Usage};
-use crate::files::{Lock, modified_within, parse_number};
+use crate::files::{self, Lock, modified_within, parse_number};
 use crate::ipc::Question;
 use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
 use crate::task::state::{Facts, derive};
-use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, output};
+use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, numbered, output};
+use crate::text::lossy;
 
 /// How long a plan may be half written while its worker is alive.
 const PLAN_EDIT_TIME: Duration = Duration::from_secs(1);
 
-/// The statements of the worker's side: marks, questions and a summary, as quotations.
-struct WorkersWords {
-    plan: Plan,
+/// The statements of the worker's side: marks, questions and a summary, as quotations. They are frozen
+/// on the person's side when an attempt ends, and nothing that is written later changes them.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct WorkersWords {
+    plan: String,
     questions: Vec<(Question, String)>,
     summary: Option<String>,
+    /// Why the worker's side cannot be read; the plan is the dispatched one then.
+    trouble: Option<String>,
 }
 
 impl WorkersWords {
-    fn read(task: &Task, attempt: Option<&Attempt>, is_running: bool) -> Result<Self> {
+    /// The words as they are now. Whatever the worker did to its files, its end and its process stay
+    /// visible.
+    pub(super) fn now(task: &Task, is_running: bool) -> Result<Self> {
+        let attempted = task.last_attempt().is_some();
+        Self::read(task, attempted, is_running).or_else(|error| {
+            let plan = task.dispatched_plan()?.to_string();
+            Ok(Self { plan, trouble: Some(trouble(task, &error)), ..Self::default() })
+        })
+    }
+
+    fn read(task: &Task, attempted: bool, is_running: bool) -> Result<Self> {
         let (side, mut questions) = (task.side(), Vec::new());
         side.refuse_symlinks()?;
         let ipc = side.ipc();
@@ -40,17 +56,16 @@ impl WorkersWords {
                 questions.push((question, text));
             }
         }
-        let start = attempt.map(Attempt::plan).transpose()?.flatten();
-        let plan = match attempt {
+        let plan = match attempted {
             // Nobody has had the plan yet who could have lost it.
-            None if !side.plan_path().exists() => task.dispatched_plan()?,
-            _ => side.plan(start.as_ref())?,
+            false if !side.plan_path().exists() => task.dispatched_plan()?.to_string(),
+            _ => files::read_foreign(&side.plan_path())?.map(lossy).unwrap_or_default(),
         };
-        Ok(Self { plan, questions, summary: ipc.finished()? })
+        Ok(Self { plan, questions, summary: ipc.finished()?, trouble: None })
     }
 }
 
-/// The problem with a file on the worker's side, with its path in there.
+/// The fault of a file on the worker's side, with its path in there.
 fn trouble(task: &Task, error: &anyhow::Error) -> String {
     let text = format!("{error:#}").replace(&format!("{}/", task.side().directory().display()), "");
     text.lines().next().unwrap_or_default().into()
@@ -71,7 +86,7 @@ pub struct View {
     pub exit: Option<ExitRecord>,
     /// The questions without an answer, oldest first, with their text.
     pub questions: Vec<(Question, String)>,
-    /// `true` if an answer is recorded that no worker has read.
+    /// True if an answer is recorded that no worker has read.
     pub unread_answer: bool,
     /// The text of the finish marker, if the marker exists.
     pub summary: Option<String>,
@@ -95,7 +110,8 @@ impl View {
         if let Some(attempt) = &attempt {
             processes.extend(attempt.identity()?);
         }
-        if record.route == Route::Cli {
+        let is_cli = record.route == Route::Cli;
+        if is_cli {
             processes.extend(Lock::last_holder(&task.run_lock_path())?);
         }
         // The life of a process in another namespace is unknown; then the run lock decides.
@@ -121,21 +137,24 @@ impl View {
         let unfinished = attempt.as_ref().filter(|_| exit.is_none() && wait.is_none());
         let running = unfinished.filter(|_| !processes.is_empty());
         let unread_answer = task.has_untold_answer()?;
-        let (words, trouble) = match WorkersWords::read(task, attempt.as_ref(), running.is_some()) {
-            Ok(words) => (words, None),
-            // Whatever the worker did to its files, its end and its process stay visible.
-            Err(error) => {
-                let plan = task.dispatched_plan()?;
-                let words = WorkersWords { plan, questions: Vec::new(), summary: None };
-                (words, Some(Reason::Unreadable(trouble(task, &error))))
+        let frozen = match &attempt {
+            Some(attempt) if exit.is_some() && is_cli || task.time_since_done().is_some() => {
+                attempt.words()?
             }
+            _ => None,
         };
-        let WorkersWords { plan, questions, summary } = words;
+        let words = frozen.map_or_else(|| WorkersWords::now(task, running.is_some()), Ok)?;
+        let WorkersWords { plan, mut questions, summary, trouble } = words;
+        // The person may have answered since the words were frozen.
+        let answers = if questions.is_empty() { Vec::new() } else { task.answers()? };
+        questions.retain(|(question, _)| answers.iter().all(|(name, _)| *name != question.name));
+        let start = attempt.as_ref().map(Attempt::plan).transpose()?.flatten();
+        let plan = numbered(&plan, start.as_ref());
         // A running worker's editor may be writing the plan right now.
         let whole = running.is_none() || !modified_within(&task.side().plan_path(), PLAN_EDIT_TIME);
         let lost = !plan.lost().is_empty() && whole;
         let flaw = match plan.doubts().first() {
-            _ if trouble.is_some() => trouble,
+            _ if trouble.is_some() => trouble.map(Reason::Unreadable),
             _ if lost => Some(Reason::ItemsLost(plan.lost_words())),
             doubt => doubt.map(|doubt| Reason::LineInDoubt(doubt.to_string())),
         };
@@ -185,8 +204,8 @@ impl View {
         self.attempt.is_some() && self.exit.is_none() && !self.processes.is_empty()
     }
 
-    /// Returns true if the worker ended and its supervisor did not, which is about to exit or to
-    /// start the next attempt.
+    /// Returns true if the worker ended and its supervisor is about to exit or to start the next
+    /// attempt.
     pub fn is_between_attempts(&self) -> bool {
         let ended = self.record.route == Route::Cli && self.exit.is_some();
         ended && Lock::is_held(&self.task.run_lock_path()).unwrap_or(false)

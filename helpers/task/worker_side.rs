@@ -285,13 +285,6 @@ impl WorkerSide {
     pub fn tells(&self) -> Result<Vec<(String, String)>> {
         files::read_numbered(&self.tells_dir())
     }
-
-    /// The time since the task was done, by its finish marker and plan alone; `None` if it is not done.
-    pub fn time_since_done(&self) -> Option<Duration> {
-        let since = self.ipc().finished_at()?;
-        let done = self.plan(self.start().ok()?.as_ref()).ok()?.complete();
-        since.elapsed().ok().filter(|_| done)
-    }
 }
 
 /// Appends the notes that the plan lacks: new ones, and those that an editor lost.

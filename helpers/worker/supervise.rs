@@ -138,6 +138,8 @@ pub fn run(state_dir: &Path, if_answered: bool) -> Result<()> {
         let wait = wait.filter(|wait| task.set_wait(Some(wait)).is_ok());
         run::record_end(&task, &attempt, &exit, &mut watch)?;
         fault::point("supervisor", "ended");
+        // If this fails, the next repair settles the task.
+        let _ = task.view().and_then(|view| task.settle(&view));
         // From here on, `--answer` sees the recorded end and starts the next supervisor itself.
         if wait.is_none() && !task.view()?.has_late_answer() {
             break;

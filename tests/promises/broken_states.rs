@@ -902,7 +902,7 @@ attempts/2: x broken — attempts/2 is a symlink → dispatch-reconcile show x
 attempts/1/exit: x broken — attempts/1/exit is a symlink → dispatch-reconcile show x
 attempts/1/identity: x broken — attempts/1/identity is a symlink → dispatch-reconcile show x
 attempts/1/log: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
-attempts/1/plan.md: x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
+attempts/1/plan.md: x broken — attempts/1/plan.md is a symlink → dispatch-reconcile show x
 attempts/1/session: x blocked 0/2 AGE idle — 001: "Which?" → dispatch-monitor --answer x/001 -
 
 "#]],

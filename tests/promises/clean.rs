@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use snapbox::str;
 
+use crate::support::process::kill_and_wait;
 use crate::support::text::{names, tree};
 use crate::support::{Host, PLAN, Sandbox};
 use crate::worktrees::{commits, dispatch, ready, until_over, worktree_of};
@@ -317,10 +318,11 @@ kept x: task 'x' has a broken record; STATE/x/record.yaml: missing field `nonce`
 #[test]
 fn clean_removes_blocked_task_only_by_name() {
     let sandbox = project();
-    sandbox.dispatch("x", "fails");
-    sandbox.wait_for_state("x", "failed: exit code 7");
-    until_over(&sandbox, "x");
+    sandbox.dispatch("x", "idle");
     sandbox.worker("x", &["block", "1", "Which one?"]).run().ok();
+    kill_and_wait(sandbox.worker_of("x", 1));
+    sandbox.wait_for_state("x", "blocked: item 1: Which one?");
+    until_over(&sandbox, "x");
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
 kept x: blocked; name it to remove it

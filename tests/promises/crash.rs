@@ -44,12 +44,13 @@ fn all_is_whole(sandbox: &Sandbox, point: &str) {
             "record.yaml" => text.starts_with("format: ") && text.contains("\ncreated: "),
             "identity" => text.contains("pid: ") && text.contains("boot: "),
             "exit" => text.contains("milliseconds: "),
+            "words" => text.ends_with('}'),
             "001" if text.starts_with('{') => text.ends_with('}'),
             "001.question" | "001.answer" | "001.note" | "001" => {
                 text.ends_with(".\n") || text.ends_with('.')
             }
             "001.done" | ".done" | ".001.asked" | "lock" | "run.lock" | "log" | "news"
-            | "summary" | ".told" | "001.told" => true,
+            | "summary" | "done" | ".told" | "001.told" => true,
             other => panic!("{point}: what is {other}?"),
         };
         assert!(whole, "{point}: {}: {text:?}", entry.path().display());

@@ -7,7 +7,7 @@ use snapbox::str;
 
 use crate::support::process::{all_of, kill_and_wait};
 use crate::support::text::tree;
-use crate::support::{Host, PLAN, Sandbox, wait_until};
+use crate::support::{Host, PLAN, Sandbox, binary, wait_until};
 
 /// Makes every call that a host or its hook makes.
 fn make_every_call(sandbox: &Sandbox) {
@@ -151,6 +151,34 @@ fn shared_parent_outside_the_home_captures_no_project() {
     let spawn = sandbox.call("dispatch-spawn", &["y", "--plan", "-"]).input(PLAN).within(&shared);
     spawn.run().ok();
     assert!(call(&[]).run().ok().starts_with("y running"));
+}
+
+#[test]
+fn end_of_an_attempt_is_not_changed_by_later_writes() {
+    let sandbox = Sandbox::new();
+    let worker = binary("dispatch-worker").display().to_string();
+    let finishes = format!("w={worker}; $w tick 1; $w tick 2; $w finish 'All is well.'");
+    sandbox.workers(&[("ends", "exit 0"), ("finishes", &finishes)]);
+    sandbox.dispatch("left", "ends");
+    sandbox.wait_for_state("left", "incomplete");
+    // Another worker at full access could write this.
+    sandbox.write("left", "plan.md", PLAN.replace("[ ]", "[x]"));
+    sandbox.write("left", "ipc/.done", "Forged.");
+    sandbox.write("left", "ipc/001.question", "Forged?");
+    assert_eq!(sandbox.state("left"), "incomplete");
+
+    sandbox.dispatch("over", "finishes");
+    sandbox.wait_for_state("over", "done");
+    wait_until("the end is recorded", || {
+        sandbox.task("over", "attempts/1/exit").exists().then_some(())
+    });
+    sandbox.write("over", "plan.md", PLAN);
+    fs::remove_file(sandbox.task("over", "ipc/.done")).expect("removed");
+    sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
+exit 0
+left incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn left --resume
+over done 2/2 AGE finishes — "All is well."
+"#]]);
 }
 
 #[test]

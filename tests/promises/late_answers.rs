@@ -33,6 +33,15 @@ fn blocked() -> Sandbox {
     sandbox
 }
 
+/// A project whose worker marked an item as blocked and ended.
+fn blocked_on_an_item() -> Sandbox {
+    let sandbox = asking();
+    sandbox.worker("x", &["block", "1", "Which?"]).run().ok();
+    kill_and_wait(sandbox.worker_of("x", 1));
+    sandbox.wait_for_state("x", "blocked: item 1: Which?");
+    sandbox
+}
+
 fn attempts(sandbox: &Sandbox) -> usize {
     names(&sandbox.task("x", "attempts")).len()
 }
@@ -53,9 +62,7 @@ fn assert_resumed_once(sandbox: &Sandbox) {
 
 #[test]
 fn answer_to_a_blocked_item_resumes_the_task() {
-    let sandbox = blocked();
-    sandbox.worker("x", &["block", "1", "Which?"]).run().ok();
-    assert_eq!(sandbox.state("x"), "blocked: item 1: Which?");
+    let sandbox = blocked_on_an_item();
     sandbox.run("dispatch-monitor", &["--answer", "x", "This."]).shows(str![[r#"
 exit 0
 x/001 answered, its worker had ended and was resumed
@@ -65,10 +72,9 @@ x/001 answered, its worker had ended and was resumed
 
 #[test]
 fn blocked_news_names_the_answer_command() {
-    let sandbox = blocked();
+    let sandbox = blocked_on_an_item();
     // Until the supervisor has ended, it may resume the worker at once.
     wait_until("the supervisor is gone", || all_of(&sandbox.home()).is_empty().then_some(()));
-    sandbox.worker("x", &["block", "1", "Which?"]).run().ok();
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
 #ID x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)

@@ -5,6 +5,7 @@ use std::fs;
 use snapbox::str;
 
 use crate::support::clis::{CLAUDE, CODEX};
+use crate::support::process::kill_and_wait;
 use crate::support::text::same;
 use crate::support::{PLAN, Sandbox, binary, wait_until};
 
@@ -349,16 +350,17 @@ fn session_id_that_is_an_option_is_refused() {
 #[test]
 fn resumed_worker_gets_everything_of_the_last_attempt() {
     let sandbox = Sandbox::new();
-    sandbox.workers(&[("works", "exit 7")]);
+    sandbox.workers(&[("works", "exec sleep 1000")]);
     sandbox.plan("x", "# Title\n- [ ] First\n- [ ] Second\n- [ ] Third\n\n## Context\nMind it.\n");
     sandbox.ok("dispatch-spawn", &["x", "--model", "works"]);
-    sandbox.wait_for_state("x", "failed: exit code 7");
     let question = sandbox.worker("x", &["ask", "Which one?"]).env("DISPATCH_WAIT_MS", "0").run();
     assert_eq!(question.code, Some(75));
     sandbox.worker("x", &["tick", "1", "--note", "easy"]).run().ok();
     sandbox.worker("x", &["block", "2", "Still unclear."]).run().ok();
     fs::write(sandbox.task("x", "context.md"), "The second one is in b.rs.\n").expect("written");
     fs::write(sandbox.task("x", "ipc/.done"), "Too early.\n").expect("written");
+    kill_and_wait(sandbox.worker_of("x", 1));
+    sandbox.wait_for_state("x", "blocked: item 2: Still unclear.");
 
     sandbox.script("works", "printf '%s' \"$1\" >got; exec sleep 1000\n");
     sandbox.run("dispatch-monitor", &["--answer", "x", "The second one."]).shows(str![[r#"

@@ -115,7 +115,11 @@ fn old_done_tasks_are_counted_and_shown_with_all() {
         sandbox.dispatch(id, "ends");
         sandbox.wait_for_state(id, "done");
     }
-    let marker = fs::File::open(sandbox.task("old-finishes", "ipc/.done")).expect("there");
+    wait_until("both are settled", || {
+        let settled = |id| sandbox.task(id, "done").exists();
+        (settled("old-finishes") && settled("new-finishes")).then_some(())
+    });
+    let marker = fs::File::open(sandbox.task("old-finishes", "done")).expect("there");
     let long_ago = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
     marker.set_modified(long_ago).expect("an old marker");
     sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"

@@ -15,7 +15,7 @@ use crate::exit::Exit;
 use crate::news::Remedy;
 use crate::project::{Broken, Project};
 use crate::repair::{Repaired, orphans_line, repair};
-use crate::task::{Reason, State, View};
+use crate::task::{Reason, State, Task, View};
 use crate::text::{quoted, sanitize, short_duration, shorten};
 
 /// How long a finished task is shown without `--all`.
@@ -67,12 +67,15 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
         return follow(project);
     }
     let mut found = project.task_list();
+    let is_shown = |task: &Task| args.all || task.time_since_done().is_none_or(|it| it <= RECENT);
     let count = found.tasks.len();
-    found
-        .tasks
-        .retain(|task| args.all || task.side().time_since_done().is_none_or(|time| time <= RECENT));
+    found.tasks.retain(is_shown);
     let hidden = count - found.tasks.len();
     let Repaired { mut views, broken, repairs } = repair(project, found);
+    let count = views.len();
+    // The repair settled those that nobody had looked at.
+    views.retain(|view| is_shown(&view.task));
+    let hidden = hidden + count - views.len();
     views.sort_by_key(|view| view.state);
     if args.json {
         let broken = broken.iter().map(broken_as_json);

@@ -30,7 +30,7 @@ fn line(here: Option<PathBuf>) -> Result<Option<String>> {
     };
     let TaskList { tasks, broken } = Project::find(&directory)?.task_list();
     let mut broken = broken.len();
-    let open = tasks.iter().filter(|task| task.side().time_since_done().is_none());
+    let open = tasks.iter().filter(|task| task.time_since_done().is_none());
     let mut counts: BTreeMap<State, usize> = BTreeMap::new();
     for view in open.map(Task::view) {
         match view.map(|view| view.state) {

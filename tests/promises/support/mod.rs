@@ -109,7 +109,8 @@ impl Sandbox {
 
     /// A path of a task: on the person's side for what decides, on the worker's side otherwise.
     pub(crate) fn task(&self, id: &str, path: &str) -> PathBuf {
-        let persons = ["record.yaml", "attempts", "run.lock", "wait", "notes", "answers", "news"];
+        let persons =
+            ["record.yaml", "attempts", "run.lock", "wait", "notes", "answers", "news", "done"];
         let first = path.split('/').next().unwrap_or_default();
         match persons.contains(&first) {
             true => self.state_directory().join(id).join(path),
