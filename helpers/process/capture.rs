@@ -32,13 +32,15 @@ pub fn capture(
     deadline: Instant,
     most: usize,
 ) -> Result<Output, CaptureError> {
-    let (mut child, [out, err]) = start(command).map_err(CaptureError::NotStarted)?;
+    let (mut child, pipes) = start(command).map_err(CaptureError::NotStarted)?;
     let [mut stdout, mut stderr] = [Vec::new(), Vec::new()];
+    let mut open = [true; 2];
     let error = loop {
         // The status is asked first, so that everything printed before the exit is in the pipes.
         let status = child.try_wait();
-        read_available(&out, &mut stdout, most);
-        read_available(&err, &mut stderr, most);
+        for (at, bytes) in [&mut stdout, &mut stderr].into_iter().enumerate() {
+            open[at] = open[at] && read_available(&pipes[at], bytes, most);
+        }
         if stdout.len() + stderr.len() > most {
             break CaptureError::TooMuchOutput;
         } else if let Ok(Some(status)) = status {
@@ -46,8 +48,12 @@ pub fn capture(
         } else if Instant::now() >= deadline {
             break CaptureError::TimedOut;
         }
-        let mut fds = [&out, &err].map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
-        let _ = poll(&mut fds, PollTimeout::from(5_u8));
+        let still_open = pipes.iter().zip(open).filter(|(_, open)| *open);
+        let mut fds: Vec<_> =
+            still_open.map(|(pipe, _)| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)).collect();
+        // A program that closed both outputs is about to exit, as a rule.
+        let pause = if fds.is_empty() { 1_u8 } else { 5 };
+        let _ = poll(&mut fds, PollTimeout::from(pause));
     };
     // The child was not waited for, so its group's number cannot belong to another group.
     let _ = signal_group(child.id(), Signal::SIGKILL);
@@ -58,8 +64,7 @@ pub fn capture(
     Err(error)
 }
 
-/// Starts the program and returns what is read of its two outputs. The command keeps the writing
-/// ends, so a program that closes its outputs early causes no end of file.
+/// Starts the program and returns what is read of its two outputs.
 fn start(command: &mut Command) -> io::Result<(Child, [PipeReader; 2])> {
     reset_child_signal().map_err(io::Error::other)?;
     let ((out, out_writer), (err, err_writer)) = (io::pipe()?, io::pipe()?);
@@ -67,19 +72,24 @@ fn start(command: &mut Command) -> io::Result<(Child, [PipeReader; 2])> {
         fcntl(reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     }
     command.stdin(Stdio::null()).stdout(out_writer).stderr(err_writer);
-    Ok((lead_own_group(command).spawn()?, [out, err]))
+    let child = lead_own_group(command).spawn()?;
+    // The command must not keep the writing ends: an end of file says that nobody writes any more.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    Ok((child, [out, err]))
 }
 
-/// Reads what a pipe holds now; a little more than `most` bytes in all is enough.
-fn read_available(mut pipe: &PipeReader, bytes: &mut Vec<u8>, most: usize) {
+/// Reads what a pipe holds now; a little more than `most` bytes in all is enough. `false` at its end.
+fn read_available(mut pipe: &PipeReader, bytes: &mut Vec<u8>, most: usize) -> bool {
     let mut piece = [0; 64 << 10];
     while bytes.len() <= most {
         match pipe.read(&mut piece) {
             Ok(count @ 1..) => bytes.extend_from_slice(&piece[..count]),
+            Ok(0) => return false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            _ => return,
+            Err(_) => return true,
         }
     }
+    true
 }
 
 #[cfg(test)]
