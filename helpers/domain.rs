@@ -119,7 +119,7 @@ pub enum PromptVia {
     File,
 }
 
-/// A task's own checkout.
+/// A task's own checkout, which is a repository of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worktree {
     /// The checkout's directory.
@@ -128,8 +128,14 @@ pub struct Worktree {
     pub branch: String,
     /// The full id of the commit at which the branch began.
     pub base: String,
-    /// Git's common directory of the repository.
+    /// Git's common directory of the person's repository.
     pub repository: PathBuf,
+    /// The person's checkout at the dispatch; `None` for a bare repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkout: Option<PathBuf>,
+    /// The commit of the person at which the first task of a sequence began, if that is not this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trunk: Option<String>,
 }
 
 /// The end of an attempt that failed, in the CLI's own words.

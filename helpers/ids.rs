@@ -1,5 +1,7 @@
 //! Random numbers, stable hashes and the wall clock.
 
+use std::io::Read;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -9,7 +11,7 @@ use sha2::{Digest, Sha256};
 pub fn random_hex() -> Result<String> {
     let mut bytes = [0; 8];
     std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
+        .and_then(|mut file| file.read_exact(&mut bytes))
         .context("cannot read /dev/urandom")?;
     Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }
@@ -33,6 +35,20 @@ pub fn short_hash(bytes: &[u8]) -> String {
 /// The SHA-256 of some bytes as 64 hexadecimal digits.
 pub fn long_hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The SHA-256 of a file's content as 64 hexadecimal digits.
+pub fn file_hash(path: &Path) -> Result<String> {
+    let cannot = || format!("cannot read {}", path.display());
+    let mut file = std::fs::File::open(path).with_context(cannot)?;
+    let (mut hash, mut piece) = (Sha256::new(), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut piece).with_context(cannot)? {
+            0 => break,
+            length => hash.update(&piece[..length]),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The time in UTC for a person: `2026-11-21T10:02:15Z`.

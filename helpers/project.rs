@@ -18,6 +18,7 @@ use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
+use crate::git;
 use crate::ids::{long_hash, random_hex};
 use crate::process::{Identity, TASK_DIR};
 use crate::task::Task;
@@ -413,6 +414,11 @@ fn nearest_with_tasks(start: &Path, home: Option<&Path>) -> Option<PathBuf> {
 /// The main worktree of the repository around `start`; `None` outside git and for a bare one.
 /// Reads git's files, because a helper's start must not cost a git process.
 fn main_worktree(start: &Path) -> Option<PathBuf> {
+    // A worker writes its worktree, so nothing there says which repository it is of.
+    if let Some(common) = git::repository_of_worktree(start) {
+        let is_inside = common.file_name() == Some(OsStr::new(".git"));
+        return if is_inside { common.parent().map(Path::to_path_buf) } else { Some(common) };
+    }
     let top = start.ancestors().find(|directory| {
         let dot_git = directory.join(".git");
         // Ignore an empty .git, as git does: some sandboxes leave one behind.

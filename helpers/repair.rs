@@ -166,7 +166,7 @@ pub fn orphans_line(project: &Project, views: &[View]) -> Option<String> {
         0 | 1 => String::new(),
         count => format!("; and {} more: dispatch-reconcile clean --dry-run", count - 1),
     };
-    orphans.first().map(|first| format!("orphaned: {}{more}", first.remedy()))
+    orphans.first().map(|first| format!("orphaned: {}{more}", first.remedy(None)))
 }
 
 /// The artifacts that belong to no task of the project.
@@ -183,8 +183,13 @@ pub fn orphans(project: &Project, mut artifacts: Vec<Artifact>) -> Vec<Artifact>
     };
     artifacts.retain(|it| !is_being_dispatched(it));
     // Report a worktree's branch with the worktree only.
-    let worktrees: Vec<_> = artifacts.iter().filter_map(Artifact::checked_out).collect();
-    artifacts.retain(|it| !matches!(it, Artifact::Branch(branch) if worktrees.contains(branch)));
+    let is_worktree = |it: &&Artifact| matches!(it, Artifact::Worktree(_));
+    let worktrees = artifacts.iter().filter(is_worktree).map(|it| it.name().to_owned());
+    let worktrees: Vec<_> = worktrees.collect();
+    artifacts.retain(|it| match it {
+        Artifact::Branch(_) => !worktrees.iter().any(|worktree| worktree == it.name()),
+        Artifact::Worktree(_) => true,
+    });
     artifacts
 }
 

@@ -149,7 +149,7 @@ fn dry_run(prepared: &Prepared, json: bool) -> Result<Exit> {
     let Prepared { task, record, prompt, .. } = prepared;
     let stdin = task.attempt(1).prompt_path();
     if !json {
-        prepared.worktree.iter().for_each(|own| say(own.worktree.command()));
+        prepared.worktree.iter().for_each(|own| say(format!("worktree: {}", own.worktree)));
     }
     say(match &prepared.call {
         None => agent::call(task, record, prompt)?,

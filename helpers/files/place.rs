@@ -11,10 +11,11 @@ use nix::sys::stat::Mode;
 
 use crate::process::open_without_symlinks;
 
-/// A worker may replace the files in a project's `.dispatch`; returns true for those.
+/// A worker may replace the files in a project's `.dispatch` and in its worktree; returns true for
+/// those.
 fn is_in_workers_reach(path: &Path) -> bool {
     let parts: Vec<_> = path.components().map(|part| part.as_os_str()).collect();
-    let inside = ["tasks", "reports", "token"];
+    let inside = ["tasks", "reports", "token", "worktrees"];
     parts.windows(2).any(|pair| pair[0] == ".dispatch" && inside.iter().any(|it| pair[1] == *it))
 }
 
@@ -67,12 +68,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_projects_own_files_are_in_a_workers_reach() {
+    fn projects_own_files_and_worktrees_are_in_a_workers_reach() {
         let rows = [
             ("/p/.dispatch/tasks/x/plan.md", true),
             ("/p/.dispatch/reports/x.md", true),
             ("/p/.dispatch/token", true),
             ("/a/.dispatch/b/.dispatch/tasks/x", true),
+            ("/h/.dispatch/worktrees/p/x/.git/HEAD", true),
             ("/h/.dispatch/state/p/x/record.yaml", false),
             ("/h/.dispatch/config.yaml", false),
         ];

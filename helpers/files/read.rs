@@ -58,6 +58,26 @@ pub fn tail(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(end)
 }
 
+/// Copies a file as [`read_foreign`] reads one, into a private file; does nothing if there is no such
+/// file. Returns how many bytes it has.
+///
+/// # Errors
+/// [`Exit::Data`] for a symlink, for anything that is not a regular file, and for more than `most`
+/// bytes.
+pub fn copy_foreign(from: &Path, to: &Path, most: u64) -> Result<u64> {
+    let Some((file, _)) = open_foreign(from)? else { return Ok(0) };
+    let mut copy = File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
+    let copied = std::io::copy(&mut file.take(most.saturating_add(1)), &mut copy)
+        .with_context(|| format!("cannot copy {}", from.display()))?;
+    if copied > most {
+        return Err(Refusal::new(Exit::Data, format!("{} is too large", from.display()))
+            .place(format!("{} MiB is the limit for this copy", most >> 20))
+            .next("move it away, or make it shorter")
+            .into());
+    }
+    Ok(copied)
+}
+
 /// Opens a file as [`read_foreign`] does: a symlink leads nowhere, and a pipe holds nobody up.
 /// Returns its length in bytes too.
 pub(super) fn open_foreign(path: &Path) -> Result<Option<(File, u64)>> {

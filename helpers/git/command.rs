@@ -4,14 +4,14 @@ use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::process;
+use crate::process::{CaptureError, capture};
 
 /// The first version with `rev-parse --path-format` and the `worktree` commands used here.
 const OLDEST_GIT: (u32, u32) = (2, 31);
@@ -19,23 +19,42 @@ const OLDEST_GIT: (u32, u32) = (2, 31);
 /// How long a call is repeated while another program holds one of git's locks.
 const GIT_LOCK_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long a git command may take, its hooks included.
+const TIME_LIMIT: Duration = Duration::from_secs(3600);
+
+/// How many bytes a git command may print.
+const OUTPUT_LIMIT: usize = 1 << 30;
+
 /// The variables that tie a git process to another repository than that of its directory: those
 /// that `git rev-parse --local-env-vars` lists, without the person's own configuration.
-pub(crate) const REPOSITORY_VARIABLES: [&str; 13] = [
+const REPOSITORY_VARIABLES: [&str; 16] = [
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_ATTR_SOURCE",
     "GIT_COMMON_DIR",
     "GIT_DIR",
     "GIT_GRAFT_FILE",
     "GIT_IMPLICIT_WORK_TREE",
     "GIT_INDEX_FILE",
+    "GIT_INTERNAL_SUPER_PREFIX",
     "GIT_NAMESPACE",
     "GIT_NO_REPLACE_OBJECTS",
     "GIT_OBJECT_DIRECTORY",
     "GIT_PREFIX",
+    "GIT_QUARANTINE_PATH",
     "GIT_REPLACE_REF_BASE",
     "GIT_SHALLOW_FILE",
     "GIT_WORK_TREE",
 ];
+
+/// Whether a variable chooses git's repository, index, author or configuration. A session that was
+/// started from a git hook has them, and its workers must not: they are of another call.
+pub(crate) fn selects_for_git(name: &str) -> bool {
+    let others = ["GIT_CONFIG", "GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS"];
+    let starts = ["GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"];
+    REPOSITORY_VARIABLES.contains(&name)
+        || others.contains(&name)
+        || starts.iter().any(|start| name.starts_with(start))
+}
 
 pub(super) fn require_version() -> Result<()> {
     let said = Git(Command::new("git")).words("version").text("git does not work")?;
@@ -87,20 +106,30 @@ impl Git {
         self
     }
 
-    /// Runs the command, also repeatedly.
+    /// Runs the command, also repeatedly. A process that a hook leaves behind is not waited for.
     pub(super) fn run(&mut self) -> Result<Output> {
         for name in REPOSITORY_VARIABLES {
             self.0.env_remove(name);
         }
         // Some messages are parsed here, so they must be in English.
-        self.0.env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0").stdin(Stdio::null());
-        process::reset_child_signal()?;
-        match self.0.output() {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
+        self.0.env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0");
+        // A replaced object is not the one whose id was compared.
+        self.0.env("GIT_NO_REPLACE_OBJECTS", "1");
+        match capture(&mut self.0, Instant::now() + TIME_LIMIT, OUTPUT_LIMIT) {
+            Err(CaptureError::NotStarted(error)) if error.kind() == ErrorKind::NotFound => {
                 Err(no_git("git is not installed", "'git' is not in PATH").into())
             }
-            output => output.context("cannot run git"),
+            Err(CaptureError::NotStarted(error)) => Err(error).context("cannot run git"),
+            Err(CaptureError::TimedOut) => bail!("git was ended: it took longer than an hour"),
+            Err(CaptureError::TooMuchOutput) => bail!("git was ended: it printed more than 1 GiB"),
+            Ok(output) => Ok(output),
         }
+    }
+
+    /// Sets a variable of the command.
+    pub(super) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.0.env(name, value);
+        self
     }
 
     /// Whether the command succeeds.
@@ -137,12 +166,18 @@ pub(super) fn succeeded(output: Output, what: &str) -> Result<Vec<u8>> {
     Err(Refusal::new(Exit::CannotCreate, what).place(error_line(&output)).into())
 }
 
-/// The first line that git marks as an error, else the last line of its standard error.
+/// The first line that git marks as an error, else the last line of its standard error. Where a
+/// program that git called has failed, its own line is the cause.
 pub(super) fn error_line(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
-    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
-    let error = lines().find(|line| line.starts_with("fatal: ") || line.starts_with("error: "));
-    error.or(lines().next_back()).map_or_else(|| output.status.to_string(), str::to_owned)
+    let lines: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let is_error = |line: &&str| line.starts_with("fatal: ") || line.starts_with("error: ");
+    let line = match lines.iter().position(is_error) {
+        Some(at) if at > 0 && lines[at].contains("the remote end hung up") => lines.get(at - 1),
+        Some(at) => lines.get(at),
+        None => lines.last(),
+    };
+    line.map_or_else(|| output.status.to_string(), |line| (*line).to_owned())
 }
 
 /// Whether git failed because another program holds one of its locks.

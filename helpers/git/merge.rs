@@ -1,41 +1,95 @@
 //! Merging a task's branch into the branch of a person's checkout, completely or not at all.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
-use crate::git::command::{git, path, records, retry};
-use crate::git::{STATUS, changes, commit_id, first_paths};
+use crate::files;
+use crate::git::command::{error_line, git, path, records, retry};
+use crate::git::{STATUS, changes, commit_id, first_paths, is_in_worktree};
+use crate::text::sanitize;
 
 /// Lists only the changes that a merge could overwrite.
 const TRACKED: &str = "--untracked-files=no --ignore-submodules=dirty";
 
-/// The result of a merge.
+/// Names of files and directories, in lower case, that a host, git, an editor or CI executes or obeys
+/// without being asked. A difference in one of them needs a person.
+const EXECUTED: [&str; 43] = [
+    ".agents",
+    ".buildkite",
+    ".circleci",
+    ".claude",
+    ".claude-plugin",
+    ".codex",
+    ".cursor",
+    ".cursorrules",
+    ".devcontainer",
+    ".devcontainer.json",
+    ".dispatch",
+    ".envrc",
+    ".factory",
+    ".gemini",
+    ".gitattributes",
+    ".githooks",
+    ".github",
+    ".gitlab-ci.yml",
+    ".gitmodules",
+    ".husky",
+    ".idea",
+    ".lefthook.yml",
+    ".lfsconfig",
+    ".mcp.json",
+    ".mise.toml",
+    ".opencode",
+    ".pre-commit-config.yaml",
+    ".qwen",
+    ".travis.yml",
+    ".vscode",
+    ".windsurfrules",
+    ".worktreeinclude",
+    "agents.md",
+    "agents.override.md",
+    "azure-pipelines.yml",
+    "claude.local.md",
+    "claude.md",
+    "gemini.md",
+    "jenkinsfile",
+    "lefthook.yml",
+    "mise.toml",
+    "opencode.json",
+    "qwen.md",
+];
+
+/// A merge that would work, before anything is changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Merged {
-    /// The number of commits that the person's branch did not have.
+pub struct MergePlan {
+    /// The number of commits that the person's branch does not have.
     pub commits: usize,
     /// The branch of the person's checkout.
     pub into: String,
-    /// Whether no merge commit was needed.
-    pub fast_forward: bool,
+    /// The files that something executes or obeys by itself, and that the merge would change.
+    pub executed: Vec<String>,
+    /// The top of the person's checkout.
+    top: PathBuf,
+    /// The commit that is checked out there.
+    before: String,
+    /// The commit to merge.
+    tip: String,
 }
 
 impl Worktree {
-    /// Merges the task's branch into the checked-out branch of the first of `places` that lies in a
-    /// checkout of the person. The caller has to look for uncommitted changes in the worktree.
-    pub fn merge(&self, places: &[&Path]) -> Result<Merged> {
-        let _lock = self.lock()?;
-        let tip = self.tip()?.ok_or_else(|| {
-            Refusal::new(Exit::Data, format!("the branch {} is gone", self.branch))
-                .place(format!("it is not in {}", self.repository.display()))
-                .next(format!("git branch {} COMMIT, if you know its last commit", self.branch))
-        })?;
+    /// Prepares a merge of the commit `tip` into the checked-out branch of the first of `places` that
+    /// lies in a checkout of the person. With `onto`, only the task's own commits are taken.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the commit brings others than the task's; [`Exit::Failed`] for conflicts.
+    pub fn plan_merge(&self, places: &[&Path], tip: &str, onto: bool) -> Result<MergePlan> {
         let top = self.persons_checkout(places)?;
         let (into, before) = branch_and_commit(&top)?;
         if into == self.branch {
@@ -45,36 +99,155 @@ impl Worktree {
                 .into());
         }
         refuse_unsafe_checkout(&top, &into)?;
-        let commits = count(&top, &[&tip, "--not", &before])?;
-        if commits == 0 {
-            return Ok(Merged { commits, into, fast_forward: true });
-        }
-        let what = format!("{} cannot be merged into {into}", self.branch);
-        let refuse = |conflicts: &[String]| {
-            Refusal::new(Exit::Failed, format!("{what}: conflicts, and nothing was changed"))
-                .place(first_paths(conflicts))
-                .next(format!(
-                    "git -C {} merge {into}, and resolve them there",
-                    self.path.display()
-                ))
+        let tip = match onto {
+            true => self.replay(&before, tip, &into)?,
+            false => tip.to_owned(),
         };
-        if let Some(conflicts) = conflicts(&top, &before, &tip)? {
-            return Err(refuse(&conflicts).into());
+        let commits = count(&top, &[&tip, "--not", &before])?;
+        let mut plan = MergePlan { commits, into, executed: Vec::new(), top, before, tip };
+        if plan.commits > 0 {
+            self.refuse_foreign(&plan)?;
+            let merged = self.merged_tree(&plan.before, &plan.tip, &plan.into)?;
+            plan.executed = self.executed(&plan, &merged)?;
         }
+        Ok(plan)
+    }
+
+    /// Refuses commits that are not the task's: after the person amended or rebased the base, or where
+    /// the task began on another branch.
+    fn refuse_foreign(&self, plan: &MergePlan) -> Result<()> {
+        let list = |end: &str| {
+            let list = self.git("rev-list").args([end, "--not", &plan.before]);
+            list.text("cannot compare the branches")
+        };
+        let brought = list(&plan.tip)?;
+        let brought: BTreeSet<&str> = brought.lines().collect();
+        let others = list(self.trunk())?;
+        let foreign: Vec<_> = others.lines().filter(|commit| brought.contains(commit)).collect();
+        let Some(first) = foreign.first() else { return Ok(()) };
+        let first = self.git("log -1 --format=%h%x20%s").arg(first).said()?;
+        let more = match foreign.len() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let (branch, id) = (&self.branch, self.path.file_name().unwrap_or_default().display());
+        let what = format!("{branch} has commits that are neither the task's nor in {}", plan.into);
+        Err(Refusal::new(Exit::Data, what)
+            .place(format!("{}{more}", sanitize(&first)))
+            .next(format!("dispatch-reconcile merge {id} --onto takes only the task's commits"))
+            .into())
+    }
+
+    /// The commit that has the task's own commits after `before` (as `git rebase --onto` makes it).
+    fn replay(&self, before: &str, tip: &str, into: &str) -> Result<String> {
+        let range = [tip, "--not", self.trunk(), before];
+        let merges = count(&self.repository, &[&["--merges"], &range[..]].concat())?;
+        if merges > 0 {
+            let what = format!("{} has merge commits, which cannot be taken over", self.branch);
+            return Err(Refusal::new(Exit::Data, what)
+                .place(format!("{merges} since {}", self.trunk()))
+                .next(format!("git rebase --onto {into} {} {}", self.trunk(), self.branch))
+                .into());
+        }
+        let list = self.git("rev-list --reverse --topo-order").args(range);
+        let mut end = before.to_owned();
+        for commit in list.text("cannot list the task's commits")?.lines() {
+            let parent = format!("--merge-base={commit}^");
+            let tried =
+                self.git("merge-tree --write-tree --name-only --no-messages -z").arg(parent);
+            let tree = self.tree_of(tried.args([end.as_str(), commit]).run()?, into)?;
+            if tree == self.git("rev-parse").arg(format!("{end}^{{tree}}")).said()? {
+                continue;
+            }
+            let about = self.git("log -1 --date=raw --format=%an%x00%ae%x00%ad%x00%B").arg(commit);
+            let about = about.text("cannot read a commit")?;
+            let parts: Vec<_> = about.splitn(4, '\0').collect();
+            let [name, email, date, message] = parts[..] else { bail!("git printed no commit") };
+            let made = self.git("commit-tree").args([&tree, "-p", &end, "-m", message]);
+            let made = made.env("GIT_AUTHOR_NAME", name).env("GIT_AUTHOR_EMAIL", email);
+            end = made.env("GIT_AUTHOR_DATE", date).text("cannot take over a commit")?;
+        }
+        Ok(end)
+    }
+
+    /// The tree that a merge would give; that of `tip` for a git before 2.38, which only tells by
+    /// merging.
+    fn merged_tree(&self, before: &str, tip: &str, into: &str) -> Result<String> {
+        let tried = self.git("merge-tree --write-tree --name-only --no-messages -z");
+        let tried = tried.args([before, tip]).run()?;
+        match tried.status.code() {
+            Some(0 | 1) => self.tree_of(tried, into),
+            _ => Ok(tip.into()),
+        }
+    }
+
+    /// The tree in the output of `git merge-tree`; conflicts are an error.
+    fn tree_of(&self, tried: Output, into: &str) -> Result<String> {
+        let mut printed = records(&tried.stdout);
+        match tried.status.code() {
+            Some(0) => printed.next().context("git printed no tree"),
+            Some(1) => Err(self.conflict(into, &printed.skip(1).collect::<Vec<_>>()).into()),
+            _ => Err(Refusal::new(Exit::Unavailable, "this git cannot take over commits")
+                .place(error_line(&tried))
+                .next("install git 2.40 or newer")
+                .into()),
+        }
+    }
+
+    fn conflict(&self, into: &str, conflicts: &[String]) -> Refusal {
+        let what = format!("{} cannot be merged into {into}", self.branch);
+        Refusal::new(Exit::Failed, format!("{what}: conflicts, and nothing was changed"))
+            .place(first_paths(conflicts))
+            .next(format!("git merge {}, and resolve them, or let a new task do it", self.branch))
+    }
+
+    /// The files of [`EXECUTED`], and hooks, that the merge would change.
+    fn executed(&self, plan: &MergePlan, merged: &str) -> Result<Vec<String>> {
+        let list =
+            self.git("diff-tree -r -z --name-only --no-renames").args([&plan.before, merged]);
+        let mut changed = list.records("cannot compare the branches")?;
+        let hooks = hooks_in(&plan.top)?.unwrap_or_else(|| plan.top.join(".git"));
+        changed.retain(|path| {
+            let mut parts = path.split('/').map(str::to_lowercase);
+            parts.any(|part| EXECUTED.contains(&part.as_str()))
+                || plan.top.join(path).starts_with(&hooks)
+        });
+        Ok(changed)
+    }
+
+    /// Merges as planned. Returns whether no merge commit was needed.
+    ///
+    /// # Errors
+    /// [`Exit::TryAgain`] if the person's branch moved meanwhile; [`Exit::Failed`] if git or a hook
+    /// refuses. Nothing is changed then.
+    pub fn merge(&self, plan: &MergePlan) -> Result<bool> {
+        let MergePlan { top, before, tip, into, .. } = plan;
+        let _lock = self.lock()?;
+        if branch_and_commit(top)? != (into.clone(), before.clone()) {
+            let what = format!("{into} changed meanwhile");
+            return Err(Refusal::new(Exit::TryAgain, what).next("try again").into());
+        }
+        refuse_unsafe_checkout(top, into)?;
+        let what = format!("{} cannot be merged into {into}", self.branch);
         let message = format!("Merge branch '{}'", self.branch);
+        let hooks = self.hooks_before(top)?;
         let mut unmerged = Vec::new();
         let merged = retry(|| {
-            let merge = git(&top, "merge --quiet --commit --no-squash --no-autostash -m");
-            let merged = merge.args([&message, &self.reference()]).run()?;
+            let mut merge = git(top, "-c submodule.recurse=false");
+            if let Some(hooks) = &hooks {
+                merge = merge.arg("-c").arg(format!("core.hooksPath={}", hooks.path().display()));
+            }
+            let merge = merge.words("merge --quiet --commit --no-squash --no-autostash -m");
+            let merged = merge.args([&message, tip]).run()?;
             if !merged.status.success() {
-                unmerged = paths(&git(&top, "ls-files -z -u").run()?);
-                undo(&top, &before, &tip)?;
+                unmerged = paths(&git(top, "ls-files -z -u").run()?);
+                undo(top, before, tip)?;
             }
             Ok(merged)
         })?;
         fault::point("merge", "merged");
         if !unmerged.is_empty() {
-            return Err(refuse(&unmerged).into());
+            return Err(self.conflict(into, &unmerged).into());
         }
         if !merged.status.success() {
             return Err(Refusal::new(Exit::Failed, format!("{what}; nothing was changed"))
@@ -82,8 +255,21 @@ impl Worktree {
                 .next("fix that and try again")
                 .into());
         }
-        let fast_forward = commit_id(&top, "HEAD")?.as_ref() == Some(&tip);
-        Ok(Merged { commits, into, fast_forward })
+        Ok(commit_id(top, "HEAD")?.as_ref() == Some(tip))
+    }
+
+    /// A copy of hooks that are files of the checkout: the merge must not run those that it brings.
+    fn hooks_before(&self, top: &Path) -> Result<Option<Copy>> {
+        let Some(hooks) = hooks_in(top)? else { return Ok(None) };
+        // Husky's hooks in `_` start those beside it.
+        let (copied, below) = match hooks.parent().filter(|_| hooks.ends_with("_")) {
+            Some(parent) => (parent, Path::new("_")),
+            None => (hooks.as_path(), Path::new("")),
+        };
+        let copy = Copy { top: self.hidden(&format!("hooks-{}", std::process::id())), below };
+        files::remove_directory(&copy.top)?;
+        files::copy_directory(copied, &copy.top)?;
+        Ok(Some(copy))
     }
 
     /// The top of the first checkout of this repository that is no task's worktree.
@@ -93,9 +279,9 @@ impl Worktree {
             Ok(path(&asked.stdout).canonicalize().ok().filter(|_| asked.status.success()))
         };
         for place in places {
-            if asked(place, "--git-common-dir")?.as_ref() == Some(&self.repository)
+            if !is_in_worktree(place)
+                && asked(place, "--git-common-dir")?.as_ref() == Some(&self.repository)
                 && let Some(top) = asked(place, "--show-toplevel")?
-                && top.parent() != self.path.parent()
             {
                 return Ok(top);
             }
@@ -155,7 +341,10 @@ pub(super) fn unfinished(git_dir: &Path) -> Option<&'static str> {
         ("REVERT_HEAD", "revert"),
         ("BISECT_LOG", "bisect"),
     ];
-    marks.into_iter().find(|(name, _)| git_dir.join(name).exists()).map(|(_, what)| what)
+    marks
+        .into_iter()
+        .find(|(name, _)| git_dir.join(name).symlink_metadata().is_ok())
+        .map(|(_, what)| what)
 }
 
 /// The number of commits that `git rev-list` lists.
@@ -165,13 +354,31 @@ pub(super) fn count(directory: &Path, revisions: &[&str]) -> Result<usize> {
     counted.parse().with_context(|| format!("git counted {counted:?} commits"))
 }
 
-/// The files in which a merge would conflict, found without touching any file. `None` if there are
-/// none, or for a git before 2.38, where only the merge itself tells.
-fn conflicts(top: &Path, before: &str, tip: &str) -> Result<Option<Vec<String>>> {
-    let tree = git(top, "merge-tree --write-tree --name-only --no-messages -z");
-    let tried = tree.args([before, tip]).run()?;
-    let names = (tried.status.code() == Some(1)).then(|| records(&tried.stdout).skip(1).collect());
-    Ok(names)
+/// The directory of git's hooks, if these are files of the checkout.
+fn hooks_in(top: &Path) -> Result<Option<PathBuf>> {
+    let configured = git(top, "config --type=path --get core.hooksPath").run()?;
+    let hooks = top.join(path(&configured.stdout));
+    let inside = hooks.starts_with(top) && hooks != top && !hooks.starts_with(top.join(".git"));
+    Ok((configured.status.success() && inside && hooks.is_dir()).then_some(hooks))
+}
+
+/// A copy of hooks, removed at the end.
+struct Copy {
+    top: PathBuf,
+    below: &'static Path,
+}
+
+impl Copy {
+    fn path(&self) -> PathBuf {
+        self.top.join(self.below)
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        // A later copy replaces what is left.
+        let _ = files::remove_directory(&self.top);
+    }
 }
 
 /// The distinct paths in the output of `git ls-files -u -z`.

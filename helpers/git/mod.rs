@@ -1,7 +1,11 @@
-//! Worktrees: a task's own checkout outside the project's directory, so that deleting `.dispatch/`
-//! loses no work. Nothing here removes work that exists nowhere else.
+//! Worktrees: a task's own repository and checkout outside the project's directory, so that deleting
+//! `.dispatch/` loses no work. Nothing here removes work that exists nowhere else.
+//!
+//! Invariant: once a worker has been in a worktree, no git runs in its repository. Its commits are
+//! fetched from a copy of its objects (`foreign`).
 
 mod command;
+mod foreign;
 mod merge;
 mod remove;
 
@@ -18,15 +22,30 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ids::short_hash;
-use crate::text::{sanitize, shell_word};
+use crate::text::sanitize;
 use command::{Git, error_line, git, git_on, path, require_version, retry, succeeded, trim};
+use foreign::Settings;
+use walkdir::WalkDir;
 
-pub(crate) use command::REPOSITORY_VARIABLES;
-pub use merge::Merged;
-pub use remove::{Artifact, all_artifacts, artifacts};
+pub(crate) use command::selects_for_git;
+pub use merge::MergePlan;
+pub use remove::{Artifact, Contents, all_artifacts, artifacts};
 
 /// How long a task waits while others create their worktrees of the same repository.
 const LOCK_LIMIT: Duration = Duration::from_secs(120);
+
+/// Names that git must not show in a worktree: dispatch's own directory, and the mount points that
+/// Claude Code's sandbox leaves in the top level.
+const EXCLUDED: &str = "\
+/.dispatch/
+/.bash_profile
+/.bashrc
+/.gitconfig
+/.profile
+/.ripgreprc
+/.zprofile
+/.zshrc
+";
 
 /// A worktree that does not exist yet.
 #[derive(Clone, Debug)]
@@ -43,6 +62,15 @@ pub struct PlannedWorktree {
 /// dispatched from there. Changes nothing.
 pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
     require_version()?;
+    if is_in_worktree(here) {
+        return Err(Refusal::new(
+            Exit::Usage,
+            "a worktree cannot begin in another task's worktree",
+        )
+        .place(here.display().to_string())
+        .next("dispatch from a checkout of yours")
+        .into());
+    }
     let ask = git(here, "rev-parse --path-format=absolute");
     let asked = ask.words("--is-inside-work-tree --show-prefix --git-common-dir").run()?;
     if error_line(&asked).contains("not a git repository") {
@@ -63,6 +91,7 @@ pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
             .place(format!("HEAD of {} names a branch without commits", repository.display()))
             .next("commit first, or dispatch without --worktree")
     })?;
+    let top = here.ancestors().nth(prefix.components().count()).filter(|_| inside);
 
     let (path, branch) = free_names(task, &repository)?;
     let mut remarks = Vec::new();
@@ -82,7 +111,8 @@ pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
             Err(error) => Some(format!("{error:#}").replace("\n ", ":")),
         });
     }
-    let worktree = Worktree { path, branch, base, repository };
+    let checkout = top.map(Path::to_path_buf);
+    let worktree = Worktree { path, branch, base, repository, checkout, trunk: None };
     Ok(PlannedWorktree { worktree, directory, remarks })
 }
 
@@ -105,15 +135,18 @@ pub fn commit_id(directory: &Path, revision: &str) -> Result<Option<String>> {
 /// something of that name, because a task inherits nothing.
 fn free_names(task: &TaskId, repository: &Path) -> Result<(PathBuf, String)> {
     let directory = worktrees_directory(repository)?;
-    let patterns = "refs/heads/dispatch refs/heads/dispatch-* refs/heads/dispatch-*/**";
-    let branches = branches(repository, patterns)?;
+    let patterns =
+        "refs/heads/dispatch refs/heads/dispatch-* refs/heads/dispatch-*/** refs/dispatch";
+    let taken = references(repository, patterns)?;
     // A branch is a file, so `dispatch` and `dispatch/x` cannot both exist.
-    let separator = if branches.iter().any(|it| it == "dispatch") { '-' } else { '/' };
+    let separator = if taken.iter().any(|it| it == "refs/heads/dispatch") { '-' } else { '/' };
     let free = |(path, branch): &(PathBuf, String)| {
-        let taken = |other: &String| {
-            other.strip_prefix(branch).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        let own = [format!("refs/heads/{branch}"), reference("base", path)];
+        let is_taken = |other: &String| {
+            let rest = |own: &String| other.strip_prefix(own.as_str()).map(str::to_owned);
+            own.iter().filter_map(rest).any(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        path.symlink_metadata().is_err() && !branches.iter().any(taken)
+        path.symlink_metadata().is_err() && !taken.iter().any(is_taken)
     };
     (1..)
         .map(|n: u32| if n == 1 { task.to_string() } else { format!("{task}-{n}") })
@@ -122,27 +155,65 @@ fn free_names(task: &TaskId, repository: &Path) -> Result<(PathBuf, String)> {
         .context("there is no free name")
 }
 
-/// The names of the branches that match one of the patterns.
-fn branches(repository: &Path, patterns: &str) -> Result<Vec<String>> {
-    let list = git_on(repository, "for-each-ref --format=%(refname:lstrip=2)").words(patterns);
+/// The full names of the references that match one of the patterns.
+fn references(repository: &Path, patterns: &str) -> Result<Vec<String>> {
+    let list = git_on(repository, "for-each-ref --format=%(refname)").words(patterns);
     Ok(list.text("cannot list the branches")?.lines().map(str::to_owned).collect())
 }
 
-/// The directory of all worktrees that dispatch makes of a repository.
-fn worktrees_directory(repository: &Path) -> Result<PathBuf> {
+/// The reference of dispatch for the worktree at `path`, which branches do not show: `base` keeps the
+/// commit at which it began, `tip` the commit that was fetched last.
+fn reference(kind: &str, path: &Path) -> String {
+    format!("refs/dispatch/{kind}/{}", path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// The directory of all worktrees that dispatch makes.
+fn worktrees_root() -> Result<PathBuf> {
     let home = std::env::home_dir().filter(|home| home.is_absolute()).ok_or_else(|| {
         Refusal::new(Exit::CannotCreate, "there is no home directory for a worktree")
             .next("set HOME, or dispatch without --worktree")
     })?;
     // Git and the sandboxes of workers compare real paths.
     let home = home.canonicalize().with_context(|| format!("cannot find {}", home.display()))?;
+    let own = home.join(".dispatch");
+    Ok(own.canonicalize().unwrap_or(own).join("worktrees"))
+}
+
+/// Whether a directory lies in a task's worktree, where no git may be run outside a sandbox.
+pub fn is_in_worktree(directory: &Path) -> bool {
+    worktrees_root().is_ok_and(|root| directory.starts_with(root))
+}
+
+/// The person's repository of the worktree that a directory lies in.
+pub fn repository_of_worktree(directory: &Path) -> Option<PathBuf> {
+    let root = worktrees_root().ok()?;
+    let first = directory.strip_prefix(&root).ok()?.components().next()?;
+    let text = files::read(&repository_file(&root.join(first))).ok()??;
+    Some(PathBuf::from(text.strip_suffix('\n')?))
+}
+
+/// The file that names the repository of the worktrees in a directory.
+fn repository_file(directory: &Path) -> PathBuf {
+    beside(directory, "repository")
+}
+
+/// A path with one more ending.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    name.into()
+}
+
+/// The directory of all worktrees that dispatch makes of a repository.
+fn worktrees_directory(repository: &Path) -> Result<PathBuf> {
     let named = repository.parent().filter(|_| repository.ends_with(".git")).unwrap_or(repository);
     let name = named.file_name().unwrap_or_default().to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let name: String =
         name.trim_end_matches(".git").chars().map(|c| if plain(c) { c } else { '-' }).collect();
     let hash = short_hash(repository.as_os_str().as_bytes());
-    Ok(home.join(".dispatch/worktrees").join(format!("{name}-{hash}")))
+    Ok(worktrees_root()?.join(format!("{name}-{hash}")))
 }
 
 /// The command that [`changes`] parses, without its scope.
@@ -163,103 +234,229 @@ pub fn first_paths(paths: &[String]) -> String {
     }
 }
 
-/// Makes a worktree and its repository find each other again, after the repository was moved.
-pub fn repair_worktree(worktree: &Worktree) -> Result<()> {
-    let repair = git_on(&worktree.repository, "worktree repair").arg(&worktree.path);
-    repair.text("cannot repair the worktree").map(drop)
-}
-
 impl Worktree {
-    /// Creates the worktree of a new task. Returns remarks for the host, one line each.
+    /// Reserves the names of the worktree, and keeps its base from being collected.
     ///
     /// # Errors
-    /// [`Exit::TryAgain`] if its names were taken after they were chosen.
-    pub fn create(&self) -> Result<Vec<String>> {
-        let _lock = self.lock()?;
-        if !self.is_deleted() || self.tip()?.is_some() {
+    /// [`Exit::TryAgain`] if the names were taken after they were chosen.
+    pub fn reserve(&self) -> Result<()> {
+        let reference = reference("base", &self.path);
+        let free = self.is_deleted() && commit_id(&self.repository, &self.reference())?.is_none();
+        let reserve = || self.git("update-ref").args([&reference, &self.base, ""]).run();
+        if !free || !retry(reserve)?.status.success() {
             let what = format!("the branch {} was taken meanwhile", self.branch);
             return Err(Refusal::new(Exit::TryAgain, what).next("try again").into());
         }
-        self.add()
-    }
-
-    /// Creates the worktree if it does not exist. If its directory was deleted, git's own record of it
-    /// is used, else its branch. Returns remarks for the host, one line each.
-    pub fn ensure(&self) -> Result<Vec<String>> {
-        if self.git_dir().is_some_and(|entry| !is_incomplete(&entry)) {
-            return Ok(Vec::new());
-        }
-        let _lock = self.lock()?;
-        self.undo_interrupted_removal()?;
-        let deleted = self.is_deleted();
-        if let Some(other) = self.checked_out_elsewhere()? {
-            let what = format!("the task's branch {} is checked out elsewhere", self.branch);
-            return Err(Refusal::new(Exit::CannotCreate, what)
-                .place(&other)
-                .next(format!("git -C {} switch BRANCH, and try again", shell_word(&other)))
-                .into());
-        }
-        if deleted {
-            files::create_private_directory(&self.path)?;
-            self.git("worktree repair").arg(&self.path).run()?;
-        }
-        match self.git_dir() {
-            None if !deleted && !is_empty(&self.path) => {
-                let what = "something else is in the place of the task's worktree";
-                return Err(Refusal::new(Exit::CannotCreate, what)
-                    .place(self.path.display().to_string())
-                    .next("move it away, and try again")
-                    .into());
-            }
-            // The process that created it was killed, so no worker has been in it.
-            Some(entry) if is_incomplete(&entry) => {
-                self.git("worktree remove -f -f").arg(&self.path).run()?;
-            }
-            // Git's record has the staged changes, a rebase, and the commits in submodules.
-            Some(_) if deleted => {
-                git(&self.path, "checkout-index --all --quiet")
-                    .bytes("cannot restore the files of the worktree")?;
-                return Ok(self.fill_submodules().into_iter().collect());
-            }
-            Some(_) => return Ok(Vec::new()),
-            None => {}
-        }
-        self.add()
-    }
-
-    /// Moves the branch and the checkout to another commit before a worker has been in it. Uncommitted
-    /// changes stay, or make it fail.
-    pub fn reset_to(&self, commit: &str) -> Result<()> {
-        self.ensure()?;
-        let what = format!("cannot begin at {commit} in {}", self.path.display());
-        git(&self.path, "reset --keep --quiet").arg(commit).bytes(&what).map(drop)
-    }
-
-    /// Only one process at a time adds a worktree: git's own locks would make the others fail.
-    fn lock(&self) -> Result<Lock> {
-        if !self.repository.is_dir() {
-            return Err(Refusal::new(Exit::Data, "the repository of the worktree is gone")
-                .place(format!("{} does not exist", self.repository.display()))
-                .next("put it back there, or dispatch the plan again as a new task")
-                .into());
-        }
         let directory = self.path.parent().context("a worktree without a parent")?;
         files::create_private_directory(directory)?;
-        let mut name = directory.as_os_str().to_owned();
-        name.push(".lock");
-        Lock::take(Path::new(&name), LOCK_LIMIT)
+        let text = format!("{}\n", self.repository.display());
+        files::publish(&repository_file(directory), text.as_bytes())
     }
 
-    /// The commit at the end of the branch; `None` if the branch does not exist.
-    fn tip(&self) -> Result<Option<String>> {
-        commit_id(&self.repository, &self.reference())
+    /// Moves the base before the first attempt, because the task begins where another one ended.
+    pub fn begin_at(&mut self, commit: &str, trunk: &str) -> Result<()> {
+        let base = reference("base", &self.path);
+        let keep = || self.git("update-ref").args([&base, commit]).run();
+        succeeded(retry(keep)?, "cannot keep the base of the worktree")?;
+        self.base = commit.into();
+        self.trunk = Some(trunk.into());
+        Ok(())
+    }
+
+    /// The commit of the person at which the first task of the sequence began.
+    pub fn trunk(&self) -> &str {
+        self.trunk.as_deref().unwrap_or(&self.base)
+    }
+
+    /// Whether [`Worktree::ensure`] has nothing to create.
+    pub fn exists(&self) -> bool {
+        self.has_own_repository() && !self.incomplete().exists()
+    }
+
+    /// Checks that nothing prevents the creation of the worktree.
+    pub fn check_creatable(&self) -> Result<()> {
+        self.check_repository()?;
+        let is_own = self.has_own_repository() || self.incomplete().exists();
+        if is_own || self.is_deleted() || is_empty(&self.path) {
+            return Ok(());
+        }
+        let what = "something else is in the place of the task's worktree";
+        Err(Refusal::new(Exit::CannotCreate, what)
+            .place(self.path.display().to_string())
+            .next("move it away, and try again")
+            .into())
+    }
+
+    fn check_repository(&self) -> Result<()> {
+        if self.repository.is_dir() {
+            return Ok(());
+        }
+        Err(Refusal::new(Exit::Data, "the repository of the worktree is gone")
+            .place(format!("{} does not exist", self.repository.display()))
+            .next("put it back there, or dispatch the plan again as a new task")
+            .into())
+    }
+
+    /// Creates the worktree if it does not exist: at the last commit that was fetched from it, else at
+    /// its base. The caller has the task's run lock. Returns remarks for the host, one line each.
+    pub fn ensure(&self) -> Result<Vec<String>> {
+        self.check_creatable()?;
+        self.remove_stale_scratch()?;
+        self.undo_interrupted_removal()?;
+        if self.exists() {
+            self.refresh()?;
+            return Ok(Vec::new());
+        }
+        let references = self.references()?;
+        let end = references.branch.map(|branch| branch.commit).or(references.tip);
+        let start = end.unwrap_or_else(|| self.base.clone());
+        files::create_private_directory(self.path.parent().unwrap_or(&self.path))?;
+        files::publish(&self.incomplete(), b"")?;
+        // No worker has been in what a killed process left.
+        files::remove_directory(&self.path)?;
+        let created = self.create(&start);
+        if created.is_err() {
+            files::remove_directory(&self.path)?;
+        }
+        let remarks = created?;
+        files::remove(&self.incomplete())?;
+        Ok(remarks)
+    }
+
+    /// The file that exists while the worktree is being created.
+    fn incomplete(&self) -> PathBuf {
+        self.hidden("incomplete")
+    }
+
+    /// A path of dispatch's own beside the worktree, which no worker can write.
+    fn hidden(&self, ending: &str) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        self.path.with_file_name(format!(".{name}.{ending}"))
+    }
+
+    fn create(&self, start: &str) -> Result<Vec<String>> {
+        let what = format!("cannot make the worktree {}", self.path.display());
+        let settings = Settings::of(self)?;
+        let own = self.git_dir();
+        for part in ["objects/info", "objects/pack", "refs/heads", "info"] {
+            files::create_private_directory(&own.join(part))?;
+        }
+        let write = |name: &str, text: String| {
+            let path = own.join(name);
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        };
+        write("HEAD", format!("ref: {}\n", self.reference()))?;
+        write("config", settings.of_worktree(&self.hooks(&settings)))?;
+        write("objects/info/alternates", self.alternates())?;
+        let listed = self.git("for-each-ref").arg("--format=%(objectname) %(refname)");
+        let listed = listed.words("refs/heads refs/remotes refs/tags").text(&what)?;
+        let own_branch = format!(" {}", self.reference());
+        let others: Vec<_> = listed.lines().filter(|line| !line.ends_with(&own_branch)).collect();
+        write("packed-refs", format!("# pack-refs with: sorted\n{}\n", others.join("\n")))?;
+        let exclude = files::read(&self.repository.join("info/exclude"))?.unwrap_or_default();
+        write("info/exclude", format!("{}\n{EXCLUDED}", exclude.trim_end()))?;
+        for name in ["info/attributes", "shallow"] {
+            if let Some(text) = files::read(&self.repository.join(name))? {
+                write(name, text)?;
+            }
+        }
+        if let Some(patterns) = self.sparse_patterns(&settings)? {
+            write("info/sparse-checkout", patterns)?;
+        }
+
+        // A worker's commit must not run: neither in a hook, nor in a filter that names a file of it.
+        let is_persons = start == self.base && self.trunk.is_none();
+        let mut checkout = git(&self.path, "-c submodule.recurse=false -c");
+        // Else Git LFS would link the person's files into the worktree, for the worker to write.
+        let large_files = settings.large_files(&self.repository);
+        checkout = checkout.arg(format!("lfs.storage={}", large_files.display()));
+        if !is_persons {
+            let off = settings.without_filters();
+            checkout = checkout.words("-c core.hooksPath=/dev/null");
+            checkout = checkout.args(off.iter().flat_map(|off| ["-c", off.as_str()]));
+        }
+        let mut checkout = checkout.args(["checkout", "--quiet", "-B", &self.branch, start, "--"]);
+        let done = checkout.run()?;
+        let mut remarks = Vec::new();
+        if !done.status.success() {
+            let said = error_line(&done);
+            // Once the branch exists, git only runs this hook.
+            if self.head()?.commit.is_none() {
+                succeeded(done, &what)?;
+            }
+            remarks.push(format!("post-checkout hook failed in the worktree: {said}"));
+        }
+        let top = git(&self.path, "rev-parse --show-toplevel").bytes(&what)?;
+        if path(&top) != self.path {
+            let place = format!("git takes {} for its top level", path(&top).display());
+            return Err(Refusal::new(Exit::CannotCreate, what).place(place).into());
+        }
+        remarks.extend(self.fill_submodules());
+        Ok(remarks)
+    }
+
+    /// Sets right what a move of the repository or a killed worker left.
+    fn refresh(&self) -> Result<()> {
+        let own = self.git_dir();
+        let path = own.join("objects/info/alternates");
+        let alternates = self.alternates();
+        if files::read_foreign(&path)?.is_none_or(|text| text != alternates.as_bytes()) {
+            files::publish(&path, alternates.as_bytes())?;
+        }
+        // The run lock proves that no worker holds these.
+        for lock in ["index.lock", "HEAD.lock", "config.lock", "packed-refs.lock"] {
+            files::remove(&own.join(lock))?;
+        }
+        let refs = WalkDir::new(own.join("refs")).into_iter().filter_map(Result::ok);
+        for lock in refs.filter(|it| it.path().extension().is_some_and(|end| end == "lock")) {
+            files::remove(lock.path())?;
+        }
+        Ok(())
+    }
+
+    fn alternates(&self) -> String {
+        format!("{}\n", self.repository.join("objects").display())
+    }
+
+    /// The person's hooks. A relative path means those of the person's checkout: a worker must not
+    /// change them.
+    fn hooks(&self, settings: &Settings) -> PathBuf {
+        let configured = settings.get("core.hookspath").map(Path::new);
+        match (configured, &self.checkout) {
+            (Some(path), Some(checkout)) => match path.strip_prefix("~") {
+                Ok(rest) => std::env::home_dir().unwrap_or_default().join(rest),
+                Err(_) => checkout.join(path),
+            },
+            _ => self.repository.join("hooks"),
+        }
+    }
+
+    /// The sparse patterns of the person's checkout, if it has some.
+    fn sparse_patterns(&self, settings: &Settings) -> Result<Option<String>> {
+        let Some(checkout) = self.checkout.as_ref().filter(|it| it.is_dir()) else {
+            return Ok(None);
+        };
+        if settings.get("core.sparsecheckout") != Some("true") {
+            return Ok(None);
+        }
+        let file = git(checkout, "rev-parse --path-format=absolute --git-path");
+        let file = file.arg("info/sparse-checkout").bytes("cannot find the sparse patterns")?;
+        files::read(path(&file))
+    }
+
+    /// Only one process at a time fetches from the worktrees of a repository, or removes one.
+    fn lock(&self) -> Result<Lock> {
+        self.check_repository()?;
+        let directory = self.path.parent().context("a worktree without a parent")?;
+        files::create_private_directory(directory)?;
+        Lock::take(&beside(directory, "lock"), LOCK_LIMIT)
     }
 
     fn reference(&self) -> String {
         format!("refs/heads/{}", self.branch)
     }
 
-    /// A git command on the repository.
+    /// A git command on the person's repository.
     fn git(&self, words: &str) -> Git {
         git_on(&self.repository, words)
     }
@@ -268,53 +465,14 @@ impl Worktree {
         self.path.symlink_metadata().is_err()
     }
 
-    fn add(&self) -> Result<Vec<String>> {
-        let added = retry(|| self.git("").args(self.add_args(self.tip()?.is_some())).run())?;
-        let mut remarks = Vec::new();
-        if !added.status.success() {
-            // Once the worktree exists, git only runs this hook.
-            let said = error_line(&added);
-            remarks.push(format!("post-checkout hook failed in the worktree: {said}"));
-            if self.git_dir().is_none_or(|entry| is_incomplete(&entry)) {
-                succeeded(added, &format!("cannot make the worktree {}", self.path.display()))?;
-            }
-        }
-        remarks.extend(self.fill_submodules());
-        Ok(remarks)
+    /// The worktree's own repository, which its worker writes.
+    fn git_dir(&self) -> PathBuf {
+        self.path.join(".git")
     }
 
-    fn add_args(&self, branch_exists: bool) -> Vec<&OsStr> {
-        let (path, branch) = (self.path.as_os_str(), self.branch.as_ref());
-        let new = ["-b".as_ref(), branch, path, self.base.as_ref()];
-        let names = if branch_exists { &[path, branch][..] } else { &new };
-        [&["worktree", "add", "--quiet"].map(OsStr::new), names].concat()
-    }
-
-    /// The command that creates the worktree, as a person would type it.
-    pub fn command(&self) -> String {
-        let words = self.add_args(false).into_iter();
-        let words: Vec<_> = words.map(|word| shell_word(&word.to_string_lossy())).collect();
-        format!("git {}", words.join(" "))
-    }
-
-    /// Git's own directory for the worktree, whose name may differ from the worktree's.
-    fn git_dir(&self) -> Option<PathBuf> {
-        self.git_dir_at(&self.path)
-    }
-
-    /// Git's own directory for the worktree, if its checkout is at `checkout`. The `.git` there is
-    /// believed only if it names this repository: a worker may have written it.
-    fn git_dir_at(&self, checkout: &Path) -> Option<PathBuf> {
-        let entry = named_git_dir(checkout)?.canonicalize().ok()?;
-        let entries = self.repository.join("worktrees").canonicalize().ok()?;
-        (entry.parent() == Some(&entries)).then_some(entry)
-    }
-
-    /// The directories outside the worktree that git writes to for a commit in it.
-    pub fn git_directories(&self) -> Vec<PathBuf> {
-        let name = self.path.file_name().unwrap_or_default();
-        let entry = self.git_dir().unwrap_or_else(|| self.repository.join("worktrees").join(name));
-        vec![self.repository.clone(), entry]
+    /// Whether the worktree is a repository of its own: its `.git` leads nowhere else.
+    fn has_own_repository(&self) -> bool {
+        self.git_dir().symlink_metadata().is_ok_and(|it| it.is_dir())
     }
 
     /// Fills the submodules without a network, from the repository's own clones of them.
@@ -333,20 +491,8 @@ impl fmt::Display for Worktree {
     }
 }
 
-/// The directory that the `.git` file of a worktree names.
-fn named_git_dir(checkout: &Path) -> Option<PathBuf> {
-    let text = files::read(&checkout.join(".git")).ok()??;
-    Some(checkout.join(text.strip_prefix("gitdir:")?.trim()))
-}
-
 fn is_empty(directory: &Path) -> bool {
     std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-/// Whether the process that created this worktree was killed: git locks it until it is complete.
-fn is_incomplete(entry: &Path) -> bool {
-    let reason = files::read(&entry.join("locked")).ok().flatten();
-    reason.is_some_and(|reason| reason.trim() == "initializing")
 }
 
 /// Fills the submodules of `top` from the clones in `modules`. Adds those that stay empty to `empty`.

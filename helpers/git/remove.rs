@@ -1,23 +1,72 @@
 //! Removing a worktree and its branch, only if all work in them is also elsewhere.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::ErrorKind;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use walkdir::WalkDir;
 
 use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::command::{git, git_dir, git_on, retry, succeeded};
+use crate::git::command::{git_on, retry, succeeded, trim};
+use crate::git::foreign::{Foreign, References, Settings};
 use crate::git::merge::{count, unfinished};
-use crate::git::{
-    STATUS, branches, changes, commit_id, first_paths, named_git_dir, worktrees_directory,
-};
-use crate::text::shell_word;
+use crate::git::{first_paths, reference, references, worktrees_directory};
+use crate::text::{lossy, sanitize, shell_word};
+
+/// Directories that tools make again: an ignored one with such a name, or with a `CACHEDIR.TAG`, may
+/// be removed.
+const CACHES: [&str; 12] = [
+    ".gradle",
+    ".mypy_cache",
+    ".next",
+    ".parcel-cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".tox",
+    ".turbo",
+    ".venv",
+    "__pycache__",
+    "node_modules",
+    "venv",
+];
+
+/// What is in a worktree, as far as a person needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// The number of the task's commits.
+    pub commits: usize,
+    /// The commit to merge.
+    pub tip: String,
+    /// The files that are not committed.
+    pub changed: Vec<String>,
+    /// What is checked out, if that is not the task's branch; `None` in it for no branch.
+    pub other: Option<Option<String>>,
+}
+
+impl fmt::Display for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tip = self.tip.get(..10).unwrap_or(&self.tip);
+        match self.commits {
+            0 => write!(f, "no commits")?,
+            1 => write!(f, "1 commit, {tip}")?,
+            commits => write!(f, "{commits} commits, the last is {tip}")?,
+        }
+        match &self.other {
+            Some(Some(branch)) => write!(f, ", on the worker's own branch {}", sanitize(branch))?,
+            Some(None) => write!(f, ", on no branch")?,
+            None => {}
+        }
+        match self.changed.is_empty() {
+            true => Ok(()),
+            false => write!(f, ", not committed: {}", first_paths(&self.changed)),
+        }
+    }
+}
 
 impl Worktree {
     /// The uncommitted files in the worktree.
@@ -25,143 +74,228 @@ impl Worktree {
         if self.is_deleted() {
             return Ok(Vec::new());
         }
-        // Without an own `.git`, git would answer for the repository around the directory.
-        if self.git_dir().is_none() {
+        if !self.has_own_repository() {
             let what = format!("{} is no longer the worktree", self.path.display());
             return Err(Refusal::new(Exit::Data, what)
                 .next("restore its .git, or move it away and try again")
                 .into());
         }
-        // The person's configuration may hide some of these.
-        let all = "--untracked-files=normal --ignore-submodules=none";
-        changes(git(&self.path, STATUS).words(all))
+        let foreign = self.foreign();
+        let mut changed = self.changes_of(&foreign)?;
+        for submodule in self.submodules(&foreign)? {
+            changed.extend(submodule.changes(&foreign.tree)?);
+        }
+        Ok(changed)
+    }
+
+    /// The uncommitted files, but for what is in submodules.
+    fn changes_of(&self, foreign: &Foreign) -> Result<Vec<String>> {
+        let changed = foreign.changes()?;
+        if changed.is_empty() || self.is_committed(foreign)? {
+            return Ok(Vec::new());
+        }
+        Ok(changed)
+    }
+
+    /// Whether the task's branch has exactly the files of the worktree, because [`Worktree::commit_rest`]
+    /// committed them there.
+    fn is_committed(&self, foreign: &Foreign) -> Result<bool> {
+        let Some(branch) = self.references()?.branch else { return Ok(false) };
+        let scratch =
+            foreign.scratch(&Settings::of_repository(&self.repository)?, &branch.commit)?;
+        let read = scratch.git("read-tree").arg(&branch.commit).run()?;
+        Ok(read.status.success() && scratch.changes()?.is_empty())
+    }
+
+    /// Commits what the worker left uncommitted, after `tip` on the task's branch in the person's
+    /// repository. Returns the commit.
+    pub fn commit_rest(&self, tip: &str, message: &str) -> Result<String> {
+        let _lock = self.lock()?;
+        let foreign = self.foreign();
+        if let Some(submodule) = self.submodules(&foreign)?.first() {
+            let what = format!("the submodule {} is in the way", submodule.path);
+            return Err(Refusal::new(Exit::Data, what)
+                .next("dispatch the plan again, and let the worker commit")
+                .into());
+        }
+        let cannot = "cannot commit what is in the worktree";
+        let scratch = foreign.scratch_with_index()?;
+        scratch.git("add --all -- .").bytes(cannot)?;
+        let tree = scratch.git("write-tree").text(cannot)?;
+        let commit = scratch.git("commit-tree -p").args([tip, "-m", message, &tree]);
+        let commit = commit.text(cannot)?;
+        foreign.fetch_from(&scratch, &commit, &format!("refs/heads/tip:{}", self.reference()))?;
+        Ok(commit)
     }
 
     /// The unfinished merge, rebase or similar operation in the worktree.
-    pub fn unfinished(&self) -> Result<Option<&'static str>> {
-        Ok(self.git_dir().as_deref().and_then(unfinished))
+    pub fn unfinished(&self) -> Option<&'static str> {
+        unfinished(&self.git_dir())
     }
 
-    /// The commits and the uncommitted files in the worktree, as one line for a person.
-    pub fn summary(&self) -> Result<String> {
+    /// Fetches the commits in the worktree, and returns what is in it; `None` if it was deleted.
+    pub fn look(&self) -> Result<Option<Contents>> {
         if self.is_deleted() {
-            return Ok("deleted".into());
+            return Ok(None);
         }
-        let commits = count(&self.repository, &[&format!("{}..{}", self.base, self.branch)])?;
-        let commits = if commits == 1 { "1 commit".into() } else { format!("{commits} commits") };
-        let changed = self.changes()?;
-        Ok(match changed.is_empty() {
-            true => commits,
-            false => format!("{commits}, not committed: {}", first_paths(&changed)),
-        })
-    }
-
-    /// The branch that is checked out in the worktree, also if it was deleted; `None` if HEAD is detached.
-    pub fn checked_out(&self) -> Result<Option<String>> {
-        if self.is_deleted() {
-            return Ok(Some(self.branch.clone()));
-        }
-        let head = git(&self.path, "symbolic-ref --quiet HEAD").said()?;
-        Ok(head.strip_prefix("refs/heads/").map(str::to_owned))
+        let tip = self.fetch()?.context("the branch is gone")?;
+        let commits = count(&self.repository, &[&tip, "--not", &self.base])?;
+        let branch = self.head()?.branch;
+        let other = (branch.as_ref() != Some(&self.branch)).then_some(branch);
+        Ok(Some(Contents { commits, tip, changed: self.changes()?, other }))
     }
 
     /// Checks that no work would be lost with the worktree; the error says why it has to be kept.
     pub fn check_removable(&self) -> Result<()> {
         ensure!(self.repository.is_dir(), "its repository {} is gone", self.repository.display());
         let path = self.path.display();
-        let entry = match (self.is_deleted(), self.git_dir()) {
-            (true, _) => self.deleted_git_dir()?,
-            (false, None) => bail!("{path} is no longer its worktree"),
-            (false, entry) => entry,
-        };
-        if let Some(entry) = &entry {
-            let locked = entry.join("locked").exists();
-            ensure!(!locked, "its worktree is locked: git worktree unlock {path}");
-            if let Some(what) = unfinished(entry) {
-                bail!("an unfinished {what} is in {path}");
-            }
-            self.check_files(entry)?;
-            self.check_submodules(entry)?;
+        if self.is_deleted() {
+            return self.check_commits();
         }
-        self.check_commits(entry.as_deref())
+        ensure!(self.has_own_repository(), "{path} is no longer its worktree");
+        if let Some(what) = self.unfinished() {
+            bail!("an unfinished {what} is in {path}");
+        }
+        self.fetch_locked()?;
+        let foreign = self.foreign();
+        self.check_files(&foreign)?;
+        for submodule in self.submodules(&foreign)? {
+            submodule.check_commits(&self.path)?;
+        }
+        self.check_references(&foreign)?;
+        self.check_commits()
     }
 
-    /// Checks that all files of the checkout are in a commit.
-    fn check_files(&self, entry: &Path) -> Result<()> {
+    /// Checks that all files of the checkout are in a commit, or can be made again.
+    fn check_files(&self, foreign: &Foreign) -> Result<()> {
         let path = self.path.display();
-        if self.is_deleted() {
-            let same = git_on(entry, "diff-index --cached --quiet HEAD").ok()?;
-            ensure!(same, "{path} was deleted with staged changes, which git still has");
-            return Ok(());
-        }
         let mut changed = self.changes()?;
+        let scratch = foreign.scratch_with_index()?;
         let cannot_list = "cannot list the files of the worktree";
-        let listed = git(&self.path, "ls-files -v --stage -z").records(cannot_list)?;
+        let listed = scratch.git("ls-files -v --stage -z").records(cannot_list)?;
         let overlooked = listed.iter().filter_map(|line| {
             let (about, name) = line.split_once('\t')?;
-            let path = self.path.join(name);
-            // Git ignores changes of assume-unchanged (lower case) and skip-worktree (S) files. A
-            // nested repository (160000) has work of which this one knows only a commit id.
+            // Git ignores changes of assume-unchanged (lower case) and skip-worktree (S) files.
             let overlooked = about.starts_with(|tag: char| tag.is_ascii_lowercase())
-                || about.starts_with('S') && path.exists()
-                || about.contains(" 160000 ") && path.join(".git").is_dir();
+                || about.starts_with('S') && self.path.join(name).symlink_metadata().is_ok();
             overlooked.then(|| name.to_owned())
         });
         changed.extend(overlooked);
         ensure!(changed.is_empty(), "not committed in {path}: {}", first_paths(&changed));
-        // A worker may have written its report here instead of in the task directory.
-        let ignored = git(&self.path, "ls-files --others --ignored --exclude-standard -z");
-        let ignored = ignored.words("-- :(glob)**/.dispatch/**").records(cannot_list)?;
-        match ignored.first() {
-            Some(first) => bail!("{first} is in {path}"),
-            None => Ok(()),
-        }
+        let ignored = scratch.git("ls-files --others --ignored --exclude-standard -z");
+        let ignored = ignored.words("--directory --no-empty-directory");
+        let mut ignored = ignored.records(cannot_list)?;
+        ignored.retain(|name| !is_cache(&self.path.join(name)) && !self.has_elsewhere(name));
+        ensure!(
+            ignored.is_empty(),
+            "git ignores files in {path} that are nowhere else: {}",
+            first_paths(&ignored)
+        );
+        Ok(())
     }
 
-    /// Checks that no submodule has a commit that exists only in this worktree.
-    fn check_submodules(&self, entry: &Path) -> Result<()> {
-        let modules = entry.join("modules");
-        let found = WalkDir::new(&modules).into_iter().filter_map(Result::ok);
-        let is_repository = |it: &walkdir::DirEntry| {
-            it.path().join("HEAD").is_file() && it.path().join("objects").is_dir()
-        };
-        for module in found.filter(is_repository) {
-            let name = module.path().strip_prefix(&modules).unwrap_or(module.path());
-            let clone = self.repository.join("modules").join(name);
-            let tips = git_on(module.path(), "rev-list HEAD --all --not --remotes")
-                .text("cannot look into a submodule")?;
-            for tip in tips.lines() {
-                let saved = clone.is_dir() && git_on(&clone, "cat-file -e").arg(tip).ok()?;
-                let (name, path) = (name.display(), self.path.display());
-                ensure!(saved, "the submodule {name} in {path} has own commits");
+    /// Whether the person's checkout has the same file.
+    fn has_elsewhere(&self, name: &str) -> bool {
+        let Some(checkout) = &self.checkout else { return false };
+        let read = |path: PathBuf| files::read_foreign(&path).ok().flatten();
+        let own = read(self.path.join(name));
+        own.is_some() && own == read(checkout.join(name))
+    }
+
+    /// The submodules and nested repositories that have files in the worktree.
+    fn submodules(&self, top: &Foreign) -> Result<Vec<Submodule>> {
+        let (mut found, mut open) = (Vec::new(), vec![(String::new(), top.tree.clone())]);
+        let mut clones = vec![(top.git_dir.clone(), top.persons.clone())];
+        while let (Some((below, tree)), Some((git_dir, persons))) = (open.pop(), clones.pop()) {
+            let foreign = Foreign {
+                tree: tree.clone(),
+                git_dir: git_dir.clone(),
+                persons: persons.clone(),
+                scratch: top.scratch.clone(),
+            };
+            let scratch = foreign.scratch_with_index()?;
+            let listed = scratch.git("ls-files --stage -z");
+            for line in listed.records("cannot list the files of the worktree")? {
+                let Some((about, name)) = line.split_once('\t') else { continue };
+                let inner = tree.join(name);
+                if !about.starts_with("160000 ") || inner.join(".git").symlink_metadata().is_err() {
+                    continue;
+                }
+                let path = format!("{below}{name}");
+                let module = named_module(&inner, &git_dir.join("modules"));
+                let inner_git_dir = module.as_ref().map(|name| git_dir.join("modules").join(name));
+                let persons_clone = module.as_ref().map(|name| persons.join("modules").join(name));
+                let known = inner_git_dir.zip(persons_clone.filter(|clone| clone.is_dir()));
+                if let Some(known) = &known {
+                    open.push((format!("{path}/"), inner.clone()));
+                    clones.push(known.clone());
+                }
+                let foreign = known.map(|(git_dir, persons)| Foreign {
+                    tree: inner,
+                    git_dir,
+                    persons,
+                    scratch: top.scratch.clone(),
+                });
+                found.push(Submodule { path, foreign });
             }
+        }
+        Ok(found)
+    }
+
+    /// Checks that no other reference of the worktree's repository has commits of its own.
+    fn check_references(&self, foreign: &Foreign) -> Result<()> {
+        let listed = self.git("for-each-ref --format=%(objectname)");
+        let listed = listed.text("cannot list the branches")?;
+        let saved: BTreeSet<&str> = listed.lines().collect();
+        let references = foreign.all_references()?;
+        for (name, id) in references.iter().filter(|(_, id)| !saved.contains(id.as_str())) {
+            let what = name.strip_prefix("refs/heads/").unwrap_or(name);
+            let path = self.path.display();
+            ensure!(name != "refs/stash", "a stash was made in {path}");
+            let exists = self.git("cat-file -e").arg(format!("{id}^{{commit}}")).ok()?;
+            let is_saved = exists && self.commits_only_on(id)? == 0;
+            ensure!(is_saved, "the worker's {} in {path} has commits of its own", sanitize(what));
         }
         Ok(())
     }
 
-    /// Checks that the branch, and the commit that is checked out instead, are not needed.
-    fn check_commits(&self, entry: Option<&Path>) -> Result<()> {
-        let branch = self.tip()?;
-        if let Some(other) = self.checked_out_elsewhere()? {
+    /// Checks that the branch, and the commit that was fetched last, are not needed.
+    fn check_commits(&self) -> Result<()> {
+        let References { branch, tip } = self.references()?;
+        if let Some(other) = branch.as_ref().and_then(|branch| branch.checkout.as_ref()) {
             bail!("{} is checked out in {other}", self.branch);
         }
         let stashes = self.git("stash list --format=%gs").said()?.to_lowercase();
         let on_branch = format!("on {}: ", self.branch).to_lowercase();
         let has_stash = stashes.lines().any(|line| line.contains(&on_branch));
         ensure!(!has_stash, "a stash was made on {}: git stash list", self.branch);
-        let head = entry.map(|entry| commit_id(entry, "HEAD")).transpose()?.flatten();
-        let detached = head.filter(|head| Some(head) != branch.as_ref());
-        let path = self.path.display().to_string();
-        for (tip, place) in branch.iter().zip([&self.branch]).chain(detached.iter().zip([&path])) {
-            let commits = self.commits_only_on(tip)?;
-            if commits > 0 && !(*tip == self.base && self.is_in_reflog(tip)?) {
+        let ends: BTreeSet<String> = branch.map(|it| it.commit).into_iter().chain(tip).collect();
+        for end in &ends {
+            let commits = self.commits_only_on(end)?;
+            let is_persons = *end == self.base && self.is_in_reflog(end)?;
+            if commits > 0 && !is_persons && !self.is_squashed(end)? {
                 let s = if commits == 1 { " is" } else { "s are" };
                 bail!(
-                    "not merged: {commits} commit{s} only in {place}; merge brings back what is on its branch"
+                    "not merged: {commits} commit{s} only in {}; merge brings the branch in",
+                    self.branch
                 );
             }
         }
         Ok(())
+    }
+
+    /// Whether the person's HEAD has all that the commit changed: a merge of it would change nothing.
+    fn is_squashed(&self, tip: &str) -> Result<bool> {
+        let tree =
+            |revision: &str| self.git("rev-parse").arg(format!("{revision}^{{tree}}")).said();
+        // Empty commits have nothing that could be found elsewhere.
+        let fork = self.git("merge-base HEAD").arg(tip).said()?;
+        if fork.is_empty() || tree(tip)? == tree(&fork)? {
+            return Ok(false);
+        }
+        let tree = tree("HEAD")?;
+        let merged = self.git("merge-tree --write-tree HEAD").arg(tip).run()?;
+        Ok(merged.status.success() && trim(&merged.stdout) == tree)
     }
 
     /// The number of commits of `tip` that no other branch reaches. The pushed copy of this branch does
@@ -180,15 +314,6 @@ impl Worktree {
         Ok(reflog.lines().any(|line| line == tip))
     }
 
-    /// Another checkout of the branch, which would be left without it.
-    pub(super) fn checked_out_elsewhere(&self) -> Result<Option<String>> {
-        let listed = self.git("worktree list --porcelain").text("cannot list the worktrees")?;
-        let line = format!("branch {}", self.reference());
-        let of_it = listed.split("\n\n").filter(|entry| entry.lines().any(|it| it == line));
-        let mut paths = of_it.filter_map(|entry| entry.lines().next()?.strip_prefix("worktree "));
-        Ok(paths.find(|path| Path::new(path) != self.path).map(str::to_owned))
-    }
-
     /// Removes the worktree and the branch; the error may be that of [`Worktree::check_removable`].
     /// Completes a removal that was killed.
     pub fn remove(&self) -> Result<()> {
@@ -196,73 +321,112 @@ impl Worktree {
             return self.check_removable();
         }
         let _lock = self.lock()?;
+        self.remove_stale_scratch()?;
         self.undo_interrupted_removal()?;
-        // Read the tip before the checks, so that we delete exactly the commit we checked.
-        let tip = self.tip()?;
         self.check_removable()?;
-        let aside = self.path_while_removed();
-        if let Some(entry) = self.git_dir() {
+        // Exactly the commits that were checked are deleted.
+        let References { branch, tip } = self.references()?;
+        let (aside, mark) = (self.path_while_removed(), self.removal());
+        if !self.is_deleted() {
+            files::publish(&mark, b"")?;
             // Rename in one step: a half removed directory would look like one with changes.
             rename(&self.path, &aside)?;
             fault::point("clean", "moved");
             // Look again for files that were written meanwhile.
-            let tree = git(&aside, "--work-tree=.").arg(git_dir(&entry)).words(STATUS);
-            let late = changes(tree.words("--untracked-files=normal --ignore-submodules=all"));
+            let moved =
+                Foreign { git_dir: aside.join(".git"), tree: aside.clone(), ..self.foreign() };
+            let late = self.changes_of(&moved);
             if !late.as_ref().is_ok_and(Vec::is_empty) {
                 rename(&aside, &self.path)?;
                 bail!("not committed in {}: {}", self.path.display(), first_paths(&late?));
             }
+            files::remove(&mark)?;
         }
-        if self.deleted_git_dir()?.is_some() {
-            let forget = || self.git("worktree remove").arg(&self.path).run();
-            succeeded(retry(forget)?, "cannot remove the worktree")?;
-            fault::point("clean", "forgotten");
-        }
+        fault::point("clean", "forgotten");
         files::remove_directory(&aside)?;
         fault::point("clean", "removed");
-        if let Some(tip) = tip {
-            let delete = || self.git("update-ref -d").args([&self.reference(), &tip]).run();
-            succeeded(retry(delete)?, &format!("cannot delete the branch {}", self.branch))?;
+        let delete = |name: &str, commit: &str| -> Result<()> {
+            let delete = || self.git("update-ref -d").args([name, commit]).run();
+            succeeded(retry(delete)?, &format!("cannot delete {name}")).map(drop)
+        };
+        if let Some(branch) = branch {
+            delete(&self.reference(), &branch.commit)?;
             // A later branch of that name must not inherit the settings; usually there are none.
             let section = format!("branch.{}", self.branch);
             self.git("config --remove-section").arg(section).run()?;
         }
         fault::point("clean", "branch");
+        if let Some(tip) = tip {
+            delete(&reference("tip", &self.path), &tip)?;
+        }
+        self.git("update-ref -d").arg(reference("base", &self.path)).run()?;
         Ok(())
     }
 
     /// The directory's name during the removal.
     fn path_while_removed(&self) -> PathBuf {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        self.path.with_file_name(format!(".{name}.removed"))
+        self.hidden("removed")
     }
 
-    /// Moves the directory back if its removal was killed and git still knows the worktree.
+    /// The file that exists until the removal cannot be undone any more.
+    fn removal(&self) -> PathBuf {
+        self.hidden("removing")
+    }
+
+    /// Moves the directory back if its removal was killed before its files were looked at again.
     pub(super) fn undo_interrupted_removal(&self) -> Result<()> {
-        let aside = self.path_while_removed();
-        let known = self.git_dir_at(&aside).is_some() && self.deleted_git_dir()?.is_some();
-        if known && self.is_deleted() {
+        let (aside, mark) = (self.path_while_removed(), self.removal());
+        if mark.exists() && aside.exists() && self.is_deleted() {
             rename(&aside, &self.path)?;
+        }
+        files::remove(&mark)
+    }
+}
+
+/// A submodule or a nested repository in a worktree.
+struct Submodule {
+    /// Its path in the worktree.
+    path: String,
+    /// What is compared; `None` if the person has no clone of it.
+    foreign: Option<Foreign>,
+}
+
+impl Submodule {
+    /// The uncommitted files.
+    fn changes(&self, worktree: &Path) -> Result<Vec<String>> {
+        let Some(foreign) = &self.foreign else { return Ok(vec![self.path.clone()]) };
+        self.check_commits(worktree)?;
+        let changed = foreign.changes()?;
+        Ok(changed.into_iter().map(|name| format!("{}/{name}", self.path)).collect())
+    }
+
+    /// Checks that the person's clone has all its commits.
+    fn check_commits(&self, worktree: &Path) -> Result<()> {
+        let Some(foreign) = &self.foreign else { return Ok(()) };
+        let references = foreign.all_references()?.into_iter().map(|(_, id)| id);
+        for id in foreign.head()?.commit.into_iter().chain(references) {
+            let saved = git_on(&foreign.persons, "cat-file -e").arg(&id).ok()?;
+            let worktree = worktree.display();
+            ensure!(saved, "the submodule {} in {worktree} has own commits", self.path);
         }
         Ok(())
     }
+}
 
-    /// Git's own directory for a worktree whose checkout was deleted.
-    fn deleted_git_dir(&self) -> Result<Option<PathBuf>> {
-        let entries = match std::fs::read_dir(self.repository.join("worktrees")) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            entries => entries.context("cannot list the worktrees of the repository")?,
-        };
-        let parent = self.path.parent().and_then(|parent| parent.canonicalize().ok());
-        let is_own = |entry: &PathBuf| {
-            let text = files::read(&entry.join("gitdir")).ok().flatten().unwrap_or_default();
-            let checkout = entry.join(text.trim());
-            let checkout = checkout.parent().filter(|it| it.file_name() == self.path.file_name());
-            let above = checkout.and_then(Path::parent).and_then(|it| it.canonicalize().ok());
-            parent.is_some() && above == parent
-        };
-        Ok(entries.flatten().map(|entry| entry.path()).find(is_own))
-    }
+/// The name of the module that a submodule's `.git` file leads to, if it is one of these.
+fn named_module(checkout: &Path, modules: &Path) -> Option<PathBuf> {
+    let text = lossy(files::read_foreign(&checkout.join(".git")).ok()??);
+    let named = checkout.join(text.strip_prefix("gitdir:")?.trim());
+    let named = named.canonicalize().ok()?;
+    Some(named.strip_prefix(modules).ok()?.to_path_buf())
+}
+
+/// Whether a tool makes an ignored file or directory again.
+fn is_cache(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_directory = path.symlink_metadata().is_ok_and(|it| it.is_dir());
+    is_directory && (CACHES.contains(&name) || path.join("CACHEDIR.TAG").is_file())
+        || name.ends_with(".pyc")
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
@@ -288,8 +452,24 @@ impl Artifact {
         }
     }
 
-    /// One line with the command that keeps its commits and the command that removes it.
-    pub fn remedy(&self) -> String {
+    /// Fetches the commits of a worktree. Returns the branch that has them.
+    pub fn fetch(&self, repository: &Path) -> Result<String> {
+        let Self::Worktree(path) = self else { bail!("a branch needs no fetch") };
+        let worktree = Worktree {
+            path: path.clone(),
+            branch: format!("dispatch/{}", self.name()),
+            base: String::new(),
+            repository: repository.into(),
+            checkout: None,
+            trunk: None,
+        };
+        worktree.fetch()?;
+        Ok(worktree.branch)
+    }
+
+    /// One line with the command that keeps its commits and the command that removes it. `fetched` is
+    /// the branch with the commits of a worktree.
+    pub fn remedy(&self, fetched: Option<&str>) -> String {
         let path = match self {
             Self::Worktree(path) => path.display().to_string(),
             Self::Branch(branch) => {
@@ -298,30 +478,12 @@ impl Artifact {
                 );
             }
         };
+        let keep = match fetched {
+            Some(branch) => format!("git merge {branch} brings its commits back"),
+            None => "dispatch-reconcile clean brings its commits to a branch".into(),
+        };
         let directory = shell_word(&path);
-        match (self.checked_out(), self.head()) {
-            // Git also removes ignored files without a warning, and a report may be one.
-            (Some(branch), _) => format!(
-                "worktree {path} — git merge {branch} brings it back, git worktree remove {directory} removes it and what git ignores in it"
-            ),
-            // Git would remove commits that are on no branch.
-            (None, Some(_)) => {
-                format!("worktree {path} — git -C {directory} switch -c NAME keeps its commits")
-            }
-            (None, None) => format!("worktree {path} — git does not know it; look into it"),
-        }
-    }
-
-    /// The branch that is checked out in a worktree, read from git's files.
-    pub fn checked_out(&self) -> Option<String> {
-        self.head()?.strip_prefix("ref: refs/heads/").map(str::to_owned)
-    }
-
-    /// The text of git's HEAD of a worktree.
-    fn head(&self) -> Option<String> {
-        let Self::Worktree(worktree) = self else { return None };
-        let head = named_git_dir(worktree)?.join("HEAD");
-        Some(files::read(&head).ok()??.trim().to_owned())
+        format!("worktree {path} — {keep}, rm -r {directory} removes it and what is only there")
     }
 
     /// The last part of the name, usually the task's name.
@@ -354,8 +516,9 @@ pub fn artifacts(repository: &Path) -> Vec<Artifact> {
 /// All worktrees and branches that dispatch made in a repository, packed branches included.
 pub fn all_artifacts(repository: &Path) -> Result<Vec<Artifact>> {
     let mut all = artifacts(repository);
-    let listed = branches(repository, "refs/heads/dispatch/")?.into_iter().map(Artifact::Branch);
-    let packed: Vec<_> = listed.filter(|branch| !all.contains(branch)).collect();
+    let listed = references(repository, "refs/heads/dispatch/")?.into_iter();
+    let branch = |name: String| Some(Artifact::Branch(name.strip_prefix("refs/heads/")?.into()));
+    let packed: Vec<_> = listed.filter_map(branch).filter(|branch| !all.contains(branch)).collect();
     all.extend(packed);
     Ok(all)
 }

@@ -133,13 +133,13 @@ impl Prepared {
     pub fn start(self, project: &Project) -> Result<Dispatched> {
         project.prepare()?;
         let Self { task, record, .. } = &self;
-        let mut remarks = self.worktree.as_ref().map_or_else(Vec::new, |own| own.remarks.clone());
+        let remarks = self.worktree.as_ref().map_or_else(Vec::new, |own| own.remarks.clone());
         {
             free_state(task)?;
             let _lock = task.lock()?;
             refuse_taken(task)?;
             if let Some(worktree) = &record.worktree {
-                remarks.extend(worktree.create()?);
+                worktree.reserve()?;
             }
             let _plan_lock = task.side().lock()?;
             files::create_task_directory(task.side().ipc().directory())?;

@@ -16,7 +16,6 @@ use crate::dirs;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
-use crate::git;
 use crate::ids::random_hex;
 use crate::project::{Project, state_dir};
 use crate::task::{Record, Task, View};
@@ -227,11 +226,7 @@ impl Project {
             _ => rename(from, &to)?,
         }
         let task = Task::new(view.task.id().clone(), to, self.tasks_dir().join(id));
-        task.change_record(|record| self.relocate(record))?;
-        if let Some(worktree) = task.record()?.and_then(|record| record.worktree) {
-            git::repair_worktree(&worktree)?;
-        }
-        Ok(())
+        task.change_record(|record| self.relocate(record))
     }
 
     /// Puts the paths of this project into the record of a task that was dispatched elsewhere.
@@ -248,6 +243,7 @@ impl Project {
         moved(&mut record.task_directory);
         if let Some(worktree) = &mut record.worktree {
             moved(&mut worktree.repository);
+            worktree.checkout.iter_mut().for_each(moved);
         }
     }
 }

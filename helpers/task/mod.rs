@@ -92,6 +92,11 @@ impl Task {
         self.state_dir.join("run.lock")
     }
 
+    /// The file with the commit that `show` showed last.
+    pub fn shown_path(&self) -> PathBuf {
+        self.state_dir.join("shown")
+    }
+
     /// The ledger of delivered news.
     pub fn news_path(&self) -> PathBuf {
         self.state_dir.join("news")

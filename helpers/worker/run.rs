@@ -11,12 +11,12 @@ use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
 
 use crate::config::Config;
-use crate::domain::{Access, FailureKind, PromptVia, Route, Usage};
+use crate::domain::{Access, FailureKind, PromptVia, Route, Usage, Worktree};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::REPOSITORY_VARIABLES;
+use crate::git::selects_for_git;
 use crate::ids::{now, random_uuid};
 use crate::news::finish_id;
 use crate::plan::Plan;
@@ -65,6 +65,11 @@ pub(super) fn run(
     let attempt = prepare(task, &record, session.is_some())?;
     fault::point("supervisor", "prepared");
     terminate_leftovers(task, &record, attempt.number - 1)?;
+    if let Some(worktree) = &record.worktree {
+        worktree.check_creatable()?;
+        // Hooks may take long, and the starter waits.
+        starter.report_started()?;
+    }
     let begin = Instant::now();
     let mut started = match launch(task, &record, &attempt, session.as_ref()) {
         Ok(started) => started,
@@ -90,6 +95,9 @@ pub(super) fn run(
         }
     }
     fault::point("supervisor", "reaped");
+    if let Some(Err(error)) = record.worktree.as_ref().map(Worktree::fetch) {
+        task.side().tell(&format!("{error:#}"))?;
+    }
     let observed = started.listener.observed().clone();
     // Unreadable usage must not leave the end unrecorded.
     let usage = usage(task, &attempt, &observed).unwrap_or_default();
@@ -190,10 +198,7 @@ fn usage(task: &Task, attempt: &Attempt, observed: &Observed) -> Result<Option<U
 /// The command line of the task's worker, by the config as it is now.
 pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Result<Invocation> {
     let choice = Config::load()?.resolve(Some(&record.name))?;
-    let mut writable = vec![task.side().directory().to_path_buf()];
-    if record.commits() {
-        writable.extend(record.worktree.iter().flat_map(|worktree| worktree.git_directories()));
-    }
+    let writable = [task.side().directory().to_path_buf()];
     let job = Job {
         model: record.model.as_deref(),
         access: record.access,
@@ -271,15 +276,9 @@ fn launch(
         PromptVia::Arg | PromptVia::File => Stdio::null(),
     });
     command.stdout(log.writer()?).stderr(log.writer()?);
-    for (name, _) in
-        std::env::vars_os().filter(|(name, _)| is_host_variable(&name.to_string_lossy()))
-    {
+    let is_foreign = |name: &str| is_host_variable(name) || selects_for_git(name);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_foreign(&name.to_string_lossy())) {
         command.env_remove(name);
-    }
-    if record.worktree.is_some() {
-        for name in REPOSITORY_VARIABLES {
-            command.env_remove(name);
-        }
     }
     command.env(TASK_DIR, task.side().directory());
     if let Some(minutes) = config.patience {

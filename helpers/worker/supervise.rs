@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::config::Config;
 use crate::dirs;
-use crate::domain::{FailureKind, Route, TaskId};
+use crate::domain::{FailureKind, Route, TaskId, Worktree};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -177,18 +177,26 @@ fn take_run_lock(task: &Task, if_answered: bool) -> Result<Option<Lock>> {
     }
 }
 
-/// Before the first attempt, moves the task's worktree to the tip of its first predecessor's branch.
+/// Before the first attempt, lets the task's worktree begin where its first predecessor's ended.
 fn start_at_predecessors_end(task: &Task) -> Result<()> {
     let record = task.record()?.context("the task has no record")?;
-    let branch = record.after.iter().find_map(|before| before.branch.as_deref());
-    let (Some(mut worktree), Some(branch)) = (record.worktree, branch) else { return Ok(()) };
+    let before = record.after.iter().find(|before| before.branch.is_some());
+    let (Some(mut worktree), Some(before)) = (record.worktree, before) else { return Ok(()) };
     if task.last_attempt().is_some() {
         return Ok(());
     }
-    match git::commit_id(&worktree.repository, &format!("refs/heads/{branch}"))? {
+    let branch = before.branch.as_deref().unwrap_or_default();
+    let predecessor = Task::at_state(&task.state_dir().with_file_name(&before.task));
+    let predecessor = predecessor.and_then(|it| it.record()).ok().flatten();
+    let predecessor = predecessor.filter(|it| it.nonce == before.nonce).and_then(|it| it.worktree);
+    let end = match &predecessor {
+        Some(predecessor) => predecessor.fetch()?,
+        None => git::commit_id(&worktree.repository, &format!("refs/heads/{branch}"))?,
+    };
+    match end {
         Some(end) => {
-            worktree.reset_to(&end)?;
-            worktree.base = end;
+            let trunk = predecessor.map_or(worktree.base.clone(), |it| it.trunk().to_owned());
+            worktree.begin_at(&end, &trunk)?;
             task.change_record(|record| record.worktree = Some(worktree))
         }
         // The branch was merged and deleted, for example, while this task waited.
@@ -325,6 +333,9 @@ pub fn record_unknown_end(view: &View) -> Result<bool> {
 fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<bool> {
     if attempt.exit()?.is_some() {
         return Ok(false);
+    }
+    if let Some(Err(error)) = record.worktree.as_ref().map(Worktree::fetch) {
+        task.side().tell(&format!("{error:#}"))?;
     }
     let exit = run::unseen_end(task, record, attempt);
     if task.wait()?.is_none()

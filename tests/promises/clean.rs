@@ -56,14 +56,14 @@ fn clean_removes_merged_tasks_and_keeps_their_reports() {
     dry.shows(str![[r#"
 exit 0
 would remove x with its worktree and branch dispatch/x; report: PROJECT/.dispatch/reports/x.md
-kept y: not merged: 1 commit is only in dispatch/y; merge brings back what is on its branch
+kept y: not merged: 1 commit is only in dispatch/y; merge brings the branch in
 kept z: failed; name it to remove it
 "#]]);
     assert_eq!(tree(&[sandbox.home()]), before);
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
 removed x with its worktree and branch dispatch/x; report: PROJECT/.dispatch/reports/x.md
-kept y: not merged: 1 commit is only in dispatch/y; merge brings back what is on its branch
+kept y: not merged: 1 commit is only in dispatch/y; merge brings the branch in
 kept z: failed; name it to remove it
 "#]]);
     assert_eq!(left(&sandbox, "x", &x), (false, false, false));
@@ -71,7 +71,6 @@ kept z: failed; name it to remove it
     assert_eq!(left(&sandbox, "z", &z), (true, true, true));
     let report = fs::read_to_string(sandbox.project().join(".dispatch/reports/x.md"));
     assert_eq!(report.expect("kept"), "All fine.\n");
-    assert_eq!(sandbox.git(&["worktree", "list"]).lines().count(), 3);
     // A failed task is removed by name, a running one never.
     sandbox.run("dispatch-reconcile", &["clean", "z", "w"]).shows(str![[r#"
 exit 1
@@ -107,7 +106,7 @@ kept x: not committed in HOME/.dispatch/worktrees/project-HASH/x: new
     git(&["stash", "-q", "-u"]);
     kept().shows(str![[r#"
 exit 1
-kept x: a stash was made on dispatch/x: git stash list
+kept x: a stash was made in HOME/.dispatch/worktrees/project-HASH/x
 "#]]);
     git(&["stash", "drop", "-q"]);
     git(&["update-index", "--assume-unchanged", "README"]);
@@ -123,29 +122,33 @@ kept x: not committed in HOME/.dispatch/worktrees/project-HASH/x: README
     fs::write(&report, "Misplaced.\n").expect("written");
     kept().shows(str![[r#"
 exit 1
-kept x: .dispatch/tasks/x/output.md is in HOME/.dispatch/worktrees/project-HASH/x
+kept x: git ignores files in HOME/.dispatch/worktrees/project-HASH/x that are nowhere else: .dispatch/
 "#]]);
     fs::remove_file(&report).expect("removed");
     git(&["checkout", "-q", "--detach"]);
-    git(&["commit", "-q", "--allow-empty", "-m", "Detached"]);
+    fs::write(x.join("detached"), "Detached.\n").expect("written");
+    git(&["add", "detached"]);
+    git(&["commit", "-q", "-m", "Detached"]);
     kept().shows(str![[r#"
 exit 1
-kept x: not merged: 1 commit is only in HOME/.dispatch/worktrees/project-HASH/x; merge brings back what is on its branch
+kept x: not merged: 1 commit is only in dispatch/x; merge brings the branch in
 "#]]);
     git(&["checkout", "-q", "dispatch/x"]);
-    fs::write(sandbox.project().join(".git/worktrees/x/BISECT_LOG"), "").expect("written");
+    fs::write(x.join(".git/BISECT_LOG"), "").expect("written");
     kept().shows(str![[r#"
 exit 1
 kept x: an unfinished bisect is in HOME/.dispatch/worktrees/project-HASH/x
 "#]]);
-    fs::remove_file(sandbox.project().join(".git/worktrees/x/BISECT_LOG")).expect("removed");
-    sandbox.git(&["worktree", "lock", &x.display().to_string()]);
+    fs::remove_file(x.join(".git/BISECT_LOG")).expect("removed");
+    git(&["branch", "aside"]);
+    git(&["checkout", "-q", "aside"]);
+    git(&["commit", "-q", "--allow-empty", "-m", "Aside"]);
+    git(&["checkout", "-q", "dispatch/x"]);
     kept().shows(str![[r#"
 exit 1
-kept x: its worktree is locked: git worktree unlock HOME/.dispatch/worktrees/project-HASH/x
+kept x: the worker's aside in HOME/.dispatch/worktrees/project-HASH/x has commits of its own
 "#]]);
-    sandbox.git(&["worktree", "unlock", &x.display().to_string()]);
-    git(&["checkout", "-q", "-b", "aside"]);
+    git(&["branch", "-q", "-D", "aside"]);
     sandbox.git(&["checkout", "-q", "dispatch/x"]);
     kept().shows(str![[r#"
 exit 1
@@ -154,36 +157,13 @@ kept x: dispatch/x is checked out in PROJECT
     sandbox.git(&["checkout", "-q", "main"]);
     // A pushed copy of the branch itself does not count as merged.
     sandbox.git(&["reset", "-q", "--hard", "HEAD~"]);
-    git(&["checkout", "-q", "dispatch/x"]);
-    sandbox.git(&["branch", "-q", "-D", "aside"]);
     sandbox.git(&["update-ref", "refs/remotes/origin/dispatch/x", "dispatch/x"]);
     kept().shows(str![[r#"
 exit 1
-kept x: not merged: 1 commit is only in dispatch/x; merge brings back what is on its branch
+kept x: not merged: 2 commits are only in dispatch/x; merge brings the branch in
 "#]]);
     sandbox.git(&["update-ref", "refs/remotes/origin/main", "dispatch/x"]);
     sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
-exit 0
-removed x with its worktree and branch dispatch/x
-"#]]);
-    assert_eq!(left(&sandbox, "x", &x), (false, false, false));
-}
-
-#[test]
-fn clean_keeps_staged_changes_of_a_deleted_worktree() {
-    let sandbox = project();
-    let x = merged(&sandbox, "x");
-    fs::write(x.join("new"), "New.\n").expect("written");
-    sandbox.program("git").args(&["add", "new"]).within(&x).run().ok();
-    fs::remove_dir_all(&x).expect("removed");
-    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
-exit 0
-kept x: HOME/.dispatch/worktrees/project-HASH/x was deleted with staged changes, which git still has
-"#]]);
-    assert_eq!(left(&sandbox, "x", &x), (true, false, true));
-    // After the prune, git has lost the staged changes.
-    sandbox.git(&["worktree", "prune"]);
-    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
 removed x with its worktree and branch dispatch/x
 "#]]);
@@ -256,11 +236,11 @@ kept a: 'b' starts when it is done
     until_over(&sandbox, "b");
     let (path, ..) = worktree_of(&sandbox, "b");
     sandbox.program("git").args(&["merge", "-q", "dispatch/a"]).within(&path).run().ok();
-    // The branch that is looked at last still has the commit.
+    // The commit of 'a' stays on one of the branches.
     sandbox.run("dispatch-reconcile", &["clean", "a", "b"]).shows(str![[r#"
 exit 1
-removed a with its worktree and branch dispatch/a
-kept b: not merged: 1 commit is only in dispatch/b; merge brings back what is on its branch
+kept a: not merged: 1 commit is only in dispatch/a; merge brings the branch in
+removed b with its worktree and branch dispatch/b
 "#]]);
 }
 
@@ -299,7 +279,7 @@ fn clean_lists_orphaned_work_and_keeps_it() {
     fs::remove_dir_all(sandbox.project().join(".dispatch")).expect("removed");
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
-orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings it back, git worktree remove HOME/.dispatch/worktrees/project-HASH/x removes it and what git ignores in it
+orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings its commits back, rm -r HOME/.dispatch/worktrees/project-HASH/x removes it and what is only there
 "#]]);
     assert_eq!(left(&sandbox, "x", &x), (false, true, true));
 }

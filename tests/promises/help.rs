@@ -215,6 +215,12 @@ Arguments:
           The task's id
 
 Options:
+      --onto
+          Take only the task's commits, after those that are checked out here
+
+      --uncommitted
+          Commit what the worker left uncommitted, and merge that too
+
   -C <DIR>
           Work in this directory [default: the current one]
 

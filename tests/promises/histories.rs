@@ -35,7 +35,6 @@ struct Change {
     checkout: PathBuf,
     file: String,
     text: String,
-    staged: bool,
 }
 
 struct World {
@@ -74,7 +73,7 @@ impl World {
 
     fn checkout(&self, task: &str) -> PathBuf {
         let all = self.sandbox.home().join(".dispatch/worktrees");
-        let project = names(&all).into_iter().find(|it| !it.ends_with(".lock"));
+        let project = names(&all).into_iter().find(|it| all.join(it).is_dir());
         all.join(project.expect("one of this project")).join(task)
     }
 
@@ -84,25 +83,20 @@ impl World {
 
     /// All that some reference, some checkout or a stash still holds.
     fn held(&self) -> BTreeSet<String> {
-        let lines = |text: String| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
-        let mut held = lines(self.sandbox.git(&["rev-list", "--all"]));
-        held.extend(lines(self.sandbox.git(&["stash", "list", "--format=%H"])));
+        let mut held = BTreeSet::new();
+        let checkouts = self.tasks.iter().map(|task| self.checkout(task));
+        let checkouts = checkouts.filter(|it| it.join(".git").exists());
+        for checkout in checkouts.chain([self.sandbox.project()]) {
+            for args in [&["rev-list", "--all", "HEAD"][..], &["stash", "list", "--format=%H"]] {
+                held.extend(self.git_in(&checkout, args).ok().lines().map(str::to_owned));
+            }
+        }
         held
     }
 
     fn is_there(&self, change: &Change) -> bool {
-        if fs::read_to_string(change.checkout.join(&change.file)).is_ok_and(|it| it == change.text)
-        {
-            return true;
-        }
-        // Of a deleted checkout git still has what was staged.
-        let entry = self.sandbox.project().join(".git/worktrees");
-        let entry = entry.join(change.checkout.file_name().expect("a name"));
-        if !change.staged || change.checkout.exists() || !entry.exists() {
-            return false;
-        }
-        let listed = self.git_in(&entry, &["--git-dir=.", "ls-files", "--cached", &change.file]);
-        !listed.out.is_empty()
+        let text = fs::read_to_string(change.checkout.join(&change.file));
+        text.is_ok_and(|text| text == change.text)
     }
 
     /// What a person threw away need not be there any more.
@@ -143,11 +137,10 @@ impl World {
             0..=2 => {
                 self.changes.retain(|it| it.checkout != checkout || it.file != file);
                 fs::write(checkout.join(&file), &name).expect("written");
-                let staged = self.random.below(2) == 0;
-                if staged {
+                if self.random.below(2) == 0 {
                     self.git_in(&checkout, &["add", &file]);
                 }
-                self.changes.push(Change { checkout, file, text: name, staged });
+                self.changes.push(Change { checkout, file, text: name });
             }
             3 | 4 => {
                 self.git_in(&checkout, &["add", "--all"]);
@@ -163,7 +156,7 @@ impl World {
                     let before = self.changes.len();
                     self.changes.retain(|it| it.checkout != checkout);
                     if self.changes.len() < before {
-                        let stash = self.sandbox.git(&["rev-parse", "refs/stash"]);
+                        let stash = self.git_in(&checkout, &["rev-parse", "refs/stash"]).out;
                         self.commits.insert(stash.trim().to_owned());
                     }
                 }
@@ -229,9 +222,6 @@ impl World {
             15 | 16 => self.reconcile(&["clean", &task]),
             17 => {
                 let _ = fs::remove_dir_all(self.checkout(&task));
-                if self.random.below(2) == 0 {
-                    self.sandbox.git(&["worktree", "prune"]);
-                }
                 self.forget_what_is_gone();
             }
             18 => {
@@ -265,11 +255,9 @@ impl World {
     fn wipe(&mut self) {
         let script = "git merge --abort; git bisect reset; git stash clear; git checkout -qf main
 git reset -q --hard && git clean -qfd
-git worktree list --porcelain | sed -n 's/^worktree //p' | sed 1d |
-while read -r path; do git worktree remove -f -f \"$path\"; done
-rm -rf .dispatch \"$HOME\"/.dispatch/worktrees/*/* \"$HOME\"/.dispatch/worktrees/*/.*.removed
-git worktree prune
-git for-each-ref --format='delete %(refname)' refs/heads | grep -v /main$ | git update-ref --stdin";
+rm -rf .dispatch \"$HOME\"/.dispatch/worktrees/*/* \"$HOME\"/.dispatch/worktrees/*/.*.remov*
+git for-each-ref --format='delete %(refname)' refs/heads refs/dispatch | grep -v /main$ |
+git update-ref --stdin";
         self.sandbox.program("sh").args(&["-c", script]).run();
         assert_eq!(self.sandbox.git(&["branch", "--format=%(refname:short)"]), "main\n");
         (self.tasks, self.changes) = (Vec::new(), Vec::new());

@@ -8,7 +8,7 @@ use snapbox::str;
 use crate::support::text::{names, same, tree};
 use crate::support::{Sandbox, wait_until};
 use crate::worktrees::{
-    commit, commits, dispatch, path_with, ready, real_git, until_over, worktree_of,
+    commit, commits, dispatch, path_with, ready, real_git, until_over, worktree_of, write_program,
 };
 
 /// A project in which task 'x' has committed the file work-x and is done.
@@ -27,13 +27,9 @@ fn commit_file(sandbox: &Sandbox, name: &str) {
     sandbox.git(&["commit", "-q", "-m", "Meanwhile"]);
 }
 
-/// Installs a git hook with another program: a fork of another test could hold the file open for
-/// writing, and then it cannot be executed.
+/// Installs a git hook.
 fn hook(sandbox: &Sandbox, name: &str, script: &str) {
-    let path = sandbox.project().join(".git/hooks").join(name);
-    let put = "mkdir -p \"${1%/*}\"; cat >\"$1\" && chmod +x \"$1\"";
-    let put = sandbox.program("sh").args(&["-c", put, "sh"]).arg(path);
-    put.input(format!("#!/bin/sh\n{script}\n")).run().ok();
+    write_program(sandbox, &sandbox.project().join(".git/hooks").join(name), script);
 }
 
 /// All that a merge could change.
@@ -54,13 +50,13 @@ fn merge_fast_forwards_where_it_can() {
     let sandbox = done();
     sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
 exit 0
-dispatch/x: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
+dispatch/x at COMMIT: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
 "#]]);
     assert_eq!(commit(&sandbox, "main"), commit(&sandbox, "dispatch/x"));
     assert_eq!(names(&sandbox.project()), [".dispatch", ".git", "README", "work-x"]);
     sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
 exit 0
-dispatch/x: nothing to merge, main has all its commits; dispatch-reconcile clean x removes the task
+dispatch/x at COMMIT: nothing to merge, main has all its commits; dispatch-reconcile clean x removes the task
 "#]]);
 }
 
@@ -71,7 +67,7 @@ fn merge_commit_keeps_untracked_files() {
     fs::write(sandbox.project().join("notes"), "Mine.\n").expect("written");
     sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
 exit 0
-dispatch/x: 1 commit into main (merge commit); dispatch-reconcile clean x removes the task
+dispatch/x at COMMIT: 1 commit into main (merge commit); dispatch-reconcile clean x removes the task
 "#]]);
     assert_eq!(sandbox.git(&["log", "-1", "--format=%s"]), "Merge branch 'dispatch/x'\n");
     let files = [".dispatch", ".git", "README", "notes", "other", "work-x"];
@@ -87,13 +83,13 @@ fn merge_goes_into_the_persons_current_checkout() {
     let merge = |place: &Path| sandbox.call("dispatch-reconcile", &["merge", "x"]).within(place);
     merge(&linked).run().shows(str![[r#"
 exit 0
-dispatch/x: 1 commit into mine (fast-forward); dispatch-reconcile clean x removes the task
+dispatch/x at COMMIT: 1 commit into mine (fast-forward); dispatch-reconcile clean x removes the task
 "#]]);
     assert_eq!(commit(&sandbox, "main"), before);
     // A task's worktree is not a checkout of the person.
     merge(&worktree_of(&sandbox, "x").0).run().shows(str![[r#"
 exit 0
-dispatch/x: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
+dispatch/x at COMMIT: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
 "#]]);
 }
 
@@ -107,7 +103,7 @@ fn conflict_lists_its_files_and_changes_nothing() {
 exit 1
 ! dispatch-reconcile: dispatch/x cannot be merged into main: conflicts, and nothing was changed
 !   work-x
-!   next: git -C HOME/.dispatch/worktrees/project-HASH/x merge main, and resolve them there
+!   next: git merge dispatch/x, and resolve them, or let a new task do it
 "#]];
     merge().run().shows(told);
     assert_eq!(all_of(&sandbox), before);
@@ -119,7 +115,7 @@ exit 1
 exit 1
 ! dispatch-reconcile: dispatch/x cannot be merged into main: conflicts, and nothing was changed
 !   work-x
-!   next: git -C HOME/.dispatch/worktrees/project-HASH/x merge main, and resolve them there
+!   next: git merge dispatch/x, and resolve them, or let a new task do it
 "#]]);
     assert_eq!(all_of(&sandbox), before);
 }
@@ -171,25 +167,10 @@ exit 65
 "#]]);
     sandbox.git(&["checkout", "-q", "main"]);
     let (path, ..) = worktree_of(&sandbox, "x");
-    let git = |args: &[&str]| sandbox.program("git").args(args).within(&path).run().ok();
-    git(&["checkout", "-q", "-b", "aside"]);
-    merge("x").shows(str![[r#"
-exit 65
-! dispatch-reconcile: the worktree of 'x' is not on dispatch/x
-!   HOME/.dispatch/worktrees/project-HASH/x is on aside
-!   next: git -C HOME/.dispatch/worktrees/project-HASH/x switch dispatch/x, or merge what is there yourself
-"#]]);
-    git(&["checkout", "-q", "--detach"]);
-    merge("x").shows(str![[r#"
-exit 65
-! dispatch-reconcile: the worktree of 'x' is not on dispatch/x
-!   HOME/.dispatch/worktrees/project-HASH/x is on no branch
-!   next: git -C HOME/.dispatch/worktrees/project-HASH/x switch dispatch/x, or merge what is there yourself
-"#]]);
-    sandbox.git(&["branch", "-q", "-D", "dispatch/x"]);
-    git(&["checkout", "-q", "--orphan", "dispatch/x"]);
-    git(&["rm", "-q", "-r", "--cached", "."]);
-    git(&["clean", "-qfdx"]);
+    fs::remove_dir_all(&path).expect("removed");
+    for reference in ["refs/heads/dispatch/x", "refs/dispatch/tip/x"] {
+        sandbox.git(&["update-ref", "-d", reference]);
+    }
     merge("x").shows(str![[r#"
 exit 65
 ! dispatch-reconcile: the branch dispatch/x is gone
@@ -207,6 +188,29 @@ exit 65
 "#]]);
 }
 
+/// Workers make branches of their own, and rename theirs.
+#[test]
+fn merge_brings_what_the_worker_has_checked_out() {
+    for how in [
+        &["checkout", "-q", "-b", "own"][..],
+        &["branch", "-m", "own"],
+        &["checkout", "-q", "--detach"],
+    ] {
+        let sandbox = done();
+        let (path, ..) = worktree_of(&sandbox, "x");
+        let git = |args: &[&str]| sandbox.program("git").args(args).within(&path).run().ok();
+        git(how);
+        git(&["commit", "-q", "--allow-empty", "-m", "There"]);
+        let show = sandbox.ok("dispatch-reconcile", &["show", "x"]);
+        let on =
+            if how.contains(&"own") { "on the worker's own branch own" } else { "on no branch" };
+        assert!(show.contains("2 commits, the last is ") && show.contains(on), "{show}");
+        sandbox.ok("dispatch-reconcile", &["merge", "x"]);
+        assert_eq!(sandbox.git(&["log", "-2", "--format=%s"]), "There\nWork of x\n");
+        sandbox.ok("dispatch-reconcile", &["clean", "x"]);
+    }
+}
+
 #[test]
 fn merge_refuses_uncommitted_changes_in_the_worktree() {
     let sandbox = done();
@@ -218,7 +222,7 @@ fn merge_refuses_uncommitted_changes_in_the_worktree() {
 exit 65
 ! dispatch-reconcile: the worktree of 'x' has changes that are not committed
 !   a, b, c and 1 more in HOME/.dispatch/worktrees/project-HASH/x
-!   next: git -C HOME/.dispatch/worktrees/project-HASH/x add --all && git -C HOME/.dispatch/worktrees/project-HASH/x commit
+!   next: dispatch-reconcile merge x --uncommitted commits and merges them
 "#]]);
     dispatch(&sandbox, "y", "fails");
     sandbox.wait_for_state("y", "failed: exit code 7");
@@ -228,8 +232,12 @@ exit 65
 exit 65
 ! dispatch-reconcile: the worktree of 'y' has changes that are not committed
 !   README in HOME/.dispatch/worktrees/project-HASH/y
-!   next: dispatch-spawn y --resume, or git -C HOME/.dispatch/worktrees/project-HASH/y commit
+!   next: dispatch-reconcile merge y --uncommitted commits and merges them
 "#]]);
+    // The printed command works, and then nothing is only in the worktree.
+    sandbox.ok("dispatch-reconcile", &["merge", "y", "--uncommitted"]);
+    assert_eq!(sandbox.git(&["show", "HEAD:README"]), "Left.\n");
+    sandbox.ok("dispatch-reconcile", &["clean", "y"]);
 }
 
 #[test]
@@ -299,9 +307,9 @@ fn merge_waits_for_another_programs_git_lock() {
     });
     fs::remove_file(&lock).expect("removed");
     same(
-        &merge.end().ok(),
+        &sandbox.redactions().apply(&merge.end().ok()),
         str![[r#"
-dispatch/x: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
+dispatch/x at COMMIT: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
 
 "#]],
     );

@@ -220,6 +220,10 @@ fn orphaned_work_is_listed() {
         sandbox.plan(id, PLAN);
         sandbox.ok("dispatch-spawn", &[id, "--worktree"]);
     }
+    for id in ["x", "y"] {
+        let identity = sandbox.task(id, "attempts/1/identity");
+        wait_until("its worker runs", || identity.exists().then_some(()));
+    }
     assert!(!status(&sandbox).ok().contains("orphaned"));
     let worker = sandbox.worker_of("x", 1);
     let supervisor = sandbox.supervisor_of("x");
@@ -229,23 +233,23 @@ fn orphaned_work_is_listed() {
     status(&sandbox).shows(str![[r#"
 exit 0
 y running 0/2 AGE idle — item 1: First
-orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings it back, git worktree remove HOME/.dispatch/worktrees/project-HASH/x removes it and what git ignores in it
+orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — dispatch-reconcile clean brings its commits to a branch, rm -r HOME/.dispatch/worktrees/project-HASH/x removes it and what is only there
 "#]]);
     assert_nothing_left_to_repair(&sandbox);
-    // The commits of a detached HEAD are on no branch.
+    // The printed commands work.
     let path = fs::read_dir(sandbox.home().join(".dispatch/worktrees")).expect("there");
     let path = path.flatten().map(|it| it.path().join("x")).find(|it| it.join(".git").exists());
     let path = path.expect("there");
     let inside = |args: &[&str]| sandbox.program("git").args(args).within(&path).run().ok();
     inside(&["checkout", "-q", "--detach"]);
-    status(&sandbox).shows(str![[r#"
+    inside(&["commit", "-q", "--allow-empty", "-m", "Detached"]);
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
-y running 0/2 AGE idle — item 1: First
-orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git -C HOME/.dispatch/worktrees/project-HASH/x switch -c NAME keeps its commits; and 1 more: dispatch-reconcile clean --dry-run
+orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings its commits back, rm -r HOME/.dispatch/worktrees/project-HASH/x removes it and what is only there
 "#]]);
-    inside(&["checkout", "-q", "dispatch/x"]);
-    // The printed commands work.
-    sandbox.git(&["worktree", "remove", &path.display().to_string()]);
+    assert_eq!(sandbox.git(&["log", "-1", "--format=%s", "dispatch/x"]), "Detached\n");
+    sandbox.git(&["merge", "-q", "dispatch/x"]);
+    fs::remove_dir_all(&path).expect("removed");
     status(&sandbox).shows(str![[r#"
 exit 0
 y running 0/2 AGE idle — item 1: First

@@ -10,6 +10,7 @@ use crate::support::clis::CLAUDE;
 use crate::support::process::{kill_and_wait, runs, signal};
 use crate::support::text::same;
 use crate::support::{Host, PLAN, Sandbox, wait_until};
+use crate::worktrees::{until_over, worktree_of};
 
 /// A worker that waits for the test's permission, ticks all items and finishes, and then waits for
 /// permission to exit.
@@ -454,6 +455,7 @@ fn worktree_begins_at_the_end_of_the_predecessors_branch() {
     assert_eq!(base("c").as_deref(), Some(end.trim()));
     sandbox.let_work("c");
     sandbox.wait_for_state("c", "done");
+    until_over(&sandbox, "c");
     assert_eq!(sandbox.git(&["log", "--format=%s", "dispatch/c"]), "Do c\nDo a\nBegin\n");
     let prompt = sandbox.read("c", "prompt.md");
     let words =
@@ -471,16 +473,13 @@ fn missing_branch_of_a_predecessor_is_reported() {
     sandbox.kill_supervisors(&["b"]);
     sandbox.let_work("a");
     sandbox.wait_for_state("a", "done");
-    sandbox.git(&["worktree", "remove", "--force", &worktree_of(&sandbox, "a")]);
-    sandbox.git(&["branch", "-q", "-D", "dispatch/a"]);
+    until_over(&sandbox, "a");
+    fs::remove_dir_all(worktree_of(&sandbox, "a").0).expect("removed");
+    for reference in ["refs/heads/dispatch/a", "refs/dispatch/tip/a"] {
+        sandbox.git(&["update-ref", "-d", reference]);
+    }
     sandbox.ok("dispatch-reconcile", &["status"]);
     sandbox.wait_for_state("b", "running");
     let told = sandbox.read("b", "tells/001");
     assert!(told.starts_with("the branch dispatch/a is gone: this begins at "), "{told}");
-}
-
-fn worktree_of(sandbox: &Sandbox, id: &str) -> String {
-    let record = sandbox.read(id, "record.yaml");
-    let path = record.lines().find_map(|line| line.trim().strip_prefix("path: "));
-    path.expect("a worktree").to_owned()
 }

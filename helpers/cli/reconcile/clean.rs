@@ -64,7 +64,9 @@ pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
         && let Some(repository) = project.repository()
     {
         for orphan in orphans(project, git::all_artifacts(&repository)?) {
-            say(format!("orphaned: {}", orphan.remedy()));
+            // What cannot be fetched stays where it is, and the remedy says where.
+            let branch = (!args.dry_run).then(|| orphan.fetch(&repository).ok()).flatten();
+            say(format!("orphaned: {}", orphan.remedy(branch.as_deref())));
             printed = true;
         }
     }

@@ -4,19 +4,29 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::cli::say;
+use crate::cli::{agree, say};
 use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::files::Lock;
+use crate::files::{self, Lock};
 use crate::git::first_paths;
 use crate::process::TASK_DIR;
 use crate::project::Project;
 use crate::task::{State, Task, View};
 use crate::worker::supervise;
 
+#[derive(Debug, clap::Args)]
+pub(super) struct MergeArgs {
+    /// Take only the task's commits, after those that are checked out here
+    #[arg(long)]
+    onto: bool,
+    /// Commit what the worker left uncommitted, and merge that too
+    #[arg(long)]
+    uncommitted: bool,
+}
+
 /// Merges a task's branch into the branch that is checked out `here`, or else in the project.
-pub(super) fn merge(project: &Project, here: &Path, task: &Task) -> Result<Exit> {
+pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArgs) -> Result<Exit> {
     refuse_worker()?;
     let id = task.id();
     let (view, _run_lock) = at_rest(task)?;
@@ -27,42 +37,61 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task) -> Result<Exit>
             .into());
     };
     let path = worktree.path.display();
-    if let Some(what) = worktree.unfinished()? {
+    if let Some(what) = worktree.unfinished() {
         return Err(Refusal::new(Exit::Data, format!("a {what} is not finished in the worktree"))
             .place(path.to_string())
-            .next(format!("finish it there and commit, or git -C {path} {what} --abort"))
+            .next(match view.state {
+                State::Done => format!("git merge {} brings what was committed", worktree.branch),
+                _ => format!("dispatch-spawn {id} --resume"),
+            })
             .into());
     }
+    let mut tip = worktree.fetch()?.ok_or_else(|| {
+        let branch = &worktree.branch;
+        Refusal::new(Exit::Data, format!("the branch {branch} is gone"))
+            .place(format!("it is not in {}", worktree.repository.display()))
+            .next(format!("git branch {branch} COMMIT, if you know its last commit"))
+    })?;
     let changed = worktree.changes()?;
-    if !changed.is_empty() {
+    if !changed.is_empty() && args.uncommitted {
+        tip = worktree.commit_rest(&tip, &format!("What the worker of {id} left uncommitted"))?;
+    } else if !changed.is_empty() {
         let what = format!("the worktree of '{id}' has changes that are not committed");
-        let next = match view.state {
-            State::Done => format!("git -C {path} add --all && git -C {path} commit"),
-            _ => format!("dispatch-spawn {id} --resume, or git -C {path} commit"),
-        };
         return Err(Refusal::new(Exit::Data, what)
             .place(format!("{} in {path}", first_paths(&changed)))
-            .next(next)
+            .next(format!("dispatch-reconcile merge {id} --uncommitted commits and merges them"))
             .into());
     }
-    let branch = &worktree.branch;
-    let checked_out = worktree.checked_out()?;
-    if checked_out.as_ref() != Some(branch) {
-        let other = checked_out.unwrap_or_else(|| "no branch".into());
-        return Err(Refusal::new(Exit::Data, format!("the worktree of '{id}' is not on {branch}"))
-            .place(format!("{path} is on {other}"))
-            .next(format!("git -C {path} switch {branch}, or merge what is there yourself"))
-            .into());
+    let plan = worktree.plan_merge(&[here, project.root()], &tip, args.onto)?;
+    let (branch, into) = (&worktree.branch, &plan.into);
+    if !plan.executed.is_empty() {
+        let files = first_paths(&plan.executed);
+        say(format!("{branch} changes files that run or are obeyed by themselves: {files}"));
+        if !agree(&format!("Merge them into {into}?"))? {
+            say("Nothing was changed.");
+            return Ok(Exit::Ok);
+        }
     }
-    let merged = worktree.merge(&[here, project.root()])?;
-    let into = &merged.into;
-    let how = if merged.fast_forward { "fast-forward" } else { "merge commit" };
-    let what = match merged.commits {
-        0 => format!("nothing to merge, {into} has all its commits"),
-        1 => format!("1 commit into {into} ({how})"),
-        commits => format!("{commits} commits into {into} ({how})"),
+    let short = |commit: &str| commit.get(..10).unwrap_or(commit).to_owned();
+    let seen = files::read(&task.shown_path())?.filter(|seen| *seen != tip);
+    let moved = seen.map_or_else(String::new, |seen| {
+        format!(" (it was at {} when it was shown)", short(&seen))
+    });
+    let tip = short(&tip);
+    if plan.commits == 0 {
+        say(format!(
+            "{branch} at {tip}{moved}: nothing to merge, {into} has all its commits; dispatch-reconcile clean {id} removes the task"
+        ));
+        return Ok(Exit::Ok);
+    }
+    let how = if worktree.merge(&plan)? { "fast-forward" } else { "merge commit" };
+    let commits = match plan.commits {
+        1 => "1 commit".into(),
+        commits => format!("{commits} commits"),
     };
-    say(format!("{branch}: {what}; dispatch-reconcile clean {id} removes the task"));
+    say(format!(
+        "{branch} at {tip}{moved}: {commits} into {into} ({how}); dispatch-reconcile clean {id} removes the task"
+    ));
     Ok(Exit::Ok)
 }
 

@@ -121,6 +121,8 @@ enum ReconcileCommand {
     Merge {
         /// The task's id
         task: String,
+        #[command(flatten)]
+        args: merge::MergeArgs,
     },
     /// Remove finished tasks, and their worktrees if no work would be lost
     ///
@@ -176,10 +178,10 @@ pub fn main() -> ExitCode {
                 say(stop::stop(&task(id)?)?);
                 Ok(Exit::Ok)
             }
-            ReconcileCommand::Merge { task: id } => {
+            ReconcileCommand::Merge { task: id, args: how } => {
                 let project = project()?;
                 project.refuse_moved()?;
-                merge::merge(&project, &directory(args.directory.as_deref())?, &task(id)?)
+                merge::merge(&project, &directory(args.directory.as_deref())?, &task(id)?, how)
             }
             ReconcileCommand::Clean(args) => {
                 let project = project()?;

@@ -5,6 +5,7 @@ use anyhow::Result;
 use crate::cli::reconcile::status::as_json;
 use crate::cli::say;
 use crate::exit::Exit;
+use crate::files;
 use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Remedy, events};
 use crate::process::calling_host;
@@ -46,9 +47,15 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         say(format!("next: {}", remedy.command(task.id().as_str())));
     }
     if let Some(worktree) = &record.worktree {
-        let standing = worktree
-            .summary()
-            .unwrap_or_else(|error| format!("{error:#}").lines().next().unwrap_or_default().into());
+        let contents = worktree.look();
+        if let Ok(Some(contents)) = &contents {
+            files::publish(&task.shown_path(), contents.tip.as_bytes())?;
+        }
+        let standing = match contents {
+            Ok(Some(contents)) => contents.to_string(),
+            Ok(None) => "deleted".into(),
+            Err(error) => format!("{error:#}").lines().next().unwrap_or_default().into(),
+        };
         say(format!("worktree: {worktree}: {standing}"));
     }
     for item in view.plan.items() {

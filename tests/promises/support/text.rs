@@ -28,7 +28,7 @@ impl Redactions {
                 (r"(?-u:\b)[0-9]+s(?-u:\b)", "AGE"),
                 (r"(worktrees/[A-Za-z0-9._-]+-)[0-9a-f]{8}(?-u:\b)", "${1}HASH"),
                 (r"(?-u:\b)[0-9a-f]{40}(?-u:\b)", "COMMIT"),
-                (r"from [0-9a-f]{10}\)", "from COMMIT)"),
+                (r"(?-u:\b)[0-9a-f]{10}(?-u:\b)", "COMMIT"),
                 // A caret stands as far to the right as the path before the line above is long.
                 (r" {9,}\^", "        ^"),
             ]

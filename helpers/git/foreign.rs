@@ -1,0 +1,557 @@
+//! The repository of a worktree, which its worker writes. Nothing in it is obeyed: its files are read
+//! as data, its objects are copied, and git runs only in a scratch repository of dispatch's own.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use walkdir::WalkDir;
+
+use crate::domain::Worktree;
+use crate::error::Refusal;
+use crate::exit::Exit;
+use crate::files;
+use crate::git::command::{Git, error_line, git, git_dir, git_on, records, retry, succeeded};
+use crate::git::{STATUS, beside, reference};
+use crate::ids::file_hash;
+use crate::process::Identity;
+use crate::text::lossy;
+
+/// How many bytes of objects are taken from a worktree.
+const OBJECTS_LIMIT: u64 = 8 << 30;
+
+/// How many references of a worktree are looked at.
+const REFERENCES_LIMIT: usize = 200_000;
+
+/// The settings of the person that a worktree takes over; a name that ends in a dot stands for all
+/// names that begin with it.
+const COPIED: [&str; 38] = [
+    "author.email",
+    "author.name",
+    "commit.cleanup",
+    "committer.email",
+    "committer.name",
+    "core.abbrev",
+    "core.attributesfile",
+    "core.autocrlf",
+    "core.bigfilethreshold",
+    "core.checkstat",
+    "core.commentchar",
+    "core.eol",
+    "core.excludesfile",
+    "core.filemode",
+    "core.ignorecase",
+    "core.longpaths",
+    "core.precomposeunicode",
+    "core.protecthfs",
+    "core.protectntfs",
+    "core.quotepath",
+    "core.safecrlf",
+    "core.sparsecheckout",
+    "core.sparsecheckoutcone",
+    "core.symlinks",
+    "core.trustctime",
+    "core.whitespace",
+    "diff.algorithm",
+    "extensions.compatobjectformat",
+    "extensions.objectformat",
+    "extensions.partialclone",
+    "filter.",
+    "i18n.",
+    "index.sparse",
+    "lfs.",
+    "merge.conflictstyle",
+    "merge.renames",
+    "user.email",
+    "user.name",
+];
+
+/// The settings of every worktree: no signing, which needs the person's key, and nothing in the
+/// background.
+const FIXED: [(&str, &str); 9] = [
+    ("commit.gpgsign", "false"),
+    ("tag.gpgsign", "false"),
+    ("core.bare", "false"),
+    ("core.fsmonitor", "false"),
+    ("core.splitindex", "false"),
+    ("core.untrackedcache", "false"),
+    ("gc.auto", "0"),
+    ("maintenance.auto", "false"),
+    ("core.logallrefupdates", "true"),
+];
+
+/// The settings of a scratch repository: nothing that somebody else prepared is used.
+const SCRATCH: [(&str, &str); 7] = [
+    ("core.bare", "false"),
+    ("core.commitgraph", "false"),
+    ("core.fsmonitor", "false"),
+    ("core.hookspath", "/dev/null"),
+    ("core.multipackindex", "false"),
+    ("core.untrackedcache", "false"),
+    ("pack.usebitmaps", "false"),
+];
+
+/// The person's settings for a worktree, in git's order.
+pub(super) struct Settings(Vec<(String, String)>);
+
+impl Settings {
+    /// The settings that hold in the person's checkout, else in the repository.
+    pub(super) fn of(worktree: &Worktree) -> Result<Self> {
+        let checkout = worktree.checkout.as_ref().filter(|it| it.is_dir());
+        let place = checkout.map_or_else(|| git_on(&worktree.repository, ""), |it| git(it, ""));
+        Self::parse(&place.words("config --list -z").bytes("cannot read the settings of git")?)
+    }
+
+    fn parse(listed: &[u8]) -> Result<Self> {
+        let entry = |record: String| match record.split_once('\n') {
+            Some((key, value)) => (key.to_owned(), value.to_owned()),
+            None => (record, "true".into()),
+        };
+        Ok(Self(records(listed).map(entry).collect()))
+    }
+
+    /// The last value of a setting.
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().rfind(|(other, _)| other == key).map(|(_, value)| value.as_str())
+    }
+
+    /// The config file of a worktree.
+    pub(super) fn of_worktree(&self, hooks: &Path) -> String {
+        let mut settings = self.copied();
+        let variable = |name: &str| std::env::var(name).ok().filter(|it| !it.is_empty());
+        for (key, name) in [("user.name", "GIT_AUTHOR_NAME"), ("user.email", "GIT_AUTHOR_EMAIL")] {
+            if let Some(value) = variable(name).filter(|_| self.get(key).is_none()) {
+                settings.push((key.into(), value));
+            }
+        }
+        settings.push(("core.hookspath".into(), hooks.display().to_string()));
+        config_file(settings, &FIXED)
+    }
+
+    /// The config file of a scratch repository.
+    fn of_scratch(&self) -> String {
+        let mut settings = self.copied();
+        settings.extend(self.without_filters().into_iter().filter_map(|off| {
+            off.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()))
+        }));
+        config_file(settings, &SCRATCH)
+    }
+
+    fn copied(&self) -> Vec<(String, String)> {
+        let promisor = self.get("extensions.partialclone");
+        let of_promisor = promisor.map(|name| format!("remote.{name}."));
+        let is_copied = |key: &str| {
+            // A worker stores its own large files in its own repository.
+            key != "lfs.storage"
+                && (of_promisor.as_ref().is_some_and(|start| key.starts_with(start.as_str()))
+                    || COPIED
+                        .iter()
+                        .any(|it| it == &key || it.ends_with('.') && key.starts_with(it)))
+        };
+        self.0.iter().filter(|(key, _)| is_copied(key)).cloned().collect()
+    }
+
+    /// Where Git LFS stores the files of the person's repository.
+    pub(super) fn large_files(&self, repository: &Path) -> PathBuf {
+        repository.join(self.get("lfs.storage").unwrap_or("lfs"))
+    }
+
+    /// `KEY=VALUE` for git's `-c`, which together switch off every filter that could run a file of the
+    /// tree. Git LFS runs none.
+    pub(super) fn without_filters(&self) -> Vec<String> {
+        let filters = self.0.iter().filter_map(|(key, value)| {
+            let (name, kind) = key.strip_prefix("filter.")?.rsplit_once('.')?;
+            let runs = ["clean", "smudge", "process"].contains(&kind);
+            (runs && !value.starts_with("git-lfs ")).then_some(name)
+        });
+        let off = |name: &str| {
+            let parts = ["clean=", "smudge=", "process=", "required=false"];
+            parts.map(|part| format!("filter.{name}.{part}"))
+        };
+        filters.collect::<BTreeSet<_>>().into_iter().flat_map(off).collect()
+    }
+}
+
+/// The text of a config file (git-config(1), "Syntax").
+fn config_file(settings: Vec<(String, String)>, fixed: &[(&str, &str)]) -> String {
+    let extended = settings.iter().any(|(key, _)| key.starts_with("extensions."));
+    let mut text = format!("[core]\n\trepositoryformatversion = {}\n", u8::from(extended));
+    let fixed = fixed.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let escape = |text: &str| text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+    for (key, value) in settings.into_iter().chain(fixed) {
+        let Some((section, name)) = key.rsplit_once('.') else { continue };
+        let section = match section.split_once('.') {
+            Some((section, sub)) => format!("{section} \"{}\"", escape(sub)),
+            None => section.to_owned(),
+        };
+        let _ = write!(text, "[{section}]\n\t{name} = \"{}\"\n", escape(&value));
+    }
+    text
+}
+
+/// What is checked out in a worktree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The branch; `None` if HEAD is detached.
+    pub branch: Option<String>,
+    /// The commit; `None` if the branch has none yet.
+    pub commit: Option<String>,
+}
+
+/// The references that the person's repository has for a worktree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct References {
+    pub(super) branch: Option<Branch>,
+    /// The commit that was fetched last.
+    pub(super) tip: Option<String>,
+}
+
+/// The branch of a task in the person's repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Branch {
+    pub(super) commit: String,
+    /// The person's checkout of it.
+    pub(super) checkout: Option<String>,
+}
+
+impl Worktree {
+    /// What is checked out, read from git's files.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if these are not as git writes them.
+    pub fn head(&self) -> Result<Head> {
+        self.foreign().head()
+    }
+
+    pub(super) fn foreign(&self) -> Foreign {
+        Foreign {
+            tree: self.path.clone(),
+            git_dir: self.git_dir(),
+            persons: self.repository.clone(),
+            scratch: self.hidden(&format!("scratch-{}", std::process::id())),
+        }
+    }
+
+    pub(super) fn references(&self) -> Result<References> {
+        let (branch, tip) = (self.reference(), reference("tip", &self.path));
+        let listed =
+            self.git("for-each-ref").arg("--format=%(refname) %(objectname) %(worktreepath)");
+        let listed = listed.args([&branch, &tip]).text("cannot list the branches")?;
+        let mut found = References::default();
+        for line in listed.lines() {
+            let mut words = line.splitn(3, ' ');
+            let mut word = || words.next().unwrap_or_default();
+            let (name, commit, checkout) = (word(), word().to_owned(), word());
+            if name == tip {
+                found.tip = Some(commit);
+            } else if name == branch {
+                let checkout = Some(checkout.to_owned()).filter(|path| !path.is_empty());
+                found.branch = Some(Branch { commit, checkout });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Fetches what is checked out in the worktree, and moves the task's branch there unless the
+    /// person moved it. Returns the commit to merge, the branch's or else that of the worktree; `None`
+    /// if worktree and branch are gone.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if an object is missing or damaged, or the branch has commits of both sides.
+    pub fn fetch(&self) -> Result<Option<String>> {
+        let _lock = self.lock()?;
+        self.fetch_locked()
+    }
+
+    pub(super) fn fetch_locked(&self) -> Result<Option<String>> {
+        let References { branch, tip } = self.references()?;
+        let own = if self.has_own_repository() { self.head()?.commit } else { tip.clone() };
+        let Some(own) = own.or_else(|| branch.as_ref().map(|it| it.commit.clone())) else {
+            return Ok(None);
+        };
+        if tip.as_ref() != Some(&own) && self.has_own_repository() {
+            self.foreign().fetch(&own, &reference("tip", &self.path))?;
+        }
+        let move_branch = |old: &str| -> Result<()> {
+            let to = || self.git("update-ref").args([&self.reference(), &own, old]).run();
+            succeeded(retry(to)?, &format!("cannot move the branch {}", self.branch)).map(drop)
+        };
+        let Some(branch) = branch else {
+            // After the first fetch, the person deleted the branch.
+            if tip.is_none() {
+                move_branch("")?;
+            }
+            return Ok(Some(own));
+        };
+        if branch.commit == own || self.is_ancestor(&own, &branch.commit)? {
+            return Ok(Some(branch.commit));
+        }
+        let is_persons = Some(&branch.commit) != tip.as_ref();
+        if is_persons && !self.is_ancestor(&branch.commit, &own)? {
+            let what = format!("{} and its worktree have different commits", self.branch);
+            return Err(Refusal::new(Exit::Data, what)
+                .place(format!("the worktree is at {own}"))
+                .next(format!("git branch -m {} NAME keeps yours; then try again", self.branch))
+                .into());
+        }
+        // The files of a checkout would not follow.
+        if branch.checkout.is_none() {
+            move_branch(&branch.commit)?;
+        }
+        Ok(Some(own))
+    }
+
+    /// Removes the scratch repositories of processes that were killed.
+    pub(super) fn remove_stale_scratch(&self) -> Result<()> {
+        let Some(directory) = self.path.parent() else { return Ok(()) };
+        let start = self.hidden("scratch-");
+        let start = start.file_name().unwrap_or_default().to_string_lossy();
+        for (name, _) in files::entries(directory)? {
+            let pid = name.to_str().and_then(|name| name.strip_prefix(&*start)?.parse().ok());
+            if pid.is_some_and(|pid| Identity::of_pid(pid).is_ok_and(|it| it.is_none())) {
+                files::remove_directory(&directory.join(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_ancestor(&self, old: &str, new: &str) -> Result<bool> {
+        self.git("merge-base --is-ancestor").args([old, new]).ok()
+    }
+}
+
+/// A checkout and a repository that a worker writes: a worktree, or a submodule in it.
+pub(super) struct Foreign {
+    pub(super) tree: PathBuf,
+    pub(super) git_dir: PathBuf,
+    /// The person's repository that it was made of.
+    pub(super) persons: PathBuf,
+    /// Where its scratch repository is made.
+    pub(super) scratch: PathBuf,
+}
+
+impl Foreign {
+    fn text(&self, name: &str) -> Result<Option<String>> {
+        Ok(files::read_foreign(&self.git_dir.join(name))?.map(lossy))
+    }
+
+    /// What is checked out.
+    pub(super) fn head(&self) -> Result<Head> {
+        let place = self.git_dir.join("HEAD");
+        let text = self.text("HEAD")?.unwrap_or_default();
+        let text = text.trim_end();
+        let bad = || {
+            Refusal::new(Exit::Data, "the worktree's HEAD cannot be read")
+                .place(place.display().to_string())
+                .next("look at it there; a worker may have changed it")
+        };
+        let Some(name) = text.strip_prefix("ref: ") else {
+            let commit = object_id(text).ok_or_else(bad)?;
+            return Ok(Head { branch: None, commit: Some(commit) });
+        };
+        let branch = name.strip_prefix("refs/heads/").filter(|it| is_plain(it)).ok_or_else(bad)?;
+        let commit = match self.text(name)? {
+            Some(text) => Some(object_id(text.trim_end()).ok_or_else(bad)?),
+            None => self.packed()?.into_iter().find(|(it, _)| it == name).map(|(_, id)| id),
+        };
+        Ok(Head { branch: Some(branch.into()), commit })
+    }
+
+    /// The packed references.
+    fn packed(&self) -> Result<Vec<(String, String)>> {
+        let text = self.text("packed-refs")?.unwrap_or_default();
+        let entry = |line: &str| {
+            let (id, name) = line.split_once(' ')?;
+            Some((name.to_owned(), object_id(id)?))
+        };
+        Ok(text.lines().take(REFERENCES_LIMIT).filter_map(entry).collect())
+    }
+
+    /// All references with their objects. Those that lead to another one are left out.
+    pub(super) fn all_references(&self) -> Result<Vec<(String, String)>> {
+        let mut all = self.packed()?;
+        let top = self.git_dir.join("refs");
+        for entry in WalkDir::new(&top).into_iter().take(REFERENCES_LIMIT).filter_map(Result::ok) {
+            if entry.file_type().is_file() {
+                let name = entry.path().strip_prefix(&self.git_dir)?.display().to_string();
+                let text = self.text(&name)?.unwrap_or_default();
+                all.extend(object_id(text.trim_end()).map(|id| (name, id)));
+            }
+        }
+        Ok(all)
+    }
+
+    /// A repository of dispatch's own with the person's objects and this HEAD, without references.
+    pub(super) fn scratch(&self, settings: &Settings, head: &str) -> Result<Scratch> {
+        files::remove_directory(&self.scratch)?;
+        let scratch = Scratch { directory: self.scratch.clone(), tree: self.tree.clone() };
+        let made = &scratch.directory;
+        for part in ["objects/info", "objects/pack", "refs/heads", "info"] {
+            files::create_private_directory(&made.join(part))?;
+        }
+        let write = |name: &str, text: &str| {
+            let path = made.join(name);
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        };
+        write(
+            "HEAD",
+            &format!(
+                "{head}
+"
+            ),
+        )?;
+        write("config", &settings.of_scratch())?;
+        write("objects/info/alternates", &format!("{}\n", self.persons.join("objects").display()))?;
+        write("info/exclude", super::EXCLUDED)?;
+        for name in ["info/attributes", "shallow"] {
+            if let Some(text) = files::read(&self.persons.join(name))? {
+                write(name, &text)?;
+            }
+        }
+        Ok(scratch)
+    }
+
+    /// The same, with the index of the checkout, for commands on its files.
+    pub(super) fn scratch_with_index(&self) -> Result<Scratch> {
+        let settings = Settings::of_repository(&self.persons)?;
+        let head = self.head()?.commit.context("the worktree's branch has no commit")?;
+        let scratch = self.scratch(&settings, &head)?;
+        let index = scratch.directory.join("index");
+        files::copy_foreign(&self.git_dir.join("index"), &index, OBJECTS_LIMIT)?;
+        Ok(scratch)
+    }
+
+    /// The uncommitted files, but for what is in submodules.
+    pub(super) fn changes(&self) -> Result<Vec<String>> {
+        self.scratch_with_index()?.changes()
+    }
+
+    /// Fetches a commit into the person's repository, under that reference.
+    fn fetch(&self, commit: &str, reference: &str) -> Result<()> {
+        let settings = Settings::of_repository(&self.persons)?;
+        let scratch = self.scratch(&settings, commit)?;
+        self.copy_objects(&scratch.directory.join("objects"))?;
+        self.fetch_from(&scratch, commit, &format!("+refs/heads/tip:{reference}"))?;
+        self.take_large_files(&settings)
+    }
+
+    /// Fetches a commit from a scratch repository. Git checks every object and that none is missing.
+    pub(super) fn fetch_from(&self, scratch: &Scratch, commit: &str, refspec: &str) -> Result<()> {
+        let tip = scratch.directory.join("refs/heads/tip");
+        std::fs::write(&tip, format!("{commit}\n")).context("cannot write a reference")?;
+        let options = "-c fetch.fsckObjects=true -c core.hooksPath=/dev/null -c gc.auto=0
+            -c protocol.file.allow=always -c fetch.writeCommitGraph=false
+            fetch --quiet --no-tags --no-prune --no-recurse-submodules --no-write-fetch-head
+            --no-auto-maintenance --no-show-forced-updates --refmap=";
+        let fetch = || git_on(&self.persons, options).arg(&scratch.directory).arg(refspec).run();
+        let fetched = retry(fetch)?;
+        if !fetched.status.success() {
+            let what = format!("cannot fetch {commit} of the worktree");
+            return Err(Refusal::new(Exit::Data, what)
+                .place(error_line(&fetched))
+                .next(format!("look at {}: its worker may have damaged it", self.tree.display()))
+                .into());
+        }
+        Ok(())
+    }
+
+    /// Copies the loose and packed objects, and nothing that leads to objects elsewhere.
+    fn copy_objects(&self, to: &Path) -> Result<()> {
+        let from = self.git_dir.join("objects");
+        let is_hex = |name: &str| name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let mut left = OBJECTS_LIMIT;
+        for (directory, _) in files::entries(&from)? {
+            let Some(directory) = directory.to_str() else { continue };
+            let is_loose = directory.len() == 2 && is_hex(directory);
+            if !is_loose && directory != "pack" {
+                continue;
+            }
+            files::create_private_directory(&to.join(directory))?;
+            for (name, _) in files::entries(&from.join(directory))? {
+                let Some(name) = name.to_str() else { continue };
+                let pack = name.strip_prefix("pack-").and_then(|rest| rest.split_once('.'));
+                let is_object = match pack {
+                    Some((id, end)) => is_hex(id) && ["pack", "idx", "promisor"].contains(&end),
+                    None => is_loose && is_hex(name),
+                };
+                if is_object {
+                    let path = Path::new(directory).join(name);
+                    left -= files::copy_foreign(&from.join(&path), &to.join(&path), left)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the objects of Git LFS whose content has the hash that names them.
+    fn take_large_files(&self, settings: &Settings) -> Result<()> {
+        let from = self.git_dir.join("lfs/objects");
+        let storage = settings.large_files(&self.persons);
+        for entry in WalkDir::new(&from).max_depth(3).into_iter().filter_map(Result::ok) {
+            let Some(id) = entry.file_name().to_str().and_then(object_id) else { continue };
+            let to = storage.join("objects").join(&id[..2]).join(&id[2..4]).join(&id);
+            if to.exists() || !entry.file_type().is_file() {
+                continue;
+            }
+            files::create_private_directory(to.parent().unwrap_or(&storage))?;
+            let part = beside(&to, "part");
+            files::copy_foreign(entry.path(), &part, OBJECTS_LIMIT)?;
+            match file_hash(&part)? == id {
+                true => std::fs::rename(&part, &to).context("cannot keep a large file")?,
+                false => files::remove(&part)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    pub(super) fn of_repository(repository: &Path) -> Result<Self> {
+        let listed = git_on(repository, "config --list -z");
+        Self::parse(&listed.bytes("cannot read the settings of git")?)
+    }
+}
+
+/// A repository of dispatch's own, removed at the end.
+pub(super) struct Scratch {
+    directory: PathBuf,
+    tree: PathBuf,
+}
+
+impl Scratch {
+    /// A git command on the files of the checkout, which reads nothing of its repository.
+    pub(super) fn git(&self, words: &str) -> Git {
+        let mut work_tree = OsString::from("--work-tree=");
+        work_tree.push(&self.tree);
+        git(&self.tree, "").arg(git_dir(&self.directory)).arg(work_tree).words(words)
+    }
+
+    /// The uncommitted files, but for what is in submodules: git would run in their repositories.
+    pub(super) fn changes(&self) -> Result<Vec<String>> {
+        // The person's configuration may hide some of these.
+        let all = "--untracked-files=normal --ignore-submodules=dirty";
+        super::changes(self.git(STATUS).words(all))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // A later scratch repository replaces what is left.
+        let _ = files::remove_directory(&self.directory);
+    }
+}
+
+/// An object's id in full, SHA-1 or SHA-256.
+fn object_id(text: &str) -> Option<String> {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    ([40, 64].contains(&text.len()) && text.bytes().all(is_digit)).then(|| text.to_owned())
+}
+
+/// Whether a branch's name leads to no file outside of git's own (git-check-ref-format(1)).
+fn is_plain(branch: &str) -> bool {
+    let part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
+    let odd = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
+    branch.split('/').all(part) && !branch.contains("..") && !branch.contains(odd)
+}
