@@ -1,16 +1,20 @@
-//! Running git without prompts, and reading its output.
+//! Running git without prompts, reading its output, and the settings that a worktree takes over.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::files;
 use crate::process::{CaptureError, capture};
 
 /// The first version with `rev-parse --path-format` and the `worktree` commands used here.
@@ -217,4 +221,207 @@ pub(super) fn retry(mut call: impl FnMut() -> Result<Output>) -> Result<Output> 
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_secs(1));
     }
+}
+
+/// The command that [`changes`] parses, without its scope.
+pub(super) const STATUS: &str = "--no-optional-locks status --porcelain -z --no-renames";
+
+/// The paths of uncommitted changes, in the output of [`STATUS`].
+pub(super) fn changes(status: Git) -> Result<Vec<String>> {
+    let entries = status.records("cannot look for uncommitted changes")?.into_iter();
+    Ok(entries.filter_map(|entry| entry.get(3..).map(str::to_owned)).collect())
+}
+
+/// The settings of the person that a worktree takes over; a name that ends in a dot stands for all
+/// names that begin with it.
+const COPIED: [&str; 38] = [
+    "author.email",
+    "author.name",
+    "commit.cleanup",
+    "committer.email",
+    "committer.name",
+    "core.abbrev",
+    "core.attributesfile",
+    "core.autocrlf",
+    "core.bigfilethreshold",
+    "core.checkstat",
+    "core.commentchar",
+    "core.eol",
+    "core.excludesfile",
+    "core.filemode",
+    "core.ignorecase",
+    "core.longpaths",
+    "core.precomposeunicode",
+    "core.protecthfs",
+    "core.protectntfs",
+    "core.quotepath",
+    "core.safecrlf",
+    "core.sparsecheckout",
+    "core.sparsecheckoutcone",
+    "core.symlinks",
+    "core.trustctime",
+    "core.whitespace",
+    "diff.algorithm",
+    "extensions.compatobjectformat",
+    "extensions.objectformat",
+    "extensions.partialclone",
+    "filter.",
+    "i18n.",
+    "index.sparse",
+    "lfs.",
+    "merge.conflictstyle",
+    "merge.renames",
+    "user.email",
+    "user.name",
+];
+
+/// The settings of every worktree: no signing, which needs the person's key, and nothing in the
+/// background.
+const FIXED: [(&str, &str); 9] = [
+    ("commit.gpgsign", "false"),
+    ("tag.gpgsign", "false"),
+    ("core.bare", "false"),
+    ("core.fsmonitor", "false"),
+    ("core.splitindex", "false"),
+    ("core.untrackedcache", "false"),
+    ("gc.auto", "0"),
+    ("maintenance.auto", "false"),
+    ("core.logallrefupdates", "true"),
+];
+
+/// The settings of a scratch repository: nothing that somebody else prepared is used.
+const SCRATCH: [(&str, &str); 7] = [
+    ("core.bare", "false"),
+    ("core.commitgraph", "false"),
+    ("core.fsmonitor", "false"),
+    ("core.hookspath", "/dev/null"),
+    ("core.multipackindex", "false"),
+    ("core.untrackedcache", "false"),
+    ("pack.usebitmaps", "false"),
+];
+
+/// The person's settings for a worktree, in git's order.
+pub(super) struct Settings(Vec<(String, String)>);
+
+impl Settings {
+    /// The settings that hold in the person's checkout, else in the repository.
+    pub(super) fn of(worktree: &Worktree) -> Result<Self> {
+        let checkout = worktree.checkout.as_ref().filter(|it| it.is_dir());
+        let place = checkout.map_or_else(|| git_on(&worktree.repository, ""), |it| git(it, ""));
+        Self::parse(&place.words("config --list -z").bytes("cannot read the settings of git")?)
+    }
+
+    /// The settings of a repository.
+    pub(super) fn of_repository(repository: &Path) -> Result<Self> {
+        let listed = git_on(repository, "config --list -z");
+        Self::parse(&listed.bytes("cannot read the settings of git")?)
+    }
+
+    fn parse(listed: &[u8]) -> Result<Self> {
+        let entry = |record: String| match record.split_once('\n') {
+            Some((key, value)) => (key.to_owned(), value.to_owned()),
+            None => (record, "true".into()),
+        };
+        Ok(Self(records(listed).map(entry).collect()))
+    }
+
+    /// The last value of a setting.
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().rfind(|(other, _)| other == key).map(|(_, value)| value.as_str())
+    }
+
+    /// The config file of a worktree.
+    pub(super) fn of_worktree(&self, hooks: &Path) -> String {
+        let mut settings = self.copied();
+        let variable = |name: &str| std::env::var(name).ok().filter(|it| !it.is_empty());
+        for (key, name) in [("user.name", "GIT_AUTHOR_NAME"), ("user.email", "GIT_AUTHOR_EMAIL")] {
+            if let Some(value) = variable(name).filter(|_| self.get(key).is_none()) {
+                settings.push((key.into(), value));
+            }
+        }
+        settings.push(("core.hookspath".into(), hooks.display().to_string()));
+        config_file(settings, &FIXED)
+    }
+
+    /// The config file of a scratch repository.
+    pub(super) fn of_scratch(&self) -> String {
+        let mut settings = self.copied();
+        settings.extend(self.without_filters().into_iter().filter_map(|off| {
+            off.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()))
+        }));
+        config_file(settings, &SCRATCH)
+    }
+
+    fn copied(&self) -> Vec<(String, String)> {
+        let promisor = self.get("extensions.partialclone");
+        let of_promisor = promisor.map(|name| format!("remote.{name}."));
+        let is_copied = |key: &str| {
+            // A worker stores its own large files in its own repository.
+            key != "lfs.storage"
+                && (of_promisor.as_ref().is_some_and(|start| key.starts_with(start.as_str()))
+                    || COPIED
+                        .iter()
+                        .any(|it| it == &key || it.ends_with('.') && key.starts_with(it)))
+        };
+        self.0.iter().filter(|(key, _)| is_copied(key)).cloned().collect()
+    }
+
+    /// The person's hooks. A relative path means those of the person's checkout: a worker must not
+    /// change them.
+    pub(super) fn hooks(&self, worktree: &Worktree) -> PathBuf {
+        match (self.get("core.hookspath").map(Path::new), &worktree.checkout) {
+            (Some(path), Some(checkout)) => match path.strip_prefix("~") {
+                Ok(rest) => std::env::home_dir().unwrap_or_default().join(rest),
+                Err(_) => checkout.join(path),
+            },
+            _ => worktree.repository.join("hooks"),
+        }
+    }
+
+    /// The sparse patterns of the person's checkout, if it has some.
+    pub(super) fn sparse_patterns(&self, worktree: &Worktree) -> Result<Option<String>> {
+        let checkout = worktree.checkout.as_ref().filter(|it| it.is_dir());
+        let is_sparse = self.get("core.sparsecheckout") == Some("true");
+        let Some(checkout) = checkout.filter(|_| is_sparse) else { return Ok(None) };
+        let file = git(checkout, "rev-parse --path-format=absolute --git-path");
+        let file = file.arg("info/sparse-checkout").bytes("cannot find the sparse patterns")?;
+        files::read(path(&file))
+    }
+
+    /// Where Git LFS stores the files of the person's repository.
+    pub(super) fn large_files(&self, repository: &Path) -> PathBuf {
+        repository.join(self.get("lfs.storage").unwrap_or("lfs"))
+    }
+
+    /// `KEY=VALUE` for git's `-c`, which together switch off every filter that could run a file of the
+    /// tree. Git LFS runs none.
+    pub(super) fn without_filters(&self) -> Vec<String> {
+        let filters = self.0.iter().filter_map(|(key, value)| {
+            let (name, kind) = key.strip_prefix("filter.")?.rsplit_once('.')?;
+            let runs = ["clean", "smudge", "process"].contains(&kind);
+            (runs && !value.starts_with("git-lfs ")).then_some(name)
+        });
+        let off = |name: &str| {
+            let parts = ["clean=", "smudge=", "process=", "required=false"];
+            parts.map(|part| format!("filter.{name}.{part}"))
+        };
+        filters.collect::<BTreeSet<_>>().into_iter().flat_map(off).collect()
+    }
+}
+
+/// The text of a config file (git-config(1), "Syntax").
+fn config_file(settings: Vec<(String, String)>, fixed: &[(&str, &str)]) -> String {
+    let extended = settings.iter().any(|(key, _)| key.starts_with("extensions."));
+    let mut text = format!("[core]\n\trepositoryformatversion = {}\n", u8::from(extended));
+    let fixed = fixed.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let escape = |text: &str| text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+    for (key, value) in settings.into_iter().chain(fixed) {
+        let Some((section, name)) = key.rsplit_once('.') else { continue };
+        let section = match section.split_once('.') {
+            Some((section, sub)) => format!("{section} \"{}\"", escape(sub)),
+            None => section.to_owned(),
+        };
+        let _ = write!(text, "[{section}]\n\t{name} = \"{}\"\n", escape(&value));
+    }
+    text
 }

@@ -1,20 +1,20 @@
 //! The repository of a worktree, which its worker writes. Nothing in it is obeyed: its files are read
 //! as data, its objects are copied, and git runs only in a scratch repository of dispatch's own.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use walkdir::WalkDir;
 
 use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
-use crate::git::command::{Git, error_line, git, git_dir, git_on, records, retry, succeeded};
-use crate::git::{STATUS, beside, reference};
+use crate::git::command::{
+    Git, STATUS, Settings, changes, error_line, git, git_dir, git_on, retry, succeeded,
+};
+use crate::git::{beside, reference};
 use crate::ids::file_hash;
 use crate::process::Identity;
 use crate::text::lossy;
@@ -24,172 +24,6 @@ const OBJECTS_LIMIT: u64 = 8 << 30;
 
 /// How many references of a worktree are looked at.
 const REFERENCES_LIMIT: usize = 200_000;
-
-/// The settings of the person that a worktree takes over; a name that ends in a dot stands for all
-/// names that begin with it.
-const COPIED: [&str; 38] = [
-    "author.email",
-    "author.name",
-    "commit.cleanup",
-    "committer.email",
-    "committer.name",
-    "core.abbrev",
-    "core.attributesfile",
-    "core.autocrlf",
-    "core.bigfilethreshold",
-    "core.checkstat",
-    "core.commentchar",
-    "core.eol",
-    "core.excludesfile",
-    "core.filemode",
-    "core.ignorecase",
-    "core.longpaths",
-    "core.precomposeunicode",
-    "core.protecthfs",
-    "core.protectntfs",
-    "core.quotepath",
-    "core.safecrlf",
-    "core.sparsecheckout",
-    "core.sparsecheckoutcone",
-    "core.symlinks",
-    "core.trustctime",
-    "core.whitespace",
-    "diff.algorithm",
-    "extensions.compatobjectformat",
-    "extensions.objectformat",
-    "extensions.partialclone",
-    "filter.",
-    "i18n.",
-    "index.sparse",
-    "lfs.",
-    "merge.conflictstyle",
-    "merge.renames",
-    "user.email",
-    "user.name",
-];
-
-/// The settings of every worktree: no signing, which needs the person's key, and nothing in the
-/// background.
-const FIXED: [(&str, &str); 9] = [
-    ("commit.gpgsign", "false"),
-    ("tag.gpgsign", "false"),
-    ("core.bare", "false"),
-    ("core.fsmonitor", "false"),
-    ("core.splitindex", "false"),
-    ("core.untrackedcache", "false"),
-    ("gc.auto", "0"),
-    ("maintenance.auto", "false"),
-    ("core.logallrefupdates", "true"),
-];
-
-/// The settings of a scratch repository: nothing that somebody else prepared is used.
-const SCRATCH: [(&str, &str); 7] = [
-    ("core.bare", "false"),
-    ("core.commitgraph", "false"),
-    ("core.fsmonitor", "false"),
-    ("core.hookspath", "/dev/null"),
-    ("core.multipackindex", "false"),
-    ("core.untrackedcache", "false"),
-    ("pack.usebitmaps", "false"),
-];
-
-/// The person's settings for a worktree, in git's order.
-pub(super) struct Settings(Vec<(String, String)>);
-
-impl Settings {
-    /// The settings that hold in the person's checkout, else in the repository.
-    pub(super) fn of(worktree: &Worktree) -> Result<Self> {
-        let checkout = worktree.checkout.as_ref().filter(|it| it.is_dir());
-        let place = checkout.map_or_else(|| git_on(&worktree.repository, ""), |it| git(it, ""));
-        Self::parse(&place.words("config --list -z").bytes("cannot read the settings of git")?)
-    }
-
-    fn parse(listed: &[u8]) -> Result<Self> {
-        let entry = |record: String| match record.split_once('\n') {
-            Some((key, value)) => (key.to_owned(), value.to_owned()),
-            None => (record, "true".into()),
-        };
-        Ok(Self(records(listed).map(entry).collect()))
-    }
-
-    /// The last value of a setting.
-    pub(super) fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().rfind(|(other, _)| other == key).map(|(_, value)| value.as_str())
-    }
-
-    /// The config file of a worktree.
-    pub(super) fn of_worktree(&self, hooks: &Path) -> String {
-        let mut settings = self.copied();
-        let variable = |name: &str| std::env::var(name).ok().filter(|it| !it.is_empty());
-        for (key, name) in [("user.name", "GIT_AUTHOR_NAME"), ("user.email", "GIT_AUTHOR_EMAIL")] {
-            if let Some(value) = variable(name).filter(|_| self.get(key).is_none()) {
-                settings.push((key.into(), value));
-            }
-        }
-        settings.push(("core.hookspath".into(), hooks.display().to_string()));
-        config_file(settings, &FIXED)
-    }
-
-    /// The config file of a scratch repository.
-    fn of_scratch(&self) -> String {
-        let mut settings = self.copied();
-        settings.extend(self.without_filters().into_iter().filter_map(|off| {
-            off.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()))
-        }));
-        config_file(settings, &SCRATCH)
-    }
-
-    fn copied(&self) -> Vec<(String, String)> {
-        let promisor = self.get("extensions.partialclone");
-        let of_promisor = promisor.map(|name| format!("remote.{name}."));
-        let is_copied = |key: &str| {
-            // A worker stores its own large files in its own repository.
-            key != "lfs.storage"
-                && (of_promisor.as_ref().is_some_and(|start| key.starts_with(start.as_str()))
-                    || COPIED
-                        .iter()
-                        .any(|it| it == &key || it.ends_with('.') && key.starts_with(it)))
-        };
-        self.0.iter().filter(|(key, _)| is_copied(key)).cloned().collect()
-    }
-
-    /// Where Git LFS stores the files of the person's repository.
-    pub(super) fn large_files(&self, repository: &Path) -> PathBuf {
-        repository.join(self.get("lfs.storage").unwrap_or("lfs"))
-    }
-
-    /// `KEY=VALUE` for git's `-c`, which together switch off every filter that could run a file of the
-    /// tree. Git LFS runs none.
-    pub(super) fn without_filters(&self) -> Vec<String> {
-        let filters = self.0.iter().filter_map(|(key, value)| {
-            let (name, kind) = key.strip_prefix("filter.")?.rsplit_once('.')?;
-            let runs = ["clean", "smudge", "process"].contains(&kind);
-            (runs && !value.starts_with("git-lfs ")).then_some(name)
-        });
-        let off = |name: &str| {
-            let parts = ["clean=", "smudge=", "process=", "required=false"];
-            parts.map(|part| format!("filter.{name}.{part}"))
-        };
-        filters.collect::<BTreeSet<_>>().into_iter().flat_map(off).collect()
-    }
-}
-
-/// The text of a config file (git-config(1), "Syntax").
-fn config_file(settings: Vec<(String, String)>, fixed: &[(&str, &str)]) -> String {
-    let extended = settings.iter().any(|(key, _)| key.starts_with("extensions."));
-    let mut text = format!("[core]\n\trepositoryformatversion = {}\n", u8::from(extended));
-    let fixed = fixed.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    let escape = |text: &str| text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
-    for (key, value) in settings.into_iter().chain(fixed) {
-        let Some((section, name)) = key.rsplit_once('.') else { continue };
-        let section = match section.split_once('.') {
-            Some((section, sub)) => format!("{section} \"{}\"", escape(sub)),
-            None => section.to_owned(),
-        };
-        let _ = write!(text, "[{section}]\n\t{name} = \"{}\"\n", escape(&value));
-    }
-    text
-}
 
 /// What is checked out in a worktree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -507,13 +341,6 @@ impl Foreign {
     }
 }
 
-impl Settings {
-    pub(super) fn of_repository(repository: &Path) -> Result<Self> {
-        let listed = git_on(repository, "config --list -z");
-        Self::parse(&listed.bytes("cannot read the settings of git")?)
-    }
-}
-
 /// A repository of dispatch's own, removed at the end.
 pub(super) struct Scratch {
     directory: PathBuf,
@@ -532,7 +359,7 @@ impl Scratch {
     pub(super) fn changes(&self) -> Result<Vec<String>> {
         // The person's configuration may hide some of these.
         let all = "--untracked-files=normal --ignore-submodules=dirty";
-        super::changes(self.git(STATUS).words(all))
+        changes(self.git(STATUS).words(all))
     }
 }
 
@@ -554,4 +381,84 @@ fn is_plain(branch: &str) -> bool {
     let part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
     let odd = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
     branch.split('/').all(part) && !branch.contains("..") && !branch.contains(odd)
+}
+
+impl Worktree {
+    /// The submodules and nested repositories that have files in the worktree.
+    pub(super) fn submodules(&self, top: &Foreign) -> Result<Vec<Submodule>> {
+        let (mut found, mut open) = (Vec::new(), vec![(String::new(), top.tree.clone())]);
+        let mut clones = vec![(top.git_dir.clone(), top.persons.clone())];
+        while let (Some((below, tree)), Some((git_dir, persons))) = (open.pop(), clones.pop()) {
+            let foreign = Foreign {
+                tree: tree.clone(),
+                git_dir: git_dir.clone(),
+                persons: persons.clone(),
+                scratch: top.scratch.clone(),
+            };
+            let scratch = foreign.scratch_with_index()?;
+            let listed = scratch.git("ls-files --stage -z");
+            for line in listed.records("cannot list the files of the worktree")? {
+                let Some((about, name)) = line.split_once('\t') else { continue };
+                let inner = tree.join(name);
+                if !about.starts_with("160000 ") || inner.join(".git").symlink_metadata().is_err() {
+                    continue;
+                }
+                let path = format!("{below}{name}");
+                let module = named_module(&inner, &git_dir.join("modules"));
+                let inner_git_dir = module.as_ref().map(|name| git_dir.join("modules").join(name));
+                let persons_clone = module.as_ref().map(|name| persons.join("modules").join(name));
+                let known = inner_git_dir.zip(persons_clone.filter(|clone| clone.is_dir()));
+                if let Some(known) = &known {
+                    open.push((format!("{path}/"), inner.clone()));
+                    clones.push(known.clone());
+                }
+                let foreign = known.map(|(git_dir, persons)| Foreign {
+                    tree: inner,
+                    git_dir,
+                    persons,
+                    scratch: top.scratch.clone(),
+                });
+                found.push(Submodule { path, foreign });
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A submodule or a nested repository in a worktree.
+pub(super) struct Submodule {
+    /// Its path in the worktree.
+    pub(super) path: String,
+    /// What is compared; `None` if the person has no clone of it.
+    foreign: Option<Foreign>,
+}
+
+impl Submodule {
+    /// The uncommitted files.
+    pub(super) fn changes(&self, worktree: &Path) -> Result<Vec<String>> {
+        let Some(foreign) = &self.foreign else { return Ok(vec![self.path.clone()]) };
+        self.check_commits(worktree)?;
+        let changed = foreign.changes()?;
+        Ok(changed.into_iter().map(|name| format!("{}/{name}", self.path)).collect())
+    }
+
+    /// Checks that the person's clone has all its commits.
+    pub(super) fn check_commits(&self, worktree: &Path) -> Result<()> {
+        let Some(foreign) = &self.foreign else { return Ok(()) };
+        let references = foreign.all_references()?.into_iter().map(|(_, id)| id);
+        for id in foreign.head()?.commit.into_iter().chain(references) {
+            let saved = git_on(&foreign.persons, "cat-file -e").arg(&id).ok()?;
+            let worktree = worktree.display();
+            ensure!(saved, "the submodule {} in {worktree} has own commits", self.path);
+        }
+        Ok(())
+    }
+}
+
+/// The name of the module that a submodule's `.git` file leads to, if it is one of these.
+fn named_module(checkout: &Path, modules: &Path) -> Option<PathBuf> {
+    let text = lossy(files::read_foreign(&checkout.join(".git")).ok()??);
+    let named = checkout.join(text.strip_prefix("gitdir:")?.trim());
+    let named = named.canonicalize().ok()?;
+    Some(named.strip_prefix(modules).ok()?.to_path_buf())
 }

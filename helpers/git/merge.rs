@@ -11,8 +11,8 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::command::{error_line, git, path, records, retry};
-use crate::git::{STATUS, changes, commit_id, first_paths, is_in_worktree};
+use crate::git::command::{STATUS, changes, error_line, git, path, records, retry};
+use crate::git::{commit_id, first_paths, is_in_worktree};
 use crate::text::sanitize;
 
 /// Lists only the changes that a merge could overwrite.
@@ -125,7 +125,8 @@ impl Worktree {
         let others = list(self.trunk())?;
         let foreign: Vec<_> = others.lines().filter(|commit| brought.contains(commit)).collect();
         let Some(first) = foreign.first() else { return Ok(()) };
-        let first = self.git("log -1 --format=%h%x20%s").arg(first).said()?;
+        let subject = self.git("log -1 --format=%s").arg(first).said()?;
+        let first = format!("{} {subject}", first.get(..10).unwrap_or(first));
         let more = match foreign.len() - 1 {
             0 => String::new(),
             more => format!(" and {more} more"),

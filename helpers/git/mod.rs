@@ -23,9 +23,12 @@ use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ids::short_hash;
 use crate::text::sanitize;
-use command::{Git, error_line, git, git_on, path, require_version, retry, succeeded, trim};
-use foreign::Settings;
 use walkdir::WalkDir;
+
+use command::{
+    Git, STATUS, Settings, changes, error_line, git, git_on, path, require_version, retry,
+    succeeded, trim,
+};
 
 pub(crate) use command::selects_for_git;
 pub use merge::MergePlan;
@@ -216,15 +219,6 @@ fn worktrees_directory(repository: &Path) -> Result<PathBuf> {
     Ok(worktrees_root()?.join(format!("{name}-{hash}")))
 }
 
-/// The command that [`changes`] parses, without its scope.
-const STATUS: &str = "--no-optional-locks status --porcelain -z --no-renames";
-
-/// The paths of uncommitted changes, in the output of [`STATUS`].
-fn changes(status: Git) -> Result<Vec<String>> {
-    let entries = status.records("cannot look for uncommitted changes")?.into_iter();
-    Ok(entries.filter_map(|entry| entry.get(3..).map(str::to_owned)).collect())
-}
-
 /// The first three paths, and the number of the others.
 pub fn first_paths(paths: &[String]) -> String {
     let first = paths.iter().take(3).map(|path| sanitize(path)).collect::<Vec<_>>().join(", ");
@@ -346,7 +340,7 @@ impl Worktree {
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
         };
         write("HEAD", format!("ref: {}\n", self.reference()))?;
-        write("config", settings.of_worktree(&self.hooks(&settings)))?;
+        write("config", settings.of_worktree(&settings.hooks(self)))?;
         write("objects/info/alternates", self.alternates())?;
         let listed = self.git("for-each-ref").arg("--format=%(objectname) %(refname)");
         let listed = listed.words("refs/heads refs/remotes refs/tags").text(&what)?;
@@ -360,7 +354,7 @@ impl Worktree {
                 write(name, text)?;
             }
         }
-        if let Some(patterns) = self.sparse_patterns(&settings)? {
+        if let Some(patterns) = settings.sparse_patterns(self)? {
             write("info/sparse-checkout", patterns)?;
         }
 
@@ -418,32 +412,6 @@ impl Worktree {
         format!("{}\n", self.repository.join("objects").display())
     }
 
-    /// The person's hooks. A relative path means those of the person's checkout: a worker must not
-    /// change them.
-    fn hooks(&self, settings: &Settings) -> PathBuf {
-        let configured = settings.get("core.hookspath").map(Path::new);
-        match (configured, &self.checkout) {
-            (Some(path), Some(checkout)) => match path.strip_prefix("~") {
-                Ok(rest) => std::env::home_dir().unwrap_or_default().join(rest),
-                Err(_) => checkout.join(path),
-            },
-            _ => self.repository.join("hooks"),
-        }
-    }
-
-    /// The sparse patterns of the person's checkout, if it has some.
-    fn sparse_patterns(&self, settings: &Settings) -> Result<Option<String>> {
-        let Some(checkout) = self.checkout.as_ref().filter(|it| it.is_dir()) else {
-            return Ok(None);
-        };
-        if settings.get("core.sparsecheckout") != Some("true") {
-            return Ok(None);
-        }
-        let file = git(checkout, "rev-parse --path-format=absolute --git-path");
-        let file = file.arg("info/sparse-checkout").bytes("cannot find the sparse patterns")?;
-        files::read(path(&file))
-    }
-
     /// Only one process at a time fetches from the worktrees of a repository, or removes one.
     fn lock(&self) -> Result<Lock> {
         self.check_repository()?;
@@ -466,7 +434,7 @@ impl Worktree {
     }
 
     /// The worktree's own repository, which its worker writes.
-    fn git_dir(&self) -> PathBuf {
+    pub fn git_dir(&self) -> PathBuf {
         self.path.join(".git")
     }
 

@@ -12,11 +12,11 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::command::{git_on, retry, succeeded, trim};
-use crate::git::foreign::{Foreign, References, Settings};
+use crate::git::command::{Settings, retry, succeeded, trim};
+use crate::git::foreign::{Foreign, References};
 use crate::git::merge::{count, unfinished};
 use crate::git::{first_paths, reference, references, worktrees_directory};
-use crate::text::{lossy, sanitize, shell_word};
+use crate::text::{sanitize, shell_word};
 
 /// Directories that tools make again: an ignored one with such a name, or with a `CACHEDIR.TAG`, may
 /// be removed.
@@ -202,46 +202,6 @@ impl Worktree {
         own.is_some() && own == read(checkout.join(name))
     }
 
-    /// The submodules and nested repositories that have files in the worktree.
-    fn submodules(&self, top: &Foreign) -> Result<Vec<Submodule>> {
-        let (mut found, mut open) = (Vec::new(), vec![(String::new(), top.tree.clone())]);
-        let mut clones = vec![(top.git_dir.clone(), top.persons.clone())];
-        while let (Some((below, tree)), Some((git_dir, persons))) = (open.pop(), clones.pop()) {
-            let foreign = Foreign {
-                tree: tree.clone(),
-                git_dir: git_dir.clone(),
-                persons: persons.clone(),
-                scratch: top.scratch.clone(),
-            };
-            let scratch = foreign.scratch_with_index()?;
-            let listed = scratch.git("ls-files --stage -z");
-            for line in listed.records("cannot list the files of the worktree")? {
-                let Some((about, name)) = line.split_once('\t') else { continue };
-                let inner = tree.join(name);
-                if !about.starts_with("160000 ") || inner.join(".git").symlink_metadata().is_err() {
-                    continue;
-                }
-                let path = format!("{below}{name}");
-                let module = named_module(&inner, &git_dir.join("modules"));
-                let inner_git_dir = module.as_ref().map(|name| git_dir.join("modules").join(name));
-                let persons_clone = module.as_ref().map(|name| persons.join("modules").join(name));
-                let known = inner_git_dir.zip(persons_clone.filter(|clone| clone.is_dir()));
-                if let Some(known) = &known {
-                    open.push((format!("{path}/"), inner.clone()));
-                    clones.push(known.clone());
-                }
-                let foreign = known.map(|(git_dir, persons)| Foreign {
-                    tree: inner,
-                    git_dir,
-                    persons,
-                    scratch: top.scratch.clone(),
-                });
-                found.push(Submodule { path, foreign });
-            }
-        }
-        Ok(found)
-    }
-
     /// Checks that no other reference of the worktree's repository has commits of its own.
     fn check_references(&self, foreign: &Foreign) -> Result<()> {
         let listed = self.git("for-each-ref --format=%(objectname)");
@@ -272,8 +232,7 @@ impl Worktree {
         let ends: BTreeSet<String> = branch.map(|it| it.commit).into_iter().chain(tip).collect();
         for end in &ends {
             let commits = self.commits_only_on(end)?;
-            let is_persons = *end == self.base && self.is_in_reflog(end)?;
-            if commits > 0 && !is_persons && !self.is_squashed(end)? {
+            if commits > 0 && !self.is_taken_over(end)? && !self.is_squashed(end)? {
                 let s = if commits == 1 { " is" } else { "s are" };
                 bail!(
                     "not merged: {commits} commit{s} only in {}; merge brings the branch in",
@@ -282,6 +241,18 @@ impl Worktree {
             }
         }
         Ok(())
+    }
+
+    /// Whether the person's HEAD has each commit of the task in another form, as after a rebase, and what
+    /// the task began at was the person's.
+    fn is_taken_over(&self, tip: &str) -> Result<bool> {
+        let trunk = self.trunk();
+        if self.commits_only_on(trunk)? > 0 && !self.is_in_reflog(trunk)? {
+            return Ok(false);
+        }
+        let range = format!("HEAD...{tip}");
+        let others = ["--cherry-pick", "--right-only", &range, "--not", trunk];
+        Ok(count(&self.repository, &others)? == 0)
     }
 
     /// Whether the person's HEAD has all that the commit changed: a merge of it would change nothing.
@@ -381,44 +352,6 @@ impl Worktree {
         }
         files::remove(&mark)
     }
-}
-
-/// A submodule or a nested repository in a worktree.
-struct Submodule {
-    /// Its path in the worktree.
-    path: String,
-    /// What is compared; `None` if the person has no clone of it.
-    foreign: Option<Foreign>,
-}
-
-impl Submodule {
-    /// The uncommitted files.
-    fn changes(&self, worktree: &Path) -> Result<Vec<String>> {
-        let Some(foreign) = &self.foreign else { return Ok(vec![self.path.clone()]) };
-        self.check_commits(worktree)?;
-        let changed = foreign.changes()?;
-        Ok(changed.into_iter().map(|name| format!("{}/{name}", self.path)).collect())
-    }
-
-    /// Checks that the person's clone has all its commits.
-    fn check_commits(&self, worktree: &Path) -> Result<()> {
-        let Some(foreign) = &self.foreign else { return Ok(()) };
-        let references = foreign.all_references()?.into_iter().map(|(_, id)| id);
-        for id in foreign.head()?.commit.into_iter().chain(references) {
-            let saved = git_on(&foreign.persons, "cat-file -e").arg(&id).ok()?;
-            let worktree = worktree.display();
-            ensure!(saved, "the submodule {} in {worktree} has own commits", self.path);
-        }
-        Ok(())
-    }
-}
-
-/// The name of the module that a submodule's `.git` file leads to, if it is one of these.
-fn named_module(checkout: &Path, modules: &Path) -> Option<PathBuf> {
-    let text = lossy(files::read_foreign(&checkout.join(".git")).ok()??);
-    let named = checkout.join(text.strip_prefix("gitdir:")?.trim());
-    let named = named.canonicalize().ok()?;
-    Some(named.strip_prefix(modules).ok()?.to_path_buf())
 }
 
 /// Whether a tool makes an ignored file or directory again.

@@ -198,7 +198,11 @@ fn usage(task: &Task, attempt: &Attempt, observed: &Observed) -> Result<Option<U
 /// The command line of the task's worker, by the config as it is now.
 pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Result<Invocation> {
     let choice = Config::load()?.resolve(Some(&record.name))?;
-    let writable = [task.side().directory().to_path_buf()];
+    let mut writable = vec![task.side().directory().to_path_buf()];
+    if record.commits() {
+        // Codex would hold the worker off the `.git` of its directory.
+        writable.extend(record.worktree.iter().map(Worktree::git_dir));
+    }
     let job = Job {
         model: record.model.as_deref(),
         access: record.access,

@@ -160,7 +160,7 @@ kept x: dispatch/x is checked out in PROJECT
     sandbox.git(&["update-ref", "refs/remotes/origin/dispatch/x", "dispatch/x"]);
     kept().shows(str![[r#"
 exit 1
-kept x: not merged: 2 commits are only in dispatch/x; merge brings the branch in
+kept x: not merged: 1 commit is only in dispatch/x; merge brings the branch in
 "#]]);
     sandbox.git(&["update-ref", "refs/remotes/origin/main", "dispatch/x"]);
     sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
@@ -343,4 +343,51 @@ fn task_resumes_after_a_killed_removal() {
     sandbox.wait_for_state("x", "failed: exit code 7");
     assert_eq!(names(&x), [".git", "README"]);
     assert_eq!(names(x.parent().expect("a directory")), ["x"]);
+}
+
+/// Git ignores these, so neither status nor a commit shows them.
+#[test]
+fn clean_keeps_ignored_files_that_are_nowhere_else() {
+    let sandbox = project();
+    let ignored = "out/\n.env\nnode_modules/\ntarget/\n*.pyc\n";
+    fs::write(sandbox.project().join(".gitignore"), ignored).expect("written");
+    sandbox.git(&["add", "."]);
+    sandbox.git(&["commit", "-q", "-m", "Ignore"]);
+    let x = merged(&sandbox, "x");
+    let write = |path: PathBuf| {
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, "Text.\n").expect("written");
+    };
+    // Caches, and a file that the person's checkout has too.
+    for name in ["node_modules/a/b.js", "target/CACHEDIR.TAG", "target/debug/x", "a.pyc", ".env"] {
+        write(x.join(name));
+    }
+    write(x.join("out/report.html"));
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 1
+kept x: git ignores files in HOME/.dispatch/worktrees/project-HASH/x that are nowhere else: .env, out/
+"#]]);
+    assert_eq!(left(&sandbox, "x", &x), (true, true, true));
+    fs::remove_dir_all(x.join("out")).expect("removed");
+    write(sandbox.project().join(".env"));
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 0
+removed x with its worktree and branch dispatch/x
+"#]]);
+}
+
+#[test]
+fn clean_finds_squashed_branch_in_head() {
+    let sandbox = project();
+    let x = do_task(&sandbox, "x");
+    sandbox.git(&["merge", "-q", "--squash", "dispatch/x"]);
+    sandbox.git(&["commit", "-q", "-m", "Squashed"]);
+    fs::write(sandbox.project().join("later"), "Later.\n").expect("written");
+    sandbox.git(&["add", "."]);
+    sandbox.git(&["commit", "-q", "-m", "Later"]);
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 0
+removed x with its worktree and branch dispatch/x
+"#]]);
+    assert_eq!(left(&sandbox, "x", &x), (false, false, false));
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use snapbox::str;
 
+use crate::support::terminal::Terminal;
 use crate::support::text::{names, same, tree};
 use crate::support::{Sandbox, wait_until};
 use crate::worktrees::{
@@ -313,4 +314,109 @@ dispatch/x at COMMIT: 1 commit into main (fast-forward); dispatch-reconcile clea
 
 "#]],
     );
+}
+
+/// The person took a secret out of the commit at which the task began.
+#[test]
+fn merge_refuses_commits_that_are_not_the_tasks() {
+    let sandbox = done();
+    sandbox.git(&["commit", "-q", "--amend", "-m", "Without the secret"]);
+    let merge = |args: &[&str]| sandbox.run("dispatch-reconcile", args);
+    let before = all_of(&sandbox);
+    merge(&["merge", "x"]).shows(str![[r#"
+exit 65
+! dispatch-reconcile: dispatch/x has commits that are neither the task's nor in main
+!   COMMIT Begin
+!   next: dispatch-reconcile merge x --onto takes only the task's commits
+"#]]);
+    assert_eq!(all_of(&sandbox), before);
+    merge(&["merge", "x", "--onto"]).shows(str![[r#"
+exit 0
+dispatch/x at COMMIT: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
+"#]]);
+    assert_eq!(sandbox.git(&["log", "--format=%s"]), "Work of x\nWithout the secret\n");
+    assert_eq!(sandbox.git(&["log", "-1", "--format=%an"]), "Tester\n");
+    sandbox.ok("dispatch-reconcile", &["clean", "x"]);
+    // The task began on another branch.
+    sandbox.git(&["checkout", "-q", "-b", "feature"]);
+    commit_file(&sandbox, "feature");
+    dispatch(&sandbox, "y", "commits");
+    sandbox.wait_for_state("y", "done");
+    until_over(&sandbox, "y");
+    sandbox.git(&["checkout", "-q", "main"]);
+    merge(&["merge", "y"]).shows(str![[r#"
+exit 65
+! dispatch-reconcile: dispatch/y has commits that are neither the task's nor in main
+!   COMMIT Meanwhile
+!   next: dispatch-reconcile merge y --onto takes only the task's commits
+"#]]);
+    merge(&["merge", "y", "--onto"]).shows(str![[r#"
+exit 0
+dispatch/y at COMMIT: 1 commit into main (fast-forward); dispatch-reconcile clean y removes the task
+"#]]);
+    let files = [".dispatch", ".git", "README", "work-x", "work-y"];
+    assert_eq!(names(&sandbox.project()), files);
+}
+
+#[test]
+fn merge_says_if_the_branch_moved_since_it_was_shown() {
+    let sandbox = done();
+    sandbox.ok("dispatch-reconcile", &["show", "x"]);
+    let (path, ..) = worktree_of(&sandbox, "x");
+    let commit = ["commit", "-q", "--allow-empty", "-m", "Late"];
+    sandbox.program("git").args(&commit).within(&path).run().ok();
+    sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
+exit 0
+dispatch/x at COMMIT (it was at COMMIT when it was shown): 2 commits into main (fast-forward); dispatch-reconcile clean x removes the task
+"#]]);
+}
+
+/// What a host, git, an editor or CI executes by itself is merged by a person only.
+#[test]
+fn merge_of_files_that_run_by_themselves_needs_a_person() {
+    let files =
+        [".claude/settings.json", "docs/CLAUDE.md", ".GitHub/workflows/a.yml", "hooks/pre-push"];
+    for file in files {
+        let sandbox = done();
+        fs::create_dir_all(sandbox.project().join("hooks")).expect("made");
+        sandbox.git(&["config", "core.hooksPath", "hooks"]);
+        let (path, ..) = worktree_of(&sandbox, "x");
+        let git = |args: &[&str]| sandbox.program("git").args(args).within(&path).run().ok();
+        fs::create_dir_all(path.join(file).parent().expect("a directory")).expect("made");
+        fs::write(path.join(file), "{}").expect("written");
+        git(&["add", "."]);
+        git(&["commit", "-q", "-m", "More"]);
+        sandbox.ok("dispatch-reconcile", &["show", "x"]);
+        let before = all_of(&sandbox);
+        let ran = sandbox.run("dispatch-reconcile", &["merge", "x"]);
+        assert_eq!(ran.code, Some(64), "{file}: {ran:?}");
+        assert!(ran.out.contains(&format!("by themselves: {file}")), "{file}: {ran:?}");
+        assert_eq!(all_of(&sandbox), before, "{file}");
+    }
+}
+
+/// The branch brings another version of a hook that is a file of the repository.
+#[test]
+fn merge_runs_the_hooks_as_they_were_before_it() {
+    let sandbox = ready(&[("commits", &commits())]);
+    let hooks = sandbox.project().join("hooks");
+    write_program(&sandbox, &hooks.join("post-merge"), "echo old >>\"$HOME/ran\"");
+    sandbox.git(&["add", "."]);
+    sandbox.git(&["commit", "-q", "-m", "Hooks"]);
+    sandbox.git(&["config", "core.hooksPath", "hooks"]);
+    dispatch(&sandbox, "x", "commits");
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    let git = |args: &[&str]| sandbox.program("git").args(args).within(&path).run().ok();
+    write_program(&sandbox, &path.join("hooks/post-merge"), "echo new >>\"$HOME/ran\"");
+    git(&["add", "."]);
+    git(&["commit", "-q", "-m", "Another hook"]);
+    let merge = sandbox.call("dispatch-reconcile", &["merge", "x"]).env("DISPATCH_FAIL", "callers");
+    let mut terminal = Terminal::run(merge);
+    let shown = terminal.read_until("[y/N] ");
+    assert!(shown.contains("hooks/post-merge"), "{shown}");
+    terminal.write("y\n");
+    assert!(terminal.status().success());
+    assert_eq!(fs::read_to_string(sandbox.home().join("ran")).expect("a hook ran"), "old\n");
 }

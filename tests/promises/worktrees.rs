@@ -9,7 +9,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use snapbox::str;
 
 use crate::support::process::runs;
-use crate::support::text::{names, same};
+use crate::support::text::{Tree, names, same, tree};
 use crate::support::{Call, Host, PLAN, Ran, Sandbox, binary, wait_until};
 
 /// A worker that commits a file named after its task and finishes.
@@ -552,6 +552,96 @@ echo two >two && git add . && git commit -q -m Two && touch \"$HOME/two\"",
     assert_eq!(names(&path), [".git", "README", "one", "two"]);
 }
 
+/// A session that was started from a hook has git's variables, for every kind of worker.
+#[test]
+fn worker_inherits_no_variable_that_selects_for_git() {
+    let sandbox = ready(&[("env", "env >\"$HOME/env\""), ("commits", &commits())]);
+    let names = [
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_PREFIX",
+        "GIT_QUARANTINE_PATH",
+        "GIT_AUTHOR_NAME",
+        "GIT_AUTHOR_DATE",
+        "GIT_COMMITTER_EMAIL",
+        "GIT_CONFIG_PARAMETERS",
+        "GIT_CONFIG_COUNT",
+        "GIT_CONFIG_KEY_0",
+        "GIT_CONFIG_VALUE_0",
+    ];
+    sandbox.plan("x", PLAN);
+    let spawn = sandbox.call("dispatch-spawn", &["x", "--model", "env"]).env("GIT_SSH", "ssh -4");
+    names.iter().fold(spawn, |call, name| call.env(name, "'core.bare=true'")).run().ok();
+    sandbox.wait_for_state("x", "incomplete");
+    let env = fs::read_to_string(sandbox.home().join("env")).expect("there");
+    let mut got: Vec<_> = env.lines().filter(|line| line.starts_with("GIT_")).collect();
+    got.sort_unstable();
+    assert_eq!(got, ["GIT_CONFIG_NOSYSTEM=1", "GIT_SSH=ssh -4"]);
+}
+
+/// The identity holds only in a part of the home directory, and the worktree is in another.
+#[test]
+fn worktree_has_the_settings_of_the_persons_checkout() {
+    let sandbox = ready(&[("commits", &commits())]);
+    let settings = "[includeIf \"gitdir:~/project/\"]\n\tpath = work\n[commit]\n\tgpgSign = true\n";
+    fs::write(sandbox.home().join(".gitconfig"), settings).expect("written");
+    let work = "[user]\n\tname = At work\n\temail = work@example.com\n[core]\n\tautocrlf = input\n";
+    fs::write(sandbox.home().join("work"), work).expect("written");
+    dispatch(&sandbox, "x", "commits");
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    let author = sandbox.git(&["log", "-1", "--format=%an <%ae>", "dispatch/x"]);
+    assert_eq!(author, "At work <work@example.com>\n");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    let crlf = sandbox.program("git").args(&["config", "core.autocrlf"]).within(&path).run().ok();
+    assert_eq!(crlf, "input\n");
+}
+
+/// Teams keep their hooks in the repository; the hook that sets a checkout up runs once.
+#[test]
+fn hooks_of_a_relative_path_run_in_the_worktree() {
+    let sandbox = ready(&[("commits", &commits())]);
+    let hook = |name: &str, script: &str| {
+        write_program(&sandbox, &sandbox.project().join(".githooks").join(name), script);
+    };
+    hook("post-checkout", "echo \"$3\" >>.env; echo .env >>.git/info/exclude");
+    hook("commit-msg", "echo checked >>\"$1\"");
+    sandbox.git(&["add", "."]);
+    sandbox.git(&["commit", "-q", "-m", "Hooks"]);
+    sandbox.git(&["config", "core.hooksPath", ".githooks"]);
+    dispatch(&sandbox, "x", "commits");
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    assert_eq!(fs::read_to_string(path.join(".env")).expect("made"), "1\n");
+    let message = sandbox.git(&["log", "-1", "--format=%s", "dispatch/x"]);
+    assert_eq!(message, "Work of x checked\n");
+}
+
+#[test]
+fn worktree_has_the_sparse_patterns_of_the_checkout() {
+    let sandbox = ready(&[("commits", &commits())]);
+    for name in ["a/one", "b/two"] {
+        let path = sandbox.project().join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, name).expect("written");
+    }
+    sandbox.git(&["add", "."]);
+    sandbox.git(&["commit", "-q", "-m", "Files"]);
+    sandbox.git(&["sparse-checkout", "set", "a"]);
+    dispatch(&sandbox, "x", "commits");
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    assert_eq!(names(&path), [".git", "README", "a", "work-x"]);
+    let files = sandbox.git(&["ls-tree", "-r", "--name-only", "dispatch/x"]);
+    assert_eq!(files, "README\na/one\nb/two\nwork-x\n");
+    sandbox.ok("dispatch-reconcile", &["merge", "x"]);
+    sandbox.ok("dispatch-reconcile", &["clean", "x"]);
+}
+
 /// A hook of another repository sets these variables, and so do people with dotfiles in a repository.
 #[test]
 fn dispatch_ignores_git_variables_of_another_repository() {
@@ -643,6 +733,7 @@ codex exec
   --json
   --skip-git-repo-check -s workspace-write -C HOME/.dispatch/worktrees/project-HASH/x
   --add-dir PROJECT/.dispatch/tasks/x
+  --add-dir HOME/.dispatch/worktrees/project-HASH/x/.git
   --model gpt -
 codex exec
   --json
@@ -672,4 +763,154 @@ fn forged_git_file_opens_no_directory_to_the_worker() {
     assert_eq!(ran.code, Some(73), "{}", ran.err);
     let calls = fs::read_to_string(sandbox.top().join("calls")).expect("called");
     assert!(!calls.contains("secret"), "{calls}");
+}
+
+/// What a worker can leave in its worktree, as shell scripts that run there. `$RAN` is a program that
+/// leaves a trace, `$PROJECT` the person's checkout.
+const ATTACKS: [(&str, &str); 14] = [
+    (
+        "settings",
+        "for key in core.fsmonitor core.editor core.pager core.sshCommand diff.external \
+         core.alternateRefsCommand uploadpack.packObjectsHook filter.x.clean filter.x.smudge \
+         filter.x.process diff.x.textconv merge.x.driver credential.helper gpg.program \
+         alias.status alias.ls-files; do git config $key \"$RAN\"; done
+         git config filter.x.required true; git config core.hooksPath \"$PWD/hooks\"
+         git config extensions.partialClone origin; git config remote.origin.promisor true
+         git config remote.origin.url \"ext::$RAN\"; git config remote.origin.uploadpack \"$RAN\"
+         echo '* filter=x diff=x merge=x' >.git/info/attributes",
+    ),
+    (
+        "hooks",
+        "mkdir -p .git/hooks; for name in post-checkout pre-commit reference-transaction \
+         post-index-change post-merge proc-receive push-to-checkout fsmonitor-watchman; do
+         cp \"$RAN\" .git/hooks/$name; done",
+    ),
+    (
+        "attributes",
+        "cp \"$RAN\" planted; echo '* filter=person' >.gitattributes; echo more >>README",
+    ),
+    ("commondir", "git config core.fsmonitor \"$RAN\"; echo \"$PROJECT/.git\" >.git/commondir"),
+    (
+        "replaced",
+        "evil=$(echo evil | git hash-object -w --stdin)
+         git replace $(git rev-parse main:README) $evil
+         git commit -q --allow-empty -m New
+         git replace main $(git commit-tree -m evil $(git write-tree))",
+    ),
+    (
+        "overwritten",
+        "id=$(git rev-parse main:README); other=$(echo evil | git hash-object -w --stdin)
+         path() { echo .git/objects/$(echo $1 | cut -c1-2)/$(echo $1 | cut -c3-); }
+         mkdir -p $(dirname $(path $id)); cp -f $(path $other) $(path $id)
+         git commit -q --allow-empty -m New",
+    ),
+    (
+        "other objects",
+        "echo \"$OTHER/.git/objects\" >>.git/objects/info/alternates
+         git reset -q --soft $(git -C \"$OTHER\" rev-parse HEAD)",
+    ),
+    ("missing object", "git commit -q --allow-empty -m New; rm -rf .git/objects/[0-9a-f][0-9a-f]"),
+    ("linked .git", "mv .git ../git-of-x; ln -s ../git-of-x .git"),
+    ("file .git", "rm -rf .git; echo \"gitdir: $PROJECT/.git\" >.git"),
+    (
+        "linked objects",
+        "git commit -q --allow-empty -m New; rm -rf .git/objects; ln -s \"$OTHER/.git/objects\" .git/objects",
+    ),
+    ("linked references", "rm -rf .git/refs; ln -s \"$OTHER/.git/refs\" .git/refs"),
+    (
+        "pipe",
+        "rm -f .git/HEAD; mkfifo .git/HEAD; rm -rf .git/objects/pack; mkfifo .git/objects/pack",
+    ),
+    ("path", "echo 'ref: refs/heads/../../../../project/.git/HEAD' >.git/HEAD"),
+];
+
+/// The files of the person's repository, without what a fetch may add.
+fn repository(sandbox: &Sandbox) -> Tree {
+    let git = sandbox.project().join(".git");
+    let mut files = tree(std::slice::from_ref(&git));
+    let added = ["refs/dispatch", "refs/heads/dispatch", "logs/refs/heads/dispatch"];
+    let may_change = |path: &PathBuf| added.iter().any(|it| path.starts_with(git.join(it)));
+    files.retain(|path, (mode, _)| !may_change(path) && *mode & 0o40000 == 0);
+    files
+}
+
+/// Nothing that a worker left is executed, and nothing of the person's repository changes.
+#[test]
+fn planted_repository_is_read_and_never_obeyed() {
+    let sandbox = ready(&[("commits", &commits())]);
+    sandbox.git(&["config", "filter.person.clean", "./planted"]);
+    sandbox.git(&["init", "-q", "-b", "main", "../other"]);
+    let other = sandbox.home().join("other");
+    let inside = |directory: &Path, args: &[&str]| {
+        sandbox.program("git").args(args).within(directory).run().ok()
+    };
+    inside(&other, &["commit", "-q", "--allow-empty", "-m", "Secret"]);
+    let secret = inside(&other, &["rev-parse", "HEAD"]);
+    dispatch(&sandbox, "x", "commits");
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    let (ran, trace) = (sandbox.top().join("ran"), sandbox.home().join("trace"));
+    write_program(&sandbox, &ran, "echo ran >>\"$HOME/trace\"; cat");
+    let kept = sandbox.top().join("kept");
+    let copy = |from: &Path, to: &Path| {
+        sandbox.program("cp").arg("-a").arg(from).arg(to).run().ok();
+    };
+    copy(&path, &kept);
+    let (base, mut outcomes) = (commit(&sandbox, "HEAD"), Vec::new());
+    for (attack, script) in ATTACKS {
+        fs::remove_dir_all(&path).expect("removed");
+        copy(&kept, &path);
+        let before = repository(&sandbox);
+        let plant = sandbox.program("sh").args(&["-e", "-c", script]).within(&path);
+        let plant = plant.env("RAN", &ran).env("PROJECT", sandbox.project()).env("OTHER", &other);
+        plant.run().ok();
+        for args in [&["show", "x"][..], &["status"], &["clean", "x"]] {
+            let said = sandbox.run("dispatch-reconcile", args);
+            let text = format!("{attack}: {args:?}: {}{}", said.out, said.err);
+            assert!(matches!(said.code, Some(0 | 1 | 65 | 73)), "{:?} {text}", said.code);
+            assert!(!trace.exists(), "something ran: {text}");
+            assert!(path.exists(), "{text}");
+            let after = repository(&sandbox);
+            let changed = before.iter().filter(|(path, file)| after.get(*path) != Some(file));
+            let changed: Vec<_> = changed.map(|(path, _)| path).collect();
+            assert!(changed.is_empty(), "{text}\nchanged: {changed:?}");
+        }
+        let merged = sandbox.run("dispatch-reconcile", &["merge", "x"]);
+        assert!(!trace.exists(), "{attack}: something ran: {merged:?}");
+        let work = fs::read_to_string(sandbox.project().join("work-x"));
+        assert_eq!(
+            merged.code == Some(0),
+            work.is_ok_and(|it| it == "work\n"),
+            "{attack}: {merged:?}"
+        );
+        outcomes.push(format!("{attack}: {}", merged.err.lines().next().unwrap_or("merged")));
+        let readme = fs::read_to_string(sandbox.project().join("README"));
+        assert_eq!(readme.expect("there"), "A project.\n", "{attack}");
+        let fetched = sandbox.program("git").args(&["cat-file", "-e", secret.trim()]).run();
+        assert_ne!(fetched.code, Some(0), "{attack}: a commit of another repository was fetched");
+        let _ = fs::remove_dir_all(path.with_file_name("git-of-x"));
+        sandbox.git(&["reset", "-q", "--hard", &base]);
+    }
+    let outcomes = sandbox.redactions().apply(&outcomes.join("\n"));
+    same(
+        &outcomes,
+        str![[r#"
+settings: merged
+hooks: merged
+attributes: dispatch-reconcile: the worktree of 'x' has changes that are not committed
+commondir: merged
+replaced: merged
+overwritten: merged
+other objects: dispatch-reconcile: cannot fetch COMMIT of the worktree
+missing object: dispatch-reconcile: cannot fetch COMMIT of the worktree
+linked .git: dispatch-reconcile: HOME/.dispatch/worktrees/project-HASH/x is no longer the worktree
+file .git: dispatch-reconcile: HOME/.dispatch/worktrees/project-HASH/x is no longer the worktree
+linked objects: dispatch-reconcile: HOME/.dispatch/worktrees/project-HASH/x/.git/objects is a symlink
+linked references: dispatch-reconcile: HOME/.dispatch/worktrees/project-HASH/x/.git/refs is a symlink
+pipe: dispatch-reconcile: HOME/.dispatch/worktrees/project-HASH/x/.git/HEAD is not a file
+path: dispatch-reconcile: the worktree's HEAD cannot be read
+"#]],
+    );
+    sandbox.git(&["fsck", "--strict"]);
 }
