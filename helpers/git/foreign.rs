@@ -253,7 +253,12 @@ impl Foreign {
         let head = self.head()?.commit.context("the worktree's branch has no commit")?;
         let scratch = self.scratch(&settings, &head)?;
         let index = scratch.directory.join("index");
-        files::copy_foreign(&self.git_dir.join("index"), &index, OBJECTS_LIMIT)?;
+        let own = self.git_dir.join("index");
+        files::copy_foreign(&own, &index, OBJECTS_LIMIT)?;
+        // Git compares the content of files that changed in the index's own moment (racy-git(7)).
+        if let Ok(written) = own.symlink_metadata().and_then(|it| it.modified()) {
+            files::touch(&index, written)?;
+        }
         Ok(scratch)
     }
 
