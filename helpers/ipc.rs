@@ -1,14 +1,18 @@
 //! Questions and answers as files: `NNN.question`, `NNN.answer`, `NNN.done` (the worker has read the
 //! answer), and `.done` (the worker has finished). Only the worker starts an exchange. Names and
 //! meaning are the original's, so a worker that knows only the files can take part.
+//!
+//! Helpers publish whole files. A person or a worker may write one in pieces: see [`IpcText`].
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::fault;
 use crate::files;
 use crate::text::lossy;
 
@@ -29,6 +33,58 @@ pub struct Question {
     pub answered: bool,
     /// `true` if the worker has read the answer.
     pub received: bool,
+}
+
+/// The text of a question or an answer, as one look finds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpcText {
+    /// The text so far.
+    pub text: String,
+    /// `true` if the text is whole: no process has the file open to write. Where the system cannot tell,
+    /// the text ends with a line break, as that of helpers, `echo` and heredocs does.
+    pub is_whole: bool,
+}
+
+impl IpcText {
+    fn read(path: &Path) -> Result<Option<Self>> {
+        let Some((bytes, is_open)) = files::read_growing(path)? else { return Ok(None) };
+        let text = lossy(bytes);
+        let is_open = is_open.unwrap_or(!text.ends_with('\n'));
+        // `echo > NNN.question` creates an empty file and writes the text a moment later.
+        Ok(Some(Self { text, is_whole: !is_open }).filter(|it| !it.text.trim().is_empty()))
+    }
+
+    /// The words behind the number of the question; begins with a space or is empty.
+    pub fn remark(&self) -> &'static str {
+        if self.is_whole { "" } else { " (being written)" }
+    }
+}
+
+/// How long a text that is being written must stay the same to be taken.
+pub fn second_look() -> Duration {
+    fault::limit("DISPATCH_LOOK_MS", Duration::from_secs(1))
+}
+
+/// The texts that a waiting process found being written. The second equal look takes one: its writer
+/// may never close the file.
+#[derive(Default)]
+pub struct Looks(HashMap<PathBuf, (String, Instant)>);
+
+impl Looks {
+    /// Returns true if the text that was just read from the file may be taken.
+    pub fn takes(&mut self, path: PathBuf, found: &IpcText) -> bool {
+        if found.is_whole {
+            self.0.remove(&path);
+            return true;
+        }
+        match self.0.get(&path) {
+            Some((text, since)) if *text == found.text => since.elapsed() >= second_look(),
+            _ => {
+                self.0.insert(path, (found.text.clone(), Instant::now()));
+                false
+            }
+        }
+    }
 }
 
 impl Question {
@@ -80,7 +136,8 @@ impl Ipc {
         loop {
             let questions = self.questions()?;
             for question in questions.iter().filter(|question| !question.received) {
-                if self.question(&question.name)?.is_some_and(|old| old == with_newline(text)) {
+                let old = self.question(&question.name)?;
+                if old.is_some_and(|old| old.text == with_newline(text)) {
                     return Ok(question.name.clone());
                 }
             }
@@ -93,14 +150,19 @@ impl Ipc {
         }
     }
 
-    /// The text of a question.
-    pub fn question(&self, name: &str) -> Result<Option<String>> {
-        Ok(files::read_foreign(&self.file(name, "question"))?.map(lossy))
+    /// The text of a question; `None` without a text.
+    pub fn question(&self, name: &str) -> Result<Option<IpcText>> {
+        IpcText::read(&self.question_path(name))
     }
 
-    /// The text of the answer to a question, if there is one.
-    pub fn answer(&self, name: &str) -> Result<Option<String>> {
-        Ok(files::read_foreign(&self.file(name, "answer"))?.map(lossy))
+    /// The text of the answer to a question; `None` without a text.
+    pub fn answer(&self, name: &str) -> Result<Option<IpcText>> {
+        IpcText::read(&self.answer_path(name))
+    }
+
+    /// The file of the answer to a question.
+    pub fn answer_path(&self, name: &str) -> PathBuf {
+        self.file(name, "answer")
     }
 
     /// The file of a question.
@@ -113,9 +175,9 @@ impl Ipc {
         self.file(name, "question").exists()
     }
 
-    /// Returns true if there is an answer to a question.
+    /// Whether there is an answer with a text, or one that cannot be read.
     pub fn has_answer(&self, name: &str) -> bool {
-        self.file(name, "answer").exists()
+        !matches!(self.answer(name), Ok(None))
     }
 
     /// Returns true if the worker said that it has read the answer to a question.
@@ -126,7 +188,7 @@ impl Ipc {
     /// Publishes the answer to a question, in place of whatever is there.
     pub fn publish_answer(&self, name: &str, text: &str) -> Result<()> {
         files::create_task_directory(&self.directory)?;
-        files::publish(&self.file(name, "answer"), with_newline(text).as_bytes())
+        files::publish(&self.answer_path(name), with_newline(text).as_bytes())
     }
 
     /// Marks the answer to a question as read.
@@ -195,7 +257,7 @@ mod tests {
         assert!(is_open());
         ipc.publish_answer(&name, "this").expect("answered");
         assert!(!is_open());
-        assert_eq!(ipc.answer(&name).expect("read").as_deref(), Some("this\n"));
+        assert_eq!(ipc.answer(&name).expect("read").expect("an answer").text, "this\n");
     }
 
     #[test]

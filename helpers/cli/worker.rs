@@ -15,7 +15,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::ipc::Ipc;
+use crate::ipc::{Ipc, IpcText, Looks, Question, second_look};
 use crate::plan::Marker;
 use crate::process::{
     ANSWERS, PATIENCE, TASK_DIR, Watch, Woken, boot_id, launcher, time_since_boot,
@@ -144,7 +144,7 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
             print_answer(side, &number)
         }
         WorkerCommand::Wait { number } => {
-            if side.ipc().question(&number)?.is_none() {
+            if !side.ipc().has_question(&number) {
                 return Err(Refusal::new(Exit::Data, format!("there is no question {number}"))
                     .next("ask first; the number is in the name of the question's file in ipc/")
                     .into());
@@ -175,7 +175,8 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
         WorkerCommand::Block { item, text } => {
             let text = some_text(&text, "the question")?;
             let questions = side.ipc().questions()?;
-            if let Some(it) = questions.iter().find(|it| it.answered && !it.received) {
+            let unread = |it: &&Question| !it.received && side.ipc().has_answer(&it.name);
+            if let Some(it) = questions.iter().find(unread) {
                 let what = format!("the answer to question {} is there", it.name);
                 let next = format!("read it with wait {}, then continue", it.name);
                 return Err(Refusal::new(Exit::Data, what).next(next).into());
@@ -304,20 +305,20 @@ fn patience() -> Duration {
 }
 
 fn wait_for_answer(side: &WorkerSide, number: &str, limit: Duration) -> Result<Option<String>> {
-    let ipc = side.ipc();
+    let (ipc, mut looks) = (side.ipc(), Looks::default());
     let mut watch = Watch::new(&[SIGINT, SIGTERM])?;
     let begin = Instant::now();
     loop {
         watch.add_directory(ipc.directory());
-        // A plain `echo > NNN.answer` is seen empty for a moment.
-        if let Some(answer) = answer(&ipc, number)?.filter(|answer| !answer.trim().is_empty()) {
-            return Ok(Some(answer));
+        let found = answer(&ipc, number)?;
+        if let Some(found) = found.filter(|it| looks.takes(ipc.answer_path(number), it)) {
+            return Ok(Some(found.text));
         }
         let left = limit.saturating_sub(begin.elapsed());
         if left.is_zero() {
             return Ok(None);
         }
-        if let Woken::Signal(_) = watch.wait_for_event(left.min(Duration::from_secs(1)))? {
+        if let Woken::Signal(_) = watch.wait_for_event(left.min(second_look()))? {
             return Ok(None);
         }
     }
@@ -325,10 +326,12 @@ fn wait_for_answer(side: &WorkerSide, number: &str, limit: Duration) -> Result<O
 
 /// The answer to a question. A worker at `full` access takes only the person's record: at that level,
 /// others may write its copy.
-fn answer(ipc: &Ipc, number: &str) -> Result<Option<String>> {
+fn answer(ipc: &Ipc, number: &str) -> Result<Option<IpcText>> {
     let Some(answers) = std::env::var_os(ANSWERS) else { return ipc.answer(number) };
     let recorded = files::read(&Path::new(&answers).join(number))?;
-    let answer = |text: String| serde_json::from_str::<Answer>(&text).map(|it| it.answer);
+    let answer = |text: String| {
+        serde_json::from_str(&text).map(|it: Answer| IpcText { text: it.answer, is_whole: true })
+    };
     recorded.map(answer).transpose().context("cannot read the answer")
 }
 

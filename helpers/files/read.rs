@@ -11,6 +11,7 @@ use nix::sys::stat::Mode;
 use super::{place, refuse_symlinks, wrong_kind};
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::process;
 
 /// The largest file in a worker's reach that is read whole, in bytes.
 const LARGEST: u64 = 64 << 20;
@@ -36,6 +37,22 @@ pub fn read(path: &Path) -> Result<Option<String>> {
 /// [`Exit::Data`] for a symlink, for anything that is not a regular file, and for more than 64 MiB.
 pub fn read_foreign(path: &Path) -> Result<Option<Vec<u8>>> {
     let Some((file, length)) = open_foreign(path)? else { return Ok(None) };
+    read_open(&file, length, path).map(Some)
+}
+
+/// The bytes of such a file, and whether a process has the file open to write; `None` for the second
+/// if the system cannot tell.
+///
+/// # Errors
+/// The errors of [`read_foreign`].
+pub fn read_growing(path: &Path) -> Result<Option<(Vec<u8>, Option<bool>)>> {
+    let Some((file, length)) = open_foreign(path)? else { return Ok(None) };
+    // Ask before reading: until the file is closed, new writers wait.
+    let is_open = process::is_open_for_writing(&file);
+    Ok(Some((read_open(&file, length, path)?, is_open)))
+}
+
+fn read_open(file: &File, length: u64, path: &Path) -> Result<Vec<u8>> {
     if length > LARGEST {
         let (mebibytes, largest) = (length >> 20, LARGEST >> 20);
         return Err(Refusal::new(Exit::Data, format!("{} is too large", path.display()))
@@ -46,7 +63,7 @@ pub fn read_foreign(path: &Path) -> Result<Option<Vec<u8>>> {
     let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1);
     // The limit also holds for a file that grows meanwhile.
     file.take(LARGEST).read_to_end(&mut bytes).with_context(|| cannot_read(path))?;
-    Ok(Some(bytes))
+    Ok(bytes)
 }
 
 /// The last bytes, at most `most`, of a log that a worker writes; empty if there is no such file.

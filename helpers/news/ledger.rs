@@ -97,13 +97,13 @@ pub fn read(task: &Task) -> Result<BTreeMap<String, Delivery>> {
     Ok(parse(&files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default()))
 }
 
-/// Returns true if the host was told another text of a question, and not this one.
-pub fn was_told_otherwise(task: &Task, question: &str, text: &str) -> Result<bool> {
+/// Returns true if the text of a question is the one that the host was told last; `None` if it was told none.
+pub fn was_told(task: &Task, question: &str, text: &str) -> Result<Option<bool>> {
     let ledger = files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default();
     let (any, this) = (format!("question/{question}/"), question_key(question, text));
     let mut told =
         ledger.lines().flat_map(|line| line.split(' ')).filter(|it| it.starts_with(&any));
-    Ok(told.next_back().is_some_and(|last| last != this))
+    Ok(told.next_back().map(|last| last == this))
 }
 
 /// The deliveries that the lines of a ledger record; unknown lines are skipped.

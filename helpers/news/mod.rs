@@ -15,6 +15,7 @@ use crate::domain::{Failure, FailureKind, Route};
 use crate::fault;
 use crate::files;
 use crate::ids::short_hash;
+use crate::ipc::IpcText;
 use crate::plan::Marker;
 use crate::process::launcher;
 use crate::task::{Reason, Record, State, View, Wait};
@@ -66,7 +67,9 @@ pub fn events(view: &View) -> Result<Vec<Event>> {
     }
     // Nobody waits for answers after a stop or a finish.
     let over = matches!(view.state, State::Stopped | State::Done);
-    for (question, text) in view.questions.iter().filter(|_| !over) {
+    // Only a process that waits may take a question that is being written.
+    let questions = view.questions.iter().filter(|(_, found)| found.is_whole && !over);
+    for (question, IpcText { text, .. }) in questions {
         let line = format!("{id} asks ({}): {}", question.name, quoted(text));
         let next = format!(
             "ask the user, then run: {} --answer {id}/{} - <<'END_TEXT' (the answer, then END_TEXT)",
@@ -163,11 +166,11 @@ fn end_event(view: &View) -> Result<Event> {
         }
         State::Blocked => (
             format!("{id} blocked ({items}){explanation}"),
-            match (&view.reason, view.questions.last()) {
+            match (&view.reason, view.whole_questions().last()) {
                 _ if view.has_late_answer() => {
                     format!("the answer is there: {spawn} {id} --resume continues with it")
                 }
-                (_, Some((question, _))) => format!(
+                (_, Some(question)) => format!(
                     "ask the user; {} --answer {id}/{} - resumes it",
                     command("dispatch-monitor")?,
                     question.name
@@ -223,14 +226,14 @@ pub enum Remedy {
 impl Remedy {
     /// The remedy for a task; `None` if the task needs none.
     pub fn for_task(view: &View) -> Option<Self> {
-        let question = view.questions.last().map(|(question, _)| question.name.clone());
+        let question = view.whole_questions().last().map(|question| question.name.clone());
         let full_access =
             || match current_choice(view).is_some_and(|choice| choice.settings.command.is_some()) {
                 true => Self::Flag(view.record.backend.clone()),
                 false => Self::Resume(" --access full"),
             };
         Some(match (view.state, &view.reason) {
-            (State::Asking, _) => Self::Answer(view.questions.first()?.0.name.clone()),
+            (State::Asking, _) => Self::Answer(view.whole_questions().next()?.name.clone()),
             (State::Blocked, _) if !view.has_late_answer() => {
                 question.map_or(Self::Resume(""), Self::Answer)
             }

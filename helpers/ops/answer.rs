@@ -6,6 +6,7 @@ use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
+use crate::ipc::IpcText;
 use crate::news::ledger;
 use crate::project::Project;
 use crate::task::{Answer, State, Task, Wait};
@@ -110,7 +111,7 @@ fn post(task: &Task, question: &str, text: &str, over: bool) -> Result<()> {
     }
     // The lock excludes a resume, which passes answers on.
     let _lock = task.lock()?;
-    let Some(asked) = ipc.question(question)? else {
+    let Some(IpcText { text: asked, is_whole }) = ipc.question(question)? else {
         return Err(Refusal::new(Exit::Data, format!("there is no question {question}"))
             .place(format!("in {}", ipc.directory().display()))
             .next(show)
@@ -138,8 +139,13 @@ fn post(task: &Task, question: &str, text: &str, over: bool) -> Result<()> {
             .next(format!("tell the worker with dispatch-reconcile note {id} -"))
             .into());
     }
-    if ledger::was_told_otherwise(task, question, &asked)? {
-        let what = format!("question {question} of '{id}' has changed since it was told");
+    let obstacle = match ledger::was_told(task, question, &asked)? {
+        Some(false) => Some("has changed since it was told"),
+        None if !is_whole => Some("is being written"),
+        _ => None,
+    };
+    if let Some(obstacle) = obstacle {
+        let what = format!("question {question} of '{id}' {obstacle}");
         return Err(Refusal::new(Exit::Data, what)
             .place(format!("it is now: {}", quoted(&asked)))
             .next(format!("{show}, then answer what it asks"))

@@ -4,7 +4,7 @@
 //! is one cheap call, and the kernel drops the watch of a deleted directory. So IN_IGNORED and
 //! IN_Q_OVERFLOW need no handling of their own: the caller scans and adds its watches again.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -19,6 +19,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::kill;
 use nix::sys::stat::Mode;
+use nix::sys::statfs::{Statfs, fstatfs, statfs};
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::time::ClockId;
 use nix::unistd::Pid;
@@ -296,6 +297,49 @@ impl EventQueue {
             }
         }
     }
+}
+
+/// Whether files below a path may change without an event here: on network file systems, and on those
+/// of a program (FUSE).
+pub fn is_remote(path: &Path) -> bool {
+    statfs(path).is_ok_and(|system| is_remote_system(&system))
+}
+
+fn is_remote_system(system: &Statfs) -> bool {
+    /// The numbers of statfs(2) for NFS, FUSE, SMB, CIFS, SMB2, 9P, Ceph, AFS, OCFS2, GFS2 and Coda.
+    const REMOTE: [u32; 11] = [
+        0x6969,
+        0x6573_5546,
+        0x517b,
+        0xff53_4d42,
+        0xfe53_4d42,
+        0x0102_1997,
+        0x00c3_6400,
+        0x5346_414f,
+        0x7461_636f,
+        0x0116_1970,
+        0x7375_7245,
+    ];
+    REMOTE.contains(&(system.filesystem_type().0 as u32))
+}
+
+/// Whether a process has the file open to write; `None` if the system cannot tell. Until the file is
+/// closed here, whoever opens it to write waits.
+pub fn is_open_for_writing(file: &File) -> Option<bool> {
+    /// fcntl(2), where libc has no name for it.
+    const F_SETSIG: i32 = 10;
+    // Another opener of a leased file sends a signal. SIGIO, the usual one, would end this process.
+    let signal = nix::libc::SIGURG;
+    // SAFETY: both calls take integers only, and the descriptor is open while `file` lives.
+    let leased = unsafe {
+        nix::libc::fcntl(file.as_raw_fd(), F_SETSIG, signal) == 0
+            && nix::libc::fcntl(file.as_raw_fd(), nix::libc::F_SETLEASE, nix::libc::F_RDLCK) == 0
+    };
+    // Network file systems refuse a lease for reasons of their own.
+    let is_refused = || Errno::last() == Errno::EAGAIN;
+    let is_open = !leased && is_refused();
+    let is_known = leased || is_open && !fstatfs(file).is_ok_and(|it| is_remote_system(&it));
+    is_known.then_some(is_open)
 }
 
 /// Opens a file without following a symlink in any part of its absolute path.

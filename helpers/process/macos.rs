@@ -18,6 +18,7 @@ use nix::libc;
 use nix::sys::event::{EvFlags, EventFilter, FilterFlag, KEvent, Kqueue};
 use nix::sys::signal::kill;
 use nix::sys::stat::Mode;
+use nix::sys::statfs::statfs;
 use nix::sys::time::TimeSpec;
 use nix::time::ClockId;
 use nix::unistd::Pid;
@@ -275,6 +276,21 @@ impl EventQueue {
         // Without room for events, the call does not wait, and fails with the error of the change.
         self.queue.kevent(&[change], &mut [], None).map(drop)
     }
+}
+
+/// Whether files below a path may change without an event here: on network file systems, and on those
+/// of a program (FUSE).
+pub fn is_remote(path: &Path) -> bool {
+    const REMOTE: [&str; 5] = ["nfs", "smbfs", "afpfs", "webdav", "fuse"];
+    statfs(path).is_ok_and(|system| {
+        let name = system.filesystem_type_name();
+        REMOTE.iter().any(|remote| name.contains(remote))
+    })
+}
+
+/// Whether a process has the file open to write. macOS cannot tell.
+pub fn is_open_for_writing(_: &File) -> Option<bool> {
+    None
 }
 
 /// Opens a file without following a symlink in any part of its absolute path (`O_NOFOLLOW_ANY` of

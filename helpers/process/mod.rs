@@ -29,6 +29,7 @@ pub use environment::{ANSWERS, ATTEMPT, PATIENCE, TASK_DIR, calling_host, is_hos
 pub use environment::{HELPERS, find_program, find_program_in, launcher, worker_helper};
 pub use identity::{Identity, Life, boot_id, machine};
 pub use os::{adopt_descendants, open_without_symlinks, reap_adopted, time_since_boot};
+pub use os::{is_open_for_writing, is_remote};
 pub use start::{detach, lead_own_group, reset_child_signal, signal_group, spawn_recorded};
 pub use tree::{ProcessTree, callers};
 pub use watch::{Watch, Woken};

@@ -415,7 +415,7 @@ impl Task {
 
     /// Freezes what the worker's side says, as the end of an attempt.
     pub fn freeze(&self, attempt: &Attempt) -> Result<()> {
-        attempt.set_words(&WorkersWords::now(self, false)?)
+        attempt.set_words(&WorkersWords::now(self, false)?.into_last())
     }
 
     /// Marks a task whose worker ended and is done: it stays so, and lists need not read it again.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{Route, Usage};
 use crate::files::{self, Lock, modified_within, parse_number};
-use crate::ipc::Question;
+use crate::ipc::{IpcText, Question};
 use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
 use crate::task::state::{Facts, derive};
@@ -24,7 +24,7 @@ const PLAN_EDIT_TIME: Duration = Duration::from_secs(1);
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct WorkersWords {
     plan: String,
-    questions: Vec<(Question, String)>,
+    questions: Vec<(Question, IpcText)>,
     summary: Option<String>,
     /// Why the worker's side cannot be read; the plan is the dispatched one then.
     trouble: Option<String>,
@@ -41,6 +41,12 @@ impl WorkersWords {
         })
     }
 
+    /// The words after which nobody writes any more: each question is whole.
+    pub(super) fn into_last(mut self) -> Self {
+        self.questions.iter_mut().for_each(|(_, text)| text.is_whole = true);
+        self
+    }
+
     fn read(task: &Task, attempted: bool, is_running: bool) -> Result<Self> {
         let (side, mut questions) = (task.side(), Vec::new());
         side.refuse_symlinks()?;
@@ -48,13 +54,10 @@ impl WorkersWords {
         let answers = task.answers()?;
         for question in ipc.questions()?.into_iter().filter(|question| !question.received) {
             // A running worker also takes an answer that was written by hand.
-            let answered = is_running && question.answered
+            let answered = is_running && ipc.has_answer(&question.name)
                 || answers.iter().any(|(name, _)| *name == question.name);
-            // Skip an empty file: `echo > NNN.question` writes the text a moment later.
             let text = if answered { None } else { ipc.question(&question.name)? };
-            if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
-                questions.push((question, text));
-            }
+            questions.extend(text.map(|text| (question, text)));
         }
         let plan = match attempted {
             // Nobody has had the plan yet who could have lost it.
@@ -85,7 +88,7 @@ pub struct View {
     /// The last attempt's end, if it is recorded.
     pub exit: Option<ExitRecord>,
     /// The questions without an answer, oldest first, with their text.
-    pub questions: Vec<(Question, String)>,
+    pub questions: Vec<(Question, IpcText)>,
     /// True if an answer is recorded that no worker has read.
     pub unread_answer: bool,
     /// The text of the finish marker, if the marker exists.
@@ -194,6 +197,12 @@ impl View {
         })
     }
 
+    /// The questions without an answer whose text is whole, oldest first.
+    pub fn whole_questions(&self) -> impl DoubleEndedIterator<Item = &Question> {
+        let whole = self.questions.iter().filter(|(_, text)| text.is_whole);
+        whole.map(|(question, _)| question)
+    }
+
     /// The worker's explanation beside the mark of the item with this number; may be empty.
     pub fn item_explanation(&self, number: &str) -> String {
         self.plan.item(number).map_or_else(|_| String::new(), Item::explanation)
@@ -261,6 +270,12 @@ impl View {
         let item = self.current_item().map(|item| format!("item {}: {}", item.number, item.text));
         match (self.state, item) {
             (State::Done, _) => self.summary.clone().unwrap_or_default(),
+            (State::Asking, _) if self.whole_questions().next().is_none() => {
+                let growing = self.questions.first();
+                growing.map_or_else(String::new, |(question, text)| {
+                    format!("{}{}", question.name, text.remark())
+                })
+            }
             (State::Incomplete, Some(item)) => format!("ended before {item}"),
             (state, Some(item)) if state.is_running() || state == State::Stopped => item,
             _ => String::new(),

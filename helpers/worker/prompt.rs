@@ -112,7 +112,7 @@ fn answers(task: &Task, who: &str) -> Result<String> {
             continue;
         }
         let Some(asked) = ipc.question(&question.name)? else { continue };
-        let asked = asked.trim_end();
+        let asked = asked.text.trim_end();
         let _ = write!(text, "\n{who} asked ({}): {asked}\nNo answer came.\n", question.name);
     }
     Ok(text)

@@ -1,6 +1,7 @@
 //! A question waits for its answer for as long as needed, over many calls.
 
 use std::fs;
+use std::io::Write;
 
 use nix::sys::signal::Signal;
 use snapbox::str;
@@ -41,6 +42,34 @@ fn answer_arrives_byte_for_byte() {
         names(&sandbox.task("x", "ipc")),
         [".001.asked", ".plan", "001.answer", "001.done", "001.question"]
     );
+}
+
+#[test]
+fn answer_written_by_hand_in_pieces_arrives_whole() {
+    let sandbox = running();
+    let ask = |look: &str| {
+        let ask = sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_LOOK_MS", look).start();
+        wait_until_asked(&sandbox, "001");
+        (ask, fs::File::create(sandbox.task("x", "ipc/001.answer")).expect("created"))
+    };
+    // Only the end of the writing makes this one whole.
+    let (worker, mut file) = ask("3600000");
+    for piece in ["The ", "second", " one."] {
+        file.write_all(piece.as_bytes()).expect("written");
+        let show = sandbox.ok("dispatch-reconcile", &["show", "x"]);
+        assert!(show.contains("answer 001 (being written): \"The"), "{show}");
+        // The change of another file makes the worker look.
+        fs::write(sandbox.task("x", "ipc/other"), piece).expect("written");
+    }
+    drop(file);
+    assert_eq!(worker.end().ok(), "The second one.\n");
+
+    // The file of this one stays open.
+    fs::remove_file(sandbox.task("x", "ipc/001.answer")).expect("removed");
+    fs::remove_file(sandbox.task("x", "ipc/001.done")).expect("removed");
+    let (worker, mut file) = ask("20");
+    file.write_all(b"The first").expect("written");
+    assert_eq!(worker.end().ok(), "The first\n");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::cli::reconcile::status::as_json;
 use crate::cli::say;
 use crate::exit::Exit;
 use crate::files;
+use crate::ipc::IpcText;
 use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Remedy, events};
 use crate::process::calling_host;
@@ -29,6 +30,10 @@ fn acknowledge_shown(view: &View) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn whole(text: String) -> Option<IpcText> {
+    Some(IpcText { text, is_whole: true })
 }
 
 pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
@@ -77,11 +82,13 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         let name = &question.name;
         let recorded = answers.iter().find(|(other, _)| other == name).map(|(_, it)| it.clone());
         let (asked, answer) = match recorded {
-            Some(Answer { question, answer }) => (Some(question), Some(answer)),
+            Some(Answer { question, answer }) => (whole(question), whole(answer)),
             None => (ipc.question(name).ok().flatten(), ipc.answer(name).ok().flatten()),
         };
-        say(format!("question {name}: {}", quoted(&asked.unwrap_or_default())));
-        answer.iter().for_each(|answer| say(format!("answer {name}: {}", quoted(answer))));
+        for (what, found) in [("question", asked), ("answer", answer)] {
+            let Some(found) = found else { continue };
+            say(format!("{what} {name}{}: {}", found.remark(), quoted(&found.text)));
+        }
     }
     for (_, note) in task.notes()? {
         say(format!("note: {}", quoted(&note)));

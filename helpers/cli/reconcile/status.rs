@@ -186,7 +186,7 @@ fn detail(view: &View) -> String {
     match (view.state, view.questions.first(), &view.summary) {
         _ if view.reason != Reason::None => view.detail(),
         (State::Asking | State::Blocked, Some((question, text)), _) => {
-            format!("{}: {}", question.name, quoted(text))
+            format!("{}{}: {}", question.name, text.remark(), quoted(&text.text))
         }
         (State::Done, _, Some(summary)) if !summary.is_empty() => quoted(summary),
         _ => view.detail(),
@@ -208,7 +208,7 @@ pub(super) fn as_json(view: &View) -> serde_json::Value {
         "seconds": view.age().as_secs(),
         "attempt": view.attempt.as_ref().map(|attempt| attempt.number),
         "questions": view.questions.iter().map(|(question, text)| json!({
-            "number": question.name, "text": text.trim_end(),
+            "number": question.name, "text": text.text.trim_end(), "whole": text.is_whole,
         })).collect::<Vec<_>>(),
         "usage": view.usage(),
         "summary": view.summary,

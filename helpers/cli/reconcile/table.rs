@@ -9,7 +9,7 @@ use crossterm::style::Stylize;
 
 use crate::cli::reconcile::line::{Line, Span, cut, one_line, printable, unstyled, width};
 use crate::domain::{Route, Usage};
-use crate::ipc::Question;
+use crate::ipc::{IpcText, Question};
 use crate::news::Remedy;
 use crate::task::{State, Task, View};
 use crate::text::short_duration;
@@ -49,8 +49,10 @@ pub(super) struct TaskRow {
 
 impl TaskRow {
     pub(super) fn new(view: &View) -> Self {
-        let question =
-            |(question, text): &(Question, String)| (question.name.clone(), printable(text.trim()));
+        let question = |(question, found): &(Question, IpcText)| {
+            let whole = found.is_whole;
+            whole.then(|| (question.name.clone(), printable(found.text.trim())))
+        };
         Self {
             task: view.task.clone(),
             state: view.state,
@@ -63,7 +65,7 @@ impl TaskRow {
             // A stopped or finished worker waits for no answer.
             questions: match view.state {
                 State::Done | State::Stopped => Vec::new(),
-                _ => view.questions.iter().map(question).collect(),
+                _ => view.questions.iter().filter_map(question).collect(),
             },
             next: Remedy::for_task(view).map(|remedy| remedy.command(view.task.id().as_str())),
             logs: view.record.route == Route::Cli,
