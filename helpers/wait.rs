@@ -1,80 +1,324 @@
-//! Waiting for news. Events of files and processes make a waiter scan the tasks at once, and a safety
-//! scan every second finds what the events missed.
+//! Waiting for news. Each watch belongs to a task, and what fired says which task is reread. A look
+//! every second finds what the events missed.
 //!
-//! Invariant: an event only causes a scan; the files decide what is news.
+//! Invariant: an event only causes a read; the files decide what is news.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::domain::TaskId;
 use crate::fault;
-use crate::ipc::Question;
-use crate::news::ledger::{self, Delivery, Ledger};
-use crate::news::{self, Event, awaits_host_report, is_reported_by_host};
-use crate::process::{Identity, Life, Watch, Woken, calling_host};
-use crate::project::Project;
-use crate::task::{State, Task, View};
+use crate::ipc::{Looks, second_look};
+use crate::news::ledger::{self, Delivery};
+use crate::news::{self, Event, host_report_time_left, is_reported_by_host};
+use crate::process::{Identity, Life, Source, Watch, Woken, calling_host, is_remote};
+use crate::project::{Broken, Project, TaskList};
+use crate::task::{Reason, State, Task, View};
 use crate::worker::supervise;
 
-/// How often a waiter scans without an event.
-pub const SAFETY_SCAN: Duration = Duration::from_secs(1);
+/// How often a waiter looks whether its watches are still those of the tasks. Without events, the look
+/// rereads all tasks.
+const LOOK: Duration = Duration::from_secs(1);
 
-/// How many tasks each safety scan checks fully, in rotation; of the others it checks `ipc/` only.
-const SAFETY_SCAN_TASKS: usize = 2;
-
-/// How often a waiter rereads all tasks, whatever the time stamps say.
-const FULL_SCAN: Duration = Duration::from_secs(600);
+/// One in so many looks rereads a task, in rotation: a file may change without an event, for example by
+/// a program that keeps it open.
+const LOOKS_FOR_A_READ: usize = 5;
 
 /// How long a batch of news may grow before it is delivered.
 const LONGEST_BATCH: Duration = Duration::from_secs(3);
 
-/// How long two changes may share a time stamp: longer than a tick of the kernel's clock.
-const TICK: Duration = Duration::from_millis(50);
-
-/// [`TICK`] on file systems with time stamps of one or two seconds (FAT).
-const COARSE_TICK: Duration = Duration::from_secs(3);
-
-/// A process's wait for news of a project's tasks.
-pub struct Waiter {
+/// The tasks of a project, each reread when something of it changed.
+pub struct LiveTasks {
     project: Project,
-    /// The tasks to wait for; all if empty.
+    watch: Watch,
+    /// The tasks to read; all if empty.
     only: Vec<TaskId>,
-    /// If set, the wait is only for tasks that this host owns, without what the host reports itself.
+    /// If set, only tasks that this host owns are read.
     host: Option<Identity>,
-    /// The host that reads this process's output.
-    listener: Option<Identity>,
-    /// The tasks as they were last read.
-    watched: BTreeMap<TaskId, WatchedTask>,
-    /// The state of the directory of all tasks at the last scan of all tasks.
-    all_tasks: Snapshot,
-    /// When the last task disappeared that could have brought news.
-    disappeared: Option<Instant>,
-    /// How many tasks the safety scans have checked fully, for the rotation.
-    scanned: usize,
-    /// Whether some directory cannot be watched, so that every scan checks all tasks.
+    tasks: BTreeMap<TaskId, LiveTask>,
+    /// The entries in the place of a task that are none.
+    broken: Vec<Broken>,
+    /// The tasks to read next.
+    due: BTreeSet<TaskId>,
+    /// Whether the list of tasks is to be read next.
+    is_list_due: bool,
+    /// Whether events may be missing, so that every look rereads all tasks.
     polls: bool,
+    looks: usize,
+    last_look: Instant,
 }
 
 /// A task as it was last read.
-struct WatchedTask {
-    /// Taken just before the read.
-    snapshot: Snapshot,
-    /// The task's state; `None` if the task belongs to another host.
-    view: Option<View>,
+struct LiveTask {
+    /// `None` if the task belongs to another host.
+    view: Option<Result<View, Broken>>,
+    /// When the task is reread without an event.
+    again: Option<Instant>,
+    /// Whether events are ignored until then: a read that fails may itself cause some.
+    is_deferred: bool,
 }
 
-/// The tasks that a scan checks for changes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Scan {
-    /// All tasks.
-    All,
-    /// Tasks with a worker or in a wait: their `ipc/`, and all paths of the next few.
-    Open,
+/// The changes that a refresh found.
+#[derive(Default)]
+pub struct Changes {
+    /// The tasks that were read.
+    pub read: Vec<TaskId>,
+    /// The last states of tasks that no longer exist.
+    pub removed: Vec<View>,
+}
+
+impl LiveTasks {
+    /// The tasks in `only`, or all if it is empty, and of these the host's if there is one.
+    pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Result<Self> {
+        let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
+        host.iter().for_each(|host| {
+            watch.add_process(host);
+        });
+        Ok(Self {
+            project,
+            polls: !watch.sees_files(),
+            watch,
+            only,
+            host,
+            tasks: BTreeMap::new(),
+            broken: Vec::new(),
+            due: BTreeSet::new(),
+            is_list_due: true,
+            looks: 0,
+            last_look: Instant::now(),
+        })
+    }
+
+    /// The states of the readable tasks.
+    pub fn views(&self) -> impl Iterator<Item = &View> {
+        self.tasks.values().filter_map(|task| task.view.as_ref()?.as_ref().ok())
+    }
+
+    /// A task as it was last read; `None` if there is none, or another host's.
+    pub fn get(&self, id: &TaskId) -> Option<&Result<View, Broken>> {
+        self.tasks.get(id)?.view.as_ref()
+    }
+
+    fn view_mut(&mut self, id: &TaskId) -> Option<&mut View> {
+        self.tasks.get_mut(id)?.view.as_mut()?.as_mut().ok()
+    }
+
+    /// The entries in the place of a task that are none.
+    pub fn broken(&self) -> &[Broken] {
+        &self.broken
+    }
+
+    /// Makes the next refresh read everything.
+    fn forget(&mut self) {
+        self.is_list_due = true;
+        self.due.extend(self.tasks.keys().cloned());
+    }
+
+    /// Rereads a task at the next look, whatever event comes before.
+    fn defer(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            (task.again, task.is_deferred) = (Some(Instant::now() + LOOK), true);
+        }
+    }
+
+    /// Waits until something changed, or it is time for a look, for at most `limit`. Returns the number
+    /// of a signal that came.
+    ///
+    /// # Errors
+    /// A failed wait for events.
+    pub fn wait(&mut self, limit: Duration) -> Result<Option<i32>> {
+        let again = self.tasks.values().filter_map(|task| task.again).min();
+        let until = (self.last_look + LOOK).min(again.unwrap_or(self.last_look + LOOK));
+        let left = until.saturating_duration_since(Instant::now());
+        match self.watch.wait_for_event(left.min(limit))? {
+            Woken::Signal(signal) => return Ok(Some(signal)),
+            Woken::Changed(sources) => sources.into_iter().for_each(|source| self.mark(source)),
+            Woken::Timeout => {}
+        }
+        Ok(None)
+    }
+
+    /// Makes the task due that the source belongs to.
+    fn mark(&mut self, source: Source) {
+        match source {
+            Source::Any => self.forget(),
+            Source::Path(path) => match self.task_at(&path) {
+                Some((_, task)) if task.is_deferred => {}
+                Some((id, _)) => self.due.extend([id]),
+                None => self.is_list_due = true,
+            },
+            Source::Process(process) => {
+                let of_task = |view: &&View| view.processes.contains(&process);
+                let ids: Vec<_> =
+                    self.views().filter(of_task).map(|view| view.task.id().clone()).collect();
+                self.due.extend(ids);
+            }
+        }
+    }
+
+    /// The task with this directory on one of its sides.
+    fn task_at(&self, directory: &Path) -> Option<(TaskId, &LiveTask)> {
+        let tasks_dir = self.project.tasks_dir();
+        let mut tops = [self.project.state_dir(), &tasks_dir].into_iter();
+        let below = tops.find_map(|top| directory.strip_prefix(top).ok())?;
+        let id: TaskId = below.iter().next()?.to_str()?.parse().ok()?;
+        self.tasks.get(&id).map(|task| (id, task))
+    }
+
+    /// Reads the tasks that are due, and records ends that nobody saw.
+    pub fn refresh(&mut self) -> Changes {
+        self.mark_by_time();
+        let mut changes = Changes::default();
+        let gone = |id: &TaskId| {
+            let task = self.project.task(id);
+            !task.was_dispatched() || task.is_deleted()
+        };
+        if self.is_list_due || self.due.iter().any(gone) {
+            self.read_list(&mut changes);
+        }
+        for id in std::mem::take(&mut self.due) {
+            if self.tasks.contains_key(&id) {
+                let task = self.read(&self.project.task(&id));
+                self.tasks.insert(id.clone(), task);
+                changes.read.push(id);
+            }
+        }
+        changes
+    }
+
+    /// Makes those tasks due that are reread without an event.
+    fn mark_by_time(&mut self) {
+        let now = Instant::now();
+        let again = |task: &LiveTask| task.again.is_some_and(|again| again <= now);
+        let again = self.tasks.iter().filter(|(_, task)| again(task)).map(|(id, _)| id.clone());
+        self.due.extend(again.collect::<Vec<_>>());
+        if now < self.last_look + LOOK {
+            return;
+        }
+        (self.last_look, self.looks) = (now, self.looks.wrapping_add(1));
+        if self.polls {
+            return self.forget();
+        }
+        self.is_list_due |= !self.watch.has_directory(self.project.state_dir());
+        let open = self.views().filter(|view| may_change(view)).map(|view| view.task.clone());
+        let open: Vec<Task> = open.collect();
+        let turn = self.looks / LOOKS_FOR_A_READ % open.len().max(1);
+        for (number, task) in open.iter().enumerate() {
+            let is_next = number == turn && self.looks.is_multiple_of(LOOKS_FOR_A_READ);
+            let mut both = [task.state_dir(), task.side().directory()].into_iter();
+            if is_next || !both.all(|directory| self.watch.has_directory(directory)) {
+                self.due.insert(task.id().clone());
+            }
+        }
+    }
+
+    /// Reads which tasks there are. New ones are due.
+    fn read_list(&mut self, changes: &mut Changes) {
+        self.is_list_due = false;
+        let state_dir = self.project.state_dir().to_path_buf();
+        self.polls |= [&state_dir, &self.project.tasks_dir()].into_iter().any(|it| is_remote(it));
+        self.watch.add_directory(&state_dir);
+        // The record of a task that is not dispatched yet will change no other directory that is watched.
+        for entry in fs::read_dir(&state_dir).into_iter().flatten().flatten() {
+            if !entry.path().join("record.yaml").is_file() {
+                self.watch.add_directory(&entry.path());
+            }
+        }
+        let TaskList { mut tasks, broken } = self.project.task_list();
+        tasks.retain(|task| self.only.is_empty() || self.only.contains(task.id()));
+        self.broken = broken;
+        let mut earlier = std::mem::take(&mut self.tasks);
+        for task in tasks {
+            let known = earlier.remove(task.id()).unwrap_or_else(|| {
+                self.due.insert(task.id().clone());
+                LiveTask { view: None, again: None, is_deferred: false }
+            });
+            self.tasks.insert(task.id().clone(), known);
+        }
+        let removed = earlier.into_values().filter_map(|task| task.view?.ok());
+        changes.removed.extend(removed);
+    }
+
+    /// Reads a task. An end that nobody saw is recorded before it becomes news, because the log may
+    /// explain it.
+    fn read(&mut self, task: &Task) -> LiveTask {
+        // Watch before reading, so that no change falls in between.
+        self.watch(task.state_dir());
+        let is_foreign = self.host.is_some()
+            && matches!(task.record(), Ok(Some(record)) if record.owner != self.host);
+        if !is_foreign {
+            directories(task).for_each(|directory| self.watch(&directory));
+        }
+        let read = || task.view().map_err(|error| Broken::from_task(task, error));
+        let mut view = read();
+        let recorded = view.as_ref().map_or(Ok(false), supervise::record_unknown_end);
+        if matches!(recorded, Ok(true)) {
+            view = read();
+        }
+        let is_deferred = view.is_err() || recorded.is_err();
+        let mut again = is_deferred.then_some(LOOK);
+        if let Ok(view) = &view
+            && !is_foreign
+        {
+            let mut is_blind = false;
+            view.processes.iter().for_each(|it| is_blind |= !self.watch.add_process(it));
+            let times = [again, is_blind.then_some(LOOK), time_to_read(view)];
+            again = times.into_iter().flatten().min();
+        }
+        let again = again.map(|left| Instant::now() + left);
+        LiveTask { view: Some(view).filter(|_| !is_foreign), again, is_deferred }
+    }
+
+    fn watch(&mut self, directory: &Path) {
+        self.polls |= !self.watch.add_directory(directory) && directory.is_dir();
+    }
+}
+
+/// The directories whose entries decide a task's state, but the first: the person's side.
+fn directories(task: &Task) -> impl Iterator<Item = PathBuf> {
+    let (side, attempt) = (task.side(), task.last_attempt());
+    let attempt = attempt.map(|attempt| attempt.directory().to_path_buf());
+    [
+        side.ipc().directory().to_path_buf(),
+        side.directory().to_path_buf(),
+        side.tells_dir(),
+        task.attempts_dir(),
+    ]
+    .into_iter()
+    .chain(attempt)
+}
+
+/// Whether the task's state may change without a person.
+fn may_change(view: &View) -> bool {
+    !view.processes.is_empty() || view.state.is_waiting()
+}
+
+/// The time after which the task has to be read again because its news depend on the clock.
+fn time_to_read(view: &View) -> Option<Duration> {
+    let is_growing = view.questions.iter().any(|(_, found)| !found.is_whole);
+    let is_plan_edited = view.is_alive()
+        && !view.plan.lost().is_empty()
+        && !matches!(view.reason, Reason::ItemsLost(_));
+    let changes_soon = is_plan_edited || view.resumes_soon() || view.is_between_attempts();
+    let times =
+        [is_growing.then(second_look), changes_soon.then_some(LOOK), host_report_time_left(view)];
+    times.into_iter().flatten().min()
+}
+
+/// A process's wait for news of a project's tasks.
+pub struct Waiter {
+    tasks: LiveTasks,
+    /// The host that reads this process's output.
+    listener: Option<Identity>,
+    /// The questions that are being written.
+    growing: Looks,
+    /// When the last task disappeared that could have brought news.
+    disappeared: Option<Instant>,
 }
 
 /// The end of a wait.
@@ -92,74 +336,46 @@ pub enum WaitOutcome {
 }
 
 impl Waiter {
-    /// A waiter for the tasks in `only`, or for all if it is empty.
-    pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Self {
-        Self {
-            project,
-            only,
-            host,
-            listener: calling_host(),
-            watched: BTreeMap::new(),
-            all_tasks: Snapshot::default(),
-            disappeared: None,
-            scanned: 0,
-            polls: false,
-        }
+    /// A waiter for the tasks in `only`, or for all if it is empty. With a host, only for tasks that it
+    /// owns, without what it reports itself. From now on, SIGINT, SIGTERM and SIGHUP only end a wait.
+    ///
+    /// # Errors
+    /// The system has no event queue.
+    pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Result<Self> {
+        let (tasks, listener) = (LiveTasks::new(project, only, host)?, calling_host());
+        Ok(Self { tasks, listener, growing: Looks::default(), disappeared: None })
     }
 
-    /// Reads all tasks once, without a wait.
-    pub fn read(&mut self) {
-        self.refresh(Scan::All);
+    /// How many tasks may bring news, as they are now.
+    pub fn count_active(&mut self) -> usize {
+        self.tasks.forget();
+        self.tasks.refresh();
+        self.active()
     }
 
-    /// How many tasks may still bring news.
-    pub fn active(&self) -> usize {
-        self.watched.values().filter(|watched| watched.is_active()).count()
+    fn active(&self) -> usize {
+        self.tasks.views().filter(|view| is_active(view)).count()
     }
 
-    /// Waits for news for at most `limit`. Calls `warn_polling` if it has to check all tasks every second.
+    /// Waits for news for at most `limit`. Calls `warn_polling` if it has to read all tasks every second.
     ///
     /// # Errors
     /// A failed wait for events; unreadable news of a task, if only certain tasks are waited for.
     pub fn wait_for_news(
         &mut self,
-        watch: &mut Watch,
         limit: Option<Duration>,
         warn_polling: impl Fn(),
     ) -> Result<WaitOutcome> {
-        let begin = Instant::now();
-        self.polls = !watch.sees_files();
-        if self.polls {
-            warn_polling();
-        }
-        let host_is_watched = self.host.as_ref().is_some_and(|host| watch.add_process(host));
-        let mut full_scan = begin;
-        let mut scan = Scan::All;
+        let (begin, mut warned) = (Instant::now(), false);
+        self.tasks.forget();
         loop {
-            if full_scan.elapsed() >= FULL_SCAN {
-                full_scan = Instant::now();
-                scan = Scan::All;
-                self.watched
-                    .values_mut()
-                    .for_each(|watched| watched.snapshot.is_conclusive = false);
-            }
             // Check before delivering, because nobody reads what is printed for a dead host.
-            let may_be_dead = scan == Scan::All || !host_is_watched;
-            if may_be_dead && self.host.as_ref().is_some_and(|host| host.life() == Life::Dead) {
+            if self.tasks.host.as_ref().is_some_and(|host| host.life() == Life::Dead) {
                 return Ok(WaitOutcome::HostDied);
             }
-            if scan == Scan::All {
-                watch_undispatched(self.project.state_dir(), watch);
-            }
-            let changed = self.refresh(scan);
-            let mut news = self.news(&changed)?;
-            if news.is_empty() && !changed.is_empty() {
-                // The second scan finds changes between the first one and the new watches.
-                if !self.add_watches(watch, &changed) && !std::mem::replace(&mut self.polls, true) {
-                    warn_polling();
-                }
-                let changed = self.refresh(Scan::All);
-                news = self.news(&changed)?;
+            let news = self.read_news()?;
+            if self.tasks.polls && !std::mem::replace(&mut warned, true) {
+                warn_polling();
             }
             if !news.is_empty() {
                 return Ok(WaitOutcome::News(news));
@@ -169,16 +385,12 @@ impl Waiter {
             if self.active() == 0 && !may_return {
                 return Ok(WaitOutcome::NothingActive);
             }
-            let left = limit.map(|limit| limit.saturating_sub(begin.elapsed()));
-            if left == Some(Duration::ZERO) {
+            let left = limit.map_or(LOOK, |limit| limit.saturating_sub(begin.elapsed()));
+            if left.is_zero() {
                 return Ok(WaitOutcome::Timeout(self.active()));
             }
-            scan = match watch
-                .wait_for_event(left.map_or(SAFETY_SCAN, |left| left.min(SAFETY_SCAN)))?
-            {
-                Woken::Signal(signal) => return Ok(WaitOutcome::Signal(signal)),
-                Woken::Timeout if !self.polls => Scan::Open,
-                Woken::Changed | Woken::Timeout => Scan::All,
+            if let Some(signal) = self.tasks.wait(left)? {
+                return Ok(WaitOutcome::Signal(signal));
             }
         }
     }
@@ -187,19 +399,14 @@ impl Waiter {
     ///
     /// # Errors
     /// The errors of [`Self::wait_for_news`].
-    pub fn collect_more(&mut self, watch: &mut Watch, pause: Duration) -> Result<Vec<Event>> {
+    pub fn collect_more(&mut self, pause: Duration) -> Result<Vec<Event>> {
         let (begin, mut last, mut all) = (Instant::now(), Instant::now(), Vec::new());
         while begin.elapsed() < LONGEST_BATCH {
             let left = pause.saturating_sub(last.elapsed());
-            if left.is_zero() {
+            if left.is_zero() || self.tasks.wait(left)?.is_some() {
                 break;
             }
-            match watch.wait_for_event(left)? {
-                Woken::Signal(_) => break,
-                Woken::Changed | Woken::Timeout => {}
-            }
-            let changed = self.refresh(Scan::All);
-            let news = self.news(&changed)?;
+            let news = self.read_news()?;
             if !news.is_empty() {
                 last = Instant::now();
             }
@@ -212,7 +419,7 @@ impl Waiter {
     /// repeated with the next news.
     pub fn unacknowledged(&self, news: &[Event]) -> Vec<Event> {
         let mut repeated = Vec::new();
-        for view in self.watched.values().filter_map(|watched| watched.view.as_ref()) {
+        for view in self.tasks.views() {
             let Ok(mut delivered) = ledger::read(&view.task) else { continue };
             let is_news = |id: &String| news.iter().any(|event| event.id == *id);
             delivered.retain(|id, delivery| *delivery == Delivery::Delivered && !is_news(id));
@@ -224,81 +431,26 @@ impl Waiter {
         repeated
     }
 
-    /// Rereads the tasks that changed and returns their names. Skips unreadable tasks, whose errors
-    /// `dispatch-reconcile` shows.
-    fn refresh(&mut self, scan: Scan) -> Vec<TaskId> {
-        let scan = if self.all_tasks.is_current() { scan } else { Scan::All };
-        let tasks = match scan {
-            Scan::All => {
-                self.all_tasks = Snapshot::take(vec![self.project.state_dir().to_path_buf()]);
-                let mut tasks = self.project.tasks();
-                tasks.retain(|task| self.only.is_empty() || self.only.contains(task.id()));
-                self.watched.retain(|id, watched| {
-                    let exists = tasks.iter().any(|task| task.id() == id);
-                    if !exists && watched.is_active() {
-                        self.disappeared = Some(Instant::now());
-                    }
-                    exists
-                });
-                let current =
-                    |watched: &WatchedTask| watched.snapshot.is_current() && watched.is_alive();
-                tasks.retain(|task| !self.watched.get(task.id()).is_some_and(current));
-                tasks
-            }
-            Scan::Open => {
-                let open: Vec<_> =
-                    self.watched.values().filter(|watched| watched.is_open()).collect();
-                let first = self.scanned % open.len().max(1);
-                self.scanned = self.scanned.wrapping_add(SAFETY_SCAN_TASKS);
-                let is_next =
-                    |at: usize| (at + open.len() - first) % open.len() < SAFETY_SCAN_TASKS;
-                let changed = open.iter().enumerate().filter(|(at, watched)| match is_next(*at) {
-                    true => !watched.snapshot.is_current(),
-                    false => !watched.snapshot.is_current_at(IPC),
-                });
-                changed
-                    .filter_map(|(_, watched)| Some(watched.view.as_ref()?.task.clone()))
-                    .collect()
-            }
-        };
-        let mut read = Vec::new();
-        for task in tasks {
-            let mut snapshot = Snapshot::take(state_paths(&task));
-            let Ok(mut view) = task.view() else { continue };
-            // Record an unseen end before it becomes news, because the log may explain it.
-            if supervise::record_unknown_end(&view).unwrap_or(false)
-                && let Ok(now) = task.view()
-            {
-                view = now;
-            }
-            // The host program's own report of an end may be dropped, and then it is news.
-            snapshot.is_conclusive &= !awaits_host_report(&view);
-            let ours = self.host.is_none() || view.record.owner == self.host;
-            if !ours {
-                // Only the record, in the task's own directory, can make the task ours.
-                snapshot.stamps.truncate(1);
-            }
-            self.watched
-                .insert(task.id().clone(), WatchedTask { snapshot, view: ours.then_some(view) });
-            read.push(task.id().clone());
+    /// The news of the tasks that changed, recorded as delivered. An unreadable task must not hide news of
+    /// the others, unless the wait is for that task.
+    fn read_news(&mut self) -> Result<Vec<Event>> {
+        let changes = self.tasks.refresh();
+        if changes.removed.iter().any(is_active) {
+            self.disappeared = Some(Instant::now());
         }
-        read
-    }
-
-    /// The last read states of those tasks in `ids` that are ours.
-    fn views(&self, ids: &[TaskId]) -> impl Iterator<Item = &View> {
-        ids.iter().filter_map(|id| self.watched.get(id)?.view.as_ref())
-    }
-
-    /// The news of the tasks in `ids`. An unreadable task must not hide news of the others, unless the wait
-    /// is for that task.
-    fn news(&self, ids: &[TaskId]) -> Result<Vec<Event>> {
         let mut news = Vec::new();
-        for view in self.views(ids) {
+        for id in changes.read {
+            let Some(view) = self.tasks.view_mut(&id) else { continue };
+            let ipc = view.task.side().ipc();
+            for (question, found) in &mut view.questions {
+                found.is_whole = self.growing.takes(ipc.question_path(&question.name), found);
+            }
+            let Some(Ok(view)) = self.tasks.get(&id) else { continue };
             match self.news_of(view) {
                 Ok(events) => news.extend(events),
-                Err(_) if self.only.is_empty() => {}
-                Err(error) => return Err(error),
+                // Events already recorded as delivered must be returned, despite the error.
+                Err(error) if !self.tasks.only.is_empty() && news.is_empty() => return Err(error),
+                Err(_) => self.tasks.defer(&id),
             }
         }
         Ok(news)
@@ -311,37 +463,14 @@ impl Waiter {
         let may_resume =
             view.resumes_soon() || view.is_between_attempts() && view.state != State::Done;
         events.retain(|event| !(event.is_end() && may_resume));
-        if self.host.is_some() {
+        if self.tasks.host.is_some() {
             events.retain(|event| !is_reported_by_host(view, event));
         }
-        if events.is_empty() {
-            return Ok(events);
-        }
-        // Read first, because opening the ledger for writing wakes all who watch the task.
-        let for_other_host = self.belongs_to_other_host(view);
-        let target = if for_other_host { Delivery::Shown } else { Delivery::Delivered };
-        let deliveries = ledger::read(&view.task)?;
-        events.retain(|event| deliveries.get(&event.id).is_none_or(|it| *it < target));
-        if events.is_empty() {
-            return Ok(events);
-        }
-        let mut ledger = Ledger::open(&view.task)?;
-        let mut news = Vec::new();
-        for event in events {
-            if ledger.delivery(&event) < target {
-                let recorded = match for_other_host {
-                    true => ledger.show(&event),
-                    false => ledger.deliver(&event, self.host.as_ref()),
-                };
-                match recorded {
-                    Ok(()) => news.push(event),
-                    Err(error) if news.is_empty() => return Err(error),
-                    // Events already recorded as delivered must be returned, despite the error.
-                    Err(_) => break,
-                }
-            }
-        }
-        Ok(news)
+        let target = match self.belongs_to_other_host(view) {
+            true => Delivery::Shown,
+            false => Delivery::Delivered,
+        };
+        ledger::take_new(&view.task, events, target, self.tasks.host.as_ref())
     }
 
     /// Whether the task belongs to a running host that does not read this output.
@@ -350,151 +479,19 @@ impl Waiter {
             view.record.owner.as_ref().filter(|owner| Some(*owner) != self.listener.as_ref());
         owner.is_some_and(|owner| owner.life() != Life::Dead)
     }
-
-    /// Watches the tasks in `ids`; `false` if an existing directory cannot be watched.
-    fn add_watches(&self, watch: &mut Watch, ids: &[TaskId]) -> bool {
-        let mut all = true;
-        let mut directory = |watch: &mut Watch, path: &Path| {
-            all &= watch.add_directory(path) || !path.is_dir();
-        };
-        directory(watch, self.project.state_dir());
-        if let Some(host) = &self.host {
-            watch.add_process(host);
-        }
-        for view in self.views(ids) {
-            for path in state_directories(&view.task) {
-                directory(watch, &path);
-            }
-            for process in &view.processes {
-                watch.add_process(process);
-            }
-        }
-        all
-    }
 }
 
-impl WatchedTask {
-    /// Whether the task may bring news: a worker is running or about to start.
-    fn is_active(&self) -> bool {
-        let active = |view: &View| match view.state {
-            state if state.is_running() => true,
-            // The supervisor will start the worker.
-            state if state.is_waiting() => !view.processes.is_empty(),
-            _ => view.is_between_attempts(),
-        };
-        self.view.as_ref().is_some_and(active)
-    }
-
-    /// Whether the state may change by itself.
-    fn is_open(&self) -> bool {
-        let open = |view: &View| !view.processes.is_empty() || view.state.is_waiting();
-        self.view.as_ref().is_some_and(open)
-    }
-
-    /// Whether all processes that were running at the last read are known to be alive.
-    fn is_alive(&self) -> bool {
-        let processes = self.view.iter().flat_map(|view| &view.processes);
-        processes.map(Identity::life).all(|life| life == Life::Alive)
+/// Returns true if the task may bring news: a worker is running or about to start.
+fn is_active(view: &View) -> bool {
+    match view.state {
+        state if state.is_running() => true,
+        // The supervisor will start the worker.
+        state if state.is_waiting() => !view.processes.is_empty(),
+        _ => view.is_between_attempts(),
     }
 }
 
 /// How long a directory that is replaced may be missing.
 fn return_limit() -> Duration {
     fault::limit("DISPATCH_GONE_MS", Duration::from_secs(5))
-}
-
-/// Watches the directories of tasks that are not dispatched yet, because their record will change no
-/// other directory that is watched.
-pub fn watch_undispatched(state_dir: &Path, watch: &mut Watch) {
-    watch.add_directory(state_dir);
-    let Ok(entries) = fs::read_dir(state_dir) else { return };
-    for entry in entries.flatten() {
-        let directory = entry.path();
-        if !directory.join("record.yaml").is_file() {
-            watch.add_directory(&directory);
-        }
-    }
-}
-
-/// The index of `ipc/` in [`state_directories`].
-const IPC: usize = 1;
-
-/// The directories whose entries decide a task's state; the person's side is first.
-pub fn state_directories(task: &Task) -> Vec<PathBuf> {
-    let mut paths = vec![
-        task.state_dir().to_path_buf(),
-        task.side().ipc().directory().to_path_buf(),
-        task.side().directory().to_path_buf(),
-        task.side().tells_dir(),
-        task.attempts_dir(),
-    ];
-    paths.extend(task.last_attempt().map(|attempt| attempt.directory().to_path_buf()));
-    paths
-}
-
-/// The paths whose time stamps show that a task changed: [`state_directories`], the plan, and the
-/// questions that may still be written.
-pub fn state_paths(task: &Task) -> Vec<PathBuf> {
-    let mut paths = state_directories(task);
-    paths.push(task.side().plan_path());
-    let ipc = task.side().ipc();
-    let questions = ipc.questions().unwrap_or_default().into_iter().filter(Question::is_open);
-    paths.extend(questions.map(|question| ipc.question_path(&question.name)));
-    paths
-}
-
-/// The metadata of some paths, taken just before they are read.
-#[derive(Default)]
-pub struct Snapshot {
-    stamps: Vec<(PathBuf, FileStamp)>,
-    /// Whether all time stamps are so old that every later change gives a different one.
-    is_conclusive: bool,
-}
-
-impl Snapshot {
-    /// The snapshot of these paths as they are now; missing ones are left out.
-    pub fn take(paths: Vec<PathBuf>) -> Self {
-        // A missing path appears only with a change of the first, which contains the others.
-        let with_stamp = |path: PathBuf| stamp(&path).map(|stamp| (path, stamp));
-        let stamps: Vec<_> = paths.into_iter().filter_map(with_stamp).collect();
-        let is_conclusive = !stamps.is_empty() && stamps.iter().all(|(_, stamp)| stamp.is_old());
-        Self { stamps, is_conclusive }
-    }
-
-    /// Whether no path has changed since; `false` if that cannot be known.
-    pub fn is_current(&self) -> bool {
-        self.is_conclusive && self.stamps.iter().all(is_same)
-    }
-
-    /// Whether the path with this index has not changed since.
-    fn is_current_at(&self, index: usize) -> bool {
-        self.is_conclusive && self.stamps.get(index).is_none_or(is_same)
-    }
-}
-
-fn is_same((path, then): &(PathBuf, FileStamp)) -> bool {
-    stamp(path).as_ref() == Some(then)
-}
-
-/// The metadata that change with a directory's entries or a file's content.
-#[derive(PartialEq, Eq)]
-struct FileStamp {
-    inode: u64,
-    modified: SystemTime,
-    size: u64,
-}
-
-impl FileStamp {
-    /// Whether the time stamp is older than a tick, so that the next change gives a different one.
-    fn is_old(&self) -> bool {
-        let since_epoch = self.modified.duration_since(SystemTime::UNIX_EPOCH);
-        let coarse = since_epoch.is_ok_and(|time| time.subsec_nanos() == 0);
-        let tick = if coarse { COARSE_TICK } else { TICK };
-        self.modified.elapsed().is_ok_and(|age| age > tick)
-    }
-}
-
-fn stamp(path: &Path) -> Option<FileStamp> {
-    let meta = fs::metadata(path).ok()?;
-    Some(FileStamp { inode: meta.ino(), modified: meta.modified().ok()?, size: meta.len() })
 }

@@ -305,11 +305,12 @@ fn one_question(project: &Project<'_>, id: &str) -> Result<Duration> {
     let lines = BufReader::new(monitor.0.stdout.take().context("a pipe")?).lines();
     until("the monitor waits", || is_waiting(monitor.pid()))?;
 
-    // Workers write and sync a file, then rename it; the time begins with the rename.
+    // Workers write, sync and close a file, then rename it; the time begins with the rename.
     let (temporary, question) = (task.join("ipc/.001.question.tmp"), task.join("ipc/001.question"));
     let mut file = File::create(&temporary)?;
     file.write_all(b"Which of the two ways?\n")?;
     file.sync_data()?;
+    drop(file);
     let begin = Instant::now();
     fs::rename(&temporary, &question)?;
     let mut lines = lines.map_while(Result::ok);

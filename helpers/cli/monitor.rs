@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::{project, run, say, some_text};
 use crate::domain::TaskId;
@@ -16,7 +15,7 @@ use crate::files::{self, Lock};
 use crate::host::hook::HookInput;
 use crate::news::{Event, command};
 use crate::ops::answer::{self, Answered, find_question};
-use crate::process::{Identity, Watch, calling_host};
+use crate::process::calling_host;
 use crate::project::Project;
 use crate::task::Task;
 use crate::wait::{WaitOutcome, Waiter};
@@ -86,7 +85,6 @@ fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
     }
     let host = calling_host();
     let limit = args.timeout.or(host.is_some().then_some(HOST_LIMIT));
-    let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
     // The lock tells `brief` that this host is waiting.
     let _waiting = match only.is_empty() && project.state_dir().is_dir() {
         true => {
@@ -96,7 +94,9 @@ fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
         false => None,
     };
     let owned = host.filter(|_| only.is_empty());
-    match Waiter::new(project, only, owned).wait_for_news(&mut watch, limit, warn_polling)? {
+    let mut waiter = Waiter::new(project, only, owned)?;
+    match waiter.wait_for_news(limit, warn_polling)? {
+        // Print before dropping the waiter; closing its watches is slow.
         WaitOutcome::News(news) => {
             news.iter().for_each(|event| say(line(event)));
             Ok(Exit::Ok)
@@ -117,7 +117,7 @@ fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
 }
 
 fn warn_polling() {
-    let why = "no file events are left on this machine (fs.inotify in sysctl)";
+    let why = "no file events here (a network file system, or no fs.inotify left in sysctl)";
     let _ = writeln!(std::io::stderr(), "dispatch-monitor: {why}: polling every second");
 }
 
@@ -141,35 +141,31 @@ fn hook(args: &Args) -> Result<Exit> {
     files::create_task_directory(&project.hosts_dir())?;
     project.remove_dead_hosts();
     let lock = project.hook_lock_path(&host);
-    let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
+    let mut waiter = Waiter::new(project, Vec::new(), Some(host))?;
     loop {
         let Some(waiting) = Lock::try_take(&lock)? else { return Ok(Exit::Ok) };
-        let mut waiter = Waiter::new(project.clone(), Vec::new(), Some(host.clone()));
-        let outcome = waiter.wait_for_news(&mut watch, None, || ())?;
-        let _waiting = Some(waiting).filter(|_| matches!(outcome, WaitOutcome::News(_)));
-        match outcome {
-            // Print before dropping the inotify watch; closing it is slow.
+        match waiter.wait_for_news(None, || ())? {
+            // Print before dropping the waiter; closing its watches is slow.
             WaitOutcome::News(mut news) => {
-                news.extend(waiter.collect_more(&mut watch, BATCH)?);
+                news.extend(waiter.collect_more(BATCH)?);
                 let repeated = waiter.unacknowledged(&news);
                 writeln!(std::io::stderr(), "{}", wake(news, &repeated)?)?;
                 return Ok(Exit::Wake);
             }
-            // A task dispatched between the last look and the lock's release has no waiter yet.
-            WaitOutcome::NothingActive if still_active(&project, &host) => {}
             WaitOutcome::HostDied | WaitOutcome::Signal(_) => {
+                // Remove before the release, or the file may be another hook's by then.
                 let _ = std::fs::remove_file(&lock);
                 return Ok(Exit::Ok);
             }
-            _ => return Ok(Exit::Ok),
+            _ => {
+                drop(waiting);
+                // A task dispatched between the last look and the lock's release has no waiter yet.
+                if waiter.count_active() == 0 {
+                    return Ok(Exit::Ok);
+                }
+            }
         }
     }
-}
-
-fn still_active(project: &Project, host: &Identity) -> bool {
-    let mut waiter = Waiter::new(project.clone(), Vec::new(), Some(host.clone()));
-    waiter.read();
-    waiter.active() > 0
 }
 
 /// The text that wakes the model: questions first, then other news, then events that were delivered and

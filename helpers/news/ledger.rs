@@ -92,6 +92,45 @@ impl Ledger {
     }
 }
 
+/// The events that were not recorded as `target` yet. They are recorded as that for `host` now, so the
+/// caller has to print them.
+///
+/// # Errors
+/// A ledger that cannot be read or written, if no event is recorded.
+pub fn take_new(
+    task: &Task,
+    mut events: Vec<Event>,
+    target: Delivery,
+    host: Option<&Identity>,
+) -> Result<Vec<Event>> {
+    // Read first, because opening the ledger for writing wakes all who watch the task.
+    if !events.is_empty() {
+        let deliveries = read(task)?;
+        events.retain(|event| deliveries.get(&event.id).is_none_or(|it| *it < target));
+    }
+    if events.is_empty() {
+        return Ok(events);
+    }
+    let mut ledger = Ledger::open(task)?;
+    let mut new = Vec::new();
+    for event in events {
+        if ledger.delivery(&event) >= target {
+            continue;
+        }
+        let recorded = match target {
+            Delivery::Shown => ledger.show(&event),
+            _ => ledger.deliver(&event, host),
+        };
+        match recorded {
+            Ok(()) => new.push(event),
+            Err(error) if new.is_empty() => return Err(error),
+            // Events already recorded as delivered must be returned, despite the error.
+            Err(_) => break,
+        }
+    }
+    Ok(new)
+}
+
 /// The deliveries in a task's ledger by event id, read without the lock.
 pub fn read(task: &Task) -> Result<BTreeMap<String, Delivery>> {
     Ok(parse(&files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default()))

@@ -317,16 +317,19 @@ pub fn finish_id(record: &Record, attempt: u32) -> String {
 /// Whether the event is the end of the host's own agent, and the host program has time left to report
 /// it itself. If that report is dropped, the event is printed later.
 pub fn is_reported_by_host(view: &View, event: &Event) -> bool {
-    event.is_end() && awaits_host_report(view)
+    event.is_end() && host_report_time_left(view).is_some()
 }
 
-/// Whether the task is done by an agent whose end the host program may still report itself.
-pub fn awaits_host_report(view: &View) -> bool {
-    let limit = fault::limit("DISPATCH_REPORT_MS", HOST_REPORT_LIMIT);
-    let marker = view.task.side().ipc().finished_at();
-    let is_recent = marker.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < limit);
+/// How long the host program may still take to report the end of its agent, which is done; `None` if
+/// it need not or had its time.
+pub fn host_report_time_left(view: &View) -> Option<Duration> {
     let agent = view.record.route == Route::Agent && !view.processes.is_empty();
-    agent && view.state == State::Done && is_recent
+    if !agent || view.state != State::Done {
+        return None;
+    }
+    let age = view.task.side().ipc().finished_at()?.elapsed().ok()?;
+    let left = fault::limit("DISPATCH_REPORT_MS", HOST_REPORT_LIMIT).checked_sub(age)?;
+    Some(left).filter(|left| !left.is_zero())
 }
 
 /// The id of the event with this key, of the task with this nonce.

@@ -131,9 +131,8 @@ mod tests {
     use nix::unistd::Pid;
 
     use super::*;
-    use crate::process::Watch;
-    use crate::process::test_support::{Running, assert_no_event, next_event};
-    use crate::process::watch::Woken;
+    use crate::process::test_support::{Running, assert_changed, assert_no_event};
+    use crate::process::{Source, Watch};
 
     #[test]
     fn zombie_is_dead() {
@@ -143,7 +142,7 @@ mod tests {
         assert!(identity.signal(Signal::SIGKILL).unwrap());
         let mut watch = Watch::new(&[]).unwrap();
         assert!(watch.add_process(&identity));
-        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_changed(&mut watch, Source::Process(identity.clone()));
         // The zombie is still there, so its pid is.
         kill(Pid::from_raw(child.0.id() as i32), None).unwrap();
         assert_eq!(identity.life(), Life::Dead);

@@ -1,13 +1,13 @@
 //! Linux: `/proc`, pidfds and inotify in one epoll set.
 //!
-//! An inotify event says only that something changed, and no watch is remembered: adding one again
-//! is one cheap call, and the kernel drops the watch of a deleted directory. So IN_IGNORED and
-//! IN_Q_OVERFLOW need no handling of their own: the caller scans and adds its watches again.
+//! An inotify event says which directory changed and no more. Adding a watch again is one cheap call,
+//! and the kernel drops the watch of a deleted directory.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::kill;
 use nix::sys::stat::Mode;
@@ -27,7 +27,8 @@ use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::fault;
 use crate::process::tree::Process;
-use crate::process::{Identity, Life, Signal, SignalPipe};
+use crate::process::watch::Added;
+use crate::process::{Identity, Life, Signal, SignalPipe, Source};
 
 /// The most bytes of an environment that are read; the system's usual limit is twice that.
 const LONGEST_ENVIRONMENT: u64 = 1 << 20;
@@ -200,10 +201,12 @@ fn key(fd: impl AsFd) -> u64 {
 
 /// The sources of events of one [`Watch`](crate::process::Watch).
 pub(super) struct EventQueue {
-    /// `None` if the user has no inotify instance left; only the caller's scans see changes then.
+    /// `None` if the user has no inotify instance left; only the caller's reads see changes then.
     inotify: Option<Inotify>,
+    /// The watched directories and files, as the caller named them.
+    paths: HashMap<WatchDescriptor, PathBuf>,
     /// The live processes. A dead one is dropped, since its pidfd stays readable.
-    processes: Vec<OwnedFd>,
+    processes: Vec<(OwnedFd, Identity)>,
     /// Readable at a signal, a change of a file and the death of a process.
     epoll: Epoll,
 }
@@ -217,14 +220,14 @@ impl EventQueue {
         for fd in pipes.chain(inotify.iter().map(AsFd::as_fd)) {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, key(fd)))?;
         }
-        Ok(Self { inotify, processes: Vec::new(), epoll })
+        Ok(Self { inotify, paths: HashMap::new(), processes: Vec::new(), epoll })
     }
 
     pub(super) fn events(&self) -> bool {
         self.inotify.is_some()
     }
 
-    pub(super) fn directory(&mut self, path: &Path) -> bool {
+    pub(super) fn directory(&mut self, path: &Path) -> Added {
         let interest = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_MOVE
             | AddWatchFlags::IN_DELETE
@@ -232,12 +235,21 @@ impl EventQueue {
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR;
-        self.inotify.as_ref().is_some_and(|inotify| inotify.add_watch(path, interest).is_ok())
+        self.add(path, interest)
     }
 
-    pub(super) fn writes(&mut self, path: &Path) -> bool {
-        let interest = AddWatchFlags::IN_MODIFY;
-        self.inotify.as_ref().is_some_and(|inotify| inotify.add_watch(path, interest).is_ok())
+    pub(super) fn writes(&mut self, path: &Path) -> Added {
+        self.add(path, AddWatchFlags::IN_MODIFY)
+    }
+
+    fn add(&mut self, path: &Path, interest: AddWatchFlags) -> Added {
+        let Some(inotify) = &self.inotify else { return Added::Failed };
+        let Ok(descriptor) = inotify.add_watch(path, interest) else { return Added::Failed };
+        if self.paths.get(&descriptor).is_some_and(|known| known == path) {
+            return Added::Known;
+        }
+        self.paths.insert(descriptor, path.into());
+        Added::New
     }
 
     /// Adds a process. `Alive` if its death will end a wait, `Unknown` if it cannot.
@@ -251,7 +263,7 @@ impl EventQueue {
                 if self.epoll.add(&process, EpollEvent::new(once, key(&process))).is_err() {
                     return Life::Unknown;
                 }
-                self.processes.push(process);
+                self.processes.push((process, identity.clone()));
                 Life::Alive
             }
             (Life::Alive, Err(_)) => Life::Unknown,
@@ -259,41 +271,47 @@ impl EventQueue {
         }
     }
 
-    /// Waits for an event. Returns whether a file or process may have changed.
-    pub(super) fn wait(&mut self, limit: Duration) -> Result<bool> {
+    /// Waits for an event. Returns what may have changed.
+    pub(super) fn wait(&mut self, limit: Duration) -> Result<Vec<Source>> {
         // Events that do not fit end the next wait at once.
         let mut events = [EpollEvent::empty(); 16];
         // A part of a millisecond counts as a whole one, so that the caller does not call in a loop.
         let limit = EpollTimeout::try_from(limit + Duration::from_micros(999))?;
         let count = match self.epoll.wait(&mut events, limit) {
             // The signal handler wrote to its pipe, which the caller reads.
-            Ok(0) | Err(Errno::EINTR) => return Ok(false),
+            Ok(0) | Err(Errno::EINTR) => return Ok(Vec::new()),
             waited => waited.context("epoll_wait")?,
         };
-        let before = self.processes.len();
         let is_dead =
             |process: &OwnedFd| events[..count].iter().any(|it| it.data() == key(process));
-        self.processes.retain(|process| !is_dead(process));
-        Ok(self.drain() || self.processes.len() < before)
+        let dead = self.processes.extract_if(.., |(process, _)| is_dead(process));
+        let mut changed: Vec<_> = dead.map(|(_, identity)| Source::Process(identity)).collect();
+        self.drain(&mut changed);
+        Ok(changed)
     }
 
-    /// Empties the inotify queue. Returns whether there was an event.
-    fn drain(&self) -> bool {
-        let Some(inotify) = &self.inotify else { return false };
-        let mut any = false;
+    /// Empties the inotify queue into `changed`.
+    fn drain(&mut self, changed: &mut Vec<Source>) {
+        let Some(inotify) = &self.inotify else { return };
         loop {
-            match inotify.read_events() {
-                Ok(events) => {
-                    any = true;
-                    // A directory that was moved is no longer at the path that the caller gave.
-                    for event in events {
-                        if event.mask.contains(AddWatchFlags::IN_MOVE_SELF) {
-                            let _ = inotify.rm_watch(event.wd);
-                        }
-                    }
+            let events = match inotify.read_events() {
+                Ok(events) => events,
+                Err(Errno::EINTR) => continue,
+                Err(_) => return,
+            };
+            for event in events {
+                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                    changed.push(Source::Any);
                 }
-                Err(Errno::EINTR) => {}
-                Err(_) => return any,
+                changed.extend(self.paths.get(&event.wd).cloned().map(Source::Path));
+                // A directory that was moved is no longer at the path that the caller gave.
+                let moved = event.mask.contains(AddWatchFlags::IN_MOVE_SELF);
+                if moved {
+                    let _ = inotify.rm_watch(event.wd);
+                }
+                if moved || event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                    self.paths.remove(&event.wd);
+                }
             }
         }
     }
@@ -390,7 +408,9 @@ mod tests {
     use nix::unistd::{getpid, getsid};
 
     use super::*;
-    use crate::process::test_support::{Running, next_event, wait_until};
+    use crate::process::test_support::{
+        Running, assert_changed, assert_no_event, next_event, wait_until,
+    };
     use crate::process::{Watch, Woken, detach};
 
     /// A field of `/proc/PID/stat` as proc(5) counts them, from the state (3) on.
@@ -458,7 +478,7 @@ mod tests {
         let mut watch = Watch::new(&[]).unwrap();
         assert!(watch.add_process(program));
         assert!(program.signal(Signal::SIGTERM).unwrap());
-        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_changed(&mut watch, Source::Process(program.clone()));
         assert_eq!(program.life(), Life::Dead);
         assert!(!program.signal(Signal::SIGTERM).unwrap());
 
@@ -532,8 +552,43 @@ mod tests {
         let mut child = Running::new();
         assert!(watch.add_process(&child.identity()));
         assert_eq!(watch.wait_for_event(Duration::from_millis(1)).unwrap(), Woken::Timeout);
+        let identity = child.identity();
         child.end();
-        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_changed(&mut watch, Source::Process(identity));
+    }
+
+    #[test]
+    fn dropped_events_count_as_a_change_of_anything() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new(&[]).unwrap();
+        assert!(watch.add_directory(directory.path()));
+        let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        for number in 0..=queue.trim().parse::<usize>().unwrap() {
+            // The kernel merges an event with an equal one before it.
+            fs::write(directory.path().join((number % 2).to_string()), "").unwrap();
+        }
+        let Woken::Changed(changed) = next_event(&mut watch) else { panic!("no change") };
+        assert!(changed.contains(&Source::Any), "{changed:?}");
+        assert_no_event(&mut watch);
+    }
+
+    #[test]
+    fn file_counts_as_open_for_writing_until_its_last_writer_closes_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("001.question");
+        let writers = [File::create(&path).unwrap(), File::create(&path).unwrap()];
+        let open = || is_open_for_writing(&File::open(&path).unwrap());
+        for writer in writers {
+            assert_eq!(open(), Some(true));
+            drop(writer);
+        }
+        assert_eq!(open(), Some(false));
+        // A writer waits for a reader, and the reader survives the system's word about that.
+        let reader = File::open(&path).unwrap();
+        assert_eq!(is_open_for_writing(&reader), Some(false));
+        let writer = std::thread::spawn(move || fs::write(path, "Which?"));
+        drop(reader);
+        writer.join().unwrap().unwrap();
     }
 
     #[test]

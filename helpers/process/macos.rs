@@ -2,7 +2,7 @@
 //! type-checked by `tests/macos.sh`; **not yet run on a Mac**.
 //!
 //! macOS has no pidfd, so a signal is verified just before it is sent. A kqueue reports entries that
-//! come and go in a directory, but no write to a file in it: the caller's scan finds those.
+//! come and go in a directory, but no write to a file in it: the caller's next read finds those.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -24,7 +24,8 @@ use nix::time::ClockId;
 use nix::unistd::Pid;
 
 use crate::process::tree::Process;
-use crate::process::{Identity, Life, Signal, SignalPipe};
+use crate::process::watch::Added;
+use crate::process::{Identity, Life, Signal, SignalPipe, Source};
 
 /// The start time of a live process in microseconds since 1970.
 pub(super) fn start_of(pid: u32) -> Result<Option<u64>> {
@@ -174,12 +175,15 @@ pub(super) struct EventQueue {
     queue: Kqueue,
     /// The watched directories and files; closing one ends its watch.
     open: HashMap<PathBuf, File>,
+    /// The watched processes by pid.
+    processes: HashMap<usize, Identity>,
 }
 
 impl EventQueue {
     pub(super) fn new(pipes: &[SignalPipe]) -> Result<Self> {
         // The kernel itself makes a kqueue close-on-exec and close-on-fork.
-        let queue = Self { queue: Kqueue::new()?, open: HashMap::new() };
+        let (open, processes) = (HashMap::new(), HashMap::new());
+        let queue = Self { queue: Kqueue::new()?, open, processes };
         for pipe in pipes {
             let fd = pipe.reader.as_raw_fd() as usize;
             queue.add(fd, EventFilter::EVFILT_READ, EvFlags::EV_ADD, FilterFlag::empty())?;
@@ -191,7 +195,7 @@ impl EventQueue {
         true
     }
 
-    pub(super) fn directory(&mut self, path: &Path) -> bool {
+    pub(super) fn directory(&mut self, path: &Path) -> Added {
         let interest = FilterFlag::NOTE_WRITE
             | FilterFlag::NOTE_LINK
             | FilterFlag::NOTE_DELETE
@@ -200,28 +204,28 @@ impl EventQueue {
         self.open(path, libc::O_EVTONLY | libc::O_DIRECTORY, interest)
     }
 
-    pub(super) fn writes(&mut self, path: &Path) -> bool {
+    pub(super) fn writes(&mut self, path: &Path) -> Added {
         self.open(path, libc::O_EVTONLY, FilterFlag::NOTE_WRITE)
     }
 
     /// Watches what is at the path now; a watch of what was there before ends.
-    fn open(&mut self, path: &Path, flags: i32, interest: FilterFlag) -> bool {
+    fn open(&mut self, path: &Path, flags: i32, interest: FilterFlag) -> Added {
         let same = |held: &File, now: &Metadata| {
             held.metadata().is_ok_and(|held| (held.dev(), held.ino()) == (now.dev(), now.ino()))
         };
         match (self.open.get(path), fs::metadata(path)) {
-            (Some(held), Ok(now)) if same(held, &now) => return true,
+            (Some(held), Ok(now)) if same(held, &now) => return Added::Known,
             _ => drop(self.open.remove(path)),
         }
         let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
-        let Ok(opened) = opened else { return false };
+        let Ok(opened) = opened else { return Added::Failed };
         let flags = EvFlags::EV_ADD | EvFlags::EV_CLEAR;
         let fd = opened.as_raw_fd() as usize;
         if self.add(fd, EventFilter::EVFILT_VNODE, flags, interest).is_err() {
-            return false;
+            return Added::Failed;
         }
         self.open.insert(path.to_owned(), opened);
-        true
+        Added::New
     }
 
     /// `Alive` if the death of the process will now wake us, `Unknown` if it cannot.
@@ -231,7 +235,11 @@ impl EventQueue {
         let flags = EvFlags::EV_ADD | EvFlags::EV_ONESHOT;
         let pid = identity.pid as usize;
         let added = self.add(pid, EventFilter::EVFILT_PROC, flags, FilterFlag::NOTE_EXIT);
-        match (identity.life(), added) {
+        let life = identity.life();
+        if life == Life::Alive {
+            self.processes.insert(pid, identity.clone());
+        }
+        match (life, added) {
             // The process is exiting: the kernel takes no filter for it any more.
             (Life::Alive, Err(Errno::ESRCH)) => Life::Dead,
             (Life::Alive, Err(_)) => Life::Unknown,
@@ -239,10 +247,10 @@ impl EventQueue {
         }
     }
 
-    /// Waits for an event; returns whether a file or process may have changed.
-    pub(super) fn wait(&mut self, limit: Duration) -> Result<bool> {
+    /// Waits for an event. Returns what may have changed.
+    pub(super) fn wait(&mut self, limit: Duration) -> Result<Vec<Source>> {
         let mut limit = limit;
-        let mut changed = false;
+        let mut changed = Vec::new();
         let nothing =
             KEvent::new(0, EventFilter::EVFILT_READ, EvFlags::empty(), FilterFlag::empty(), 0, 0);
         let mut events = [nothing; 64];
@@ -254,13 +262,26 @@ impl EventQueue {
                 Err(Errno::EINTR) => return Ok(changed),
                 Err(error) => return Err(error).context("kevent"),
             };
-            // Only the pipes of signals have this filter.
-            let read = |event: &KEvent| event.filter() == Ok(EventFilter::EVFILT_READ);
-            changed |= !events[..count].iter().all(read);
+            changed.extend(events[..count].iter().filter_map(|event| self.source(event)));
             if count < events.len() {
                 return Ok(changed);
             }
             limit = Duration::ZERO;
+        }
+    }
+
+    /// What an event is about; `None` for the pipes of signals, and for what is no longer watched.
+    fn source(&self, event: &KEvent) -> Option<Source> {
+        match event.filter().ok()? {
+            EventFilter::EVFILT_PROC => {
+                self.processes.get(&event.ident()).cloned().map(Source::Process)
+            }
+            EventFilter::EVFILT_VNODE => {
+                let is_it =
+                    |(_, file): &(&PathBuf, &File)| file.as_raw_fd() as usize == event.ident();
+                self.open.iter().find(is_it).map(|(path, _)| Source::Path(path.clone()))
+            }
+            _ => None,
         }
     }
 

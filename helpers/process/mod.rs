@@ -32,7 +32,7 @@ pub use os::{adopt_descendants, open_without_symlinks, reap_adopted, time_since_
 pub use os::{is_open_for_writing, is_remote};
 pub use start::{detach, lead_own_group, reset_child_signal, signal_group, spawn_recorded};
 pub use tree::{ProcessTree, callers};
-pub use watch::{Watch, Woken};
+pub use watch::{Source, Watch, Woken};
 
 use watch::SignalPipe;
 

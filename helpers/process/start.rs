@@ -128,8 +128,8 @@ mod tests {
     use std::process::Stdio;
 
     use super::*;
-    use crate::process::test_support::{Running, next_event, wait_until};
-    use crate::process::{Life, Watch, Woken};
+    use crate::process::test_support::{Running, assert_changed, wait_until};
+    use crate::process::{Life, Source, Watch};
 
     #[test]
     fn recorded_program_runs_only_after_its_record() {
@@ -169,7 +169,7 @@ mod tests {
         signal_group(leader.0.id(), Signal::SIGKILL).unwrap();
         let mut watch = Watch::new(&[]).unwrap();
         assert!(watch.add_process(&member));
-        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_changed(&mut watch, Source::Process(member.clone()));
         leader.end();
         // Init reaps the member; until then the group exists, and signals to it do nothing.
         wait_until(|| member.life() == Life::Dead);

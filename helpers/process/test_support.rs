@@ -4,7 +4,7 @@
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use super::{Identity, Watch, Woken};
+use super::{Identity, Source, Watch, Woken};
 
 /// Longer than anything here takes on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -19,6 +19,11 @@ pub(super) fn wait_until(mut condition: impl FnMut() -> bool) {
 
 pub(super) fn next_event(watch: &mut Watch) -> Woken {
     watch.wait_for_event(PATIENCE).unwrap()
+}
+
+#[track_caller]
+pub(super) fn assert_changed(watch: &mut Watch, source: Source) {
+    assert_eq!(next_event(watch), Woken::Changed([source].into()));
 }
 
 pub(super) fn assert_no_event(watch: &mut Watch) {

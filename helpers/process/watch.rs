@@ -1,11 +1,11 @@
 //! Waiting for files, processes and signals in one system call.
 //!
-//! Events are hints. A caller adds its watches, scans, waits for at most a second, and scans again,
-//! so a missed event (network file system, full queue, no inotify left) costs only that second.
+//! Events are hints. A caller adds its watches, reads, waits for at most a second, and reads again what
+//! an event may have missed (network file system, no inotify left).
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{self, PipeReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -16,14 +16,33 @@ use signal_hook::low_level::{pipe, unregister};
 use crate::process::{Identity, Life, os};
 
 /// What ended [`Watch::wait_for_event`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Woken {
-    /// Something watched may have changed, so the caller has to scan.
-    Changed,
+    /// These watched things may have changed, so the caller has to read them again.
+    Changed(HashSet<Source>),
     /// This signal came. Further signals, and a change, are returned by the next waits.
     Signal(i32),
     /// The time limit passed without an event.
     Timeout,
+}
+
+/// A watched thing that may have changed.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Source {
+    /// The directory or file that was added with this path.
+    Path(PathBuf),
+    /// This process ended.
+    Process(Identity),
+    /// Any of the watched things: the system had to drop events.
+    Any,
+}
+
+/// The result of adding a path to an event queue.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(super) enum Added {
+    New,
+    Known,
+    Failed,
 }
 
 /// A set of files, processes and signals to wait for.
@@ -33,7 +52,7 @@ pub struct Watch {
     /// Every process that was ever added, so that a death wakes once and not at every scan.
     known: HashSet<Identity>,
     signals: VecDeque<i32>,
-    changed: bool,
+    changed: HashSet<Source>,
 }
 
 impl Watch {
@@ -42,7 +61,8 @@ impl Watch {
         let pipes = signals.iter().map(|&signal| SignalPipe::new(signal));
         let pipes = pipes.collect::<Result<Vec<_>>>()?;
         let queue = os::EventQueue::new(&pipes).context("cannot make an event queue")?;
-        Ok(Self { queue, pipes, known: HashSet::new(), signals: VecDeque::new(), changed: false })
+        let (known, signals, changed) = (HashSet::new(), VecDeque::new(), HashSet::new());
+        Ok(Self { queue, pipes, known, signals, changed })
     }
 
     /// Whether changes of files wake at all; if not, only the caller's scans see them.
@@ -51,14 +71,20 @@ impl Watch {
     }
 
     /// Watches the entries of a directory; `false` if that is not possible now. Callers add it again
-    /// at every scan, which is cheap and finds a directory that was replaced.
+    /// at every read, which is cheap and finds a directory that was replaced.
     pub fn add_directory(&mut self, path: &Path) -> bool {
-        self.queue.directory(path)
+        self.queue.directory(path) != Added::Failed
+    }
+
+    /// Adds a directory like [`Self::add_directory`]. Returns whether the one that is there now was watched
+    /// before: there is no event if a directory further up was replaced.
+    pub fn has_directory(&mut self, path: &Path) -> bool {
+        self.queue.directory(path) == Added::Known
     }
 
     /// Watches a file for writes; `false` if that is not possible.
     pub fn add_file(&mut self, path: &Path) -> bool {
-        self.queue.writes(path)
+        self.queue.writes(path) != Added::Failed
     }
 
     /// Watches for the death of a process; `false` if that is not possible. A process that is dead
@@ -69,7 +95,7 @@ impl Watch {
         }
         match self.queue.process(identity) {
             Life::Unknown => return false,
-            Life::Dead => self.changed = true,
+            Life::Dead => drop(self.changed.insert(Source::Process(identity.clone()))),
             Life::Alive => {}
         }
         self.known.insert(identity.clone())
@@ -80,19 +106,19 @@ impl Watch {
         let start = Instant::now();
         loop {
             let left = limit.saturating_sub(start.elapsed());
-            let pending = self.changed || !self.signals.is_empty();
+            let pending = !self.changed.is_empty() || !self.signals.is_empty();
             let left = if pending { Duration::ZERO } else { left };
             // The system limits the time of one call, so a longer wait is many calls of an hour.
             let changed = self.queue.wait(left.min(Duration::from_secs(3600)));
-            self.changed |= changed.context("cannot wait for events")?;
+            self.changed.extend(changed.context("cannot wait for events")?);
             for pipe in &self.pipes {
                 pipe.drain(&mut self.signals);
             }
             if let Some(signal) = self.signals.pop_front() {
                 return Ok(Woken::Signal(signal));
             }
-            if std::mem::take(&mut self.changed) {
-                return Ok(Woken::Changed);
+            if !self.changed.is_empty() {
+                return Ok(Woken::Changed(std::mem::take(&mut self.changed)));
             }
             if start.elapsed() >= limit {
                 return Ok(Woken::Timeout);
@@ -142,7 +168,7 @@ mod tests {
 
     use super::*;
     use crate::process::Signal;
-    use crate::process::test_support::{Running, assert_no_event, next_event};
+    use crate::process::test_support::{Running, assert_changed, assert_no_event, next_event};
 
     #[test]
     fn rename_into_watched_directory_wakes_once() {
@@ -153,7 +179,24 @@ mod tests {
         assert!(watch.add_directory(directory.path()) && watch.add_directory(directory.path()));
         assert_no_event(&mut watch);
         outside.persist(directory.path().join("001.question")).unwrap();
-        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_changed(&mut watch, Source::Path(directory.path().into()));
+        assert_no_event(&mut watch);
+    }
+
+    #[test]
+    fn events_name_the_directories_that_changed() {
+        let top = tempfile::tempdir().unwrap();
+        let paths = ["one", "two", "three"].map(|name| top.path().join(name));
+        let mut watch = Watch::new(&[]).unwrap();
+        for path in &paths {
+            fs::create_dir(path).unwrap();
+            assert!(watch.add_directory(path));
+        }
+        for path in &paths[1..] {
+            fs::write(path.join("file"), "").unwrap();
+        }
+        let changed = paths[1..].iter().cloned().map(Source::Path).collect();
+        assert_eq!(next_event(&mut watch), Woken::Changed(changed));
         assert_no_event(&mut watch);
     }
 
@@ -167,19 +210,27 @@ mod tests {
         assert!(watch.add_directory(&path));
 
         fs::remove_dir(&path).unwrap();
-        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_changed(&mut watch, Source::Path(path.clone()));
         assert!(!watch.add_directory(&path));
         fs::create_dir(&path).unwrap();
         assert!(watch.add_directory(&path));
 
         fs::rename(&path, &away).unwrap();
-        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_changed(&mut watch, Source::Path(path.clone()));
         fs::create_dir(&path).unwrap();
         assert!(watch.add_directory(&path));
         fs::write(away.join("old"), "").unwrap();
         assert_no_event(&mut watch);
         fs::write(path.join("new"), "").unwrap();
-        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_changed(&mut watch, Source::Path(path.clone()));
+
+        assert!(watch.has_directory(&path));
+        let (parent, moved) = (top.path().to_owned(), top.path().with_extension("moved"));
+        fs::rename(&parent, &moved).unwrap();
+        assert_no_event(&mut watch);
+        fs::create_dir_all(&path).unwrap();
+        assert!(!watch.has_directory(&path) && watch.has_directory(&path));
+        fs::remove_dir_all(moved).unwrap();
     }
 
     #[test]
@@ -190,7 +241,7 @@ mod tests {
         assert!(watch.add_process(&identity) && watch.add_process(&identity));
         assert_no_event(&mut watch);
         child.end();
-        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_changed(&mut watch, Source::Process(identity.clone()));
         assert!(watch.add_process(&identity));
         assert_no_event(&mut watch);
     }
@@ -202,7 +253,7 @@ mod tests {
         child.end();
         let mut watch = Watch::new(&[]).unwrap();
         assert!(watch.add_process(&identity) && watch.add_process(&identity));
-        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_changed(&mut watch, Source::Process(identity));
         assert_no_event(&mut watch);
     }
 
@@ -219,7 +270,7 @@ mod tests {
         for signal in [one, one, two] {
             assert_eq!(next_event(&mut watch), Woken::Signal(signal as i32));
         }
-        assert_eq!(next_event(&mut watch), Woken::Changed);
+        assert_changed(&mut watch, Source::Path(directory.path().into()));
         assert_no_event(&mut watch);
 
         let sender = std::thread::spawn(move || kill(getpid(), two).unwrap());

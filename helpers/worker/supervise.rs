@@ -325,8 +325,12 @@ pub fn record_unknown_end(view: &View) -> Result<bool> {
     let Some(attempt) = view.attempt.as_ref().filter(|_| unseen && !of_a_worker) else {
         return Ok(false);
     };
-    let run_lock = Lock::try_take_unsigned(&view.task.run_lock_path())?;
-    let Some(_run_lock) = run_lock else { return Ok(false) };
+    let run_lock = view.task.run_lock_path();
+    // Look first, because opening the lock for writing wakes all who watch the task.
+    if Lock::is_held(&run_lock)? {
+        return Ok(false);
+    }
+    let Some(_run_lock) = Lock::try_take_unsigned(&run_lock)? else { return Ok(false) };
     record_unknown(&view.task, &view.record, attempt)
 }
 

@@ -142,6 +142,23 @@ repaired: x adopted
 }
 
 #[test]
+fn adopted_task_is_heard_by_hook_that_waits_already() {
+    let sandbox = project();
+    let (old, new) = (Host::new(&sandbox), Host::new(&sandbox));
+    dispatch(&sandbox, &old, "x", "idle");
+    dispatch(&sandbox, &new, "y", "idle");
+    old.die();
+    let hook = new.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}");
+    let mut hook = hook.start();
+    hook.until_it_watches();
+    assert!(brief(&sandbox, &new).ok().contains("repaired: x adopted"));
+    sandbox.worker("x", &["tell", "I am yours now."]).run().ok();
+    let told = hook.end();
+    assert_eq!(told.code, Some(2), "{told:?}");
+    assert!(told.err.contains("x says: \"I am yours now.\""), "{told:?}");
+}
+
+#[test]
 fn tasks_of_a_live_host_are_not_adopted() {
     let sandbox = project();
     let (one, two) = (Host::new(&sandbox), Host::new(&sandbox));

@@ -16,7 +16,6 @@ use clap::ColorChoice;
 use crossterm::event::{self, Event as Input, KeyEventKind};
 use crossterm::terminal::{self, Clear, ClearType};
 use crossterm::{cursor, execute, queue, style::Print};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::monitor;
 use crate::cli::reconcile::line::one_line;
@@ -27,9 +26,9 @@ use crate::cli::say;
 use crate::exit::Exit;
 use crate::fault;
 use crate::ops::stop;
-use crate::process::Watch;
 use crate::project::Project;
 use crate::repair::repair;
+use crate::wait::LiveTasks;
 use dashboard::{Answer, Dashboard, Wish};
 
 /// How often the ages are drawn again, which have no unit below a minute.
@@ -61,11 +60,11 @@ pub(super) fn watch(project: &Project, color: ColorChoice) -> Result<Exit> {
     }
     status::has_colors(color);
     // Before the terminal is changed, so that no signal ends the program without restoring it.
-    let signals = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
+    let tasks = LiveTasks::new(project.clone(), Vec::new(), None)?;
     let mut screen = Screen::enter()?;
     let (sender, updates) = channel();
     let of_tasks = project.clone();
-    spawn(&sender, move |sender| send_tasks(&of_tasks, signals, sender));
+    spawn(&sender, move |sender| send_tasks(&of_tasks, tasks, sender));
     spawn(&sender, send_input);
     let name = project.root().file_name().unwrap_or_else(|| project.root().as_os_str());
     let mut dashboard = Dashboard::new(one_line(&name.to_string_lossy()));
@@ -135,9 +134,9 @@ fn spawn(
 }
 
 /// Sends the tasks whenever they have changed.
-fn send_tasks(project: &Project, signals: Watch, sender: &Sender<Update>) -> Result<()> {
+fn send_tasks(project: &Project, tasks: LiveTasks, sender: &Sender<Update>) -> Result<()> {
     let mut repaired = false;
-    tell_of_changes(project, signals, |rows, broken| {
+    tell_of_changes(tasks, |rows, broken| {
         let is_shown = sender.send(Update::Tasks(rows, broken)).is_ok();
         // Repair after the first look: it may start supervisors, which takes a while.
         if !std::mem::replace(&mut repaired, true) {
