@@ -2,6 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::process::{Identity, Life};
 
-/// An exclusive lock on a file that is never replaced. The lock is free again when it is dropped or
+/// An exclusive lock on a file. Only its holder may remove the file. The lock is free again when it is dropped or
 /// its holder dies; the file's text names the last holder.
 #[derive(Debug)]
 pub struct Lock {
@@ -61,6 +62,10 @@ impl Lock {
             }
         };
         match file.try_lock() {
+            // The last holder removed the file, so another process may lock a new one.
+            Ok(()) if file.metadata().is_ok_and(|it| it.nlink() == 0) => {
+                Self::try_take_unsigned(path)
+            }
             Ok(()) => Ok(Some(Self { file })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => {
@@ -126,6 +131,23 @@ mod tests {
         assert!(refusal().contains("\n  by another process\n"));
         drop(held);
         assert!(!Lock::is_held(&path).expect("readable"));
+    }
+
+    #[test]
+    fn lock_whose_file_is_removed_by_its_holder_has_one_holder() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("lock");
+        let held = std::sync::atomic::AtomicBool::new(false);
+        let hold = || {
+            for _ in 0..2000 {
+                let Some(lock) = Lock::try_take(&path).expect("works") else { continue };
+                assert!(!held.swap(true, std::sync::atomic::Ordering::SeqCst));
+                held.store(false, std::sync::atomic::Ordering::SeqCst);
+                std::fs::remove_file(&path).expect("removed");
+                drop(lock);
+            }
+        };
+        std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(hold))));
     }
 
     #[test]
