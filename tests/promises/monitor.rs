@@ -67,6 +67,22 @@ fn long_question_is_shortened_to_one_line() {
 }
 
 #[test]
+fn thousand_messages_are_a_short_output_that_counts_the_rest() {
+    let sandbox = running();
+    fs::create_dir(sandbox.task("x", "tells")).expect("made");
+    for number in 1..=1000 {
+        let path = sandbox.task("x", &format!("tells/{number:03}"));
+        fs::write(path, "One more thing to know.\n").expect("written");
+    }
+    let told = sandbox.ok("dispatch-monitor", &["x"]);
+    assert!(told.len() <= 2000, "{}: {told}", told.len());
+    let lines = told.lines().count();
+    let rest = format!("… and {} more events: ", 1000 - (lines - 1));
+    assert!(lines > 10 && told.contains(&rest), "{told}");
+    nothing_new(&sandbox, &["x"]);
+}
+
+#[test]
 fn message_is_printed_while_the_worker_continues() {
     let sandbox = running();
     let monitor = waiting(&sandbox, &["x"]);
