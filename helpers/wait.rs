@@ -319,6 +319,8 @@ pub struct Waiter {
     growing: Looks,
     /// When the last task disappeared that could have brought news.
     disappeared: Option<Instant>,
+    /// Whether tasks count as active that a person can continue.
+    waits_for_person: bool,
 }
 
 /// The end of a wait.
@@ -343,7 +345,14 @@ impl Waiter {
     /// The system has no event queue.
     pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Result<Self> {
         let (tasks, listener) = (LiveTasks::new(project, only, host)?, calling_host());
-        Ok(Self { tasks, listener, growing: Looks::default(), disappeared: None })
+        let growing = Looks::default();
+        Ok(Self { tasks, listener, growing, disappeared: None, waits_for_person: false })
+    }
+
+    /// Also waits while a task is blocked, failed or incomplete: a person may continue it in another
+    /// terminal, and its next end is news too.
+    pub fn until_nothing_can_continue(self) -> Self {
+        Self { waits_for_person: true, ..self }
     }
 
     /// How many tasks may bring news, as they are now.
@@ -354,7 +363,11 @@ impl Waiter {
     }
 
     fn active(&self) -> usize {
-        self.tasks.views().filter(|view| is_active(view)).count()
+        let can_continue = |view: &View| {
+            let ended = matches!(view.state, State::Blocked | State::Failed | State::Incomplete);
+            self.waits_for_person && ended
+        };
+        self.tasks.views().filter(|view| is_active(view) || can_continue(view)).count()
     }
 
     /// Waits for news for at most `limit`. Calls `warn_polling` if it has to read all tasks every second.

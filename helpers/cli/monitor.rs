@@ -141,7 +141,7 @@ fn hook(args: &Args) -> Result<Exit> {
     files::create_task_directory(&project.hosts_dir())?;
     project.remove_dead_hosts();
     let lock = project.hook_lock_path(&host);
-    let mut waiter = Waiter::new(project, Vec::new(), Some(host))?;
+    let mut waiter = Waiter::new(project, Vec::new(), Some(host))?.until_nothing_can_continue();
     loop {
         let Some(waiting) = Lock::try_take(&lock)? else { return Ok(Exit::Ok) };
         match waiter.wait_for_news(None, || ())? {

@@ -79,7 +79,7 @@ fn thousand_messages_are_a_short_output_that_counts_the_rest() {
     let lines = told.lines().count();
     let rest = format!("… and {} more events: ", 1000 - (lines - 1));
     assert!(lines > 10 && told.contains(&rest), "{told}");
-    nothing_new(&sandbox, &["x"]);
+    assert_no_news(&sandbox, &["x"]);
 }
 
 #[test]
