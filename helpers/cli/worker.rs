@@ -3,32 +3,22 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::cli::{run, say, some_text, text};
-use crate::config::Config;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::ipc::{Ipc, IpcText, Looks, Question, second_look};
+use crate::ipc::Question;
+use crate::ops::ask::{self, Reply, WAIT};
 use crate::plan::Marker;
-use crate::process::{
-    ANSWERS, PATIENCE, TASK_DIR, Watch, Woken, boot_id, launcher, time_since_boot,
-};
-use crate::task::{Answer, WorkerSide};
-use crate::text::{lossy, sanitize, shell_word};
+use crate::process::{TASK_DIR, launcher};
+use crate::task::WorkerSide;
+use crate::text::{sanitize, shell_word};
 use crate::worker::demo;
-
-/// How long one call waits for an answer: just under the 600 s that hosts allow a command.
-const WAIT: Duration = Duration::from_secs(570);
-
-/// Default of `patience`: how long a worker waits for an answer in total.
-const DEFAULT_PATIENCE: Duration = Duration::from_secs(30 * 60);
 
 /// Report a worker's progress and questions to the person who gave the task
 #[derive(Debug, Parser)]
@@ -202,7 +192,7 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
             demo::run(side, |question| {
                 let number = side.ipc().ask(question)?;
                 loop {
-                    if let Some(answer) = wait_for_answer(side, &number, WAIT)? {
+                    if let Some(answer) = ask::wait_for_answer(side, &number, WAIT)? {
                         side.ipc().receive(&number)?;
                         return Ok(answer);
                     }
@@ -257,28 +247,27 @@ fn finish(side: &WorkerSide, summary: &str) -> Result<Exit> {
 
 /// Waits for an answer as long as a host allows one command, and prints it.
 fn print_answer(side: &WorkerSide, number: &str) -> Result<Exit> {
-    let waited = waited(side, number)?;
-    let patience = patience();
-    let limit = limit_for_tests().unwrap_or(WAIT).min(patience.saturating_sub(waited));
-    if let Some(answer) = wait_for_answer(side, number, limit)? {
-        say(answer.trim_end());
-        fault::point("ask", "answered");
-        side.ipc().receive(number)?;
-        print_new_notes(side)?;
-        return Ok(Exit::Ok);
-    }
-    if waited + limit >= patience {
-        return Err(Refusal::new(Exit::NothingNew, "no answer came in time")
+    let refusal = match ask::wait(side, number)? {
+        Reply::Answer(answer) => {
+            say(answer.trim_end());
+            fault::point("ask", "answered");
+            side.ipc().receive(number)?;
+            print_new_notes(side)?;
+            return Ok(Exit::Ok);
+        }
+        Reply::TooLate => Refusal::new(Exit::NothingNew, "no answer came in time")
             .place(format!("write what you found to {}", side.context_path().display()))
-            .next("block the item with the question, and stop")
-            .into());
-    }
-    let again = format!(
-        "{} --task-dir {} wait {number}",
-        shell_word(&launcher("dispatch-worker")?.display().to_string()),
-        shell_word(&side.directory().display().to_string()),
-    );
-    Err(Refusal::new(Exit::TryAgain, "no answer yet").next(format!("call again: {again}")).into())
+            .next("block the item with the question, and stop"),
+        Reply::NotYet => {
+            let again = format!(
+                "{} --task-dir {} wait {number}",
+                shell_word(&launcher("dispatch-worker")?.display().to_string()),
+                shell_word(&side.directory().display().to_string()),
+            );
+            Refusal::new(Exit::TryAgain, "no answer yet").next(format!("call again: {again}"))
+        }
+    };
+    Err(refusal.into())
 }
 
 /// Prints the person's notes that the worker was not told yet.
@@ -287,68 +276,4 @@ fn print_new_notes(side: &WorkerSide) -> Result<()> {
         say(format!("\nA new note from the person, which is in your plan too:\n{}", note.trim()));
     }
     Ok(())
-}
-
-/// A shorter wait for tests.
-fn limit_for_tests() -> Option<Duration> {
-    #[cfg(debug_assertions)]
-    if let Some(limit) = std::env::var("DISPATCH_WAIT_MS").ok().and_then(|ms| ms.parse().ok()) {
-        return Some(Duration::from_millis(limit));
-    }
-    None
-}
-
-fn patience() -> Duration {
-    let given = std::env::var(PATIENCE).ok().and_then(|minutes| minutes.parse().ok());
-    let minutes = given.or_else(|| Config::load().ok().and_then(|config| config.patience));
-    minutes.map_or(DEFAULT_PATIENCE, |minutes| Duration::from_secs(minutes.saturating_mul(60)))
-}
-
-fn wait_for_answer(side: &WorkerSide, number: &str, limit: Duration) -> Result<Option<String>> {
-    let (ipc, mut looks) = (side.ipc(), Looks::default());
-    let mut watch = Watch::new(&[SIGINT, SIGTERM])?;
-    let begin = Instant::now();
-    loop {
-        watch.add_directory(ipc.directory());
-        let found = answer(&ipc, number)?;
-        if let Some(found) = found.filter(|it| looks.takes(ipc.answer_path(number), it)) {
-            return Ok(Some(found.text));
-        }
-        let left = limit.saturating_sub(begin.elapsed());
-        if left.is_zero() {
-            return Ok(None);
-        }
-        if let Woken::Signal(_) = watch.wait_for_event(left.min(second_look()))? {
-            return Ok(None);
-        }
-    }
-}
-
-/// The answer to a question. A worker at `full` access takes only the person's record: at that level,
-/// others may write its copy.
-fn answer(ipc: &Ipc, number: &str) -> Result<Option<IpcText>> {
-    let Some(answers) = std::env::var_os(ANSWERS) else { return ipc.answer(number) };
-    let recorded = files::read(&Path::new(&answers).join(number))?;
-    let answer = |text: String| {
-        serde_json::from_str(&text).map(|it: Answer| IpcText { text: it.answer, is_whole: true })
-    };
-    recorded.map(answer).transpose().context("cannot read the answer")
-}
-
-/// Records when the wait for an answer began, so that the patience counts across calls. The clock
-/// includes the time that the machine sleeps.
-fn record_wait_start(side: &WorkerSide, number: &str) -> Result<()> {
-    let begin = format!("{} {}", boot_id(), time_since_boot().as_secs());
-    files::publish(&side.directory().join(format!("ipc/.{number}.asked")), begin.as_bytes())
-}
-
-fn waited(side: &WorkerSide, number: &str) -> Result<Duration> {
-    let path = side.directory().join(format!("ipc/.{number}.asked"));
-    let text = files::read_foreign(&path)?.map(lossy).unwrap_or_default();
-    let begin = text.split_once(' ').filter(|(boot, _)| *boot == boot_id());
-    match begin.and_then(|(_, seconds)| seconds.parse().ok()) {
-        Some(seconds) => Ok(time_since_boot().saturating_sub(Duration::from_secs(seconds))),
-        // The first wait, or the machine restarted: the time counts from now.
-        None => record_wait_start(side, number).map(|()| Duration::ZERO),
-    }
 }

@@ -4,6 +4,7 @@
 //! Invariant: everything that can be refused is refused before anything changes.
 
 pub mod answer;
+pub mod ask;
 pub mod dispatch;
 pub mod resume;
 pub mod stop;

@@ -395,6 +395,17 @@ Mind it.
         str![[r#"
 
 
+# Earlier attempts
+
+An earlier worker began this task and stopped. Read the plan file again: items that are ticked are done; continue with the first that is not. '[?]' and '[!]' items are open again. Numbers are those of that file now.
+
+What it left for you:
+
+The second one is in b.rs.
+
+It asked (001): Which one?
+The person answered: The second one.
+
 "#]],
     );
 }

@@ -1,0 +1,111 @@
+//! Ask: a worker's question waits for the person's answer, over as many calls as its host's limit for
+//! one command asks for. All of it happens on the worker's side, also inside a sandbox.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::config::Config;
+use crate::files;
+use crate::ipc::{Ipc, IpcText, Looks, second_look};
+use crate::process::{ANSWERS, PATIENCE, Watch, Woken, boot_id, time_since_boot};
+use crate::task::{Answer, WorkerSide};
+use crate::text::lossy;
+
+/// How long one call waits for an answer: just under the 600 s that hosts allow a command.
+pub const WAIT: Duration = Duration::from_secs(570);
+
+/// Default of `patience`: how long a worker waits for an answer in total.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(30 * 60);
+
+/// The result of a call that waits for an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The answer.
+    Answer(String),
+    /// No answer yet; another call may continue to wait.
+    NotYet,
+    /// No answer within the patience of the config.
+    TooLate,
+}
+
+/// Waits for the answer to a question, for as long as one call may.
+///
+/// # Errors
+/// Files that cannot be read or watched.
+pub fn wait(side: &WorkerSide, number: &str) -> Result<Reply> {
+    let (waited, patience) = (waited(side, number)?, patience());
+    let limit = limit_for_tests().unwrap_or(WAIT).min(patience.saturating_sub(waited));
+    Ok(match wait_for_answer(side, number, limit)? {
+        Some(answer) => Reply::Answer(answer),
+        None if waited + limit >= patience => Reply::TooLate,
+        None => Reply::NotYet,
+    })
+}
+
+/// A shorter wait for tests.
+fn limit_for_tests() -> Option<Duration> {
+    #[cfg(debug_assertions)]
+    if let Some(limit) = std::env::var("DISPATCH_WAIT_MS").ok().and_then(|ms| ms.parse().ok()) {
+        return Some(Duration::from_millis(limit));
+    }
+    None
+}
+
+fn patience() -> Duration {
+    let given = std::env::var(PATIENCE).ok().and_then(|minutes| minutes.parse().ok());
+    let minutes = given.or_else(|| Config::load().ok().and_then(|config| config.patience));
+    minutes.map_or(DEFAULT_PATIENCE, |minutes| Duration::from_secs(minutes.saturating_mul(60)))
+}
+
+/// The answer to a question, if it comes within that time and no signal comes first.
+pub fn wait_for_answer(side: &WorkerSide, number: &str, limit: Duration) -> Result<Option<String>> {
+    let (ipc, mut looks) = (side.ipc(), Looks::default());
+    let mut watch = Watch::new(&[SIGINT, SIGTERM])?;
+    let begin = Instant::now();
+    loop {
+        watch.add_directory(ipc.directory());
+        let found = answer(&ipc, number)?;
+        if let Some(found) = found.filter(|it| looks.takes(ipc.answer_path(number), it)) {
+            return Ok(Some(found.text));
+        }
+        let left = limit.saturating_sub(begin.elapsed());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        if let Woken::Signal(_) = watch.wait_for_event(left.min(second_look()))? {
+            return Ok(None);
+        }
+    }
+}
+
+/// The answer to a question. A worker at `full` access takes only the person's record: at that level,
+/// others may write its copy.
+fn answer(ipc: &Ipc, number: &str) -> Result<Option<IpcText>> {
+    let Some(answers) = std::env::var_os(ANSWERS) else { return ipc.answer(number) };
+    let recorded = files::read(&Path::new(&answers).join(number))?;
+    let answer = |text: String| {
+        serde_json::from_str(&text).map(|it: Answer| IpcText { text: it.answer, is_whole: true })
+    };
+    recorded.map(answer).transpose().context("cannot read the answer")
+}
+
+/// Records when the wait for an answer began, so that the patience counts across calls. The clock
+/// includes the time that the machine sleeps.
+fn record_wait_start(side: &WorkerSide, number: &str) -> Result<()> {
+    let begin = format!("{} {}", boot_id(), time_since_boot().as_secs());
+    files::publish(&side.directory().join(format!("ipc/.{number}.asked")), begin.as_bytes())
+}
+
+fn waited(side: &WorkerSide, number: &str) -> Result<Duration> {
+    let path = side.directory().join(format!("ipc/.{number}.asked"));
+    let text = files::read_foreign(&path)?.map(lossy).unwrap_or_default();
+    let begin = text.split_once(' ').filter(|(boot, _)| *boot == boot_id());
+    match begin.and_then(|(_, seconds)| seconds.parse().ok()) {
+        Some(seconds) => Ok(time_since_boot().saturating_sub(Duration::from_secs(seconds))),
+        // The first wait, or the machine restarted: the time counts from now.
+        None => record_wait_start(side, number).map(|()| Duration::ZERO),
+    }
+}
