@@ -133,6 +133,9 @@ pub struct Worktree {
     /// The person's checkout at the dispatch; `None` for a bare repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkout: Option<PathBuf>,
+    /// True if the base is a snapshot of uncommitted changes, which is merged by nobody.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub snapshot: bool,
     /// The commit of the person at which the first task of a sequence began, if that is not this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trunk: Option<String>,

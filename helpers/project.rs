@@ -267,7 +267,9 @@ impl Project {
     pub fn repository(&self) -> Option<PathBuf> {
         let home = std::env::home_dir().and_then(|home| home.canonicalize().ok());
         let is_home = home.is_some_and(|home| home == self.root);
-        common_directory(&self.root).filter(|_| !is_home)?.canonicalize().ok()
+        let is_bare = self.root.join("HEAD").is_file() && self.root.join("objects").is_dir();
+        let common = common_directory(&self.root).or_else(|| is_bare.then(|| self.root.clone()));
+        common.filter(|_| !is_home)?.canonicalize().ok()
     }
 
     /// The task with this name, which need not exist.
@@ -425,10 +427,32 @@ fn main_worktree(start: &Path) -> Option<PathBuf> {
         dot_git.is_file() || dot_git.join("HEAD").symlink_metadata().is_ok()
     })?;
     let common = common_directory(top)?;
-    if top.join(".git").is_file() && common.file_name() == Some(OsStr::new(".git")) {
+    if !top.join(".git").is_file() {
+        return Some(top.into());
+    }
+    if common.file_name() == Some(OsStr::new(".git")) {
         return common.parent().map(Path::to_path_buf);
     }
-    Some(top.into())
+    // Several checkouts of a bare repository, or of a submodule, are one project.
+    match (core_setting(&common, "bare").as_deref(), core_setting(&common, "worktree")) {
+        (Some("true"), _) => Some(common),
+        (_, Some(checkout)) => common.join(checkout).canonicalize().ok(),
+        _ => Some(top.into()),
+    }
+}
+
+/// A setting of the section `core` in a repository's config.
+fn core_setting(common: &Path, name: &str) -> Option<String> {
+    let text = files::read(&common.join("config")).ok()??;
+    let mut section = String::new();
+    text.lines().map(str::trim).fold(None, |found, line| {
+        if line.starts_with('[') {
+            section = line.to_lowercase();
+        }
+        let setting = line.split_once('=').filter(|_| section == "[core]");
+        let value = setting.filter(|(key, _)| key.trim().eq_ignore_ascii_case(name));
+        value.map(|(_, value)| value.trim().trim_matches('"').to_owned()).or(found)
+    })
 }
 
 /// Git's common directory of the worktree at `top` (gitrepository-layout(5)).

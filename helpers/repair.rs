@@ -3,17 +3,21 @@
 //!
 //! Invariant: a second call finds nothing to repair.
 
+use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use anyhow::{Result, bail};
+
 use crate::dirs;
-use crate::domain::TaskId;
+use crate::domain::{TaskId, Worktree};
 use crate::files;
-use crate::git::{self, Artifact};
+use crate::git;
 use crate::process::TASK_DIR;
 use crate::project::{Broken, Project, TaskList};
 use crate::task::{Record, State, Task, View};
+use crate::text::shell_word;
 use crate::worker::supervise;
 
 /// How far a file system's clock may lag behind this machine's.
@@ -153,10 +157,100 @@ fn remove_leftovers(project: &Project, views: &[View]) -> usize {
     removed
 }
 
+/// A worktree or branch that dispatch made in a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Artifact {
+    /// The worktree in this directory.
+    Worktree(PathBuf),
+    /// The branch of this name.
+    Branch(String),
+}
+
+impl Artifact {
+    /// Returns true if this is that worktree or its branch.
+    fn belongs_to(&self, worktree: &Worktree) -> bool {
+        match self {
+            Self::Worktree(path) => worktree.path == *path,
+            Self::Branch(branch) => worktree.branch == *branch,
+        }
+    }
+
+    /// Fetches the commits of a worktree. Returns the branch that has them.
+    pub fn fetch(&self, repository: &Path) -> Result<String> {
+        let Self::Worktree(path) = self else { bail!("a branch needs no fetch") };
+        let worktree = Worktree {
+            path: path.clone(),
+            branch: format!("dispatch/{}", self.name()),
+            base: String::new(),
+            repository: repository.into(),
+            checkout: None,
+            snapshot: false,
+            trunk: None,
+        };
+        worktree.fetch()?;
+        Ok(worktree.branch)
+    }
+
+    /// A line with the command that keeps its commits and the command that removes it. `fetched` is
+    /// the branch with the commits of a worktree.
+    pub fn remedy(&self, fetched: Option<&str>) -> String {
+        let path = match self {
+            Self::Worktree(path) => path.display().to_string(),
+            Self::Branch(branch) => {
+                return format!(
+                    "branch {branch} — git merge {branch} brings it back, git branch -d {branch} removes it"
+                );
+            }
+        };
+        let keep = match fetched {
+            Some(branch) => format!("git merge {branch} brings its commits back"),
+            None => "dispatch-reconcile clean brings its commits to a branch".into(),
+        };
+        let directory = shell_word(&path);
+        format!("worktree {path} — {keep}, rm -r {directory} removes it and what is only there")
+    }
+
+    /// The last part of the name, usually the task's name.
+    fn name(&self) -> &str {
+        match self {
+            Self::Worktree(path) => path.file_name().and_then(|it| it.to_str()).unwrap_or_default(),
+            Self::Branch(branch) => branch.rsplit('/').next().unwrap_or_default(),
+        }
+    }
+}
+
+/// The worktrees and branches that dispatch made in a repository, read without starting git. Packed
+/// branches are missing.
+fn artifacts(repository: &Path) -> Vec<Artifact> {
+    let names = |directory: &Path| {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+        names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
+        names.sort();
+        names
+    };
+    let directory = git::worktrees_directory(repository).unwrap_or_default();
+    let worktrees =
+        names(&directory).into_iter().map(|name| Artifact::Worktree(directory.join(name)));
+    let branches = names(&repository.join("refs/heads/dispatch"));
+    let branch = |name: OsString| Some(Artifact::Branch(format!("dispatch/{}", name.to_str()?)));
+    worktrees.chain(branches.into_iter().filter_map(branch)).collect()
+}
+
+/// All worktrees and branches that dispatch made in a repository, packed branches included.
+pub fn all_artifacts(repository: &Path) -> Result<Vec<Artifact>> {
+    let mut all = artifacts(repository);
+    let listed = git::references(repository, "refs/heads/dispatch/")?.into_iter();
+    let branch = |name: String| Some(Artifact::Branch(name.strip_prefix("refs/heads/")?.into()));
+    let packed: Vec<_> = listed.filter_map(branch).filter(|branch| !all.contains(branch)).collect();
+    all.extend(packed);
+    Ok(all)
+}
+
 /// A line about worktrees and branches of deleted tasks; `None` if there are none. Nothing is removed,
 /// because only a person knows whether the work is still wanted.
 pub fn orphans_line(project: &Project, views: &[View]) -> Option<String> {
-    let mut artifacts = git::artifacts(&project.repository()?);
+    let mut artifacts = artifacts(&project.repository()?);
     artifacts.retain(|it| !views.iter().any(|view| belongs_to(it, &view.record)));
     if artifacts.is_empty() {
         return None;

@@ -39,6 +39,9 @@ pub struct Args {
     /// Give the worker its own git worktree and branch
     #[arg(long)]
     worktree: bool,
+    /// Begin the worktree with the uncommitted changes of this checkout
+    #[arg(long, requires = "worktree")]
+    with_changes: bool,
     /// What the worker may do [default: the backend's access, else write]
     #[arg(long, value_enum)]
     access: Option<Access>,
@@ -48,6 +51,9 @@ pub struct Args {
     /// Start when TASK is done (repeatable)
     #[arg(long, value_name = "TASK")]
     after: Vec<String>,
+    /// Work on the branch of the task after --after, instead of one of its own
+    #[arg(long, requires = "after")]
+    continue_branch: bool,
     /// Resume a task's remaining items (`--model` picks another worker); starts a waiting task now
     #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "dry_run"])]
     resume: bool,
@@ -115,6 +121,8 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         model: args.model.clone(),
         access: args.access,
         worktree: args.worktree,
+        with_changes: args.with_changes,
+        continue_branch: args.continue_branch,
         after: args.after.iter().map(|id| id.parse()).collect::<Result<_, _>>()?,
         plan,
         directory: here,

@@ -50,8 +50,8 @@ const REPOSITORY_VARIABLES: [&str; 16] = [
     "GIT_WORK_TREE",
 ];
 
-/// Whether a variable chooses git's repository, index, author or configuration. A session that was
-/// started from a git hook has them, and its workers must not: they are of another call.
+/// Returns true if a variable chooses git's repository, index, author or configuration. A session
+/// that was started from a git hook has them, and its workers must not: they are of another call.
 pub(crate) fn selects_for_git(name: &str) -> bool {
     let others = ["GIT_CONFIG", "GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS"];
     let starts = ["GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"];
@@ -61,7 +61,7 @@ pub(crate) fn selects_for_git(name: &str) -> bool {
 }
 
 pub(super) fn require_version() -> Result<()> {
-    let said = Git(Command::new("git")).words("version").text("git does not work")?;
+    let said = Git::new().words("version").text("git does not work")?;
     let number = said.trim_start_matches("git version ");
     let mut parts = number.split('.').map_while(|part| part.parse::<u32>().ok());
     let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
@@ -83,7 +83,7 @@ pub(super) struct Git(Command);
 
 /// A git command in a directory. `words` are arguments, separated by spaces.
 pub(super) fn git(directory: &Path, words: &str) -> Git {
-    Git(Command::new("git")).arg("-C").arg(directory).words(words)
+    Git::new().arg("-C").arg(directory).words(words)
 }
 
 /// A git command on a repository, which needs no checkout.
@@ -97,6 +97,14 @@ pub(super) fn git_dir(repository: &Path) -> OsString {
 }
 
 impl Git {
+    fn new() -> Self {
+        let mut command = Command::new("git");
+        for name in REPOSITORY_VARIABLES {
+            command.env_remove(name);
+        }
+        Self(command)
+    }
+
     pub(super) fn words(self, words: &str) -> Self {
         self.args(words.split_whitespace())
     }
@@ -112,9 +120,6 @@ impl Git {
 
     /// Runs the command, also repeatedly. A process that a hook leaves behind is not waited for.
     pub(super) fn run(&mut self) -> Result<Output> {
-        for name in REPOSITORY_VARIABLES {
-            self.0.env_remove(name);
-        }
         // Some messages are parsed here, so they must be in English.
         self.0.env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0");
         // A replaced object is not the one whose id was compared.
@@ -136,12 +141,12 @@ impl Git {
         self
     }
 
-    /// Whether the command succeeds.
+    /// Returns true if the command succeeds.
     pub(super) fn ok(mut self) -> Result<bool> {
         Ok(self.run()?.status.success())
     }
 
-    /// What the command prints, also if it fails, without the last line end.
+    /// The output of the command, also if it fails, without the last line end.
     pub(super) fn said(mut self) -> Result<String> {
         Ok(trim(&self.run()?.stdout))
     }
@@ -167,7 +172,17 @@ pub(super) fn succeeded(output: Output, what: &str) -> Result<Vec<u8>> {
     if output.status.success() {
         return Ok(output.stdout);
     }
-    Err(Refusal::new(Exit::CannotCreate, what).place(error_line(&output)).into())
+    let refusal = Refusal::new(Exit::CannotCreate, what).place(error_line(&output));
+    Err(match remedy(&output) {
+        Some(command) => refusal.next(command).into(),
+        None => refusal.into(),
+    })
+}
+
+/// The command that git names as the remedy for its error.
+pub(super) fn remedy(output: &Output) -> Option<String> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    said.lines().map(str::trim).find(|line| line.starts_with("git config ")).map(str::to_owned)
 }
 
 /// The first line that git marks as an error, else the last line of its standard error. Where a
@@ -184,12 +199,18 @@ pub(super) fn error_line(output: &Output) -> String {
     line.map_or_else(|| output.status.to_string(), |line| (*line).to_owned())
 }
 
-/// Whether git failed because another program holds one of its locks.
+/// Returns true if git failed because another program holds one of its locks.
 fn is_lock_conflict(output: &Output) -> bool {
     let said = String::from_utf8_lossy(&output.stderr);
     // A branch whose name blocks another one gives the same message, with "cannot create".
     let reference = said.contains("cannot lock ref") && !said.contains("cannot create");
-    reference || said.contains(".lock': File exists") || said.contains("could not lock config file")
+    let others = [
+        ".lock': File exists",
+        "could not lock config file",
+        // All that a true merge says of a locked index.
+        "Unable to write index.",
+    ];
+    reference || others.iter().any(|other| said.contains(other))
 }
 
 /// The parts of an output that end in NUL.

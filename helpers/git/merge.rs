@@ -11,7 +11,10 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::command::{STATUS, changes, error_line, git, path, records, retry};
+use crate::git::command::{
+    STATUS, changes, error_line, git, path, records, remedy, retry, succeeded,
+};
+use crate::git::repository::References;
 use crate::git::{commit_id, first_paths, is_in_worktree};
 use crate::text::sanitize;
 
@@ -91,6 +94,7 @@ impl Worktree {
     /// [`Exit::Data`] if the commit brings others than the task's; [`Exit::Failed`] for conflicts.
     pub fn plan_merge(&self, places: &[&Path], tip: &str, onto: bool) -> Result<MergePlan> {
         let top = self.persons_checkout(places)?;
+        refuse_unfinished(&top)?;
         let (into, before) = branch_and_commit(&top)?;
         if into == self.branch {
             return Err(Refusal::new(Exit::Data, format!("{into} is what is checked out"))
@@ -98,8 +102,10 @@ impl Worktree {
                 .next(format!("git -C {} switch BRANCH, and try again", top.display()))
                 .into());
         }
-        refuse_unsafe_checkout(&top, &into)?;
-        let tip = match onto {
+        if !self.snapshot {
+            refuse_changes(&top, &into)?;
+        }
+        let tip = match onto || self.snapshot {
             true => self.replay(&before, tip, &into)?,
             false => tip.to_owned(),
         };
@@ -228,7 +234,10 @@ impl Worktree {
             let what = format!("{into} changed meanwhile");
             return Err(Refusal::new(Exit::TryAgain, what).next("try again").into());
         }
-        refuse_unsafe_checkout(top, into)?;
+        refuse_unfinished(top)?;
+        if !self.snapshot {
+            refuse_changes(top, into)?;
+        }
         let what = format!("{} cannot be merged into {into}", self.branch);
         let message = format!("Merge branch '{}'", self.branch);
         let hooks = self.hooks_before(top)?;
@@ -242,7 +251,10 @@ impl Worktree {
             let merged = merge.args([&message, tip]).run()?;
             if !merged.status.success() {
                 unmerged = paths(&git(top, "ls-files -z -u").run()?);
-                undo(top, before, tip)?;
+                // A fast-forward of a checkout with changes refuses before it touches a file.
+                if !self.snapshot {
+                    undo(top, before, tip)?;
+                }
             }
             Ok(merged)
         })?;
@@ -253,10 +265,20 @@ impl Worktree {
         if !merged.status.success() {
             return Err(Refusal::new(Exit::Failed, format!("{what}; nothing was changed"))
                 .place(why(&merged))
-                .next("fix that and try again")
+                .next(self.merge_remedy(&merged))
                 .into());
         }
         Ok(commit_id(top, "HEAD")?.as_ref() == Some(tip))
+    }
+
+    /// The remedy after a merge that git refused.
+    fn merge_remedy(&self, merged: &Output) -> String {
+        let only = String::from_utf8_lossy(&merged.stderr).contains("Not possible to fast-forward");
+        match remedy(merged) {
+            _ if only => format!("merge.ff is 'only': git merge --ff {}, or rebase", self.branch),
+            Some(command) => format!("{command}; then try again"),
+            None => "fix that and try again".into(),
+        }
     }
 
     /// A copy of hooks that are files of the checkout: the merge must not run those that it brings.
@@ -275,16 +297,28 @@ impl Worktree {
 
     /// The top of the first checkout of this repository that is no task's worktree.
     fn persons_checkout(&self, places: &[&Path]) -> Result<PathBuf> {
-        let asked = |place: &Path, what: &str| -> Result<Option<PathBuf>> {
-            let asked = git(place, "rev-parse --path-format=absolute").arg(what).run()?;
-            Ok(path(&asked.stdout).canonicalize().ok().filter(|_| asked.status.success()))
+        let asked = |place: &Path, what: &str| {
+            git(place, "rev-parse --path-format=absolute").arg(what).run()
         };
-        for place in places {
-            if !is_in_worktree(place)
-                && asked(place, "--git-common-dir")?.as_ref() == Some(&self.repository)
-                && let Some(top) = asked(place, "--show-toplevel")?
-            {
-                return Ok(top);
+        for place in places.iter().filter(|place| !is_in_worktree(place)) {
+            let common = asked(place, "--git-common-dir")?;
+            if error_line(&common).contains("dubious ownership") {
+                succeeded(common, "git does not look into the repository")?;
+            } else if path(&common.stdout).canonicalize().ok().as_ref() == Some(&self.repository) {
+                let top = asked(place, "--show-toplevel")?;
+                match path(&top.stdout).canonicalize() {
+                    Ok(top_level) if top.status.success() => return Ok(top_level),
+                    _ if self.repository.ends_with(".git")
+                        && !place.starts_with(&self.repository) =>
+                    {
+                        let what = "the config of git says that this checkout is none";
+                        return Err(Refusal::new(Exit::Data, what)
+                            .place(format!("core.bare is true in {}", place.display()))
+                            .next(format!("git -C {} config core.bare false", place.display()))
+                            .into());
+                    }
+                    _ => {}
+                }
             }
         }
         let (branch, repository) = (&self.branch, self.repository.display());
@@ -293,6 +327,26 @@ impl Worktree {
             .place(format!("not inside a checkout of {repository}"))
             .next("try again in a checkout of yours, made by: git worktree add")
             .into())
+    }
+}
+
+impl Worktree {
+    /// The other tasks' branches with which this one conflicts, each with the files. Branches that the
+    /// person's HEAD has are not compared; a git before 2.38 finds none.
+    pub fn collisions(&self) -> Result<Vec<(String, Vec<String>)>> {
+        let References { tip: Some(own), .. } = self.references()? else { return Ok(Vec::new()) };
+        let listed = self.git("for-each-ref --no-merged=HEAD refs/dispatch/tip");
+        let listed = listed.arg("--format=%(objectname) %(refname:lstrip=3)");
+        let listed = listed.text("cannot list the branches")?;
+        let mut found = Vec::new();
+        for (tip, name) in listed.lines().filter_map(|line| line.split_once(' ')) {
+            let tree = self.git("merge-tree --write-tree --name-only --no-messages -z");
+            let tried = tree.args([own.as_str(), tip]).run()?;
+            if tip != own && tried.status.code() == Some(1) {
+                found.push((name.to_owned(), records(&tried.stdout).skip(1).collect()));
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -313,15 +367,20 @@ fn branch_and_commit(top: &Path) -> Result<(String, String)> {
     Ok((branch.into(), before))
 }
 
-/// Refuses a checkout with work in it that a merge could overwrite.
-fn refuse_unsafe_checkout(top: &Path, branch: &str) -> Result<()> {
+/// Refuses a checkout in the middle of another operation.
+fn refuse_unfinished(top: &Path) -> Result<()> {
     let git_dir = git(top, "rev-parse --absolute-git-dir").bytes("cannot find the repository")?;
-    if let Some(what) = unfinished(path(&git_dir)) {
-        return Err(Refusal::new(Exit::Data, format!("{branch} is in the middle of a {what}"))
-            .place(top.display().to_string())
-            .next(format!("finish it, or end it with git {what} --abort; then try again"))
-            .into());
-    }
+    let Some(what) = unfinished(path(&git_dir)) else { return Ok(()) };
+    let end =
+        if what == "bisect" { "git bisect reset".into() } else { format!("git {what} --abort") };
+    Err(Refusal::new(Exit::Data, format!("a {what} is not finished in the checkout"))
+        .place(top.display().to_string())
+        .next(format!("finish it, or end it with {end}; then try again"))
+        .into())
+}
+
+/// Refuses a checkout with work in it that a merge could overwrite.
+fn refuse_changes(top: &Path, branch: &str) -> Result<()> {
     let changed = changes(git(top, STATUS).words(TRACKED))?;
     if changed.is_empty() {
         return Ok(());

@@ -2,17 +2,17 @@
 //! `.dispatch/` loses no work. Nothing here removes work that exists nowhere else.
 //!
 //! Invariant: once a worker has been in a worktree, no git runs in its repository. Its commits are
-//! fetched from a copy of its objects (`foreign`).
+//! fetched from a copy of its objects (`repository`).
 
 mod command;
-mod foreign;
 mod merge;
 mod remove;
+mod repository;
 
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -32,7 +32,7 @@ use command::{
 
 pub(crate) use command::selects_for_git;
 pub use merge::MergePlan;
-pub use remove::{Artifact, Contents, all_artifacts, artifacts};
+pub use remove::Contents;
 
 /// How long a task waits while others create their worktrees of the same repository.
 const LOCK_LIMIT: Duration = Duration::from_secs(120);
@@ -53,7 +53,7 @@ const EXCLUDED: &str = "\
 /// A worktree that does not exist yet.
 #[derive(Clone, Debug)]
 pub struct PlannedWorktree {
-    /// Its names, branch and base.
+    /// The worktree's names, branch and base.
     pub worktree: Worktree,
     /// The worker's directory: the host's own directory, as far below the top.
     pub directory: PathBuf,
@@ -62,8 +62,9 @@ pub struct PlannedWorktree {
 }
 
 /// Chooses free names and the base, HEAD of the directory `here`, for the worktree of a task that is
-/// dispatched from there. Changes nothing.
-pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
+/// dispatched from there; `with_changes`, a snapshot of what is uncommitted there. Changes nothing but
+/// git's objects.
+pub fn plan_worktree(task: &TaskId, here: &Path, with_changes: bool) -> Result<PlannedWorktree> {
     require_version()?;
     if is_in_worktree(here) {
         return Err(Refusal::new(
@@ -89,7 +90,7 @@ pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
     let repository = repository
         .canonicalize()
         .with_context(|| format!("cannot find {}", repository.display()))?;
-    let base = commit_id(here, "HEAD")?.ok_or_else(|| {
+    let mut base = commit_id(here, "HEAD")?.ok_or_else(|| {
         Refusal::new(Exit::CannotCreate, "the repository has no commit to begin a worktree at")
             .place(format!("HEAD of {} names a branch without commits", repository.display()))
             .next("commit first, or dispatch without --worktree")
@@ -105,25 +106,56 @@ pub fn plan_worktree(task: &TaskId, here: &Path) -> Result<PlannedWorktree> {
         remarks.push(format!("{} is not in HEAD: the worker starts at the top", prefix.display()));
         directory = path.clone();
     }
+    let mut snapshot = false;
     if inside {
         let outside = "--untracked-files=normal -- :(top) :(top,exclude).dispatch";
-        remarks.extend(match changes(git(here, STATUS).words(outside)).map(|it| it.len()) {
-            Ok(0) => None,
-            Ok(1) => Some("1 uncommitted change is not in the worktree".into()),
-            Ok(count) => Some(format!("{count} uncommitted changes are not in the worktree")),
-            Err(error) => Some(format!("{error:#}").replace("\n ", ":")),
-        });
+        match changes(git(here, STATUS).words(outside)).map(|it| it.len()) {
+            Ok(0) => {}
+            Ok(_) if with_changes => {
+                base = commit_changes(here, &path, &base)?;
+                snapshot = true;
+            }
+            Ok(count) => {
+                let changes = match count {
+                    1 => "1 uncommitted change is".into(),
+                    count => format!("{count} uncommitted changes are"),
+                };
+                remarks.push(format!("{changes} not in the worktree (--with-changes takes them)"));
+            }
+            Err(error) => remarks.push(format!("{error:#}").replace("\n ", ":")),
+        }
     }
     let checkout = top.map(Path::to_path_buf);
-    let worktree = Worktree { path, branch, base, repository, checkout, trunk: None };
+    let worktree = Worktree { path, branch, base, repository, checkout, snapshot, trunk: None };
     Ok(PlannedWorktree { worktree, directory, remarks })
 }
 
-/// Whether git tracks a file, which then came with the repository.
+/// Returns true if git tracks a file, which then came with the repository.
 pub fn is_tracked(file: &Path) -> bool {
     let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { return false };
     let listed = git(directory, "ls-files --error-unmatch --").arg(name).run();
     listed.is_ok_and(|listed| listed.status.success())
+}
+
+/// Commits what is in a checkout, without touching its index or its branch.
+fn commit_changes(here: &Path, worktree: &Path, head: &str) -> Result<String> {
+    let what = "cannot take the uncommitted changes along";
+    let own = git(here, "rev-parse --path-format=absolute --git-path index").bytes(what)?;
+    let directory = worktree.parent().context("a worktree without a parent")?;
+    files::create_private_directory(directory)?;
+    let index = worktree.with_file_name(format!(".index-{}", std::process::id()));
+    let with_index = |words: &str| git(here, words).env("GIT_INDEX_FILE", &index);
+    let commit = || {
+        // The copy knows which files are unchanged, so git need not read them.
+        std::fs::copy(path(&own), &index).context(what)?;
+        with_index("add --all -- :(top) :(top,exclude).dispatch").bytes(what)?;
+        let tree = with_index("write-tree").text(what)?;
+        let commit = git(here, "commit-tree -p").args([head, "-m", "Uncommitted changes", &tree]);
+        commit.text(what)
+    };
+    let made = commit();
+    files::remove(&index)?;
+    made
 }
 
 /// The full id of the commit that `revision` names in a directory or repository; `None` if there is
@@ -159,7 +191,7 @@ fn free_names(task: &TaskId, repository: &Path) -> Result<(PathBuf, String)> {
 }
 
 /// The full names of the references that match one of the patterns.
-fn references(repository: &Path, patterns: &str) -> Result<Vec<String>> {
+pub fn references(repository: &Path, patterns: &str) -> Result<Vec<String>> {
     let list = git_on(repository, "for-each-ref --format=%(refname)").words(patterns);
     Ok(list.text("cannot list the branches")?.lines().map(str::to_owned).collect())
 }
@@ -182,7 +214,7 @@ fn worktrees_root() -> Result<PathBuf> {
     Ok(own.canonicalize().unwrap_or(own).join("worktrees"))
 }
 
-/// Whether a directory lies in a task's worktree, where no git may be run outside a sandbox.
+/// Returns true if a directory lies in a task's worktree, where no git may be run outside a sandbox.
 pub fn is_in_worktree(directory: &Path) -> bool {
     worktrees_root().is_ok_and(|root| directory.starts_with(root))
 }
@@ -209,7 +241,7 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 }
 
 /// The directory of all worktrees that dispatch makes of a repository.
-fn worktrees_directory(repository: &Path) -> Result<PathBuf> {
+pub fn worktrees_directory(repository: &Path) -> Result<PathBuf> {
     let named = repository.parent().filter(|_| repository.ends_with(".git")).unwrap_or(repository);
     let name = named.file_name().unwrap_or_default().to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -229,13 +261,15 @@ pub fn first_paths(paths: &[String]) -> String {
 }
 
 impl Worktree {
-    /// Reserves the names of the worktree, and keeps its base from being collected.
+    /// Reserves the names of the worktree, its branch only if that `is_own`, and keeps its base from
+    /// being collected.
     ///
     /// # Errors
     /// [`Exit::TryAgain`] if the names were taken after they were chosen.
-    pub fn reserve(&self) -> Result<()> {
+    pub fn reserve(&self, is_own: bool) -> Result<()> {
         let reference = reference("base", &self.path);
-        let free = self.is_deleted() && commit_id(&self.repository, &self.reference())?.is_none();
+        let free_branch = !is_own || commit_id(&self.repository, &self.reference())?.is_none();
+        let free = free_branch && self.is_deleted();
         let reserve = || self.git("update-ref").args([&reference, &self.base, ""]).run();
         if !free || !retry(reserve)?.status.success() {
             let what = format!("the branch {} was taken meanwhile", self.branch);
@@ -262,7 +296,7 @@ impl Worktree {
         self.trunk.as_deref().unwrap_or(&self.base)
     }
 
-    /// Whether [`Worktree::ensure`] has nothing to create.
+    /// Returns true if [`Worktree::ensure`] has nothing to create.
     pub fn exists(&self) -> bool {
         self.has_own_repository() && !self.incomplete().exists()
     }
@@ -386,6 +420,7 @@ impl Worktree {
             return Err(Refusal::new(Exit::CannotCreate, what).place(place).into());
         }
         remarks.extend(self.fill_submodules());
+        remarks.extend(self.include_files()?);
         Ok(remarks)
     }
 
@@ -438,17 +473,9 @@ impl Worktree {
         self.path.join(".git")
     }
 
-    /// Whether the worktree is a repository of its own: its `.git` leads nowhere else.
+    /// Returns true if the worktree is a repository of its own: its `.git` leads nowhere else.
     fn has_own_repository(&self) -> bool {
         self.git_dir().symlink_metadata().is_ok_and(|it| it.is_dir())
-    }
-
-    /// Fills the submodules without a network, from the repository's own clones of them.
-    fn fill_submodules(&self) -> Option<String> {
-        let mut empty = Vec::new();
-        fill_submodules(&self.path, &self.repository.join("modules"), Path::new(""), &mut empty);
-        let names = empty.join(", ");
-        (!empty.is_empty()).then(|| format!("submodules that are empty in the worktree: {names}"))
     }
 }
 
@@ -461,44 +488,4 @@ impl fmt::Display for Worktree {
 
 fn is_empty(directory: &Path) -> bool {
     std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-/// Fills the submodules of `top` from the clones in `modules`. Adds those that stay empty to `empty`.
-fn fill_submodules(top: &Path, modules: &Path, below: &Path, empty: &mut Vec<String>) {
-    if !top.join(".gitmodules").is_file() {
-        return;
-    }
-    let mut list = git(top, r"config -z -f .gitmodules --get-regexp ^submodule\..*\.path$");
-    let listed = list.run().map(|listed| listed.stdout).unwrap_or_default();
-    for entry in listed.split(|&byte| byte == 0) {
-        let mut halves = entry.splitn(2, |&byte| byte == b'\n');
-        let (Some(key), Some(path)) = (halves.next(), halves.next()) else { continue };
-        let path = Path::new(OsStr::from_bytes(path));
-        // `.gitmodules` may still name a submodule that was removed.
-        if !stays_below(path) || !top.join(path).is_dir() {
-            continue;
-        }
-        let name = trim(key);
-        let name = name.strip_prefix("submodule.").and_then(|name| name.strip_suffix(".path"));
-        let clone = name.filter(|name| stays_below(Path::new(name))).map(|name| modules.join(name));
-        match (name, clone) {
-            (Some(name), Some(clone)) if fill_submodule(top, path, name, &clone).is_ok() => {
-                fill_submodules(&top.join(path), &clone.join("modules"), &below.join(path), empty);
-            }
-            _ => empty.push(below.join(path).display().to_string()),
-        }
-    }
-}
-
-/// Whether a path that a repository's own text names stays inside the repository.
-fn stays_below(path: &Path) -> bool {
-    path.components().all(|part| matches!(part, Component::Normal(_)))
-}
-
-fn fill_submodule(top: &Path, path: &Path, name: &str, clone: &Path) -> Result<()> {
-    // Settings of this one command leave the repository's configuration unchanged.
-    let url = [format!("submodule.{name}.url=").as_ref(), clone.as_os_str()].join(OsStr::new(""));
-    let update = git(top, "-c protocol.allow=never -c protocol.file.allow=always -c").arg(url);
-    let update = update.words("submodule --quiet update --init --").arg(path);
-    update.bytes("cannot fill a submodule").map(drop)
 }

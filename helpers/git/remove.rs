@@ -1,22 +1,22 @@
 //! Removing a worktree and its branch, only if all work in them is also elsewhere.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use walkdir::WalkDir;
 
 use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::command::{Settings, retry, succeeded, trim};
-use crate::git::foreign::{Foreign, References};
+use crate::git::command::{Settings, git_on, retry, succeeded, trim};
 use crate::git::merge::{count, unfinished};
-use crate::git::{first_paths, reference, references, worktrees_directory};
-use crate::text::{sanitize, shell_word};
+use crate::git::repository::{Foreign, References};
+use crate::git::{first_paths, reference};
+use crate::text::{lossy, sanitize};
 
 /// Directories that tools make again: an ignored one with such a name, or with a `CACHEDIR.TAG`, may
 /// be removed.
@@ -35,7 +35,7 @@ const CACHES: [&str; 12] = [
     "venv",
 ];
 
-/// What is in a worktree, as far as a person needs to know.
+/// The contents of a worktree, as far as a person needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
     /// The number of the task's commits.
@@ -44,7 +44,7 @@ pub struct Contents {
     pub tip: String,
     /// The files that are not committed.
     pub changed: Vec<String>,
-    /// What is checked out, if that is not the task's branch; `None` in it for no branch.
+    /// The branch that is checked out, if that is not the task's; `None` in it for no branch.
     pub other: Option<Option<String>>,
 }
 
@@ -97,8 +97,8 @@ impl Worktree {
         Ok(changed)
     }
 
-    /// Whether the task's branch has exactly the files of the worktree, because [`Worktree::commit_rest`]
-    /// committed them there.
+    /// Returns true if the task's branch has exactly the files of the worktree, because
+    /// [`Worktree::commit_rest`] committed them there.
     fn is_committed(&self, foreign: &Foreign) -> Result<bool> {
         let Some(branch) = self.references()?.branch else { return Ok(false) };
         let scratch =
@@ -185,7 +185,7 @@ impl Worktree {
         let ignored = scratch.git("ls-files --others --ignored --exclude-standard -z");
         let ignored = ignored.words("--directory --no-empty-directory");
         let mut ignored = ignored.records(cannot_list)?;
-        ignored.retain(|name| !is_cache(&self.path.join(name)) && !self.has_elsewhere(name));
+        ignored.retain(|name| !self.has_elsewhere(name));
         ensure!(
             ignored.is_empty(),
             "git ignores files in {path} that are nowhere else: {}",
@@ -194,12 +194,21 @@ impl Worktree {
         Ok(())
     }
 
-    /// Whether the person's checkout has the same file.
+    /// Returns true if the person's checkout has the same file, or all files of the same directory
+    /// that are not in caches.
     fn has_elsewhere(&self, name: &str) -> bool {
-        let Some(checkout) = &self.checkout else { return false };
-        let read = |path: PathBuf| files::read_foreign(&path).ok().flatten();
-        let own = read(self.path.join(name));
-        own.is_some() && own == read(checkout.join(name))
+        let top = self.path.join(name);
+        let entries = WalkDir::new(&top).into_iter().filter_entry(|it| !is_cache(it.path()));
+        let mut entries =
+            entries.filter(|it| it.as_ref().map_or(true, |it| !it.file_type().is_dir()));
+        entries.all(|entry| {
+            let Ok(own) = entry.map(walkdir::DirEntry::into_path) else { return false };
+            let Ok(relative) = own.strip_prefix(&self.path) else { return false };
+            let persons = self.checkout.as_ref().map(|checkout| checkout.join(relative));
+            let read = |path: &Path| files::read_foreign(path).ok().flatten();
+            let text = read(&own);
+            text.is_some() && text == persons.and_then(|path| read(&path))
+        })
     }
 
     /// Checks that no other reference of the worktree's repository has commits of its own.
@@ -243,11 +252,13 @@ impl Worktree {
         Ok(())
     }
 
-    /// Whether the person's HEAD has each commit of the task in another form, as after a rebase, and what
-    /// the task began at was the person's.
+    /// Returns true if the person's HEAD has each commit of the task in another form, as after a
+    /// rebase, and what the task began at was the person's.
     fn is_taken_over(&self, tip: &str) -> Result<bool> {
         let trunk = self.trunk();
-        if self.commits_only_on(trunk)? > 0 && !self.is_in_reflog(trunk)? {
+        // A snapshot is a copy of what the person had, and still has or threw away.
+        let is_saved = self.snapshot || self.is_in_reflog(trunk)?;
+        if !is_saved && self.commits_only_on(trunk)? > 0 {
             return Ok(false);
         }
         let range = format!("HEAD...{tip}");
@@ -255,7 +266,8 @@ impl Worktree {
         Ok(count(&self.repository, &others)? == 0)
     }
 
-    /// Whether the person's HEAD has all that the commit changed: a merge of it would change nothing.
+    /// Returns true if the person's HEAD has all that the commit changed: a merge of it would
+    /// change nothing.
     fn is_squashed(&self, tip: &str) -> Result<bool> {
         let tree =
             |revision: &str| self.git("rev-parse").arg(format!("{revision}^{{tree}}")).said();
@@ -269,8 +281,8 @@ impl Worktree {
         Ok(merged.status.success() && trim(&merged.stdout) == tree)
     }
 
-    /// The number of commits of `tip` that no other branch reaches. The pushed copy of this branch does
-    /// not count, because another person may delete it.
+    /// The number of commits of `tip` that no other branch reaches. The pushed copy of this branch
+    /// does not count, because another person may delete it.
     fn commits_only_on(&self, tip: &str) -> Result<usize> {
         let own = format!("--exclude={}", self.branch);
         let pushed = format!("--exclude=*/{}", self.branch);
@@ -278,8 +290,8 @@ impl Worktree {
         count(&self.repository, &others)
     }
 
-    /// Whether the person's own checkout was once at that commit. The commit is then no worker's, and
-    /// the person took it off its branch.
+    /// Returns true if the person's own checkout was once at that commit. The commit is then no
+    /// worker's, and the person took it off its branch.
     fn is_in_reflog(&self, tip: &str) -> Result<bool> {
         let reflog = self.git("reflog show --format=%H HEAD").said()?;
         Ok(reflog.lines().any(|line| line == tip))
@@ -354,7 +366,7 @@ impl Worktree {
     }
 }
 
-/// Whether a tool makes an ignored file or directory again.
+/// Returns true if a tool makes an ignored file or directory again.
 fn is_cache(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let is_directory = path.symlink_metadata().is_ok_and(|it| it.is_dir());
@@ -367,91 +379,82 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
         .with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
 }
 
-/// A worktree or branch that dispatch made in a repository.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Artifact {
-    /// The worktree in this directory.
-    Worktree(PathBuf),
-    /// The branch of this name.
-    Branch(String),
-}
-
-impl Artifact {
-    /// Whether this is that worktree or its branch.
-    pub fn belongs_to(&self, worktree: &Worktree) -> bool {
-        match self {
-            Self::Worktree(path) => worktree.path == *path,
-            Self::Branch(branch) => worktree.branch == *branch,
-        }
-    }
-
-    /// Fetches the commits of a worktree. Returns the branch that has them.
-    pub fn fetch(&self, repository: &Path) -> Result<String> {
-        let Self::Worktree(path) = self else { bail!("a branch needs no fetch") };
-        let worktree = Worktree {
-            path: path.clone(),
-            branch: format!("dispatch/{}", self.name()),
-            base: String::new(),
-            repository: repository.into(),
-            checkout: None,
-            trunk: None,
-        };
-        worktree.fetch()?;
-        Ok(worktree.branch)
-    }
-
-    /// One line with the command that keeps its commits and the command that removes it. `fetched` is
-    /// the branch with the commits of a worktree.
-    pub fn remedy(&self, fetched: Option<&str>) -> String {
-        let path = match self {
-            Self::Worktree(path) => path.display().to_string(),
-            Self::Branch(branch) => {
-                return format!(
-                    "branch {branch} — git merge {branch} brings it back, git branch -d {branch} removes it"
-                );
+impl Worktree {
+    /// The submodules and nested repositories that have files in the worktree.
+    fn submodules(&self, top: &Foreign) -> Result<Vec<Submodule>> {
+        let (mut found, mut open) = (Vec::new(), vec![(String::new(), top.tree.clone())]);
+        let mut clones = vec![(top.git_dir.clone(), top.persons.clone())];
+        while let (Some((below, tree)), Some((git_dir, persons))) = (open.pop(), clones.pop()) {
+            let foreign = Foreign {
+                tree: tree.clone(),
+                git_dir: git_dir.clone(),
+                persons: persons.clone(),
+                scratch: top.scratch.clone(),
+            };
+            let scratch = foreign.scratch_with_index()?;
+            let listed = scratch.git("ls-files --stage -z");
+            for line in listed.records("cannot list the files of the worktree")? {
+                let Some((about, name)) = line.split_once('\t') else { continue };
+                let inner = tree.join(name);
+                if !about.starts_with("160000 ") || inner.join(".git").symlink_metadata().is_err() {
+                    continue;
+                }
+                let path = format!("{below}{name}");
+                let module = named_module(&inner, &git_dir.join("modules"));
+                let inner_git_dir = module.as_ref().map(|name| git_dir.join("modules").join(name));
+                let persons_clone = module.as_ref().map(|name| persons.join("modules").join(name));
+                let known = inner_git_dir.zip(persons_clone.filter(|clone| clone.is_dir()));
+                if let Some(known) = &known {
+                    open.push((format!("{path}/"), inner.clone()));
+                    clones.push(known.clone());
+                }
+                let foreign = known.map(|(git_dir, persons)| Foreign {
+                    tree: inner,
+                    git_dir,
+                    persons,
+                    scratch: top.scratch.clone(),
+                });
+                found.push(Submodule { path, foreign });
             }
-        };
-        let keep = match fetched {
-            Some(branch) => format!("git merge {branch} brings its commits back"),
-            None => "dispatch-reconcile clean brings its commits to a branch".into(),
-        };
-        let directory = shell_word(&path);
-        format!("worktree {path} — {keep}, rm -r {directory} removes it and what is only there")
-    }
-
-    /// The last part of the name, usually the task's name.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Worktree(path) => path.file_name().and_then(|it| it.to_str()).unwrap_or_default(),
-            Self::Branch(branch) => branch.rsplit('/').next().unwrap_or_default(),
         }
+        Ok(found)
     }
 }
 
-/// The worktrees and branches that dispatch made in a repository, read without starting git. Packed
-/// branches are missing.
-pub fn artifacts(repository: &Path) -> Vec<Artifact> {
-    let names = |directory: &Path| {
-        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
-        names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
-        names.sort();
-        names
-    };
-    let directory = worktrees_directory(repository).unwrap_or_default();
-    let worktrees =
-        names(&directory).into_iter().map(|name| Artifact::Worktree(directory.join(name)));
-    let branches = names(&repository.join("refs/heads/dispatch"));
-    let branch = |name: OsString| Some(Artifact::Branch(format!("dispatch/{}", name.to_str()?)));
-    worktrees.chain(branches.into_iter().filter_map(branch)).collect()
+/// A submodule or a nested repository in a worktree.
+struct Submodule {
+    /// The submodule's path in the worktree.
+    path: String,
+    /// The repositories that are compared; `None` if the person has no clone of it.
+    foreign: Option<Foreign>,
 }
 
-/// All worktrees and branches that dispatch made in a repository, packed branches included.
-pub fn all_artifacts(repository: &Path) -> Result<Vec<Artifact>> {
-    let mut all = artifacts(repository);
-    let listed = references(repository, "refs/heads/dispatch/")?.into_iter();
-    let branch = |name: String| Some(Artifact::Branch(name.strip_prefix("refs/heads/")?.into()));
-    let packed: Vec<_> = listed.filter_map(branch).filter(|branch| !all.contains(branch)).collect();
-    all.extend(packed);
-    Ok(all)
+impl Submodule {
+    /// The uncommitted files.
+    fn changes(&self, worktree: &Path) -> Result<Vec<String>> {
+        let Some(foreign) = &self.foreign else { return Ok(vec![self.path.clone()]) };
+        self.check_commits(worktree)?;
+        let changed = foreign.changes()?;
+        Ok(changed.into_iter().map(|name| format!("{}/{name}", self.path)).collect())
+    }
+
+    /// Checks that the person's clone has all its commits.
+    fn check_commits(&self, worktree: &Path) -> Result<()> {
+        let Some(foreign) = &self.foreign else { return Ok(()) };
+        let references = foreign.all_references()?.into_iter().map(|(_, id)| id);
+        for id in foreign.head()?.commit.into_iter().chain(references) {
+            let saved = git_on(&foreign.persons, "cat-file -e").arg(&id).ok()?;
+            let worktree = worktree.display();
+            ensure!(saved, "the submodule {} in {worktree} has own commits", self.path);
+        }
+        Ok(())
+    }
+}
+
+/// The name of the module that a submodule's `.git` file leads to, if it is one of these.
+fn named_module(checkout: &Path, modules: &Path) -> Option<PathBuf> {
+    let text = lossy(files::read_foreign(&checkout.join(".git")).ok()??);
+    let named = checkout.join(text.strip_prefix("gitdir:")?.trim());
+    let named = named.canonicalize().ok()?;
+    Some(named.strip_prefix(modules).ok()?.to_path_buf())
 }

@@ -32,6 +32,10 @@ pub struct Request {
     pub access: Option<Access>,
     /// `true` if the worker gets a worktree of its own.
     pub worktree: bool,
+    /// True if the worktree begins with the uncommitted changes of the checkout.
+    pub with_changes: bool,
+    /// True if the worker works on the branch of the first task before it.
+    pub continue_branch: bool,
     /// The tasks that must be done first.
     pub after: Vec<TaskId>,
     /// The plan and where it came from; `None` for the task's plan.md.
@@ -102,7 +106,15 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     // A task after one with a worktree starts from that task's branch.
     let worktree = request.worktree || after.iter().any(|before| before.branch.is_some());
     let route = ops::route(choice, worktree, !after.is_empty())?;
-    let worktree = worktree.then(|| git::plan_worktree(&id, &directory)).transpose()?;
+    let planned = worktree.then(|| git::plan_worktree(&id, &directory, request.with_changes));
+    let mut worktree = planned.transpose()?;
+    if request.continue_branch {
+        let branch = after.iter().find_map(|before| before.branch.clone()).ok_or_else(|| {
+            Refusal::new(Exit::Usage, "there is no branch to continue")
+                .next("name a task with a worktree after --after")
+        })?;
+        worktree.iter_mut().for_each(|own| own.worktree.branch.clone_from(&branch));
+    }
     let record = Record {
         format: task::FORMAT,
         nonce: random_hex()?,
@@ -139,7 +151,9 @@ impl Prepared {
             let _lock = task.lock()?;
             refuse_taken(task)?;
             if let Some(worktree) = &record.worktree {
-                worktree.reserve()?;
+                let is_own =
+                    record.after.iter().all(|it| it.branch.as_ref() != Some(&worktree.branch));
+                worktree.reserve(is_own)?;
             }
             let _plan_lock = task.side().lock()?;
             files::create_task_directory(task.side().ipc().directory())?;

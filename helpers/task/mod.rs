@@ -92,6 +92,11 @@ impl Task {
         self.state_dir.join("run.lock")
     }
 
+    /// The file with the branches with which the task's branch conflicts, one a line with its files.
+    pub fn collisions_path(&self) -> PathBuf {
+        self.state_dir.join("collisions")
+    }
+
     /// The file with the commit that `show` showed last.
     pub fn shown_path(&self) -> PathBuf {
         self.state_dir.join("shown")

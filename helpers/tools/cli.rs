@@ -1,7 +1,7 @@
 //! The description of a worker CLI, with what most CLIs have in common.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -149,7 +149,9 @@ impl WorkerCli {
     pub(super) fn last_args(&self, command: &str, job: &Job) -> Vec<OsString> {
         let mut args = Vec::new();
         if let Some(flag) = self.directory_flag {
-            let outside = job.writable.iter().filter(|it| !it.starts_with(job.directory));
+            // A sandbox may hold its own directory's `.git` back.
+            let needs_flag = |it: &&PathBuf| !it.starts_with(job.directory) || it.ends_with(".git");
+            let outside = job.writable.iter().filter(needs_flag);
             args.extend(outside.flat_map(|directory| [flag.into(), directory.into()]));
         }
         if let Some(model) = job.model.filter(|_| !super::command::names_a_model(command)) {

@@ -56,7 +56,12 @@ pub fn first(task: &Task, record: &Record, plan: &str) -> Result<String> {
 
 /// The part of the prompt about the worker's worktree.
 fn of_worktree(worktree: &Worktree, record: &Record) -> String {
-    let commit = if record.commits() { "commit your work there before you finish; " } else { "" };
+    let commit = match record.commits() {
+        true => {
+            "commit your work there before you finish\n(git add FILE, not -A: a sandbox may show files that are not yours); "
+        }
+        false => "",
+    };
     let branches: Vec<_> = record.after.iter().filter_map(|it| it.branch.as_deref()).collect();
     let begins = match branches.as_slice() {
         [first, others @ ..] if record.commits() && !others.is_empty() => format!(

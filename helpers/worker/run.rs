@@ -16,7 +16,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::selects_for_git;
+use crate::git::{first_paths, selects_for_git};
 use crate::ids::{now, random_uuid};
 use crate::news::finish_id;
 use crate::plan::Plan;
@@ -95,7 +95,7 @@ pub(super) fn run(
         }
     }
     fault::point("supervisor", "reaped");
-    if let Some(Err(error)) = record.worktree.as_ref().map(Worktree::fetch) {
+    if let Some(Err(error)) = record.worktree.as_ref().map(|it| fetch(task, it)) {
         task.side().tell(&format!("{error:#}"))?;
     }
     let observed = started.listener.observed().clone();
@@ -263,6 +263,12 @@ fn launch(
     session: Option<&SessionRecord>,
 ) -> Result<RunningWorker> {
     let record = &with_worktree(task, record)?;
+    if !record.directory.is_dir() {
+        return Err(Refusal::new(Exit::Data, "the directory of the task is gone")
+            .place(record.directory.display().to_string())
+            .next("put it back there, or dispatch the plan again as a new task")
+            .into());
+    }
     let fresh = random_uuid()?;
     let resumed = session.map(|session| Session::Resume(&session.id));
     let helper = worker_helper()?;
@@ -318,6 +324,24 @@ fn with_worktree(task: &Task, record: &Record) -> Result<Record> {
         }
     }
     Ok(record)
+}
+
+/// Fetches the commits of a worktree, and tells once of each other branch that they conflict with.
+fn fetch(task: &Task, worktree: &Worktree) -> Result<()> {
+    worktree.fetch()?;
+    let known = files::read(&task.collisions_path())?.unwrap_or_default();
+    let mut lines = String::new();
+    for (branch, paths) in worktree.collisions()? {
+        let line = format!("{branch}: {}", first_paths(&paths));
+        if !known.lines().any(|known| known.starts_with(&format!("{branch}: "))) {
+            task.side().tell(&format!("its commits conflict with those of {line}"))?;
+        }
+        lines.push_str(&format!("{line}\n"));
+    }
+    if lines != known {
+        files::publish(&task.collisions_path(), lines.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// The value of the [`ATTEMPT`] variable in the processes of this attempt.

@@ -37,7 +37,7 @@ fn fail_task(sandbox: &Sandbox, id: &str) -> PathBuf {
     worktree_of(sandbox, id).0
 }
 
-/// Whether a task's directory, worktree and branch still exist.
+/// Returns true if a task's directory, worktree and branch still exist.
 fn left(sandbox: &Sandbox, id: &str, worktree: &Path) -> (bool, bool, bool) {
     let branch = sandbox.git(&["branch", "--list", &format!("dispatch/{id}")]);
     (sandbox.task(id, "").exists(), worktree.exists(), !branch.is_empty())

@@ -218,6 +218,9 @@ Options:
       --onto
           Take only the task's commits, after those that are checked out here
 
+      --pr
+          Merge nothing; print the commands that push the branch and open a draft pull request
+
       --uncommitted
           Commit what the worker left uncommitted, and merge that too
 

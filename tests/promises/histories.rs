@@ -43,7 +43,7 @@ struct World {
     /// Counts everything that needs a name.
     count: usize,
     tasks: Vec<String>,
-    /// What must not get lost.
+    /// The commits that must not get lost.
     commits: BTreeSet<String>,
     changes: Vec<Change>,
     story: Vec<String>,
@@ -99,7 +99,7 @@ impl World {
         text.is_ok_and(|text| text == change.text)
     }
 
-    /// What a person threw away need not be there any more.
+    /// Work that a person threw away need not be there any more.
     fn forget_what_is_gone(&mut self) {
         let held = self.held();
         self.commits.retain(|commit| held.contains(commit));
@@ -131,7 +131,7 @@ impl World {
             return;
         }
         let name = self.name("n");
-        // The same names everywhere, so that merges conflict.
+        // Equal names everywhere, so that merges conflict.
         let file = ["README", "a", "b", &name][self.random.below(4)].to_owned();
         match self.random.below(7) {
             0..=2 => {
@@ -266,7 +266,7 @@ git update-ref --stdin";
 }
 
 #[test]
-fn in_no_history_is_any_work_lost() {
+fn no_history_loses_work() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     let first = number("HISTORY_SEED").unwrap_or(now.as_nanos() as u64);

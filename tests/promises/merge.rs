@@ -6,7 +6,7 @@ use std::path::Path;
 use snapbox::str;
 
 use crate::support::terminal::Terminal;
-use crate::support::text::{names, same, tree};
+use crate::support::text::{names, tree};
 use crate::support::{Sandbox, wait_until};
 use crate::worktrees::{
     commit, commits, dispatch, path_with, ready, real_git, until_over, worktree_of, write_program,
@@ -149,7 +149,7 @@ exit 1
         .expect("written");
     merge().shows(str![[r#"
 exit 65
-! dispatch-reconcile: main is in the middle of a merge
+! dispatch-reconcile: a merge is not finished in the checkout
 !   PROJECT
 !   next: finish it, or end it with git merge --abort; then try again
 "#]]);
@@ -297,23 +297,23 @@ exit 1
 
 #[test]
 fn merge_waits_for_another_programs_git_lock() {
-    let sandbox = done();
-    let path = path_with(&sandbox, "git", &format!("exec {} \"$@\"", real_git(&sandbox)));
-    let lock = sandbox.project().join(".git/index.lock");
-    fs::write(&lock, "").expect("written");
-    let merge = sandbox.call("dispatch-reconcile", &["merge", "x"]).env("PATH", path).start();
-    wait_until("git to be called again", || {
-        let calls = fs::read_to_string(sandbox.top().join("calls")).unwrap_or_default();
-        (calls.matches(" merge --quiet ").count() > 1).then_some(())
-    });
-    fs::remove_file(&lock).expect("removed");
-    same(
-        &sandbox.redactions().apply(&merge.end().ok()),
-        str![[r#"
-dispatch/x at COMMIT: 1 commit into main (fast-forward); dispatch-reconcile clean x removes the task
-
-"#]],
-    );
+    for how in ["fast-forward", "merge commit"] {
+        let sandbox = done();
+        if how == "merge commit" {
+            commit_file(&sandbox, "other");
+        }
+        let path = path_with(&sandbox, "git", &format!("exec {} \"$@\"", real_git(&sandbox)));
+        let lock = sandbox.project().join(".git/index.lock");
+        fs::write(&lock, "").expect("written");
+        let merge = sandbox.call("dispatch-reconcile", &["merge", "x"]).env("PATH", path).start();
+        wait_until("git to be called again", || {
+            let calls = fs::read_to_string(sandbox.top().join("calls")).unwrap_or_default();
+            (calls.matches(" merge --quiet ").count() > 1).then_some(())
+        });
+        fs::remove_file(&lock).expect("removed");
+        let said = merge.end().ok();
+        assert!(said.contains(&format!("1 commit into main ({how})")), "{said}");
+    }
 }
 
 /// The person took a secret out of the commit at which the task began.
@@ -371,7 +371,7 @@ dispatch/x at COMMIT (it was at COMMIT when it was shown): 2 commits into main (
 "#]]);
 }
 
-/// What a host, git, an editor or CI executes by itself is merged by a person only.
+/// A file that a host, git, an editor or CI executes by itself is merged by a person only.
 #[test]
 fn merge_of_files_that_run_by_themselves_needs_a_person() {
     let files =
@@ -419,4 +419,66 @@ fn merge_runs_the_hooks_as_they_were_before_it() {
     terminal.write("y\n");
     assert!(terminal.status().success());
     assert_eq!(fs::read_to_string(sandbox.home().join("ran")).expect("a hook ran"), "old\n");
+}
+
+#[test]
+fn pull_request_is_printed_for_the_host_to_run() {
+    let sandbox = done();
+    let before = all_of(&sandbox);
+    sandbox.run("dispatch-reconcile", &["merge", "x", "--pr"]).shows(str![[r#"
+exit 0
+git push origin COMMIT:refs/heads/dispatch/x
+gh pr create --draft --head dispatch/x --title Title --body Fine.
+"#]]);
+    assert_eq!(all_of(&sandbox), before);
+}
+
+/// Where git refuses, the remedy is git's own, or one that works.
+#[test]
+fn refused_merge_names_a_remedy_that_works() {
+    let sandbox = done();
+    commit_file(&sandbox, "other");
+    let merge = || sandbox.run("dispatch-reconcile", &["merge", "x"]);
+    let before = all_of(&sandbox);
+    sandbox.git(&["config", "merge.ff", "only"]);
+    merge().shows(str![[r#"
+exit 1
+! dispatch-reconcile: dispatch/x cannot be merged into main; nothing was changed
+!   fatal: Not possible to fast-forward, aborting.
+!   next: merge.ff is 'only': git merge --ff dispatch/x, or rebase
+"#]]);
+    sandbox.git(&["config", "--unset", "merge.ff"]);
+    sandbox.git(&["config", "user.useConfigOnly", "true"]);
+    fs::write(sandbox.home().join(".gitconfig"), "").expect("written");
+    merge().shows(str![[r#"
+exit 1
+! dispatch-reconcile: dispatch/x cannot be merged into main; nothing was changed
+!   fatal: no email was given and auto-detection is disabled
+!   next: git config --global user.email "you@example.com"; then try again
+"#]]);
+    sandbox.git(&["config", "user.name", "Tester"]);
+    sandbox.git(&["config", "user.email", "tester@example.com"]);
+    sandbox.git(&["config", "core.bare", "true"]);
+    merge().shows(str![[r#"
+exit 65
+! dispatch-reconcile: the config of git says that this checkout is none
+!   core.bare is true in PROJECT
+!   next: git -C PROJECT config core.bare false
+"#]]);
+    sandbox.git(&["config", "core.bare", "false"]);
+    sandbox.git(&["bisect", "start"]);
+    merge().shows(str![[r#"
+exit 65
+! dispatch-reconcile: a bisect is not finished in the checkout
+!   PROJECT
+!   next: finish it, or end it with git bisect reset; then try again
+"#]]);
+    sandbox.git(&["bisect", "reset"]);
+    assert_eq!(all_of(&sandbox), before);
+    let hook_of = "sleep 1000 &";
+    hook(&sandbox, "post-merge", hook_of);
+    merge().shows(str![[r#"
+exit 0
+dispatch/x at COMMIT: 1 commit into main (merge commit); dispatch-reconcile clean x removes the task
+"#]]);
 }

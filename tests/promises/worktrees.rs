@@ -1,4 +1,6 @@
-//! A task with `--worktree` works in its own checkout, and no commit of it is lost.
+//! A task with `--worktree` works in its own repository, and no commit of it is lost.
+//!
+//! Longer than 500 lines because each kind of repository and of attack is a test here.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -57,7 +59,7 @@ pub(crate) fn write_program(sandbox: &Sandbox, path: &Path, script: &str) {
     put.input(format!("#!/bin/sh\n{script}\n")).run().ok();
 }
 
-/// Whether a task's worker runs, so that its worktree is complete.
+/// Returns true if a task's worker runs, so that its worktree is complete.
 fn running(sandbox: &Sandbox, id: &str) -> Option<()> {
     sandbox.task(id, "attempts/1/identity").exists().then_some(())
 }
@@ -140,8 +142,8 @@ exit 0
 You are the worker of one task, 'x'. Work in HOME/.dispatch/worktrees/project-HASH/x. Your plan is the checklist in
 PROJECT/.dispatch/tasks/x/plan.md (a copy stands at the end of this text). Do its items from top to bottom, each one
 completely, and tick each as soon as it is done. Do not start other workers.
-Your directory is a git worktree of your own, on branch dispatch/x: commit your work there before you finish; never
-push, and never touch other branches.
+Your directory is a git worktree of your own, on branch dispatch/x: commit your work there before you finish
+(git add FILE, not -A: a sandbox may show files that are not yours); never
 "#]],
     );
 }
@@ -251,14 +253,14 @@ w (Title, 2 items) started with idle. Tell the user and stop; news wakes you.
     fs::write(sandbox.project().join("README"), "Changed.\n").expect("written");
     dispatch(&sandbox, "x", "idle").shows(str![[r#"
 exit 0
-1 uncommitted change is not in the worktree
+1 uncommitted change is not in the worktree (--with-changes takes them)
 x (Title, 2 items) started with idle. Tell the user and stop; news wakes you.
 "#]]);
     sandbox.git(&["mv", "-f", "README", "a b"]);
     fs::write(sandbox.project().join("new"), "New.\n").expect("written");
     dispatch(&sandbox, "y", "idle").shows(str![[r#"
 exit 0
-3 uncommitted changes are not in the worktree
+3 uncommitted changes are not in the worktree (--with-changes takes them)
 y (Title, 2 items) started with idle. Tell the user and stop; news wakes you.
 "#]]);
     let (path, ..) = worktree_of(&sandbox, "y");
@@ -470,7 +472,7 @@ fn half_created_worktree_is_created_again() {
     let (path, ..) = worktree_of(&sandbox, "x");
     sandbox.wait_for_state("x", "incomplete");
     until_over(&sandbox, "x");
-    // What a killed supervisor leaves: its mark, and a part of the files.
+    // A killed supervisor leaves its mark, and a part of the files.
     fs::write(path.with_file_name(".x.incomplete"), "").expect("written");
     fs::remove_dir_all(path.join(".git/refs")).expect("removed");
     fs::remove_file(path.join("README")).expect("removed");
@@ -765,7 +767,257 @@ fn forged_git_file_opens_no_directory_to_the_worker() {
     assert!(!calls.contains("secret"), "{calls}");
 }
 
-/// What a worker can leave in its worktree, as shell scripts that run there. `$RAN` is a program that
+/// Some workers make a branch of their own.
+#[test]
+fn next_task_begins_with_work_on_a_branch_of_the_workers_own() {
+    let own = format!("git checkout -q -b own\n{}", commits());
+    let sandbox = ready(&[("commits", &commits()), ("own", &own)]);
+    dispatch(&sandbox, "a", "own");
+    let after = ["b", "--model", "commits", "--after", "a", "--plan", "-"];
+    sandbox.call("dispatch-spawn", &after).input(PLAN).run().ok();
+    sandbox.wait_for_state("b", "done");
+    until_over(&sandbox, "b");
+    let log = sandbox.git(&["log", "--format=%s", "dispatch/b"]);
+    assert_eq!(log, "Work of b\nWork of a\nBegin\n");
+    // Commits of the task before it are not foreign.
+    sandbox.ok("dispatch-reconcile", &["merge", "b"]);
+}
+
+/// Settings that only a linked worktree, or only a bare repository, should have.
+#[test]
+fn odd_settings_of_the_repository_do_not_reach_the_worktree() {
+    let sandbox = ready(&[("commits", &commits())]);
+    sandbox.git(&["config", "extensions.worktreeConfig", "true"]);
+    sandbox.git(&["config", "core.worktree", "/nowhere"]);
+    sandbox.git(&["config", "--worktree", "core.worktree", "../"]);
+    dispatch(&sandbox, "x", "commits");
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    let files = sandbox.git(&["ls-tree", "--name-only", "dispatch/x"]);
+    assert_eq!(files, "README\nwork-x\n");
+}
+
+#[test]
+fn submodule_as_the_project_has_worktrees() {
+    let sandbox = ready(&[("commits", &commits())]);
+    sandbox.git(&["init", "-q", "-b", "main", "../top"]);
+    let top = sandbox.home().join("top");
+    let git = |directory: &Path, args: &[&str]| {
+        let call = sandbox.program("git").args(&["-c", "protocol.file.allow=always"]).args(args);
+        let ran = call.within(directory).run();
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        ran.out
+    };
+    git(&top, &["submodule", "--quiet", "add", "../project", "sub"]);
+    git(&top, &["commit", "-q", "-m", "Sub"]);
+    let sub = top.join("sub");
+    spawn(&sandbox, "x", "commits").within(&sub).run().ok();
+    let show = || sandbox.call("dispatch-reconcile", &["show", "x"]).within(&sub).run().ok();
+    wait_until("it commits", || show().contains("\ndone, ").then_some(()));
+    sandbox.call("dispatch-reconcile", &["show", "x"]).within(&sub).run().ok();
+    let merge = || sandbox.call("dispatch-reconcile", &["merge", "x"]).within(&sub).run();
+    wait_until("its supervisor ends", || (merge().code == Some(0)).then_some(()));
+    assert_eq!(git(&sub, &["log", "--format=%s", "dispatch/x"]), "Work of x\nBegin\n");
+    assert_eq!(names(&sub), [".dispatch", ".git", "README", "work-x"]);
+}
+
+/// Every checkout of a bare repository shows the same tasks.
+#[test]
+fn checkouts_of_a_bare_repository_are_one_project() {
+    let sandbox = ready(&[]);
+    let bare = sandbox.home().join("shop/.bare");
+    sandbox.git(&["clone", "-q", "--bare", ".", &bare.display().to_string()]);
+    let checkouts = ["one", "two"].map(|name| bare.with_file_name(name));
+    for (checkout, branch) in checkouts.iter().zip(["b1", "b2"]) {
+        let add = ["worktree", "add", "-q", "-b", branch, checkout.to_str().expect("UTF-8")];
+        sandbox.program("git").args(&add).within(&bare).run().ok();
+    }
+    spawn(&sandbox, "x", "idle").within(&checkouts[0]).run().ok();
+    for place in [&checkouts[0], &checkouts[1], &bare] {
+        let status = sandbox.call("dispatch-reconcile", &[]).within(place).run().ok();
+        assert!(status.starts_with("x running") && !status.contains("orphaned"), "{status}");
+    }
+}
+
+#[test]
+fn repository_with_reftable_has_worktrees() {
+    let sandbox = ready(&[("commits", &commits())]);
+    let init = ["init", "-q", "-b", "main", "--ref-format=reftable", "../table"];
+    if sandbox.program("git").args(&init).run().code != Some(0) {
+        // This git has no reftable.
+        return;
+    }
+    let table = sandbox.home().join("table");
+    let git = |args: &[&str]| sandbox.program("git").args(args).within(&table).run().ok();
+    git(&["commit", "-q", "--allow-empty", "-m", "Begin"]);
+    spawn(&sandbox, "x", "commits").within(&table).run().ok();
+    let merge = || sandbox.call("dispatch-reconcile", &["merge", "x"]).within(&table).run();
+    wait_until("it can be merged", || (merge().code == Some(0)).then_some(()));
+    assert_eq!(git(&["log", "--format=%s"]), "Work of x\nBegin\n");
+}
+
+/// Neither a slow hook nor a process that it leaves behind holds up who dispatches.
+#[test]
+fn spawn_does_not_wait_for_hooks() {
+    let sandbox = ready(&[("commits", &commits())]);
+    let hook = sandbox.project().join(".git/hooks/post-checkout");
+    write_program(&sandbox, &hook, "sleep 1000 & until [ -e \"$HOME/go\" ]; do sleep 0.01; done");
+    dispatch(&sandbox, "x", "commits");
+    assert_eq!(sandbox.state("x"), "running");
+    fs::write(sandbox.home().join("go"), "").expect("written");
+    sandbox.wait_for_state("x", "done");
+}
+
+#[test]
+fn failed_creation_names_its_cause_and_leaves_no_branch() {
+    let sandbox = ready(&[("commits", &commits())]);
+    sandbox.git(&["config", "filter.lfs.process", "git-lfs-is-missing filter-process"]);
+    sandbox.git(&["config", "filter.lfs.required", "true"]);
+    let attributes = sandbox.project().join(".gitattributes");
+    fs::write(&attributes, "*.bin filter=lfs\n").expect("written");
+    fs::write(sandbox.project().join("a.bin"), "A.\n").expect("written");
+    let off = ["-c", "filter.lfs.process=", "-c", "filter.lfs.required=false"];
+    sandbox.git(&[&off[..], &["add", "."]].concat());
+    sandbox.git(&[&off[..], &["commit", "-q", "-m", "Large"]].concat());
+    dispatch(&sandbox, "x", "commits");
+    until_over(&sandbox, "x");
+    let state = sandbox.state("x");
+    assert!(state.starts_with("failed: could not start: cannot make the worktree"), "{state}");
+    assert!(state.contains("git-lfs-is-missing"), "{state}");
+    assert_eq!(sandbox.git(&["branch", "--list", "dispatch/*"]), "");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    assert!(!path.exists());
+    // After the cause is gone, the task resumes.
+    sandbox.git(&["config", "filter.lfs.process", ""]);
+    sandbox.git(&["config", "filter.lfs.required", "false"]);
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    sandbox.wait_for_state("x", "done");
+}
+
+/// The run lock proves that nobody holds the lock that a killed worker's git left.
+#[test]
+fn stale_lock_does_not_keep_a_worker_from_committing() {
+    let sandbox = ready(&[("fails", "touch .git/index.lock .git/refs/heads/a.lock; exit 7")]);
+    dispatch(&sandbox, "x", "fails");
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    until_over(&sandbox, "x");
+    sandbox.script("fails", &format!("{}\n", commits()));
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    sandbox.wait_for_state("x", "done");
+}
+
+#[test]
+fn resume_names_the_directory_that_is_gone() {
+    let sandbox = ready(&[("fails", "exit 7")]);
+    let deep = sandbox.project().join("deep");
+    fs::create_dir(&deep).expect("made");
+    let spawn = sandbox.call("dispatch-spawn", &["x", "--model", "fails", "--plan", "-"]);
+    spawn.within(&deep).input(PLAN).run().ok();
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    until_over(&sandbox, "x");
+    fs::remove_dir(&deep).expect("removed");
+    sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
+exit 65
+! dispatch-spawn: the directory of the task is gone
+!   PROJECT/deep
+!   next: put it back there, or dispatch the plan again as a new task
+"#]]);
+}
+
+#[test]
+fn included_files_come_along() {
+    let sandbox = ready(&[("commits", &commits())]);
+    let write = |name: &str, text: &str| {
+        let path = sandbox.project().join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, text).expect("written");
+    };
+    write(".gitignore", ".env\nconfig/*.local\nsecret\nlink\n");
+    write(".worktreeinclude", ".env\nconfig/*.local\nlink\nuntracked\n");
+    sandbox.git(&["add", "."]);
+    sandbox.git(&["commit", "-q", "-m", "Include"]);
+    for name in [".env", "config/a.local", "secret", "untracked"] {
+        write(name, name);
+    }
+    std::os::unix::fs::symlink("secret", sandbox.project().join("link")).expect("made");
+    dispatch(&sandbox, "x", "commits");
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    let there = [".env", ".git", ".gitignore", ".worktreeinclude", "README", "config", "work-x"];
+    assert_eq!(names(&path), there);
+    assert_eq!(fs::read_to_string(path.join("config/a.local")).expect("there"), "config/a.local");
+    let told = sandbox.read("x", "tells/001");
+    assert_eq!(told, ".worktreeinclude: copied .env, config/a.local; too large: link");
+    sandbox.ok("dispatch-reconcile", &["merge", "x"]);
+    sandbox.ok("dispatch-reconcile", &["clean", "x"]);
+}
+
+#[test]
+fn worktree_begins_with_the_uncommitted_changes() {
+    let sandbox = ready(&[("commits", &commits())]);
+    fs::write(sandbox.project().join("README"), "Changed.\n").expect("written");
+    fs::write(sandbox.project().join("new"), "New.\n").expect("written");
+    fs::write(sandbox.project().join("staged"), "Staged.\n").expect("written");
+    sandbox.git(&["add", "staged"]);
+    let status = sandbox.git(&["status", "--porcelain"]);
+    let index = fs::read(sandbox.project().join(".git/index")).expect("there");
+    spawn(&sandbox, "x", "commits").args(&["--with-changes"]).run().ok();
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    assert_eq!(names(&path), [".git", "README", "new", "staged", "work-x"]);
+    assert_eq!(fs::read_to_string(path.join("README")).expect("there"), "Changed.\n");
+    assert_eq!(sandbox.git(&["status", "--porcelain"]), status);
+    assert_eq!(fs::read(sandbox.project().join(".git/index")).expect("there"), index);
+    // Only the worker's commit comes back, and the changes are still not committed.
+    sandbox.ok("dispatch-reconcile", &["merge", "x"]);
+    assert_eq!(sandbox.git(&["log", "--format=%s"]), "Work of x\nBegin\n");
+    assert_eq!(sandbox.git(&["status", "--porcelain"]), status);
+    sandbox.ok("dispatch-reconcile", &["clean", "x"]);
+}
+
+#[test]
+fn tasks_in_sequence_work_on_one_branch() {
+    let sandbox = ready(&[("commits", &commits())]);
+    dispatch(&sandbox, "a", "commits");
+    let after = ["b", "--model", "commits", "--after", "a", "--continue-branch", "--plan", "-"];
+    sandbox.call("dispatch-spawn", &after).input(PLAN).run().ok();
+    sandbox.wait_for_state("b", "done");
+    until_over(&sandbox, "b");
+    assert_eq!(worktree_of(&sandbox, "b").1, "dispatch/a");
+    assert_eq!(sandbox.git(&["branch", "--list", "dispatch/*"]), "  dispatch/a\n");
+    let log = sandbox.git(&["log", "--format=%s", "dispatch/a"]);
+    assert_eq!(log, "Work of b\nWork of a\nBegin\n");
+    sandbox.run("dispatch-reconcile", &["merge", "a"]).shows(str![[r#"
+exit 0
+dispatch/a at COMMIT: 2 commits into main (fast-forward); dispatch-reconcile clean a removes the task
+"#]]);
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
+exit 0
+removed a with its worktree and branch dispatch/a
+removed b with its worktree and branch dispatch/a
+"#]]);
+    assert_eq!(sandbox.git(&["for-each-ref", "refs/dispatch", "refs/heads/dispatch"]), "");
+}
+
+#[test]
+fn colliding_branches_are_told_once() {
+    let writes = commits().replace("work-$id", "same").replace("echo work", "echo $id");
+    let sandbox = ready(&[("writes", &writes)]);
+    for id in ["a", "b"] {
+        dispatch(&sandbox, id, "writes");
+        sandbox.wait_for_state(id, "done");
+        until_over(&sandbox, id);
+    }
+    assert!(!sandbox.task("a", "tells/001").exists());
+    let told = sandbox.read("b", "tells/001");
+    assert_eq!(told, "its commits conflict with those of a: same");
+    let show = sandbox.ok("dispatch-reconcile", &["show", "b"]);
+    assert!(show.contains("\nconflicts with a: same\n"), "{show}");
+}
+
+/// Attacks that a worker can leave in its worktree, as shell scripts that run there. `$RAN` is a program that
 /// leaves a trace, `$PROJECT` the person's checkout.
 const ATTACKS: [(&str, &str); 14] = [
     (

@@ -12,12 +12,11 @@ use crate::domain::{TaskId, Worktree};
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git;
 use crate::news::events;
 use crate::news::ledger::{self, Delivery};
 use crate::process::{Life, calling_host};
 use crate::project::Project;
-use crate::repair::orphans;
+use crate::repair::{all_artifacts, orphans};
 use crate::task::{State, Task, View};
 use crate::text::short_duration;
 
@@ -63,8 +62,8 @@ pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
     if named.is_empty()
         && let Some(repository) = project.repository()
     {
-        for orphan in orphans(project, git::all_artifacts(&repository)?) {
-            // What cannot be fetched stays where it is, and the remedy says where.
+        for orphan in orphans(project, all_artifacts(&repository)?) {
+            // Work that cannot be fetched stays where it is, and the remedy says where.
             let branch = (!args.dry_run).then(|| orphan.fetch(&repository).ok()).flatten();
             say(format!("orphaned: {}", orphan.remedy(branch.as_deref())));
             printed = true;
@@ -119,7 +118,7 @@ fn remove_aside(task: &Task, directory: &Path) -> Result<()> {
     files::remove_directory(&aside)
 }
 
-/// Whether the task was asked for; the error says why it is kept all the same. A worktree with work
+/// Returns true if the task was asked for; the error says why it is kept all the same. A worktree with work
 /// in it is judged later.
 fn is_removable(view: &View, args: &CleanArgs, awaited: &BTreeMap<String, TaskId>) -> Result<bool> {
     let named = !args.tasks.is_empty();
@@ -166,7 +165,7 @@ fn awaited(all: &[Task]) -> BTreeMap<String, TaskId> {
     awaited
 }
 
-/// Whether another living session still has to be told that the task ended.
+/// Returns true if another living session still has to be told that the task ended.
 fn is_untold(view: &View) -> Result<bool> {
     let owner = view.record.owner.as_ref().filter(|owner| owner.life() != Life::Dead);
     if owner.is_none() || owner == calling_host().as_ref() {

@@ -13,6 +13,7 @@ use crate::git::first_paths;
 use crate::process::TASK_DIR;
 use crate::project::Project;
 use crate::task::{State, Task, View};
+use crate::text::{sanitize, shell_word};
 use crate::worker::supervise;
 
 #[derive(Debug, clap::Args)]
@@ -20,6 +21,9 @@ pub(super) struct MergeArgs {
     /// Take only the task's commits, after those that are checked out here
     #[arg(long)]
     onto: bool,
+    /// Merge nothing; print the commands that push the branch and open a draft pull request
+    #[arg(long, conflicts_with = "onto")]
+    pr: bool,
     /// Commit what the worker left uncommitted, and merge that too
     #[arg(long)]
     uncommitted: bool,
@@ -67,10 +71,24 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
     if !plan.executed.is_empty() {
         let files = first_paths(&plan.executed);
         say(format!("{branch} changes files that run or are obeyed by themselves: {files}"));
-        if !agree(&format!("Merge them into {into}?"))? {
+        let question =
+            if args.pr { "Push them?".into() } else { format!("Merge them into {into}?") };
+        if !agree(&question)? {
             say("Nothing was changed.");
             return Ok(Exit::Ok);
         }
+    }
+    if args.pr {
+        let title = view.plan.title().unwrap_or(id.as_str());
+        let body = view.summary.as_deref().unwrap_or_default();
+        say(format!("git push origin {tip}:refs/heads/{branch}"));
+        say(format!(
+            "gh pr create --draft --head {} --title {} --body {}",
+            shell_word(branch),
+            shell_word(&sanitize(title)),
+            shell_word(&sanitize(body)),
+        ));
+        return Ok(Exit::Ok);
     }
     let short = |commit: &str| commit.get(..10).unwrap_or(commit).to_owned();
     let seen = files::read(&task.shown_path())?.filter(|seen| *seen != tip);

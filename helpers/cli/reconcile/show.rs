@@ -63,6 +63,8 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         };
         say(format!("worktree: {worktree}: {standing}"));
     }
+    let collisions = files::read(&task.collisions_path())?.unwrap_or_default();
+    collisions.lines().for_each(|line| say(format!("conflicts with {line}")));
     for item in view.plan.items() {
         say(format!("{}. {} {}", item.number, item.marker, item.text));
         item.notes.iter().for_each(|note| say(format!("      {note}")));

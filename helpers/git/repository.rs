@@ -1,10 +1,13 @@
-//! The repository of a worktree, which its worker writes. Nothing in it is obeyed: its files are read
-//! as data, its objects are copied, and git runs only in a scratch repository of dispatch's own.
+//! The repository of a worktree: what it gets at first, and how it is read once a worker has written
+//! it. Nothing in it is obeyed then: its files are read as data, its objects are copied, and git runs
+//! only in a scratch repository of dispatch's own.
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use walkdir::WalkDir;
 
 use crate::domain::Worktree;
@@ -12,9 +15,9 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
 use crate::git::command::{
-    Git, STATUS, Settings, changes, error_line, git, git_dir, git_on, retry, succeeded,
+    Git, STATUS, Settings, changes, error_line, git, git_dir, git_on, retry, succeeded, trim,
 };
-use crate::git::{beside, reference};
+use crate::git::{beside, first_paths, reference};
 use crate::ids::file_hash;
 use crate::process::Identity;
 use crate::text::lossy;
@@ -25,7 +28,14 @@ const OBJECTS_LIMIT: u64 = 8 << 30;
 /// How many references of a worktree are looked at.
 const REFERENCES_LIMIT: usize = 200_000;
 
-/// What is checked out in a worktree.
+/// The file in a checkout with patterns of ignored files that its worktrees get (Claude Code's own).
+const INCLUDE: &str = ".worktreeinclude";
+
+/// How many files, and how many bytes of them, a worktree gets by [`INCLUDE`].
+const INCLUDED_FILES: usize = 1000;
+const INCLUDED_BYTES: u64 = 64 << 20;
+
+/// The state of a worktree's HEAD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The branch; `None` if HEAD is detached.
@@ -51,7 +61,7 @@ pub(super) struct Branch {
 }
 
 impl Worktree {
-    /// What is checked out, read from git's files.
+    /// The worktree's HEAD, read from git's files.
     ///
     /// # Errors
     /// [`Exit::Data`] if these are not as git writes them.
@@ -119,10 +129,10 @@ impl Worktree {
             }
             return Ok(Some(own));
         };
-        if branch.commit == own || self.is_ancestor(&own, &branch.commit)? {
+        let is_persons = Some(&branch.commit) != tip.as_ref();
+        if branch.commit == own || is_persons && self.is_ancestor(&own, &branch.commit)? {
             return Ok(Some(branch.commit));
         }
-        let is_persons = Some(&branch.commit) != tip.as_ref();
         if is_persons && !self.is_ancestor(&branch.commit, &own)? {
             let what = format!("{} and its worktree have different commits", self.branch);
             return Err(Refusal::new(Exit::Data, what)
@@ -171,7 +181,7 @@ impl Foreign {
         Ok(files::read_foreign(&self.git_dir.join(name))?.map(lossy))
     }
 
-    /// What is checked out.
+    /// The repository's HEAD.
     pub(super) fn head(&self) -> Result<Head> {
         let place = self.git_dir.join("HEAD");
         let text = self.text("HEAD")?.unwrap_or_default();
@@ -247,7 +257,7 @@ impl Foreign {
         Ok(scratch)
     }
 
-    /// The same, with the index of the checkout, for commands on its files.
+    /// A scratch repository with the index of the checkout, for commands on its files.
     pub(super) fn scratch_with_index(&self) -> Result<Scratch> {
         let settings = Settings::of_repository(&self.persons)?;
         let head = self.head()?.commit.context("the worktree's branch has no commit")?;
@@ -381,7 +391,7 @@ fn object_id(text: &str) -> Option<String> {
     ([40, 64].contains(&text.len()) && text.bytes().all(is_digit)).then(|| text.to_owned())
 }
 
-/// Whether a branch's name leads to no file outside of git's own (git-check-ref-format(1)).
+/// Returns true if a branch's name leads to no file outside of git's own (git-check-ref-format(1)).
 fn is_plain(branch: &str) -> bool {
     let part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
     let odd = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
@@ -389,81 +399,88 @@ fn is_plain(branch: &str) -> bool {
 }
 
 impl Worktree {
-    /// The submodules and nested repositories that have files in the worktree.
-    pub(super) fn submodules(&self, top: &Foreign) -> Result<Vec<Submodule>> {
-        let (mut found, mut open) = (Vec::new(), vec![(String::new(), top.tree.clone())]);
-        let mut clones = vec![(top.git_dir.clone(), top.persons.clone())];
-        while let (Some((below, tree)), Some((git_dir, persons))) = (open.pop(), clones.pop()) {
-            let foreign = Foreign {
-                tree: tree.clone(),
-                git_dir: git_dir.clone(),
-                persons: persons.clone(),
-                scratch: top.scratch.clone(),
-            };
-            let scratch = foreign.scratch_with_index()?;
-            let listed = scratch.git("ls-files --stage -z");
-            for line in listed.records("cannot list the files of the worktree")? {
-                let Some((about, name)) = line.split_once('\t') else { continue };
-                let inner = tree.join(name);
-                if !about.starts_with("160000 ") || inner.join(".git").symlink_metadata().is_err() {
-                    continue;
-                }
-                let path = format!("{below}{name}");
-                let module = named_module(&inner, &git_dir.join("modules"));
-                let inner_git_dir = module.as_ref().map(|name| git_dir.join("modules").join(name));
-                let persons_clone = module.as_ref().map(|name| persons.join("modules").join(name));
-                let known = inner_git_dir.zip(persons_clone.filter(|clone| clone.is_dir()));
-                if let Some(known) = &known {
-                    open.push((format!("{path}/"), inner.clone()));
-                    clones.push(known.clone());
-                }
-                let foreign = known.map(|(git_dir, persons)| Foreign {
-                    tree: inner,
-                    git_dir,
-                    persons,
-                    scratch: top.scratch.clone(),
-                });
-                found.push(Submodule { path, foreign });
+    /// Fills the submodules without a network, from the repository's own clones of them.
+    pub(super) fn fill_submodules(&self) -> Option<String> {
+        let mut empty = Vec::new();
+        fill_submodules(&self.path, &self.repository.join("modules"), Path::new(""), &mut empty);
+        let names = empty.join(", ");
+        (!empty.is_empty()).then(|| format!("submodules that are empty in the worktree: {names}"))
+    }
+
+    /// Copies the ignored files of the person's checkout that its `.worktreeinclude` names.
+    pub(super) fn include_files(&self) -> Result<Option<String>> {
+        let Some(checkout) = self.checkout.as_ref().filter(|it| it.join(INCLUDE).is_file()) else {
+            return Ok(None);
+        };
+        let listed = |patterns: &str| -> Result<BTreeSet<String>> {
+            let list = git(checkout, "ls-files --others --ignored -z").arg(patterns);
+            Ok(list.records("cannot list the files to include")?.into_iter().collect())
+        };
+        let named = listed(&format!("--exclude-from={INCLUDE}"))?;
+        if named.is_empty() {
+            return Ok(None);
+        }
+        let ignored = listed("--exclude-standard")?;
+        let (mut copied, mut left, mut size) = (Vec::new(), Vec::new(), 0);
+        for name in named.intersection(&ignored) {
+            let from = checkout.join(name);
+            let length = from
+                .symlink_metadata()
+                .map_or(0, |it| if it.is_file() { it.len() } else { u64::MAX });
+            size = length.saturating_add(size);
+            if copied.len() >= INCLUDED_FILES || size > INCLUDED_BYTES {
+                size -= length.min(size);
+                left.push(name.clone());
+                continue;
             }
+            let to = self.path.join(name);
+            files::create_task_directory(to.parent().unwrap_or(&self.path))?;
+            files::publish(&to, &files::read_foreign(&from)?.unwrap_or_default())?;
+            copied.push(name.clone());
         }
-        Ok(found)
+        let copied = (!copied.is_empty()).then(|| format!("copied {}", first_paths(&copied)));
+        let left = (!left.is_empty()).then(|| format!("too large: {}", first_paths(&left)));
+        let words: Vec<_> = copied.into_iter().chain(left).collect();
+        Ok((!words.is_empty()).then(|| format!("{INCLUDE}: {}", words.join("; "))))
     }
 }
 
-/// A submodule or a nested repository in a worktree.
-pub(super) struct Submodule {
-    /// Its path in the worktree.
-    pub(super) path: String,
-    /// What is compared; `None` if the person has no clone of it.
-    foreign: Option<Foreign>,
-}
-
-impl Submodule {
-    /// The uncommitted files.
-    pub(super) fn changes(&self, worktree: &Path) -> Result<Vec<String>> {
-        let Some(foreign) = &self.foreign else { return Ok(vec![self.path.clone()]) };
-        self.check_commits(worktree)?;
-        let changed = foreign.changes()?;
-        Ok(changed.into_iter().map(|name| format!("{}/{name}", self.path)).collect())
+/// Fills the submodules of `top` from the clones in `modules`. Adds those that stay empty to `empty`.
+fn fill_submodules(top: &Path, modules: &Path, below: &Path, empty: &mut Vec<String>) {
+    if !top.join(".gitmodules").is_file() {
+        return;
     }
-
-    /// Checks that the person's clone has all its commits.
-    pub(super) fn check_commits(&self, worktree: &Path) -> Result<()> {
-        let Some(foreign) = &self.foreign else { return Ok(()) };
-        let references = foreign.all_references()?.into_iter().map(|(_, id)| id);
-        for id in foreign.head()?.commit.into_iter().chain(references) {
-            let saved = git_on(&foreign.persons, "cat-file -e").arg(&id).ok()?;
-            let worktree = worktree.display();
-            ensure!(saved, "the submodule {} in {worktree} has own commits", self.path);
+    let mut list = git(top, r"config -z -f .gitmodules --get-regexp ^submodule\..*\.path$");
+    let listed = list.run().map(|listed| listed.stdout).unwrap_or_default();
+    for entry in listed.split(|&byte| byte == 0) {
+        let mut halves = entry.splitn(2, |&byte| byte == b'\n');
+        let (Some(key), Some(path)) = (halves.next(), halves.next()) else { continue };
+        let path = Path::new(OsStr::from_bytes(path));
+        // `.gitmodules` may still name a submodule that was removed.
+        if !stays_below(path) || !top.join(path).is_dir() {
+            continue;
         }
-        Ok(())
+        let name = trim(key);
+        let name = name.strip_prefix("submodule.").and_then(|name| name.strip_suffix(".path"));
+        let clone = name.filter(|name| stays_below(Path::new(name))).map(|name| modules.join(name));
+        match (name, clone) {
+            (Some(name), Some(clone)) if fill_submodule(top, path, name, &clone).is_ok() => {
+                fill_submodules(&top.join(path), &clone.join("modules"), &below.join(path), empty);
+            }
+            _ => empty.push(below.join(path).display().to_string()),
+        }
     }
 }
 
-/// The name of the module that a submodule's `.git` file leads to, if it is one of these.
-fn named_module(checkout: &Path, modules: &Path) -> Option<PathBuf> {
-    let text = lossy(files::read_foreign(&checkout.join(".git")).ok()??);
-    let named = checkout.join(text.strip_prefix("gitdir:")?.trim());
-    let named = named.canonicalize().ok()?;
-    Some(named.strip_prefix(modules).ok()?.to_path_buf())
+/// Returns true if a path that a repository's own text names stays inside the repository.
+fn stays_below(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+fn fill_submodule(top: &Path, path: &Path, name: &str, clone: &Path) -> Result<()> {
+    // Settings of this one command leave the repository's configuration unchanged.
+    let url = [format!("submodule.{name}.url=").as_ref(), clone.as_os_str()].join(OsStr::new(""));
+    let update = git(top, "-c protocol.allow=never -c protocol.file.allow=always -c").arg(url);
+    let update = update.words("submodule --quiet update --init --").arg(path);
+    update.bytes("cannot fill a submodule").map(drop)
 }
