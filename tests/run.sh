@@ -42,6 +42,7 @@ step 'type check for macOS and musl'
 sh tests/macos.sh "$target"
 
 step 'the helpers'
+tool git-lfs || true # without Git LFS, its test tests nothing
 tool tmux || true # without tmux, its tests say that they are skipped
 cargo test --quiet --locked
 

@@ -244,6 +244,13 @@ pub(super) fn retry(mut call: impl FnMut() -> Result<Output>) -> Result<Output> 
     }
 }
 
+/// The number of commits that `git rev-list` lists.
+pub(super) fn count(directory: &Path, revisions: &[&str]) -> Result<usize> {
+    let counted = git(directory, "rev-list --count").args(revisions);
+    let counted = counted.text("cannot compare the branches")?;
+    counted.parse().with_context(|| format!("git counted {counted:?} commits"))
+}
+
 /// The command that [`changes`] parses, without its scope.
 pub(super) const STATUS: &str = "--no-optional-locks status --porcelain -z --no-renames";
 

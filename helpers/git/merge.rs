@@ -6,15 +6,15 @@ use std::process::Output;
 
 use anyhow::{Context, Result, bail};
 
-use crate::domain::Worktree;
+use crate::domain::{TaskId, Worktree};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
 use crate::git::command::{
-    STATUS, changes, error_line, git, path, records, remedy, retry, succeeded,
+    STATUS, changes, count, error_line, git, path, records, remedy, retry, succeeded,
 };
-use crate::git::repository::References;
+use crate::git::repository::{References, unfinished};
 use crate::git::{commit_id, first_paths, is_in_worktree};
 use crate::text::sanitize;
 
@@ -87,12 +87,18 @@ pub struct MergePlan {
 }
 
 impl Worktree {
-    /// Prepares a merge of the commit `tip` into the checked-out branch of the first of `places` that
+    /// Prepares a merge of the task's commit `tip` into the checked-out branch of the first of `places` that
     /// lies in a checkout of the person. With `onto`, only the task's own commits are taken.
     ///
     /// # Errors
     /// [`Exit::Data`] if the commit brings others than the task's; [`Exit::Failed`] for conflicts.
-    pub fn plan_merge(&self, places: &[&Path], tip: &str, onto: bool) -> Result<MergePlan> {
+    pub fn plan_merge(
+        &self,
+        task: &TaskId,
+        places: &[&Path],
+        tip: &str,
+        onto: bool,
+    ) -> Result<MergePlan> {
         let top = self.persons_checkout(places)?;
         refuse_unfinished(&top)?;
         let (into, before) = branch_and_commit(&top)?;
@@ -112,24 +118,37 @@ impl Worktree {
         let commits = count(&top, &[&tip, "--not", &before])?;
         let mut plan = MergePlan { commits, into, executed: Vec::new(), top, before, tip };
         if plan.commits > 0 {
-            self.refuse_foreign(&plan)?;
+            self.refuse_foreign(&plan, task)?;
             let merged = self.merged_tree(&plan.before, &plan.tip, &plan.into)?;
             plan.executed = self.executed(&plan, &merged)?;
         }
         Ok(plan)
     }
 
-    /// Refuses commits that are not the task's: after the person amended or rebased the base, or where
-    /// the task began on another branch.
-    fn refuse_foreign(&self, plan: &MergePlan) -> Result<()> {
-        let list = |end: &str| {
-            let list = self.git("rev-list").args([end, "--not", &plan.before]);
-            list.text("cannot compare the branches")
+    /// The commits that a merge of `tip` would bring and that are not the task's: after the person
+    /// amended or rebased the base, where the task began on another branch, or where its worker took
+    /// another branch of the person.
+    fn foreign_commits(&self, before: &str, tip: &str) -> Result<Vec<String>> {
+        let list = |words: &str, ends: &[&str]| -> Result<BTreeSet<String>> {
+            let list = self.git("rev-list").words(words).args(ends);
+            let listed = list.text("cannot compare the branches")?;
+            Ok(listed.lines().map(str::to_owned).collect())
         };
-        let brought = list(&plan.tip)?;
-        let brought: BTreeSet<&str> = brought.lines().collect();
-        let others = list(self.trunk())?;
-        let foreign: Vec<_> = others.lines().filter(|commit| brought.contains(commit)).collect();
+        let trunk = self.trunk();
+        let brought = list("", &[tip, "--not", before])?;
+        let own = ["--not", before, "--exclude=dispatch/*", "--branches", "--remotes", "--tags"];
+        let own = list("", &[&[tip], &own[..]].concat())?;
+        // Other branches have the task's commits too, if the person merged it there.
+        let since = list("--ancestry-path", &[&format!("{trunk}..{tip}")])?;
+        let before_it = list("", &[trunk, "--not", before])?;
+        let is_foreign = |commit: &String| {
+            before_it.contains(commit) || !own.contains(commit) && !since.contains(commit)
+        };
+        Ok(brought.into_iter().filter(is_foreign).collect())
+    }
+
+    fn refuse_foreign(&self, plan: &MergePlan, task: &TaskId) -> Result<()> {
+        let foreign = self.foreign_commits(&plan.before, &plan.tip)?;
         let Some(first) = foreign.first() else { return Ok(()) };
         let subject = self.git("log -1 --format=%s").arg(first).said()?;
         let first = format!("{} {subject}", first.get(..10).unwrap_or(first));
@@ -137,11 +156,11 @@ impl Worktree {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        let (branch, id) = (&self.branch, self.path.file_name().unwrap_or_default().display());
+        let branch = &self.branch;
         let what = format!("{branch} has commits that are neither the task's nor in {}", plan.into);
         Err(Refusal::new(Exit::Data, what)
             .place(format!("{}{more}", sanitize(&first)))
-            .next(format!("dispatch-reconcile merge {id} --onto takes only the task's commits"))
+            .next(format!("dispatch-reconcile merge {task} --onto takes only the task's commits"))
             .into())
     }
 
@@ -157,8 +176,10 @@ impl Worktree {
                 .into());
         }
         let list = self.git("rev-list --reverse --topo-order").args(range);
+        let list = list.text("cannot list the task's commits")?;
+        let foreign = self.foreign_commits(before, tip)?;
         let mut end = before.to_owned();
-        for commit in list.text("cannot list the task's commits")?.lines() {
+        for commit in list.lines().filter(|commit| !foreign.iter().any(|it| it == commit)) {
             let parent = format!("--merge-base={commit}^");
             let tried =
                 self.git("merge-tree --write-tree --name-only --no-messages -z").arg(parent);
@@ -389,29 +410,6 @@ fn refuse_changes(top: &Path, branch: &str) -> Result<()> {
         .place(format!("{} in {}", first_paths(&changed), top.display()))
         .next("commit or stash them, and try again")
         .into())
-}
-
-/// The unfinished operation in a checkout, by git's own directory of that checkout.
-pub(super) fn unfinished(git_dir: &Path) -> Option<&'static str> {
-    let marks = [
-        ("rebase-merge", "rebase"),
-        ("rebase-apply", "rebase"),
-        ("MERGE_HEAD", "merge"),
-        ("CHERRY_PICK_HEAD", "cherry-pick"),
-        ("REVERT_HEAD", "revert"),
-        ("BISECT_LOG", "bisect"),
-    ];
-    marks
-        .into_iter()
-        .find(|(name, _)| git_dir.join(name).symlink_metadata().is_ok())
-        .map(|(_, what)| what)
-}
-
-/// The number of commits that `git rev-list` lists.
-pub(super) fn count(directory: &Path, revisions: &[&str]) -> Result<usize> {
-    let counted = git(directory, "rev-list --count").args(revisions);
-    let counted = counted.text("cannot compare the branches")?;
-    counted.parse().with_context(|| format!("git counted {counted:?} commits"))
 }
 
 /// The directory of git's hooks, if these are files of the checkout.

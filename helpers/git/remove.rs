@@ -12,9 +12,8 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::command::{Settings, git_on, retry, succeeded, trim};
-use crate::git::merge::{count, unfinished};
-use crate::git::repository::{Foreign, References};
+use crate::git::command::{Settings, count, git_on, retry, succeeded, trim};
+use crate::git::repository::{Foreign, References, unfinished};
 use crate::git::{first_paths, reference};
 use crate::text::{lossy, sanitize};
 
@@ -148,6 +147,11 @@ impl Worktree {
     /// Checks that no work would be lost with the worktree; the error says why it has to be kept.
     pub fn check_removable(&self) -> Result<()> {
         ensure!(self.repository.is_dir(), "its repository {} is gone", self.repository.display());
+        let _lock = self.lock()?;
+        self.check_removable_locked()
+    }
+
+    fn check_removable_locked(&self) -> Result<()> {
         let path = self.path.display();
         if self.is_deleted() {
             return self.check_commits();
@@ -306,7 +310,7 @@ impl Worktree {
         let _lock = self.lock()?;
         self.remove_stale_scratch()?;
         self.undo_interrupted_removal()?;
-        self.check_removable()?;
+        self.check_removable_locked()?;
         // Exactly the commits that were checked are deleted.
         let References { branch, tip } = self.references()?;
         let (aside, mark) = (self.path_while_removed(), self.removal());

@@ -65,13 +65,17 @@ pub(super) fn run(
     let attempt = prepare(task, &record, session.is_some())?;
     fault::point("supervisor", "prepared");
     terminate_leftovers(task, &record, attempt.number - 1)?;
-    if let Some(worktree) = &record.worktree {
-        worktree.check_creatable()?;
-        // Hooks may take long, and the starter waits.
-        starter.report_started()?;
-    }
     let begin = Instant::now();
-    let mut started = match launch(task, &record, &attempt, session.as_ref()) {
+    let mut may_start = || match &record.worktree {
+        Some(worktree) => {
+            worktree.check_creatable()?;
+            // Hooks may take long, and the starter waits.
+            starter.report_started()
+        }
+        None => Ok(()),
+    };
+    let launched = may_start().and_then(|()| launch(task, &record, &attempt, session.as_ref()));
+    let mut started = match launched {
         Ok(started) => started,
         Err(error) => {
             let not_started = Some(format!("{error:#}"));

@@ -356,6 +356,16 @@ dispatch/y at COMMIT: 1 commit into main (fast-forward); dispatch-reconcile clea
 "#]]);
     let files = [".dispatch", ".git", "README", "work-x", "work-y"];
     assert_eq!(names(&sandbox.project()), files);
+    // The worker took over a branch of the person.
+    let (path, ..) = worktree_of(&sandbox, "y");
+    let git = |args: &[&str]| sandbox.program("git").args(args).within(&path).run().ok();
+    git(&["reset", "-q", "--hard", commit(&sandbox, "main").trim()]);
+    sandbox.git(&["checkout", "-q", "--orphan", "other"]);
+    sandbox.git(&["commit", "-q", "-m", "Not for others"]);
+    sandbox.git(&["checkout", "-q", "main"]);
+    git(&["reset", "-q", "--hard", commit(&sandbox, "other").trim()]);
+    let refused = merge(&["merge", "y"]);
+    assert!(refused.err.contains("Not for others"), "{refused:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Longer than 500 lines because each kind of repository and of attack is a test here.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use snapbox::str;
 
 use crate::support::process::runs;
+use crate::support::terminal::Terminal;
 use crate::support::text::{Tree, names, same, tree};
 use crate::support::{Call, Host, PLAN, Ran, Sandbox, binary, wait_until};
 
@@ -1015,6 +1016,67 @@ fn colliding_branches_are_told_once() {
     assert_eq!(told, "its commits conflict with those of a: same");
     let show = sandbox.ok("dispatch-reconcile", &["show", "b"]);
     assert!(show.contains("\nconflicts with a: same\n"), "{show}");
+}
+
+/// Without Git LFS on the machine, nothing is tested.
+#[test]
+fn large_files_come_along_both_ways() {
+    let works = "cp a.bin \"$HOME/seen\"; echo worker >b.bin; echo \"$HOME\" >>a.bin";
+    let sandbox = ready(&[("works", &format!("{works}\n{}", commits()))]);
+    if sandbox.program("git").args(&["lfs", "install", "--skip-repo"]).run().code != Some(0) {
+        return;
+    }
+    fs::write(sandbox.project().join(".gitattributes"), "*.bin filter=lfs -text\n")
+        .expect("written");
+    fs::write(sandbox.project().join("a.bin"), "person\n").expect("written");
+    sandbox.git(&["add", "."]);
+    sandbox.git(&["commit", "-q", "-m", "Large"]);
+    dispatch(&sandbox, "x", "works");
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    assert_eq!(fs::read_to_string(sandbox.home().join("seen")).expect("there"), "person\n");
+    let blob = sandbox.git(&["show", "dispatch/x:b.bin"]);
+    assert!(blob.starts_with("version https://git-lfs"), "{blob}");
+    // A link would let the worker write the person's file.
+    for entry in walkdir::WalkDir::new(sandbox.project().join(".git/lfs/objects")) {
+        let entry = entry.expect("readable");
+        let links = entry.metadata().expect("there").nlink();
+        assert!(entry.file_type().is_dir() || links == 1, "{}", entry.path().display());
+    }
+    // A file whose content is not what its name says does not come over.
+    let (path, ..) = worktree_of(&sandbox, "x");
+    let forged = "0".repeat(64);
+    let directory = path.join(".git/lfs/objects/00/00");
+    fs::create_dir_all(&directory).expect("made");
+    fs::write(directory.join(&forged), "forged").expect("written");
+    let more = ["commit", "-q", "--allow-empty", "-m", "More"];
+    sandbox.program("git").args(&more).within(&path).run().ok();
+    sandbox.ok("dispatch-reconcile", &["merge", "x"]);
+    assert_eq!(fs::read_to_string(sandbox.project().join("b.bin")).expect("there"), "worker\n");
+    assert!(!sandbox.project().join(".git/lfs/objects/00/00").join(&forged).exists());
+    sandbox.ok("dispatch-reconcile", &["clean", "x"]);
+}
+
+/// The worktree reads the objects of a repository that has another path now.
+#[test]
+fn worktree_of_a_renamed_project_resumes_after_adopt() {
+    let sandbox = ready(&[("fails", "exit 7")]);
+    dispatch(&sandbox, "x", "fails");
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    until_over(&sandbox, "x");
+    let renamed = sandbox.home().join("renamed");
+    fs::rename(sandbox.project(), &renamed).expect("renamed");
+    let there = |helper: &str, args: &[&str]| sandbox.call(helper, args).within(&renamed);
+    let adopt = there("dispatch-reconcile", &["adopt"]).env("DISPATCH_FAIL", "callers");
+    let mut terminal = Terminal::run(adopt);
+    terminal.read_until("[y/N] ");
+    terminal.write("y\n");
+    assert!(terminal.status().success());
+    sandbox.script("fails", &format!("{}\n", commits()));
+    there("dispatch-spawn", &["x", "--resume"]).run().ok();
+    let merge = || there("dispatch-reconcile", &["merge", "x"]).run();
+    wait_until("it can be merged", || (merge().code == Some(0)).then_some(()));
+    assert!(renamed.join("work-x").exists());
 }
 
 /// Attacks that a worker can leave in its worktree, as shell scripts that run there. `$RAN` is a program that
