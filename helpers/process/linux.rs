@@ -3,11 +3,16 @@
 //! An inotify event says which directory changed and no more. Adding a watch again is one cheap call,
 //! and the kernel drops the watch of a deleted directory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -16,7 +21,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-use nix::sys::prctl::set_child_subreaper;
+use nix::sys::prctl::{set_child_subreaper, set_no_new_privs};
 use nix::sys::signal::kill;
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{Statfs, fstatfs, statfs};
@@ -28,7 +33,7 @@ use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use crate::fault;
 use crate::process::tree::Process;
 use crate::process::watch::Added;
-use crate::process::{Identity, Life, Signal, SignalPipe, Source};
+use crate::process::{Identity, Life, Signal, SignalPipe, Source, find_program};
 
 /// The most bytes of an environment that are read; the system's usual limit is twice that.
 const LONGEST_ENVIRONMENT: u64 = 1 << 20;
@@ -146,6 +151,53 @@ pub(super) fn namespace() -> Option<&'static str> {
         fs::read_link("/proc/self/ns/pid").ok()?.into_os_string().into_string().ok()
     };
     NAMESPACE.get_or_init(read).as_deref()
+}
+
+/// The pid namespace of a process; `None` if this user may not see it.
+pub(super) fn namespace_of(pid: u32) -> Option<OsString> {
+    fs::read_link(format!("/proc/{pid}/ns/pid")).map(PathBuf::into_os_string).ok()
+}
+
+/// The paths of all sockets of this machine that have one (proc_net(5)).
+pub(super) fn socket_paths() -> BTreeSet<PathBuf> {
+    let table = fs::read("/proc/net/unix").unwrap_or_default();
+    let path = |line: &[u8]| {
+        let start = line.iter().position(|&byte| byte == b'/')?;
+        Some(PathBuf::from(OsStr::from_bytes(&line[start..])))
+    };
+    table.split(|&byte| byte == b'\n').filter_map(path).collect()
+}
+
+/// Keeps a program from connecting to sockets without a path, such as X11's and D-Bus's, where the
+/// kernel can (Landlock, Linux 6.12). No file access is limited, so that the program can still mount.
+pub fn deny_abstract_sockets(command: &mut Command) {
+    // Such a program would lose its privileges, and with them its purpose.
+    let program = find_program(command.get_program()).and_then(|path| path.metadata().ok());
+    if program.is_none_or(|meta| meta.mode() & 0o4000 != 0) {
+        return;
+    }
+    // `struct landlock_ruleset_attr`: no files, no network, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET.
+    let attributes = [0_u64, 0, 1];
+    let call = nix::libc::SYS_landlock_create_ruleset;
+    // SAFETY: the pointer is to a live value of the size that is given.
+    let made = unsafe {
+        nix::libc::syscall(call, attributes.as_ptr(), std::mem::size_of_val(&attributes), 0)
+    };
+    let Ok(fd) = i32::try_from(made) else { return };
+    if fd < 0 {
+        return;
+    }
+    // SAFETY: the kernel has just made this descriptor, with close-on-exec.
+    let rules = unsafe { OwnedFd::from_raw_fd(fd) };
+    let restrict = move || {
+        set_no_new_privs()?;
+        let call = nix::libc::SYS_landlock_restrict_self;
+        // SAFETY: the call takes two numbers, the first an open descriptor.
+        Errno::result(unsafe { nix::libc::syscall(call, rules.as_raw_fd(), 0) })?;
+        Ok(())
+    };
+    // SAFETY: the closure runs in the forked child, makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(restrict) };
 }
 
 /// The id of this installation (machine-id(5)); `None` if there is none.
@@ -399,10 +451,8 @@ pub(super) fn keep_only_stdio() {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::fs::File;
     use std::os::unix::fs::symlink;
-    use std::os::unix::process::CommandExt;
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
 
     use nix::sys::signal::{SigHandler, SigSet};
     use nix::unistd::{getpid, getsid};

@@ -4,7 +4,8 @@
 //! macOS has no pidfd, so a signal is verified just before it is sent. A kqueue reports entries that
 //! come and go in a directory, but no write to a file in it: the caller's next read finds those.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -94,6 +95,19 @@ fn after_arguments(buffer: &[u8]) -> Option<&[u8]> {
         rest = &rest[end(rest)?..];
     }
     Some(rest)
+}
+
+/// macOS has no namespaces.
+pub(super) fn namespace_of(_pid: u32) -> Option<OsString> {
+    None
+}
+
+/// macOS has no such sockets.
+pub fn deny_abstract_sockets(_command: &mut std::process::Command) {}
+
+/// No sockets by name: the sandbox denies all of them.
+pub(super) fn socket_paths() -> BTreeSet<PathBuf> {
+    BTreeSet::new()
 }
 
 /// The words of a process's command line, as ps(1) prints it; empty if it has ended.

@@ -16,6 +16,7 @@ compile_error!("dispatch runs on Linux and macOS");
 mod capture;
 mod environment;
 mod identity;
+mod sandbox;
 mod start;
 #[cfg(test)]
 mod test_support;
@@ -29,7 +30,8 @@ pub use environment::{ANSWERS, ATTEMPT, PATIENCE, TASK_DIR, calling_host, is_hos
 pub use environment::{HELPERS, find_program, find_program_in, launcher, worker_helper};
 pub use identity::{Identity, Life, boot_id, machine};
 pub use os::{adopt_descendants, open_without_symlinks, reap_adopted, time_since_boot};
-pub use os::{is_open_for_writing, is_remote};
+pub use os::{deny_abstract_sockets, is_open_for_writing, is_remote};
+pub use sandbox::{Holder, Rule, Sandbox, code_or_signal, probe};
 pub use start::{detach, lead_own_group, reset_child_signal, signal_group, spawn_recorded};
 pub use tree::{ProcessTree, callers};
 pub use watch::{Source, Watch, Woken};

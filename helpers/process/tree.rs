@@ -69,6 +69,16 @@ fn spared(all: &[Process]) -> HashSet<u32> {
     ancestors(all).into_iter().chain([1]).collect()
 }
 
+/// The processes that wait for a pid namespace to end and report how it did: asked to end, they would
+/// leave what runs in it and report nothing.
+fn sandboxes(all: &[Process]) -> HashSet<u32> {
+    let leads = |it: &&Process| {
+        let own = os::namespace_of(it.identity.pid);
+        own.is_some() && os::namespace_of(it.parent).is_some_and(|above| Some(above) != own)
+    };
+    all.iter().filter(leads).map(|it| it.parent).collect()
+}
+
 impl ProcessTree {
     /// The processes of the group that `leader` leads or led, those that descend from `supervisor`,
     /// and those that carry `mark`, a `NAME=value` of the environment. A process with another value
@@ -92,14 +102,15 @@ impl ProcessTree {
             let elapsed = begin.elapsed();
             // A process that was born during one scan is seen by the next.
             if (left.is_empty() && seen_empty) || elapsed > grace + KILL_LIMIT {
-                return Ok(left);
+                return Ok(left.into_iter().map(|it| it.identity).collect());
             }
             seen_empty = left.is_empty();
-            for process in &left {
+            let sandboxes = sandboxes(&left);
+            for Process { identity: process, .. } in &left {
                 // Ignore signal errors; the next scan shows whether the process is gone.
                 if elapsed >= grace {
                     let _ = process.signal(Signal::SIGKILL);
-                } else if asked.insert(process.clone()) {
+                } else if !sandboxes.contains(&process.pid) && asked.insert(process.clone()) {
                     let _ = process.signal(Signal::SIGTERM);
                 }
             }
@@ -114,7 +125,7 @@ impl ProcessTree {
     }
 
     /// The processes of the tree that run now.
-    fn scan(&mut self) -> Result<Vec<Identity>> {
+    fn scan(&mut self) -> Result<Vec<Process>> {
         let all = os::processes()?;
         let spared = spared(&all);
         let supervisor =
@@ -144,9 +155,9 @@ impl ProcessTree {
                 break;
             }
         }
-        let members = all.into_iter().map(|it| it.identity).filter(|it| found.contains(&it.pid));
-        let members: Vec<Identity> = members.collect();
-        self.known.extend(members.iter().cloned());
+        let members = all.into_iter().filter(|it| found.contains(&it.identity.pid));
+        let members: Vec<Process> = members.collect();
+        self.known.extend(members.iter().map(|it| it.identity.clone()));
         Ok(members)
     }
 

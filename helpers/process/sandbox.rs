@@ -1,0 +1,233 @@
+//! The sandbox around a worker's process and everything that it starts: bubblewrap on Linux, Seatbelt
+//! (`sandbox-exec`) on macOS.
+//!
+//! A sandbox is a list of rules for real paths; the rule of the nearest path above a file counts.
+//! Everything without a rule can be read and not written. The network stays.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt::{self, Write as _};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+
+use crate::process::{capture, find_program, os};
+
+/// What a sandboxed process may do with a path and everything below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Nothing: a private empty directory, or an empty file, is in its place.
+    Hidden,
+    /// Read.
+    ReadOnly,
+    /// Read and write.
+    Writable,
+}
+
+/// The means that hold a worker on this system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Holder {
+    /// Namespaces made by `bwrap`, in which a CLI can make namespaces of its own.
+    Bubblewrap,
+    /// Namespaces made by `bwrap`, in which no CLI starts a sandbox of its own.
+    BubblewrapAlone,
+    /// macOS's `sandbox-exec`, in which no other one starts.
+    Seatbelt,
+}
+
+impl Holder {
+    /// Whether a CLI's own sandbox can start inside.
+    pub fn nests(self) -> bool {
+        self == Self::Bubblewrap
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bubblewrap | Self::BubblewrapAlone => "bubblewrap",
+            Self::Seatbelt => "sandbox-exec",
+        })
+    }
+}
+
+/// Namespaces of its own, no capabilities, no terminal, and everything read-only. There is no
+/// `--die-with-parent`: a worker outlives its supervisor. The end of the first process inside ends
+/// all others.
+const BUBBLEWRAP: &str = "--unshare-user --unshare-pid --unshare-ipc --cap-drop ALL --new-session \
+                          --ro-bind / / --dev /dev --proc /proc";
+
+/// Says `held` with its pid if the file cannot be made.
+const PROOF: &str = r#"(: >"$1") 2>/dev/null || echo "held $$""#;
+
+/// What else a sandboxed process must not reach on macOS: programs that act for it outside.
+const SEATBELT: &str = "(version 1)\n(allow default)\n(deny appleevent-send)\n(deny job-creation)\n\
+    (deny signal)\n(allow signal (target same-sandbox))\n\
+    (deny mach-lookup (global-name \"com.apple.coreservices.launchservicesd\")\n  \
+    (global-name \"com.apple.lsd.open\") (global-name \"com.apple.pasteboard.1\"))\n\
+    (deny network-outbound (remote unix-socket))\n\
+    (allow network-outbound (literal \"/private/var/run/mDNSResponder\"))\n\
+    (deny file-write*)\n(allow file-write* (subpath \"/dev\"))\n";
+
+/// The rules of one sandbox.
+#[derive(Clone, Debug, Default)]
+pub struct Sandbox {
+    rules: BTreeMap<PathBuf, Rule>,
+}
+
+impl Sandbox {
+    /// Sets the rule for the real path behind `path`, if there is one. A later rule for the same path
+    /// replaces an earlier one.
+    pub fn rule(&mut self, path: &Path, rule: Rule) {
+        if let Ok(path) = path.canonicalize() {
+            self.rules.insert(path, rule);
+        }
+    }
+
+    /// Lets a path be read that lies below a hidden one.
+    pub fn reveal(&mut self, path: &Path) {
+        let Ok(path) = path.canonicalize() else { return };
+        if self.rule_for(&path) == Rule::Hidden && !self.rules.contains_key(&path) {
+            self.rules.insert(path, Rule::ReadOnly);
+        }
+    }
+
+    /// The rule that counts for a real path.
+    pub fn rule_for(&self, path: &Path) -> Rule {
+        let mut rules = path.ancestors().filter_map(|path| self.rules.get(path));
+        rules.next().copied().unwrap_or(Rule::ReadOnly)
+    }
+
+    /// Hides the sockets of this machine that stand outside of the writable directories: a socket on a
+    /// read-only file system can be connected to. Those below `except` stay.
+    pub fn hide_sockets(&mut self, except: &[&str]) {
+        let paths = os::socket_paths().into_iter();
+        for socket in paths.filter(|path| !except.iter().any(|except| path.starts_with(except))) {
+            let is_socket = socket.metadata().is_ok_and(|it| it.file_type().is_socket());
+            let real = socket.canonicalize().unwrap_or(socket);
+            if is_socket && self.rule_for(&real) == Rule::ReadOnly {
+                self.rules.insert(real, Rule::Hidden);
+            }
+        }
+    }
+
+    /// The command line that runs `argv` in this sandbox and in `directory`.
+    ///
+    /// # Errors
+    /// The program that makes the sandbox is not installed.
+    pub fn command(
+        &self,
+        holder: Holder,
+        directory: &Path,
+        argv: &[OsString],
+    ) -> Result<Vec<OsString>> {
+        let name = if holder == Holder::Seatbelt { "sandbox-exec" } else { "bwrap" };
+        let program = find_program(OsStr::new(name));
+        let program = program.with_context(|| format!("{name} is not installed any more"))?;
+        let mut command = vec![program.into_os_string()];
+        match holder {
+            Holder::Seatbelt => command.extend(["-p".into(), self.profile().into()]),
+            Holder::Bubblewrap | Holder::BubblewrapAlone => {
+                command.extend(self.mounts());
+                command.extend(["--chdir".into(), directory.into(), "--".into()]);
+            }
+        }
+        command.extend_from_slice(argv);
+        Ok(command)
+    }
+
+    /// The arguments of `bwrap`. A directory comes before what it contains.
+    fn mounts(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = BUBBLEWRAP.split(' ').map(OsString::from).collect();
+        if geteuid().is_root() {
+            // Programs that believe to be root want to change owners, and fail.
+            args.extend(["--uid", "1000", "--gid", "1000"].map(OsString::from));
+        }
+        for (path, rule) in &self.rules {
+            let above = path.parent().map_or(Rule::ReadOnly, |above| self.rule_for(above));
+            let mount = match rule {
+                rule if *rule == above => continue,
+                Rule::Hidden if path.is_dir() => &["--tmpfs"][..],
+                Rule::Hidden => &["--ro-bind", "/dev/null"],
+                Rule::ReadOnly => &["--ro-bind"],
+                Rule::Writable => &["--bind"],
+            };
+            args.extend(mount.iter().map(OsString::from));
+            if mount.len() == 1 && *rule != Rule::Hidden {
+                args.push(path.into());
+            }
+            args.push(path.into());
+        }
+        args
+    }
+
+    /// The profile of `sandbox-exec`, in which the last rule that matches counts.
+    fn profile(&self) -> String {
+        let mut profile = SEATBELT.to_owned();
+        for (path, rule) in &self.rules {
+            let path = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+            let (read, write) = match rule {
+                Rule::Hidden => ("deny", "deny"),
+                Rule::ReadOnly => ("allow", "deny"),
+                Rule::Writable => ("allow", "allow"),
+            };
+            let _ = writeln!(profile, "({read} file-read* (subpath \"{path}\"))");
+            let _ = writeln!(profile, "({write} file-write* (subpath \"{path}\"))");
+        }
+        profile
+    }
+}
+
+/// The means that really hold a process here: a process in them could not write in `directory`, in
+/// which this one can. With `nested`, a sandbox inside another one is tried too.
+///
+/// # Errors
+/// Why there is none, as the end of a sentence.
+pub fn probe(directory: &Path, nested: bool) -> Result<Holder, String> {
+    let path = directory.join(format!(".dispatch-probe-{}", std::process::id()));
+    let proof = ["sh", "-c", PROOF, "sh"].map(OsString::from);
+    let proof: Vec<_> = proof.into_iter().chain([path.clone().into_os_string()]).collect();
+    let plain = Sandbox::default();
+    let holds = |holder, argv: &[OsString]| -> Result<(), String> {
+        let words = plain.command(holder, Path::new("/"), argv).map_err(|it| it.to_string())?;
+        let mut command = Command::new(&words[0]);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let output = capture(command.args(&words[1..]), deadline, 64 << 10);
+        let output = output.map_err(|error| format!("{holder} does not work: {error:?}"))?;
+        if std::fs::remove_file(&path).is_ok() {
+            return Err(format!("{holder} does not keep a process from writing"));
+        }
+        if output.stdout.starts_with(b"held ") {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.lines().next().unwrap_or("no error");
+        Err(format!("{holder} cannot start: {said}"))
+    };
+    if cfg!(target_os = "macos") {
+        return holds(Holder::Seatbelt, &proof).map(|()| Holder::Seatbelt);
+    }
+    if find_program(OsStr::new("bwrap")).is_none() {
+        return Err("bubblewrap (bwrap) is not installed".into());
+    }
+    let within = plain.command(Holder::Bubblewrap, Path::new("/"), &proof);
+    if nested && within.is_ok_and(|within| holds(Holder::Bubblewrap, &within).is_ok()) {
+        return Ok(Holder::Bubblewrap);
+    }
+    holds(Holder::BubblewrapAlone, &proof).map(|()| Holder::BubblewrapAlone)
+}
+
+/// The exit code, or the signal, of a program that a sandbox ran. `bwrap` reports a signal as a shell
+/// does.
+pub fn code_or_signal(status: ExitStatus) -> (Option<i32>, Option<i32>) {
+    match status.code() {
+        Some(code @ 129..=192) => (None, Some(code - 128)),
+        code => (code, std::os::unix::process::ExitStatusExt::signal(&status)),
+    }
+}
