@@ -27,6 +27,20 @@ pub fn dispatch_home() -> Result<PathBuf> {
     Ok(home.join(".dispatch"))
 }
 
+/// The directory with the private directories of the CLIs of sandboxed workers, outside of the person's
+/// side: `$DISPATCH_STATE-homes`, else `~/.dispatch/homes`.
+pub fn homes_root() -> Result<PathBuf> {
+    let state = state_root()?;
+    Ok(match std::env::var_os("DISPATCH_STATE") {
+        Some(_) => {
+            let mut name = state.file_name().unwrap_or_default().to_owned();
+            name.push("-homes");
+            state.with_file_name(name)
+        }
+        None => state.with_file_name("homes"),
+    })
+}
+
 /// The directory with the person's side of all tasks: `$DISPATCH_STATE`, else `~/.dispatch/state`.
 pub fn state_root() -> Result<PathBuf> {
     match std::env::var_os("DISPATCH_STATE") {

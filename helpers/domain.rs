@@ -107,6 +107,15 @@ pub struct Backend {
     pub access: Option<Access>,
 }
 
+impl Backend {
+    /// The access of its workers where the task has none. A command of the person's decides by its own
+    /// flags, as it always did, unless the config names a level.
+    pub fn usual_access(&self) -> Access {
+        let of_command = if self.command.is_some() { Access::Full } else { Access::Write };
+        self.access.unwrap_or(of_command)
+    }
+}
+
 /// How a worker CLI gets its prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

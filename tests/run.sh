@@ -44,6 +44,7 @@ sh tests/macos.sh "$target"
 step 'the helpers'
 tool git-lfs || true # without Git LFS, its test tests nothing
 tool tmux || true # without tmux, its tests say that they are skipped
+tool bwrap bubblewrap || true # so do those of the sandbox
 cargo test --quiet --locked
 
 step 'install and demo: a fresh clone, a fresh home, the first command of the README'

@@ -19,8 +19,8 @@ use crate::process::{TASK_DIR, is_host_variable};
 use crate::project::Project;
 use crate::task::{Task, Wait};
 use crate::text::sanitize;
-use crate::worker::agent;
 use crate::worker::supervise::{self, StartOutcome};
+use crate::worker::{agent, sandbox};
 
 /// Start or resume a task's worker and return at once
 #[derive(Debug, Parser)]
@@ -169,6 +169,7 @@ fn dry_run(prepared: &Prepared, json: bool) -> Result<Exit> {
             let stdin = (call.prompt == PromptVia::Stdin).then_some(&stdin);
             json!({
                 "argv": argv,
+                "held": sandbox::description(record),
                 "stdin": stdin,
                 "directory": record.directory,
                 "environment": { TASK_DIR: task.side().directory() },
@@ -179,6 +180,9 @@ fn dry_run(prepared: &Prepared, json: bool) -> Result<Exit> {
         }
         Some(call) => call.shell_line(prompt, &stdin),
     });
+    if let Some(held) = sandbox::description(record).filter(|_| !json) {
+        say(format!("# {held}"));
+    }
     Ok(Exit::Ok)
 }
 

@@ -10,7 +10,7 @@ use crate::config::splice::{PLAIN, pair};
 use crate::domain::{Access, Backend};
 use crate::text::shell_word;
 use crate::tools::detect::InstalledCli;
-use crate::tools::gap;
+use crate::tools::holder;
 use crate::tools::models::{Listing, preferred_backend, provider};
 
 /// A model that could be the default.
@@ -74,7 +74,9 @@ pub fn offers(found: &[InstalledCli], listings: &[Listing]) -> Vec<Offer> {
 /// The CLIs that cannot restrict their workers to the access of a task, with the reason.
 pub fn gaps(found: &[InstalledCli]) -> Vec<(&str, String)> {
     let settings = Backend::default();
-    let gap = |found: &'_ InstalledCli| gap(&found.backend, &settings, Access::Write);
+    let gap = |found: &'_ InstalledCli| {
+        holder(&found.backend, &settings, Access::Write).err().map(|why| why.to_string())
+    };
     found.iter().filter_map(|found| Some((found.backend.as_str(), gap(found)?))).collect()
 }
 

@@ -79,7 +79,8 @@ fn note_ended_agent(task: &Task, host: &Identity, running: &[BackgroundTask]) ->
     };
     match running.iter().find(is_it) {
         Some(agent) => {
-            let session = SessionRecord { backend: view.record.backend, id: agent.id.clone() };
+            let session =
+                SessionRecord { backend: view.record.backend, id: agent.id.clone(), home: None };
             if known.as_ref() != Some(&session) {
                 attempt.set_session(&session)?;
             }

@@ -115,14 +115,15 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         })?;
         worktree.iter_mut().for_each(|own| own.worktree.branch.clone_from(&branch));
     }
-    let record = Record {
+    let mut record = Record {
         format: task::FORMAT,
         nonce: random_hex()?,
         name: choice.name.clone(),
         model: choice.model.clone(),
         backend: choice.backend.clone(),
         route,
-        access: ops::access(request.access, choice)?.unwrap_or(Access::Write),
+        access: request.access.unwrap_or(choice.settings.usual_access()),
+        holder: None,
         directory: worktree.as_ref().map_or(directory, |own| own.directory.clone()),
         task_directory: task.side().directory().into(),
         role: choice.prompt.clone(),
@@ -132,7 +133,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         created: now(),
         stop: false,
     };
-    let call = ops::check_start(&task, &record, choice)?;
+    let call = ops::check_start(&task, &mut record, choice)?;
     let prompt = prompt::first(&task, &record, &plan)?;
     Ok(Prepared { task, record, prompt, call, worktree, plan, replaces_plan, chosen, config })
 }

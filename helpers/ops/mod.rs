@@ -12,14 +12,14 @@ pub mod stop;
 use anyhow::Result;
 
 use crate::config::Choice;
-use crate::domain::{Access, Route};
+use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::process::{calling_host, worker_helper};
 use crate::task::{Record, Task};
-use crate::tools::{Invocation, Session, gap, is_known};
+use crate::tools::{Invocation, Session, holder, is_known};
 use crate::worker::supervise::{self, StartOutcome};
-use crate::worker::{agent, run};
+use crate::worker::{agent, run, sandbox};
 
 /// Placeholder for the session id in a command line that is only checked or printed.
 const SESSION: &str = "00000000-0000-4000-8000-000000000000";
@@ -41,37 +41,26 @@ fn launch(task: &Task, record: &Record) -> Result<Start> {
     }
 }
 
-/// The command of a worker process; `None` for an agent.
+/// The command of a worker process, whose record gets what holds it; `None` for an agent.
 ///
 /// # Errors
 /// Any obstacle to the start that can be known in advance.
-fn check_start(task: &Task, record: &Record, choice: &Choice) -> Result<Option<Invocation>> {
+fn check_start(task: &Task, record: &mut Record, choice: &Choice) -> Result<Option<Invocation>> {
+    record.holder = None;
     if record.route == Route::Agent {
         return Ok(None);
     }
     let backend = &record.backend;
-    if let Some(why) = gap(backend, &choice.settings, record.access) {
-        let access = record.access;
+    record.holder = holder(backend, &choice.settings, record.access).map_err(|why| {
+        let (access, first) = (record.access, why.remedy());
         let what = format!("{backend}'s workers cannot be held to '{access}' access");
-        let next =
-            format!("if the user lets them do anything: dispatch-config set-access {backend} full");
-        return Err(Refusal::new(Exit::Unavailable, what).place(why).next(next).into());
-    }
+        let next = format!(
+            "{first}if the user lets them do anything: dispatch-config set-access {backend} full"
+        );
+        Refusal::new(Exit::Unavailable, what).place(why.to_string()).next(next)
+    })?;
+    sandbox::refuse_unholdable(task, record, &choice.settings)?;
     run::call(task, record, &worker_helper()?, Session::New(SESSION)).map(Some)
-}
-
-/// The requested access, else the backend's access in the config.
-fn access(requested: Option<Access>, choice: &Choice) -> Result<Option<Access>, Refusal> {
-    if requested.is_some() && choice.settings.command.is_some() {
-        let backend = &choice.backend;
-        return Err(Refusal::new(
-            Exit::Data,
-            format!("{backend} has a `command:`, so its flags decide access"),
-        )
-        .place(format!("backends.{backend}.command of the config"))
-        .next("omit --access, or change the flags there"));
-    }
-    Ok(requested.or(choice.settings.access))
 }
 
 /// The route: by the config, else `agent` for Claude inside Claude Code, which has its own agents.

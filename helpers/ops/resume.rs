@@ -122,16 +122,21 @@ fn change_worker(
     let chosen = choose::by_name(&config, Some(name))?;
     let choice = chosen.choice;
     let (worktree, after) = (record.worktree.is_some(), !record.after.is_empty());
-    let new = Record {
+    // Another worker never gets more than is usual for it, nor more than to read if the task had no more.
+    let kept = match record.access {
+        Access::Read => Access::Read,
+        _ => choice.settings.usual_access(),
+    };
+    let mut new = Record {
         name: choice.name.clone(),
         model: choice.model.clone(),
         backend: choice.backend.clone(),
         route: ops::route(&choice, worktree, after)?,
-        access: ops::access(request.access, &choice)?.unwrap_or(record.access),
+        access: request.access.or(choice.settings.access).unwrap_or(kept),
         role: choice.prompt.clone(),
         ..record
     };
-    ops::check_start(task, &new, &choice)?;
+    ops::check_start(task, &mut new, &choice)?;
     task.change_record(|record| {
         record.name.clone_from(&new.name);
         record.model.clone_from(&new.model);
@@ -139,6 +144,7 @@ fn change_worker(
         record.route = new.route;
         record.role.clone_from(&new.role);
         record.access = new.access;
+        record.holder = new.holder;
     })?;
     Ok((new, chosen.note))
 }

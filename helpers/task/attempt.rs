@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Failure, Usage};
+use crate::domain::{Access, Failure, Usage};
 use crate::files;
 use crate::plan::Plan;
 use crate::process::Identity;
@@ -103,6 +103,9 @@ pub struct SessionRecord {
     pub backend: String,
     /// The CLI's id of the session.
     pub id: String,
+    /// The access level of the private directory that holds it; `None` for the person's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<Access>,
 }
 
 impl SessionRecord {

@@ -353,11 +353,14 @@ impl Task {
             .next("restore the file, or move the directory away"))
     }
 
-    /// The newest session that this backend can continue, of the attempts before number `before`.
-    pub fn last_session(&self, backend: &str, before: u32) -> Result<Option<SessionRecord>> {
-        let attempts = self.attempts()?.into_iter().rev().filter(|it| it.number < before);
+    /// The newest session that this backend can continue at the access level of a record.
+    pub fn last_session(&self, record: &Record) -> Result<Option<SessionRecord>> {
+        let attempts = self.attempts()?.into_iter().rev();
         let sessions = attempts.map(|attempt| attempt.session()).collect::<Result<Vec<_>>>()?;
-        Ok(sessions.into_iter().flatten().find(|session| session.backend == backend))
+        let continues = |session: &SessionRecord| {
+            session.backend == record.backend && session.home == record.home()
+        };
+        Ok(sessions.into_iter().flatten().find(continues))
     }
 
     /// Creates the next attempt, with a copy of the plan as it is now. A worker's side without a

@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Access, Route, Worktree};
-use crate::process::Identity;
+use crate::process::{Holder, Identity};
 
 /// The format number that this version writes.
 pub const FORMAT: u32 = 1;
@@ -33,6 +33,9 @@ pub struct Record {
     pub route: Route,
     /// The worker's access.
     pub access: Access,
+    /// What holds the worker to its access besides its CLI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Holder>,
     /// The worker's working directory.
     pub directory: PathBuf,
     /// The task's directory in the project.
@@ -60,6 +63,12 @@ impl Record {
     /// Returns true if the worker commits: the task has a worktree, and access to write there.
     pub fn commits(&self) -> bool {
         self.worktree.is_some() && self.access != Access::Read
+    }
+
+    /// The access level of the private directory that holds the worker's sessions; `None` for the
+    /// person's own.
+    pub fn home(&self) -> Option<Access> {
+        self.holder.map(|_| self.access)
     }
 }
 

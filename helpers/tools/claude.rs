@@ -12,8 +12,9 @@ use crate::tools::cli::prelude::*;
 pub(super) const TIERS: [&str; 4] = ["opus", "sonnet", "haiku", "fable"];
 
 /// Runs every command in the sandbox, and refuses to start without one. The tool list also allows
-/// Bash by name, because a sandboxed command with a variable in it is denied otherwise.
-const WRITE: &str = r#"acceptEdits --allowedTools Bash --settings {"sandbox":{"enabled":true,"failIfUnavailable":true,"autoAllowBashIfSandboxed":true,"allowUnsandboxedCommands":false}}"#;
+/// Bash by name, because a sandboxed command with a variable in it is denied otherwise, and the tools
+/// that read, which may read what commands may.
+const WRITE: &str = r#"acceptEdits --allowedTools Bash Read Glob Grep --settings {"sandbox":{"enabled":true,"failIfUnavailable":true,"autoAllowBashIfSandboxed":true,"allowUnsandboxedCommands":false}}"#;
 
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "claude",
@@ -38,7 +39,22 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     model_name: |model| {
         if model.starts_with("claude-") { model } else { tier(model).unwrap_or(model) }
     },
-    sandbox_problem,
+    own_sandbox: |access| (access == Access::Write).then_some(&["bwrap", "socat"]),
+    nests: true,
+    places: &[Place {
+        variable: "CLAUDE_CONFIG_DIR",
+        usual: ".claude",
+        own: "",
+        login: &[".credentials.json"],
+        settings: &["settings.json", "CLAUDE.md", "agents", "skills", "commands"],
+    }],
+    other_logins: &[
+        ("CLAUDE_CODE_USE_BEDROCK", ".aws"),
+        ("CLAUDE_CODE_USE_VERTEX", ".config/gcloud"),
+    ],
+    obeys: &[".claude", ".mcp.json"],
+    // As root, it does anything only where the first says that the machine is a sandbox.
+    variables: &[("IS_SANDBOX", "1"), ("DISABLE_AUTOUPDATER", "1")],
     event,
     failures: &[
         (Kind::Auth, r"^(Not logged in|Invalid API key) \u{b7} "),
@@ -80,20 +96,6 @@ pub(crate) fn read_rule() -> Result<String> {
 pub(crate) fn may_read_state() -> Result<bool> {
     let settings = files::read(&settings_path()).ok().flatten().unwrap_or_default();
     Ok(settings.contains(&format!("{:?}", read_rule()?)))
-}
-
-fn sandbox_problem(access: Access) -> Option<String> {
-    if access != Access::Write || cfg!(target_os = "macos") {
-        return None;
-    }
-    let has = |program: &str| find_program(program.as_ref()).is_some();
-    let missing = match (has("bwrap"), has("socat")) {
-        (true, true) => return no_namespaces(),
-        (false, true) => "bubblewrap (bwrap), which is",
-        (true, false) => "socat, which is",
-        (false, false) => "bubblewrap (bwrap) and socat, which are",
-    };
-    Some(format!("its sandbox needs {missing} not installed"))
 }
 
 fn event(event: &Value, observed: &mut Observed) {

@@ -1,6 +1,6 @@
 //! The description of a worker CLI, with what most CLIs have in common.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::domain::{Access, FailureKind};
-use crate::process::capture;
+use crate::process::{capture, find_program};
 use crate::text::shell_word;
 use crate::tools::ask::Answer;
 use crate::tools::events::Observed;
@@ -21,9 +21,8 @@ pub(super) mod prelude {
 
     pub(in crate::tools) use serde_json::Value;
 
-    pub(in crate::tools) use super::{Models, WorkerCli, no_namespaces, resume_with};
+    pub(in crate::tools) use super::{Models, Place, WorkerCli, resume_with};
     pub(in crate::tools) use crate::domain::{Access, FailureKind as Kind};
-    pub(in crate::tools) use crate::process::find_program;
     pub(in crate::tools) use crate::tools::events::{Observed, first_text, sum, text};
     pub(in crate::tools) use crate::tools::models::{Listed, Source, listed};
     pub(in crate::tools) use crate::tools::{Job, Session, os_args};
@@ -69,10 +68,23 @@ pub struct WorkerCli {
     /// The last arguments, which begin or resume a session.
     pub(super) session: fn(Session) -> Vec<OsString>,
 
-    /// Why its workers can never be held to an access level, if so.
+    /// Why the CLI itself can never hold its workers to an access level, if so.
     pub(super) unenforceable: fn(Access) -> Option<&'static str>,
-    /// Why its sandbox for an access level cannot start on this machine, if so.
-    pub(super) sandbox_problem: fn(Access) -> Option<String>,
+    /// The programs that its own sandbox for an access level needs on Linux; `None` where it holds
+    /// the level without one.
+    pub(super) own_sandbox: fn(Access) -> Option<&'static [&'static str]>,
+    /// Whether its own sandbox starts within another one that allows namespaces.
+    pub(super) nests: bool,
+
+    /// The directories in which it keeps settings, sessions and logins.
+    pub(super) places: &'static [Place],
+    /// Other logins that it uses: a variable that says so (empty: always), and a path below the home
+    /// directory.
+    pub(super) other_logins: &'static [(&'static str, &'static str)],
+    /// The files and directories at the top of a project that make it run something.
+    pub(super) obeys: &'static [&'static str],
+    /// Variables for a worker in a sandbox of dispatch's.
+    pub(super) variables: &'static [(&'static str, &'static str)],
 
     /// Reads an event: a JSON object that was a line of its own.
     pub(super) event: fn(&Value, &mut Observed),
@@ -80,6 +92,32 @@ pub struct WorkerCli {
     pub(super) line: Option<fn(&str, &mut Observed)>,
     /// The CLI's error messages: the first expression that matches tells the kind.
     pub(super) failures: &'static [(FailureKind, &'static str)],
+}
+
+/// A directory of a CLI's own, which a variable moves.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The variable that moves the directory.
+    pub variable: &'static str,
+    /// Where the directory is without the variable, below the home directory.
+    pub usual: &'static str,
+    /// The part of the directory that belongs to the CLI; all of it if empty.
+    pub own: &'static str,
+    /// The files in it that log the CLI in, and that it changes in place.
+    pub login: &'static [&'static str],
+    /// The files in it that hold the person's settings.
+    pub settings: &'static [&'static str],
+}
+
+impl Place {
+    /// The person's own directory.
+    pub fn directory(&self) -> PathBuf {
+        let moved = std::env::var_os(self.variable).filter(|value| !value.is_empty());
+        moved.map_or_else(
+            || std::env::home_dir().unwrap_or_default().join(self.usual),
+            PathBuf::from,
+        )
+    }
 }
 
 /// The arguments that ask whether a CLI is logged in, and what the answer says; `None` if it is not
@@ -139,7 +177,12 @@ impl WorkerCli {
             Session::Resume(id) => os_args(&["--resume", id]),
         },
         unenforceable: |_| None,
-        sandbox_problem: |_| None,
+        own_sandbox: |_| None,
+        nests: false,
+        places: &[],
+        other_logins: &[],
+        obeys: &[],
+        variables: &[],
         event: |_, _| {},
         line: None,
         failures: &[],
@@ -163,10 +206,28 @@ impl WorkerCli {
         args
     }
 
-    /// Why its workers cannot be held to an access level on this machine, if so.
+    /// Why the CLI itself cannot hold its workers to an access level on this machine, if so.
     pub(super) fn gap(&self, access: Access) -> Option<String> {
         let never = (self.unenforceable)(access).map(str::to_owned);
-        never.or_else(|| (self.sandbox_problem)(access))
+        never.or_else(|| match missing((self.own_sandbox)(access)?).as_slice() {
+            [] => no_namespaces(),
+            missing => {
+                let missing = missing.join(" and ");
+                Some(format!("its sandbox needs programs that are not installed: {missing}"))
+            }
+        })
+    }
+
+    /// The level whose flags the CLI gets. In a sandbox of dispatch's it is let do anything where it
+    /// could not hold the level itself.
+    pub(super) fn flags(&self, job: &Job) -> Access {
+        let Some(holder) = job.holder else { return job.access };
+        let starts = |programs: &[&'static str]| {
+            self.nests && holder.nests() && missing(programs).is_empty()
+        };
+        let holds = (self.unenforceable)(job.access).is_none()
+            && (self.own_sandbox)(job.access).is_none_or(starts);
+        if holds { job.access } else { Access::Full }
     }
 }
 
@@ -178,9 +239,16 @@ pub(super) fn resume_with(flag: &str, session: Session) -> Vec<OsString> {
     }
 }
 
+/// Those of the programs that are not installed. macOS has a sandbox in every system.
+fn missing(programs: &[&'static str]) -> Vec<&'static str> {
+    let has = |program: &&str| find_program(OsStr::new(program)).is_some();
+    let programs = programs.iter().copied().filter(|_| !cfg!(target_os = "macos"));
+    programs.filter(|program| !has(program)).collect()
+}
+
 /// Why a sandbox made of Linux namespaces cannot start on this machine, if so. Such a sandbox would
 /// fail only once the worker runs commands, and few CLIs report that as an error.
-pub(super) fn no_namespaces() -> Option<String> {
+fn no_namespaces() -> Option<String> {
     if cfg!(target_os = "macos") {
         return None;
     }

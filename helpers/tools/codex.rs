@@ -26,7 +26,16 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         Session::New(_) => os_args(&["-"]),
         Session::Resume(id) => os_args(&["resume", id, "-"]),
     },
-    sandbox_problem: |access| if access == Access::Full { None } else { no_namespaces() },
+    own_sandbox: |access| (access != Access::Full).then_some(&[]),
+    nests: true,
+    places: &[Place {
+        variable: "CODEX_HOME",
+        usual: ".codex",
+        own: "",
+        login: &["auth.json"],
+        settings: &["config.toml", "AGENTS.md", "skills", "prompts"],
+    }],
+    obeys: &[".codex", ".agents"],
     event,
     line: Some(line),
     failures: &[

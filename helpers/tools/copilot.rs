@@ -23,7 +23,15 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         // With `=`, an unknown session is an error and not a new one.
         Session::Resume(id) => vec![format!("--resume={id}").into()],
     },
-    sandbox_problem,
+    own_sandbox: |access| (access == Access::Write).then_some(&SANDBOX),
+    places: &[Place {
+        variable: "COPILOT_HOME",
+        usual: ".copilot",
+        own: "",
+        login: &[],
+        settings: &["config.json", "settings.json", "mcp-config.json"],
+    }],
+    other_logins: &[("", ".config/gh")],
     event,
     failures: &[
         (Kind::Auth, r"^Error: No authentication information found"),
@@ -53,16 +61,6 @@ fn argv(job: &Job) -> Vec<OsString> {
     }
     argv.extend(os_args(&["--no-ask-user", "--output-format", "json"]));
     argv
-}
-
-fn sandbox_problem(access: Access) -> Option<String> {
-    let has = |program: &str| find_program(OsStr::new(program)).is_some();
-    if access != Access::Write || has("sandbox-exec") {
-        return None;
-    }
-    let missing: Vec<_> = SANDBOX.into_iter().filter(|program| !has(program)).collect();
-    (!missing.is_empty())
-        .then(|| format!("its sandbox needs {}: not in PATH", missing.join(" and ")))
 }
 
 fn event(event: &Value, observed: &mut Observed) {

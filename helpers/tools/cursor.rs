@@ -26,6 +26,15 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         Access::Write => Some("its sandbox holds only as far as its own settings say"),
         Access::Full => None,
     },
+    places: &[Place {
+        variable: "CURSOR_CONFIG_DIR",
+        usual: ".cursor",
+        own: "",
+        login: &[],
+        settings: &["cli-config.json"],
+    }],
+    other_logins: &[("", ".config/cursor")],
+    obeys: &[".cursor"],
     event,
     // Cursor prints these on standard error, and not as events.
     failures: &[

@@ -23,6 +23,14 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         (access != Access::Full)
             .then_some("it lets the model itself say how risky each of its commands is")
     },
+    places: &[Place {
+        variable: "FACTORY_HOME_OVERRIDE",
+        usual: "",
+        own: ".factory",
+        login: &[".factory/auth.v2.file", ".factory/auth.v2.key", ".factory/auth.json"],
+        settings: &[".factory/settings.json", ".factory/config.json", ".factory/AGENTS.md"],
+    }],
+    obeys: &[".factory"],
     event,
     failures: &[
         (Kind::Auth, r"^40[13] |^(Error: )?Authentication failed"),

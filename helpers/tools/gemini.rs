@@ -38,6 +38,18 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         (access == Access::Write)
             .then_some("it holds its own edits to the project, but not the commands that it runs")
     },
+    places: &[Place {
+        variable: "GEMINI_CLI_HOME",
+        usual: "",
+        own: ".gemini",
+        login: &[".gemini/oauth_creds.json", ".gemini/google_accounts.json"],
+        settings: &[".gemini/settings.json", ".gemini/.env", ".gemini/GEMINI.md"],
+    }],
+    other_logins: &[
+        ("GOOGLE_GENAI_USE_VERTEXAI", ".config/gcloud"),
+        ("GOOGLE_GENAI_USE_GCA", ".config/gcloud"),
+    ],
+    obeys: &[".gemini"],
     event,
     // Events hold the first form of an error, standard error the second, also between retries.
     failures: &[

@@ -29,15 +29,16 @@ mod tests;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::Result;
 
 use crate::domain::{Access, Backend, PromptVia};
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::process::find_program;
+use crate::process::{Holder, find_program, probe};
 use crate::text::shell_word;
-pub use cli::WorkerCli;
+pub use cli::{Place, WorkerCli};
 pub use command::program as program_of;
 use events::Listener;
 
@@ -69,6 +70,8 @@ pub struct Job<'a> {
     pub task: &'a Path,
     /// All directories outside of its own that it must be able to write in.
     pub writable: &'a [PathBuf],
+    /// What holds it besides the CLI itself.
+    pub holder: Option<Holder>,
     /// The session that it begins or resumes.
     pub session: Session<'a>,
     /// The `dispatch-worker` that it calls.
@@ -172,6 +175,7 @@ pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocatio
     let (argv, usual) = match (settings.command.as_deref().map(str::trim_end), cli) {
         (None, None) => return Err(no_command(name).into()),
         (None, Some(cli)) => {
+            let job = &Job { access: cli.flags(job), ..job.clone() };
             let argv = (cli.argv)(job).into_iter().chain(cli.last_args("", job)).collect();
             return Ok(Invocation { argv, prompt: PromptVia::Stdin });
         }
@@ -206,12 +210,103 @@ pub fn listener(name: &str, settings: &Backend) -> Listener {
     Listener::new(by_backend(name, settings))
 }
 
-/// Why a backend's workers cannot be held to an access level on this machine, if so. A command of the
-/// config is the person's own choice, and a CLI that is not installed is reported elsewhere.
-pub fn gap(name: &str, settings: &Backend, access: Access) -> Option<String> {
-    let cli = by_name(name).filter(|_| settings.command.is_none())?;
-    find_program(cli.programs[0].as_ref())?;
-    cli.gap(access)
+/// What holds a backend's workers to an access level on this machine; `None` if the CLI itself does, or
+/// nothing has to. A CLI that is not installed is reported elsewhere.
+///
+/// # Errors
+/// Why they cannot be held to it.
+pub fn holder(name: &str, settings: &Backend, access: Access) -> Result<Option<Holder>, Unheld> {
+    let cli = by_name(name).filter(|_| settings.command.is_none());
+    let is_there = cli.is_none_or(|cli| find_program(cli.programs[0].as_ref()).is_some());
+    if access == Access::Full || !is_there {
+        return Ok(None);
+    }
+    let nested = cli.is_some_and(|cli| cli.nests && (cli.own_sandbox)(access).is_some());
+    let sandbox = match sandbox(nested) {
+        Ok(holder) => return Ok(Some(holder)),
+        Err(sandbox) => sandbox,
+    };
+    match cli {
+        Some(cli) => {
+            cli.gap(access).map_or(Ok(None), |cli| Err(Unheld { sandbox, cli: Some(cli) }))
+        }
+        None => Err(Unheld { sandbox, cli: None }),
+    }
+}
+
+/// Why a backend's workers cannot be held to an access level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unheld {
+    /// Why there is no sandbox of dispatch's.
+    pub sandbox: String,
+    /// Why the CLI itself cannot hold them, if dispatch knows it.
+    pub cli: Option<String>,
+}
+
+impl Unheld {
+    /// What to do about it, as the beginning of a sentence that names another way.
+    pub fn remedy(&self) -> &'static str {
+        if self.sandbox.ends_with("not installed") { "install it; or " } else { "" }
+    }
+}
+
+impl std::fmt::Display for Unheld {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.sandbox)?;
+        self.cli.iter().try_for_each(|cli| write!(f, "; {cli}"))
+    }
+}
+
+/// What would hold the workers of each installed CLI on this machine, one line each.
+pub fn holders() -> Vec<String> {
+    let is_there = |cli: &&WorkerCli| find_program(cli.programs[0].as_ref()).is_some();
+    let line = |cli: &WorkerCli| {
+        let by = [Access::Read, Access::Write].map(|access| {
+            match holder(cli.name, &Backend::default(), access) {
+                Ok(Some(holder)) => format!("{access} by {holder}"),
+                Ok(None) => format!("{access} by itself"),
+                Err(why) => format!("{access} refused ({why})"),
+            }
+        });
+        format!("{}: {}", cli.name, by.join(", "))
+    };
+    KNOWN.iter().copied().filter(is_there).map(line).collect()
+}
+
+/// The sandbox that works on this machine.
+fn sandbox(nested: bool) -> Result<Holder, String> {
+    static SANDBOX: [OnceLock<Result<Holder, String>>; 2] = [const { OnceLock::new() }; 2];
+    let home = || std::env::home_dir().unwrap_or_default();
+    SANDBOX[usize::from(nested)].get_or_init(|| probe(&home(), nested)).clone()
+}
+
+/// The directories of a backend's CLI, and the other logins that it uses.
+pub fn places(name: &str, settings: &Backend) -> (&'static [Place], Vec<&'static str>) {
+    let Some(cli) = by_backend(name, settings) else { return Default::default() };
+    let is_used = |(variable, _): &&(&str, &str)| {
+        variable.is_empty() || std::env::var_os(variable).is_some_and(|value| !value.is_empty())
+    };
+    (cli.places, cli.other_logins.iter().filter(is_used).map(|(_, path)| *path).collect())
+}
+
+/// The variables for a backend's worker in a sandbox.
+pub fn variables(name: &str, settings: &Backend) -> &'static [(&'static str, &'static str)] {
+    by_backend(name, settings).map_or(&[], |cli| cli.variables)
+}
+
+/// The directories of all known CLIs, as the person has them.
+pub fn private_directories() -> Vec<PathBuf> {
+    let places = KNOWN.iter().flat_map(|cli| cli.places);
+    places.map(|place| place.directory().join(place.own)).collect()
+}
+
+/// The files and directories at the top of a project that make an installed CLI run something. The
+/// host, Claude Code, counts as installed.
+pub fn obeyed() -> Vec<&'static str> {
+    let is_there = |cli: &&&WorkerCli| {
+        cli.name == claude::CLI.name || find_program(cli.programs[0].as_ref()).is_some()
+    };
+    KNOWN.iter().filter(is_there).flat_map(|cli| cli.obeys).copied().collect()
 }
 
 /// The command that logs a person in to a backend's CLI, if dispatch knows it.

@@ -22,6 +22,38 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         (access == Access::Write)
             .then_some("it holds its own edits to the project, but not the commands that it runs")
     },
+    places: &[
+        Place {
+            variable: "XDG_DATA_HOME",
+            usual: ".local/share",
+            own: "opencode",
+            login: &["opencode/auth.json"],
+            settings: &[],
+        },
+        Place {
+            variable: "XDG_CONFIG_HOME",
+            usual: ".config",
+            own: "opencode",
+            login: &[],
+            settings: &[
+                "git",
+                "opencode/config.json",
+                "opencode/opencode.json",
+                "opencode/opencode.jsonc",
+                "opencode/AGENTS.md",
+            ],
+        },
+        Place {
+            variable: "XDG_STATE_HOME",
+            usual: ".local/state",
+            own: "opencode",
+            login: &[],
+            settings: &[],
+        },
+    ],
+    obeys: &[".opencode", "opencode.json", "opencode.jsonc"],
+    // It would write in the project's settings, and fails where it cannot.
+    variables: &[("OPENCODE_DISABLE_PROJECT_CONFIG", "1"), ("OPENCODE_DISABLE_AUTOUPDATE", "1")],
     event,
     failures: &[
         (Kind::Session, r"^Error: Session not found"),

@@ -26,6 +26,14 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         (access == Access::Write)
             .then_some("it holds neither its edits nor its commands to the project")
     },
+    places: &[Place {
+        variable: "QWEN_HOME",
+        usual: ".qwen",
+        own: "",
+        login: &["oauth_creds.json"],
+        settings: &["settings.json", ".env", "QWEN.md"],
+    }],
+    obeys: &[".qwen"],
     event,
     failures: &[
         (Kind::Auth, r"^\[API Error: 40[13] |^No auth type is selected"),

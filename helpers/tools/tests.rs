@@ -40,6 +40,7 @@ fn every_cli_is_called_as_recorded_at_each_access_level() {
                     directory: Path::new("/w"),
                     task: &directories[0],
                     writable: &directories,
+                    holder: None,
                     session,
                     helper: Path::new("/h/dispatch-worker"),
                 };
@@ -152,7 +153,7 @@ fn places_without(cli: &WorkerCli) -> Vec<String> {
         version.map_or(cli.title.to_owned(), |version| format!("{} {version}", cli.title));
     let support = table(SUPPORT[0], SUPPORT[1]);
     require(support.contains(&supported), &format!("{}, support table: {supported}", SUPPORT[0]));
-    let access = table("references/access.md", "# What a worker may do");
+    let access = table("references/access.md", "**Without bubblewrap**");
     let row = access.lines().find(|row| row.starts_with(&format!("| {} ", cli.title)));
     let cells = row.unwrap_or_default().split(" | ").skip(1).chain(["no row"; 3]);
     for (level, cell) in LEVELS.into_iter().zip(cells) {

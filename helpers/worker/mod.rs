@@ -8,5 +8,6 @@ mod log;
 pub mod prompt;
 mod queue;
 pub mod run;
+pub mod sandbox;
 mod silence;
 pub mod supervise;

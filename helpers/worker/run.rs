@@ -30,6 +30,7 @@ use crate::tools::events::{Listener, Observed};
 use crate::tools::{Invocation, Job, Session, invocation, listener};
 use crate::worker::log::Log;
 use crate::worker::prompt;
+use crate::worker::sandbox;
 use crate::worker::silence::Silence;
 use crate::worker::supervise::Starter;
 
@@ -61,7 +62,7 @@ pub(super) fn run(
 ) -> Result<(Attempt, ExitRecord)> {
     let record = task.record()?.context("the task has no record")?;
     process::adopt_descendants()?;
-    let session = task.last_session(&record.backend, u32::MAX)?;
+    let session = task.last_session(&record)?;
     let attempt = prepare(task, &record, session.is_some())?;
     fault::point("supervisor", "prepared");
     terminate_leftovers(task, &record, attempt.number - 1)?;
@@ -105,11 +106,16 @@ pub(super) fn run(
     let observed = started.listener.observed().clone();
     // Unreadable usage must not leave the end unrecorded.
     let usage = usage(task, &attempt, &observed).unwrap_or_default();
+    let (code, signal) = match record.holder {
+        Some(_) => process::code_or_signal(status),
+        None => (status.code(), status.signal()),
+    };
+    let _ = sandbox::release_places(task);
     let exit = ExitRecord {
-        code: status.code(),
-        signal: status.signal(),
+        code,
+        signal,
         stop_reason,
-        failure: observed.failure,
+        failure: observed.failure.or_else(|| sandbox::failure(&record, &attempt)),
         denied: observed.denied,
         usage,
         at: now(),
@@ -213,6 +219,7 @@ pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Re
         directory: &record.directory,
         task: task.side().directory(),
         writable: &writable,
+        holder: record.holder,
         session,
         helper,
     };
@@ -253,6 +260,8 @@ struct RunningWorker {
     child: Child,
     attempt: Attempt,
     backend: String,
+    /// See [`SessionRecord::home`].
+    home: Option<Access>,
     tree: ProcessTree,
     log: Log,
     listener: Listener,
@@ -283,10 +292,17 @@ fn launch(
     let text = files::read_foreign(&prompt_path)?.map(lossy).unwrap_or_default();
     let argv = call.with_prompt(&text, &prompt_path);
     let log = Log::open(attempt)?;
-    let mut command = Command::new(&argv[0]);
-    command.args(&argv[1..]).current_dir(&record.directory);
+    let mut command = match record.holder {
+        Some(holder) => sandbox::command(task, record, attempt, &settings, holder, &argv)?,
+        None => {
+            let mut command = Command::new(&argv[0]);
+            command.args(&argv[1..]);
+            command
+        }
+    };
+    command.current_dir(&record.directory);
     command.stdin(match call.prompt {
-        PromptVia::Stdin => File::open(&prompt_path).context("cannot open the prompt")?.into(),
+        PromptVia::Stdin => input(attempt, &text)?.into(),
         PromptVia::Arg | PromptVia::File => Stdio::null(),
     });
     command.stdout(log.writer()?).stderr(log.writer()?);
@@ -308,11 +324,22 @@ fn launch(
         child,
         attempt: attempt.clone(),
         backend: record.backend.clone(),
+        home: record.home(),
         tree: tree(Some(Identity::own()?), record, attempt)?,
         log,
         listener: listener(&record.backend, &settings),
         session: None,
     })
+}
+
+/// A file with the prompt that has no name, so that a worker which opens its standard input again can
+/// change nothing that is read later.
+fn input(attempt: &Attempt, prompt: &str) -> Result<File> {
+    let path = attempt.directory().join("stdin");
+    files::publish(&path, prompt.as_bytes())?;
+    let file = File::open(&path).context("cannot open the prompt")?;
+    files::remove(&path)?;
+    Ok(file)
 }
 
 /// The record after its worktree was restored if necessary. Falls back to the worktree's root if the
@@ -469,7 +496,8 @@ impl RunningWorker {
     fn record_session(&mut self) {
         let observed = &self.listener.observed().session;
         if let Some(id) = observed.as_ref().filter(|_| *observed != self.session) {
-            let record = SessionRecord { backend: self.backend.clone(), id: id.clone() };
+            let (backend, home) = (self.backend.clone(), self.home);
+            let record = SessionRecord { backend, id: id.clone(), home };
             // On a full disk, the next read tries again.
             if self.attempt.set_session(&record).is_ok() {
                 self.session = Some(id.clone());

@@ -23,7 +23,7 @@ use crate::ids::{now, unix_seconds};
 use crate::process::{self, ATTEMPT, Life, TASK_DIR, Watch, worker_helper};
 use crate::project::Project;
 use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait};
-use crate::worker::{queue, run};
+use crate::worker::{queue, run, sandbox};
 
 /// How long a task is parked the first time if the CLI does not say when its limit resets. The time
 /// doubles with each further park in a row.
@@ -342,6 +342,7 @@ fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<boo
         task.side().tell(&format!("{error:#}"))?;
     }
     let exit = run::unseen_end(task, record, attempt);
+    let _ = sandbox::release_places(task);
     if task.wait()?.is_none()
         && let Some(wait) = park(task, &exit, 1)?
     {

@@ -251,13 +251,15 @@ gemini's workers have full access
 
 "#]],
     );
-    // The flags of a command decide its access.
-    refused(&sandbox(), &["set-access", "harvey", "read"]).shows(str![[r#"
-exit 65
-! dispatch-config: harvey has a `command:`, so its flags decide access
-!   backends.harvey.command in HOME/.dispatch/config.yaml
-!   next: change the flags there
-"#]]);
+    // A command is held by a sandbox of dispatch's.
+    same(
+        &change(&["set-access", "harvey", "read"]),
+        str![[r#"
++    access: read
+harvey's workers have read access
+
+"#]],
+    );
     refused(&sandbox(), &["set-access", "nobody", "full"]).shows(str![[r#"
 exit 65
 ! dispatch-config: there is no backend 'nobody'

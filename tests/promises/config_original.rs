@@ -85,8 +85,11 @@ fn first_format_works_as_in_the_original() {
         &commands(&sandbox, &["cursor", "claude", "harvey"]),
         str![[r#"
 cursor: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh < STATE/x/attempts/1/prompt.md
+# full: nothing holds it
 claude: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --session-id UUID < STATE/x/attempts/1/prompt.md
+# full: nothing holds it
 harvey: sh -c 'exec agent -p --force --model gpt-5.3-codex --workspace "$(pwd)" "$@"' sh < STATE/x/attempts/1/prompt.md
+# full: nothing holds it
 
 "#]],
     );
@@ -123,11 +126,17 @@ fn second_format_works_as_in_the_original() {
         &commands(&sandbox, &names),
         str![[r#"
 opus: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus --session-id UUID < STATE/x/attempts/1/prompt.md
+# full: nothing holds it
 sonnet: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model sonnet --session-id UUID < STATE/x/attempts/1/prompt.md
+# full: nothing holds it
 haiku: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model haiku --session-id UUID < STATE/x/attempts/1/prompt.md
+# full: nothing holds it
 gpt-5.3-codex: sh -c 'exec codex exec -s workspace-write -C "$(pwd)" "$@"' sh --model gpt-5.3-codex - < STATE/x/attempts/1/prompt.md
+# full: nothing holds it
 gpt-5.3: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh --model gpt-5.3 < STATE/x/attempts/1/prompt.md
+# full: nothing holds it
 security-reviewer: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus --session-id UUID < STATE/x/attempts/1/prompt.md
+# full: nothing holds it
 
 "#]],
     );

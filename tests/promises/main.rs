@@ -37,6 +37,8 @@ mod plan;
 mod prompt;
 mod repair;
 mod resume;
+#[cfg(target_os = "linux")]
+mod sandbox;
 mod sequence;
 mod simulation;
 mod skill;

@@ -94,6 +94,7 @@ fn parked_task_resumes_its_session_when_the_limit_resets() {
 exit 0
 x — Title
 done, opus, AGE
+write: claude's own rules
 1. [x] First
 2. [x] Second
 attempt 1: exit code 1 at TIME, log STATE/x/attempts/1/log
@@ -112,6 +113,7 @@ fn parked_task_shows_the_reset_time() {
 exit 0
 x — Title
 parked (rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)), opus, AGE
+write: claude's own rules
 1. [x] First
 2. [ ] Second
 attempt 1: exit code 1 at TIME, log STATE/x/attempts/1/log

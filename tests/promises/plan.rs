@@ -253,6 +253,7 @@ fn item_numbers_stay_as_the_worker_was_given_them() {
 exit 0
 x — no title
 running, idle, AGE
+full: nothing holds it
 3. [ ] Send
 1. [ ] Read
 1.1. [ ] Write the tests

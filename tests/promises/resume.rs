@@ -305,18 +305,6 @@ y (Title, 2 items) started with gpt-6. Tell the user and stop; news wakes you.
 }
 
 #[test]
-fn access_option_is_refused_for_a_configured_command() {
-    let sandbox = ready();
-    sandbox.run("dispatch-spawn", &["x", "--model", "idle", "--access", "read"]).shows(str![[r#"
-exit 65
-! dispatch-spawn: idle has a `command:`, so its flags decide access
-!   backends.idle.command of the config
-!   next: omit --access, or change the flags there
-"#]]);
-    assert!(!sandbox.task("x", "record.yaml").exists());
-}
-
-#[test]
 fn plan_with_a_zero_byte_is_refused_before_the_id_is_taken() {
     let sandbox = ready();
     let spawn = sandbox.call("dispatch-spawn", &["y", "--plan", "-"]);

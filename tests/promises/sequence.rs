@@ -188,6 +188,7 @@ exit 0
 b — Title
 held (a failed), works, AGE
 next: dispatch-spawn b --resume
+full: nothing holds it
 1. [ ] First
 2. [ ] Second
 "#]]);

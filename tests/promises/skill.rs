@@ -146,7 +146,7 @@ fn example_config_is_valid() {
     let sandbox = Sandbox::with_clis(&[("claude", clis::CLAUDE), ("codex", clis::CODEX)]);
     sandbox.config(&read("references/config-example.yaml"));
     let said = sandbox.configure(&["check"]).run().ok();
-    assert!(said.ends_with("config.yaml is valid\n"), "{said}");
+    assert!(said.contains("config.yaml is valid\n"), "{said}");
 }
 
 #[test]

@@ -174,6 +174,7 @@ exit 0
 x — Title
 incomplete, gpt, AGE
 next: dispatch-spawn x --resume
+full: nothing holds it
 1. [ ] First
 2. [ ] Second
 attempt 1: exit code 0 at TIME, 1.0k tokens in, 50 out, log STATE/x/attempts/1/log
@@ -231,6 +232,7 @@ x running 0/2 1h idle — item 0.1: First one
 exit 0
 x — Title
 running, idle, 1h
+write: idle's own rules
 0.1. [ ] First	one
       a note
 2. [ ] Second

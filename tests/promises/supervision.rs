@@ -167,6 +167,7 @@ exit 0
 x — Title
 failed (exit code 7: no such file: "a"), fails, AGE
 next: dispatch-spawn x --resume
+full: nothing holds it
 1. [ ] First
 2. [ ] Second
 attempt 1: exit code 7 at TIME, log STATE/x/attempts/1/log

@@ -127,13 +127,6 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             (vec![Edit::add_backend(&name, command.as_deref())], report)
         }
         EditCommand::SetAccess { backend, access } => {
-            if config.backends.get(&backend).is_some_and(|backend| backend.command.is_some()) {
-                let what = format!("{backend} has a `command:`, so its flags decide access");
-                return Err(Refusal::new(Exit::Data, what)
-                    .place(format!("backends.{backend}.command in {}", config.path().display()))
-                    .next("change the flags there")
-                    .into());
-            }
             let access = access.to_string();
             let report = format!("{backend}'s workers have {access} access");
             let missing = backend_if_missing(&config, &backend)?;

@@ -154,6 +154,7 @@ fn check() -> Result<Exit> {
     problems.iter().for_each(|problem| eprintln!("{}", problem.refusal(&path)));
     if errors == 0 {
         say(format!("{} is valid", path.display()));
+        crate::tools::holders().into_iter().for_each(say);
         return Ok(Exit::Ok);
     }
     let plural = if errors == 1 { "" } else { "s" };

@@ -19,6 +19,7 @@ use crate::project::Project;
 use crate::repair::{all_artifacts, orphans};
 use crate::task::{State, Task, View};
 use crate::text::short_duration;
+use crate::worker::sandbox;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CleanArgs {
@@ -103,6 +104,7 @@ fn clean_task(
     // Without files in the project an ended task is over, so a crash in between loses nothing.
     remove_aside(task, task.side().directory())?;
     fault::point("clean", "task");
+    sandbox::remove_homes(task, &held.record)?;
     remove_aside(task, task.state_dir())?;
     Ok(Some(removed(&held, report)))
 }

@@ -12,6 +12,7 @@ use crate::news::{Remedy, events};
 use crate::process::calling_host;
 use crate::task::{Answer, ExitRecord, State, Task, View, output};
 use crate::text::{quoted, sanitize, short_duration};
+use crate::worker::sandbox;
 
 /// How many lines of the worker's output are shown.
 const LAST_LINES: usize = 3;
@@ -51,6 +52,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     if let Some(remedy) = Remedy::for_task(&view) {
         say(format!("next: {}", remedy.command(task.id().as_str())));
     }
+    sandbox::description(record).into_iter().for_each(say);
     if let Some(worktree) = &record.worktree {
         let contents = worktree.look();
         if let Ok(Some(contents)) = &contents {
