@@ -133,7 +133,9 @@ impl World {
         let name = self.name("n");
         // Equal names everywhere, so that merges conflict.
         let file = ["README", "a", "b", &name][self.random.below(4)].to_owned();
-        match self.random.below(7) {
+        let kind = self.random.below(7);
+        self.story.push(format!("  {kind} with {file} in {}", checkout.display()));
+        match kind {
             0..=2 => {
                 self.changes.retain(|it| it.checkout != checkout || it.file != file);
                 fs::write(checkout.join(&file), &name).expect("written");

@@ -110,6 +110,7 @@ x (Title, 2 items) started with commits. Tell the user and stop; news wakes you.
 exit 0
 x — Title
 done, commits, AGE
+full: nothing holds it
 worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT): 1 commit, COMMIT
 1. [x] First
 2. [x] Second
@@ -156,6 +157,7 @@ fn dry_run_prints_the_commands_and_creates_nothing() {
 exit 0
 worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT)
 sh -c 'exec sh TOP/scripts/idle "$@"' sh "$(cat STATE/x/attempts/1/prompt.md)"
+# full: nothing holds it
 "#]]);
     assert_eq!(names(&sandbox.home().join(".dispatch")), ["config.yaml"]);
     assert_eq!(sandbox.git(&["branch", "--list", "dispatch*"]), "");
