@@ -1,0 +1,304 @@
+//! The tasks that a waiter watches. Each watch belongs to a task, and what fired says which task is
+//! reread. A look every second finds what the events missed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::domain::TaskId;
+use crate::ipc::second_look;
+use crate::news::host_report_time_left;
+use crate::process::{Identity, Source, Watch, Woken, is_remote};
+use crate::project::{Broken, Project, TaskList};
+use crate::task::{Reason, Task, View};
+use crate::worker::supervise;
+
+/// How often a waiter looks whether its watches are still those of the tasks. Without events, the look
+/// rereads all tasks.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+/// One in so many looks rereads a task, in rotation: a file may change without an event, for example by
+/// a program that keeps it open.
+const LOOKS_FOR_A_READ: usize = 5;
+
+/// The tasks of a project, each reread when something of it changed.
+pub struct LiveTasks {
+    project: Project,
+    watch: Watch,
+    /// The tasks to read; all if empty.
+    pub(super) only: Vec<TaskId>,
+    /// If set, only tasks that this host owns are read.
+    pub(super) host: Option<Identity>,
+    tasks: BTreeMap<TaskId, LiveTask>,
+    /// The entries in the place of a task that are none.
+    broken: Vec<Broken>,
+    /// The tasks to read next.
+    due: BTreeSet<TaskId>,
+    /// Whether the list of tasks is to be read next.
+    is_list_due: bool,
+    /// Whether events may be missing, so that every look rereads all tasks.
+    pub(super) polls: bool,
+    looks: usize,
+    last_look: Instant,
+}
+
+/// A task as it was last read.
+struct LiveTask {
+    /// `None` if the task belongs to another host.
+    view: Option<Result<View, Broken>>,
+    /// When the task is reread without an event.
+    again: Option<Instant>,
+    /// Whether events are ignored until then: a read that fails may itself cause some.
+    is_deferred: bool,
+}
+
+/// The changes that a refresh found.
+#[derive(Default)]
+pub struct Changes {
+    /// The tasks that were read.
+    pub read: Vec<TaskId>,
+    /// The last states of tasks that no longer exist.
+    pub removed: Vec<View>,
+}
+
+impl LiveTasks {
+    /// The tasks in `only`, or all if it is empty, and of these the host's if there is one.
+    pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Result<Self> {
+        let mut watch = Watch::new(&[SIGINT, SIGTERM, SIGHUP])?;
+        host.iter().for_each(|host| {
+            watch.add_process(host);
+        });
+        Ok(Self {
+            project,
+            polls: !watch.sees_files(),
+            watch,
+            only,
+            host,
+            tasks: BTreeMap::new(),
+            broken: Vec::new(),
+            due: BTreeSet::new(),
+            is_list_due: true,
+            looks: 0,
+            last_look: Instant::now(),
+        })
+    }
+
+    /// The states of the readable tasks.
+    pub fn views(&self) -> impl Iterator<Item = &View> {
+        self.tasks.values().filter_map(|task| task.view.as_ref()?.as_ref().ok())
+    }
+
+    /// A task as it was last read; `None` if there is none, or another host's.
+    pub fn get(&self, id: &TaskId) -> Option<&Result<View, Broken>> {
+        self.tasks.get(id)?.view.as_ref()
+    }
+
+    pub(super) fn view_mut(&mut self, id: &TaskId) -> Option<&mut View> {
+        self.tasks.get_mut(id)?.view.as_mut()?.as_mut().ok()
+    }
+
+    /// The entries in the place of a task that are none.
+    pub fn broken(&self) -> &[Broken] {
+        &self.broken
+    }
+
+    /// Makes the next refresh read everything.
+    pub(super) fn forget(&mut self) {
+        self.is_list_due = true;
+        self.due.extend(self.tasks.keys().cloned());
+    }
+
+    /// Rereads a task at the next look, whatever event comes before.
+    pub(super) fn defer(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            (task.again, task.is_deferred) = (Some(Instant::now() + LOOK), true);
+        }
+    }
+
+    /// Waits until something changed, or it is time for a look, for at most `limit`. Returns the number
+    /// of a signal that came.
+    ///
+    /// # Errors
+    /// A failed wait for events.
+    pub fn wait(&mut self, limit: Duration) -> Result<Option<i32>> {
+        let again = self.tasks.values().filter_map(|task| task.again).min();
+        let until = (self.last_look + LOOK).min(again.unwrap_or(self.last_look + LOOK));
+        let left = until.saturating_duration_since(Instant::now());
+        match self.watch.wait_for_event(left.min(limit))? {
+            Woken::Signal(signal) => return Ok(Some(signal)),
+            Woken::Changed(sources) => sources.into_iter().for_each(|source| self.mark(source)),
+            Woken::Timeout => {}
+        }
+        Ok(None)
+    }
+
+    /// Makes the task due that the source belongs to.
+    fn mark(&mut self, source: Source) {
+        match source {
+            Source::Any => self.forget(),
+            Source::Path(path) => match self.task_at(&path) {
+                Some((_, task)) if task.is_deferred => {}
+                Some((id, _)) => self.due.extend([id]),
+                None => self.is_list_due = true,
+            },
+            Source::Process(process) => {
+                let of_task = |view: &&View| view.processes.contains(&process);
+                let ids: Vec<_> =
+                    self.views().filter(of_task).map(|view| view.task.id().clone()).collect();
+                self.due.extend(ids);
+            }
+        }
+    }
+
+    /// The task with this directory on one of its sides.
+    fn task_at(&self, directory: &Path) -> Option<(TaskId, &LiveTask)> {
+        let tasks_dir = self.project.tasks_dir();
+        let mut tops = [self.project.state_dir(), &tasks_dir].into_iter();
+        let below = tops.find_map(|top| directory.strip_prefix(top).ok())?;
+        let id: TaskId = below.iter().next()?.to_str()?.parse().ok()?;
+        self.tasks.get(&id).map(|task| (id, task))
+    }
+
+    /// Reads the tasks that are due, and records ends that nobody saw.
+    pub fn refresh(&mut self) -> Changes {
+        self.mark_by_time();
+        let mut changes = Changes::default();
+        let gone = |id: &TaskId| {
+            let task = self.project.task(id);
+            !task.was_dispatched() || task.is_deleted()
+        };
+        if self.is_list_due || self.due.iter().any(gone) {
+            self.read_list(&mut changes);
+        }
+        for id in std::mem::take(&mut self.due) {
+            if self.tasks.contains_key(&id) {
+                let task = self.read(&self.project.task(&id));
+                self.tasks.insert(id.clone(), task);
+                changes.read.push(id);
+            }
+        }
+        changes
+    }
+
+    /// Makes those tasks due that are reread without an event.
+    fn mark_by_time(&mut self) {
+        let now = Instant::now();
+        let again = |task: &LiveTask| task.again.is_some_and(|again| again <= now);
+        let again = self.tasks.iter().filter(|(_, task)| again(task)).map(|(id, _)| id.clone());
+        self.due.extend(again.collect::<Vec<_>>());
+        if now < self.last_look + LOOK {
+            return;
+        }
+        (self.last_look, self.looks) = (now, self.looks.wrapping_add(1));
+        if self.polls {
+            return self.forget();
+        }
+        self.is_list_due |= !self.watch.has_directory(self.project.state_dir());
+        let open = self.views().filter(|view| may_change(view)).map(|view| view.task.clone());
+        let open: Vec<Task> = open.collect();
+        let turn = self.looks / LOOKS_FOR_A_READ % open.len().max(1);
+        for (number, task) in open.iter().enumerate() {
+            let is_next = number == turn && self.looks.is_multiple_of(LOOKS_FOR_A_READ);
+            let mut both = [task.state_dir(), task.side().directory()].into_iter();
+            if is_next || !both.all(|directory| self.watch.has_directory(directory)) {
+                self.due.insert(task.id().clone());
+            }
+        }
+    }
+
+    /// Reads which tasks there are. New ones are due.
+    fn read_list(&mut self, changes: &mut Changes) {
+        self.is_list_due = false;
+        let state_dir = self.project.state_dir().to_path_buf();
+        self.polls |= [&state_dir, &self.project.tasks_dir()].into_iter().any(|it| is_remote(it));
+        self.watch.add_directory(&state_dir);
+        // The record of a task that is not dispatched yet will change no other directory that is watched.
+        for entry in fs::read_dir(&state_dir).into_iter().flatten().flatten() {
+            if !entry.path().join("record.yaml").is_file() {
+                self.watch.add_directory(&entry.path());
+            }
+        }
+        let TaskList { mut tasks, broken } = self.project.task_list();
+        tasks.retain(|task| self.only.is_empty() || self.only.contains(task.id()));
+        self.broken = broken;
+        let mut earlier = std::mem::take(&mut self.tasks);
+        for task in tasks {
+            let known = earlier.remove(task.id()).unwrap_or_else(|| {
+                self.due.insert(task.id().clone());
+                LiveTask { view: None, again: None, is_deferred: false }
+            });
+            self.tasks.insert(task.id().clone(), known);
+        }
+        let removed = earlier.into_values().filter_map(|task| task.view?.ok());
+        changes.removed.extend(removed);
+    }
+
+    /// Reads a task. An end that nobody saw is recorded before it becomes news, because the log may
+    /// explain it.
+    fn read(&mut self, task: &Task) -> LiveTask {
+        // Watch before reading, so that no change falls in between.
+        self.watch(task.state_dir());
+        let is_foreign = self.host.is_some()
+            && matches!(task.record(), Ok(Some(record)) if record.owner != self.host);
+        if !is_foreign {
+            directories(task).for_each(|directory| self.watch(&directory));
+        }
+        let read = || task.view().map_err(|error| Broken::from_task(task, error));
+        let mut view = read();
+        let recorded = view.as_ref().map_or(Ok(false), supervise::record_unknown_end);
+        if matches!(recorded, Ok(true)) {
+            view = read();
+        }
+        let is_deferred = view.is_err() || recorded.is_err();
+        let mut again = is_deferred.then_some(LOOK);
+        if let Ok(view) = &view
+            && !is_foreign
+        {
+            let mut is_blind = false;
+            view.processes.iter().for_each(|it| is_blind |= !self.watch.add_process(it));
+            let times = [again, is_blind.then_some(LOOK), time_to_read(view)];
+            again = times.into_iter().flatten().min();
+        }
+        let again = again.map(|left| Instant::now() + left);
+        LiveTask { view: Some(view).filter(|_| !is_foreign), again, is_deferred }
+    }
+
+    fn watch(&mut self, directory: &Path) {
+        self.polls |= !self.watch.add_directory(directory) && directory.is_dir();
+    }
+}
+
+/// The directories whose entries decide a task's state, but the first: the person's side.
+fn directories(task: &Task) -> impl Iterator<Item = PathBuf> {
+    let (side, attempt) = (task.side(), task.last_attempt());
+    let attempt = attempt.map(|attempt| attempt.directory().to_path_buf());
+    [
+        side.ipc().directory().to_path_buf(),
+        side.directory().to_path_buf(),
+        side.tells_dir(),
+        task.attempts_dir(),
+    ]
+    .into_iter()
+    .chain(attempt)
+}
+
+/// Whether the task's state may change without a person.
+fn may_change(view: &View) -> bool {
+    !view.processes.is_empty() || view.state.is_waiting()
+}
+
+/// The time after which the task has to be read again because its news depend on the clock.
+fn time_to_read(view: &View) -> Option<Duration> {
+    let is_growing = view.questions.iter().any(|(_, found)| !found.is_whole);
+    let is_plan_edited = view.is_alive()
+        && !view.plan.lost().is_empty()
+        && !matches!(view.reason, Reason::ItemsLost(_));
+    let changes_soon = is_plan_edited || view.resumes_soon() || view.is_between_attempts();
+    let times =
+        [is_growing.then(second_look), changes_soon.then_some(LOOK), host_report_time_left(view)];
+    times.into_iter().flatten().min()
+}
