@@ -266,8 +266,13 @@ impl Worktree {
             return Ok(false);
         }
         let range = format!("HEAD...{tip}");
-        let others = ["--cherry-pick", "--right-only", &range, "--not", trunk];
-        Ok(count(&self.repository, &others)? == 0)
+        let others = |more: &[&str]| {
+            let own = ["--right-only", &range, "--not", trunk];
+            count(&self.repository, &[&own[..], more].concat())
+        };
+        // Git takes any two empty commits for the same, and the message of one is work too.
+        let with_files = others(&["--no-merges", "--full-history", "--", ":/"])?;
+        Ok(others(&["--no-merges"])? == with_files && others(&["--cherry-pick"])? == 0)
     }
 
     /// Returns true if the person's HEAD has all that the commit changed: a merge of it would
