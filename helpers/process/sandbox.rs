@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::{capture, find_program, os};
 
-/// What a sandboxed process may do with a path and everything below it.
+/// The access of a sandboxed process to a path and everything below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// Nothing: a private empty directory, or an empty file, is in its place.
@@ -42,7 +42,7 @@ pub enum Holder {
 }
 
 impl Holder {
-    /// Whether a CLI's own sandbox can start inside.
+    /// Returns true if a CLI's own sandbox can start inside.
     pub fn nests(self) -> bool {
         self == Self::Bubblewrap
     }
@@ -66,7 +66,8 @@ const BUBBLEWRAP: &str = "--unshare-user --unshare-pid --unshare-ipc --cap-drop 
 /// Says `held` with its pid if the file cannot be made.
 const PROOF: &str = r#"(: >"$1") 2>/dev/null || echo "held $$""#;
 
-/// What else a sandboxed process must not reach on macOS: programs that act for it outside.
+/// The beginning of each profile on macOS: no access to programs that act for a process outside of its
+/// sandbox.
 const SEATBELT: &str = "(version 1)\n(allow default)\n(deny appleevent-send)\n(deny job-creation)\n\
     (deny signal)\n(allow signal (target same-sandbox))\n\
     (deny mach-lookup (global-name \"com.apple.coreservices.launchservicesd\")\n  \

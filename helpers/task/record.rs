@@ -33,7 +33,7 @@ pub struct Record {
     pub route: Route,
     /// The worker's access.
     pub access: Access,
-    /// What holds the worker to its access besides its CLI.
+    /// The sandbox that holds the worker to its access; `None` if its CLI does so itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<Holder>,
     /// The worker's working directory.

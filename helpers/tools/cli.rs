@@ -73,7 +73,7 @@ pub struct WorkerCli {
     /// The programs that its own sandbox for an access level needs on Linux; `None` where it holds
     /// the level without one.
     pub(super) own_sandbox: fn(Access) -> Option<&'static [&'static str]>,
-    /// Whether its own sandbox starts within another one that allows namespaces.
+    /// True if its own sandbox starts within another one that allows namespaces.
     pub(super) nests: bool,
 
     /// The directories in which it keeps settings, sessions and logins.
@@ -239,7 +239,7 @@ pub(super) fn resume_with(flag: &str, session: Session) -> Vec<OsString> {
     }
 }
 
-/// Those of the programs that are not installed. macOS has a sandbox in every system.
+/// The programs of the list that are not installed. Every macOS has its sandbox.
 fn missing(programs: &[&'static str]) -> Vec<&'static str> {
     let has = |program: &&str| find_program(OsStr::new(program)).is_some();
     let programs = programs.iter().copied().filter(|_| !cfg!(target_os = "macos"));

@@ -70,7 +70,7 @@ pub struct Job<'a> {
     pub task: &'a Path,
     /// All directories outside of its own that it must be able to write in.
     pub writable: &'a [PathBuf],
-    /// What holds it besides the CLI itself.
+    /// The sandbox that holds it; `None` if the CLI does so itself.
     pub holder: Option<Holder>,
     /// The session that it begins or resumes.
     pub session: Session<'a>,
@@ -210,8 +210,8 @@ pub fn listener(name: &str, settings: &Backend) -> Listener {
     Listener::new(by_backend(name, settings))
 }
 
-/// What holds a backend's workers to an access level on this machine; `None` if the CLI itself does, or
-/// nothing has to. A CLI that is not installed is reported elsewhere.
+/// The sandbox that holds a backend's workers to an access level on this machine; `None` if the CLI
+/// itself does, or nothing has to. A CLI that is not installed is reported elsewhere.
 ///
 /// # Errors
 /// Why they cannot be held to it.
@@ -244,7 +244,7 @@ pub struct Unheld {
 }
 
 impl Unheld {
-    /// What to do about it, as the beginning of a sentence that names another way.
+    /// The remedy, as the beginning of a sentence that names another way.
     pub fn remedy(&self) -> &'static str {
         if self.sandbox.ends_with("not installed") { "install it; or " } else { "" }
     }
@@ -257,7 +257,7 @@ impl std::fmt::Display for Unheld {
     }
 }
 
-/// What would hold the workers of each installed CLI on this machine, one line each.
+/// Lines that say what would hold the workers of each installed CLI on this machine.
 pub fn holders() -> Vec<String> {
     let is_there = |cli: &&WorkerCli| find_program(cli.programs[0].as_ref()).is_some();
     let line = |cli: &WorkerCli| {

@@ -52,7 +52,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         },
     ],
     obeys: &[".opencode", "opencode.json", "opencode.jsonc"],
-    // It would write in the project's settings, and fails where it cannot.
+    // opencode writes in the project's settings, and fails where it cannot.
     variables: &[("OPENCODE_DISABLE_PROJECT_CONFIG", "1"), ("OPENCODE_DISABLE_AUTOUPDATE", "1")],
     event,
     failures: &[

@@ -22,7 +22,7 @@ use crate::process::{self, Holder, Life, Rule, Sandbox, find_program, launcher, 
 use crate::task::{Attempt, Record, Task};
 use crate::tools;
 
-/// What holds keys, logins and sessions of the person, below the home directory.
+/// The keys, logins and sessions of the person, below the home directory.
 const SECRETS: &[&str] = &[
     ".ssh",
     ".gnupg",
@@ -60,13 +60,14 @@ const SECRETS: &[&str] = &[
 /// Where programs of the session have their sockets, and where everybody may write.
 const SHARED: &[&str] = if cfg!(target_os = "macos") { &[] } else { &["/tmp", "/run"] };
 
-/// What programs need of the directories above: names of hosts, and the programs of NixOS.
+/// The parts of the directories above that programs need: names of hosts, and the programs of NixOS.
 const NEEDED: &[&str] = &["/etc/resolv.conf", "/run/current-system", "/run/opengl-driver"];
 
 /// Where services have sockets that tell who a user is.
 const NAME_SERVICES: &[&str] = &["/var/lib/sss"];
 
-/// What git or an editor runs by itself, at the top of a project. What a CLI obeys stands in its file.
+/// The places at the top of a project from which git or an editor runs something by itself. The places
+/// of a CLI stand in its file in `tools/`.
 const OBEYED: &[&str] = &[".husky", ".githooks", ".vscode", ".idea", ".devcontainer"];
 
 /// Variables that lead to programs of the session.
@@ -96,7 +97,7 @@ const SESSION: &[&str] = &[
 /// How long a supervisor waits for another one that looks at the places that are kept.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
-/// What holds a task's worker, in one line; `None` for an agent, which the host holds.
+/// A line that says what holds a task's worker; `None` for an agent, which the host holds.
 pub fn description(record: &Record) -> Option<String> {
     let access = record.access;
     let place = if record.worktree.is_some() { "the worktree, " } else { "the project, " };
@@ -187,8 +188,8 @@ fn project(task: &Task) -> &Path {
     task.side().directory().ancestors().nth(3).unwrap_or(Path::new("/"))
 }
 
-/// What a worker must not make at the top of a project, since somebody would obey it. A worktree is not
-/// obeyed before it is merged.
+/// The places at the top of a project that a worker must not fill, since a host or CLI would obey them.
+/// A worktree is not obeyed before it is merged.
 fn kept(record: &Record) -> Vec<PathBuf> {
     if record.access != Access::Write || record.worktree.is_some() {
         return Vec::new();
@@ -197,7 +198,7 @@ fn kept(record: &Record) -> Vec<PathBuf> {
     names.map(|name| record.directory.join(name)).collect()
 }
 
-/// What a worker must not change at the top of a project.
+/// The places at the top of a project that a worker must not change if they exist.
 fn obeyed(record: &Record) -> Vec<PathBuf> {
     if record.worktree.is_some() {
         return Vec::new();
@@ -222,7 +223,7 @@ pub fn remove_homes(task: &Task, record: &Record) -> Result<()> {
 
 /// Makes the private directories of a task's CLI, in which the person's login and settings are linked.
 fn make_home(home: &Path, settings: &[tools::Place]) -> Result<()> {
-    // What a worker has written in is never written in from outside.
+    // Never write from outside where a worker has written: it may have planted links.
     if home.exists() {
         return Ok(());
     }
@@ -294,7 +295,7 @@ pub(super) fn failure(record: &Record, attempt: &Attempt) -> Option<Failure> {
     failed.then_some(Failure { kind: FailureKind::Sandbox, said, resets: None })
 }
 
-/// What keeps places in a project, and the tasks whose workers need that: `.placeholders` in the
+/// The placeholders in a project, and the tasks whose workers need them: `.placeholders` in the
 /// project's state.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -346,7 +347,7 @@ pub(super) fn release_places(task: &Task) -> Result<()> {
         }
         let paths: Vec<_> = std::mem::take(&mut all.paths).into_iter().collect();
         for path in &paths {
-            // What somebody has filled meanwhile stays.
+            // A placeholder that somebody has filled meanwhile stays.
             let is_empty =
                 || path.symlink_metadata().is_ok_and(|meta| meta.is_file() && meta.len() == 0);
             let _ = match is_file(path) {
@@ -376,7 +377,7 @@ fn change_placeholders(
     }
 }
 
-/// Whether CLIs expect a file at a place: they fail where they find a directory.
+/// Returns true if CLIs expect a file at a place: they fail where they find a directory.
 fn is_file(path: &Path) -> bool {
     path.extension().is_some()
 }

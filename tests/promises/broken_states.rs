@@ -107,6 +107,7 @@ exit 0
 x — Title
 blocked, idle, AGE
 next: dispatch-monitor --answer x/001 -
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 question 001: "Which?"
@@ -149,6 +150,7 @@ exit 0
 x — Title
 lost (the worker disappeared), idle, AGE
 next: dispatch-spawn x --resume
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 attempt 1: exit status unknown, end noticed at TIME, log STATE/x/attempts/1/log
@@ -298,6 +300,7 @@ x running 1/2 1h idle — item 2: Second
 exit 0
 x — caf�
 running, idle, 1h
+write: idle's own rules
 1. [x] First
 2. [ ] Second
 attempt 1: running, log STATE/x/attempts/1/log
@@ -350,6 +353,7 @@ x running 0/2 1h idle — item 1: First
 exit 0
 x — Title
 running, idle, 1h
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 attempt 1: running, log STATE/x/attempts/1/log
@@ -391,6 +395,7 @@ exit 0
 x — Title
 asking, idle, 1h
 next: dispatch-monitor --answer x/001 -
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 question 001: "Caf�?"
@@ -542,6 +547,7 @@ x running 0/2 1h idle — ipc is not a directory
 exit 0
 x — Title
 running (ipc is not a directory), idle, 1h
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 attempt 1: running, log STATE/x/attempts/1/log
@@ -593,6 +599,7 @@ exit 0
 x — Title
 lost (the worker disappeared), idle, AGE
 next: dispatch-spawn x --resume
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 attempt 1: exit status unknown, end noticed at TIME, log STATE/x/attempts/1/log
@@ -614,6 +621,7 @@ exit 0
 x — Title
 lost (the worker disappeared), idle, AGE
 next: dispatch-spawn x --resume
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 attempt 3: exit status unknown, end noticed at TIME, log STATE/x/attempts/3/log
@@ -699,6 +707,7 @@ x running 0/2 1h idle — plan.md is too large
 exit 0
 x — Title
 running (plan.md is too large), idle, 1h
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 attempt 1: running, log STATE/x/attempts/1/log
@@ -930,6 +939,7 @@ exit 0
 x — Title
 lost (the worker disappeared), idle, AGE
 next: dispatch-spawn x --resume
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 attempt 1: exit status unknown, end noticed at TIME, log STATE/x/attempts/1/log
@@ -1079,6 +1089,7 @@ waits queued 0/2 1h idle
 x — Title
 blocked, idle, 1h
 next: dispatch-monitor --answer x/001 -
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 question 001: "Which?"
@@ -1148,6 +1159,7 @@ x running 0/2 1h idle — cannot read ipc: Permission denied (os error 13)
 exit 0
 x — Title
 running (cannot read ipc: Permission denied (os error 13)), idle, 1h
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 attempt 1: running, log STATE/x/attempts/1/log
@@ -1166,6 +1178,7 @@ x running 0/2 1h idle — cannot read ipc: Permission denied (os error 13)
 exit 0
 x — Title
 running (cannot read ipc: Permission denied (os error 13)), idle, 1h
+write: idle's own rules
 1. [ ] First
 2. [ ] Second
 attempt 1: running, log STATE/x/attempts/1/log
@@ -1207,6 +1220,7 @@ exit 0
 x — Title
 incomplete, commits, AGE
 next: dispatch-spawn x --resume
+full: nothing holds it
 worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT): deleted
 1. [ ] First
 2. [ ] Second
@@ -1248,6 +1262,7 @@ exit 0
 x — Title
 incomplete, commits, AGE
 next: dispatch-spawn x --resume
+full: nothing holds it
 worktree: HOME/.dispatch/worktrees/project-HASH/x (branch dispatch/x, from COMMIT): deleted
 1. [ ] First
 2. [ ] Second

@@ -331,7 +331,7 @@ exit 64
 ! dispatch-reconcile: only a person may do this
 !   there is no terminal
 !   next: call it in a terminal of your own
-ended (incomplete, ends, write)
+ended (incomplete, ends, full)
 later (queued, idle, write): it will start
 "#]]);
         // A task that has lost its record is no candidate, and stays where it is.
@@ -369,7 +369,7 @@ exit 75
 ! dispatch-reconcile: 'x' is running
 !   its supervisor works at the project's old place
 !   next: wait for its end, or stop it: dispatch-reconcile stop x
-x (running, idle, write): stays, its worker is running
+x (running, idle, full): stays, its worker is running
 "#]]);
         assert_eq!(call("dispatch-reconcile", &["stop", "x"]).run().ok(), "x stopped\n");
         wait_until("no process runs", || all_of(&sandbox.home()).is_empty().then_some(()));

@@ -19,7 +19,7 @@ act() {
 }
 "#;
 
-/// What no worker may do. `OUTSIDE` is a process, and `STATE` the person's side.
+/// Acts that no worker may do. `OUTSIDE` is a process, and `STATE` the person's side.
 const FORBIDDEN: &str = r#"
 act 'write in the home directory' 'echo x >~/outside'
 act 'change a file outside' 'echo x >>~/.gitconfig'
@@ -48,7 +48,7 @@ act 'change a mount' 'unshare -Urm sh -c "umount ~/.dispatch || mount -o remount
 act 'write past a mount of its own' 'unshare -Urm sh -c "mkdir m && mount --bind ~ m && echo x >m/outside"'
 "#;
 
-/// What every worker has to do.
+/// Acts that every worker has to do.
 const NEEDED: &str = r#"
 act 'read the project' 'cat README'
 act 'read another task' 'cat .dispatch/tasks/other/plan.md'
@@ -123,7 +123,7 @@ impl World {
     }
 }
 
-/// What the worker noted of its acts, after its question was answered.
+/// The worker's notes of its acts, after its question was answered.
 fn acts(world: &World, args: &[&str]) -> String {
     world.dispatch(args);
     let question = world.sandbox.task("x", "ipc/001.question");
@@ -221,7 +221,7 @@ fn worker_commits_in_its_worktree_and_nowhere_else() {
         "{ACTS}act 'commit' 'echo x >new && git add new && git commit -q -m Work'\n\
          act 'write in the project' 'echo x >~/project/README'\n\
          act 'write a git hook' 'echo x >~/project/.git/hooks/pre-commit'\n\
-         act 'write git settings' 'git config core.fsmonitor x'\n{NEEDED}"
+         act 'write git settings' 'git -C ~/project config core.fsmonitor x'\n{NEEDED}"
     );
     let Some(world) = World::new("write", &script) else { return };
     let acts = acts(&world, &["--worktree"]);
@@ -364,7 +364,7 @@ fn places_are_kept_as_long_as_a_worker_needs_them() {
     };
     ends("x");
     assert!(kept.is_dir(), "the other worker needs it");
-    // What the person puts there stays.
+    // Files that the person puts there stay.
     fs::write(kept.join("settings.json"), "{}").expect("written");
     ends("y");
     assert!(kept.join("settings.json").exists());
