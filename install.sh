@@ -14,10 +14,10 @@ Puts the helpers of exactly these sources into
 ${DISPATCH_HOME:-${XDG_DATA_HOME:-~/.local/share}/dispatch}/<version>: keeps
 those that are there and unchanged, else downloads those that were published for
 these sources and checks their SHA-256, else builds them with Rust's cargo.
+Versions that no copy of the skill and no running worker needs are removed.
 
   --build         build them, whatever is there or could be downloaded
-  --dev           for contributors: build them fast, without optimisation, and
-                  remove earlier builds of this kind that no worker runs
+  --dev           for contributors: build them fast, without optimisation
   --allow         then show the permission rules that let Claude Code call the
                   helpers, and add them to your Claude settings if you agree
   --demo          then run one task with a demo worker, from plan to report
@@ -166,6 +166,7 @@ sha256() {
 # Downloads the program, and checks its hash before any use.
 download() {
     case $base in
+        *@*) fail 64 "install.sh: $base names a user" "  next: set DISPATCH_DOWNLOADS to an address without @" ;;
         https://*) ;;
         http://127.0.0.1:*) ;; # a server of the tests
         *) fail 64 "install.sh: $base is no https address" "  next: set DISPATCH_DOWNLOADS to one" ;;
@@ -230,15 +231,33 @@ put_in_place() {
     say "The helpers of dispatch $version are in $place"
 }
 
-# Removes earlier development builds, except those of running workers.
-remove_development_builds() {
-    for record in "$home"/*/BUILD; do
-        earlier=${record%/BUILD}
-        if [ "$earlier" != "$place" ] && [ "$(cat "$record")" = development ] &&
-            tasks=$(running "$earlier") && [ -z "$tasks" ]; then
+# Lists this copy of the skill in the file COPIES of the helpers that its launchers call, and nowhere else.
+list_copy() {
+    for list in "$home"/[0-9]*/COPIES; do
+        [ -f "$list" ] || continue
+        COPY=$folder awk '$0 != ENVIRON["COPY"]' "$list" >"$list.new"
+        mv -f -- "$list.new" "$list"
+    done
+    printf '%s\n' "$folder" >>"$place/COPIES"
+}
+
+# Removes the helpers of other versions, except those of running workers and of other copies of the skill.
+remove_old_versions() {
+    for earlier in "$home"/[0-9]*; do
+        if [ "$earlier" != "$place" ] && [ -x "$earlier/dispatch-config" ] &&
+            ! has_copy "$earlier/COPIES" && tasks=$(running "$earlier") && [ -z "$tasks" ]; then
             rm -rf -- "$earlier"
         fi
     done
+}
+
+# Succeeds if a copy of the skill in this list still exists.
+has_copy() {
+    [ -f "$1" ] || return 1
+    while IFS= read -r copy; do
+        [ ! -f "$copy/helpers/VERSION" ] || return 0
+    done <"$1"
+    return 1
 }
 
 # Installs the helpers of the current sources, and only then points the launchers there.
@@ -252,7 +271,10 @@ install_helpers() {
         mv -f -- "$folder/helpers/VERSION.new" "$folder/helpers/VERSION"
         say "The sources have changed, so helpers/VERSION now names these helpers"
     fi
-    [ $profile$dry != devno ] || remove_development_builds
+    if [ $dry = no ]; then
+        list_copy
+        remove_old_versions
+    fi
 }
 
 put_helpers() {

@@ -434,6 +434,44 @@ fn development_build_serves_until_a_release_build_replaces_it() {
 }
 
 #[test]
+fn old_versions_are_removed_unless_another_copy_or_a_worker_needs_them() {
+    let mut copy = Copy::new();
+    copy.cargo();
+    copy.install(&[]).run().ok();
+    let first = copy.place();
+    let other = copy.sandbox.top().join("other copy");
+    fs::create_dir_all(other.join("helpers")).expect("made");
+    fs::write(other.join("helpers/VERSION"), "").expect("written");
+    fs::write(first.join("COPIES"), format!("{}\n", other.display())).expect("written");
+    let main = copy.folder.join("helpers/main.rs");
+    let mut update = |text: &str| {
+        fs::write(&main, text).expect("written");
+        copy.install(&["--build"]).run().ok();
+        copy.version = copy.current();
+        copy.works();
+        copy.place()
+    };
+    let second = update("// Second.\n");
+    assert!(first.exists(), "another copy of the skill calls these helpers");
+    fs::remove_dir_all(&other).expect("removed");
+    let third = update("// Third.\n");
+    assert_eq!((first.exists(), second.exists(), third.exists()), (false, false, true));
+}
+
+#[test]
+fn download_address_with_a_user_is_refused() {
+    let copy = Copy::new();
+    copy.tool("curl");
+    copy.publish();
+    for address in ["http://127.0.0.1:@example.com", "https://me@example.com"] {
+        let ran = copy.install(&[]).env("DISPATCH_DOWNLOADS", address).run();
+        assert_eq!(ran.code, Some(64), "{}", ran.err);
+        assert!(ran.err.contains(" names a user\n"), "{}", ran.err);
+        copy.has_nothing();
+    }
+}
+
+#[test]
 fn development_build_of_a_running_worker_stays() {
     let copy = Copy::new();
     copy.cargo();

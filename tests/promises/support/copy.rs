@@ -137,6 +137,7 @@ impl Copy {
             found,
             [
                 "BUILD",
+                "COPIES",
                 "dispatch",
                 "dispatch-config",
                 "dispatch-monitor",
