@@ -48,3 +48,12 @@ pub fn state_root() -> Result<PathBuf> {
         None => Ok(dispatch_home()?.join("state")),
     }
 }
+
+/// The directory that state of projects that no longer exist is moved to: `~/.dispatch/trash`, or
+/// `.trash` in `$DISPATCH_STATE`, so that a move within one file system is enough.
+pub fn trash() -> Result<PathBuf> {
+    match std::env::var_os("DISPATCH_STATE") {
+        Some(_) => Ok(state_root()?.join(".trash")),
+        None => Ok(dispatch_home()?.join("trash")),
+    }
+}

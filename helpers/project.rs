@@ -20,11 +20,11 @@ use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::git;
 use crate::ids::{long_hash, random_hex};
-use crate::process::{Identity, TASK_DIR};
+use crate::process::{Identity, Life, TASK_DIR};
 use crate::task::Task;
 use identity::ProjectRecord;
 
-pub use identity::{Standing, stands};
+pub use identity::{Standing, Whereabouts, stands, whereabouts};
 
 /// How long a dispatch waits for another one that claims the directory.
 const CLAIM_LIMIT: Duration = Duration::from_secs(10);
@@ -226,6 +226,23 @@ impl Project {
     pub fn monitor_lock_path(&self, host: Option<&Identity>) -> PathBuf {
         let host = host.map_or_else(|| "unknown".into(), Identity::to_string);
         self.hosts_dir().join(format!("{host}.monitor.lock"))
+    }
+
+    /// Makes a host the owner of a task whose present owner is dead, or unknown and not waiting for news.
+    /// Returns whether the owner changed.
+    pub fn adopt_task(&self, task: &Task, host: &Identity) -> Result<bool> {
+        task.adopt(host, |owner| match owner.life() {
+            Life::Alive => false,
+            Life::Dead => true,
+            // The pid namespace of a container that was built again, for example.
+            Life::Unknown => !self.is_waiting(owner),
+        })
+    }
+
+    /// Returns true if a hook or a monitor of the host waits for news.
+    fn is_waiting(&self, host: &Identity) -> bool {
+        let locks = [self.hook_lock_path(host), self.monitor_lock_path(Some(host))];
+        locks.iter().any(|lock| Lock::is_held(lock).unwrap_or(true))
     }
 
     /// Removes the locks of hosts that have ended, because each host leaves one.

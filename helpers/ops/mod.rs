@@ -7,6 +7,7 @@ pub mod answer;
 pub mod ask;
 pub mod dispatch;
 pub mod resume;
+pub mod stale;
 pub mod stop;
 
 use anyhow::Result;

@@ -8,7 +8,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::ops::{self, Start};
 use crate::plan::{Marker, Plan};
-use crate::process::Life;
+use crate::process::{Life, calling_host};
 use crate::project::Project;
 use crate::task::{Record, State, Task};
 use crate::worker::supervise;
@@ -87,6 +87,7 @@ pub fn resume(
     }
     // The person says so: work may start here.
     project.prepare()?;
+    calling_host().map_or(Ok(false), |host| project.adopt_task(task, &host))?;
     if record.stop {
         record.stop = false;
         supervise::unpark(task)?;

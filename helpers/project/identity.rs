@@ -6,6 +6,7 @@
 //! person adopts its tasks.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -97,6 +98,43 @@ impl ProjectRecord {
     pub(super) fn token(&self) -> &str {
         &self.token
     }
+}
+
+/// The place of the project of a state directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// The project, or something in its place, is there.
+    There,
+    /// Nothing is at this path, whose file system is mounted.
+    Gone(PathBuf),
+    /// Nothing is at this path, and its file system is not mounted there.
+    NotMounted(PathBuf),
+    /// No project was recorded.
+    Unrecorded,
+}
+
+/// The place of the project of a state directory, as the file system tells it now.
+///
+/// # Errors
+/// A broken record.
+pub fn whereabouts(state_dir: &Path) -> Result<Whereabouts> {
+    let Some(record) = ProjectRecord::load(state_dir)? else { return Ok(Whereabouts::Unrecorded) };
+    // A project without its `.git` is still a project, which a person can adopt.
+    let root = match record.path.parent() {
+        Some(parent) if record.path.ends_with(".git") => parent.to_path_buf(),
+        _ => record.path,
+    };
+    match fs::symlink_metadata(&root) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+        // A directory that this user may not enter is no proof.
+        _ => return Ok(Whereabouts::There),
+    }
+    // Above an empty mount point lies another file system.
+    let above = root.ancestors().find_map(|above| fs::metadata(above).ok());
+    Ok(match above.is_some_and(|above| above.dev() == record.device) {
+        true => Whereabouts::Gone(root),
+        false => Whereabouts::NotMounted(root),
+    })
 }
 
 fn record_path(state_dir: &Path) -> PathBuf {

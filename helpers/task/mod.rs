@@ -22,7 +22,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::plan::Plan;
-use crate::process::{Identity, Life};
+use crate::process::Identity;
 use crate::text::lossy;
 use view::WorkersWords;
 use worker_side::append_missing;
@@ -134,7 +134,8 @@ impl Task {
 
     /// The directories in which helpers write files, without those of the attempts.
     pub fn helper_directories(&self) -> impl Iterator<Item = PathBuf> {
-        let own = [self.state_dir.clone(), self.notes_dir(), self.attempts_dir()];
+        let own =
+            [self.state_dir.clone(), self.notes_dir(), self.answers_dir(), self.attempts_dir()];
         own.into_iter().chain(self.side.helper_directories())
     }
 
@@ -214,11 +215,10 @@ impl Task {
         files::publish(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
     }
 
-    /// Makes a host the owner, so that it gets the news, unless the present owner may be alive. Returns
-    /// whether the owner changed.
-    pub fn adopt(&self, host: &Identity) -> Result<bool> {
-        let orphaned =
-            |record: &Record| record.owner.as_ref().is_none_or(|owner| owner.life() == Life::Dead);
+    /// Makes a host the owner, so that it gets the news, if the present owner is lost. Returns whether the
+    /// owner changed.
+    pub fn adopt(&self, host: &Identity, is_lost: impl Fn(&Identity) -> bool) -> Result<bool> {
+        let orphaned = |record: &Record| record.owner.as_ref().is_none_or(&is_lost);
         if !self.record()?.as_ref().is_some_and(orphaned) {
             return Ok(false);
         }

@@ -277,3 +277,151 @@ orphaned: branch dispatch/b — git merge dispatch/b brings it back, git branch 
 orphaned: branch dispatch/c — git merge dispatch/c brings it back, git branch -d dispatch/c removes it
 "#]]);
 }
+
+/// State that nothing needs any more: `clean --stale`, and the files of hosts and killed writers.
+mod stale {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use snapbox::str;
+
+    use crate::support::process::all_of;
+    use crate::support::terminal::Terminal;
+    use crate::support::text::names;
+    use crate::support::{Call, Host, Sandbox, wait_until};
+
+    /// A home whose only project was deleted, with a task that ended.
+    fn without_its_project() -> Sandbox {
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[("ends", "exit 0")]);
+        sandbox.dispatch("x", "ends");
+        sandbox.wait_for_state("x", "incomplete");
+        wait_until("no process runs", || all_of(&sandbox.home()).is_empty().then_some(()));
+        fs::remove_dir_all(sandbox.project()).expect("removed");
+        sandbox
+    }
+
+    fn clean(sandbox: &Sandbox, args: &[&str]) -> Call {
+        let call = sandbox.call("dispatch-reconcile", &["clean", "--stale"]).args(args);
+        call.within(sandbox.home())
+    }
+
+    /// Confirms `clean --stale` at a terminal and returns the screen's text.
+    fn confirm(sandbox: &Sandbox) -> String {
+        let mut terminal = Terminal::run(clean(sandbox, &[]).env("DISPATCH_FAIL", "callers"));
+        let mut shown = terminal.read_until("? [y/N] ");
+        terminal.write("y\n");
+        shown.push_str(&terminal.read_until("Done.\r\n"));
+        assert!(terminal.status().success(), "{shown}");
+        shown
+    }
+
+    #[test]
+    fn missing_projects_state_goes_to_the_trash_and_comes_back() {
+        let sandbox = without_its_project();
+        let before = clean(&sandbox, &["--dry-run"]).run();
+        before.shows(str![[r#"
+exit 0
+stale STATE (1 tasks): PROJECT is gone
+Nothing was changed.
+"#]]);
+        clean(&sandbox, &[]).run().shows(str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own
+stale STATE (1 tasks): PROJECT is gone
+"#]]);
+        let shown = confirm(&sandbox);
+        assert!(!sandbox.state_directory().exists());
+        // The printed command puts the state back.
+        let back = shown.lines().find_map(|line| line.strip_prefix("  mv ")).expect("a command");
+        let name = sandbox.state_directory().file_name().expect("a name").to_owned();
+        let back = back.trim().replace("NAME", name.to_str().expect("UTF-8"));
+        let back = format!("mv {back}");
+        sandbox.program("sh").args(&["-c", &back]).within(sandbox.home()).run().ok();
+        assert!(sandbox.task("x", "record.yaml").is_file(), "{back}");
+        // A project that is there again keeps its state.
+        fs::create_dir(sandbox.project()).expect("made");
+        assert_eq!(clean(&sandbox, &[]).run().ok(), "nothing to clean\n");
+    }
+
+    #[test]
+    fn state_of_an_unmounted_disk_or_a_running_task_stays() {
+        let sandbox = without_its_project();
+        let record = sandbox.state_directory().join("project.yaml");
+        let text = fs::read_to_string(&record).expect("readable");
+        let elsewhere = text.lines().map(|line| match line.starts_with("device: ") {
+            true => "device: 1\n".into(),
+            false => format!("{line}\n"),
+        });
+        fs::write(&record, elsewhere.collect::<String>()).expect("written");
+        clean(&sandbox, &[]).run().shows(str![[r#"
+exit 0
+kept STATE (1 tasks): PROJECT is missing, and its disk may only be unmounted
+nothing to clean
+"#]]);
+
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[]);
+        sandbox.dispatch("x", "idle");
+        fs::remove_dir_all(sandbox.project()).expect("removed");
+        clean(&sandbox, &[]).run().shows(str![[r#"
+exit 0
+kept STATE (1 tasks): a worker of its task 'x' is running
+nothing to clean
+"#]]);
+    }
+
+    #[test]
+    fn replaced_state_and_only_old_trash_are_removed() {
+        let sandbox = without_its_project();
+        fs::create_dir(sandbox.project()).expect("made");
+        let replaced = PathBuf::from(format!(
+            "{}.replaced-0123456789abcdef",
+            sandbox.state_directory().display()
+        ));
+        fs::rename(sandbox.state_directory(), &replaced).expect("renamed");
+        let trash = sandbox.home().join(".dispatch/trash");
+        for name in ["2020-01-01T00-00-00Z", "9000-01-01T00-00-00Z", "notes"] {
+            fs::create_dir_all(trash.join(name)).expect("made");
+        }
+        // No other command empties the trash.
+        sandbox.ok("dispatch-reconcile", &["clean"]);
+        sandbox.ok("dispatch-config", &["brief"]);
+        assert_eq!(names(&trash).len(), 3);
+        let shown = confirm(&sandbox);
+        assert!(shown.contains(": its directory was replaced"), "{shown}");
+        assert!(!replaced.exists());
+        let left = names(&trash);
+        assert_eq!(left.len(), 3, "{left:?}");
+        assert!(!left.contains(&"2020-01-01T00-00-00Z".to_owned()), "{left:?}");
+    }
+
+    #[test]
+    fn state_does_not_grow_with_hosts_and_killed_writers() {
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[]);
+        sandbox.dispatch("x", "idle");
+        for _ in 0..5 {
+            let host = Host::new(&sandbox);
+            let monitor = sandbox.call("dispatch-monitor", &["--timeout", "1ms"]);
+            assert_eq!(host.calls(monitor).run().code, Some(3));
+            host.die();
+        }
+        let own = Host::new(&sandbox);
+        own.calls(sandbox.call("dispatch-monitor", &["--timeout", "1ms"])).run();
+        assert_eq!(names(&sandbox.state_directory().join(".hosts")).len(), 1);
+
+        let mut left = Vec::new();
+        for place in ["", "x", "x/notes", "x/answers", "x/attempts", "x/attempts/1"] {
+            let place = sandbox.state_directory().join(place);
+            fs::create_dir_all(&place).expect("made");
+            left.push(place.join(".001.k1ll3d.dispatch.tmp"));
+            fs::write(left.last().expect("a path"), "half").expect("written");
+        }
+        sandbox.ok("dispatch-reconcile", &[]);
+        let swept = |path: &PathBuf| assert!(!path.exists(), "{}", path.display());
+        left.iter().for_each(swept);
+    }
+}

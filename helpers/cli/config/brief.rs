@@ -75,7 +75,8 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             continue;
         }
         // A task that cannot be changed stays the other host's.
-        let adopted = host.as_ref().is_some_and(|host| view.task.adopt(host).unwrap_or(false));
+        let adopted =
+            host.as_ref().is_some_and(|host| project.adopt_task(&view.task, host).unwrap_or(false));
         if adopted {
             repairs.add(view.task.id(), "adopted");
         }

@@ -7,13 +7,15 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cli::reconcile::merge::{at_rest, at_work, refuse_worker};
-use crate::cli::say;
+use crate::cli::{agree, say};
+use crate::dirs;
 use crate::domain::{TaskId, Worktree};
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
 use crate::news::events;
 use crate::news::ledger::{self, Delivery};
+use crate::ops::stale::{self, Stale, StateDir};
 use crate::process::{Life, calling_host};
 use crate::project::Project;
 use crate::repair::{all_artifacts, orphans};
@@ -32,6 +34,9 @@ pub(super) struct CleanArgs {
     /// Show what would be removed, and remove nothing
     #[arg(long)]
     dry_run: bool,
+    /// Move the state of projects that no longer exist to the trash, in a terminal
+    #[arg(long, conflicts_with_all = ["tasks", "older_than"])]
+    pub(super) stale: bool,
 }
 
 /// Removes the tasks that were asked for, and prints what happened to each.
@@ -74,6 +79,37 @@ pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
         say("nothing to clean");
     }
     Ok(exit)
+}
+
+/// Shows the state of projects that no longer exist and old trash, asks the person, and removes both.
+pub(super) fn clean_stale(args: &CleanArgs) -> Result<Exit> {
+    let stale = Stale::find()?;
+    let line = |what: &str, it: &StateDir| {
+        let (name, why) = (it.path.display(), &it.why);
+        say(format!("{what} {name} ({} tasks): {why}", it.tasks));
+    };
+    stale.kept.iter().for_each(|it| line("kept", it));
+    stale.found.iter().for_each(|it| line("stale", it));
+    for path in &stale.expired {
+        say(format!("over {} in the trash: {}", short_duration(stale::KEPT), path.display()));
+    }
+    let count = (stale.found.len(), stale.expired.len());
+    if count == (0, 0) {
+        say("nothing to clean");
+        return Ok(Exit::Ok);
+    }
+    let question = format!("Move {} to the trash, and remove {} of its entries?", count.0, count.1);
+    if args.dry_run || !agree(&question)? {
+        say("Nothing was changed.");
+        return Ok(Exit::Ok);
+    }
+    if let Some(place) = stale.clean()? {
+        let (root, days) = (dirs::state_root()?, short_duration(stale::KEPT));
+        say(format!("In the trash for {days}. To put one back, once its project is there again:"));
+        say(format!("  mv {}/NAME {}/", place.display(), root.display()));
+    }
+    say("Done.");
+    Ok(Exit::Ok)
 }
 
 /// Removes a task, and returns what went and stayed with it; `None` if it was not asked for. The
@@ -213,7 +249,7 @@ fn remove_leftovers(project: &Project) -> Result<()> {
     for entry in parents.iter().flat_map(std::fs::read_dir).flatten().flatten() {
         let name = entry.file_name();
         let name = name.as_encoded_bytes();
-        if name.starts_with(b".") && name.ends_with(b".removed") {
+        if name.starts_with(b".") && (name.ends_with(b".removed") || name.ends_with(b".adopted")) {
             files::remove_directory(&entry.path())?;
         }
     }

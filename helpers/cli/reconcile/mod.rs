@@ -128,9 +128,10 @@ enum ReconcileCommand {
     ///
     /// Without a name, all tasks that are done are removed. A failed, stopped or blocked task is only
     /// removed by name. Work that exists nowhere else is kept, and so is the report (in
-    /// `.dispatch/reports`).
+    /// `.dispatch/reports`). With `--stale`, what dispatch knows of projects that no longer exist moves to
+    /// `~/.dispatch/trash`, from where `mv` puts it back for 30 days; older trash is removed.
     ///
-    /// Exit codes: 0 done, 1 a named task was kept, 64 wrong arguments, 65 no such task
+    /// Exit codes: 0 done, 1 a named task was kept, 64 wrong arguments, or no person at a terminal for `--stale`, 65 no such task
     ///
     /// Example: dispatch-reconcile clean --older-than 7d --dry-run
     Clean(clean::CleanArgs),
@@ -183,6 +184,7 @@ pub fn main() -> ExitCode {
                 project.refuse_moved()?;
                 merge::merge(&project, &directory(args.directory.as_deref())?, &task(id)?, how)
             }
+            ReconcileCommand::Clean(args) if args.stale => clean::clean_stale(args),
             ReconcileCommand::Clean(args) => {
                 let project = project()?;
                 project.refuse_moved()?;
