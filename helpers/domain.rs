@@ -222,9 +222,9 @@ impl Usage {
     /// The sum of this usage and another.
     #[must_use]
     pub fn with(mut self, other: Self) -> Self {
-        self.input_tokens += other.input_tokens;
-        self.output_tokens += other.output_tokens;
-        self.tokens += other.tokens;
+        self.input_tokens = self.input_tokens.saturating_add(other.input_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(other.output_tokens);
+        self.tokens = self.tokens.saturating_add(other.tokens);
         if let Some(cost) = other.cost_usd {
             *self.cost_usd.get_or_insert_default() += cost;
         }
@@ -251,7 +251,7 @@ impl fmt::Display for Usage {
             _ => format!("{:.1}M", count as f64 / 1e6),
         };
         let mut parts = Vec::new();
-        if self.input_tokens + self.output_tokens > 0 {
+        if self.input_tokens > 0 || self.output_tokens > 0 {
             let (input, output) = (short(self.input_tokens), short(self.output_tokens));
             parts.push(format!("{input} tokens in, {output} out"));
         }

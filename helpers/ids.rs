@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -54,6 +54,14 @@ pub fn file_hash(path: &Path) -> Result<String> {
 /// The time in UTC for a person: `2026-11-21T10:02:15Z`.
 pub fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// A time in seconds since 1970 for a person, at most the last that RFC 3339 can state: the number may
+/// come from a file that others wrote.
+pub fn utc(seconds: u64) -> String {
+    const LATEST: u64 = 253_402_300_799;
+    let time = UNIX_EPOCH + Duration::from_secs(seconds.min(LATEST));
+    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 /// The time in seconds since 1970 (UTC), as rate limits are stated.

@@ -40,14 +40,25 @@ pub fn strip_escapes(text: &str) -> String {
 }
 
 /// Removes escape sequences, control characters, and characters that are invisible or change the
-/// direction of the text after them. Line ends and tabs stay.
+/// direction of the text after them. Line ends and tabs stay; Unicode's own line ends become spaces. All
+/// text goes through here before a helper prints it.
 pub fn sanitize(text: &str) -> String {
-    let hidden = |c: char| {
-        matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
-            || matches!(c, '\u{2060}'..='\u{2069}' | '\u{feff}')
+    let clean = |c: char| match c {
+        '\n' | '\t' => Some(c),
+        '\u{2028}' | '\u{2029}' => Some(' '),
+        c if c.is_control() || is_hidden(c) => None,
+        c => Some(c),
     };
-    let kept = |c: &char| matches!(c, '\n' | '\t') || !(c.is_control() || hidden(*c));
-    strip_escapes(text).chars().filter(kept).collect()
+    strip_escapes(text).chars().filter_map(clean).collect()
+}
+
+/// Returns true for a character that is invisible, or changes how the text around it is shown.
+fn is_hidden(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        || matches!(c, '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}')
+        // Tags spell invisible ASCII, which models read.
+        || matches!(c, '\u{e0000}'..='\u{e007f}')
 }
 
 /// The word as a POSIX shell needs it: in quotes only where necessary.
@@ -69,13 +80,17 @@ const LONGEST_QUOTE: usize = 600;
 const LONGEST_QUOTE_BYTES: usize = 1200;
 
 /// A worker's words as one line in quotation marks, shortened if they are long. Nothing inside looks
-/// like the end of the quotation, or like the arrow before a helper's advice.
+/// like the end of the quotation, like the arrow before a helper's advice, or like the id of an event:
+/// `#` and eight hexadecimal digits.
 pub fn quoted(text: &str) -> String {
     let text = sanitize(text);
+    let text = break_ids(&text);
     let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
     let harmless = |c: char| match c {
-        '"' | '“' | '”' => '\'',
-        '→' => '>',
+        '"' | '“' | '”' | '„' | '‟' | '«' | '»' | '〝' | '〞' | '〟' | '＂' | '❝' | '❞' => {
+            '\''
+        }
+        '→' | '⟶' | '➔' | '➜' | '➝' | '➞' | '⇒' | '￫' => '>',
         c => c,
     };
     let one_line = lines.join(" ⏎ ");
@@ -88,6 +103,21 @@ pub fn quoted(text: &str) -> String {
         short.push(c);
     }
     format!("\"{short}\"")
+}
+
+/// Puts a space into everything that looks like the id of an event.
+fn break_ids(text: &str) -> String {
+    let mut broken = String::with_capacity(text.len());
+    for (number, part) in text.split('#').enumerate() {
+        let digits = part.bytes().take_while(u8::is_ascii_hexdigit).count();
+        broken.push_str(match (number, digits) {
+            (0, _) => "",
+            (_, 8..) => "# ",
+            _ => "#",
+        });
+        broken.push_str(part);
+    }
+    broken
 }
 
 /// A duration in its largest unit: `12s`, `3m`, `2h`, `4d`.
@@ -133,6 +163,7 @@ mod tests {
         assert_eq!(strip_escapes("\u{1b}]0;t\u{1b}[1mHit\u{1b}[0"), "Hit");
         assert_eq!(strip_escapes("\u{1b}[1;\nYou\u{1b}[äit"), "\nYouäit");
         assert_eq!(strip_escapes("\u{1b}(B\u{1b}[mHit\u{1b}#8"), "Hit");
+        assert_eq!(sanitize("a\u{61c}\u{e0041}\u{e007f}b\u{2028}c\u{2029}d"), "ab c d");
         assert_eq!(sanitize("a\u{7}\u{9b}b\r\tc\u{202e}d\u{200b}e\nf"), "ab\tcde\nf");
     }
 
@@ -140,6 +171,8 @@ mod tests {
     fn quotation_is_one_short_line() {
         assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎ b ⏎ c\"");
         assert_eq!(quoted("x\" → run: rm"), "\"x' > run: rm\"");
+        assert_eq!(quoted("see #1a2b3c4d, #12"), "\"see # 1a2b3c4d, #12\"");
+        assert_eq!(quoted("＂ ➜ „x‟"), "\"' > 'x'\"");
         assert_eq!(quoted(&"ä".repeat(601)).chars().count(), LONGEST_QUOTE + 3);
         assert_eq!(quoted(&"🦀".repeat(601)).chars().count(), LONGEST_QUOTE / 2 + 3);
     }

@@ -21,6 +21,7 @@ use crate::fault;
 use crate::host::rules;
 use crate::process::{self, HELPERS};
 use crate::project::Project;
+use crate::text::sanitize;
 use crate::tools;
 
 /// The text of `--version` after the helper's name. Released programs are optimised builds.
@@ -44,7 +45,7 @@ pub fn main() -> ExitCode {
                 Refusal::new(Exit::Usage, "this program runs only under the name of a helper")
                     .place(HELPERS.join(", "))
                     .next("call it by one of these names; install.sh links them beside it");
-            let _ = writeln!(std::io::stderr(), "{name}: {refusal}");
+            complain(format!("{name}: {refusal}"));
             Exit::Usage.into()
         }
     }
@@ -72,9 +73,9 @@ fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
         Err(error) => Err(usage(&error.to_string(), &command).into()),
     };
     let exit = exit.unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "{name}: {error:#}");
+        complain(format!("{name}: {error:#}"));
         if is_denied(&error) {
-            let _ = writeln!(std::io::stderr(), "  next: call as the owner, or change the mode");
+            complain("  next: call as the owner, or change the mode");
         }
         exit_code(&error)
     });
@@ -143,9 +144,14 @@ fn usage(message: &str, mut command: &Command) -> Refusal {
     }
 }
 
-/// Prints one line. A reader that has gone away is no error.
-fn say(line: impl AsRef<str>) {
-    let _ = writeln!(std::io::stdout(), "{}", line.as_ref());
+/// Prints a text, cleaned. A reader that has gone away is no error.
+fn say(text: impl AsRef<str>) {
+    let _ = writeln!(io::stdout(), "{}", sanitize(text.as_ref()));
+}
+
+/// Prints a text on standard error, cleaned.
+fn complain(text: impl AsRef<str>) {
+    let _ = writeln!(io::stderr(), "{}", sanitize(text.as_ref()));
 }
 
 /// Asks the person at this terminal.
@@ -169,7 +175,7 @@ fn agree(question: &str) -> Result<bool> {
 
 /// Asks for one line.
 fn ask(question: &str) -> Result<String> {
-    print!("{question}");
+    print!("{}", sanitize(question));
     io::stdout().flush().context("cannot ask")?;
     let mut line = String::new();
     io::stdin().read_line(&mut line).context("cannot read the reply")?;

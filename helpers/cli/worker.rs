@@ -234,13 +234,10 @@ fn finish(side: &WorkerSide, summary: &str) -> Result<Exit> {
     }
     let summary: String = summary.trim().chars().take(300).collect();
     side.ipc().finish(&summary)?;
-    say(match side.end_id()? {
-        // The host program shows an agent's last message; the id in it acknowledges the end.
-        Some(id) => format!(
-            "Finished. End with this one message and nothing else: {} done {id}: {summary}",
-            side.name(),
-        ),
-        None => "Finished. Stop now.".into(),
+    say(match std::env::var_os(TASK_DIR) {
+        Some(_) => "Finished. Stop now.".into(),
+        // An agent is no process of ours; the host program shows its last message to the model.
+        None => format!("Finished. End with this one message: {} done: {summary}", side.name()),
     });
     Ok(Exit::Ok)
 }

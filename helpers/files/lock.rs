@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
 
 use super::read::{open_foreign, read_foreign};
 use super::{cannot_write, open_private, refuse_symlinks};
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::process::{Identity, Life};
+use crate::process::{HELPERS, Identity, Life, machine};
 
 /// An exclusive lock on a file. Only its holder may remove the file. The lock is free again when it is dropped or
 /// its holder dies; the file's text names the last holder.
@@ -87,21 +88,37 @@ impl Lock {
     }
 
     fn sign(&self) -> io::Result<()> {
-        let text = Identity::own().ok().and_then(|own| serde_json::to_string(&own).ok());
+        let text = Identity::own().ok().and_then(|process| {
+            let helper = std::env::args_os().next().unwrap_or_default();
+            let helper = Path::new(&helper).file_name().unwrap_or_default().to_string_lossy();
+            serde_json::to_string(&Signature { process, helper: helper.into() }).ok()
+        });
         self.file.set_len(0)?;
         (&self.file).write_all(text.unwrap_or_default().as_bytes())
     }
 }
 
-/// The holder of a lock in an error.
+/// The text of a lock's file.
+#[derive(Serialize, Deserialize)]
+struct Signature {
+    #[serde(flatten)]
+    process: Identity,
+    /// The name under which the program was called.
+    #[serde(default)]
+    helper: String,
+}
+
+/// The holder of a lock in an error. People know helpers by name; a pid says nothing to them.
 fn holder(path: &Path) -> String {
-    let holder = Lock::last_holder(path).ok().flatten();
-    match holder.as_ref().map(|holder| (holder, holder.life())) {
-        Some((holder, Life::Alive)) => format!("pid {holder}"),
-        Some((holder, Life::Unknown)) => format!("pid {holder} of {}", holder.machine),
-        // A holder that only checks does not sign.
-        Some((_, Life::Dead)) | None => "another process".into(),
-    }
+    let text = read_foreign(path).ok().flatten().unwrap_or_default();
+    let signature: Option<Signature> = serde_json::from_slice(&text).ok();
+    // A holder that only checks does not sign.
+    let signature = signature.filter(|it| it.process.life() != Life::Dead);
+    let named = signature.filter(|it| HELPERS.contains(&it.helper.as_str()));
+    named.map_or("another helper".into(), |it| match it.process.machine == machine() {
+        true => it.helper,
+        false => format!("{} on {}", it.helper, it.process.machine),
+    })
 }
 
 #[cfg(test)]
@@ -109,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn held_lock_names_its_holder() {
+    fn held_lock_names_its_helper_and_no_pid() {
         let home = tempfile::tempdir().expect("a directory");
         let path = home.path().join("lock");
         let refusal = || {
@@ -119,16 +136,21 @@ mod tests {
         };
         let held = Lock::take(&path, Duration::ZERO).expect("free");
         assert!(Lock::is_held(&path).expect("readable"));
-        assert!(refusal().contains(&format!("\n  by pid {}@", std::process::id())));
-
         let own = Identity::own().expect("visible");
-        let sign = |identity: &Identity| {
-            std::fs::write(&path, serde_json::to_string(identity).expect("JSON")).expect("written");
+        assert_eq!(Lock::last_holder(&path).expect("readable"), Some(own.clone()));
+        // The program of this test is no helper.
+        assert!(refusal().contains("\n  by another helper\n"));
+        let sign = |process: Identity| {
+            let text =
+                serde_json::to_string(&Signature { process, helper: "dispatch-spawn".into() });
+            std::fs::write(&path, text.expect("JSON")).expect("written");
         };
-        sign(&Identity { machine: "far-1".into(), boot: "other".into(), ..own.clone() });
-        assert!(refusal().contains(" of far-1\n"));
-        sign(&Identity { start: own.start + 1, ..own });
-        assert!(refusal().contains("\n  by another process\n"));
+        sign(own.clone());
+        assert!(refusal().contains("\n  by dispatch-spawn\n"));
+        sign(Identity { machine: "far-1".into(), boot: "other".into(), ..own.clone() });
+        assert!(refusal().contains("\n  by dispatch-spawn on far-1\n"));
+        sign(Identity { start: own.start + 1, ..own });
+        assert!(refusal().contains("\n  by another helper\n"));
         drop(held);
         assert!(!Lock::is_held(&path).expect("readable"));
     }

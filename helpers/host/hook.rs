@@ -8,11 +8,11 @@ use serde::Deserialize;
 use crate::domain::Route;
 use crate::ids::now;
 use crate::news::ledger::{self, Delivery, Ledger};
-use crate::news::{event_ids_in, events, shown_in_transcript};
+use crate::news::{Event, event_ids_in, events, shown_in_transcript};
 use crate::process::Identity;
 use crate::project::Project;
-use crate::task::{ExitRecord, SessionRecord, State, StopReason, Task};
-use crate::worker::agent::{self, description};
+use crate::task::{ExitRecord, SessionRecord, State, StopReason, Task, View};
+use crate::worker::agent::{self, description, notifies_since};
 
 /// The JSON that Claude Code gives a hook on standard input.
 #[derive(Debug, Default, Deserialize)]
@@ -108,14 +108,32 @@ fn acknowledge_task(task: &Task, host: &Identity, shown: &[String], ids: &[&str]
         let own = usage.filter(|usage| !before.contains(usage));
         own.map_or(Ok(()), |usage| attempt.set_usage(&usage))?;
     }
-    // The host program reports an agent's end, so the end can be seen without being delivered.
-    let events = events(&view)?;
-    let mut open: Vec<String> = events.into_iter().map(|event| event.id).collect();
-    open.extend(told.keys().cloned());
-    let seen =
-        |id: &String| told.get(id) != Some(&Delivery::Acknowledged) && ids.contains(&id.as_str());
-    for id in open.into_iter().filter(seen) {
-        Ledger::open(task)?.acknowledge(&id)?;
+    // A text may quote the id of an event to come, so only a delivered one is acknowledged.
+    let seen = |(id, delivery): &(&String, &Delivery)| {
+        **delivery == Delivery::Delivered && ids.contains(&id.as_str())
+    };
+    for (id, _) in told.iter().filter(seen) {
+        Ledger::open(task)?.acknowledge(id)?;
+    }
+    acknowledge_notified_end(&view, host, shown)
+}
+
+/// Acknowledges the end of an agent that the host program itself told the model.
+fn acknowledge_notified_end(view: &View, host: &Identity, shown: &[String]) -> Result<()> {
+    let task = &view.task;
+    let is_done_agent = view.record.route == Route::Agent && view.state == State::Done;
+    let Some(finished) = task.side().ipc().finished_at().filter(|_| is_done_agent) else {
+        return Ok(());
+    };
+    if !shown.iter().any(|text| notifies_since(text, task.id(), finished)) {
+        return Ok(());
+    }
+    for event in events(view)?.into_iter().filter(Event::is_end) {
+        let mut ledger = Ledger::open(task)?;
+        if ledger.delivery(&event) < Delivery::Delivered {
+            ledger.deliver(&event, Some(host))?;
+        }
+        ledger.acknowledge(&event.id)?;
     }
     Ok(())
 }

@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::fault;
-use crate::files;
+use crate::files::{self, Lock};
 use crate::ids::now;
 use crate::news::{Event, question_key};
 use crate::process::Identity;
@@ -37,21 +38,24 @@ pub enum Delivery {
 pub struct Ledger {
     file: File,
     deliveries: BTreeMap<String, Delivery>,
+    _lock: Lock,
 }
 
+/// How long a helper waits for a ledger, which others hold for milliseconds. A waiter tries again later.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+
 impl Ledger {
-    /// Opens and locks a task's ledger; waits while another process has it open.
+    /// Opens and locks a task's ledger.
     ///
     /// # Errors
-    /// The file cannot be opened, locked or read.
+    /// Another helper holds it for too long, or the file cannot be opened or read.
     pub fn open(task: &Task) -> Result<Self> {
         let path = task.news_path();
+        let lock = Lock::take(&path.with_extension("lock"), LOCK_LIMIT)?;
         let mut file = files::open_append(&path)?;
-        let failed = || format!("cannot read {}", path.display());
-        file.lock().with_context(failed)?;
         let mut text = Vec::new();
-        file.read_to_end(&mut text).with_context(failed)?;
-        Ok(Self { file, deliveries: parse(&String::from_utf8_lossy(&text)) })
+        file.read_to_end(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Self { file, deliveries: parse(&String::from_utf8_lossy(&text)), _lock: lock })
     }
 
     /// How far an event has been delivered.

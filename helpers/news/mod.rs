@@ -18,7 +18,7 @@ use crate::ids::short_hash;
 use crate::ipc::IpcText;
 use crate::plan::Marker;
 use crate::process::launcher;
-use crate::task::{Reason, Record, State, View, Wait};
+use crate::task::{Reason, State, View, Wait};
 use crate::text::{quoted, shell_word, short_duration};
 use crate::tools;
 
@@ -306,12 +306,6 @@ fn instruction(view: &View, spawn: &str) -> String {
 /// The task's worker by the config as it is now; `None` if the config has no such worker.
 fn current_choice(view: &View) -> Option<Choice> {
     Config::load().ok()?.resolve(Some(&view.record.name)).ok()
-}
-
-/// The id of the event for the worker's `finish`. An agent repeats the id in its last message, which
-/// acknowledges the event.
-pub fn finish_id(record: &Record, attempt: u32) -> String {
-    short_id(&record.nonce, &end_key(attempt, State::Done))
 }
 
 /// Whether the event is the end of the host's own agent, and the host program has time left to report

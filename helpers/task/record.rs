@@ -5,11 +5,11 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Access, Route, Worktree};
+use crate::ids::utc;
 use crate::process::{Holder, Identity};
 
 /// The format number that this version writes.
@@ -122,8 +122,7 @@ impl fmt::Display for Wait {
             Self::Held { task, obstacle } => write!(f, "held: {task} {obstacle}"),
             Self::Queued { limit } => write!(f, "in the queue: max_workers is {limit}"),
             Self::Parked { until, stated, said, .. } => {
-                let until = UNIX_EPOCH + Duration::from_secs(*until);
-                let until = humantime::format_rfc3339_seconds(until);
+                let until = utc(*until);
                 let how = if *stated { "until" } else { "tries again at" };
                 write!(f, "rate limit, {how} {until}: {said}")
             }

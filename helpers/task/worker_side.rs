@@ -253,25 +253,6 @@ impl WorkerSide {
         Ok(notes.into_iter().map(|(_, note)| note).collect())
     }
 
-    /// The file with the id that acknowledges an agent's end.
-    fn end_id_path(&self) -> PathBuf {
-        self.ipc().directory().join(".end")
-    }
-
-    /// Publishes the id of the event of the agent's end, which the agent repeats in its last message;
-    /// `None` for a process.
-    pub fn set_end_id(&self, id: Option<&str>) -> Result<()> {
-        match id {
-            Some(id) => files::publish(&self.end_id_path(), id.as_bytes()),
-            None => files::remove(&self.end_id_path()),
-        }
-    }
-
-    /// The id that an agent repeats in its last message; `None` for a process.
-    pub fn end_id(&self) -> Result<Option<String>> {
-        Ok(files::read_foreign(&self.end_id_path())?.map(lossy))
-    }
-
     /// Sends a message to the dispatcher without waiting. A text repeated in a row is one message, because
     /// a worker repeats a call that was killed.
     pub fn tell(&self, text: &str) -> Result<()> {

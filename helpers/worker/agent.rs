@@ -1,6 +1,8 @@
 //! The agent route: the host program runs the worker, and dispatch prints the tool call that the host's
 //! model has to make.
 
+use std::time::SystemTime;
+
 use anyhow::{Context, Result};
 use serde_json::json;
 
@@ -18,17 +20,33 @@ pub fn description(task: &TaskId) -> String {
     format!("dispatch {task}")
 }
 
-/// The usage of a task's agent, from the last notification of its end that the host's model was shown.
-pub fn usage_in(shown: &str, task: &TaskId) -> Option<Usage> {
+/// The host program's notifications of the ends of a task's agents in a text.
+fn notifications<'a>(shown: &'a str, task: &TaskId) -> impl Iterator<Item = &'a str> {
     let name = description(task);
-    shown.split("<task-notification>").skip(1).filter_map(|text| usage_of(text, &name)).last()
+    shown.split("<task-notification>").skip(1).filter(move |notification| {
+        let summary = notification.split_once("<summary>").map_or("", |(_, summary)| summary);
+        let summary = summary.split("</summary>").next().unwrap_or_default();
+        // In a transcript, the summary is part of a JSON string.
+        summary.split(['"', '\\']).any(|part| part == name)
+    })
 }
 
-fn usage_of(notification: &str, name: &str) -> Option<Usage> {
-    let (_, summary) = notification.split_once("<summary>")?;
-    // In a transcript, the summary is part of a JSON string.
-    let of_it = summary.split("</summary>").next()?.split(['"', '\\']).any(|part| part == name);
-    let (_, count) = notification.rsplit_once("<subagent_tokens>").filter(|_| of_it)?;
+/// Returns true if a line of the host's transcript, or its prompt of this moment, notifies the model of
+/// an end of the task's agent at or after a time.
+pub fn notifies_since(shown: &str, task: &TaskId, since: SystemTime) -> bool {
+    let line: Option<serde_json::Value> = serde_json::from_str(shown).ok();
+    let time = line.as_ref().and_then(|line| line["timestamp"].as_str());
+    let time = time.and_then(|time| humantime::parse_rfc3339(time).ok());
+    time.is_none_or(|time| time >= since) && notifications(shown, task).next().is_some()
+}
+
+/// The usage of a task's agent, from the last notification of its end that the host's model was shown.
+pub fn usage_in(shown: &str, task: &TaskId) -> Option<Usage> {
+    notifications(shown, task).filter_map(usage_of).last()
+}
+
+fn usage_of(notification: &str) -> Option<Usage> {
+    let (_, count) = notification.rsplit_once("<subagent_tokens>")?;
     let tokens = count.split('<').next()?.parse().ok()?;
     Some(Usage { tokens, ..Usage::default() })
 }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use crate::files;
 use crate::plan::Marker;
 use crate::task::WorkerSide;
+use crate::text::sanitize;
 
 /// How long an item takes, so that a person can follow.
 const PACE: Duration = Duration::from_millis(900);
@@ -24,7 +25,7 @@ pub fn run(side: &WorkerSide, ask: impl FnOnce(&str) -> Result<String>) -> Resul
         if item.marker == Marker::Done {
             continue;
         }
-        println!("item {number}: {}", item.text);
+        println!("item {number}: {}", sanitize(&item.text));
         std::thread::sleep(PACE);
         let mut note = String::new();
         if at == 1

@@ -18,7 +18,6 @@ use crate::fault;
 use crate::files;
 use crate::git::{first_paths, selects_for_git};
 use crate::ids::{now, random_uuid};
-use crate::news::finish_id;
 use crate::plan::Plan;
 use crate::process::{
     self, ANSWERS, ATTEMPT, Identity, Life, PATIENCE, ProcessTree, TASK_DIR, Watch, Woken,
@@ -185,8 +184,6 @@ pub fn prepare(task: &Task, record: &Record, continues: bool) -> Result<Attempt>
         }
     }
     task.set_prompt(&attempt, &prompt)?;
-    let end = (record.route == Route::Agent).then(|| finish_id(record, attempt.number));
-    task.side().set_end_id(end.as_deref())?;
     Ok(attempt)
 }
 

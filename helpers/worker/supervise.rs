@@ -132,7 +132,7 @@ pub fn run(state_dir: &Path, if_answered: bool) -> Result<()> {
         let ended = start_at_predecessors_end(&task)
             .and_then(|()| run::run(&task, &mut watch, &mut starter));
         let (attempt, exit) = ended.inspect_err(|error| record_not_started(&task, error))?;
-        let wait = park(&task, &exit, slot.parks + 1).unwrap_or_default();
+        let wait = park(&task, &exit, slot.parks.saturating_add(1)).unwrap_or_default();
         // Write the wait before the exit record, so no reader sees an end without it; if that fails,
         // treat the attempt as final.
         let wait = wait.filter(|wait| task.set_wait(Some(wait)).is_ok());

@@ -1,5 +1,9 @@
 //! `dispatch-config brief` tells a host's model in few bytes what it needs at `/dispatch`.
 
+use std::fs;
+
+use dispatch::files::Lock;
+use dispatch::process::Identity;
 use snapbox::str;
 
 use crate::support::{Host, PLAN, Sandbox, wait_until};
@@ -274,4 +278,87 @@ fn no_monitor_advice_before_a_hook_could_run() {
     let new = Host::new(&sandbox);
     assert!(!brief(&sandbox, &new).ok().contains("no hook"), "it adopts the task in this turn");
     assert!(!brief(&sandbox, &new).ok().contains("no hook"));
+}
+
+/// The owner in the record as a process of another pid namespace, as after a container was built again.
+fn move_owner_to_another_namespace(sandbox: &Sandbox, id: &str, host: &Host) -> Identity {
+    let owner = Identity::of_pid(host.pid()).expect("visible").expect("alive");
+    let other = Identity { namespace: Some("pid:[1]".into()), ..owner.clone() };
+    let record = sandbox.read(id, "record.yaml");
+    let (old, new) = (owner.namespace.expect("named"), "pid:[1]");
+    sandbox.write(id, "record.yaml", record.replace(&old, new));
+    other
+}
+
+#[test]
+fn tasks_of_an_owner_in_another_namespace_are_adopted_unless_it_waits() {
+    let sandbox = project();
+    let old = Host::new(&sandbox);
+    dispatch(&sandbox, &old, "x", "idle");
+    let owner = move_owner_to_another_namespace(&sandbox, "x", &old);
+    let hosts = sandbox.state_directory().join(".hosts");
+    fs::create_dir_all(&hosts).expect("made");
+    let waiting = Lock::try_take(&hosts.join(format!("{owner}.lock"))).expect("works");
+    let new = Host::new(&sandbox);
+    let said = brief(&sandbox, &new).ok();
+    assert!(said.contains("(another session's)"), "{said}");
+    drop(waiting);
+    let said = brief(&sandbox, &new).ok();
+    assert!(said.contains("repaired: x adopted"), "{said}");
+}
+
+#[test]
+fn host_that_resumes_or_answers_for_a_dead_one_gets_the_news() {
+    for resumes in [true, false] {
+        let sandbox = project();
+        let old = Host::new(&sandbox);
+        dispatch(&sandbox, &old, "x", if resumes { "fails" } else { "idle" });
+        if resumes {
+            sandbox.wait_for_state("x", "failed: exit code 7");
+        } else {
+            ask(&sandbox, "x", "Which?");
+        }
+        old.die();
+        let new = Host::new(&sandbox);
+        let (helper, args): (_, &[&str]) = match resumes {
+            true => ("dispatch-spawn", &["x", "--resume", "--model", "idle"]),
+            false => ("dispatch-monitor", &["--answer", "x", "This."]),
+        };
+        new.calls(sandbox.call(helper, args)).run().ok();
+        sandbox.worker("x", &["tell", "I continue."]).run().ok();
+        let hook = new.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
+        assert_eq!(hook.code, Some(2), "{hook:?}");
+        assert!(hook.err.contains("I continue."), "{hook:?}");
+    }
+}
+
+/// The id of an event that does not exist yet can be known to whoever knows the nonce.
+#[test]
+fn message_that_quotes_a_future_id_silences_nothing() {
+    let sandbox = project();
+    let host = Host::new(&sandbox);
+    dispatch(&sandbox, &host, "x", "idle");
+    let record = sandbox.read("x", "record.yaml");
+    let nonce = record.lines().find_map(|line| line.strip_prefix("nonce: ")).expect("a nonce");
+    let key = format!("{}/tell/002", nonce.trim_matches('\''));
+    let id = format!("#{}", dispatch::ids::short_hash(key.as_bytes()));
+    sandbox.worker("x", &["tell", &format!("see {id}")]).run().ok();
+    let transcript = sandbox.top().join("transcript.jsonl");
+    let hook = || {
+        let input = serde_json::json!({ "transcript_path": transcript });
+        let hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"]));
+        hook.input(input.to_string()).start()
+    };
+    let first = hook().end();
+    assert!(first.err.contains(&format!("see # {}", &id[1..])), "{first:?}");
+    // Even a host that was shown the id itself acknowledges only what was delivered.
+    let shown = serde_json::json!({ "type": "user", "content": format!("{} {id}", first.err) });
+    fs::write(&transcript, shown.to_string()).expect("written");
+    let mut waiting = hook();
+    waiting.until_it_watches();
+    sandbox.worker("x", &["block", "1", "Which?"]).run().ok();
+    sandbox.worker("x", &["tell", "Second."]).run().ok();
+    let second = waiting.end();
+    let third = brief(&sandbox, &host).ok();
+    assert!(format!("{}{third}", second.err).contains("Second."), "{second:?} {third}");
 }

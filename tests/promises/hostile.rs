@@ -23,7 +23,7 @@ use crate::support::{Host, PLAN, Ran, Sandbox, wait_until};
 const HISTORIES: u64 = 12;
 
 /// Every name that a task's directory has or had, and some that never exist there.
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 29] = [
     "",
     "plan.md",
     "prompt.md",
@@ -33,7 +33,6 @@ const NAMES: [&str; 30] = [
     "ipc",
     "ipc/.plan",
     "ipc/.told",
-    "ipc/.end",
     "ipc/.done",
     "ipc/.001.asked",
     "ipc/001.question",

@@ -195,3 +195,36 @@ fn unclear_language_is_found() {
     assert!(!has_fitting_size(&long));
     assert!(has_fitting_size(&format!("//! Longer than 500 lines because it is a table.\n{long}")));
 }
+
+/// The prints of a source file that do not clean their text.
+fn raw_prints(source: &str) -> Vec<&str> {
+    let prints =
+        Regex::new(r"(?-u:\b)e?print(?:ln)?!|write(?:ln)?!\((?:std::)?(?:io::)?std(?:out|err)")
+            .expect("a regex");
+    let is_raw = |line: &&str| prints.is_match(line) && !line.contains("sanitize(");
+    source.lines().filter(is_raw).collect()
+}
+
+#[test]
+fn printed_text_is_cleaned_in_one_place() {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("helpers");
+    let mut found = Vec::new();
+    for entry in walkdir::WalkDir::new(&sources) {
+        let path = entry.expect("readable").into_path();
+        let name = path.display().to_string();
+        // Styles are escape sequences, so `line.rs` cleans the text between them.
+        if !name.ends_with(".rs") || name.ends_with("_tests.rs") || name.ends_with("/line.rs") {
+            continue;
+        }
+        let source = fs::read_to_string(&path).expect("readable");
+        let product = source.split("#[cfg(test)]").next().unwrap_or_default();
+        found.extend(raw_prints(product).iter().map(|it| format!("{}: {it}", path.display())));
+    }
+    assert!(found.is_empty(), "use `say` or `complain`:\n{}", found.join("\n"));
+}
+
+#[test]
+fn raw_print_is_found() {
+    let source = "println!(\"{x}\");\nlet _ = writeln!(io::stderr(), \"{x}\");\nsay(x);\n";
+    assert_eq!(raw_prints(source).len(), 2);
+}

@@ -119,7 +119,7 @@ The report is in PROJECT/.dispatch/tasks/x/output.md.
     sandbox.worker("x", &["finish", "Found 2 bugs in a.rs and fixed both."]).run().shows(str![[
         r#"
 exit 0
-Finished. Stop now.
+Finished. End with this one message: x done: Found 2 bugs in a.rs and fixed both.
 "#
     ]]);
     monitor.end().shows(str![[r#"

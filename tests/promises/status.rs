@@ -392,3 +392,81 @@ the terminal is as it was
 "#]],
     );
 }
+
+/// Files in the reach of others hold no number, name or byte that stops a helper.
+mod foreign {
+    use std::os::unix::fs::symlink;
+    use std::time::Duration;
+
+    use dispatch::files::Lock;
+
+    use crate::support::{Host, Sandbox};
+
+    fn project() -> Sandbox {
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[]);
+        sandbox
+    }
+
+    #[test]
+    fn numbers_of_any_size_stop_no_helper() {
+        let sandbox = project();
+        for (id, until) in [("x", u64::MAX), ("y", 253_402_300_800)] {
+            sandbox.queued(id, "idle");
+            let wait = format!(
+                r#"{{"parked":{{"until":{until},"stated":true,"times":4294967295,"said":"limit"}}}}"#
+            );
+            sandbox.write(id, "wait", wait);
+        }
+        sandbox.write("x", &format!("ipc/{}.question", "9".repeat(80)), "Which?\n");
+        for args in [&[][..], &["show", "x"], &["statusline"]] {
+            sandbox.ok("dispatch-reconcile", args);
+        }
+        sandbox.ok("dispatch-config", &["brief"]);
+        let host = Host::new(&sandbox);
+        let hook = host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}").run();
+        assert_eq!(hook.signal, None, "{hook:?}");
+        let status = sandbox.ok("dispatch-reconcile", &[]);
+        assert!(status.contains("x parked") && status.contains("y parked"), "{status}");
+    }
+
+    #[test]
+    fn held_ledger_delays_news_for_a_limited_time() {
+        let sandbox = project();
+        sandbox.dispatch("x", "idle");
+        sandbox.worker("x", &["tell", "Careful."]).run().ok();
+        let lock = sandbox.state_directory().join("x/news.lock");
+        let held = Lock::take(&lock, Duration::ZERO).expect("free");
+        let monitor = |args: &[&str]| {
+            sandbox.call("dispatch-monitor", args).args(&["--timeout", "1ms"]).run()
+        };
+        let all = monitor(&[]);
+        assert_eq!((all.code, all.out.as_str()), (Some(3), ""), "{all:?}");
+        let one = monitor(&["x"]);
+        assert_eq!(one.code, Some(75), "{one:?}");
+        assert!(one.err.contains("\n  by another helper\n"), "{one:?}");
+        assert!(!one.err.contains(&std::process::id().to_string()), "{one:?}");
+        drop(held);
+        assert!(monitor(&["x"]).ok().contains("Careful."));
+    }
+
+    #[test]
+    fn errors_print_foreign_bytes_cleaned() {
+        let hostile = "\u{1b}]0;title\u{7}\u{1b}[31m\u{202e}\u{e0041}red";
+        let sandbox = project();
+        sandbox.queued("x", "idle");
+        let record = sandbox.read("x", "record.yaml");
+        let quoted = serde_json::to_string(hostile).expect("JSON");
+        let record = record.replace("route: cli", &format!("route: {quoted}"));
+        sandbox.write("x", "record.yaml", record);
+        let show = sandbox.run("dispatch-reconcile", &["show", "x"]);
+        let sandbox = project();
+        symlink(hostile, sandbox.project().join(".dispatch")).expect("linked");
+        let status = sandbox.run("dispatch-reconcile", &[]);
+        for ran in [show, status] {
+            assert!(ran.err.contains("red"), "{ran:?}");
+            let is_raw = |c: char| c == '\u{1b}' || c == '\u{202e}' || c == '\u{e0041}';
+            assert!(!ran.err.contains(is_raw), "{ran:?}");
+        }
+    }
+}

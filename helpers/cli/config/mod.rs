@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::cli::{ask, project, run, say, text};
+use crate::cli::{ask, complain, project, run, say, text};
 use crate::config::problem::Severity;
 use crate::config::{self, Config, choose};
 use crate::dirs;
@@ -151,7 +151,7 @@ fn check() -> Result<Exit> {
     if let ([only], 1) = (problems.as_slice(), errors) {
         return Err(only.refusal(&path).into());
     }
-    problems.iter().for_each(|problem| eprintln!("{}", problem.refusal(&path)));
+    problems.iter().for_each(|problem| complain(problem.refusal(&path).to_string()));
     if errors == 0 {
         say(format!("{} is valid", path.display()));
         crate::tools::holders().into_iter().for_each(say);

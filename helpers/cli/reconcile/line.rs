@@ -1,6 +1,7 @@
 //! Styled lines for a terminal: text without control characters, measured in columns.
 
 use std::fmt;
+use std::io::Write;
 
 use crossterm::style::{StyledContent, Stylize};
 use unicode_width::UnicodeWidthChar;
@@ -35,6 +36,14 @@ impl Line {
 
     pub(super) fn width(&self) -> usize {
         width(&self.text())
+    }
+
+    /// Prints the line with its styles; the text has none of its own.
+    pub(super) fn print(&self) {
+        let clean = |span: &Span| StyledContent::new(*span.style(), sanitize(span.content()));
+        let line = Self(self.0.iter().map(clean).collect());
+        // A reader that has gone away is no error.
+        let _ = writeln!(std::io::stdout(), "{line}");
     }
 
     /// The line cut to `most` columns.

@@ -123,7 +123,7 @@ fn print_table(views: &[View], width: usize, color: ColorChoice) {
         for line in lines.into_iter().map(|line| line.cut(width)) {
             match line.text() {
                 text if text.trim().is_empty() => {}
-                _ if has_colors => say(line.to_string()),
+                _ if has_colors => line.print(),
                 text => say(text.trim_end()),
             }
         }

@@ -209,7 +209,10 @@ pub(super) fn cost(usage: Option<&Usage>) -> String {
     match usage {
         None => String::new(),
         Some(Usage { cost_usd: Some(dollars), .. }) => format!("${dollars:.2}"),
-        Some(usage) => match usage.input_tokens + usage.output_tokens + usage.tokens {
+        Some(usage) => match [usage.output_tokens, usage.tokens]
+            .into_iter()
+            .fold(usage.input_tokens, u64::saturating_add)
+        {
             tokens @ 0..1000 => format!("{tokens} tok"),
             tokens @ 1000..1_000_000 => format!("{}k tok", tokens / 1000),
             tokens => format!("{:.1}M tok", tokens as f64 / 1e6),

@@ -14,6 +14,7 @@ use crate::exit::Exit;
 use crate::project::Project;
 use crate::repair::repair;
 use crate::task::State;
+use crate::text::sanitize;
 use crate::wait::LiveTasks;
 
 /// A task's row, or the line that says why the task cannot be read.
@@ -74,7 +75,8 @@ pub(super) fn follow(project: &Project) -> Result<Exit> {
         let open = rows.iter().filter(|row| printed.is_some() || row.state != State::Done);
         let lines = broken.iter().cloned().chain(open.map(TaskRow::line));
         // A reader that has left is no error.
-        let is_read = lines.filter(is_new).all(|line| writeln!(stdout(), "{line}").is_ok());
+        let is_read =
+            lines.filter(is_new).all(|line| writeln!(stdout(), "{}", sanitize(&line)).is_ok());
         printed = Some(rows.iter().map(TaskRow::line).chain(broken).collect());
         is_read
     })?;

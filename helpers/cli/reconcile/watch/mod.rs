@@ -22,7 +22,7 @@ use crate::cli::reconcile::line::one_line;
 use crate::cli::reconcile::status::{self, StatusArgs};
 use crate::cli::reconcile::table::TaskRow;
 use crate::cli::reconcile::tasks::tell_of_changes;
-use crate::cli::say;
+use crate::cli::{complain, say};
 use crate::exit::Exit;
 use crate::fault;
 use crate::ops::stop;
@@ -55,7 +55,7 @@ pub(super) fn watch(project: &Project, color: ColorChoice) -> Result<Exit> {
     if !can_move || !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
         let why =
             "watch needs a terminal; this is the status now (dispatch-monitor waits for news)";
-        let _ = writeln!(std::io::stderr(), "dispatch-reconcile: {why}");
+        complain(format!("dispatch-reconcile: {why}"));
         return status::status(project, &StatusArgs { color, ..StatusArgs::default() });
     }
     status::has_colors(color);
