@@ -175,7 +175,7 @@ impl Ipc {
         self.file(name, "question").exists()
     }
 
-    /// Whether there is an answer with a text, or one that cannot be read.
+    /// Returns true if there is an answer with a text, or one that cannot be read.
     pub fn has_answer(&self, name: &str) -> bool {
         !matches!(self.answer(name), Ok(None))
     }

@@ -18,11 +18,10 @@ use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
-use crate::git;
 use crate::ids::{long_hash, random_hex};
 use crate::process::{Identity, Life, TASK_DIR};
 use crate::task::Task;
-use identity::ProjectRecord;
+use identity::{ProjectRecord, common_directory, main_worktree};
 
 pub use identity::{Standing, Whereabouts, stands, whereabouts};
 
@@ -428,78 +427,4 @@ fn nearest_with_tasks(start: &Path, home: Option<&Path>) -> Option<PathBuf> {
     let around = start.ancestors().take_while(|directory| home != Some(*directory));
     let mut holders = around.filter(|directory| directory.join(".dispatch/tasks").is_dir());
     holders.find(|directory| in_home || is_own(directory)).map(Path::to_path_buf)
-}
-
-/// The main worktree of the repository around `start`; `None` outside git and for a bare one.
-/// Reads git's files, because a helper's start must not cost a git process.
-fn main_worktree(start: &Path) -> Option<PathBuf> {
-    // A worker writes its worktree, so nothing there says which repository it is of.
-    if let Some(common) = git::repository_of_worktree(start) {
-        let is_inside = common.file_name() == Some(OsStr::new(".git"));
-        return if is_inside { common.parent().map(Path::to_path_buf) } else { Some(common) };
-    }
-    let top = start.ancestors().find(|directory| {
-        let dot_git = directory.join(".git");
-        // Ignore an empty .git, as git does: some sandboxes leave one behind.
-        dot_git.is_file() || dot_git.join("HEAD").symlink_metadata().is_ok()
-    })?;
-    let common = common_directory(top)?;
-    if !top.join(".git").is_file() {
-        return Some(top.into());
-    }
-    if common.file_name() == Some(OsStr::new(".git")) {
-        return common.parent().map(Path::to_path_buf);
-    }
-    // Several checkouts of a bare repository, or of a submodule, are one project.
-    match (core_setting(&common, "bare").as_deref(), core_setting(&common, "worktree")) {
-        (Some("true"), _) => Some(common),
-        (_, Some(checkout)) => common.join(checkout).canonicalize().ok(),
-        _ => Some(top.into()),
-    }
-}
-
-/// A setting of the section `core` in a repository's config.
-fn core_setting(common: &Path, name: &str) -> Option<String> {
-    let text = files::read(&common.join("config")).ok()??;
-    let mut section = String::new();
-    text.lines().map(str::trim).fold(None, |found, line| {
-        if line.starts_with('[') {
-            section = line.to_lowercase();
-        }
-        let setting = line.split_once('=').filter(|_| section == "[core]");
-        let value = setting.filter(|(key, _)| key.trim().eq_ignore_ascii_case(name));
-        value.map(|(_, value)| value.trim().trim_matches('"').to_owned()).or(found)
-    })
-}
-
-/// Git's common directory of the worktree at `top` (gitrepository-layout(5)).
-fn common_directory(top: &Path) -> Option<PathBuf> {
-    let dot_git = top.join(".git");
-    if dot_git.is_dir() {
-        return Some(dot_git).filter(|it| it.join("HEAD").symlink_metadata().is_ok());
-    }
-    let text = files::read(&dot_git).ok()??;
-    let git_dir = top.join(text.strip_prefix("gitdir:")?.trim());
-    if !points_back(&git_dir, &dot_git) {
-        return None;
-    }
-    let common = match files::read(&git_dir.join("commondir")).ok()? {
-        Some(relative) => git_dir.join(relative.trim()),
-        None => git_dir,
-    };
-    common.canonicalize().ok()
-}
-
-/// Returns true if the repository that a `.git` file names knows its checkout: an archive may name
-/// any repository as its own. A linked worktree has an entry that leads back
-/// (gitrepository-layout(5)); the directory of a submodule or of `--separate-git-dir` is nobody's
-/// `.git`.
-fn points_back(git_dir: &Path, dot_git: &Path) -> bool {
-    match files::read(&git_dir.join("gitdir")) {
-        Ok(Some(back)) => {
-            let back = git_dir.join(back.trim()).canonicalize();
-            back.is_ok_and(|back| dot_git.canonicalize().is_ok_and(|own| own == back))
-        }
-        _ => git_dir.file_name() != Some(OsStr::new(".git")),
-    }
 }

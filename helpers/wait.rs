@@ -32,7 +32,7 @@ pub struct Waiter {
     growing: Looks,
     /// When the last task disappeared that could have brought news.
     disappeared: Option<Instant>,
-    /// Whether tasks count as active that a person can continue.
+    /// `true` if tasks count as active that a person can continue.
     waits_for_person: bool,
 }
 
@@ -197,7 +197,7 @@ impl Waiter {
         ledger::take_new(&view.task, events, target, self.tasks.host.as_ref())
     }
 
-    /// Whether the task belongs to a running host that does not read this output.
+    /// Returns true if the task belongs to a running host that does not read this output.
     fn belongs_to_other_host(&self, view: &View) -> bool {
         let owner =
             view.record.owner.as_ref().filter(|owner| Some(*owner) != self.listener.as_ref());

@@ -453,3 +453,19 @@ fn config_file(settings: Vec<(String, String)>, fixed: &[(&str, &str)]) -> Strin
     }
     text
 }
+
+/// The unfinished operation in a checkout, by git's own directory of that checkout.
+pub(super) fn unfinished(git_dir: &Path) -> Option<&'static str> {
+    let marks = [
+        ("rebase-merge", "rebase"),
+        ("rebase-apply", "rebase"),
+        ("MERGE_HEAD", "merge"),
+        ("CHERRY_PICK_HEAD", "cherry-pick"),
+        ("REVERT_HEAD", "revert"),
+        ("BISECT_LOG", "bisect"),
+    ];
+    marks
+        .into_iter()
+        .find(|(name, _)| git_dir.join(name).symlink_metadata().is_ok())
+        .map(|(_, what)| what)
+}

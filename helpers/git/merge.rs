@@ -11,10 +11,11 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
+use crate::git::command::unfinished;
 use crate::git::command::{
     STATUS, changes, count, error_line, git, path, records, remedy, retry, succeeded,
 };
-use crate::git::repository::{References, unfinished};
+use crate::git::repository::References;
 use crate::git::{commit_id, first_paths, is_in_worktree};
 use crate::text::sanitize;
 

@@ -12,8 +12,8 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::command::{Settings, count, git_on, retry, succeeded, trim};
-use crate::git::repository::{Foreign, References, unfinished};
+use crate::git::command::{Settings, count, git_on, retry, succeeded, trim, unfinished};
+use crate::git::repository::{Foreign, References};
 use crate::git::{first_paths, reference};
 use crate::text::{lossy, sanitize};
 

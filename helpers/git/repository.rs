@@ -484,19 +484,3 @@ fn fill_submodule(top: &Path, path: &Path, name: &str, clone: &Path) -> Result<(
     let update = update.words("submodule --quiet update --init --").arg(path);
     update.bytes("cannot fill a submodule").map(drop)
 }
-
-/// The unfinished operation in a checkout, by git's own directory of that checkout.
-pub(super) fn unfinished(git_dir: &Path) -> Option<&'static str> {
-    let marks = [
-        ("rebase-merge", "rebase"),
-        ("rebase-apply", "rebase"),
-        ("MERGE_HEAD", "merge"),
-        ("CHERRY_PICK_HEAD", "cherry-pick"),
-        ("REVERT_HEAD", "revert"),
-        ("BISECT_LOG", "bisect"),
-    ];
-    marks
-        .into_iter()
-        .find(|(name, _)| git_dir.join(name).symlink_metadata().is_ok())
-        .map(|(_, what)| what)
-}

@@ -43,12 +43,12 @@ impl Event {
         Self { id: short_id(&view.record.nonce, &key), key, line, next }
     }
 
-    /// Whether the event is a question without an answer.
+    /// Returns true if the event is a question without an answer.
     pub fn is_question(&self) -> bool {
         self.key.starts_with("question/")
     }
 
-    /// Whether the event is the end of an attempt.
+    /// Returns true if the event is the end of an attempt.
     pub fn is_end(&self) -> bool {
         self.key.starts_with("end/")
     }
@@ -308,8 +308,8 @@ fn current_choice(view: &View) -> Option<Choice> {
     Config::load().ok()?.resolve(Some(&view.record.name)).ok()
 }
 
-/// Whether the event is the end of the host's own agent, and the host program has time left to report
-/// it itself. If that report is dropped, the event is printed later.
+/// Returns true if the event is the end of the host's own agent, and the host program has time left
+/// to report it itself. If that report is dropped, the event is printed later.
 pub fn is_reported_by_host(view: &View, event: &Event) -> bool {
     event.is_end() && host_report_time_left(view).is_some()
 }

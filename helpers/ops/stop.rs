@@ -13,8 +13,8 @@ use crate::files::Lock;
 use crate::process::{Identity, Life, Signal, Watch};
 use crate::task::{Attempt, SessionRecord, State, Task, View};
 use crate::text::short_duration;
+use crate::worker;
 use crate::worker::agent::description;
-use crate::worker::run;
 
 /// How long a worker may take to end after the first signal.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -58,8 +58,8 @@ pub fn stop(task: &Task) -> Result<String> {
     }
     // The supervisor ends the whole tree; make sure that nothing is left.
     if let Some(attempt) = task.last_attempt() {
-        let left = run::tree(alive().cloned(), record, &attempt)?
-            .terminate(run::termination_grace(), || ())?;
+        let left = worker::tree(alive().cloned(), record, &attempt)?
+            .terminate(worker::termination_grace(), || ())?;
         if !left.is_empty() {
             let (count, age) = (left.len(), short_duration(begin.elapsed()));
             return Err(Refusal::new(Exit::TryAgain, format!("'{id}' is still running"))

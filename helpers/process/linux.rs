@@ -2,6 +2,8 @@
 //!
 //! An inotify event says which directory changed and no more. Adding a watch again is one cheap call,
 //! and the kernel drops the watch of a deleted directory.
+//!
+//! Longer than 500 lines because all that is Linux's own stands in one file.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -369,7 +371,7 @@ impl EventQueue {
     }
 }
 
-/// Whether files below a path may change without an event here: on network file systems, and on those
+/// Returns true if files below a path may change without an event here: on network file systems, and on those
 /// of a program (FUSE).
 pub fn is_remote(path: &Path) -> bool {
     statfs(path).is_ok_and(|system| is_remote_system(&system))
@@ -393,7 +395,7 @@ fn is_remote_system(system: &Statfs) -> bool {
     REMOTE.contains(&(system.filesystem_type().0 as u32))
 }
 
-/// Whether a process has the file open to write; `None` if the system cannot tell. Until the file is
+/// Returns true if a process has the file open to write; `None` if the system cannot tell. Until the file is
 /// closed here, whoever opens it to write waits.
 pub fn is_open_for_writing(file: &File) -> Option<bool> {
     /// fcntl(2), where libc has no name for it.

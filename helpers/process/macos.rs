@@ -75,8 +75,8 @@ pub(super) fn environment(pid: u32) -> Vec<u8> {
     after_arguments(&arguments).unwrap_or_default().to_owned()
 }
 
-/// What the kernel writes into a buffer of that size, whose pointer and length `call` gets; empty if
-/// the call fails.
+/// The bytes that the kernel writes into a buffer of that size, whose pointer and length `call`
+/// gets; empty if the call fails.
 fn sysctl(most: usize, call: impl FnOnce(*mut libc::c_void, *mut usize) -> i32) -> Vec<u8> {
     let (mut buffer, mut length) = (vec![0_u8; most], most);
     let result = call(buffer.as_mut_ptr().cast(), &raw mut length);
@@ -127,7 +127,7 @@ pub fn adopt_descendants() -> Result<()> {
 /// Does nothing, because nothing was adopted.
 pub fn reap_adopted(_: u32) {}
 
-/// What the kernel says of a live process of this user; `None` if there is none with this number.
+/// The kernel's record of a live process of this user; `None` if there is none with this number.
 fn info(pid: u32) -> Result<Option<libc::proc_bsdinfo>> {
     let Ok(raw @ 1..) = i32::try_from(pid) else { return Ok(None) };
     let size = size_of::<libc::proc_bsdinfo>();
@@ -284,7 +284,7 @@ impl EventQueue {
         }
     }
 
-    /// What an event is about; `None` for the pipes of signals, and for what is no longer watched.
+    /// The source of an event; `None` for the pipes of signals, and for what is no longer watched.
     fn source(&self, event: &KEvent) -> Option<Source> {
         match event.filter().ok()? {
             EventFilter::EVFILT_PROC => {
@@ -313,7 +313,7 @@ impl EventQueue {
     }
 }
 
-/// Whether files below a path may change without an event here: on network file systems, and on those
+/// Returns true if files below a path may change without an event here: on network file systems, and on those
 /// of a program (FUSE).
 pub fn is_remote(path: &Path) -> bool {
     const REMOTE: [&str; 5] = ["nfs", "smbfs", "afpfs", "webdav", "fuse"];
@@ -323,7 +323,7 @@ pub fn is_remote(path: &Path) -> bool {
     })
 }
 
-/// Whether a process has the file open to write. macOS cannot tell.
+/// Returns true if a process has the file open to write. macOS cannot tell.
 pub fn is_open_for_writing(_: &File) -> Option<bool> {
     None
 }

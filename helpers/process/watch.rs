@@ -15,7 +15,7 @@ use signal_hook::low_level::{pipe, unregister};
 
 use crate::process::{Identity, Life, os};
 
-/// What ended [`Watch::wait_for_event`].
+/// The event that ended [`Watch::wait_for_event`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Woken {
     /// These watched things may have changed, so the caller has to read them again.
@@ -65,7 +65,7 @@ impl Watch {
         Ok(Self { queue, pipes, known, signals, changed })
     }
 
-    /// Whether changes of files wake at all; if not, only the caller's scans see them.
+    /// Returns true if changes of files wake at all; if not, only the caller's scans see them.
     pub fn sees_files(&self) -> bool {
         self.queue.events()
     }

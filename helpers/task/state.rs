@@ -61,27 +61,27 @@ impl fmt::Display for State {
 }
 
 impl State {
-    /// Whether the task has no worker and waits for one to start.
+    /// Returns true if the task has no worker and waits for one to start.
     pub fn is_waiting(self) -> bool {
         matches!(self, Self::Queued | Self::Held | Self::Parked)
     }
 
-    /// Whether a worker is running.
+    /// Returns true if a worker is running.
     pub fn is_running(self) -> bool {
         matches!(self, Self::Running | Self::Silent | Self::Asking)
     }
 
-    /// Whether the worker stopped because of an error.
+    /// Returns true if the worker stopped because of an error.
     pub fn has_failed(self) -> bool {
         matches!(self, Self::Failed | Self::Denied | Self::Lost)
     }
 
-    /// Whether the worker ended before the task was done, so that the task can be resumed.
+    /// Returns true if the worker ended before the task was done, so that the task can be resumed.
     pub fn has_work_left(self) -> bool {
         self.has_failed() || matches!(self, Self::Blocked | Self::Incomplete)
     }
 
-    /// Whether the worker ended in a way that its host has to hear of: all ends but a stop.
+    /// Returns true if the worker ended in a way that its host has to hear of: all ends but a stop.
     pub fn has_ended(self) -> bool {
         self.has_work_left() || self == Self::Done
     }

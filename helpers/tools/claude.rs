@@ -92,7 +92,7 @@ pub(crate) fn read_rule() -> Result<String> {
     })
 }
 
-/// Whether the user's settings have that rule. A false yes costs one prompt of the host.
+/// Returns true if the user's settings have that rule. A false yes costs one prompt of the host.
 pub(crate) fn may_read_state() -> Result<bool> {
     let settings = files::read(&settings_path()).ok().flatten().unwrap_or_default();
     Ok(settings.contains(&format!("{:?}", read_rule()?)))

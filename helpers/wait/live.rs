@@ -21,7 +21,7 @@ use crate::worker::supervise;
 /// rereads all tasks.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
-/// One in so many looks rereads a task, in rotation: a file may change without an event, for example by
+/// The number of looks of which one rereads a task, in rotation: a file may change without an event, for example by
 /// a program that keeps it open.
 const LOOKS_FOR_A_READ: usize = 5;
 
@@ -38,9 +38,9 @@ pub struct LiveTasks {
     broken: Vec<Broken>,
     /// The tasks to read next.
     due: BTreeSet<TaskId>,
-    /// Whether the list of tasks is to be read next.
+    /// `true` if the list of tasks is to be read next.
     is_list_due: bool,
-    /// Whether events may be missing, so that every look rereads all tasks.
+    /// `true` if events may be missing, so that every look rereads all tasks.
     pub(super) polls: bool,
     looks: usize,
     last_look: Instant,
@@ -52,7 +52,7 @@ struct LiveTask {
     view: Option<Result<View, Broken>>,
     /// When the task is reread without an event.
     again: Option<Instant>,
-    /// Whether events are ignored until then: a read that fails may itself cause some.
+    /// `true` if events are ignored until then: a read that fails may itself cause some.
     is_deferred: bool,
 }
 
@@ -286,7 +286,7 @@ fn directories(task: &Task) -> impl Iterator<Item = PathBuf> {
     .chain(attempt)
 }
 
-/// Whether the task's state may change without a person.
+/// Returns true if the task's state may change without a person.
 fn may_change(view: &View) -> bool {
     !view.processes.is_empty() || view.state.is_waiting()
 }

@@ -1,5 +1,5 @@
-//! What a supervisor waits for before it starts a worker: the tasks named by `--after`, the reset of a
-//! rate limit, and a slot below `max_workers`.
+//! The queue in which a supervisor waits before it starts a worker: the tasks named by `--after`,
+//! the reset of a rate limit, and a slot below `max_workers`.
 
 use std::fs::{DirEntry, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -124,7 +124,7 @@ fn after(task: &Task, record: &Record, watch: &mut Watch) -> Result<Option<Pause
     Ok(wait.map(|wait| Pause(wait, limit)))
 }
 
-/// What a predecessor means to the tasks after it.
+/// The effect of a predecessor on the tasks after it.
 enum Predecessor {
     Done,
     /// The predecessor continues by itself.
@@ -224,7 +224,7 @@ impl Ticket {
     fn take(task: &Task) -> Result<Self> {
         let directory = directory()?;
         files::create_private_directory(&directory)?;
-        // One ticket at a time, so that no number is lower than one in use.
+        // A single ticket at a time, so that no number is lower than one in use.
         let _lock = Lock::take(&directory.join("lock"), Duration::from_secs(10))?;
         let numbers = numbers(&directory)?;
         live(&directory, &numbers, 1)?;
@@ -242,7 +242,7 @@ impl Ticket {
         Ok(Self { number, path, _locked: file })
     }
 
-    /// Whether fewer than `limit` live tickets are before this one.
+    /// Returns true if fewer than `limit` live tickets are before this one.
     fn has_slot(&self, limit: usize) -> Result<bool> {
         let directory = directory()?;
         let mut before = numbers(&directory)?;

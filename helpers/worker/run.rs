@@ -1,4 +1,4 @@
-//! One attempt of a task: starts the worker, watches it until it ends, and terminates whatever is
+//! An attempt of a task: starts the worker, watches it until it ends, and terminates whatever is
 //! left of it.
 
 use std::fs::File;
@@ -32,6 +32,7 @@ use crate::worker::prompt;
 use crate::worker::sandbox;
 use crate::worker::silence::Silence;
 use crate::worker::supervise::Starter;
+use crate::worker::{mark, termination_grace, tree};
 
 /// How long a worker may take to exit after its CLI reported the final result.
 const LAST_WORD_GRACE: Duration = Duration::from_secs(10);
@@ -47,11 +48,6 @@ const UNSEEN_LOG_BYTES: u64 = 16 << 20;
 
 /// A log that grew by more than this between two reads is read again at once, to trim it in time.
 const FAST_GROWTH: u64 = 1 << 20;
-
-/// How long processes may take to end after SIGTERM, before SIGKILL.
-pub fn termination_grace() -> Duration {
-    fault::limit("DISPATCH_GRACE_MS", Duration::from_secs(5))
-}
 
 /// Runs the task's next attempt until it ends. The caller records the returned end.
 pub(super) fn run(
@@ -370,21 +366,6 @@ fn fetch(task: &Task, worktree: &Worktree) -> Result<()> {
         files::publish(&task.collisions_path(), lines.as_bytes())?;
     }
     Ok(())
-}
-
-/// The value of the [`ATTEMPT`] variable in the processes of this attempt.
-pub fn mark(record: &Record, attempt: &Attempt) -> String {
-    format!("{}/{}", record.nonce, attempt.number)
-}
-
-/// All processes of this attempt, of a supervisor that may be dead.
-pub fn tree(
-    supervisor: Option<Identity>,
-    record: &Record,
-    attempt: &Attempt,
-) -> Result<ProcessTree> {
-    let mark = format!("{ATTEMPT}={}", mark(record, attempt));
-    Ok(ProcessTree::new(supervisor, attempt.identity()?, mark))
 }
 
 /// Terminates processes of an attempt whose supervisor died before its worker.

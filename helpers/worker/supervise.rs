@@ -368,7 +368,7 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
     if views.is_empty() || Config::load().is_err() {
         return Vec::new();
     }
-    // One helper at a time: the loser of a race for a run lock would wait for it.
+    // A single helper at a time: the loser of a race for a run lock would wait for it.
     let Ok(Some(_lock)) = Lock::try_take(&project.repair_lock_path()) else { return Vec::new() };
     let modified = |path| std::fs::metadata(path).and_then(|it| it.modified()).ok();
     views.sort_by_cached_key(|view| {

@@ -56,7 +56,7 @@ pub(super) fn tell_of_changes(
     }
 }
 
-/// Whether two rows of a task look the same, but for ages.
+/// Returns true if two rows of a task look the same, but for ages.
 fn is_same(one: &Row, other: &Row) -> bool {
     match (one, other) {
         (Ok(one), Ok(other)) => one.line() == other.line() && one.usage == other.usage,
