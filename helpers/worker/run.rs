@@ -2,6 +2,8 @@
 //! left of it.
 
 use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -329,9 +331,14 @@ fn launch(
 /// change nothing that is read later.
 fn input(attempt: &Attempt, prompt: &str) -> Result<File> {
     let path = attempt.directory().join("stdin");
-    files::publish(&path, prompt.as_bytes())?;
-    let file = File::open(&path).context("cannot open the prompt")?;
+    // A supervisor that was killed may have left one.
     files::remove(&path)?;
+    // Not synced: nobody finds the file again after a crash.
+    let mut file =
+        File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    files::remove(&path)?;
+    file.write_all(prompt.as_bytes()).context("cannot write the prompt")?;
+    file.rewind()?;
     Ok(file)
 }
 
