@@ -19,7 +19,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ids::{long_hash, random_hex};
-use crate::process::{Identity, Life, TASK_DIR};
+use crate::process::{Identity, TASK_DIR};
 use crate::task::Task;
 use identity::{ProjectRecord, common_directory, main_worktree};
 
@@ -227,23 +227,6 @@ impl Project {
         self.hosts_dir().join(format!("{host}.monitor.lock"))
     }
 
-    /// Makes a host the owner of a task whose present owner is dead, or unknown and not waiting for news.
-    /// Returns whether the owner changed.
-    pub fn adopt_task(&self, task: &Task, host: &Identity) -> Result<bool> {
-        task.adopt(host, |owner| match owner.life() {
-            Life::Alive => false,
-            Life::Dead => true,
-            // The pid namespace of a container that was built again, for example.
-            Life::Unknown => !self.is_waiting(owner),
-        })
-    }
-
-    /// Returns true if a hook or a monitor of the host waits for news.
-    fn is_waiting(&self, host: &Identity) -> bool {
-        let locks = [self.hook_lock_path(host), self.monitor_lock_path(Some(host))];
-        locks.iter().any(|lock| Lock::is_held(lock).unwrap_or(true))
-    }
-
     /// Removes the locks of hosts that have ended, because each host leaves one.
     pub fn remove_dead_hosts(&self) {
         let ended = |name: &str| {
@@ -378,10 +361,14 @@ impl Project {
     pub fn prepare(&self) -> Result<()> {
         files::create_private_directory(&self.state_dir)?;
         files::create_private_directory(&self.tasks_dir())?;
-        // The host's editor may have created the directory, readable for everybody.
-        let top = self.root.join(".dispatch");
-        std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o700))
-            .with_context(|| format!("cannot make {} private", top.display()))?;
+        // A person or the host's editor may have created the directories, readable for everybody.
+        for top in [self.root.join(".dispatch"), dirs::dispatch_home()?] {
+            if !top.is_dir() {
+                continue;
+            }
+            std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o700))
+                .with_context(|| format!("cannot make {} private", top.display()))?;
+        }
         match self.standing {
             Standing::Same => {}
             _ => self.claim_directory()?,
@@ -395,7 +382,10 @@ impl Project {
         {
             return Ok(());
         }
-        files::create_private_directory(&common.join("info"))?;
+        // In a repository that a group shares, git's own directories have the group's rights.
+        let info = common.join("info");
+        std::fs::create_dir_all(&info)
+            .with_context(|| format!("cannot make the directory {}", info.display()))?;
         let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
         files::publish(&path, format!("{text}{gap}.dispatch/\n").as_bytes())
     }

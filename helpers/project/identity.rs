@@ -17,9 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::dirs;
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::files;
+use crate::files::{self, Lock};
 use crate::git;
 use crate::ids::random_hex;
+use crate::process::{Identity, Life};
 use crate::project::{Project, state_dir};
 use crate::task::{Record, Task, View};
 use crate::text::lossy;
@@ -274,6 +275,23 @@ pub struct Candidate {
 }
 
 impl Project {
+    /// Makes a host the owner of a task whose present owner is dead, or unknown and not waiting for news.
+    /// Returns whether the owner changed.
+    pub fn adopt_task(&self, task: &Task, host: &Identity) -> Result<bool> {
+        task.adopt(host, |owner| match owner.life() {
+            Life::Alive => false,
+            Life::Dead => true,
+            // The pid namespace of a container that was built again, for example.
+            Life::Unknown => !self.is_waiting(owner),
+        })
+    }
+
+    /// Returns true if a hook or a monitor of the host waits for news.
+    fn is_waiting(&self, host: &Identity) -> bool {
+        let locks = [self.hook_lock_path(host), self.monitor_lock_path(Some(host))];
+        locks.iter().any(|lock| Lock::is_held(lock).unwrap_or(true))
+    }
+
     /// The tasks that this directory could take over.
     ///
     /// # Errors

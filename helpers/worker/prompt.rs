@@ -36,6 +36,11 @@ fn call(task: &Task, record: &Record) -> Result<String> {
     Ok(format!("{helper} --task-dir {directory}"))
 }
 
+/// The part of the prompt about what a worker process leaves running.
+const PROCESSES_END: &str = "
+When you stop, every process that you started is ended. Leave none running on purpose; name in your
+summary what the person should start.";
+
 /// The prompt of a task's first attempt.
 pub fn first(task: &Task, record: &Record, plan: &str) -> Result<String> {
     let role = record.role.as_ref().map(|role| format!("{}\n\n", role.trim()));
@@ -45,6 +50,10 @@ pub fn first(task: &Task, record: &Record, plan: &str) -> Result<String> {
         role = role.unwrap_or_default(),
         id = task.id(),
         work = record.directory.display(),
+        ends = match record.route {
+            Route::Cli => PROCESSES_END,
+            Route::Agent => "",
+        },
         own = own.map(|worktree| of_worktree(worktree, record)).unwrap_or_default(),
         call = call(task, record)?,
         directory = side.directory().display(),

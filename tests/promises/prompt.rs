@@ -1,6 +1,7 @@
 //! The prompt of a worker, which arrives whole and alone.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use snapbox::str;
 
@@ -66,6 +67,8 @@ Look at the inputs first.
 You are the worker of one task, 'x'. Work in PROJECT. Your plan is the checklist in
 PROJECT/.dispatch/tasks/x/plan.md (a copy stands at the end of this text). Do its items from top to bottom, each one
 completely, and tick each as soon as it is done. Do not start other workers.
+When you stop, every process that you started is ended. Leave none running on purpose; name in your
+summary what the person should start.
 
 Your link to the person who gave the task is this command, written out in full each time:
   BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x …
@@ -382,4 +385,21 @@ fn text_that_quotes_a_heredoc_arrives_whole() {
     sandbox.program("sh").args(&["-c", &script]).run().ok();
     assert_eq!(sandbox.read("x", "tells/001").trim_end(), text.trim_end());
     assert!(!sandbox.project().join("pwned").exists());
+}
+
+#[test]
+fn prompt_of_a_process_says_that_what_it_leaves_running_is_ended() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    // A directory that a person made is made private by the dispatch.
+    let home = sandbox.home().join(".dispatch");
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).expect("set");
+    sandbox.dispatch("x", "idle");
+    let prompt = sandbox.read("x", "prompt.md");
+    assert!(
+        prompt.contains("\nWhen you stop, every process that you started is ended."),
+        "{prompt}"
+    );
+    let mode = fs::metadata(&home).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
 }
