@@ -64,10 +64,8 @@ fn write_temporary(place: &Place, path: &Path, content: &[u8]) -> Result<NamedTe
 /// An empty temporary file, locked for as long as it is open: a lock that is free tells
 /// [`remove_leftovers`] that the writer is dead, in whichever pid namespace it was.
 fn create_temporary(place: &Place, path: &Path) -> std::io::Result<NamedTempFile> {
-    let mode = match fs::symlink_metadata(place.file(path)) {
-        Ok(old) if old.is_file() => old.permissions().mode() & 0o777,
-        _ => 0o600,
-    };
+    let old = fs::symlink_metadata(place.file(path)).ok().filter(fs::Metadata::is_file);
+    let mode = old.as_ref().map_or(0o600, |old| old.permissions().mode() & 0o777);
     let prefix = format!(".{}.", name(path));
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(SUFFIX).permissions(Permissions::from_mode(mode));
@@ -80,6 +78,11 @@ fn create_temporary(place: &Place, path: &Path) -> std::io::Result<NamedTempFile
             Err(TryLockError::Error(_)) => break,
             _ => temp = create()?,
         }
+    }
+    if let Some(old) = old {
+        // A file that a group shares stays shared, whatever the umask; the group may not be ours to give.
+        let _ = std::os::unix::fs::fchown(temp.as_file(), None, Some(old.gid()));
+        temp.as_file().set_permissions(Permissions::from_mode(mode))?;
     }
     Ok(temp)
 }
@@ -157,6 +160,17 @@ mod tests {
         assert_eq!(read(&path).expect("readable").as_deref(), Some("two"));
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 1);
+    }
+
+    #[test]
+    fn replaced_file_stays_shared_with_its_group() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("exclude");
+        fs::write(&path, "old").expect("written");
+        // The usual umask would take the group's right to write.
+        fs::set_permissions(&path, Permissions::from_mode(0o664)).expect("set");
+        publish(&path, b"new").expect("published");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o664);
     }
 
     #[test]
