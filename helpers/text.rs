@@ -75,9 +75,12 @@ pub fn shell_word(word: &str) -> String {
 }
 
 /// The longest quotation in one line of news, in characters.
-const LONGEST_QUOTE: usize = 600;
+const LONGEST_QUOTE: usize = LONGEST_SUMMARY + 2;
 /// The longest quotation in one line of news, in bytes.
-const LONGEST_QUOTE_BYTES: usize = 1200;
+const LONGEST_QUOTE_BYTES: usize = 2 * LONGEST_QUOTE;
+
+/// The longest summary of a worker, in characters. A longer one is cut and ends with ` …`.
+pub const LONGEST_SUMMARY: usize = 700;
 
 /// A worker's words as one line in quotation marks, shortened if they are long. Nothing inside looks
 /// like the end of the quotation, like the arrow before a helper's advice, or like the id of an event:
@@ -118,6 +121,23 @@ fn break_ids(text: &str) -> String {
         broken.push_str(part);
     }
     broken
+}
+
+/// The text up to the last sentence that ends within so many characters, or else up to the last word.
+pub fn whole_sentences(text: &str, characters: usize) -> &str {
+    let Some((limit, _)) = text.char_indices().nth(characters) else { return text };
+    let end_of_sentence = |(at, c): (usize, char)| {
+        let end = at + c.len_utf8();
+        let is_end = match c {
+            '.' | '!' | '?' => text[end..].starts_with(char::is_whitespace),
+            c => matches!(c, '\n' | '。' | '！' | '？'),
+        };
+        is_end.then_some(end)
+    };
+    let head = &text[..limit];
+    let sentence = head.char_indices().rev().find_map(end_of_sentence);
+    let end = sentence.or_else(|| head.rfind(char::is_whitespace)).unwrap_or(limit);
+    text[..end].trim_end()
 }
 
 /// A duration in its largest unit: `12s`, `3m`, `2h`, `4d`.
@@ -173,8 +193,8 @@ mod tests {
         assert_eq!(quoted("x\" → run: rm"), "\"x' > run: rm\"");
         assert_eq!(quoted("see #1a2b3c4d, #12"), "\"see # 1a2b3c4d, #12\"");
         assert_eq!(quoted("＂ ➜ „x‟"), "\"' > 'x'\"");
-        assert_eq!(quoted(&"ä".repeat(601)).chars().count(), LONGEST_QUOTE + 3);
-        assert_eq!(quoted(&"🦀".repeat(601)).chars().count(), LONGEST_QUOTE / 2 + 3);
+        assert_eq!(quoted(&"ä".repeat(703)).chars().count(), LONGEST_QUOTE + 3);
+        assert_eq!(quoted(&"🦀".repeat(703)).chars().count(), LONGEST_QUOTE / 2 + 3);
     }
 
     #[test]

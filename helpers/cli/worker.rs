@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -17,19 +18,22 @@ use crate::ops::ask::{self, Reply, WAIT};
 use crate::plan::Marker;
 use crate::process::{TASK_DIR, launcher};
 use crate::task::WorkerSide;
-use crate::text::{sanitize, shell_word};
-use crate::worker::demo;
+use crate::text::{LONGEST_SUMMARY, sanitize, shell_word, whole_sentences};
 
 /// Report a worker's progress and questions to the person who gave the task
+///
+/// A worker calls this, or a person who works through a plan by hand. A text given as - is read from
+/// standard input.
+///
+/// Exit codes: 0 done, 1 failed, 3 no answer came in time, 64 wrong arguments, 65 no such item or
+/// question, or not allowed now, 75 no answer yet
+///
+/// Example: dispatch-worker --task-dir .dispatch/tasks/fix-login-bug tick 2
 #[derive(Debug, Parser)]
-#[command(
-    name = "dispatch-worker",
-    version = super::VERSION,
-    after_help = "Example:\n  dispatch-worker --task-dir DIR tick 2 --note 'three files'\nA text given as - is read from standard input."
-)]
+#[command(name = "dispatch-worker", version = super::VERSION)]
 pub struct Args {
-    /// The task's directory
-    #[arg(long, env = TASK_DIR, value_name = "DIR")]
+    /// The directory of the task
+    #[arg(long, env = TASK_DIR, hide_env_values = true, value_name = "DIR")]
     task_dir: PathBuf,
     #[command(subcommand)]
     command: WorkerCommand,
@@ -38,59 +42,116 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum WorkerCommand {
     /// Ask the person and wait for the answer
+    ///
+    /// The answer is printed. Without one, the output says how to keep waiting, or that the
+    /// patience of the config is over.
+    ///
+    /// Exit codes: 0 answered, 3 the patience is over, 64 wrong arguments, 75 no answer yet
+    ///
+    /// Example: dispatch-worker ask 'Which database?'
     Ask {
         /// The question
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
     /// Keep waiting for an answer
+    ///
+    /// The output is that of `ask`.
+    ///
+    /// Exit codes: 0 answered, 3 the patience is over, 64 wrong arguments, 65 no such question, 75
+    /// no answer yet
+    ///
+    /// Example: dispatch-worker wait 001
     Wait {
         /// The question's number, for example 001
         number: String,
     },
     /// Tell the person something without waiting
+    ///
+    /// The session that gave the task is woken with the message.
+    ///
+    /// Exit codes: 0 sent, 64 wrong arguments
+    ///
+    /// Example: dispatch-worker tell 'The tests need a database.'
     Tell {
         /// The message
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
     /// Mark an item as done
+    ///
+    /// The next item is printed, and new notes from the person.
+    ///
+    /// Exit codes: 0 ticked, 64 wrong arguments, 65 no such item, or the plan cannot be edited
+    /// safely
+    ///
+    /// Example: dispatch-worker tick 2 --note 'three files'
     Tick {
-        /// The item's number in the plan that the worker was given, or its words
+        /// The number of the item in the worker's copy of the plan, or its words
         item: String,
-        /// A short note about the item
+        /// A short note about the item [default: none]
         #[arg(long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
         note: String,
     },
     /// Publish the report
+    ///
+    /// The report becomes `output.md` in the directory of the task, and replaces an earlier one.
+    ///
+    /// Exit codes: 0 published, 64 wrong arguments
+    ///
+    /// Example: dispatch-worker report - <report.md
     Report {
         /// The report
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
     /// Mark an item as blocked on an answer that did not come
+    ///
+    /// The worker stops after this; an answer resumes the task.
+    ///
+    /// Exit codes: 0 marked, 64 wrong arguments, 65 no such item, or the answer has come
+    ///
+    /// Example: dispatch-worker block 2 'Which database?'
     Block {
-        /// The item's number in the plan that the worker was given, or its words
+        /// The number of the item in the worker's copy of the plan, or its words
         item: String,
         /// The question that needs an answer
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
     /// Mark an item as failed
+    ///
+    /// The worker stops after this, and the person is told the error.
+    ///
+    /// Exit codes: 0 marked, 64 wrong arguments, 65 no such item
+    ///
+    /// Example: dispatch-worker fail 2 'The build server is down.'
     Fail {
-        /// The item's number in the plan that the worker was given, or its words
+        /// The number of the item in the worker's copy of the plan, or its words
         item: String,
         /// The error
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
     /// Report that everything is done
+    ///
+    /// Every item must be ticked and every note read. A longer summary is cut after a sentence.
+    ///
+    /// Exit codes: 0 finished, 64 wrong arguments, 65 something is left to do
+    ///
+    /// Example: dispatch-worker finish 'Fixed the parser and added two tests.'
     Finish {
-        /// What was done or found, in two or three sentences (at most 300 characters)
+        /// What was done or found, in two or three sentences (at most 700 characters)
         #[arg(default_value = "", hide_default_value = true, allow_hyphen_values = true)]
         summary: String,
     },
     /// Act as a demo worker that walks any plan
+    ///
+    /// This worker asks one question and needs no AI; `install.sh --demo` uses it.
+    ///
+    /// Exit codes: 0 finished, 1 failed
+    ///
+    /// Example: dispatch-worker demo
     Demo {
         /// The prompt, which the demo ignores
         #[arg(hide = true)]
@@ -158,8 +219,11 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
             Ok(Exit::Ok)
         }
         WorkerCommand::Report { text } => {
-            files::publish(&side.report_path(), some_text(&text, "the report")?.as_bytes())?;
-            say(format!("The report is in {}.", side.report_path().display()));
+            let text = some_text(&text, "the report")?;
+            let path = side.report_path();
+            let how = if path.exists() { "replaces the earlier one" } else { "is" };
+            files::publish(&path, text.as_bytes())?;
+            say(format!("The report {how} in {}.", path.display()));
             Ok(Exit::Ok)
         }
         WorkerCommand::Block { item, text } => {
@@ -189,7 +253,7 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
         }
         WorkerCommand::Finish { summary } => finish(side, &text(&summary)?),
         WorkerCommand::Demo { .. } => {
-            demo::run(side, |question| {
+            walk(side, |question| {
                 let number = side.ipc().ask(question)?;
                 loop {
                     if let Some(answer) = ask::wait_for_answer(side, &number, WAIT)? {
@@ -212,7 +276,7 @@ fn set(side: &WorkerSide, item: &str, marker: Marker, text: &str) -> Result<Stri
 /// Publishes the finish marker.
 ///
 /// # Errors
-/// [`Exit::Data`] if an item is not ticked or lost, or a line of the plan is in doubt.
+/// [`Exit::Data`] if an item is not ticked or lost, a line of the plan is in doubt, or a note is unread.
 fn finish(side: &WorkerSide, summary: &str) -> Result<Exit> {
     // The edit proves that no item was lost.
     let plan = side.edit_plan(|_| Ok(()))?;
@@ -232,12 +296,28 @@ fn finish(side: &WorkerSide, summary: &str) -> Result<Exit> {
             .next(format!("{}; then finish again", doubt.remedy()))
             .into());
     }
-    let summary: String = summary.trim().chars().take(300).collect();
+    if print_new_notes(side)? {
+        return Err(Refusal::new(Exit::Data, "the person sent a note that you had not read")
+            .next("do what the note says; then finish again")
+            .into());
+    }
+    let given = summary.trim();
+    let mut summary = whole_sentences(given, LONGEST_SUMMARY).to_owned();
+    let is_cut = summary.len() < given.len();
+    if is_cut {
+        summary.push_str(" …");
+    }
     side.ipc().finish(&summary)?;
     say(match std::env::var_os(TASK_DIR) {
+        Some(_) if is_cut => {
+            format!("Finished; the summary was cut at {LONGEST_SUMMARY} characters. Stop now.")
+        }
         Some(_) => "Finished. Stop now.".into(),
         // An agent is no process of ours; the host program shows its last message to the model.
-        None => format!("Finished. End with this one message: {} done: {summary}", side.name()),
+        None => format!(
+            "Finished. End with this one message and nothing else: {} done: {summary}",
+            side.name()
+        ),
     });
     Ok(Exit::Ok)
 }
@@ -267,10 +347,47 @@ fn print_answer(side: &WorkerSide, number: &str) -> Result<Exit> {
     Err(refusal.into())
 }
 
-/// Prints the person's notes that the worker was not told yet.
-fn print_new_notes(side: &WorkerSide) -> Result<()> {
-    for note in side.take_untold_notes()? {
+/// Prints the person's notes that the worker was not told yet, and returns whether there are any.
+fn print_new_notes(side: &WorkerSide) -> Result<bool> {
+    let notes = side.take_untold_notes()?;
+    for note in &notes {
         say(format!("\nA new note from the person, which is in your plan too:\n{}", note.trim()));
     }
-    Ok(())
+    Ok(!notes.is_empty())
+}
+
+/// How long an item takes, so that a person can follow.
+const PACE: Duration = Duration::from_millis(900);
+
+/// The demo worker's question.
+const QUESTION: &str = "Who should the report greet?";
+
+/// The demo worker: walks any plan, asks one question, uses the answer and finishes. `ask` asks the
+/// person and waits for the answer.
+fn walk(side: &WorkerSide, ask: impl FnOnce(&str) -> Result<String>) -> Result<()> {
+    let plan = side.plan(side.start()?.as_ref())?;
+    let mut ask = Some(ask);
+    let mut report = format!("# Report: {}\n\n", plan.title().unwrap_or("demo"));
+    for (at, item) in plan.items().iter().enumerate() {
+        let number = &item.number;
+        if item.marker == Marker::Done {
+            continue;
+        }
+        println!("item {number}: {}", sanitize(&item.text));
+        std::thread::sleep(PACE);
+        let mut note = String::new();
+        if at == 1
+            && let Some(ask) = ask.take()
+        {
+            let answer = ask(QUESTION)?;
+            note = format!("for {}", answer.trim());
+            report.push_str(&format!("Hello, {}!\n\n", answer.trim()));
+        }
+        report.push_str(&format!("{number}. {}: done\n", item.text));
+        if at + 1 == plan.items().len() {
+            files::publish(&side.report_path(), report.as_bytes())?;
+        }
+        side.edit_plan(|plan| plan.mark(number, Marker::Done, &note))?;
+    }
+    side.ipc().finish("Walked the whole plan, asked one question and used the answer.")
 }

@@ -3,7 +3,6 @@
 //! Invariant: one supervisor a task, which holds the task's run lock for as long as it lives.
 
 pub mod agent;
-pub mod demo;
 mod log;
 pub mod prompt;
 mod queue;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::domain::{Route, Worktree};
+use crate::domain::{Access, Route, Worktree};
 use crate::files;
 use crate::process::{launcher, worker_helper};
 use crate::task::{Answer, Record, Task};
@@ -36,31 +36,59 @@ fn call(task: &Task, record: &Record) -> Result<String> {
     Ok(format!("{helper} --task-dir {directory}"))
 }
 
-/// The part of the prompt about what a worker process leaves running.
-const PROCESSES_END: &str = "
-When you stop, every process that you started is ended. Leave none running on purpose; name in your
-summary what the person should start.";
-
 /// The prompt of a task's first attempt.
 pub fn first(task: &Task, record: &Record, plan: &str) -> Result<String> {
     let role = record.role.as_ref().map(|role| format!("{}\n\n", role.trim()));
     let (side, own) = (task.side(), record.worktree.as_ref());
     Ok(format!(
         include_str!("prompt.txt"),
+        in_role = if role.is_some() { ", in the role above" } else { "" },
         role = role.unwrap_or_default(),
         id = task.id(),
         work = record.directory.display(),
-        ends = match record.route {
-            Route::Cli => PROCESSES_END,
-            Route::Agent => "",
-        },
-        own = own.map(|worktree| of_worktree(worktree, record)).unwrap_or_default(),
+        own = own.map_or_else(|| of_project(record), |worktree| of_worktree(worktree, record)),
         call = call(task, record)?,
-        directory = side.directory().display(),
+        limits = limits(record),
+        reference = reference(record)?,
         plan_path = side.plan_path().display(),
-        report = side.report_path().display(),
         plan = plan.trim_end(),
     ))
+}
+
+/// The part of the prompt about a worker without a worktree.
+fn of_project(record: &Record) -> String {
+    match record.access {
+        Access::Read => String::new(),
+        Access::Write if record.holder.is_some() => {
+            "\nLeave your changes uncommitted: git's directory is read-only for you.".into()
+        }
+        Access::Write | Access::Full => {
+            "\nLeave your changes uncommitted, unless the plan says otherwise.".into()
+        }
+    }
+}
+
+/// The limits of a worker that is a process.
+fn limits(record: &Record) -> String {
+    let sandbox = match record.access {
+        Access::Full => "",
+        Access::Read | Access::Write => {
+            "\n\nYour commands may run in a sandbox: the network, and files outside your directory, may be closed to\n\
+             them, and git may list files that are not there. Do not look for a way around it."
+        }
+    };
+    let ended = "\nProcesses that you leave running are ended when you stop.";
+    if record.route == Route::Cli { format!("{sandbox}{ended}") } else { String::new() }
+}
+
+/// Where an agent reads more about its files. The launcher of an agent is in the skill's folder.
+fn reference(record: &Record) -> Result<String> {
+    let launcher = helper(record)?;
+    let skill = launcher.parent().and_then(|bin| bin.parent());
+    Ok(match skill.filter(|_| record.route == Route::Agent) {
+        Some(skill) => format!(" ({})", skill.join("references/ipc-protocol.md").display()),
+        None => String::new(),
+    })
 }
 
 /// The part of the prompt about the worker's worktree.

@@ -133,13 +133,25 @@ no news, and nothing is running
 }
 
 #[test]
-fn summary_is_cut_at_300_characters() {
-    let sandbox = running();
-    sandbox.worker("x", &["tick", "1"]).run().ok();
-    sandbox.worker("x", &["tick", "2"]).run().ok();
-    sandbox.worker("x", &["finish", "-"]).input("ü".repeat(400)).run().ok();
-    let said = sandbox.ok("dispatch-monitor", &["x"]);
-    assert_eq!(said.matches('ü').count(), 300);
+fn summary_is_cut_at_a_sentence_within_700_characters() {
+    let sentence = "A sentence of forty characters, no more. ";
+    for (given, kept) in [(17, 17), (20, 17)] {
+        let sandbox = running();
+        sandbox.worker("x", &["tick", "1"]).run().ok();
+        sandbox.worker("x", &["tick", "2"]).run().ok();
+        let finish = sandbox.worker("x", &["finish", "-"]).input(sentence.repeat(given)).run().ok();
+        let said = sandbox.ok("dispatch-monitor", &["x"]);
+        assert_eq!(said.matches("no more.").count(), kept, "{said}");
+        let (told, end) = match given == kept {
+            true => ("Finished. Stop now.\n", "no more.\" →"),
+            false => {
+                let told = "Finished; the summary was cut at 700 characters. Stop now.\n";
+                (told, "no more. …\" →")
+            }
+        };
+        assert_eq!(finish, told);
+        assert!(said.contains(end), "{said}");
+    }
 }
 
 #[test]

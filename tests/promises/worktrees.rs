@@ -141,9 +141,9 @@ exit 0
     same(
         &sandbox.redactions().apply(&told.join("\n")),
         str![[r#"
-You are the worker of one task, 'x'. Work in HOME/.dispatch/worktrees/project-HASH/x. Your plan is the checklist in
-PROJECT/.dispatch/tasks/x/plan.md (a copy stands at the end of this text). Do its items from top to bottom, each one
-completely, and tick each as soon as it is done. Do not start other workers.
+You are the worker of one task, 'x'. Work in HOME/.dispatch/worktrees/project-HASH/x. Your plan is the checklist at the
+end of this text, a copy of PROJECT/.dispatch/tasks/x/plan.md. Do its items from top to bottom, each one completely, and tick
+each as soon as it is done. Do not start other workers.
 Your directory is a git worktree of your own, on branch dispatch/x: commit your work there before you finish
 (git add FILE, not -A: a sandbox may show files that are not yours); never
 "#]],
