@@ -33,26 +33,31 @@ const WAKE: usize = 2000;
 const LAST_LINE: usize = 260;
 
 /// Wait for news of tasks, print one line for each event, and exit
+///
+/// News is a question, a message, or the end of a worker; each line ends with what to do next. With
+/// `--answer`, nothing is waited for: the answer reaches the worker, or resumes a worker that has
+/// stopped.
+///
+/// Exit codes: 0 there was news, or the answer was posted, 1 failed, 2 only with `--hook`: news for
+/// the model, 3 timed out with no news, 64 wrong arguments, 65 no such task or question, 75 not now
+///
+/// Example: dispatch-monitor --answer fix-login-bug 'Use the second one.'
 #[derive(Debug, Parser)]
-#[command(
-    name = "dispatch-monitor",
-    version = super::VERSION,
-    after_help = "Examples:\n  dispatch-monitor fix-login-bug --timeout 10m\n  dispatch-monitor --answer fix-login-bug 'Use the second one.'"
-)]
+#[command(name = "dispatch-monitor", version = super::VERSION)]
 pub struct Args {
-    /// Wait only for these tasks
+    /// The tasks to wait for [default: all tasks of the project]
     #[arg(value_name = "TASK", conflicts_with = "answer")]
     tasks: Vec<String>,
-    /// Stop waiting after this time, for example 90s or 10m (exit code 3)
+    /// Stop waiting after this time, for example 90s or 10m [default: wait while a worker runs]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
-    /// Wait as a hook of the host: print news on standard error and exit with 2
+    /// Wait as a hook of Claude Code: print news on standard error and exit with 2
     #[arg(long, conflicts_with_all = ["tasks", "answer", "timeout"])]
     hook: bool,
-    /// Answer question NNN of a task (default: its newest open question)
+    /// Answer question NNN of a task [default: its newest open question]; - reads standard input
     #[arg(long, num_args = 2, value_names = ["TASK[/NNN]", "TEXT|-"], allow_hyphen_values = true)]
     answer: Option<Vec<String>>,
-    /// Work in this directory
+    /// Work in this directory [default: the current one]
     #[arg(short = 'C', value_name = "DIR")]
     directory: Option<PathBuf>,
 }

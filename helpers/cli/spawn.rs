@@ -23,26 +23,31 @@ use crate::worker::supervise::{self, StartOutcome};
 use crate::worker::{agent, sandbox};
 
 /// Start or resume a task's worker and return at once
+///
+/// The worker gets the plan, a checklist in Markdown, and runs in the background; the output says
+/// what to do next. Without `--plan`, the plan is the file `.dispatch/tasks/TASK/plan.md`. `--resume`
+/// keeps the items that are done.
+///
+/// Exit codes: 0 started or queued, 1 failed, 64 wrong arguments, 65 the config, the plan or the task
+/// does not allow it, 69 a CLI or a helper is missing, 73 the id is taken, 75 a worker is running
+///
+/// Example: dispatch-spawn fix-login-bug --model opus --plan plan.md
 #[derive(Debug, Parser)]
-#[command(
-    name = "dispatch-spawn",
-    version = super::VERSION,
-    after_help = "Example:\n  dispatch-spawn fix-login-bug --model opus\nThe plan is .dispatch/tasks/fix-login-bug/plan.md."
-)]
+#[command(name = "dispatch-spawn", version = super::VERSION, arg_required_else_help = true)]
 pub struct Args {
-    /// The task's id: lower-case words joined by '-'
+    /// The id of the task: lower-case words joined by '-'
     #[arg(value_name = "TASK", required_unless_present = "supervise")]
     task: Option<String>,
-    /// Model or alias from the config [default: the config's default]
+    /// A model or an alias of the config [default: the config's default]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// Give the worker its own git worktree and branch
+    /// Give the worker a git worktree and a branch of its own
     #[arg(long)]
     worktree: bool,
     /// Begin the worktree with the uncommitted changes of this checkout
     #[arg(long, requires = "worktree")]
     with_changes: bool,
-    /// What the worker may do [default: the backend's access, else write]
+    /// Access of the worker [default: the backend's access, else write]
     #[arg(long, value_enum)]
     access: Option<Access>,
     /// Read the plan from FILE or standard input [default: the task's plan.md]
@@ -54,22 +59,22 @@ pub struct Args {
     /// Work on the branch of the task after --after, instead of one of its own
     #[arg(long, requires = "after")]
     continue_branch: bool,
-    /// Resume a task's remaining items (`--model` picks another worker); starts a waiting task now
+    /// Resume a task's remaining items (`--model` picks another worker); start a waiting task now
     #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "dry_run"])]
     resume: bool,
-    /// Tick this item, named by number or words, because the person does not want it (repeatable)
+    /// Tick this unwanted item, named by its number or words (repeatable)
     #[arg(long, value_name = "ITEM", requires = "resume")]
     skip: Vec<String>,
-    /// Print what would run, and start nothing
+    /// Print the command that would run, and start nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print JSON
+    /// Print the command as JSON
     #[arg(long, requires = "dry_run")]
     json: bool,
     /// Allow this call from inside a worker
     #[arg(long)]
     nested: bool,
-    /// Work in this directory
+    /// Work in this directory [default: the current one]
     #[arg(short = 'C', value_name = "DIR")]
     directory: Option<PathBuf>,
     /// Run as the supervisor of the task with this state directory

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::config::edit::Edit;
 use crate::config::pick::is_provider;
-use crate::config::{Choice, Config, Mention, store};
+use crate::config::{Choice, Config, Mention, edit};
 use crate::domain::Backend;
 use crate::tools::detect::{InstalledCli, detect};
 use crate::tools::models::{Listing, models, preferred_backend, provider};
@@ -136,7 +136,7 @@ fn discovered(config: &Config, id: &str) -> Result<Option<Chosen>> {
     let is_new = !config.backends.contains_key(&backend);
     let missing = is_new.then(|| Edit::add_backend(&backend, None));
     let edits: Vec<Edit> = missing.into_iter().chain([Edit::add_model(id, &backend)]).collect();
-    store::change(&edits)?;
+    edit::change(&edits)?;
     let note = Some(format!("{id} was not in the config and was added to it, on {backend}"));
     let choice = Config::load()?.resolve(Some(id))?;
     Ok(Some(Chosen { how: How::Added, note, ..known(choice) }))

@@ -10,7 +10,6 @@ mod resolve;
 pub mod setup;
 mod spans;
 mod splice;
-pub mod store;
 
 use std::path::{Path, PathBuf};
 

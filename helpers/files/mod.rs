@@ -1,19 +1,20 @@
 //! Whole files, locks that name their holder, and errors that name a path.
 //!
 //! Two readers differ by who can write the file: [`read`] is for the person's files,
-//! [`read_foreign`] for files in a worker's reach.
+//! [`read_foreign`] for files in a worker's reach. Those are opened without following a symlink in any
+//! part of their path: a worker may replace its directories at any moment.
 
 mod lock;
-mod place;
 mod publish;
 mod read;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -24,8 +25,7 @@ use nix::sys::stat::Mode;
 
 use crate::error::Refusal;
 use crate::exit::Exit;
-
-use place::Place;
+use crate::process::open_without_symlinks;
 
 pub use lock::Lock;
 pub use publish::{publish, publish_new, publish_numbered, read_numbered, remove_leftovers};
@@ -37,7 +37,7 @@ pub use read::{copy_foreign, decode, read, read_foreign, read_growing, tail};
 /// # Errors
 /// [`Exit::Data`] for anything in its place that is not a directory.
 pub fn entries(path: &Path) -> Result<Vec<(OsString, bool)>> {
-    let directory = match place::open(path, OFlag::O_DIRECTORY, Mode::empty()) {
+    let directory = match open(path, OFlag::O_DIRECTORY, Mode::empty()) {
         Ok(directory) => Dir::from_fd(directory.into())?,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => {
@@ -154,7 +154,7 @@ pub fn create_task_directory(path: &Path) -> Result<()> {
         let place = Place::of(path)?;
         match DirBuilder::new().mode(0o700).create(place.file(path)) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                place::open(path, OFlag::O_DIRECTORY, Mode::empty()).map(drop)
+                open(path, OFlag::O_DIRECTORY, Mode::empty()).map(drop)
             }
             created => created,
         }
@@ -185,9 +185,82 @@ pub fn open_append(path: &Path) -> Result<File> {
 /// Opens a file to read and write, which is created for the owner only.
 fn open_private(path: &Path, further: OFlag) -> io::Result<File> {
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | further;
-    place::open(path, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+    open(path, flags, Mode::S_IRUSR | Mode::S_IWUSR)
 }
 
 fn cannot_write(path: &Path) -> String {
     format!("cannot write {}", path.display())
+}
+
+/// A worker may replace the files in a project's `.dispatch` and in its worktree; returns true for
+/// those.
+fn is_in_workers_reach(path: &Path) -> bool {
+    let parts: Vec<_> = path.components().map(|part| part.as_os_str()).collect();
+    let inside = ["tasks", "reports", "token", "worktrees"];
+    parts.windows(2).any(|pair| pair[0] == ".dispatch" && inside.iter().any(|it| pair[1] == *it))
+}
+
+/// Opens a file. In a worker's reach no part of the path may be a symlink, elsewhere its last part.
+fn open(path: &Path, flags: OFlag, mode: Mode) -> io::Result<File> {
+    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let opened = match is_in_workers_reach(path) {
+        true => open_without_symlinks(path, flags, mode),
+        false => nix::fcntl::open(path, flags, mode),
+    };
+    Ok(opened?.into())
+}
+
+/// The directory of a file, held open so that nobody can put another one in its place.
+struct Place {
+    directory: PathBuf,
+    _held: Option<File>,
+}
+
+impl Place {
+    /// The place of the file with this path.
+    ///
+    /// # Errors
+    /// A missing directory or a symlink, if the path is in a worker's reach.
+    fn of(path: &Path) -> io::Result<Self> {
+        let directory = path.parent().filter(|it| *it != Path::new("")).unwrap_or(Path::new("."));
+        if !is_in_workers_reach(path) {
+            return Ok(Self { directory: directory.into(), _held: None });
+        }
+        let held = open(directory, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;
+        // Only Linux can name a file below a descriptor; elsewhere a race is left.
+        let below = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        let directory = if below.exists() { below } else { directory.into() };
+        Ok(Self { directory, _held: Some(held) })
+    }
+
+    /// The directory, by a path that leads nowhere else while the place is held.
+    fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The file with the name of `path` in the directory.
+    fn file(&self, path: &Path) -> PathBuf {
+        self.directory.join(path.file_name().unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn projects_own_files_and_worktrees_are_in_a_workers_reach() {
+        let rows = [
+            ("/p/.dispatch/tasks/x/plan.md", true),
+            ("/p/.dispatch/reports/x.md", true),
+            ("/p/.dispatch/token", true),
+            ("/a/.dispatch/b/.dispatch/tasks/x", true),
+            ("/h/.dispatch/worktrees/p/x/.git/HEAD", true),
+            ("/h/.dispatch/state/p/x/record.yaml", false),
+            ("/h/.dispatch/config.yaml", false),
+        ];
+        for (path, expected) in rows {
+            assert_eq!(is_in_workers_reach(Path::new(path)), expected, "{path}");
+        }
+    }
 }

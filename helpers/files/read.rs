@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
-use super::{place, refuse_symlinks, wrong_kind};
+use super::{open, refuse_symlinks, wrong_kind};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::process;
@@ -98,7 +98,7 @@ pub fn copy_foreign(from: &Path, to: &Path, most: u64) -> Result<u64> {
 /// Opens a file as [`read_foreign`] does: a symlink leads nowhere, and a pipe holds nobody up.
 /// Returns its length in bytes too.
 pub(super) fn open_foreign(path: &Path) -> Result<Option<(File, u64)>> {
-    let file = match place::open(path, OFlag::O_NONBLOCK, Mode::empty()) {
+    let file = match open(path, OFlag::O_NONBLOCK, Mode::empty()) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => {

@@ -282,11 +282,6 @@ exit 64
 !   a similar argument exists: '--model'
 !   next: see dispatch-spawn --help
 "#]]);
-    refused(&sandbox, sandbox.call("dispatch-spawn", &[])).shows(str![[r#"
-exit 64
-! dispatch-spawn: the following required arguments were not provided: <TASK>
-!   next: see dispatch-spawn --help
-"#]]);
     refused(&sandbox, sandbox.call("dispatch-spawn", &["x", "--access", "all"])).shows(str![[r#"
 exit 64
 ! dispatch-spawn: invalid value 'all' for '--access <ACCESS>' [possible values: read, write, full]

@@ -8,9 +8,8 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use snapbox::str;
 
-use crate::support::picture::svg;
 use crate::support::process::{all_of, kill_and_wait, runs, signal};
-use crate::support::terminal::{Terminal, Window};
+use crate::support::terminal::{Terminal, Window, svg};
 use crate::support::text::same;
 use crate::support::{Sandbox, binary, repository, wait_until};
 
@@ -236,7 +235,7 @@ pub(crate) fn is_coloured(text: &str) -> bool {
 /// The last lines of a window whose command succeeded.
 pub(crate) const OVER: &str = "ended with 0\nthe terminal is as it was\n";
 
-/// `sh tests/picture.sh` renews the picture.
+/// `SNAPSHOTS=overwrite cargo test --test promises readme_picture` renews the picture.
 #[test]
 fn readme_picture_shows_real_screen() {
     let sandbox = project_with_all_states();

@@ -4,8 +4,8 @@ use anyhow::Result;
 use clap::Subcommand;
 
 use crate::cli::say;
-use crate::config::edit::Edit;
-use crate::config::{Choice, Config, choose, setup, store};
+use crate::config::edit::{self, Edit};
+use crate::config::{Choice, Config, choose, setup};
 use crate::domain::Access;
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -14,19 +14,37 @@ use crate::tools::is_known;
 #[derive(Debug, Subcommand)]
 pub(super) enum EditCommand {
     /// Make a model or an alias the default
+    ///
+    /// A task that names no worker goes to the default.
+    ///
+    /// Exit codes: 0 changed, 64 wrong arguments, 65 no such name, or no config
+    ///
+    /// Example: dispatch-config set-default sonnet
     SetDefault {
         /// A model, an alias or a provider
         name: String,
     },
     /// Add a model
+    ///
+    /// The model is added to the config, with its backend if that is missing.
+    ///
+    /// Exit codes: 0 added, 64 wrong arguments, 65 the name is taken, or no CLI has the model
+    ///
+    /// Example: dispatch-config add-model gpt-5.3-codex
     AddModel {
         /// The model's id
         id: String,
-        /// The backend that runs it (default: the CLI on this machine that has it)
+        /// The backend that runs it [default: the CLI on this machine that has it]
         #[arg(long)]
         backend: Option<String>,
     },
     /// Give a model another backend
+    ///
+    /// Later tasks with this model run on the other backend.
+    ///
+    /// Exit codes: 0 changed, 64 wrong arguments, 65 no such model or backend
+    ///
+    /// Example: dispatch-config set-model gpt-5.3-codex --backend cursor
     SetModel {
         /// The model's id
         id: String,
@@ -35,19 +53,37 @@ pub(super) enum EditCommand {
         backend: String,
     },
     /// Remove a model
+    ///
+    /// A model that is the default, or that an alias stands for, is kept.
+    ///
+    /// Exit codes: 0 removed, 64 wrong arguments, 65 no such model, or it is in use
+    ///
+    /// Example: dispatch-config remove-model gpt-5.3-codex
     RemoveModel {
         /// The model's id
         id: String,
     },
     /// Add a backend
+    ///
+    /// A backend is a worker CLI: a known one by its name, any other one by its shell command.
+    ///
+    /// Exit codes: 0 added, 64 wrong arguments, 65 the name is taken
+    ///
+    /// Example: dispatch-config add-backend harvey --command 'harvey run --yes'
     AddBackend {
         /// The backend's name
         name: String,
-        /// The shell command that starts it; a known CLI needs none
+        /// The shell command that starts it [default: the known CLI of that name]
         #[arg(long, allow_hyphen_values = true)]
         command: Option<String>,
     },
     /// Set the access of a backend's workers
+    ///
+    /// A task that asks for no access gets this one: `read`, `write` or `full`.
+    ///
+    /// Exit codes: 0 changed, 64 wrong arguments, 65 no such backend, or not possible
+    ///
+    /// Example: dispatch-config set-access codex read
     SetAccess {
         /// The backend's name
         backend: String,
@@ -56,22 +92,41 @@ pub(super) enum EditCommand {
         access: Access,
     },
     /// Add an alias
+    ///
+    /// An alias is a name of your own for a model. Its prompt opens the prompt of every worker with
+    /// that name.
+    ///
+    /// Exit codes: 0 added, 64 wrong arguments, 65 the name is taken, or no such model
+    ///
+    /// Example: dispatch-config add-alias reviewer --model opus --prompt 'Find bugs.'
     AddAlias {
         /// The alias's name
         name: String,
         /// The model that it stands for
         #[arg(long)]
         model: String,
-        /// Text that opens every prompt
+        /// Text that opens every prompt [default: none]
         #[arg(long, allow_hyphen_values = true)]
         prompt: Option<String>,
     },
     /// Remove an alias
+    ///
+    /// An alias that is the default is kept.
+    ///
+    /// Exit codes: 0 removed, 64 wrong arguments, 65 no such alias, or it is the default
+    ///
+    /// Example: dispatch-config remove-alias reviewer
     RemoveAlias {
         /// The alias's name
         name: String,
     },
     /// Add backends and models to a config of the old format (agents:)
+    ///
+    /// Every line of the old config stays.
+    ///
+    /// Exit codes: 0 migrated, or nothing to do, 64 wrong arguments, 65 no config
+    ///
+    /// Example: dispatch-config migrate
     Migrate,
 }
 
@@ -152,7 +207,7 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
         }
         EditCommand::Migrate => return migrate(&config),
     };
-    store::change(&edits)?;
+    edit::change(&edits)?;
     say(report);
     Ok(Exit::Ok)
 }
@@ -164,7 +219,7 @@ fn migrate(config: &Config) -> Result<Exit> {
         return Ok(Exit::Ok);
     }
     let (found, listings) = choose::machine(Some(config))?;
-    store::change(&setup::migration(config, &found, &listings))?;
+    edit::change(&setup::migration(config, &found, &listings))?;
     let count = Config::load()?.models.len();
     say(format!("migrated: {count} models added; every line of the old config is kept"));
     Ok(Exit::Ok)

@@ -20,32 +20,57 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
 
-/// Find the worker CLIs and their models, and keep the config that says how each is started
+/// Find worker CLIs and models, and edit the config
+///
+/// The config is `~/.dispatch/config.yaml`; the variable DISPATCH_CONFIG names another file. An edit
+/// changes only the lines it must, and keeps the last version as `config.yaml.bak`.
+///
+/// Exit codes: 0 done, 1 failed, 64 wrong arguments, 65 the config is invalid or lacks the named
+/// entry, 69 no worker CLI is installed
+///
+/// Example: dispatch-config add-model gpt-5.3-codex
 #[derive(Debug, Parser)]
-#[command(
-    name = "dispatch-config",
-    version = super::VERSION,
-    after_help = "Examples:\n  dispatch-config resolve opus\n  dispatch-config add-model gpt-5.3-codex"
-)]
+#[command(name = "dispatch-config", version = super::VERSION)]
 pub struct Args {
     #[command(subcommand)]
     command: ConfigCommand,
-    /// Work in this directory
+    /// Work in this directory [default: the current one]
     #[arg(short = 'C', global = true, value_name = "DIR")]
     directory: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Print what a dispatcher needs: worker names, tasks and news, in a few lines
+    /// Print worker names, tasks and news for a dispatcher, in a few lines
+    ///
+    /// The skill calls this at every `/dispatch`. Crashes are repaired first, as by
+    /// `dispatch-reconcile status`. Problems are printed too, because only a model reads this.
+    ///
+    /// Exit code: 0
+    ///
+    /// Example: dispatch-config brief
     Brief,
-    /// Find the worker CLIs on this machine, their versions and logins
+    /// List the worker CLIs on this machine, with versions and logins
+    ///
+    /// Each CLI on the PATH is asked for its version and whether it is logged in. A slow CLI is asked
+    /// again and named.
+    ///
+    /// Exit codes: 0 listed, 64 wrong arguments, 69 no worker CLI is installed
+    ///
+    /// Example: dispatch-config detect
     Detect {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// List the models of the worker CLIs on this machine
+    ///
+    /// The CLIs are asked once a day; the lists are kept in `~/.dispatch/models.json`. A CLI without a
+    /// list is named with the reason.
+    ///
+    /// Exit codes: 0 listed, 64 wrong arguments, 69 no worker CLI is installed
+    ///
+    /// Example: dispatch-config models --refresh
     Models {
         /// Ask the CLIs again instead of using the cached lists
         #[arg(long)]
@@ -55,23 +80,39 @@ enum ConfigCommand {
         json: bool,
     },
     /// Write the first config, from the CLIs on this machine
+    ///
+    /// All models of the installed CLIs are added. An existing config is never replaced. Without
+    /// `--yes`, a person is asked at the terminal.
+    ///
+    /// Exit codes: 0 written or declined, 64 wrong arguments or no terminal, 65 no such model, 69 no
+    /// worker CLI is installed, 73 there is a config already
+    ///
+    /// Example: dispatch-config setup --default opus
     Setup {
-        /// The default model
+        /// The default model [default: asked at the terminal]
         #[arg(long, value_name = "MODEL")]
         default: Option<String>,
-        /// Give this CLI's workers full access, where it cannot restrict them to the project
+        /// Give this CLI's workers full access, if it cannot hold them to the project (repeatable)
         #[arg(long, value_name = "BACKEND")]
         full: Vec<String>,
-        /// Do not ask for confirmation
+        /// Write without asking
         #[arg(long)]
         yes: bool,
-        /// Print the CLIs, models and sensible defaults as JSON; write nothing
+        /// Print CLIs, models and sensible defaults as JSON, and write nothing
         #[arg(long, conflicts_with_all = ["default", "yes", "full"])]
         json: bool,
     },
-    /// Show which worker a name or sentence resolves to (default: the default model)
+    /// Show which worker a name or sentence resolves to
+    ///
+    /// A sentence names a worker by a whole word, the last one if it names several. A provider
+    /// ("gemini") stands for its newest model in the config.
+    ///
+    /// Exit codes: 0 found, 64 wrong arguments, 65 no such name, or no config, 69 no replacement would
+    /// work
+    ///
+    /// Example: dispatch-config resolve --request 'use gemini to review the parser'
     Resolve {
-        /// A model, an alias or a provider
+        /// A model, an alias or a provider [default: the default model]
         #[arg(conflicts_with_all = ["request", "instead_of"])]
         name: Option<String>,
         /// A sentence that may name a worker; - reads standard input
@@ -87,13 +128,38 @@ enum ConfigCommand {
     #[command(flatten)]
     Edit(edits::EditCommand),
     /// List all problems of the config
+    ///
+    /// Each problem has its line, column and remedy. Warnings alone leave the config valid.
+    ///
+    /// Exit codes: 0 valid, 64 wrong arguments, 65 invalid, or no config
+    ///
+    /// Example: dispatch-config check
     Check,
     /// Print the config
+    ///
+    /// The file is printed as it is, if it is valid YAML.
+    ///
+    /// Exit codes: 0 printed, 64 wrong arguments, 65 invalid, or no config
+    ///
+    /// Example: dispatch-config show
     Show,
     /// Print the path of the config
+    ///
+    /// The file need not exist.
+    ///
+    /// Exit codes: 0 printed, 64 wrong arguments
+    ///
+    /// Example: dispatch-config path
     Path,
-    /// Allow Claude Code to run the helpers without prompting, except for what gives a worker more
-    /// access
+    /// Allow Claude Code to run the helpers without prompting
+    ///
+    /// The rules are shown before they are added to Claude Code's settings. Calls that give a worker
+    /// more access still prompt. `install.sh --allow` calls this.
+    ///
+    /// Exit codes: 0 added, removed or declined, 64 wrong arguments or no terminal, 65 the settings
+    /// cannot be edited safely
+    ///
+    /// Example: dispatch-config allow --bin ~/.claude/skills/dispatch/bin --dry-run
     Allow {
         /// The directory of the launchers (repeatable)
         #[arg(long, value_name = "DIR", required_unless_present = "remove")]

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::cli::config::{ask, consent};
 use crate::cli::say;
 use crate::config::setup::{Offer, gaps, models as models_of, offers, text};
-use crate::config::{Config, choose, store};
+use crate::config::{Config, choose, edit};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::tools::detect::InstalledCli;
@@ -83,7 +83,7 @@ fn print_listing(listing: &Listing) {
 /// Writes the first config.
 pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: bool) -> Result<Exit> {
     if !json {
-        store::refuse_existing()?;
+        edit::refuse_existing()?;
     }
     let (all, listings) = choose::machine(None)?;
     if all.is_empty() {
@@ -134,7 +134,7 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
         say("Nothing was written.");
         return Ok(Exit::Ok);
     }
-    let path = store::create(&text)?;
+    let path = edit::create(&text)?;
     let count = Config::load()?.models.len();
     say(format!("{} written: {count} models, default {default}.", path.display()));
     Ok(Exit::Ok)

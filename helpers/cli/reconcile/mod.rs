@@ -1,12 +1,9 @@
 //! `dispatch-reconcile`: the true state of all tasks, and what a person does with them.
 
-mod adopt;
 mod clean;
-mod line;
 mod merge;
 mod show;
 mod status;
-mod statusline;
 mod table;
 mod tasks;
 mod watch;
@@ -17,16 +14,17 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{ColorChoice, Parser, Subcommand};
 
-use crate::cli::{directory, project, run, say, some_text};
+use crate::cli::{agree, directory, project, run, say, some_text};
 use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::ops::stop;
+use crate::project::{Project, Standing};
 use crate::task::{State, Task};
 use status::StatusArgs;
 
-pub(super) use line::wrap;
 pub(super) use status::{broken_line, status_line};
+pub(super) use table::wrap;
 
 /// Show and manage tasks
 ///
@@ -88,7 +86,7 @@ enum ReconcileCommand {
     Statusline,
     /// Show all tasks live on this terminal, with keys to answer, stop and read logs
     ///
-    /// The last line shows the keys. Without a terminal, the status is printed once.
+    /// The last line shows the keys; q leaves. Without a terminal, the status is printed once.
     ///
     /// Exit codes: 0 left, 1 failed, 64 wrong arguments, 65 `.dispatch` is a symlink
     ///
@@ -101,7 +99,8 @@ enum ReconcileCommand {
     /// Stop a task's worker
     ///
     /// The worker gets 10 seconds to end by itself. Its changes stay, and `dispatch-spawn TASK
-    /// --resume` continues the task. For an agent of Claude Code, the call that ends it is printed.
+    /// --resume` continues the task. For an agent of Claude Code, the TaskStop call that the session
+    /// has to make is printed.
     ///
     /// Exit codes: 0 stopped, or had ended already, 1 cannot stop it, 64 wrong arguments, 65 no such task, 75 a process is still running
     ///
@@ -172,7 +171,7 @@ pub fn main() -> ExitCode {
         }
         match args.command.as_ref().unwrap_or(&ReconcileCommand::Status(args.status)) {
             ReconcileCommand::Status(args) => status::status(&project()?, args),
-            ReconcileCommand::Statusline => Ok(statusline::statusline(args.directory.clone())),
+            ReconcileCommand::Statusline => Ok(status::statusline(args.directory.clone())),
             ReconcileCommand::Show { task: id, json } => show::show(&task(id)?, *json),
             ReconcileCommand::Watch { color } => watch::watch(&project()?, *color),
             ReconcileCommand::Stop { task: id } => {
@@ -190,7 +189,7 @@ pub fn main() -> ExitCode {
                 project.refuse_moved()?;
                 clean::clean(&project, args)
             }
-            ReconcileCommand::Adopt => adopt::adopt(&project()?),
+            ReconcileCommand::Adopt => adopt(&project()?),
             ReconcileCommand::Note { task: id, text } => {
                 let (task, text) = (task(id)?, some_text(text, "the note")?);
                 if task.view()?.state == State::Done {
@@ -204,4 +203,42 @@ pub fn main() -> ExitCode {
             }
         }
     })
+}
+
+/// Lists the tasks of a project that was moved, copied or replaced, asks the person, and takes the tasks
+/// over. Starts nothing.
+fn adopt(project: &Project) -> Result<Exit> {
+    let candidates = match project.standing() {
+        Standing::New | Standing::Same => Vec::new(),
+        _ => project.candidates()?,
+    };
+    if candidates.is_empty() {
+        say(format!("nothing to adopt in {}", project.root().display()));
+        return Ok(Exit::Ok);
+    }
+    for candidate in &candidates {
+        let (view, id) = (&candidate.view, candidate.view.task.id());
+        let what = format!("{id} ({}, {}, {})", view.state, view.record.name, view.record.access);
+        match candidate.obstacle {
+            None if view.state.is_waiting() => say(format!("{what}: it will start")),
+            None => say(what),
+            Some(why) => say(format!("{what}: stays, {why}")),
+        }
+    }
+    let stuck = candidates.iter().find(|it| it.obstacle.is_some());
+    if let (Some(stuck), Standing::Moved(_)) = (stuck, project.standing()) {
+        let id = stuck.view.task.id();
+        return Err(Refusal::new(Exit::TryAgain, format!("'{id}' is running"))
+            .place("its supervisor works at the project's old place")
+            .next(format!("wait for its end, or stop it: dispatch-reconcile stop {id}"))
+            .into());
+    }
+    let count = candidates.iter().filter(|it| it.obstacle.is_none()).count();
+    if !agree(&format!("Take over {count} task(s) into {}?", project.root().display()))? {
+        say("Nothing was changed.");
+        return Ok(Exit::Ok);
+    }
+    project.adopt(&candidates)?;
+    say("Done.");
+    Ok(Exit::Ok)
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::cli::reconcile::line::one_line;
 use crate::cli::reconcile::status::broken_line;
 use crate::cli::reconcile::table::TaskRow;
+use crate::cli::reconcile::table::one_line;
 use crate::domain::TaskId;
 use crate::exit::Exit;
 use crate::project::Project;

@@ -6,7 +6,6 @@ pub(crate) mod copy;
 #[path = "../../helpers/mod.rs"]
 pub(crate) mod helpers;
 pub(crate) mod made;
-pub(crate) mod picture;
 pub(crate) mod process;
 pub(crate) mod terminal;
 pub(crate) mod text;
