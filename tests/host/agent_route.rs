@@ -6,9 +6,8 @@ use serde_json::json;
 
 use crate::support::{
     claude::{Claude, Options, Terminal},
-    model::{Model, Reply},
+    model::{Model, Reply, Request},
     process::{Home, wait_until},
-    request::Request,
     skill,
     story::{
         DEADLINE, Gate, Job, REPLY, Seat, ask, asked, called, dispatcher, file, quiet, read_prompt,

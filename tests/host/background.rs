@@ -5,9 +5,8 @@ use serde_json::json;
 
 use crate::support::{
     claude::{Claude, Options, Terminal},
-    model::{Model, Reply},
+    model::{Model, Reply, Request},
     process::Home,
-    request::Request,
     skill,
     story::{
         DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, news, quiet,

@@ -7,7 +7,7 @@
 //! durations and token counts count with a fixed length, so that every run counts the same. The
 //! host tells the person the same on both sides.
 //!
-//! The result is a table in README.md, which `SNAPSHOTS=overwrite` rewrites.
+//! The result is a table in .github/NUMBERS.md, which `SNAPSHOTS=overwrite` rewrites.
 
 mod original;
 mod story;
@@ -28,9 +28,8 @@ use snapbox::{IntoData, assert_data_eq};
 use crate::support::{
     claude::{Claude, Options},
     codex,
-    model::{Model, Part, Reply},
+    model::{Model, Part, Reply, Request},
     process::Home,
-    request::Request,
     skill,
     story::{DEADLINE, Gate, Job, Seat, asked, called, dispatcher, quiet, read_prompt, run, until},
 };
@@ -425,7 +424,7 @@ fn dispatch_stays_within_the_budget() {
         (Costs::of(Side::Skill), original.join().expect("the original's costs"))
     });
     let table = table(&ours, &original);
-    in_the_readme(&table);
+    compare_with_page(&table);
 
     let text = include_str!("../../SKILL.md").splitn(3, "---\n").nth(2).expect("a body");
     assert!(text.len() <= SKILL, "SKILL.md has {} bytes after its frontmatter", text.len());
@@ -474,18 +473,18 @@ fn table(ours: &Costs, original: &Costs) -> String {
     table
 }
 
-/// Compares the table with README.md's, or rewrites that one.
+/// Compares the table with the one in NUMBERS.md, or rewrites that one.
 #[track_caller]
-fn in_the_readme(table: &str) {
+fn compare_with_page(table: &str) {
     const BEGIN: &str = "<!-- by tests/host/budget.rs -->\n";
     const END: &str = "<!-- to here -->\n";
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-    let readme = fs::read_to_string(path).expect("README.md");
-    let (before, rest) = readme.split_once(BEGIN).expect("where the table begins");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/.github/NUMBERS.md");
+    let page = fs::read_to_string(path).expect("NUMBERS.md");
+    let (before, rest) = page.split_once(BEGIN).expect("where the table begins");
     let (known, after) = rest.split_once(END).expect("where the table ends");
     if env::var("SNAPSHOTS").is_ok_and(|it| it == "overwrite") {
         let renewed = format!("{before}{BEGIN}{table}{END}{after}");
-        fs::write(path, renewed).expect("README.md");
+        fs::write(path, renewed).expect("NUMBERS.md");
     } else {
         assert_data_eq!(table, known.to_owned().raw());
     }

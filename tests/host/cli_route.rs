@@ -9,9 +9,8 @@ use serde_json::json;
 
 use super::helpers;
 use crate::support::claude::{Claude, Options, environment};
-use crate::support::model::{Model, Reply};
+use crate::support::model::{Model, Reply, Request};
 use crate::support::process::wait_until;
-use crate::support::request::Request;
 use crate::support::story::{
     DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, state, task,
     told, until,

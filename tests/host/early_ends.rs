@@ -8,9 +8,8 @@ use serde_json::Value;
 
 use crate::support::{
     claude::{Claude, Options},
-    model::{Model, Reply},
+    model::{Model, Reply, Request},
     process::Home,
-    request::Request,
     skill,
     story::{
         CONTINUE, DEADLINE, Gate, Job, REPLY, Seat, ask, asked, called, dispatcher, file, quiet,
@@ -216,9 +215,8 @@ mod late_answer {
     use crate::support::{
         claude::{Claude, Options},
         codex,
-        model::{Model, Reply},
+        model::{Model, Reply, Request},
         process::Home,
-        request::Request,
         skill,
         story::{
             DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, state,

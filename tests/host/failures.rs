@@ -17,9 +17,8 @@ use super::helpers;
 use crate::support::{
     claude::environment,
     codex,
-    model::{Model, Reply},
+    model::{Model, Reply, Request},
     process::{Home, wait_until},
-    request::Request,
     skill,
     story::{DEADLINE, Gate, run, state},
 };

@@ -9,9 +9,8 @@ use serde_json::Value;
 
 use super::helpers;
 use crate::support::claude::{Claude, Options};
-use crate::support::model::{Model, Reply};
+use crate::support::model::{Model, Reply, Request};
 use crate::support::process::{HOSTS, Home, path};
-use crate::support::request::Request;
 use crate::support::story::{
     DEADLINE, Job, Seat, asked, dispatcher, file, quiet, run, spawn, task, told, until,
 };

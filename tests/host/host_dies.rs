@@ -10,9 +10,8 @@ use serde_json::json;
 
 use crate::support::{
     claude::{Claude, Options},
-    model::{Model, Reply},
+    model::{Model, Reply, Request},
     process::{Home, runs, wait_until},
-    request::Request,
     skill,
     story::{
         DEADLINE, Gate, Job, REPLY, Seat, ask, asked, dispatcher, file, quiet, run, state, task,

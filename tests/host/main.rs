@@ -5,7 +5,16 @@
 
 #[path = "../helpers/mod.rs"]
 mod helpers;
-mod support;
+/// The shared parts of the stories: the real CLIs, the scripted model, and the dispatcher that follows
+/// the skill.
+mod support {
+    pub(crate) mod claude;
+    pub(crate) mod codex;
+    pub(crate) mod model;
+    pub(crate) mod process;
+    pub(crate) mod skill;
+    pub(crate) mod story;
+}
 
 mod agent_route;
 mod background;

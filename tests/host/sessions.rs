@@ -7,9 +7,8 @@ use nix::sys::signal::Signal;
 
 use crate::support::{
     claude::{Claude, Options, Terminal},
-    model::{Model, Reply},
+    model::{Model, Reply, Request},
     process::Home,
-    request::Request,
     skill,
     story::{
         CONTINUE, DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run,
@@ -252,8 +251,7 @@ fn idle_session_without_a_transcript_is_woken_once_per_event() {
 mod compaction {
     use crate::support::{
         claude::{Claude, Options},
-        model::{Model, Reply},
-        request::Request,
+        model::{Model, Reply, Request},
         skill,
         story::{
             DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, task,

@@ -4,10 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
-use super::{
-    model::{Model, Part, Reply},
-    request::Request,
-};
+use super::model::{Model, Part, Reply, Request};
 
 /// Points every codex of this home at the endpoint, as a person would: by `~/.codex/config.toml`
 /// and a login with a placeholder key, without environment variables.

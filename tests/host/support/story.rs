@@ -13,9 +13,8 @@ use serde_json::{Value, json};
 
 use super::{
     claude::Claude,
-    model::{Model, Reply},
+    model::{Api, Model, Reply, Request},
     process::{Home, wait_until, watches},
-    request::{Api, Request},
 };
 
 /// The deadline of a step.
