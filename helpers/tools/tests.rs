@@ -12,7 +12,7 @@ use crate::tools::{
 };
 
 /// The support table: the document, and the heading above the table.
-const SUPPORT: [&str; 2] = ["README.md", "## What is supported"];
+const SUPPORT: [&str; 2] = [".github/NUMBERS.md", "## What is supported"];
 
 const LEVELS: [Access; 3] = [Access::Read, Access::Write, Access::Full];
 
@@ -183,7 +183,7 @@ fn every_place_that_does_not_know_a_cli_is_named() {
             "invented.rs: checked",
             "tests/recorded/invented.log",
             "tests/recorded/argv.txt",
-            "README.md, support table: Invented",
+            ".github/NUMBERS.md, support table: Invented",
             "references/access.md, read: no row",
             "references/access.md, write: no row",
             "references/access.md, full: no row",
