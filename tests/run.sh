@@ -76,11 +76,36 @@ if [ "$bytes" -gt 3000000 ]; then
     echo "tests/run.sh: the release program has $bytes bytes, more than 3 MB" >&2
     exit 1
 fi
+
+# The same in a real terminal: the answer is typed as a person does. The helpers may be built first, so
+# a text on the screen has 300 s.
+terminal() {
+    env -u TMUX TMUX_TMPDIR="$fresh" tmux -L demo "$@"
+}
+await() {
+    limit=$(($(date +%s) + 300))
+    until terminal capture-pane -p -J | grep -q "$1"; do
+        if [ "$(date +%s)" -ge "$limit" ]; then
+            echo "tests/run.sh: the demo never showed '$1'; its screen:" >&2
+            terminal capture-pane -p -J >&2
+            exit 1
+        fi
+        sleep 0.1 # between two looks
+    done
+}
 if tool tmux; then
-    demo sh tests/demo-terminal.sh "$fresh"
+    trap 'terminal kill-server 2>/dev/null || true' EXIT
+    demo env TMUX_TMPDIR="$fresh" tmux -L demo -f /dev/null new-session -d -x 80 -y 60 -c "$fresh/clone" sh
+    terminal send-keys 'clear; sh install.sh --demo; echo "ended with $?"' Enter
+    await 'Your answer:'
+    terminal send-keys 'a person at a terminal' Enter
+    await 'ended with 0'
+    await 'Hello, a person at a terminal!'
+    terminal kill-server
+    trap - EXIT
 fi
 
-step 'review: skills-ref, the skill scanner, skill-tools, cargo-deny'
+step 'review: spelling, skills-ref, the skill scanner, skill-tools, cargo-deny'
 sh tests/review/run.sh "$target"
 
 step 'real hosts and workers: Claude Code and Codex against a scripted model'

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs the tools that people use to judge a skill before they install it, and the check of the helpers'
-# dependencies; each tool is pinned: sh tests/review/run.sh TARGET. The tools go into TARGET/review. In CI a tool that
+# Runs the spelling check, the tools that people use to judge a skill before they install it, and the
+# check of the dependencies; each tool is pinned: sh tests/review/run.sh TARGET. The tools go into
+# TARGET/review. In CI a tool that
 # cannot be installed fails this; elsewhere it is a skip.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -73,6 +74,11 @@ for found in json.load(open(sys.argv[1]))["findings"]:
     [ "$found" = "$known" ] || fail 'the skill scanner finds something else than what is known:' "$found"
 }
 
+# The words that are no errors stand in Cargo.toml.
+spelling() {
+    found=$("$dir/python/bin/typos" --hidden --no-ignore --format brief "$skill") || fail 'the spelling:' "$found"
+}
+
 skill_tools() {
     "$target/hosts/node_modules/.bin/skill-tools" lint --fail-on warning "$skill" >"$dir/log" 2>&1 ||
         fail "$(cat "$dir/log")"
@@ -104,10 +110,11 @@ cargo_deny() {
 
 copy_skill
 if install_python; then
+    spelling
     skills_ref
     skill_scanner
 else
-    skip 'skills-ref and the skill scanner' "$(cat "$dir/log")"
+    skip 'the spelling, skills-ref and the skill scanner' "$(cat "$dir/log")"
 fi
 if command -v npm >/dev/null 2>&1 && sh tests/host/fetch.sh "$target/hosts"; then
     skill_tools
