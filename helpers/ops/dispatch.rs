@@ -17,7 +17,7 @@ use crate::ops::{self, Start};
 use crate::plan::Plan;
 use crate::process::calling_host;
 use crate::project::Project;
-use crate::task::{self, Dependency, Record, Task};
+use crate::task::{self, Dependency, Record, State, Task, View};
 use crate::tools::{self, Invocation};
 use crate::worker::prompt;
 
@@ -264,10 +264,18 @@ fn refuse_taken(task: &Task) -> Result<()> {
             .next(format!("use '{free}', or move that directory away"))
             .into());
     }
-    let state = task.view().map_or_else(|_| "there".into(), |view| view.state.to_string());
+    let view = task.view().ok();
+    let state = view.as_ref().map_or("there".into(), |view| view.state.to_string());
+    let is_resumable = |view: &View| {
+        view.state.has_work_left() || view.state.is_waiting() || view.state == State::Stopped
+    };
+    let resume = match view.is_some_and(|view| is_resumable(&view)) {
+        true => format!(", or dispatch-spawn {id} --resume for what is left of it"),
+        false => String::new(),
+    };
     Err(Refusal::new(Exit::CannotCreate, format!("the task id '{id}' is taken"))
         .place(format!("{} is {state}", side.directory().display()))
-        .next(format!("use '{free}', or dispatch-spawn {id} --resume for what is left of it"))
+        .next(format!("use '{free}'{resume}"))
         .into())
 }
 

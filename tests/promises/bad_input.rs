@@ -262,14 +262,14 @@ fn taken_id_stays_with_its_task() {
 exit 73
 ! dispatch-spawn: the task id 'x' is taken
 !   PROJECT/.dispatch/tasks/x is asking
-!   next: use 'x-2', or dispatch-spawn x --resume for what is left of it
+!   next: use 'x-2'
 "#]]);
     let call = sandbox.call("dispatch-spawn", &["x", "--plan", "-"]).input("- [ ] Other\n");
     refused(&sandbox, call).shows(str![[r#"
 exit 73
 ! dispatch-spawn: the task id 'x' is taken
 !   PROJECT/.dispatch/tasks/x is asking
-!   next: use 'x-2', or dispatch-spawn x --resume for what is left of it
+!   next: use 'x-2'
 "#]]);
 }
 
