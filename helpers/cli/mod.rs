@@ -18,7 +18,7 @@ use clap::{Command, Parser};
 use crate::error::{Refusal, exit_code};
 use crate::exit::Exit;
 use crate::fault;
-use crate::host::rules;
+use crate::host;
 use crate::process::{self, HELPERS};
 use crate::project::Project;
 use crate::text::sanitize;
@@ -106,7 +106,7 @@ fn wrapped(text: &str) -> String {
 fn refuse_pattern(helper: &str) -> Result<()> {
     let mut words = std::env::args_os().skip(1);
     let hidden = |word: &OsString| {
-        rules::is_asked(helper, &word.to_string_lossy())
+        host::is_asked(helper, &word.to_string_lossy())
             && Path::new(word).symlink_metadata().is_ok()
     };
     let Some(word) = words.find(hidden) else { return Ok(()) };

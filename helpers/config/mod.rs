@@ -4,7 +4,6 @@ pub mod check;
 pub mod choose;
 pub mod edit;
 mod pick;
-pub mod problem;
 mod read;
 mod resolve;
 pub mod setup;
@@ -20,7 +19,7 @@ use crate::domain::Backend;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
-use problem::{Problem, Severity};
+use check::{Problem, Severity};
 
 pub use pick::Mention;
 pub use resolve::Choice;

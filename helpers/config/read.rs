@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use indexmap::IndexMap;
 use serde::de::DeserializeOwned;
 
-use crate::config::problem::{Problem, Severity, closest};
+use crate::config::check::{Problem, Severity, closest};
 use crate::config::spans::{Node, NodeKind};
 use crate::config::{AgentEntry, AliasEntry, Config, Entries, ModelEntry};
 use crate::domain::Backend;

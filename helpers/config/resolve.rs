@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::config::problem::closest;
+use crate::config::check::closest;
 use crate::domain::{Access, Backend, Route};
 use crate::error::Refusal;
 use crate::exit::Exit;

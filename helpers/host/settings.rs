@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::host::rules::{Rule, RuleList, names_dispatch};
+use crate::host::{Rule, RuleList, names_dispatch};
 use crate::text::line_and_column;
 use crate::tools::claude::settings_path;
 

@@ -15,8 +15,8 @@ use crate::dirs;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
-use crate::host::rules::{Rule, RuleList, rules};
 use crate::host::settings;
+use crate::host::{Rule, RuleList, rules};
 use crate::tools::claude::{read_rule, settings_path};
 
 /// How the person agrees to a change; without an option, the person is asked.

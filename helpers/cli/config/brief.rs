@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::cli::reconcile::{broken_line, status_line};
 use crate::cli::say;
 use crate::config::Config;
-use crate::config::problem::Problem;
+use crate::config::check::Problem;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files::{self, Lock};

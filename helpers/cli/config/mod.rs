@@ -13,7 +13,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::cli::{ask, complain, project, run, say, text};
-use crate::config::problem::Severity;
+use crate::config::check::Severity;
 use crate::config::{self, Config, choose};
 use crate::dirs;
 use crate::error::Refusal;
