@@ -1,4 +1,6 @@
 //! The help pages: a summary, a paragraph, the options, the exit codes and an example.
+//!
+//! Longer than 500 lines because every page is here as it is printed.
 
 use snapbox::str;
 
@@ -342,6 +344,9 @@ Options:
       --worktree
           Give the worker a git worktree and a branch of its own
 
+      --with-changes
+          Begin the worktree with the uncommitted changes of this checkout
+
       --access <ACCESS>
           Access of the worker [default: the backend's access, else write]
 
@@ -355,6 +360,9 @@ Options:
 
       --after <TASK>
           Start when TASK is done (repeatable)
+
+      --continue-branch
+          Work on the branch of the task after --after, instead of one of its own
 
       --resume
           Resume a task's remaining items (`--model` picks another worker); start a waiting task now

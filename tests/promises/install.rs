@@ -5,10 +5,10 @@ use std::fs;
 
 use snapbox::str;
 
-use crate::support::PLAN;
 use crate::support::copy::{Copy, PROGRAM, serve, serve_whole};
 use crate::support::terminal::Terminal;
 use crate::support::text::{names, same, tree};
+use crate::support::{PLAN, repository};
 
 #[test]
 fn published_helpers_are_downloaded_once() {
@@ -275,6 +275,46 @@ fn every_option_has_a_line_in_the_help() {
         assert!(help.contains(&format!("\n  --{option} ")), "{option}: {help}");
     }
     assert!(help.lines().all(|line| line.len() <= 80), "{help}");
+}
+
+/// The link and the install command stand in README; both are run as they are printed there.
+#[test]
+fn readme_commands_link_the_skill_and_allow_its_helpers() {
+    let readme = fs::read_to_string(repository("README.md")).expect("README");
+    let link = readme.lines().find_map(|line| line.strip_prefix("| by hand | `"));
+    let link = link.and_then(|rest| rest.strip_suffix("` |")).expect("the link command");
+    let install = readme.lines().find(|line| line.ends_with("install.sh --allow")).expect("a line");
+    let copy = Copy::new();
+    copy.put_in_place();
+    let sh = |script: &str| {
+        let call = copy.sandbox.program("sh").args(&["-c", script]).within(&copy.folder);
+        call.env("PATH", copy.tools()).run().ok()
+    };
+    sh(link);
+    assert!(sh(&format!("{install} --dry-run")).contains("These permission rules"), "{install}");
+    sh(&format!("{install} --yes"));
+    let settings = copy.sandbox.home().join(".claude/settings.json");
+    let settings = fs::read_to_string(settings).expect("settings");
+    assert!(settings.contains(".claude/skills/dispatch/bin/dispatch-spawn"), "{settings}");
+    let path = copy.sandbox.home().join(".claude/skills/dispatch/bin/dispatch-config");
+    assert!(copy.sandbox.program(path).arg("path").run().ok().ends_with("config.yaml\n"));
+}
+
+#[test]
+fn every_install_option_of_the_pages_exists() {
+    let help = Copy::new().install(&["--help"]).run().ok();
+    let option = regex::Regex::new("install\\.sh`?((?: --[a-z-]+)+)").expect("a regex");
+    let mut seen = 0;
+    for page in ["README.md", "SECURITY.md", ".github/CONTRIBUTING.md", "CHANGELOG.md"] {
+        let page = fs::read_to_string(repository(page)).expect("a page");
+        for found in option.captures_iter(&page) {
+            for option in found[1].split_whitespace() {
+                assert!(help.contains(&format!("\n  {option} ")), "{option}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 5);
 }
 
 #[test]

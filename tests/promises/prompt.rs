@@ -84,9 +84,6 @@ with one of
                                    characters; then stop
 Where a heredoc is refused, replace the dash by the text in single quotes. tick, ask and finish also
 print new notes from the person: do what a note says before you continue.
-
-Your commands may run in a sandbox: the network, and files outside your directory, may be closed to
-them, and git may list files that are not there. Do not look for a way around it.
 Processes that you leave running are ended when you stop.
 
 If that command cannot be run here, tick items in the file ('- [ ]' becomes '- [x]') and create

@@ -5,7 +5,8 @@ use std::fs;
 
 use regex::Regex;
 
-use crate::support::{Sandbox, clis, repository};
+use crate::support::{PLAN, Sandbox, clis, repository};
+use crate::worktrees::{commits, dispatch, ready, until_over};
 
 fn read(path: &str) -> String {
     fs::read_to_string(repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -138,6 +139,126 @@ fn every_named_subcommand_and_option_is_accepted() {
     let helps: String = helps.iter().map(|helper| sandbox.ok(helper, &["--help"])).collect();
     for found in option.captures_iter(&skill().1.replace('`', " ")) {
         assert!(helps.contains(&found[1]), "SKILL.md: {}", &found[1]);
+    }
+}
+
+/// The command lines of the pages that a person or a model types, with what they stand for: the lines of
+/// code blocks, and code spans with a helper and an argument.
+fn typed_commands(page: &str) -> BTreeSet<(String, String)> {
+    let helper = "dispatch-(?:config|spawn|monitor|reconcile)";
+    let block = Regex::new(&format!(r#"(?m)^ *(?:"[^"\n]*/bin/)?({helper})"?( [^#\n]*)$"#));
+    let commented = Regex::new(&format!("(?m)^({helper})( [^#\n]*?) +#"));
+    let span = Regex::new(&format!(r#"`(?:"[^"`\n]*/bin/)?({helper})"?( [^`\n]*)`"#));
+    let mut found = BTreeSet::new();
+    for pattern in [block, commented, span] {
+        for it in pattern.expect("a regex").captures_iter(page) {
+            let words = it[2]
+                .split(" <<")
+                .next()
+                .unwrap_or_default()
+                .split(" ||")
+                .next()
+                .unwrap_or_default()
+                .trim();
+            found.insert((it[1].to_string(), words.to_string()));
+        }
+    }
+    found
+}
+
+/// A project in which the command can be run, and the arguments with the placeholders filled in.
+fn prepared(helper: &str, words: &str) -> (Sandbox, Vec<String>) {
+    let sandbox = if helper == "dispatch-config" {
+        let clis = [("claude", clis::CLAUDE), ("codex", clis::CODEX)];
+        let sandbox = Sandbox::with_clis(&clis);
+        sandbox.config(
+            "default: opus\nbackends: { claude: {}, codex: {} }\n\
+             models: { opus: { backend: claude }, sonnet: { backend: claude }, \
+             gpt-6: { backend: codex } }\n",
+        );
+        sandbox
+    } else {
+        let sandbox = ready(&[("fails", "exit 7"), ("commits", &commits())]);
+        match words.split(' ').next() {
+            Some("merge" | "clean") => {
+                dispatch(&sandbox, "x", "commits");
+                sandbox.wait_for_state("x", "done");
+                until_over(&sandbox, "x");
+                if words.starts_with("clean") {
+                    sandbox.ok("dispatch-reconcile", &["merge", "x"]);
+                }
+            }
+            _ if words.contains("--resume") => {
+                sandbox.dispatch("x", "fails");
+                sandbox.wait_for_state("x", "failed: exit code 7");
+                until_over(&sandbox, "x");
+            }
+            _ => sandbox.dispatch("x", "idle"),
+        }
+        if words.contains("--answer") {
+            let ask = sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_WAIT_MS", "0").run();
+            assert_eq!(ask.code, Some(75), "{}", ask.err);
+        }
+        sandbox
+    };
+    let word = Regex::new("'[^']*'|[^ ]+").expect("a regex");
+    let filled = word.find_iter(words).map(|word| {
+        let word = word.as_str().trim_matches('\'');
+        match word {
+            "TASK" | "ID" if helper != "dispatch-config" => "x",
+            "TEXT" => "Only the parser.",
+            "ITEM" => "1",
+            "NAME" if helper != "dispatch-config" => "idle",
+            "NAME" => "opus",
+            "MODEL" => "sonnet",
+            "BACKEND" => "codex",
+            "LEVEL" => "read",
+            word => word,
+        }
+        .to_string()
+    });
+    let filled = filled.collect();
+    (sandbox, filled)
+}
+
+#[test]
+fn every_command_of_the_pages_runs() {
+    let mut all = typed_commands(&read("README.md"));
+    texts().iter().for_each(|(_, text)| all.extend(typed_commands(text)));
+    // Skip names of commands without their arguments; the hook of the host has tests of its own.
+    let is_name = |words: &str| ["note", "show", "--dry-run", "--hook"].contains(&words);
+    all.retain(|(_, words)| !words.contains('…') && !is_name(words));
+    assert!(all.len() >= 20, "{all:?}");
+    let mut failed = Vec::new();
+    for (helper, words) in &all {
+        let new_plan = words.contains("--plan -");
+        let (sandbox, mut args) = prepared(helper, words);
+        if new_plan {
+            args = args.iter().map(|it| if it == "x" { "y".into() } else { it.clone() }).collect();
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let call = match helper.as_str() {
+            "dispatch-config" => sandbox.configure(&args),
+            _ => sandbox.call(helper, &args),
+        };
+        let ran = call.input(PLAN).run();
+        if ran.code != Some(0) {
+            failed.push(format!("{helper} {words}: {:?}\n{}{}", ran.code, ran.out, ran.err));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn security_page_names_existing_tests() {
+    let name = Regex::new("`(host )?([a-z_]+)::([a-z_0-9]+)`").expect("a regex");
+    let page = read("SECURITY.md");
+    let named: Vec<_> = name.captures_iter(&page).filter(|it| &it[2] != "file").collect();
+    assert!(named.len() > 30, "{}", named.len());
+    for it in named {
+        let folder = if it.get(1).is_some() { "tests/host" } else { "tests/promises" };
+        let source = read(&format!("{folder}/{}.rs", &it[2]));
+        assert!(source.contains(&format!("fn {}()", &it[3])), "SECURITY.md: {}", &it[0]);
     }
 }
 
