@@ -149,6 +149,11 @@ fn say(text: impl AsRef<str>) {
     let _ = writeln!(io::stdout(), "{}", sanitize(text.as_ref()));
 }
 
+/// Prints the person's own words for a worker, which must arrive whole.
+fn say_whole(text: &str) {
+    let _ = io::stdout().write_all(format!("{text}\n").as_bytes());
+}
+
 /// Prints a text on standard error, cleaned.
 fn complain(text: impl AsRef<str>) {
     let _ = writeln!(io::stderr(), "{}", sanitize(text.as_ref()));

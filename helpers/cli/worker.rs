@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
-use crate::cli::{run, say, some_text, text};
+use crate::cli::{run, say, say_whole, some_text, text};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -326,7 +326,7 @@ fn finish(side: &WorkerSide, summary: &str) -> Result<Exit> {
 fn print_answer(side: &WorkerSide, number: &str) -> Result<Exit> {
     let refusal = match ask::wait(side, number)? {
         Reply::Answer(answer) => {
-            say(answer.trim_end());
+            say_whole(answer.trim_end());
             fault::point("ask", "answered");
             side.ipc().receive(number)?;
             print_new_notes(side)?;

@@ -320,7 +320,7 @@ fn killed_finish_can_be_repeated() {
         finish().crash_at(point).run().crashed();
         let there = point == ".done:published";
         assert_eq!(sandbox.state("x"), if there { "done" } else { "running" }, "{point}");
-        assert_eq!(finish().run().ok(), "Finished. Stop now.\n");
+        assert_eq!(finish().run().ok(), "Finished. End with this one message: x done: Mended.\n");
         assert_eq!(sandbox.read("x", "ipc/.done"), "Mended.\n", "{point}");
         assert_eq!(sandbox.state("x"), "done", "{point}");
     }

@@ -244,7 +244,9 @@ Remove finished tasks, and their worktrees if no work would be lost
 
 Without a name, all tasks that are done are removed. A failed, stopped or
 blocked task is only removed by name. Work that exists nowhere else is kept, and
-so is the report (in `.dispatch/reports`).
+so is the report (in `.dispatch/reports`). With `--stale`, what dispatch knows
+of projects that no longer exist moves to `~/.dispatch/trash`, from where `mv`
+puts it back for 30 days; older trash is removed.
 
 Usage: dispatch-reconcile clean [OPTIONS] [TASK]...
 
@@ -259,13 +261,17 @@ Options:
       --dry-run
           Show what would be removed, and remove nothing
 
+      --stale
+          Move the state of projects that no longer exist to the trash, in a terminal
+
   -C <DIR>
           Work in this directory [default: the current one]
 
   -h, --help
           Print help (see a summary with '-h')
 
-Exit codes: 0 done, 1 a named task was kept, 64 wrong arguments, 65 no such task
+Exit codes: 0 done, 1 a named task was kept, 64 wrong arguments, or no person at
+a terminal for `--stale`, 65 no such task
 
 Example: dispatch-reconcile clean --older-than 7d --dry-run
 
