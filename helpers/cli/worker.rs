@@ -141,7 +141,7 @@ enum WorkerCommand {
     ///
     /// Example: dispatch-worker finish 'Fixed the parser and added two tests.'
     Finish {
-        /// What was done or found, in two or three sentences (at most 700 characters)
+        /// The result, in two or three sentences (at most 700 characters)
         #[arg(default_value = "", hide_default_value = true, allow_hyphen_values = true)]
         summary: String,
     },
@@ -314,10 +314,7 @@ fn finish(side: &WorkerSide, summary: &str) -> Result<Exit> {
         }
         Some(_) => "Finished. Stop now.".into(),
         // An agent is no process of ours; the host program shows its last message to the model.
-        None => format!(
-            "Finished. End with this one message and nothing else: {} done: {summary}",
-            side.name()
-        ),
+        None => format!("Finished. End with this one message: {} done: {summary}", side.name()),
     });
     Ok(Exit::Ok)
 }

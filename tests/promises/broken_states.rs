@@ -1105,7 +1105,7 @@ no hook wakes you here: run HELPERS/dispatch-monitor in the background (Bash, ru
 neighbour running 0/2 1h idle — item 1: First
 waits queued 0/2 1h idle
 == dispatch-monitor x --timeout AGE: Some(1)
-dispatch-monitor: cannot write STATE/x/news: Permission denied (os error 13)
+dispatch-monitor: cannot open the lock STATE/x/news.lock: Permission denied (os error 13)
   next: call as the owner, or change the mode
 == dispatch-monitor --answer x This.: Some(1)
 dispatch-monitor: cannot open the lock STATE/x/lock: Permission denied (os error 13)

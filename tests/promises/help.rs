@@ -1159,7 +1159,7 @@ Usage: dispatch-worker --task-dir <DIR> finish [SUMMARY]
 
 Arguments:
   [SUMMARY]
-          What was done or found, in two or three sentences (at most 700 characters)
+          The result, in two or three sentences (at most 700 characters)
 
 Options:
   -h, --help

@@ -1,5 +1,7 @@
 //! `install.sh` installs the whole helpers of its sources or nothing, and removes what it
 //! installed.
+//!
+//! Longer than 500 lines because it runs every form of one script.
 
 use std::fs;
 

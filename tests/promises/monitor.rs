@@ -139,7 +139,8 @@ fn summary_is_cut_at_a_sentence_within_700_characters() {
         let sandbox = running();
         sandbox.worker("x", &["tick", "1"]).run().ok();
         sandbox.worker("x", &["tick", "2"]).run().ok();
-        let finish = sandbox.worker("x", &["finish", "-"]).input(sentence.repeat(given)).run().ok();
+        let finish = sandbox.worker("x", &["finish", "-"]).input(sentence.repeat(given));
+        let finish = finish.env("DISPATCH_TASK_DIR", sandbox.task("x", "")).run().ok();
         let said = sandbox.ok("dispatch-monitor", &["x"]);
         assert_eq!(said.matches("no more.").count(), kept, "{said}");
         let (told, end) = match given == kept {

@@ -412,10 +412,8 @@ fn prompt_of_a_process_says_that_what_it_leaves_running_is_ended() {
     fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).expect("set");
     sandbox.dispatch("x", "idle");
     let prompt = sandbox.read("x", "prompt.md");
-    assert!(
-        prompt.contains("\nWhen you stop, every process that you started is ended."),
-        "{prompt}"
-    );
+    let ended = "\nProcesses that you leave running are ended when you stop.";
+    assert!(prompt.contains(ended), "{prompt}");
     let mode = fs::metadata(&home).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
 }

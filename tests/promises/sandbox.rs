@@ -231,11 +231,11 @@ fn worker_commits_in_its_worktree_and_nowhere_else() {
         [
             "write in the project: refused",
             "write a git hook: refused",
+            "write git settings: refused",
             "read another task: refused"
         ],
         "{acts}"
     );
-    // The settings are those of the worktree's own repository, which nobody else obeys.
     assert_eq!(world.sandbox.git(&["log", "--format=%s", "dispatch/x"]), "Work\nBegin\n");
 }
 
