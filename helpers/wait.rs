@@ -32,8 +32,6 @@ pub struct Waiter {
     growing: Looks,
     /// When the last task disappeared that could have brought news.
     disappeared: Option<Instant>,
-    /// `true` if tasks count as active that a person can continue.
-    waits_for_person: bool,
 }
 
 /// The end of a wait.
@@ -58,14 +56,7 @@ impl Waiter {
     /// The system has no event queue.
     pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Result<Self> {
         let (tasks, listener) = (LiveTasks::new(project, only, host)?, calling_host());
-        let growing = Looks::default();
-        Ok(Self { tasks, listener, growing, disappeared: None, waits_for_person: false })
-    }
-
-    /// Also waits while a task is blocked, failed or incomplete: a person may continue it in another
-    /// terminal, and its next end is news too.
-    pub fn until_nothing_can_continue(self) -> Self {
-        Self { waits_for_person: true, ..self }
+        Ok(Self { tasks, listener, growing: Looks::default(), disappeared: None })
     }
 
     /// How many tasks may bring news, as they are now.
@@ -76,11 +67,7 @@ impl Waiter {
     }
 
     fn active(&self) -> usize {
-        let can_continue = |view: &View| {
-            let ended = matches!(view.state, State::Blocked | State::Failed | State::Incomplete);
-            self.waits_for_person && ended
-        };
-        self.tasks.views().filter(|view| is_active(view) || can_continue(view)).count()
+        self.tasks.views().filter(|view| is_active(view)).count()
     }
 
     /// Waits for news for at most `limit`. Calls `warn_polling` if it has to read all tasks every second.
@@ -184,8 +171,9 @@ impl Waiter {
     fn news_of(&self, view: &View) -> Result<Vec<Event>> {
         let mut events = news::events(view)?;
         // Until the supervisor exits, another attempt may follow the one that ended.
-        let may_resume =
-            view.resumes_soon() || view.is_between_attempts() && view.state != State::Done;
+        let may_resume = view.resumes_soon()
+            || view.is_being_started()
+            || view.is_between_attempts() && view.state != State::Done;
         events.retain(|event| !(event.is_end() && may_resume));
         if self.tasks.host.is_some() {
             events.retain(|event| !is_reported_by_host(view, event));

@@ -153,7 +153,7 @@ fn hook(args: &Args) -> Result<Exit> {
     let lock = project.hook_lock_path(&host);
     // Once news is marked as delivered, nothing may fail before it is printed.
     let status = command("dispatch-reconcile")?;
-    let mut waiter = Waiter::new(project, Vec::new(), Some(host))?.until_nothing_can_continue();
+    let mut waiter = Waiter::new(project, Vec::new(), Some(host))?;
     loop {
         let Some(waiting) = Lock::try_take(&lock)? else { return Ok(Exit::Ok) };
         match waiter.wait_for_news(None, || ())? {

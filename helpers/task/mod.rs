@@ -239,7 +239,12 @@ impl Task {
     /// [`Exit::TryAgain`] if another process holds the lock for too long.
     pub fn lock(&self) -> Result<Lock> {
         files::create_task_directory(&self.state_dir)?;
-        Lock::take(&self.state_dir.join("lock"), LOCK_LIMIT)
+        Lock::take(&self.lock_path(), LOCK_LIMIT)
+    }
+
+    /// The lock for changes of the person's side.
+    pub(super) fn lock_path(&self) -> PathBuf {
+        self.state_dir.join("lock")
     }
 
     /// The plan as the person dispatched it, with the notes since.

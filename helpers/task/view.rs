@@ -220,6 +220,12 @@ impl View {
         ended && Lock::is_held(&self.task.run_lock_path()).unwrap_or(false)
     }
 
+    /// Returns true if a helper is creating the attempt of an agent, which has no host yet.
+    pub fn is_being_started(&self) -> bool {
+        let agent = self.record.route == Route::Agent && self.state == State::Lost;
+        agent && Lock::is_held(&self.task.lock_path()).unwrap_or(false)
+    }
+
     /// Returns true if an answer came after the worker's end, so that the task can resume with it.
     pub fn has_late_answer(&self) -> bool {
         self.state.has_work_left() && self.unread_answer

@@ -77,17 +77,15 @@ fn prompt_for_host(attempt: &Attempt) -> Result<String> {
 
 /// Creates the next attempt and returns the line with the call that starts its agent.
 pub fn start(task: &Task, record: &Record) -> Result<String> {
-    let attempt = run::prepare(task, record, false)?;
-    if let Some(host) = calling_host() {
-        assign_host(task, &attempt, &host)?;
-    }
+    let host = calling_host();
+    let attempt = run::prepare(task, record, false, host.as_ref())?;
+    host.map_or(Ok(()), |host| own(task, &host))?;
     let call = call(task, record, &prompt_for_host(&attempt)?)?;
     Ok(format!("make this Agent call now: {call}"))
 }
 
-/// Records the host process as the agent's identity and the task's owner: an agent ends with its host.
-fn assign_host(task: &Task, attempt: &Attempt, host: &Identity) -> Result<()> {
-    attempt.set_identity(host)?;
+/// Makes the host the task's owner.
+fn own(task: &Task, host: &Identity) -> Result<()> {
     if task.record()?.is_some_and(|record| record.owner.as_ref() == Some(host)) {
         return Ok(());
     }
@@ -104,8 +102,8 @@ pub fn resume(task: &Task, record: &Record) -> Result<String> {
     let last = task.last_attempt().context("the task was never begun")?;
     let known = last.identity()?.as_ref() == Some(&host);
     let Some(session) = last.session()?.filter(|_| known) else { return start(task, record) };
-    let attempt = run::prepare(task, record, true)?;
-    assign_host(task, &attempt, &host)?;
+    let attempt = run::prepare(task, record, true, Some(&host))?;
+    own(task, &host)?;
     attempt.set_session(&session)?;
     let call = json!({ "to": session.id, "message": prompt_for_host(&attempt)? });
     Ok(format!("make this SendMessage call now (ToolSearch finds it): {call}"))

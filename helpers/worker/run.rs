@@ -60,7 +60,7 @@ pub(super) fn run(
     let record = task.record()?.context("the task has no record")?;
     process::adopt_descendants()?;
     let session = task.last_session(&record)?;
-    let attempt = prepare(task, &record, session.is_some())?;
+    let attempt = prepare(task, &record, session.is_some(), None)?;
     fault::point("supervisor", "prepared");
     terminate_leftovers(task, &record, attempt.number - 1)?;
     let begin = Instant::now();
@@ -153,7 +153,12 @@ pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> Exi
 ///
 /// # Errors
 /// [`Exit::TryAgain`] if the last attempt's worker is still running.
-pub fn prepare(task: &Task, record: &Record, continues: bool) -> Result<Attempt> {
+pub fn prepare(
+    task: &Task,
+    record: &Record,
+    continues: bool,
+    host: Option<&Identity>,
+) -> Result<Attempt> {
     let last = task.last_attempt();
     if let Some(last) = &last {
         let alive = last.identity()?.is_some_and(|worker| worker.life() != Life::Dead);
@@ -174,6 +179,7 @@ pub fn prepare(task: &Task, record: &Record, continues: bool) -> Result<Attempt>
     let _lock = task.lock()?;
     let prompt = prompt::next(task, record, continues)?;
     let attempt = task.create_attempt()?;
+    host.map_or(Ok(()), |host| attempt.set_identity(host))?;
     if last.is_some() {
         // The prompt holds the answers so far, so mark their questions as received.
         let ipc = task.side().ipc();

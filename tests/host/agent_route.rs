@@ -87,7 +87,7 @@ fn agent(request: &Request, project: &Path, gates: &Gates) -> Reply {
         7 => run(request, "tick 3"),
         8 => run(request, &format!("finish '{SUMMARY}'")),
         _ => {
-            let last = result.split_once("this one message and nothing else: ");
+            let last = result.split_once("this one message: ");
             Reply::say(last.expect("finish says what to say").1)
         }
     }

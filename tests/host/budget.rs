@@ -196,7 +196,7 @@ impl Player {
             }
             _ => {
                 let result = request.last_tool_results().join("\n");
-                let told = result.split_once("this one message and nothing else: ");
+                let told = result.split_once("this one message: ");
                 Reply::say(told.map_or(self.work.end, |(_, message)| message))
             }
         }

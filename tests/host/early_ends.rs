@@ -45,7 +45,7 @@ fn read(request: &Request) -> Reply {
 /// The last thing that an agent says after `finish`.
 fn last_word(request: &Request) -> Reply {
     let result = request.last_tool_results().join("\n");
-    let last = result.split_once("this one message and nothing else: ");
+    let last = result.split_once("this one message: ");
     Reply::say(last.expect("finish says what to say").1)
 }
 

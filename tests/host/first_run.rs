@@ -89,7 +89,7 @@ fn newcomer(request: &Request) -> Reply {
     if results.contains("config.yaml written: ") {
         return spawn(request, &[JOB]);
     }
-    if results.contains("paint started") {
+    if results.contains(" started with ") {
         return Reply::say("Dispatched paint.");
     }
     if new.contains("there is no config yet") {
@@ -165,7 +165,9 @@ fn skill_without_a_config_names_the_page_to_read() {
     let text = shown(&home);
     assert!(text.contains("State now:\nconfig: there is no config yet"), "{text}");
     let setup = home.path().join(".claude/skills/dispatch/references/first-run-setup.md");
-    assert!(text.contains(&format!("`{}`", setup.display())), "{text}");
+    let folder = setup.parent().expect("a folder").display();
+    assert!(text.contains(&format!("Pages are in {folder}.")), "{text}");
+    assert!(text.contains("follow `first-run-setup.md`"), "{text}");
     assert!(setup.is_file());
 }
 

@@ -7,7 +7,7 @@ use snapbox::str;
 use crate::support::clis::{CLAUDE, CODEX};
 use crate::support::process::kill_and_wait;
 use crate::support::text::same;
-use crate::support::{Host, PLAN, Sandbox, binary, wait_until};
+use crate::support::{PLAN, Sandbox, binary, wait_until};
 
 /// The helper's path, as a worker's script calls it.
 fn helper() -> String {
@@ -423,22 +423,4 @@ exit 65
 exit 0
 x/002 answered, its worker continues
 "#]]);
-}
-
-/// The host waits on after a failure, because a person may continue the task elsewhere.
-#[test]
-fn hook_tells_end_of_task_that_was_resumed_in_another_terminal() {
-    let sandbox = Sandbox::new();
-    sandbox.workers(&[("fails", "exit 7")]);
-    let host = Host::new(&sandbox);
-    sandbox.plan("x", PLAN);
-    host.calls(sandbox.call("dispatch-spawn", &["x", "--model", "fails"])).run().ok();
-    let hook = || host.calls(sandbox.call("dispatch-monitor", &["--hook"])).input("{}");
-    assert!(hook().run().err.contains("x failed (0/2"));
-    let mut waiting = hook().start();
-    waiting.until_it_watches();
-    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
-    let told = waiting.end();
-    assert_eq!(told.code, Some(2), "{told:?}");
-    assert!(told.err.contains("x failed (0/2"), "{told:?}");
 }

@@ -150,12 +150,6 @@ impl World {
         while self.players.len() < TASKS || self.players.iter().any(|player| !player.over) {
             self.run_turn();
         }
-        // The hook waits while a person may continue a task.
-        if let Some(hook) = &mut self.hook
-            && !hook.has_ended()
-        {
-            hook.signal(nix::sys::signal::Signal::SIGTERM);
-        }
         self.end_hook();
         // The user returns a bounded number of times.
         for _ in 0..TASKS {

@@ -219,7 +219,7 @@ fn helper(request: &Request) -> String {
 /// if the prompt came with the call.
 pub(crate) fn read_prompt(prompt: &str) -> Reply {
     let path = prompt.rsplit_once("Read ").and_then(|(_, rest)| rest.split_once(" and do what"));
-    let plan = || prompt.split_once("checklist in\n")?.1.split_once(" (a copy");
+    let plan = || prompt.split_once("a copy of ")?.1.split_once(". Do its items");
     let (path, _) = path.or_else(plan).expect("the prompt's path");
     Reply::call("Read", json!({ "file_path": path }))
 }
