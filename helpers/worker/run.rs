@@ -48,6 +48,9 @@ const PAUSE: Duration = Duration::from_millis(15);
 /// How many bytes at the end of each log are parsed for a worker whose end nobody saw.
 const UNSEEN_LOG_BYTES: u64 = 16 << 20;
 
+/// How many times a sandbox is started that fails before its program runs.
+const SANDBOX_STARTS: u32 = 3;
+
 /// A log that grew by more than this between two reads is read again at once, to trim it in time.
 const FAST_GROWTH: u64 = 1 << 20;
 
@@ -85,6 +88,16 @@ pub(super) fn run(
     fault::point("supervisor", "started");
     starter.report_started()?;
     let (mut status, mut stop_reason) = started.wait_for_end(task, watch)?;
+    // A file or socket that the sandbox covers may vanish before it is mounted; a new look helps.
+    for _ in 1..SANDBOX_STARTS {
+        let is_stopped = || task.record().is_ok_and(|record| record.is_some_and(|it| it.stop));
+        if sandbox::failure(&record, &attempt).is_none() || is_stopped() {
+            break;
+        }
+        let Ok(again) = launch(task, &record, &attempt, session.as_ref()) else { break };
+        started = again;
+        (status, stop_reason) = started.wait_for_end(task, watch)?;
+    }
     if let Some(again) = record_without_refused(task, &record, &started.listener, status)? {
         if session.is_some() {
             // A new session has not read the first prompt.

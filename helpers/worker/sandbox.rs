@@ -285,14 +285,13 @@ pub(super) fn command(
     Ok(command)
 }
 
-/// The failure of a sandbox that did not start: all that was printed is its own error.
+/// The failure of a sandbox that did not start: all that was printed are its own errors.
 pub(super) fn failure(record: &Record, attempt: &Attempt) -> Option<Failure> {
     record.holder?;
-    let said = attempt.log_end();
-    let is_own = said.starts_with("bwrap: ") || said.starts_with("sandbox-exec: ");
-    let said = said.trim_end().to_owned();
-    let failed = is_own && !said.contains('\n');
-    failed.then_some(Failure { kind: FailureKind::Sandbox, said, resets: None })
+    let log = attempt.log_end();
+    let is_own = |line: &str| line.starts_with("bwrap: ") || line.starts_with("sandbox-exec: ");
+    let said = log.lines().last().filter(|_| log.lines().all(is_own))?.to_owned();
+    Some(Failure { kind: FailureKind::Sandbox, said, resets: None })
 }
 
 /// The placeholders in a project, and the tasks whose workers need them: `.placeholders` in the
@@ -302,6 +301,8 @@ pub(super) fn failure(record: &Record, attempt: &Attempt) -> Option<Failure> {
 struct Placeholders {
     tasks: BTreeSet<String>,
     paths: BTreeSet<PathBuf>,
+    /// The lines that were added to git's `info/exclude`.
+    excluded: BTreeSet<String>,
 }
 
 /// Puts something empty at each place of the project that the worker must not fill, so that the sandbox
@@ -316,9 +317,9 @@ fn keep_places(task: &Task, record: &Record) -> Result<()> {
     change_placeholders(task, |all| {
         all.tasks.insert(task.id().to_string());
         all.paths.extend(missing.iter().cloned());
+        all.excluded.extend(exclude(task, &missing)?);
         Ok(())
     })?;
-    exclude(task, &missing, true)?;
     for path in missing {
         // Where this user cannot make it, the worker cannot either.
         let _ = match is_file(&path) {
@@ -356,7 +357,7 @@ pub(super) fn release_places(task: &Task) -> Result<()> {
                 false => std::fs::remove_dir(path),
             };
         }
-        exclude(task, &paths, false)
+        include(task, &std::mem::take(&mut all.excluded))
     })
 }
 
@@ -371,7 +372,7 @@ fn change_placeholders(
     let before = files::read(&path)?.unwrap_or_default();
     let mut all: Placeholders = serde_yaml::from_str(&before).unwrap_or_default();
     change(&mut all)?;
-    match all.tasks.is_empty() && all.paths.is_empty() {
+    match all.tasks.is_empty() {
         true => files::remove(&path),
         false => files::publish(&path, serde_yaml::to_string(&all)?.as_bytes()),
     }
@@ -383,16 +384,36 @@ fn is_file(path: &Path) -> bool {
 }
 
 /// Keeps empty files from being shown and committed by git, which does not see empty directories.
-fn exclude(task: &Task, paths: &[PathBuf], add: bool) -> Result<()> {
+/// Returns the lines that this took: a line that the person wrote is not ours to remove.
+fn exclude(task: &Task, paths: &[PathBuf]) -> Result<Vec<String>> {
     let root = project(task);
-    let path = root.join(".git/info/exclude");
-    let paths = paths.iter().filter(|path| is_file(path));
-    let below = paths.filter_map(|path| path.strip_prefix(root).ok());
-    let lines: Vec<_> = below.map(|path| format!("/{}", path.display())).collect();
-    let text = files::read(&path).ok().flatten();
-    let Some(text) = text.filter(|_| !lines.is_empty()) else { return Ok(()) };
-    let kept = text.lines().filter(|line| !lines.iter().any(|own| own == line));
-    let added = lines.iter().map(String::as_str).filter(|_| add);
-    let new: String = kept.chain(added).flat_map(|line| [line, "\n"]).collect();
-    files::publish(&path, new.as_bytes())
+    let below = paths.iter().filter(|path| is_file(path));
+    let below = below.filter_map(|path| path.strip_prefix(root).ok());
+    let mut lines: Vec<_> = below.map(|path| format!("/{}", path.display())).collect();
+    let path = exclude_path(task);
+    let Some(text) = files::read(&path).ok().flatten() else { return Ok(Vec::new()) };
+    lines.retain(|line| text.lines().all(|other| other != line));
+    if !lines.is_empty() {
+        let all: String = text
+            .lines()
+            .chain(lines.iter().map(String::as_str))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        files::publish(&path, all.as_bytes())?;
+    }
+    Ok(lines)
+}
+
+/// Removes the lines that [`exclude`] added.
+fn include(task: &Task, lines: &BTreeSet<String>) -> Result<()> {
+    let path = exclude_path(task);
+    let text = files::read(&path).ok().flatten().filter(|_| !lines.is_empty());
+    let Some(text) = text else { return Ok(()) };
+    let kept = text.lines().filter(|line| !lines.contains(*line));
+    let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
+    files::publish(&path, kept.as_bytes())
+}
+
+fn exclude_path(task: &Task) -> PathBuf {
+    project(task).join(".git/info/exclude")
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 
@@ -237,6 +238,50 @@ fn worker_commits_in_its_worktree_and_nowhere_else() {
         "{acts}"
     );
     assert_eq!(world.sandbox.git(&["log", "--format=%s", "dispatch/x"]), "Work\nBegin\n");
+}
+
+/// Stands in the place of `bwrap` and fails as it does where a socket vanishes, so many times.
+#[test]
+fn sandbox_that_fails_before_its_program_is_started_again() {
+    for (failures, state) in [(2, "done"), (9, "failed: its sandbox cannot start: bwrap: Gone")] {
+        let script =
+            format!("{ACTS}{}", NEEDED.replace("act 'ask and hear", "# act 'ask and hear"));
+        let Some(world) = World::new("write", &script) else { return };
+        let real = dispatch::process::find_program("bwrap".as_ref()).expect("bwrap");
+        let (bin, left) = (world.sandbox.top().join("bin"), world.sandbox.top().join("left"));
+        let wrapper = format!(
+            "#!/bin/sh\ncase \"$*\" in *'--chdir {project}'*)\n  left=$(cat {left})\n  \
+             if [ \"$left\" -gt 0 ]; then echo $((left - 1)) >{left}; echo 'bwrap: Gone' >&2; exit 1; fi ;;\n\
+             esac\nexec {real} \"$@\"\n",
+            project = world.sandbox.project().display(),
+            left = left.display(),
+            real = real.display(),
+        );
+        fs::create_dir(&bin).expect("made");
+        fs::write(bin.join("bwrap"), wrapper).expect("written");
+        fs::set_permissions(bin.join("bwrap"), fs::Permissions::from_mode(0o755)).expect("set");
+        fs::write(&left, failures.to_string()).expect("written");
+        world.sandbox.plan("x", PLAN);
+        let path = std::env::var("PATH").expect("a PATH");
+        let spawn = world.sandbox.call("dispatch-spawn", &["x"]);
+        spawn.env("PATH", format!("{}:{path}", bin.display())).run().ok();
+        world.sandbox.wait_for_state("x", state);
+    }
+}
+
+/// The line for a placeholder goes with it, and one that the person wrote stays.
+#[test]
+fn excluded_file_of_the_person_stays_excluded() {
+    let Some(world) = World::new("write", "exit 0") else { return };
+    let exclude = world.sandbox.project().join(".git/info/exclude");
+    fs::write(&exclude, "/.mcp.json\n").expect("written");
+    world.dispatch(&[]);
+    world.sandbox.wait_for_state("x", "incomplete");
+    let text = wait_until("the placeholders are gone", || {
+        let text = fs::read_to_string(&exclude).expect("readable");
+        (!world.sandbox.project().join(".mcp.json").exists()).then_some(text)
+    });
+    assert_eq!(text, "/.mcp.json\n.dispatch/\n");
 }
 
 #[test]
