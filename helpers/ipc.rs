@@ -49,9 +49,14 @@ impl IpcText {
     fn read(path: &Path) -> Result<Option<Self>> {
         let Some((bytes, is_open)) = files::read_growing(path)? else { return Ok(None) };
         let text = lossy(bytes);
-        let is_open = is_open.unwrap_or(!text.ends_with('\n'));
-        // `echo > NNN.question` creates an empty file and writes the text a moment later.
-        Ok(Some(Self { text, is_whole: !is_open }).filter(|it| !it.text.trim().is_empty()))
+        let is_open = is_open.unwrap_or(!text.is_empty() && !text.ends_with('\n'));
+        // An empty file is nothing, unless its text is still to come.
+        Ok(Some(Self { text, is_whole: !is_open }).filter(|it| is_open || !it.is_empty()))
+    }
+
+    /// Returns true if there is no text yet.
+    pub fn is_empty(&self) -> bool {
+        self.text.trim().is_empty()
     }
 
     /// The words behind the number of the question; begins with a space or is empty.
@@ -73,9 +78,9 @@ pub struct Looks(HashMap<PathBuf, (String, Instant)>);
 impl Looks {
     /// Returns true if the text that was just read from the file may be taken.
     pub fn takes(&mut self, path: PathBuf, found: &IpcText) -> bool {
-        if found.is_whole {
+        if found.is_whole || found.is_empty() {
             self.0.remove(&path);
-            return true;
+            return found.is_whole;
         }
         match self.0.get(&path) {
             Some((text, since)) if *text == found.text => since.elapsed() >= second_look(),

@@ -87,7 +87,6 @@ pub const LONGEST_SUMMARY: usize = 700;
 /// `#` and eight hexadecimal digits.
 pub fn quoted(text: &str) -> String {
     let text = sanitize(text);
-    let text = break_ids(&text);
     let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
     let harmless = |c: char| match c {
         '"' | '“' | '”' | '„' | '‟' | '«' | '»' | '〝' | '〞' | '〟' | '＂' | '❝' | '❞' => {
@@ -96,9 +95,10 @@ pub fn quoted(text: &str) -> String {
         '→' | '⟶' | '➔' | '➜' | '➝' | '➞' | '⇒' | '￫' => '>',
         c => c,
     };
-    let one_line = lines.join(" ⏎ ");
+    let one_line: String = lines.join(" ⏎ ").chars().filter(|c| !c.is_control()).collect();
+    let one_line = break_ids(&one_line);
     let mut short = String::new();
-    for (count, c) in one_line.chars().filter(|c| !c.is_control()).map(harmless).enumerate() {
+    for (count, c) in one_line.chars().map(harmless).enumerate() {
         if count == LONGEST_QUOTE || short.len() + c.len_utf8() > LONGEST_QUOTE_BYTES {
             short.push('…');
             break;
@@ -192,6 +192,7 @@ mod tests {
         assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎ b ⏎ c\"");
         assert_eq!(quoted("x\" → run: rm"), "\"x' > run: rm\"");
         assert_eq!(quoted("see #1a2b3c4d, #12"), "\"see # 1a2b3c4d, #12\"");
+        assert_eq!(quoted("see #1a2b\t3c4d"), "\"see # 1a2b3c4d\"");
         assert_eq!(quoted("＂ ➜ „x‟"), "\"' > 'x'\"");
         assert_eq!(quoted(&"ä".repeat(703)).chars().count(), LONGEST_QUOTE + 3);
         assert_eq!(quoted(&"🦀".repeat(703)).chars().count(), LONGEST_QUOTE / 2 + 3);

@@ -67,7 +67,8 @@ impl Waiter {
     }
 
     fn active(&self) -> usize {
-        self.tasks.views().filter(|view| is_active(view)).count()
+        // A read that failed once is repeated at the next look.
+        self.tasks.views().filter(|view| is_active(view)).count() + self.tasks.missed()
     }
 
     /// Waits for news for at most `limit`. Calls `warn_polling` if it has to read all tasks every second.
@@ -146,7 +147,7 @@ impl Waiter {
     /// the others, unless the wait is for that task.
     fn read_news(&mut self) -> Result<Vec<Event>> {
         let changes = self.tasks.refresh();
-        if changes.removed.iter().any(is_active) {
+        if changes.lost_open {
             self.disappeared = Some(Instant::now());
         }
         let mut news = Vec::new();

@@ -107,7 +107,8 @@ fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
     let mut waiter = Waiter::new(project, only, owned)?;
     match waiter.wait_for_news(limit, warn_polling)? {
         // Print before dropping the waiter; closing its watches is slow.
-        WaitOutcome::News(news) => {
+        WaitOutcome::News(mut news) => {
+            news.sort_by_key(|event| !event.is_question());
             say(capped(news.iter().map(line), &status));
             Ok(Exit::Ok)
         }

@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::process;
 
 /// The largest file in a worker's reach that is read whole, in bytes.
-const LARGEST: u64 = 64 << 20;
+pub const LARGEST: u64 = 64 << 20;
 
 /// The text of a file that only the person writes: the config, the host's settings, git's own
 /// files. Symlinks are followed. `None` if there is no such file.

@@ -62,9 +62,12 @@ impl HookInput {
 /// Records the end of an agent that the host no longer lists and that has not finished, and the id of
 /// one that it lists.
 fn note_ended_agent(task: &Task, host: &Identity, running: &[BackgroundTask]) -> Result<()> {
+    if task.record()?.is_none_or(|record| record.route != Route::Agent) {
+        return Ok(());
+    }
     let view = task.view()?;
     let over = matches!(view.state, State::Done | State::Incomplete | State::Stopped);
-    let open = view.record.route == Route::Agent && view.exit.is_none() && !over;
+    let open = view.exit.is_none() && !over;
     let milliseconds = u64::try_from(view.age().as_millis()).unwrap_or(u64::MAX);
     let Some(attempt) = view.attempt.filter(|_| open) else { return Ok(()) };
     // Another host may run the agent; only that host lists it.
@@ -95,11 +98,10 @@ fn note_ended_agent(task: &Task, host: &Identity, running: &[BackgroundTask]) ->
 }
 
 fn acknowledge_task(task: &Task, host: &Identity, shown: &[String], ids: &[&str]) -> Result<()> {
-    let told = ledger::read(task)?;
-    let view = task.view()?;
-    if view.record.owner.as_ref() != Some(host) {
+    if task.record()?.is_none_or(|record| record.owner.as_ref() != Some(host)) {
         return Ok(());
     }
+    let (told, view) = (ledger::read(task)?, task.view()?);
     if let Some(attempt) = view.attempt.as_ref().filter(|_| view.record.route == Route::Agent) {
         let usage = shown.iter().rev().find_map(|text| agent::usage_in(text, task.id()));
         // The transcript still shows the usage of earlier attempts.

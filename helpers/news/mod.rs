@@ -315,7 +315,7 @@ pub fn is_reported_by_host(view: &View, event: &Event) -> bool {
 }
 
 /// How long the host program may still take to report the end of its agent, which is done; `None` if
-/// it need not or had its time.
+/// it has nothing to report or its time is over.
 pub fn host_report_time_left(view: &View) -> Option<Duration> {
     let agent = view.record.route == Route::Agent && !view.processes.is_empty();
     if !agent || view.state != State::Done {

@@ -7,7 +7,8 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::ipc::IpcText;
-use crate::news::ledger;
+use crate::news::ledger::{self, Ledger};
+use crate::news::{events, question_key};
 use crate::project::Project;
 use crate::task::{Answer, State, Task, Wait};
 use crate::text::quoted;
@@ -146,6 +147,10 @@ fn post(task: &Task, question: &str, text: &str, over: bool) -> Result<()> {
     };
     if let Some(obstacle) = obstacle {
         let what = format!("question {question} of '{id}' {obstacle}");
+        // This call shows the text, so the next one may answer it.
+        let key = question_key(question, &asked);
+        let event = events(&task.view()?)?.into_iter().find(|event| event.key == key);
+        event.map_or(Ok(()), |event| Ledger::open(task)?.show(&event))?;
         return Err(Refusal::new(Exit::Data, what)
             .place(format!("it is now: {}", quoted(&asked)))
             .next(format!("{show}, then answer what it asks"))

@@ -36,13 +36,14 @@ pub enum Reply {
 /// # Errors
 /// Files that cannot be read or watched.
 pub fn wait(side: &WorkerSide, number: &str) -> Result<Reply> {
-    let (waited, patience) = (waited(side, number)?, patience());
-    let limit = limit_for_tests().unwrap_or(WAIT).min(patience.saturating_sub(waited));
-    Ok(match wait_for_answer(side, number, limit)? {
-        Some(answer) => Reply::Answer(answer),
-        None if waited + limit >= patience => Reply::TooLate,
-        None => Reply::NotYet,
-    })
+    let (before, patience) = (waited(side, number)?, patience());
+    let limit = limit_for_tests().unwrap_or(WAIT).min(patience.saturating_sub(before));
+    if let Some(answer) = wait_for_answer(side, number, limit)? {
+        return Ok(Reply::Answer(answer));
+    }
+    // A signal may have cut the wait short; the record of its begin has whole seconds.
+    let is_over = waited(side, number)? + Duration::from_secs(1) > patience;
+    Ok(if is_over { Reply::TooLate } else { Reply::NotYet })
 }
 
 /// A shorter wait for tests.

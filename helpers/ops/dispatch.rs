@@ -284,9 +284,5 @@ fn free_state(task: &Task) -> Result<()> {
     if !task.was_dispatched() || !task.is_deleted() {
         return Ok(());
     }
-    let aside = task.state_dir().with_file_name(format!(".{}.removed", task.id()));
-    files::remove_directory(&aside)?;
-    std::fs::rename(task.state_dir(), &aside)
-        .with_context(|| format!("cannot remove {}", task.state_dir().display()))?;
-    files::remove_directory(&aside)
+    task.remove(task.state_dir())
 }

@@ -174,7 +174,7 @@ impl Plan {
         wanted: impl Fn(usize, &Item) -> Marker,
     ) -> bool {
         let same = |(at, (old, new)): (usize, (&Item, &Item))| {
-            // An inserted item is counted anew where another one is put back before it.
+            // An inserted item is counted again where another one is put back before it.
             (old.number == new.number || old.number.contains('.'))
                 && old.text == new.text
                 && new.marker == wanted(at, old)

@@ -263,9 +263,13 @@ impl Attempt {
         files::publish(&self.directory.join("exit"), text.as_bytes())
     }
 
-    /// Freezes what the worker's side says.
-    pub(super) fn set_words(&self, words: &WorkersWords) -> Result<()> {
-        files::publish(&self.words_path(), serde_json::to_string(words)?.as_bytes())
+    /// Freezes the statements of the worker's side; `false` if they are too large to be read again.
+    pub(super) fn set_words(&self, words: &WorkersWords) -> Result<bool> {
+        let text = serde_json::to_string(words)?;
+        if text.len() as u64 > files::LARGEST {
+            return Ok(false);
+        }
+        files::publish(&self.words_path(), text.as_bytes()).map(|()| true)
     }
 
     /// The statements of the worker's side at the end; `None` before.

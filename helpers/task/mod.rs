@@ -13,9 +13,9 @@ mod worker_side;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use crate::domain::{Route, TaskId};
 use crate::error::Refusal;
@@ -130,6 +130,17 @@ impl Task {
         let Some(text) = files::read_foreign(&path)?.map(lossy) else { return Ok(None) };
         let next = "remove it; dispatch then finds out again what the task waits for";
         serde_json::from_str(&text).map(Some).map_err(|error| broken(&path, &error, next).into())
+    }
+
+    /// Removes a directory of the task. Renames it first: a crash must not leave a part of its files.
+    pub fn remove(&self, directory: &Path) -> Result<()> {
+        let aside = directory.with_file_name(format!(".{}.removed", self.id));
+        files::remove_directory(&aside)?;
+        if directory.exists() {
+            std::fs::rename(directory, &aside)
+                .with_context(|| format!("cannot remove {}", directory.display()))?;
+        }
+        files::remove_directory(&aside)
     }
 
     /// The directories in which helpers write files, without those of the attempts.
@@ -374,6 +385,7 @@ impl Task {
         let last = self.attempts()?.last().map_or(0, |attempt| attempt.number);
         let next = files::next_number(last, &self.attempts_dir())?;
         let attempt = self.attempt(next);
+        files::remove(&self.done_path())?;
         files::create_task_directory(attempt.directory())?;
         let plan = match self.side.plan_text() {
             Ok(Some(plan)) => plan,
@@ -428,7 +440,11 @@ impl Task {
 
     /// Freezes what the worker's side says, as the end of an attempt.
     pub fn freeze(&self, attempt: &Attempt) -> Result<()> {
-        attempt.set_words(&WorkersWords::now(self, false)?.into_last())
+        if !attempt.set_words(&WorkersWords::now(self, false)?.into_last())? {
+            let error = anyhow!("the plan and the questions are too large to be kept");
+            attempt.set_words(&WorkersWords::unreadable(self, &error)?)?;
+        }
+        Ok(())
     }
 
     /// Marks a task whose worker ended and is done: it stays so, and lists need not read it again.
@@ -440,10 +456,13 @@ impl Task {
             return Ok(());
         }
         if agent {
+            // An agent's host may still run it, so what was frozen need not be what was seen.
             self.freeze(attempt)?;
+            if attempt.words()?.is_none_or(|words| !words.is_done(attempt)) {
+                return attempt.remove_words();
+            }
         }
-        let finished = self.side.ipc().finished_at().unwrap_or_else(SystemTime::now);
-        files::touch(&self.done_path(), finished)
+        files::touch(&self.done_path(), view.ended_at())
     }
 
     /// The time since the task was done, if it was marked as settled.

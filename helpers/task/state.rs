@@ -36,7 +36,7 @@ pub enum State {
     Queued,
     /// The person stopped the task.
     Stopped,
-    /// Every item is ticked and the worker said that it is finished.
+    /// Every item is ticked, and the worker said that it is finished or ended without an error.
     Done,
 }
 

@@ -35,14 +35,24 @@ impl WorkersWords {
     /// visible.
     pub(super) fn now(task: &Task, is_running: bool) -> Result<Self> {
         let attempted = task.last_attempt().is_some();
-        Self::read(task, attempted, is_running).or_else(|error| {
-            let plan = task.dispatched_plan()?.to_string();
-            Ok(Self { plan, trouble: Some(trouble(task, &error)), ..Self::default() })
-        })
+        Self::read(task, attempted, is_running).or_else(|error| Self::unreadable(task, &error))
+    }
+
+    /// The dispatched plan, in place of words that cannot be read.
+    pub(super) fn unreadable(task: &Task, error: &anyhow::Error) -> Result<Self> {
+        let plan = task.dispatched_plan()?.to_string();
+        Ok(Self { plan, trouble: Some(trouble(task, error)), ..Self::default() })
+    }
+
+    /// Returns true if the worker finished and every item is ticked.
+    pub(super) fn is_done(&self, attempt: &Attempt) -> bool {
+        let start = attempt.plan().ok().flatten();
+        self.summary.is_some() && numbered(&self.plan, start.as_ref()).complete()
     }
 
     /// The words after which nobody writes any more: each question is whole.
     pub(super) fn into_last(mut self) -> Self {
+        self.questions.retain(|(_, text)| !text.is_empty());
         self.questions.iter_mut().for_each(|(_, text)| text.is_whole = true);
         self
     }
@@ -142,7 +152,7 @@ impl View {
         let unread_answer = task.has_untold_answer()?;
         let frozen = match &attempt {
             Some(attempt) if exit.is_some() && is_cli || task.time_since_done().is_some() => {
-                attempt.words()?
+                attempt.words().or_else(|error| WorkersWords::unreadable(task, &error).map(Some))?
             }
             _ => None,
         };
@@ -255,6 +265,15 @@ impl View {
     /// The item that the worker is at.
     pub fn current_item(&self) -> Option<&Item> {
         self.plan.current()
+    }
+
+    /// The time of the last worker's end as far as the files tell, else that of the dispatch.
+    pub fn ended_at(&self) -> SystemTime {
+        let parsed = |time: &str| humantime::parse_rfc3339(time).ok();
+        let exit = self.exit.as_ref().and_then(|exit| parsed(&exit.at));
+        let finished = || self.task.side().ipc().finished_at();
+        let ended = exit.or_else(finished).or_else(|| parsed(&self.record.created));
+        ended.unwrap_or_else(SystemTime::now)
     }
 
     /// The run time of the last attempt if it ended, else the time since the dispatch.

@@ -20,7 +20,7 @@ fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Compares with a file of the repository; `SNAPSHOTS=overwrite` writes it anew.
+/// Compares with a file of the repository; `SNAPSHOTS=overwrite` writes it again.
 fn assert_is(path: &str, actual: String) {
     let golden = snapbox::Data::read_from(&file(path), Some(snapbox::data::DataFormat::Text));
     snapbox::Assert::new().action_env(snapbox::assert::DEFAULT_ACTION_ENV).eq(actual, golden.raw());

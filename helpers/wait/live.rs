@@ -21,7 +21,7 @@ use crate::worker::supervise;
 /// rereads all tasks.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
-/// The number of looks of which one rereads a task, in rotation: a file may change without an event, for example by
+/// After how many looks one task is reread, in rotation: a file may change without an event, for example by
 /// a program that keeps it open.
 const LOOKS_FOR_A_READ: usize = 5;
 
@@ -34,7 +34,7 @@ pub struct LiveTasks {
     /// If set, only tasks that this host owns are read.
     pub(super) host: Option<Identity>,
     tasks: BTreeMap<TaskId, LiveTask>,
-    /// The entries in the place of a task that are none.
+    /// The entries that should be tasks and cannot be read.
     broken: Vec<Broken>,
     /// The tasks to read next.
     due: BTreeSet<TaskId>,
@@ -54,6 +54,8 @@ struct LiveTask {
     again: Option<Instant>,
     /// `true` if events are ignored until then: a read that fails may itself cause some.
     is_deferred: bool,
+    /// `true` if this read failed and the one before found that the task may change by itself.
+    is_missed: bool,
 }
 
 /// The changes that a refresh found.
@@ -61,8 +63,14 @@ struct LiveTask {
 pub struct Changes {
     /// The tasks that were read.
     pub read: Vec<TaskId>,
-    /// The last states of tasks that no longer exist.
-    pub removed: Vec<View>,
+    /// `true` if a task is gone that could have changed by itself.
+    pub lost_open: bool,
+}
+
+impl LiveTask {
+    fn may_change(&self) -> bool {
+        matches!(&self.view, Some(Ok(view)) if may_change(view))
+    }
 }
 
 impl LiveTasks {
@@ -101,7 +109,12 @@ impl LiveTasks {
         self.tasks.get_mut(id)?.view.as_mut()?.as_mut().ok()
     }
 
-    /// The entries in the place of a task that are none.
+    /// How many tasks could not be read once that may change by themselves.
+    pub(super) fn missed(&self) -> usize {
+        self.tasks.values().filter(|task| task.is_missed).count()
+    }
+
+    /// The entries that should be tasks and cannot be read.
     pub fn broken(&self) -> &[Broken] {
         &self.broken
     }
@@ -176,7 +189,9 @@ impl LiveTasks {
         }
         for id in std::mem::take(&mut self.due) {
             if self.tasks.contains_key(&id) {
-                let task = self.read(&self.project.task(&id));
+                let before = self.tasks.get(&id).is_some_and(LiveTask::may_change);
+                let mut task = self.read(&self.project.task(&id));
+                task.is_missed = before && matches!(task.view, Some(Err(_)));
                 self.tasks.insert(id.clone(), task);
                 changes.read.push(id);
             }
@@ -229,12 +244,11 @@ impl LiveTasks {
         for task in tasks {
             let known = earlier.remove(task.id()).unwrap_or_else(|| {
                 self.due.insert(task.id().clone());
-                LiveTask { view: None, again: None, is_deferred: false }
+                LiveTask { view: None, again: None, is_deferred: false, is_missed: false }
             });
             self.tasks.insert(task.id().clone(), known);
         }
-        let removed = earlier.into_values().filter_map(|task| task.view?.ok());
-        changes.removed.extend(removed);
+        changes.lost_open |= earlier.values().any(|task| task.is_missed || task.may_change());
     }
 
     /// Reads a task. An end that nobody saw is recorded before it becomes news, because the log may
@@ -264,7 +278,7 @@ impl LiveTasks {
             again = times.into_iter().flatten().min();
         }
         let again = again.map(|left| Instant::now() + left);
-        LiveTask { view: Some(view).filter(|_| !is_foreign), again, is_deferred }
+        LiveTask { view: Some(view).filter(|_| !is_foreign), again, is_deferred, is_missed: false }
     }
 
     fn watch(&mut self, directory: &Path) {

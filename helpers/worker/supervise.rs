@@ -331,6 +331,12 @@ pub fn record_unknown_end(view: &View) -> Result<bool> {
         return Ok(false);
     }
     let Some(_run_lock) = Lock::try_take_unsigned(&run_lock)? else { return Ok(false) };
+    // The attempt of an agent has no process before its host is recorded, and no supervisor.
+    let now = view.task.view()?;
+    let begun = now.attempt.as_ref().map(|attempt| attempt.number) != Some(attempt.number);
+    if view.is_being_started() || now.is_being_started() || begun || !now.processes.is_empty() {
+        return Ok(false);
+    }
     record_unknown(&view.task, &view.record, attempt)
 }
 

@@ -1,6 +1,9 @@
 //! The agent route: the helper prints the one call that the host has to make, and derives the
 //! agent's state from its files and its host.
 
+use std::time::Duration;
+
+use dispatch::files::Lock;
 use snapbox::str;
 
 use crate::support::text::{names, same};
@@ -242,6 +245,23 @@ fn set_finish_age(sandbox: &Sandbox, seconds: u64) {
     let marker = std::fs::File::options().write(true).open(sandbox.task("x", "ipc/.done"));
     let then = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
     marker.expect("there").set_modified(then).expect("set");
+}
+
+#[test]
+fn attempt_that_a_helper_is_creating_is_not_lost() {
+    let (sandbox, host) = with_host();
+    spawn(&sandbox, &host, &["x"]);
+    assert_eq!(stop_hook(&sandbox, &host, &[]).run().code, Some(2));
+    let lock = sandbox.state_directory().join("x/lock");
+    let lock = Lock::take(&lock, Duration::from_secs(10)).expect("locked");
+    std::fs::create_dir(sandbox.task("x", "attempts/2")).expect("made");
+    let exit = sandbox.task("x", "attempts/2/exit");
+    sandbox.ok("dispatch-reconcile", &["status"]);
+    assert!(!exit.exists());
+    // A helper that was killed meanwhile leaves an attempt that is lost.
+    drop(lock);
+    sandbox.ok("dispatch-reconcile", &["status"]);
+    assert!(exit.exists());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::io::Write;
 use nix::sys::signal::Signal;
 use snapbox::str;
 
+use crate::support::made::Random;
 use crate::support::text::names;
 use crate::support::{Call, Sandbox, wait_until};
 
@@ -70,6 +71,75 @@ fn answer_written_by_hand_in_pieces_arrives_whole() {
     let (worker, mut file) = ask("20");
     file.write_all(b"The first").expect("written");
     assert_eq!(worker.end().ok(), "The first\n");
+}
+
+/// Longer than any test, so that only the end of the writing makes a text whole.
+const NEVER: &str = "3600000";
+
+fn has(sandbox: &Sandbox, helper: &str, args: &[&str], expected: &str) {
+    let ran = sandbox.run(helper, args);
+    assert!(ran.out.contains(expected) || ran.err.contains(expected), "{args:?}: {ran:?}");
+}
+
+#[test]
+fn question_written_in_pieces_is_told_once_it_is_closed() {
+    let sandbox = running();
+    for seed in 1..=3 {
+        let mut random = Random(seed);
+        let name = format!("{seed:03}");
+        let monitor = sandbox.call("dispatch-monitor", &["x"]).env("DISPATCH_LOOK_MS", NEVER);
+        let mut monitor = monitor.start();
+        monitor.until_it_watches();
+        let path = sandbox.task("x", &format!("ipc/{name}.question"));
+        let mut file = fs::File::create(path).expect("created");
+        let mut written = String::new();
+        for piece in 0..1 + random.below(4) {
+            let piece = format!("{piece} {}", "x".repeat(random.below(300)));
+            file.write_all(piece.as_bytes()).expect("written");
+            written += &piece;
+            // Helpers that look once show the text and leave it alone.
+            let shown = format!("{name} (being written): \"{}", &written[..2]);
+            has(&sandbox, "dispatch-reconcile", &["show", "x"], &format!("question {shown}"));
+            has(&sandbox, "dispatch-reconcile", &["status"], &format!("— {shown}"));
+            let answer = ["--answer", &format!("x/{name}"), "This."];
+            has(&sandbox, "dispatch-monitor", &answer, "' is being written\n");
+            assert!(!monitor.has_ended());
+        }
+        file.write_all(b" Which?\n").expect("written");
+        drop(file);
+        let told = monitor.end().ok();
+        assert!(told.contains(&format!("x asks ({name}): \"{}", &written[..2])), "{told}");
+        sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
+        let recorded = sandbox.read("x", &format!("answers/{name}"));
+        let recorded: serde_json::Value = serde_json::from_str(&recorded).expect("JSON");
+        assert_eq!(recorded["question"], format!("{written} Which?\n"));
+    }
+}
+
+#[test]
+fn question_whose_file_was_empty_and_stays_open_is_told() {
+    let sandbox = running();
+    let monitor = sandbox.call("dispatch-monitor", &["x"]).env("DISPATCH_LOOK_MS", "20");
+    let mut file = fs::File::create(sandbox.task("x", "ipc/001.question")).expect("created");
+    let mut monitor = monitor.start();
+    monitor.until_it_watches();
+    file.write_all(b"Which").expect("written");
+    assert!(monitor.end().ok().contains("x asks (001): \"Which\""));
+}
+
+#[test]
+fn question_whose_file_stays_open_is_told_at_the_second_equal_look() {
+    let sandbox = running();
+    let monitor = || sandbox.call("dispatch-monitor", &["x"]).env("DISPATCH_LOOK_MS", "20");
+    let mut file = fs::File::create(sandbox.task("x", "ipc/001.question")).expect("created");
+    file.write_all(b"Which").expect("written");
+    assert!(monitor().run().ok().contains("x asks (001): \"Which\""));
+    // A text that changed after it was told is news again, and the old one takes no answer.
+    file.write_all(b" of these?").expect("written");
+    let answer = ["--answer", "x/001", "This."];
+    has(&sandbox, "dispatch-monitor", &answer, "has changed since it was told");
+    assert!(monitor().run().ok().contains("x asks (001): \"Which of these?\""));
+    sandbox.ok("dispatch-monitor", &answer);
 }
 
 #[test]
@@ -178,6 +248,16 @@ exit 75
 !   next: call again: BIN/dispatch-worker --task-dir PROJECT/.dispatch/tasks/x wait 001
 "#]]);
     assert_eq!(sandbox.state("x"), "asking");
+}
+
+#[test]
+fn ask_that_is_interrupted_within_the_patience_may_keep_waiting() {
+    let sandbox = running();
+    let mut ask = sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_PATIENCE", "1").start();
+    wait_until_asked(&sandbox, "001");
+    ask.until_it_watches();
+    ask.signal(Signal::SIGTERM);
+    assert_eq!(ask.end().code, Some(75));
 }
 
 #[test]

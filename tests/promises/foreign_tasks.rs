@@ -182,6 +182,31 @@ over done 2/2 AGE finishes — "All is well."
 }
 
 #[test]
+fn words_that_cannot_be_read_hide_no_end() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("ends", "exit 0")]);
+    sandbox.dispatch("x", "ends");
+    sandbox.wait_for_state("x", "incomplete");
+    sandbox.write("x", "attempts/1/words", "no JSON");
+    let status = sandbox.ok("dispatch-reconcile", &["status"]);
+    assert!(status.starts_with("x incomplete 0/2"), "{status}");
+
+    // A plan whose every byte takes two as JSON is larger than what is read again.
+    let plan = format!("{PLAN}{}\n", "\"".repeat(40 << 20));
+    let big = sandbox.top().join("big");
+    fs::write(&big, plan).expect("written");
+    sandbox.workers(&[("grows", &format!("cp {} \"$DISPATCH_TASK_DIR/plan.md\"", big.display()))]);
+    sandbox.dispatch("y", "grows");
+    wait_until("the end is recorded", || {
+        sandbox.task("y", "attempts/1/exit").exists().then_some(())
+    });
+    assert_eq!(
+        sandbox.state("y"),
+        "incomplete: the plan and the questions are too large to be kept"
+    );
+}
+
+#[test]
 fn plan_that_came_with_the_repository_needs_the_persons_word() {
     let sandbox = Sandbox::with_git();
     sandbox.workers(&[]);

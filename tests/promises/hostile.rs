@@ -342,9 +342,11 @@ exit 65
 !   next: dispatch-reconcile show x, then answer what it asks
 "#]]);
     assert!(!sandbox.task("x", "answers/001").exists());
-    // A question that was printed again can be answered.
-    host.calls(sandbox.call("dispatch-config", &["brief"])).run().ok();
-    sandbox.ok("dispatch-monitor", &["--answer", "x/001", "No."]);
+    // The refusal has shown the new text, also if it is an earlier one again.
+    fs::write(sandbox.task("x", "ipc/001.question"), "May I read the README?\n").expect("written");
+    let again = sandbox.run("dispatch-monitor", &["--answer", "x/001", "Yes."]);
+    assert!(again.err.contains("it is now: \"May I read the README?\""), "{again:?}");
+    sandbox.ok("dispatch-monitor", &["--answer", "x/001", "Yes."]);
 }
 
 #[test]

@@ -83,6 +83,20 @@ fn thousand_messages_are_a_short_output_that_counts_the_rest() {
 }
 
 #[test]
+fn question_comes_before_the_messages_that_are_left_out() {
+    let sandbox = running();
+    fs::create_dir(sandbox.task("x", "tells")).expect("made");
+    for number in 1..=20 {
+        let path = sandbox.task("x", &format!("tells/{number:03}"));
+        fs::write(path, "One more thing to know. ".repeat(20)).expect("written");
+    }
+    fs::write(sandbox.task("x", "ipc/001.question"), "Which?\n").expect("written");
+    let told = sandbox.ok("dispatch-monitor", &["x"]);
+    assert!(told.lines().next().is_some_and(|first| first.contains("x asks (001)")), "{told}");
+    assert!(told.contains(" more events: "), "{told}");
+}
+
+#[test]
 fn message_is_printed_while_the_worker_continues() {
     let sandbox = running();
     let monitor = waiting(&sandbox, &["x"]);
@@ -246,8 +260,8 @@ fn news_between_two_monitors_is_not_lost() {
     sandbox.worker("x", &["tell", "Third."]).run().ok();
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x says: "Third." → tell the user
 #ID x asks (002): "Second?" → ask the user, then run: BIN/dispatch-monitor --answer x/002 - <<'END_TEXT' (the answer, then END_TEXT)
+#ID x says: "Third." → tell the user
 "#]]);
 }
 
@@ -285,11 +299,9 @@ fn concurrent_monitors_print_each_event_once() {
 /// A waiting monitor misses no news, whatever happens to the files it watches.
 mod watches {
     use std::fs;
-    use std::io::Write;
 
     use snapbox::str;
 
-    use crate::support::made::Random;
     use crate::support::process::kill_and_wait;
     use crate::support::{Host, PLAN, Running, Sandbox, wait_until};
 
@@ -432,63 +444,5 @@ no news, and nothing is running
         let monitor = waiting(&sandbox, &["x"]);
         fs::write(&question, "Which?\n").expect("written");
         assert!(monitor.end().ok().contains("x asks (001): \"Which?\""));
-    }
-
-    /// Longer than any test, so that only the end of the writing makes a text whole.
-    const NEVER: &str = "3600000";
-
-    fn has(sandbox: &Sandbox, helper: &str, args: &[&str], expected: &str) {
-        let ran = sandbox.run(helper, args);
-        assert!(ran.out.contains(expected) || ran.err.contains(expected), "{args:?}: {ran:?}");
-    }
-
-    #[test]
-    fn question_written_in_pieces_is_told_once_it_is_closed() {
-        let sandbox = running();
-        for seed in 1..=3 {
-            let mut random = Random(seed);
-            let name = format!("{seed:03}");
-            let monitor = sandbox.call("dispatch-monitor", &["x"]).env("DISPATCH_LOOK_MS", NEVER);
-            let mut monitor = monitor.start();
-            monitor.until_it_watches();
-            let path = sandbox.task("x", &format!("ipc/{name}.question"));
-            let mut file = fs::File::create(path).expect("created");
-            let mut written = String::new();
-            for piece in 0..1 + random.below(4) {
-                let piece = format!("{piece} {}", "x".repeat(random.below(300)));
-                file.write_all(piece.as_bytes()).expect("written");
-                written += &piece;
-                // Helpers that look once show the text and leave it alone.
-                let shown = format!("{name} (being written): \"{}", &written[..2]);
-                has(&sandbox, "dispatch-reconcile", &["show", "x"], &format!("question {shown}"));
-                has(&sandbox, "dispatch-reconcile", &["status"], &format!("— {shown}"));
-                let answer = ["--answer", &format!("x/{name}"), "This."];
-                has(&sandbox, "dispatch-monitor", &answer, "' is being written\n");
-                assert!(!monitor.has_ended());
-            }
-            file.write_all(b" Which?\n").expect("written");
-            drop(file);
-            let told = monitor.end().ok();
-            assert!(told.contains(&format!("x asks ({name}): \"{}", &written[..2])), "{told}");
-            sandbox.ok("dispatch-monitor", &["--answer", "x", "This."]);
-            let recorded = sandbox.read("x", &format!("answers/{name}"));
-            let recorded: serde_json::Value = serde_json::from_str(&recorded).expect("JSON");
-            assert_eq!(recorded["question"], format!("{written} Which?\n"));
-        }
-    }
-
-    #[test]
-    fn question_whose_file_stays_open_is_told_at_the_second_equal_look() {
-        let sandbox = running();
-        let monitor = || sandbox.call("dispatch-monitor", &["x"]).env("DISPATCH_LOOK_MS", "20");
-        let mut file = fs::File::create(sandbox.task("x", "ipc/001.question")).expect("created");
-        file.write_all(b"Which").expect("written");
-        assert!(monitor().run().ok().contains("x asks (001): \"Which\""));
-        // A text that changed after it was told is news again, and the old one takes no answer.
-        file.write_all(b" of these?").expect("written");
-        let answer = ["--answer", "x/001", "This."];
-        has(&sandbox, "dispatch-monitor", &answer, "has changed since it was told");
-        assert!(monitor().run().ok().contains("x asks (001): \"Which of these?\""));
-        sandbox.ok("dispatch-monitor", &answer);
     }
 }

@@ -234,7 +234,7 @@ x — Title
 running, idle, 1h
 write: idle's own rules
 0.1. [ ] First	one
-      a note
+      "a note"
 2. [ ] Second
 lost: item 1: First; --resume puts back what is lost, or dispatch-spawn x --resume --skip 'First'
 attempt 1: running, log STATE/x/attempts/1/log

@@ -1,10 +1,10 @@
 //! `dispatch-reconcile clean`: removes finished tasks, but no work that exists nowhere else.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::cli::reconcile::merge::{at_rest, at_work, refuse_worker};
 use crate::cli::{agree, say};
@@ -138,22 +138,11 @@ fn clean_task(
     let report = keep_report(project, task, false)?;
     fault::point("clean", "report");
     // Without files in the project an ended task is over, so a crash in between loses nothing.
-    remove_aside(task, task.side().directory())?;
+    task.remove(task.side().directory())?;
     fault::point("clean", "task");
     sandbox::remove_homes(task, &held.record)?;
-    remove_aside(task, task.state_dir())?;
+    task.remove(task.state_dir())?;
     Ok(Some(removed(&held, report)))
-}
-
-/// Removes a directory of the task. Renames it first: a crash must not leave a part of its files.
-fn remove_aside(task: &Task, directory: &Path) -> Result<()> {
-    let aside = directory.with_file_name(format!(".{}.removed", task.id()));
-    files::remove_directory(&aside)?;
-    if directory.exists() {
-        std::fs::rename(directory, &aside)
-            .with_context(|| format!("cannot remove {}", directory.display()))?;
-    }
-    files::remove_directory(&aside)
 }
 
 /// Returns true if the task was asked for; the error says why it is kept all the same. A worktree with work
@@ -170,7 +159,7 @@ fn is_removable(view: &View, args: &CleanArgs, awaited: &BTreeMap<String, TaskId
     }
     ensure!(ended, "it is {}", view.state);
     ensure!(named || view.state == State::Done, "{}; name it to remove it", view.state);
-    let age = SystemTime::now().duration_since(end_of(view)).unwrap_or_default();
+    let age = SystemTime::now().duration_since(view.ended_at()).unwrap_or_default();
     if args.older_than.is_some_and(|least| age < least) {
         ensure!(!named, "it ended {} ago", short_duration(age));
         return Ok(false);
@@ -180,15 +169,6 @@ fn is_removable(view: &View, args: &CleanArgs, awaited: &BTreeMap<String, TaskId
     }
     ensure!(named || !is_untold(view)?, "its session has not been told yet that it ended");
     Ok(true)
-}
-
-/// When the last worker ended, as far as the files tell.
-fn end_of(view: &View) -> SystemTime {
-    let parsed = |time: &str| humantime::parse_rfc3339(time).ok();
-    let marker = view.task.side().ipc().directory().join(".done");
-    let marker = || std::fs::metadata(marker).and_then(|it| it.modified()).ok();
-    let exit = view.exit.as_ref().and_then(|exit| parsed(&exit.at));
-    exit.or_else(marker).or_else(|| parsed(&view.record.created)).unwrap_or_else(SystemTime::now)
 }
 
 /// The tasks that start after another one, by the nonce of that other one.

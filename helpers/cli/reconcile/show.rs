@@ -69,7 +69,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     collisions.lines().for_each(|line| say(format!("conflicts with {line}")));
     for item in view.plan.items() {
         say(format!("{}. {} {}", item.number, item.marker, item.text));
-        item.notes.iter().for_each(|note| say(format!("      {note}")));
+        item.notes.iter().for_each(|note| say(format!("      {}", quoted(note))));
     }
     for doubt in view.plan.doubts() {
         say(format!("{doubt}: {}", quoted(&doubt.text)));
