@@ -1,8 +1,8 @@
 //! The data that the layers above share: what a task is called, how and where it runs, and how an
 //! attempt ended. Nothing here reads or writes files.
 //!
-//! The order: [`TaskId`]; [`Route`], [`Access`], [`Backend`] and [`Worktree`], which are decided at
-//! the dispatch; [`Failure`] and [`Usage`], which a worker CLI reports.
+//! The order: [`EXECUTED`]; [`TaskId`]; [`Route`], [`Access`], [`Backend`] and [`Worktree`], which are
+//! decided at the dispatch; [`Failure`] and [`Usage`], which a worker CLI reports.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,6 +12,54 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
 use crate::exit::Exit;
+
+/// Names of files and directories, in lower case, that a host, git, an editor or CI executes or obeys
+/// without being asked. A difference in one of them needs a person.
+pub const EXECUTED: [&str; 43] = [
+    ".agents",
+    ".buildkite",
+    ".circleci",
+    ".claude",
+    ".claude-plugin",
+    ".codex",
+    ".cursor",
+    ".cursorrules",
+    ".devcontainer",
+    ".devcontainer.json",
+    ".dispatch",
+    ".envrc",
+    ".factory",
+    ".gemini",
+    ".gitattributes",
+    ".githooks",
+    ".github",
+    ".gitlab-ci.yml",
+    ".gitmodules",
+    ".husky",
+    ".idea",
+    ".lefthook.yml",
+    ".lfsconfig",
+    ".mcp.json",
+    ".mise.toml",
+    ".opencode",
+    ".pre-commit-config.yaml",
+    ".qwen",
+    ".travis.yml",
+    ".vscode",
+    ".windsurfrules",
+    ".worktreeinclude",
+    "agents.md",
+    "agents.override.md",
+    "azure-pipelines.yml",
+    "claude.local.md",
+    "claude.md",
+    "gemini.md",
+    "jenkinsfile",
+    "lefthook.yml",
+    "mise.toml",
+    "opencode.json",
+    "qwen.md",
+];
 
 /// A task's name: lower-case words and numbers joined by single hyphens, at most 40 characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,7 +125,7 @@ pub enum Route {
 pub enum Access {
     /// Read only.
     Read,
-    /// Change the project and run its commands, by the CLI's own rules.
+    /// Change the project and run its commands.
     Write,
     /// Anything, without prompting.
     Full,

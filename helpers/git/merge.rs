@@ -6,7 +6,7 @@ use std::process::Output;
 
 use anyhow::{Context, Result, bail};
 
-use crate::domain::{TaskId, Worktree};
+use crate::domain::{EXECUTED, TaskId, Worktree};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -21,54 +21,6 @@ use crate::text::sanitize;
 
 /// Lists only the changes that a merge could overwrite.
 const TRACKED: &str = "--untracked-files=no --ignore-submodules=dirty";
-
-/// Names of files and directories, in lower case, that a host, git, an editor or CI executes or obeys
-/// without being asked. A difference in one of them needs a person.
-const EXECUTED: [&str; 43] = [
-    ".agents",
-    ".buildkite",
-    ".circleci",
-    ".claude",
-    ".claude-plugin",
-    ".codex",
-    ".cursor",
-    ".cursorrules",
-    ".devcontainer",
-    ".devcontainer.json",
-    ".dispatch",
-    ".envrc",
-    ".factory",
-    ".gemini",
-    ".gitattributes",
-    ".githooks",
-    ".github",
-    ".gitlab-ci.yml",
-    ".gitmodules",
-    ".husky",
-    ".idea",
-    ".lefthook.yml",
-    ".lfsconfig",
-    ".mcp.json",
-    ".mise.toml",
-    ".opencode",
-    ".pre-commit-config.yaml",
-    ".qwen",
-    ".travis.yml",
-    ".vscode",
-    ".windsurfrules",
-    ".worktreeinclude",
-    "agents.md",
-    "agents.override.md",
-    "azure-pipelines.yml",
-    "claude.local.md",
-    "claude.md",
-    "gemini.md",
-    "jenkinsfile",
-    "lefthook.yml",
-    "mise.toml",
-    "opencode.json",
-    "qwen.md",
-];
 
 /// A merge that would work, before anything is changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -415,10 +367,16 @@ fn refuse_changes(top: &Path, branch: &str) -> Result<()> {
 
 /// The directory of git's hooks, if these are files of the checkout.
 fn hooks_in(top: &Path) -> Result<Option<PathBuf>> {
+    let hooks = configured_hooks(top)?;
+    let is_inside =
+        |it: &PathBuf| it.starts_with(top) && it != top && !it.starts_with(top.join(".git"));
+    Ok(hooks.filter(is_inside).filter(|hooks| hooks.is_dir()))
+}
+
+/// The directory, which need not exist, that `core.hooksPath` names for a checkout.
+pub fn configured_hooks(top: &Path) -> Result<Option<PathBuf>> {
     let configured = git(top, "config --type=path --get core.hooksPath").run()?;
-    let hooks = top.join(path(&configured.stdout));
-    let inside = hooks.starts_with(top) && hooks != top && !hooks.starts_with(top.join(".git"));
-    Ok((configured.status.success() && inside && hooks.is_dir()).then_some(hooks))
+    Ok(configured.status.success().then(|| top.join(path(&configured.stdout))))
 }
 
 /// A copy of hooks, removed at the end.

@@ -31,7 +31,7 @@ use command::{
 };
 
 pub(crate) use command::selects_for_git;
-pub use merge::MergePlan;
+pub use merge::{MergePlan, configured_hooks};
 pub use remove::Contents;
 
 /// How long a task waits while others create their worktrees of the same repository.

@@ -358,7 +358,7 @@ Options:
 
           Possible values:
           - read:  Read only
-          - write: Change the project and run its commands, by the CLI's own rules
+          - write: Change the project and run its commands
           - full:  Anything, without prompting
 
       --plan <FILE|->
@@ -784,7 +784,7 @@ Arguments:
 
           Possible values:
           - read:  Read only
-          - write: Change the project and run its commands, by the CLI's own rules
+          - write: Change the project and run its commands
           - full:  Anything, without prompting
 
 Options:
