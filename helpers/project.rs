@@ -373,22 +373,47 @@ impl Project {
             Standing::Same => {}
             _ => self.claim_directory()?,
         }
-        let Some(common) = common_directory(&self.root) else { return Ok(()) };
-        let path = common.join("info/exclude");
-        let text = files::read(&path)?.unwrap_or_default();
-        if text
-            .lines()
-            .any(|line| matches!(line.trim(), ".dispatch/" | ".dispatch" | "/.dispatch/"))
-        {
-            return Ok(());
-        }
-        // In a repository that a group shares, git's own directories have the group's rights.
-        let info = common.join("info");
-        std::fs::create_dir_all(&info)
-            .with_context(|| format!("cannot make the directory {}", info.display()))?;
-        let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-        files::publish(&path, format!("{text}{gap}.dispatch/\n").as_bytes())
+        change_excluded(&self.root, |text| {
+            let excludes =
+                |line: &str| matches!(line.trim(), ".dispatch/" | ".dispatch" | "/.dispatch/");
+            (!text.lines().any(excludes)).then(|| with_line(text, ".dispatch/"))
+        })
     }
+}
+
+/// The text with one more line at its end.
+pub fn with_line(text: &str, line: &str) -> String {
+    let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+    format!("{text}{gap}{line}\n")
+}
+
+/// Replaces the text of git's `info/exclude` for the checkout `top`, if there is another one.
+///
+/// # Errors
+/// The file cannot be read or written.
+pub fn change_excluded(top: &Path, change: impl FnOnce(&str) -> Option<String>) -> Result<()> {
+    let Some(common) = common_directory(top) else { return Ok(()) };
+    let info = common.join("info");
+    let path = info.join("exclude");
+    let text = files::read(&path)?.unwrap_or_default();
+    let Some(text) = change(&text) else { return Ok(()) };
+    // In a repository that a group shares, git's own directories have the group's rights.
+    std::fs::create_dir_all(&info)
+        .with_context(|| format!("cannot make the directory {}", info.display()))?;
+    files::publish(&path, text.as_bytes())
+}
+
+/// Git's common directories of the checkouts and bare repositories that a directory lies in, the
+/// innermost first.
+pub fn repositories_around(directory: &Path) -> Vec<PathBuf> {
+    let is_bare = |it: &&Path| it.join("HEAD").is_file() && it.join("objects").is_dir();
+    let of = |top: &Path| {
+        let dot_git = top.join(".git");
+        let common = (dot_git.is_file() || dot_git.is_dir()).then(|| common_directory(top));
+        let bare = || Some(top).filter(is_bare).map(Path::to_path_buf);
+        common.flatten().or_else(bare)?.canonicalize().ok()
+    };
+    directory.ancestors().filter_map(of).collect()
 }
 
 /// The directory with the person's side of the project with that identity: its name for people, and
