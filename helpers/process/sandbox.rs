@@ -2,9 +2,10 @@
 //! (`sandbox-exec`) on macOS.
 //!
 //! A sandbox is a list of rules for real paths; the rule of the nearest path above a file counts.
-//! Everything without a rule can be read and not written. The network stays.
+//! Everything without a rule can be read and not written. A path with a rule cannot be moved away, nor
+//! can a directory above it. The network stays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Write as _};
 use std::os::unix::fs::FileTypeExt;
@@ -63,8 +64,8 @@ impl fmt::Display for Holder {
 const BUBBLEWRAP: &str = "--unshare-user --unshare-pid --unshare-ipc --cap-drop ALL --new-session \
                           --ro-bind / / --dev /dev --proc /proc";
 
-/// Says `held` with its pid if the file cannot be made.
-const PROOF: &str = r#"(: >"$1") 2>/dev/null || echo "held $$""#;
+/// Says `held` if the file is seen and cannot be written.
+const PROOF: &str = r#"[ -f "$1" ] && ! (echo x >>"$1") 2>/dev/null && echo held"#;
 
 /// The beginning of each profile on macOS: no access to programs that act for a process outside of its
 /// sandbox.
@@ -143,6 +144,16 @@ impl Sandbox {
         Ok(command)
     }
 
+    /// The writable directories above a path that is not, below the top of what is writable: moved away,
+    /// they would take with them what covers the path.
+    fn pinned(&self) -> BTreeSet<&Path> {
+        let is_writable = |path: &Path| self.rule_for(path) == Rule::Writable;
+        let below_the_top =
+            |path: &&Path| is_writable(path) && path.parent().is_some_and(is_writable);
+        let covered = self.rules.iter().filter(|(_, rule)| **rule != Rule::Writable);
+        covered.flat_map(|(path, _)| path.ancestors().skip(1).take_while(below_the_top)).collect()
+    }
+
     /// The arguments of `bwrap`. A directory comes before what it contains.
     fn mounts(&self) -> Vec<OsString> {
         let mut args: Vec<OsString> = BUBBLEWRAP.split(' ').map(OsString::from).collect();
@@ -150,17 +161,22 @@ impl Sandbox {
             // Programs that believe to be root want to change owners, and fail.
             args.extend(["--uid", "1000", "--gid", "1000"].map(OsString::from));
         }
-        for (path, rule) in &self.rules {
+        // A directory that something is mounted on cannot be moved.
+        let pinned = self.pinned();
+        let mut all: BTreeMap<&Path, Rule> =
+            pinned.iter().map(|path| (*path, Rule::Writable)).collect();
+        all.extend(self.rules.iter().map(|(path, rule)| (path.as_path(), *rule)));
+        for (path, rule) in all {
             let above = path.parent().map_or(Rule::ReadOnly, |above| self.rule_for(above));
             let mount = match rule {
-                rule if *rule == above => continue,
+                rule if rule == above && !pinned.contains(path) => continue,
                 Rule::Hidden if path.is_dir() => &["--tmpfs"][..],
                 Rule::Hidden => &["--ro-bind", "/dev/null"],
                 Rule::ReadOnly => &["--ro-bind"],
                 Rule::Writable => &["--bind"],
             };
             args.extend(mount.iter().map(OsString::from));
-            if mount.len() == 1 && *rule != Rule::Hidden {
+            if rule != Rule::Hidden {
                 args.push(path.into());
             }
             args.push(path.into());
@@ -171,8 +187,10 @@ impl Sandbox {
     /// The profile of `sandbox-exec`, in which the last rule that matches counts.
     fn profile(&self) -> String {
         let mut profile = SEATBELT.to_owned();
+        let quoted =
+            |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
         for (path, rule) in &self.rules {
-            let path = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+            let path = quoted(path);
             let (read, write) = match rule {
                 Rule::Hidden => ("deny", "deny"),
                 Rule::ReadOnly => ("allow", "deny"),
@@ -181,30 +199,48 @@ impl Sandbox {
             let _ = writeln!(profile, "({read} file-read* (subpath \"{path}\"))");
             let _ = writeln!(profile, "({write} file-write* (subpath \"{path}\"))");
         }
+        for path in self.pinned() {
+            let _ = writeln!(profile, "(deny file-write-unlink (literal \"{}\"))", quoted(path));
+        }
         profile
     }
 }
 
-/// The means that really hold a process here: a process in them could not write in `directory`, in
-/// which this one can. With `nested`, a sandbox inside another one is tried too.
+/// The means that really hold a process here: a process in them could not write to a file that this one
+/// has made in the first of `directories` that it can write in. With `nested`, a sandbox inside another
+/// one is tried too.
 ///
 /// # Errors
 /// Why there is none, as the end of a sentence.
-pub fn probe(directory: &Path, nested: bool) -> Result<Holder, String> {
-    let path = directory.join(format!(".dispatch-probe-{}", std::process::id()));
+pub fn probe(directories: &[PathBuf], nested: bool) -> Result<Holder, String> {
+    let name = format!(".dispatch-probe-{}", std::process::id());
+    let paths = directories.iter().filter_map(|directory| directory.canonicalize().ok());
+    let made = |path: &PathBuf| std::fs::write(path, "").is_ok();
+    let Some(path) = paths.map(|directory| directory.join(&name)).find(made) else {
+        return Err("there is no writable directory to try a sandbox in".into());
+    };
+    let holder = holder_that_protects(&path, nested);
+    let _ = std::fs::remove_file(&path);
+    holder
+}
+
+/// The means in which a process cannot write to this file.
+fn holder_that_protects(path: &Path, nested: bool) -> Result<Holder, String> {
     let proof = ["sh", "-c", PROOF, "sh"].map(OsString::from);
-    let proof: Vec<_> = proof.into_iter().chain([path.clone().into_os_string()]).collect();
+    let proof: Vec<_> = proof.into_iter().chain([path.into()]).collect();
     let plain = Sandbox::default();
     let holds = |holder, argv: &[OsString]| -> Result<(), String> {
         let words = plain.command(holder, Path::new("/"), argv).map_err(|it| it.to_string())?;
         let mut command = Command::new(&words[0]);
+        // As for a worker: where the program would lose its privileges, it must work without them.
+        os::deny_abstract_sockets(command.args(&words[1..]));
         let deadline = Instant::now() + Duration::from_secs(5);
-        let output = capture(command.args(&words[1..]), deadline, 64 << 10);
+        let output = capture(&mut command, deadline, 64 << 10);
         let output = output.map_err(|error| format!("{holder} does not work: {error:?}"))?;
-        if std::fs::remove_file(&path).is_ok() {
+        if path.metadata().is_ok_and(|meta| meta.len() > 0) {
             return Err(format!("{holder} does not keep a process from writing"));
         }
-        if output.stdout.starts_with(b"held ") {
+        if output.stdout == b"held\n" {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr);
@@ -230,5 +266,38 @@ pub fn code_or_signal(status: ExitStatus) -> (Option<i32>, Option<i32>) {
     match status.code() {
         Some(code @ 129..=192) => (None, Some(code - 128)),
         code => (code, std::os::unix::process::ExitStatusExt::signal(&status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probe_proves_nothing_without_a_writable_directory() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let missing = directory.path().join("missing");
+        let said = probe(&[missing], false).expect_err("no proof");
+        assert_eq!(said, "there is no writable directory to try a sandbox in");
+    }
+
+    #[test]
+    fn directories_above_a_covered_path_are_pinned() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let top = directory.path().canonicalize().expect("a path");
+        for path in ["a/b/covered", "a/b/c", "d/e", "covered"] {
+            std::fs::create_dir_all(top.join(path)).expect("made");
+        }
+        let mut sandbox = Sandbox::default();
+        for (path, rule) in [
+            ("", Rule::Writable),
+            ("a/b/c", Rule::Writable),
+            ("covered", Rule::ReadOnly),
+            ("a/b/covered", Rule::ReadOnly),
+        ] {
+            sandbox.rule(&top.join(path), rule);
+        }
+        let pinned: Vec<_> = sandbox.pinned().into_iter().map(Path::to_path_buf).collect();
+        assert_eq!(pinned, [top.join("a"), top.join("a/b")]);
     }
 }

@@ -33,6 +33,7 @@ use std::sync::OnceLock;
 
 use anyhow::Result;
 
+use crate::dirs;
 use crate::domain::{Access, Backend, PromptVia};
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -189,7 +190,7 @@ pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocatio
 }
 
 fn no_command(name: &str) -> Refusal {
-    let config = crate::dirs::config_path();
+    let config = dirs::config_path();
     let config = config.map_or_else(|_| "the config".into(), |path| path.display().to_string());
     Refusal::new(Exit::Data, format!("backend '{name}' has no command"))
         .place("dispatch knows no worker CLI of that name")
@@ -276,8 +277,9 @@ pub fn holders() -> Vec<String> {
 /// The sandbox that works on this machine.
 fn sandbox(nested: bool) -> Result<Holder, String> {
     static SANDBOX: [OnceLock<Result<Holder, String>>; 2] = [const { OnceLock::new() }; 2];
-    let home = || std::env::home_dir().unwrap_or_default();
-    SANDBOX[usize::from(nested)].get_or_init(|| probe(&home(), nested)).clone()
+    let directories = || [std::env::home_dir(), dirs::state_root().ok()].into_iter().flatten();
+    let probe = || probe(&directories().collect::<Vec<_>>(), nested);
+    SANDBOX[usize::from(nested)].get_or_init(probe).clone()
 }
 
 /// The directories of a backend's CLI, and the other logins that it uses.
