@@ -61,7 +61,8 @@ fn check_start(task: &Task, record: &mut Record, choice: &Choice) -> Result<Opti
         Refusal::new(Exit::Unavailable, what).place(why.to_string()).next(next)
     })?;
     sandbox::refuse_unholdable(task, record, &choice.settings)?;
-    run::call(task, record, &worker_helper()?, Session::New(SESSION)).map(Some)
+    let session = Session::New(SESSION);
+    run::call(task, record, &choice.settings, &worker_helper()?, session).map(Some)
 }
 
 /// The route: by the config, else `agent` for Claude inside Claude Code, which has its own agents.

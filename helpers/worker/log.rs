@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::files;
 use crate::task::Attempt;
+use crate::text::lossy;
 use crate::tools::events::Listener;
 
 /// How many bytes the log may reach before it is trimmed; as many are kept as the old log.
@@ -29,6 +30,8 @@ pub(super) struct Log {
     file: File,
     path: PathBuf,
     old: PathBuf,
+    /// The length of the file at this start.
+    begin: u64,
     /// How many bytes of the file were parsed.
     parsed: u64,
 }
@@ -37,8 +40,9 @@ impl Log {
     /// Opens the log of an attempt for the next start of its worker.
     pub(super) fn open(attempt: &Attempt) -> Result<Self> {
         let file = files::open_append(&attempt.log_path())?;
-        let parsed = file.metadata().context("cannot look at the log")?.len();
-        Ok(Self { file, path: attempt.log_path(), old: attempt.old_log_path(), parsed })
+        let begin = file.metadata().context("cannot look at the log")?.len();
+        let (path, old) = (attempt.log_path(), attempt.old_log_path());
+        Ok(Self { file, path, old, begin, parsed: begin })
     }
 
     /// The path of the log.
@@ -49,6 +53,15 @@ impl Log {
     /// The file that the worker writes to. It appends, so that the log can be trimmed meanwhile.
     pub(super) fn writer(&self) -> Result<File> {
         self.file.try_clone().context("cannot share the log")
+    }
+
+    /// The first part of what this start printed, unless the log was trimmed since.
+    pub(super) fn printed(&self) -> Option<String> {
+        let mut buffer = vec![0; CHUNK];
+        let is_whole = self.length().ok()? >= self.begin && self.parsed >= self.begin;
+        let count = self.file.read_at(&mut buffer, self.begin).ok().filter(|_| is_whole)?;
+        buffer.truncate(count);
+        Some(lossy(buffer))
     }
 
     /// Passes new output to the listener and returns its size in bytes. The file stays open, so that a

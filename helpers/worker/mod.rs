@@ -15,9 +15,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::domain::Worktree;
 use crate::fault;
+use crate::files;
+use crate::git::first_paths;
 use crate::process::{ATTEMPT, Identity, ProcessTree};
-use crate::task::{Attempt, Record};
+use crate::task::{Attempt, Record, Task};
 
 /// How long processes may take to end after SIGTERM, before SIGKILL.
 pub fn termination_grace() -> Duration {
@@ -37,4 +40,37 @@ pub fn tree(
 ) -> Result<ProcessTree> {
     let mark = format!("{ATTEMPT}={}", mark(record, attempt));
     Ok(ProcessTree::new(supervisor, attempt.identity()?, mark))
+}
+
+/// The record after its worktree was restored if necessary. Falls back to the worktree's root if the
+/// working directory is missing.
+fn with_worktree(task: &Task, record: &Record) -> Result<Record> {
+    let mut record = record.clone();
+    if let Some(worktree) = &record.worktree {
+        for remark in worktree.ensure()? {
+            task.side().tell(&remark)?;
+        }
+        if !record.directory.is_dir() {
+            record.directory = worktree.path.clone();
+        }
+    }
+    Ok(record)
+}
+
+/// Fetches the commits of a worktree, and tells once of each other branch that they conflict with.
+fn fetch(task: &Task, worktree: &Worktree) -> Result<()> {
+    worktree.fetch()?;
+    let known = files::read(&task.collisions_path())?.unwrap_or_default();
+    let mut lines = String::new();
+    for (branch, paths) in worktree.collisions()? {
+        let line = format!("{branch}: {}", first_paths(&paths));
+        if !known.lines().any(|known| known.starts_with(&format!("{branch}: "))) {
+            task.side().tell(&format!("its commits conflict with those of {line}"))?;
+        }
+        lines.push_str(&format!("{line}\n"));
+    }
+    if lines != known {
+        files::publish(&task.collisions_path(), lines.as_bytes())?;
+    }
+    Ok(())
 }

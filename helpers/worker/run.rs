@@ -13,12 +13,12 @@ use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
 
 use crate::config::Config;
-use crate::domain::{Access, FailureKind, PromptVia, Route, Usage, Worktree};
+use crate::domain::{Access, Backend, Failure, FailureKind, PromptVia, Route, Usage, Worktree};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::{first_paths, selects_for_git};
+use crate::git::selects_for_git;
 use crate::ids::{now, random_uuid};
 use crate::plan::Plan;
 use crate::process::{
@@ -34,7 +34,7 @@ use crate::worker::prompt;
 use crate::worker::sandbox;
 use crate::worker::silence::Silence;
 use crate::worker::supervise::Starter;
-use crate::worker::{mark, termination_grace, tree};
+use crate::worker::{fetch, mark, termination_grace, tree, with_worktree};
 
 /// How long a worker may take to exit after its CLI reported the final result.
 const LAST_WORD_GRACE: Duration = Duration::from_secs(10);
@@ -91,7 +91,7 @@ pub(super) fn run(
     // A file or socket that the sandbox covers may vanish before it is mounted; a new look helps.
     for _ in 1..SANDBOX_STARTS {
         let is_stopped = || task.record().is_ok_and(|record| record.is_some_and(|it| it.stop));
-        if sandbox::failure(&record, &attempt).is_none() || is_stopped() {
+        if started.sandbox_failure(&record, status).is_none() || is_stopped() {
             break;
         }
         let Ok(again) = launch(task, &record, &attempt, session.as_ref()) else { break };
@@ -114,6 +114,7 @@ pub(super) fn run(
         task.side().tell(&format!("{error:#}"))?;
     }
     let observed = started.listener.observed().clone();
+    let sandbox_failure = started.sandbox_failure(&record, status);
     // Unreadable usage must not leave the end unrecorded.
     let usage = usage(task, &attempt, &observed).unwrap_or_default();
     let (code, signal) = match record.holder {
@@ -125,7 +126,7 @@ pub(super) fn run(
         code,
         signal,
         stop_reason,
-        failure: observed.failure.or_else(|| sandbox::failure(&record, &attempt)),
+        failure: observed.failure.or(sandbox_failure),
         denied: observed.denied,
         usage,
         at: now(),
@@ -219,9 +220,14 @@ fn usage(task: &Task, attempt: &Attempt, observed: &Observed) -> Result<Option<U
     Ok(Some(usage))
 }
 
-/// The command line of the task's worker, by the config as it is now.
-pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Result<Invocation> {
-    let choice = Config::load()?.resolve(Some(&record.name))?;
+/// The command line of the task's worker.
+pub fn call(
+    task: &Task,
+    record: &Record,
+    settings: &Backend,
+    helper: &Path,
+    session: Session,
+) -> Result<Invocation> {
     let mut writable = vec![task.side().directory().to_path_buf()];
     if record.commits() {
         // Codex would hold the worker off the `.git` of its directory.
@@ -237,7 +243,7 @@ pub fn call(task: &Task, record: &Record, helper: &Path, session: Session) -> Re
         session,
         helper,
     };
-    invocation(&record.backend, &choice.settings, &job)
+    invocation(&record.backend, settings, &job)
 }
 
 /// The record for a second start without the model or session that the CLI refused; `None` if the
@@ -299,9 +305,10 @@ fn launch(
     let fresh = random_uuid()?;
     let resumed = session.map(|session| Session::Resume(&session.id));
     let helper = worker_helper()?;
-    let call = call(task, record, &helper, resumed.unwrap_or(Session::New(&fresh)))?;
     let config = Config::load()?;
     let settings = config.resolve(Some(&record.name))?.settings;
+    let session = resumed.unwrap_or(Session::New(&fresh));
+    let call = call(task, record, &settings, &helper, session)?;
     let prompt_path = attempt.prompt_path();
     let text = files::read_foreign(&prompt_path)?.map(lossy).unwrap_or_default();
     let argv = call.with_prompt(&text, &prompt_path);
@@ -359,39 +366,6 @@ fn input(attempt: &Attempt, prompt: &str) -> Result<File> {
     file.write_all(prompt.as_bytes()).context("cannot write the prompt")?;
     file.rewind()?;
     Ok(file)
-}
-
-/// The record after its worktree was restored if necessary. Falls back to the worktree's root if the
-/// working directory is missing.
-fn with_worktree(task: &Task, record: &Record) -> Result<Record> {
-    let mut record = record.clone();
-    if let Some(worktree) = &record.worktree {
-        for remark in worktree.ensure()? {
-            task.side().tell(&remark)?;
-        }
-        if !record.directory.is_dir() {
-            record.directory = worktree.path.clone();
-        }
-    }
-    Ok(record)
-}
-
-/// Fetches the commits of a worktree, and tells once of each other branch that they conflict with.
-fn fetch(task: &Task, worktree: &Worktree) -> Result<()> {
-    worktree.fetch()?;
-    let known = files::read(&task.collisions_path())?.unwrap_or_default();
-    let mut lines = String::new();
-    for (branch, paths) in worktree.collisions()? {
-        let line = format!("{branch}: {}", first_paths(&paths));
-        if !known.lines().any(|known| known.starts_with(&format!("{branch}: "))) {
-            task.side().tell(&format!("its commits conflict with those of {line}"))?;
-        }
-        lines.push_str(&format!("{line}\n"));
-    }
-    if lines != known {
-        files::publish(&task.collisions_path(), lines.as_bytes())?;
-    }
-    Ok(())
 }
 
 /// Terminates processes of an attempt whose supervisor died before its worker.
@@ -488,6 +462,12 @@ impl RunningWorker {
         self.listener.end();
         self.record_session();
         Ok((status, stop_reason))
+    }
+
+    /// The failure of a sandbox that did not start the worker.
+    fn sandbox_failure(&self, record: &Record, status: ExitStatus) -> Option<Failure> {
+        let printed = self.log.printed().filter(|_| !status.success())?;
+        sandbox::failure(record, &printed)
     }
 
     /// Parses new output and returns its size in bytes. A read error must not stop the supervision.

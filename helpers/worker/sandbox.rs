@@ -286,11 +286,10 @@ pub(super) fn command(
 }
 
 /// The failure of a sandbox that did not start: all that was printed are its own errors.
-pub(super) fn failure(record: &Record, attempt: &Attempt) -> Option<Failure> {
+pub(super) fn failure(record: &Record, printed: &str) -> Option<Failure> {
     record.holder?;
-    let log = attempt.log_end();
     let is_own = |line: &str| line.starts_with("bwrap: ") || line.starts_with("sandbox-exec: ");
-    let said = log.lines().last().filter(|_| log.lines().all(is_own))?.to_owned();
+    let said = printed.lines().last().filter(|_| printed.lines().all(is_own))?.to_owned();
     Some(Failure { kind: FailureKind::Sandbox, said, resets: None })
 }
 

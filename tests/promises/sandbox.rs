@@ -1,4 +1,6 @@
 //! A worker is held by bubblewrap: what it may write and see, and how it ends.
+//!
+//! Longer than 500 lines because the acts of the tests are lists.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
@@ -241,31 +243,50 @@ fn worker_commits_in_its_worktree_and_nowhere_else() {
 }
 
 /// Stands in the place of `bwrap` and fails as it does where a socket vanishes, so many times.
+fn start_with_failing_bwrap(world: &World, failures: u32) {
+    let real = dispatch::process::find_program("bwrap".as_ref()).expect("bwrap");
+    let (bin, left) = (world.sandbox.top().join("bin"), world.sandbox.top().join("left"));
+    let wrapper = format!(
+        "#!/bin/sh\ncase \"$*\" in *'--chdir {project}'*)\n  left=$(cat {left})\n  \
+         if [ \"$left\" -gt 0 ]; then echo $((left - 1)) >{left}; echo 'bwrap: Gone' >&2; exit 1; fi ;;\n\
+         esac\nexec {real} \"$@\"\n",
+        project = world.sandbox.project().display(),
+        left = left.display(),
+        real = real.display(),
+    );
+    fs::create_dir(&bin).expect("made");
+    fs::write(bin.join("bwrap"), wrapper).expect("written");
+    fs::set_permissions(bin.join("bwrap"), fs::Permissions::from_mode(0o755)).expect("set");
+    fs::write(&left, failures.to_string()).expect("written");
+    world.sandbox.plan("x", PLAN);
+    let path = std::env::var("PATH").expect("a PATH");
+    let spawn = world.sandbox.call("dispatch-spawn", &["x"]);
+    spawn.env("PATH", format!("{}:{path}", bin.display())).run().ok();
+}
+
 #[test]
 fn sandbox_that_fails_before_its_program_is_started_again() {
     for (failures, state) in [(2, "done"), (9, "failed: its sandbox cannot start: bwrap: Gone")] {
         let script =
             format!("{ACTS}{}", NEEDED.replace("act 'ask and hear", "# act 'ask and hear"));
         let Some(world) = World::new("write", &script) else { return };
-        let real = dispatch::process::find_program("bwrap".as_ref()).expect("bwrap");
-        let (bin, left) = (world.sandbox.top().join("bin"), world.sandbox.top().join("left"));
-        let wrapper = format!(
-            "#!/bin/sh\ncase \"$*\" in *'--chdir {project}'*)\n  left=$(cat {left})\n  \
-             if [ \"$left\" -gt 0 ]; then echo $((left - 1)) >{left}; echo 'bwrap: Gone' >&2; exit 1; fi ;;\n\
-             esac\nexec {real} \"$@\"\n",
-            project = world.sandbox.project().display(),
-            left = left.display(),
-            real = real.display(),
-        );
-        fs::create_dir(&bin).expect("made");
-        fs::write(bin.join("bwrap"), wrapper).expect("written");
-        fs::set_permissions(bin.join("bwrap"), fs::Permissions::from_mode(0o755)).expect("set");
-        fs::write(&left, failures.to_string()).expect("written");
-        world.sandbox.plan("x", PLAN);
-        let path = std::env::var("PATH").expect("a PATH");
-        let spawn = world.sandbox.call("dispatch-spawn", &["x"]);
-        spawn.env("PATH", format!("{}:{path}", bin.display())).run().ok();
+        start_with_failing_bwrap(&world, failures);
         world.sandbox.wait_for_state("x", state);
+    }
+}
+
+/// Neither what an earlier start printed nor what a worker prints makes it look like a broken sandbox.
+#[test]
+fn worker_that_ran_is_not_started_again() {
+    for (failures, end, state) in [
+        (1, "echo Ended; exit 3", "failed: exit code 3: Ended"),
+        (0, "echo 'bwrap: no' >&2", "incomplete"),
+    ] {
+        let Some(world) = World::new("write", &format!("echo x >>count\n{end}")) else { return };
+        start_with_failing_bwrap(&world, failures);
+        world.sandbox.wait_for_state("x", state);
+        let count = fs::read_to_string(world.sandbox.project().join("count")).expect("written");
+        assert_eq!(count, "x\n", "{end}");
     }
 }
 
