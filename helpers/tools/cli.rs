@@ -103,9 +103,10 @@ pub struct Place {
     pub usual: &'static str,
     /// The part of the directory that belongs to the CLI; all of it if empty.
     pub own: &'static str,
-    /// The files in it that log the CLI in, and that it changes in place.
+    /// The files in it that log the CLI in and that it refreshes in place. Such a file must hold no
+    /// more than tokens.
     pub login: &'static [&'static str],
-    /// The files in it that hold the person's settings.
+    /// The files in it that are only read: the person's settings, and other parts of a login.
     pub settings: &'static [&'static str],
 }
 

@@ -42,8 +42,13 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         variable: "GEMINI_CLI_HOME",
         usual: "",
         own: ".gemini",
-        login: &[".gemini/oauth_creds.json", ".gemini/google_accounts.json"],
-        settings: &[".gemini/settings.json", ".gemini/.env", ".gemini/GEMINI.md"],
+        login: &[".gemini/oauth_creds.json"],
+        settings: &[
+            ".gemini/google_accounts.json",
+            ".gemini/settings.json",
+            ".gemini/.env",
+            ".gemini/GEMINI.md",
+        ],
     }],
     other_logins: &[
         ("GOOGLE_GENAI_USE_VERTEXAI", ".config/gcloud"),

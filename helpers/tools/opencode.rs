@@ -27,8 +27,9 @@ pub(super) static CLI: WorkerCli = WorkerCli {
             variable: "XDG_DATA_HOME",
             usual: ".local/share",
             own: "opencode",
-            login: &["opencode/auth.json"],
-            settings: &[],
+            login: &[],
+            // An entry of the type `wellknown` makes opencode fetch settings, with commands in them.
+            settings: &["opencode/auth.json"],
         },
         Place {
             variable: "XDG_CONFIG_HOME",

@@ -539,3 +539,27 @@ exit 69
 "#]]);
     world.sandbox.ok("dispatch-spawn", &["x", "--access", "read"]);
 }
+
+#[test]
+fn login_that_its_cli_would_obey_is_read_only() {
+    let script = r#"#!/bin/sh
+cat "$XDG_DATA_HOME/opencode/auth.json" >>"$DISPATCH_TASK_DIR/output.md"
+(echo '{"https://x":{"type":"wellknown"}}' >"$XDG_DATA_HOME/opencode/auth.json") 2>/dev/null
+exit 1"#;
+    let Some(world) = World::new("write", "") else { return };
+    let program = world.script.with_file_name("opencode");
+    let run = "cat >\"$1.new\" && chmod +x \"$1.new\" && mv \"$1.new\" \"$1\"";
+    let call = world.sandbox.program("sh").args(&["-c", run, "sh"]).arg(&program);
+    call.input(script).run().ok();
+    let login = world.sandbox.home().join(".local/share/opencode/auth.json");
+    fs::create_dir_all(login.parent().expect("a directory")).expect("made");
+    fs::write(&login, "a login\n").expect("written");
+    world.sandbox.config(&format!(
+        "default: held\nbackends:\n  held: {{ command: {}, access: write }}\nmodels:\n  held: {{ backend: held }}\n",
+        program.display()
+    ));
+    world.dispatch(&[]);
+    world.sandbox.wait_for_state("x", "failed: exit code 1");
+    assert_eq!(world.sandbox.read("x", "output.md"), "a login\n");
+    assert_eq!(fs::read_to_string(login).expect("there"), "a login\n");
+}
