@@ -49,10 +49,12 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         settings: &["settings.json", "CLAUDE.md", "agents", "skills", "commands"],
     }],
     other_logins: &[
+        ("", "Library/Keychains"),
         ("CLAUDE_CODE_USE_BEDROCK", ".aws"),
         ("CLAUDE_CODE_USE_VERTEX", ".config/gcloud"),
     ],
-    obeys: &[".claude", ".mcp.json"],
+    obeys: &[".claude"],
+    obeyed_files: &[".mcp.json"],
     // As root, it does anything only where the first says that the machine is a sandbox.
     variables: &[("IS_SANDBOX", "1"), ("DISABLE_AUTOUPDATER", "1")],
     event,

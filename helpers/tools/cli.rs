@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::domain::{Access, FailureKind};
-use crate::process::{capture, find_program};
+use crate::process::{Holder, capture, find_program};
 use crate::text::shell_word;
 use crate::tools::ask::Answer;
 use crate::tools::events::Observed;
@@ -81,8 +81,10 @@ pub struct WorkerCli {
     /// Other logins that it uses: a variable that says so (empty: always), and a path below the home
     /// directory.
     pub(super) other_logins: &'static [(&'static str, &'static str)],
-    /// The files and directories at the top of a project that make it run something.
+    /// The directories at the top of a project that make it run something.
     pub(super) obeys: &'static [&'static str],
+    /// The files at the top of a project that make it run something.
+    pub(super) obeyed_files: &'static [&'static str],
     /// Variables for a worker in a sandbox of dispatch's.
     pub(super) variables: &'static [(&'static str, &'static str)],
 
@@ -183,6 +185,7 @@ impl WorkerCli {
         places: &[],
         other_logins: &[],
         obeys: &[],
+        obeyed_files: &[],
         variables: &[],
         event: |_, _| {},
         line: None,
@@ -221,14 +224,14 @@ impl WorkerCli {
 
     /// The level whose flags the CLI gets. In a sandbox of dispatch's it is let do anything where it
     /// could not hold the level itself.
-    pub(super) fn flags(&self, job: &Job) -> Access {
-        let Some(holder) = job.holder else { return job.access };
+    pub(super) fn flags(&self, access: Access, holder: Option<Holder>) -> Access {
+        let Some(holder) = holder else { return access };
         let starts = |programs: &[&'static str]| {
             self.nests && holder.nests() && missing(programs).is_empty()
         };
-        let holds = (self.unenforceable)(job.access).is_none()
-            && (self.own_sandbox)(job.access).is_none_or(starts);
-        if holds { job.access } else { Access::Full }
+        let holds =
+            (self.unenforceable)(access).is_none() && (self.own_sandbox)(access).is_none_or(starts);
+        if holds { access } else { Access::Full }
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         login: &[],
         settings: &["config.json", "settings.json", "mcp-config.json"],
     }],
-    other_logins: &[("", ".config/gh")],
+    other_logins: &[("", ".config/gh"), ("", "Library/Keychains")],
     event,
     failures: &[
         (Kind::Auth, r"^Error: No authentication information found"),

@@ -33,7 +33,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         login: &[],
         settings: &["cli-config.json"],
     }],
-    other_logins: &[("", ".config/cursor")],
+    other_logins: &[("", ".config/cursor"), ("", "Library/Keychains")],
     obeys: &[".cursor"],
     event,
     // Cursor prints these on standard error, and not as events.

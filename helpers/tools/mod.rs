@@ -176,7 +176,7 @@ pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocatio
     let (argv, usual) = match (settings.command.as_deref().map(str::trim_end), cli) {
         (None, None) => return Err(no_command(name).into()),
         (None, Some(cli)) => {
-            let job = &Job { access: cli.flags(job), ..job.clone() };
+            let job = &Job { access: cli.flags(job.access, job.holder), ..job.clone() };
             let argv = (cli.argv)(job).into_iter().chain(cli.last_args("", job)).collect();
             return Ok(Invocation { argv, prompt: PromptVia::Stdin });
         }
@@ -282,6 +282,12 @@ fn sandbox(nested: bool) -> Result<Holder, String> {
     SANDBOX[usize::from(nested)].get_or_init(probe).clone()
 }
 
+/// True if the backend's CLI holds its workers to a level itself, within the sandbox of `holder`: its
+/// own rules, which may close the network, come on top.
+pub fn holds_itself_within(name: &str, access: Access, holder: Holder) -> bool {
+    by_name(name).is_some_and(|cli| cli.flags(access, Some(holder)) == access)
+}
+
 /// The directories of a backend's CLI, and the other logins that it uses.
 pub fn places(name: &str, settings: &Backend) -> (&'static [Place], Vec<&'static str>) {
     let Some(cli) = by_backend(name, settings) else { return Default::default() };
@@ -302,13 +308,17 @@ pub fn private_directories() -> Vec<PathBuf> {
     places.map(|place| place.directory().join(place.own)).collect()
 }
 
-/// The files and directories at the top of a project that make an installed CLI run something. The
-/// host, Claude Code, counts as installed.
-pub fn obeyed() -> Vec<&'static str> {
+/// The directories, and the files, at the top of a project that make an installed CLI run something.
+/// The host, Claude Code, counts as installed.
+pub fn obeyed() -> [Vec<&'static str>; 2] {
     let is_there = |cli: &&&WorkerCli| {
         cli.name == claude::CLI.name || find_program(cli.programs[0].as_ref()).is_some()
     };
-    KNOWN.iter().filter(is_there).flat_map(|cli| cli.obeys).copied().collect()
+    let installed: Vec<_> = KNOWN.iter().filter(is_there).collect();
+    let names = |of: fn(&WorkerCli) -> &'static [&'static str]| {
+        installed.iter().flat_map(|cli| of(cli)).copied().collect()
+    };
+    [names(|cli| cli.obeys), names(|cli| cli.obeyed_files)]
 }
 
 /// The command that logs a person in to a backend's CLI, if dispatch knows it.

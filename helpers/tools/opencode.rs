@@ -52,7 +52,8 @@ pub(super) static CLI: WorkerCli = WorkerCli {
             settings: &[],
         },
     ],
-    obeys: &[".opencode", "opencode.json", "opencode.jsonc"],
+    obeys: &[".opencode"],
+    obeyed_files: &["opencode.json", "opencode.jsonc"],
     // opencode writes in the project's settings, and fails where it cannot.
     variables: &[("OPENCODE_DISABLE_PROJECT_CONFIG", "1"), ("OPENCODE_DISABLE_AUTOUPDATE", "1")],
     event,

@@ -82,6 +82,7 @@ pub(super) fn run(
             let not_started = Some(format!("{error:#}"));
             let exit = ExitRecord { not_started, at: now(), ..ExitRecord::default() };
             task.set_exit(&attempt, &exit)?;
+            let _ = sandbox::release_places(task);
             return Err(error);
         }
     };
@@ -302,6 +303,7 @@ fn launch(
             .next("put it back there, or dispatch the plan again as a new task")
             .into());
     }
+    sandbox::refuse_replaced(record)?;
     let fresh = random_uuid()?;
     let resumed = session.map(|session| Session::Resume(&session.id));
     let helper = worker_helper()?;

@@ -2,11 +2,14 @@
 //! of its CLI.
 //!
 //! Invariant: a worker writes nothing that git, a host, a CLI or dispatch obeys outside of it.
+//!
+//! Longer than 500 lines because the lists of places stand beside the rules that are made of them.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,12 +17,15 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::dirs;
-use crate::domain::{Access, Backend, Failure, FailureKind, Route, TaskId};
+use crate::domain::{Access, Backend, EXECUTED, Failure, FailureKind, Route, TaskId, Worktree};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
+use crate::git;
 use crate::process::{self, Holder, Life, Rule, Sandbox, find_program, launcher, worker_helper};
+use crate::project::{change_excluded, repositories_around, with_line};
 use crate::task::{Attempt, Record, Task};
+use crate::text::lossy;
 use crate::tools;
 
 /// The keys, logins and sessions of the person, below the home directory.
@@ -41,6 +47,13 @@ const SECRETS: &[&str] = &[
     ".azure",
     ".kube",
     ".docker",
+    ".npmrc",
+    ".yarnrc.yml",
+    ".pgpass",
+    ".vault-token",
+    ".terraform.d",
+    ".config/rclone",
+    ".config/sops",
     ".colima",
     ".lima",
     ".orbstack",
@@ -55,6 +68,18 @@ const SECRETS: &[&str] = &[
     ".thunderbird",
     ".config/chromium",
     ".config/google-chrome",
+    ".config/BraveSoftware",
+    ".config/microsoft-edge",
+    "snap/firefox",
+    "snap/chromium",
+    ".var/app",
+    "Library/Keychains",
+    "Library/Cookies",
+    "Library/Safari",
+    "Library/Application Support/Firefox",
+    "Library/Application Support/Google/Chrome",
+    "Library/Application Support/BraveSoftware",
+    "Library/Application Support/Microsoft Edge",
 ];
 
 /// Where programs of the session have their sockets, and where everybody may write.
@@ -66,9 +91,12 @@ const NEEDED: &[&str] = &["/etc/resolv.conf", "/run/current-system", "/run/openg
 /// Where services have sockets that tell who a user is.
 const NAME_SERVICES: &[&str] = &["/var/lib/sss"];
 
-/// The places at the top of a project from which git or an editor runs something by itself. The places
-/// of a CLI stand in its file in `tools/`.
-const OBEYED: &[&str] = &[".husky", ".githooks", ".vscode", ".idea", ".devcontainer"];
+/// The directories at the top of a project from which git or an editor runs something by itself. The
+/// places of a CLI stand in its file in `tools/`.
+const OBEYED: &[&str] = &[".git", ".husky", ".githooks", ".vscode", ".idea", ".devcontainer"];
+
+/// How many submodules of a project are looked at.
+const MOST_SUBMODULES: usize = 1000;
 
 /// Variables that lead to programs of the session.
 const SESSION: &[&str] = &[
@@ -105,7 +133,9 @@ pub fn description(record: &Record) -> Option<String> {
     Some(match (record.route, record.holder) {
         (Route::Agent, _) => return None,
         (Route::Cli, Some(holder)) => {
-            format!("{access}: {holder}; writes in {place}its task, its home")
+            let is_open = !tools::holds_itself_within(&record.backend, access, holder);
+            let network = if is_open { "; network open" } else { "" };
+            format!("{access}: {holder}; writes in {place}its task, its home{network}")
         }
         (Route::Cli, None) if access == Access::Full => format!("{access}: nothing holds it"),
         (Route::Cli, None) => format!("{access}: {}'s own rules", record.backend),
@@ -117,10 +147,42 @@ pub fn description(record: &Record) -> Option<String> {
 /// # Errors
 /// [`Exit::Unavailable`] with the path.
 pub fn refuse_unholdable(task: &Task, record: &Record, settings: &Backend) -> Result<()> {
+    refuse_replaced(record)?;
     if record.holder.is_none() {
         return Ok(());
     }
-    let sandbox = rules(task, record, settings)?;
+    let obeyed = Obeyed::of(task, record)?;
+    refuse_rules(record, &obeyed, &rules(task, record, settings, &obeyed)?)
+}
+
+/// Refuses a directory of the task whose name leads elsewhere than it did at the dispatch: a worker that
+/// wrote there may have put a symlink in its place.
+///
+/// # Errors
+/// [`Exit::Data`] with both paths.
+pub(super) fn refuse_replaced(record: &Record) -> Result<()> {
+    let Ok(found) = record.directory.canonicalize() else { return Ok(()) };
+    let expected = match &record.worktree {
+        // The directory above a worktree is the person's.
+        Some(Worktree { path, .. }) => {
+            let below = record.directory.strip_prefix(path).unwrap_or(Path::new(""));
+            path.canonicalize()?.components().chain(below.components()).collect()
+        }
+        None => record.directory.clone(),
+    };
+    if found == expected {
+        return Ok(());
+    }
+    let (directory, found) = (record.directory.display(), found.display());
+    Err(Refusal::new(Exit::Data, "the directory of the task is a symlink now")
+        .place(format!("{directory} leads to {found}"))
+        .next("put the directory back there, or dispatch the plan again as a new task")
+        .into())
+}
+
+/// Refuses rules that leave something writable which decides outside of the sandbox.
+fn refuse_rules(record: &Record, obeyed: &Obeyed, sandbox: &Sandbox) -> Result<()> {
+    const DECIDES: &str = "the worker could change what runs outside";
     let refusal = |path: &Path, why: &str| {
         let what = format!("the worker cannot be held to '{}' access", record.access);
         Refusal::new(Exit::Unavailable, what)
@@ -128,51 +190,75 @@ pub fn refuse_unholdable(task: &Task, record: &Record, settings: &Backend) -> Re
             .next("add --worktree, or --access read")
     };
     let home = std::env::home_dir().unwrap_or_default();
-    let own = [worker_helper()?, launcher("dispatch-worker")?, dirs::config_path()?, home];
+    let own = [worker_helper()?, launcher("dispatch-worker")?, home];
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // A program that is found by its name may be another one tomorrow.
+    // A later program of the same name could be the worker's.
     let programs = std::env::split_paths(&path).map(|it| record.directory.join(it));
-    for path in own.into_iter().chain(programs).filter_map(|it| it.canonicalize().ok()) {
+    for path in own.into_iter().chain(programs).map(|it| real(&it)) {
         if sandbox.rule_for(&path) == Rule::Writable {
-            return Err(refusal(&path, "the worker could change what runs outside").into());
+            return Err(refusal(&path, DECIDES).into());
         }
     }
-    let links = kept(record).into_iter().filter(|it| it.is_symlink());
-    if let Some(link) = links.into_iter().next() {
-        return Err(refusal(&link, "the worker could replace this symlink").into());
+    let Some(top) = top(record) else { return Ok(()) };
+    let top = real(top);
+    let state = [dirs::config_path()?, dirs::state_root()?, dirs::homes_root()?];
+    let repositories = repositories_around(&top).into_iter().filter(|it| *it != top.join(".git"));
+    let decisive = state.into_iter().chain(tools::private_directories()).chain(repositories);
+    // A rule does not help: the worker could move away the directory above.
+    for path in decisive.map(|it| real(&it)) {
+        if path.starts_with(&top) || top.starts_with(&path) {
+            return Err(refusal(&path, DECIDES).into());
+        }
+    }
+    for path in obeyed.paths() {
+        let parts = path.ancestors().take_while(|it| it.starts_with(&top) && *it != top);
+        if let Some(link) = parts.filter(|it| it.is_symlink()).last() {
+            return Err(refusal(link, "the worker could replace this symlink").into());
+        }
     }
     Ok(())
 }
 
+/// The real path of what stands, or would be made, at a path.
+fn real(path: &Path) -> PathBuf {
+    let existing =
+        |above: &Path| Some((above.canonicalize().ok()?, path.strip_prefix(above).ok()?));
+    let found = path.ancestors().find_map(existing);
+    let (above, rest) = found.unwrap_or_else(|| (path.into(), Path::new("")));
+    above.components().chain(rest.components()).collect()
+}
+
 /// The rules for a task's worker.
-fn rules(task: &Task, record: &Record, settings: &Backend) -> Result<Sandbox> {
+fn rules(task: &Task, record: &Record, settings: &Backend, obeyed: &Obeyed) -> Result<Sandbox> {
     let mut sandbox = Sandbox::default();
     let home = std::env::home_dir().unwrap_or_default();
     let own = [dirs::dispatch_home()?, dirs::state_root()?, dirs::homes_root()?];
+    let own = own.into_iter().chain([dirs::config_path()?]);
     let hidden = SHARED.iter().map(PathBuf::from).chain([std::env::temp_dir()]).chain(own);
     let hidden = hidden.chain(SECRETS.iter().map(|path| home.join(path)));
     for path in hidden.chain(tools::private_directories()) {
         sandbox.rule(&path, Rule::Hidden);
     }
     let project = project(task);
+    let directory = record.worktree.as_ref().map_or(&record.directory, |worktree| &worktree.path);
     let worktrees = record.worktree.as_ref().and_then(|worktree| worktree.path.parent());
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let seen = [home.clone(), worker_helper()?, record.directory.clone(), project.into()];
+    let seen = [home.clone(), worker_helper()?, directory.clone(), project.into()];
     let seen = seen.into_iter().chain(NEEDED.iter().map(PathBuf::from));
     let seen = seen.chain(worktrees.map(Path::to_path_buf)).chain(std::env::split_paths(&path));
     let (places, logins) = tools::places(&record.backend, settings);
     for path in seen.chain(logins.into_iter().map(|path| home.join(path))) {
         sandbox.reveal(&path);
     }
-    if record.access == Access::Write {
-        // A worktree has a repository of its own at its top.
-        let own = record.worktree.as_ref().map_or(&record.directory, |worktree| &worktree.path);
-        sandbox.rule(own, Rule::Writable);
-        for path in kept(record).into_iter().chain(obeyed(record)) {
-            sandbox.rule(&path, Rule::ReadOnly);
-        }
+    if let Some(top) = top(record) {
+        sandbox.rule(top, Rule::Writable);
+        obeyed.paths().for_each(|path| sandbox.rule(path, Rule::ReadOnly));
     }
-    sandbox.rule(&project.join(".dispatch"), Rule::ReadOnly);
+    // In the home directory, the person's side lies beside the tasks.
+    sandbox.reveal(&project.join(".dispatch/tasks"));
+    if sandbox.rule_for(&real(&project.join(".dispatch"))) == Rule::Writable {
+        sandbox.rule(&project.join(".dispatch"), Rule::ReadOnly);
+    }
     sandbox.rule(task.side().directory(), Rule::Writable);
     sandbox.rule(&home_of(task, record)?, Rule::Writable);
     for place in places {
@@ -188,22 +274,98 @@ fn project(task: &Task) -> &Path {
     task.side().directory().ancestors().nth(3).unwrap_or(Path::new("/"))
 }
 
-/// The places at the top of a project that a worker must not fill, since a host or CLI would obey them.
-/// A worktree is not obeyed before it is merged.
-fn kept(record: &Record) -> Vec<PathBuf> {
-    if record.access != Access::Write || record.worktree.is_some() {
-        return Vec::new();
-    }
-    let names = tools::obeyed().into_iter().chain([".git"]);
-    names.map(|name| record.directory.join(name)).collect()
+/// The directory that a worker writes in at `write`: its worktree, or the task's directory.
+fn top(record: &Record) -> Option<&Path> {
+    let directory = record.worktree.as_ref().map_or(&record.directory, |worktree| &worktree.path);
+    (record.access == Access::Write).then_some(directory)
 }
 
-/// The places at the top of a project that a worker must not change if they exist.
-fn obeyed(record: &Record) -> Vec<PathBuf> {
-    if record.worktree.is_some() {
-        return Vec::new();
+/// The places that a worker must not write, since git, a host, a CLI or an editor obeys them. A worktree
+/// is not obeyed before it is merged.
+#[derive(Default)]
+struct Obeyed {
+    /// The directories, and the files, that a worker must not make either.
+    kept: [Vec<PathBuf>; 2],
+    /// Other places that exist.
+    existing: Vec<PathBuf>,
+}
+
+impl Obeyed {
+    fn of(task: &Task, record: &Record) -> Result<Self> {
+        let Some(top) = top(record).filter(|_| record.worktree.is_none()) else {
+            return Ok(Self::default());
+        };
+        let [mut directories, files]: [Vec<_>; 2] =
+            tools::obeyed().map(|names| names.into_iter().map(|name| top.join(name)).collect());
+        directories.extend(OBEYED.iter().map(|name| top.join(name)));
+        let mut existing = Vec::new();
+        for (name, _) in files::entries(top)? {
+            let lower = name.to_string_lossy().to_lowercase();
+            // A link to such a text is usual, and replacing it changes no more than other texts would.
+            let is_linked_text = lower.ends_with(".md") && top.join(&name).is_symlink();
+            if EXECUTED.contains(&lower.as_str()) && !is_linked_text {
+                existing.push(top.join(name));
+            }
+        }
+        for checkout in checkouts(top, project(task)) {
+            // Without git on this machine, its settings are unknown.
+            let has_git = find_program("git".as_ref()).is_some();
+            let hooks = if has_git { git::configured_hooks(&checkout)? } else { None };
+            let hooks = hooks.map(|hooks| match hooks.parent() {
+                // Husky's hooks in `_` start those beside it.
+                Some(parent) if hooks.ends_with("_") => parent.into(),
+                _ => hooks,
+            });
+            let below = hooks.into_iter().chain(submodules(&checkout, &mut existing));
+            let is_open = |it: &PathBuf| {
+                it.starts_with(top) && it != top && !it.starts_with(top.join(".git"))
+            };
+            directories.extend(below.filter(is_open).map(|path| first_missing(&path)));
+        }
+        Ok(Self { kept: [directories, files], existing })
     }
-    OBEYED.iter().map(|name| record.directory.join(name)).collect()
+
+    fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.kept.iter().flatten().chain(&self.existing)
+    }
+}
+
+/// The tops of the person's checkouts that a directory lies in. Only the project's own counts within the
+/// project: a worker could have made another one below.
+fn checkouts(directory: &Path, project: &Path) -> Vec<PathBuf> {
+    let above = directory.ancestors().filter(|it| it.join(".git").exists());
+    let counts = |it: &&Path| *it == project || !directory.starts_with(project);
+    above.filter(counts).map(Path::to_path_buf).collect()
+}
+
+/// The places of a checkout's submodules at which git finds, or would find, their repositories. The
+/// files that list them are added to `lists`.
+fn submodules(checkout: &Path, lists: &mut Vec<PathBuf>) -> Vec<PathBuf> {
+    let (mut places, mut next) = (Vec::new(), vec![checkout.to_path_buf()]);
+    while let Some(top) = next.pop().filter(|_| places.len() < MOST_SUBMODULES) {
+        let list = top.join(".gitmodules");
+        let Ok(Some(text)) = files::read_foreign(&list) else { continue };
+        if top != checkout {
+            lists.push(list);
+        }
+        for line in lossy(text).lines() {
+            let Some((key, path)) = line.split_once('=') else { continue };
+            let path = Path::new(path.trim().trim_matches('"'));
+            let is_below = path.components().all(|part| matches!(part, Component::Normal(_)));
+            if key.trim() == "path" && is_below && path != Path::new("") {
+                let (module, git) = (top.join(path), top.join(path).join(".git"));
+                places.push(if git.symlink_metadata().is_ok() { git } else { module.clone() });
+                next.push(module);
+            }
+        }
+    }
+    places
+}
+
+/// The first part of a path that does not exist; the path if it does.
+fn first_missing(path: &Path) -> PathBuf {
+    let missing = path.ancestors().take_while(|it| it.symlink_metadata().is_err());
+    missing.last().unwrap_or(path).to_path_buf()
 }
 
 /// The private directories of a task's CLI. Another level or another task has others.
@@ -256,9 +418,17 @@ pub(super) fn command(
     let home = home_of(task, record)?;
     let (places, _) = tools::places(&record.backend, settings);
     make_home(&home, places)?;
-    refuse_unholdable(task, record, settings)?;
-    keep_places(task, record)?;
-    let mut sandbox = rules(task, record, settings)?;
+    let obeyed = Obeyed::of(task, record)?;
+    let kept = keep_places(task, &obeyed)?;
+    let mut sandbox = rules(task, record, settings, &obeyed)?;
+    refuse_rules(record, &obeyed, &sandbox)?;
+    // A place that vanished meanwhile would be the worker's to fill.
+    if let Some(open) = kept.iter().find(|path| sandbox.rule_for(path) == Rule::Writable) {
+        return Err(Refusal::new(Exit::TryAgain, "a place that the worker must not fill vanished")
+            .place(open.display().to_string())
+            .next(format!("dispatch-spawn {} --resume", task.id()))
+            .into());
+    }
     sandbox.rule(&attempt.prompt_path(), Rule::ReadOnly);
     sandbox.hide_sockets(NAME_SERVICES);
     let mut argv = argv.to_vec();
@@ -304,29 +474,72 @@ struct Placeholders {
     excluded: BTreeSet<String>,
 }
 
+impl Placeholders {
+    /// The placeholders of a project, and the lock for changing them.
+    fn lock(task: &Task) -> Result<(Self, Lock)> {
+        let path = Self::path(task)?;
+        let lock = Lock::take(&path.with_extension("lock"), LOCK_LIMIT)?;
+        let text = files::read(&path)?.unwrap_or_default();
+        Ok((serde_yaml::from_str(&text).unwrap_or_default(), lock))
+    }
+
+    fn save(&self, task: &Task) -> Result<()> {
+        let path = Self::path(task)?;
+        match self.tasks.is_empty() {
+            true => files::remove(&path),
+            false => files::publish(&path, serde_yaml::to_string(self)?.as_bytes()),
+        }
+    }
+
+    fn path(task: &Task) -> Result<PathBuf> {
+        let state = task.state_dir().parent().context("a task without a project")?;
+        Ok(state.join(".placeholders"))
+    }
+}
+
 /// Puts something empty at each place of the project that the worker must not fill, so that the sandbox
-/// can cover it.
-fn keep_places(task: &Task, record: &Record) -> Result<()> {
-    let kept = kept(record);
-    if kept.is_empty() {
-        return Ok(());
+/// can cover it. Returns the places that are there then.
+fn keep_places<'a>(task: &Task, obeyed: &'a Obeyed) -> Result<Vec<&'a PathBuf>> {
+    let [directories, files] = &obeyed.kept;
+    if directories.is_empty() && files.is_empty() {
+        return Ok(Vec::new());
     }
-    let missing = kept.into_iter().filter(|path| path.symlink_metadata().is_err());
-    let missing: Vec<_> = missing.collect();
-    change_placeholders(task, |all| {
-        all.tasks.insert(task.id().to_string());
-        all.paths.extend(missing.iter().cloned());
-        all.excluded.extend(exclude(task, &missing)?);
-        Ok(())
-    })?;
-    for path in missing {
-        // Where this user cannot make it, the worker cannot either.
-        let _ = match is_file(&path) {
-            true => std::fs::File::create_new(path).map(drop),
-            false => std::fs::create_dir(path),
-        };
+    // The end of another task's worker must not remove a place between the look and the note.
+    let (mut all, _lock) = Placeholders::lock(task)?;
+    let is_missing = |path: &&PathBuf| path.symlink_metadata().is_err();
+    all.tasks.insert(task.id().to_string());
+    all.paths.extend(directories.iter().chain(files).filter(is_missing).cloned());
+    all.excluded.extend(exclude(task, files.iter().filter(is_missing))?);
+    all.save(task)?;
+    let make_file = |path: &Path| std::fs::File::create_new(path).map(drop);
+    let mut kept = Vec::new();
+    for path in directories {
+        make_place(task, path, |path| std::fs::create_dir(path))?.then(|| kept.push(path));
     }
-    Ok(())
+    for path in files {
+        make_place(task, path, make_file)?.then(|| kept.push(path));
+    }
+    Ok(kept)
+}
+
+/// Makes a place unless it is there. Returns false where neither this user nor the worker can.
+fn make_place(
+    task: &Task,
+    path: &Path,
+    make: impl FnOnce(&Path) -> std::io::Result<()>,
+) -> Result<bool> {
+    let error = match make(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => error,
+        _ => return Ok(true),
+    };
+    let owner = |path: Option<&Path>| path?.metadata().ok().map(|meta| meta.uid());
+    // The owner of a directory can make it writable.
+    let is_foreign = || owner(path.parent()) != owner(Some(task.state_dir()));
+    match error.kind() {
+        ErrorKind::ReadOnlyFilesystem => Ok(false),
+        ErrorKind::PermissionDenied if is_foreign() => Ok(false),
+        _ => Err(error).with_context(|| format!("cannot make {}", path.display())),
+    }
 }
 
 /// Removes what keeps places in a project, unless a worker of another task runs: in its sandbox, they
@@ -339,80 +552,39 @@ pub(super) fn release_places(task: &Task) -> Result<()> {
         Lock::is_held(&other.run_lock_path()).unwrap_or(true)
             || worker.is_some_and(|worker| worker.life() != Life::Dead)
     };
-    change_placeholders(task, |all| {
-        all.tasks.remove(task.id().as_str());
-        all.tasks.retain(runs);
-        if !all.tasks.is_empty() {
-            return Ok(());
-        }
-        let paths: Vec<_> = std::mem::take(&mut all.paths).into_iter().collect();
-        for path in &paths {
-            // A placeholder that somebody has filled meanwhile stays.
-            let is_empty =
-                || path.symlink_metadata().is_ok_and(|meta| meta.is_file() && meta.len() == 0);
-            let _ = match is_file(path) {
-                true if is_empty() => std::fs::remove_file(path),
-                true => Ok(()),
-                false => std::fs::remove_dir(path),
+    if !Placeholders::path(task)?.exists() {
+        return Ok(());
+    }
+    let (mut all, _lock) = Placeholders::lock(task)?;
+    all.tasks.remove(task.id().as_str());
+    all.tasks.retain(runs);
+    if all.tasks.is_empty() {
+        // A placeholder that somebody has filled meanwhile stays.
+        for path in &all.paths {
+            let _ = match path.symlink_metadata() {
+                Ok(meta) if meta.is_file() && meta.len() == 0 => std::fs::remove_file(path),
+                Ok(meta) if meta.is_dir() => std::fs::remove_dir(path),
+                _ => Ok(()),
             };
         }
-        include(task, &std::mem::take(&mut all.excluded))
-    })
-}
-
-/// Changes what is known of a project's placeholders.
-fn change_placeholders(
-    task: &Task,
-    change: impl FnOnce(&mut Placeholders) -> Result<()>,
-) -> Result<()> {
-    let state = task.state_dir().parent().context("a task without a project")?;
-    let path = state.join(".placeholders");
-    let _lock = Lock::take(&state.join(".placeholders.lock"), LOCK_LIMIT)?;
-    let before = files::read(&path)?.unwrap_or_default();
-    let mut all: Placeholders = serde_yaml::from_str(&before).unwrap_or_default();
-    change(&mut all)?;
-    match all.tasks.is_empty() {
-        true => files::remove(&path),
-        false => files::publish(&path, serde_yaml::to_string(&all)?.as_bytes()),
+        change_excluded(project(task), |text| {
+            let kept = text.lines().filter(|line| !all.excluded.contains(*line));
+            let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
+            (!all.excluded.is_empty()).then_some(kept)
+        })?;
     }
-}
-
-/// Returns true if CLIs expect a file at a place: they fail where they find a directory.
-fn is_file(path: &Path) -> bool {
-    path.extension().is_some()
+    all.save(task)
 }
 
 /// Keeps empty files from being shown and committed by git, which does not see empty directories.
 /// Returns the lines that this took: a line that the person wrote is not ours to remove.
-fn exclude(task: &Task, paths: &[PathBuf]) -> Result<Vec<String>> {
-    let root = project(task);
-    let below = paths.iter().filter(|path| is_file(path));
-    let below = below.filter_map(|path| path.strip_prefix(root).ok());
+fn exclude<'a>(task: &Task, files: impl Iterator<Item = &'a PathBuf>) -> Result<Vec<String>> {
+    let below = files.filter_map(|path| path.strip_prefix(project(task)).ok());
     let mut lines: Vec<_> = below.map(|path| format!("/{}", path.display())).collect();
-    let path = exclude_path(task);
-    let Some(text) = files::read(&path).ok().flatten() else { return Ok(Vec::new()) };
-    lines.retain(|line| text.lines().all(|other| other != line));
-    if !lines.is_empty() {
-        let all: String = text
-            .lines()
-            .chain(lines.iter().map(String::as_str))
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        files::publish(&path, all.as_bytes())?;
-    }
+    change_excluded(project(task), |text| {
+        lines.retain(|line| text.lines().all(|other| other != line));
+        let all = lines.iter().fold(text.to_owned(), |text, line| with_line(&text, line));
+        (!lines.is_empty()).then_some(all)
+    })?;
     Ok(lines)
-}
-
-/// Removes the lines that [`exclude`] added.
-fn include(task: &Task, lines: &BTreeSet<String>) -> Result<()> {
-    let path = exclude_path(task);
-    let text = files::read(&path).ok().flatten().filter(|_| !lines.is_empty());
-    let Some(text) = text else { return Ok(()) };
-    let kept = text.lines().filter(|line| !lines.contains(*line));
-    let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
-    files::publish(&path, kept.as_bytes())
-}
-
-fn exclude_path(task: &Task) -> PathBuf {
-    project(task).join(".git/info/exclude")
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 use snapbox::str;
@@ -112,6 +112,13 @@ impl World {
         self.sandbox.config(&format!(
             "default: held\nbackends:\n  held: {{ command: env {variables} sh {script}, access: {access} }}\nmodels:\n  held: {{ backend: held }}\n"
         ));
+    }
+
+    /// A copy of the config in a directory.
+    fn config_in(&self, directory: &Path) -> PathBuf {
+        let copy = directory.join("config.yaml");
+        fs::copy(self.sandbox.config_path(), &copy).expect("copied");
+        copy
     }
 
     fn dispatch(&self, args: &[&str]) {
@@ -290,6 +297,97 @@ fn worker_that_ran_is_not_started_again() {
     }
 }
 
+/// A submodule and a directory with git's hooks, both below the top, so that they could move with the
+/// directory above them.
+#[test]
+fn places_below_the_top_are_kept_with_their_parents() {
+    let script = format!(
+        r#"{ACTS}
+act 'replace the repository of a submodule' 'rm libs/sub/.git && mkdir libs/sub/.git'
+act 'move a submodule away' 'mv libs/sub libs/other'
+act 'move the directory of a submodule away' 'mv libs elsewhere'
+act 'fill a submodule' 'mkdir empty/.git'
+act 'write a hook' 'echo x >tools/git/hooks/post-merge'
+act 'move the hooks away' 'mv tools/git tools/other'
+act 'move the directory of the hooks away' 'mv tools elsewhere'
+act 'change submodules' 'echo x >>.gitmodules'
+act 'change what CI runs' 'echo x >.github/workflows/test.yml'
+act 'change what a host obeys' 'echo x >>CLAUDE.md'
+act 'make hooks of husky' 'mkdir -p .husky && echo x >.husky/pre-commit'
+act 'edit a submodule' 'echo x >libs/sub/README'
+act 'edit beside the hooks' 'echo x >tools/git/README && mv tools/git/README tools/README'
+{NEEDED}"#
+    );
+    let Some(world) = World::new("write", &script) else { return };
+    let project = world.sandbox.project();
+    for path in ["tools/git/hooks", ".github/workflows", "libs"] {
+        fs::create_dir_all(project.join(path)).expect("made");
+    }
+    fs::write(project.join("CLAUDE.md"), "").expect("written");
+    fs::write(world.sandbox.home().join(".ssh/config"), "").expect("written");
+    let git = |args: &[&str]| world.sandbox.git(args);
+    git(&["clone", "-q", ".", "../source"]);
+    for path in ["libs/sub", "empty"] {
+        git(&["-c", "protocol.file.allow=always", "submodule", "add", "-q", "../source", path]);
+    }
+    git(&["commit", "-q", "-m", "Submodules"]);
+    git(&["submodule", "deinit", "-q", "-f", "empty"]);
+    git(&["config", "core.hooksPath", "tools/git/hooks"]);
+    let acts = acts(&world, &[]);
+    let refused: Vec<_> = acts.lines().filter(|it| it.ends_with(": refused")).collect();
+    assert_eq!(refused.len(), 11, "{acts}");
+    assert!(acts.contains("edit beside the hooks: done\n"), "{acts}");
+    assert!(acts.contains("edit a submodule: done\n"), "{acts}");
+    assert!(!project.join(".husky").exists());
+}
+
+/// The name of a task's directory leads elsewhere at the next start.
+#[test]
+fn directory_that_was_replaced_by_a_link_is_refused() {
+    let script = "exec 2>>~/project/.dispatch/tasks/x/output.md\ncat id && touch \"$DISPATCH_TASK_DIR/seen\"\ncd ..\nmv sub old\nln -s ~/.ssh sub\nexit 1";
+    for args in [&["--worktree"][..], &[]] {
+        let Some(world) = World::new("write", script) else { return };
+        let sub = world.sandbox.project().join("sub");
+        fs::create_dir(&sub).expect("made");
+        fs::write(sub.join("file"), "").expect("written");
+        world.sandbox.git(&["add", "sub"]);
+        world.sandbox.git(&["commit", "-q", "-m", "Sub"]);
+        world.sandbox.plan("x", PLAN);
+        let spawn = world.sandbox.call("dispatch-spawn", &[&["x"], args].concat());
+        spawn.within(sub.clone()).run().ok();
+        world.sandbox.wait_for_state("x", "failed: exit code 1");
+        if args.is_empty() {
+            // The worker of another task did this: its own one cannot move where it works.
+            fs::rename(&sub, sub.with_file_name("old")).expect("moved");
+            std::os::unix::fs::symlink(world.sandbox.home().join(".ssh"), &sub).expect("linked");
+        }
+        world.sandbox.run("dispatch-spawn", &["x", "--resume"]);
+        let exit = world.sandbox.task("x", "attempts/2/exit");
+        wait_until("its end is recorded", || exit.exists().then_some(()));
+        let said = world.sandbox.read("x", "attempts/2/exit");
+        assert!(said.contains("the directory of the task is a symlink now"), "{args:?} {said}");
+        assert!(!world.sandbox.project().join(".dispatch/tasks/x/seen").exists(), "{args:?}");
+    }
+}
+
+#[test]
+fn worker_in_the_home_directory_does_not_see_the_persons_side() {
+    let script = r#"act() { if (eval "$2") >/dev/null 2>&1; then echo "$1" >>"$DISPATCH_TASK_DIR/output.md"; fi; }
+act 'see the config' 'cat ~/.dispatch/config.yaml'
+act 'see the record' 'cat ~/.dispatch/state/*/*/record.yaml'
+act 'see the task' 'cat ~/.dispatch/tasks/x/plan.md'"#;
+    let Some(world) = World::new("read", script) else { return };
+    let spawn = world.sandbox.call("dispatch-spawn", &["x", "--plan", "-"]).input(PLAN);
+    spawn.within(world.sandbox.home()).run().ok();
+    let output = world.sandbox.home().join(".dispatch/tasks/x/output.md");
+    let seen = wait_until("it looked", || {
+        let ends = world.sandbox.call("dispatch-reconcile", &["show", "x"]);
+        let shown = ends.within(world.sandbox.home()).run().out;
+        shown.contains("incomplete").then(|| fs::read_to_string(&output).unwrap_or_default())
+    });
+    assert_eq!(seen, "see the task\n");
+}
+
 /// The line for a placeholder goes with it, and one that the person wrote stays.
 #[test]
 fn excluded_file_of_the_person_stays_excluded() {
@@ -334,14 +432,21 @@ fn holder_is_told_at_dispatch_and_later() {
     let Some(world) = World::new("write", "exec sleep 1000") else { return };
     world.sandbox.plan("x", PLAN);
     let told = world.sandbox.ok("dispatch-spawn", &["x", "--dry-run"]);
-    assert!(told.ends_with("\n# write: bubblewrap; writes in the project, its task, its home\n"));
+    assert!(told.ends_with(
+        "\n# write: bubblewrap; writes in the project, its task, its home; network open\n"
+    ));
     let told = world.sandbox.ok("dispatch-spawn", &["x", "--dry-run", "--worktree"]);
-    assert!(told.ends_with("\n# write: bubblewrap; writes in the worktree, its task, its home\n"));
+    assert!(told.ends_with(
+        "\n# write: bubblewrap; writes in the worktree, its task, its home; network open\n"
+    ));
     let told = world.sandbox.ok("dispatch-spawn", &["x", "--dry-run", "--access", "full"]);
     assert!(told.ends_with("\n# full: nothing holds it\n"), "{told}");
     world.sandbox.ok("dispatch-spawn", &["x", "--access", "read"]);
     let shown = world.sandbox.ok("dispatch-reconcile", &["show", "x"]);
-    assert!(shown.contains("\nread: bubblewrap; writes in its task, its home\n"), "{shown}");
+    assert!(
+        shown.contains("\nread: bubblewrap; writes in its task, its home; network open\n"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -538,6 +643,39 @@ exit 69
 !   next: add --worktree, or --access read
 "#]]);
     world.sandbox.ok("dispatch-spawn", &["x", "--access", "read"]);
+}
+
+/// Directories that decide something lie in the project, or the project in one of them.
+#[test]
+fn project_with_a_deciding_directory_is_refused() {
+    let Some(world) = World::new("write", "exec sleep 1000") else { return };
+    let (home, project) = (world.sandbox.home(), world.sandbox.project());
+    world.sandbox.plan("x", PLAN);
+    let refused = |what: &str, variable: Option<(&str, &Path)>, within: &Path| {
+        fs::create_dir_all(within).expect("made");
+        let mut call = world.sandbox.call("dispatch-spawn", &["y", "--dry-run", "--plan", "-"]);
+        if let Some((name, value)) = variable {
+            call = call.env(name, value);
+        }
+        let ran = call.input(PLAN).within(within).run();
+        assert!(ran.err.contains("cannot be held to 'write' access"), "{what}: {}", ran.err);
+    };
+    refused("state", Some(("DISPATCH_STATE", &project.join("var/state"))), &project);
+    refused("a CLI's directory", Some(("CODEX_HOME", &project.join("var/codex"))), &project);
+    refused("the config", Some(("DISPATCH_CONFIG", &world.config_in(&project))), &project);
+    refused("settings of the host", None, &home.join(".claude"));
+    refused("below settings of the host", None, &home.join(".claude/skills/x"));
+    refused("above settings of CLIs", None, &home.join(".config"));
+    let bare = home.join("bare");
+    world.sandbox.git(&["clone", "-q", "--bare", ".", "../bare/.bare"]);
+    fs::write(bare.join(".git"), "gitdir: ./.bare\n").expect("written");
+    refused("a repository beside the checkouts", None, &bare);
+    refused("a bare repository", None, &bare.join(".bare"));
+    let other = home.join("other");
+    let separate = ["clone", "-q", "--separate-git-dir", "../other/git", ".", "../other/top"];
+    world.sandbox.git(&separate);
+    fs::rename(other.join("top/.git"), other.join(".git")).expect("moved");
+    refused("a separate repository", None, &other);
 }
 
 #[test]
