@@ -186,13 +186,18 @@ pub(super) fn remedy(output: &Output) -> Option<String> {
 }
 
 /// The first line that git marks as an error, else the last line of its standard error. Where a
-/// program that git called has failed, its own line is the cause.
+/// program that git called has failed, its own line is the cause, or the one that names it.
 pub(super) fn error_line(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let is_error = |line: &&str| line.starts_with("fatal: ") || line.starts_with("error: ");
+    let has_lost_a_program =
+        |line: &str| line.contains("the remote end hung up") || line.contains("packet write");
     let line = match lines.iter().position(is_error) {
-        Some(at) if at > 0 && lines[at].contains("the remote end hung up") => lines.get(at - 1),
+        Some(at) if has_lost_a_program(lines[at]) => {
+            let named = || lines.iter().find(|line| line.contains("for subprocess"));
+            at.checked_sub(1).map(|above| &lines[above]).or_else(named).or_else(|| lines.get(at))
+        }
         Some(at) => lines.get(at),
         None => lines.last(),
     };
@@ -262,46 +267,15 @@ pub(super) fn changes(status: Git) -> Result<Vec<String>> {
 
 /// The settings of the person that a worktree takes over; a name that ends in a dot stands for all
 /// names that begin with it.
-const COPIED: [&str; 38] = [
-    "author.email",
-    "author.name",
-    "commit.cleanup",
-    "committer.email",
-    "committer.name",
-    "core.abbrev",
-    "core.attributesfile",
-    "core.autocrlf",
-    "core.bigfilethreshold",
-    "core.checkstat",
-    "core.commentchar",
-    "core.eol",
-    "core.excludesfile",
-    "core.filemode",
-    "core.ignorecase",
-    "core.longpaths",
-    "core.precomposeunicode",
-    "core.protecthfs",
-    "core.protectntfs",
-    "core.quotepath",
-    "core.safecrlf",
-    "core.sparsecheckout",
-    "core.sparsecheckoutcone",
-    "core.symlinks",
-    "core.trustctime",
-    "core.whitespace",
-    "diff.algorithm",
-    "extensions.compatobjectformat",
-    "extensions.objectformat",
-    "extensions.partialclone",
-    "filter.",
-    "i18n.",
-    "index.sparse",
-    "lfs.",
-    "merge.conflictstyle",
-    "merge.renames",
-    "user.email",
-    "user.name",
-];
+const COPIED: &str = "
+author.email author.name commit.cleanup committer.email committer.name core.abbrev
+core.attributesfile core.autocrlf core.bigfilethreshold core.checkstat core.commentchar
+core.eol core.excludesfile core.filemode core.ignorecase core.longpaths
+core.precomposeunicode core.protecthfs core.protectntfs core.quotepath core.safecrlf
+core.sparsecheckout core.sparsecheckoutcone core.symlinks core.trustctime core.whitespace
+diff.algorithm extensions.compatobjectformat extensions.objectformat extensions.partialclone
+filter. i18n. index.sparse lfs. merge.conflictstyle merge.renames user.email user.name
+";
 
 /// The settings of every worktree: no signing, which needs the person's key, and nothing in the
 /// background.
@@ -388,8 +362,8 @@ impl Settings {
             key != "lfs.storage"
                 && (of_promisor.as_ref().is_some_and(|start| key.starts_with(start.as_str()))
                     || COPIED
-                        .iter()
-                        .any(|it| it == &key || it.ends_with('.') && key.starts_with(it)))
+                        .split_whitespace()
+                        .any(|it| it == key || it.ends_with('.') && key.starts_with(it)))
         };
         self.0.iter().filter(|(key, _)| is_copied(key)).cloned().collect()
     }
@@ -468,4 +442,35 @@ pub(super) fn unfinished(git_dir: &Path) -> Option<&'static str> {
         .into_iter()
         .find(|(name, _)| git_dir.join(name).symlink_metadata().is_ok())
         .map(|(_, what)| what)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    fn cause(said: &str) -> String {
+        let status = ExitStatus::from_raw(1 << 8);
+        error_line(&Output { status, stdout: Vec::new(), stderr: said.into() })
+    }
+
+    #[test]
+    fn failed_program_is_the_cause_of_git_s_error() {
+        let hung_up = "fatal: the remote end hung up unexpectedly\n";
+        assert_eq!(cause(&format!("x: not found\n{hung_up}")), "x: not found");
+        assert_eq!(cause(hung_up), hung_up.trim());
+        // The program has ended before git wrote to it, and says so itself or not.
+        let packet = "error: packet write with format failed\n";
+        let named = "error: initialization for subprocess 'x' failed\n";
+        assert_eq!(cause(&format!("x: not found\n{packet}{named}")), "x: not found");
+        assert_eq!(
+            cause(&format!("{packet}{named}fatal: a: smudge filter x failed\n")),
+            named.trim()
+        );
+        assert_eq!(cause("hint: a\nerror: b\nfatal: c\n"), "error: b");
+        assert_eq!(cause("warning: a\nb\n"), "b");
+        assert_eq!(cause(""), "exit status: 1");
+    }
 }

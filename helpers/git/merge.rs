@@ -1,10 +1,11 @@
 //! Merging a task's branch into the branch of a person's checkout, completely or not at all.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Output;
 
 use anyhow::{Context, Result, bail};
+use walkdir::WalkDir;
 
 use crate::domain::{EXECUTED, TaskId, Worktree};
 use crate::error::Refusal;
@@ -15,7 +16,6 @@ use crate::git::command::unfinished;
 use crate::git::command::{
     STATUS, changes, count, error_line, git, path, records, remedy, retry, succeeded,
 };
-use crate::git::repository::References;
 use crate::git::{commit_id, first_paths, is_in_worktree};
 use crate::text::sanitize;
 
@@ -187,11 +187,13 @@ impl Worktree {
         let list =
             self.git("diff-tree -r -z --name-only --no-renames").args([&plan.before, merged]);
         let mut changed = list.records("cannot compare the branches")?;
-        let hooks = hooks_in(&plan.top)?.unwrap_or_else(|| plan.top.join(".git"));
+        let (_, hooks) = hooks_in(&plan.top)?;
         changed.retain(|path| {
             let mut parts = path.split('/').map(str::to_lowercase);
-            parts.any(|part| EXECUTED.contains(&part.as_str()))
-                || plan.top.join(path).starts_with(&hooks)
+            let is_executed = parts.any(|part| EXECUTED.contains(&part.as_str()));
+            let path = plan.top.join(path);
+            // A hook is also replaced by a link in the place of a directory above it.
+            is_executed || hooks.iter().any(|it| path.starts_with(it) || it.starts_with(&path))
         });
         Ok(changed)
     }
@@ -257,15 +259,22 @@ impl Worktree {
 
     /// A copy of hooks that are files of the checkout: the merge must not run those that it brings.
     fn hooks_before(&self, top: &Path) -> Result<Option<Copy>> {
-        let Some(hooks) = hooks_in(top)? else { return Ok(None) };
-        // Husky's hooks in `_` start those beside it.
-        let (copied, below) = match hooks.parent().filter(|_| hooks.ends_with("_")) {
-            Some(parent) => (parent, Path::new("_")),
-            None => (hooks.as_path(), Path::new("")),
-        };
+        let (hooks, inside) = hooks_in(top)?;
+        if inside.is_empty() {
+            return Ok(None);
+        }
+        let (copied, below) = copied(&hooks);
         let copy = Copy { top: self.hidden(&format!("hooks-{}", std::process::id())), below };
         files::remove_directory(&copy.top)?;
-        files::copy_directory(copied, &copy.top)?;
+        // Hooks that do not exist before the merge are not run by it.
+        files::create_private_directory(&copy.path())?;
+        for entry in WalkDir::new(copied).follow_links(true).into_iter().filter_map(Result::ok) {
+            let to = copy.top.join(entry.path().strip_prefix(copied)?);
+            match entry.file_type().is_dir() {
+                true => files::create_private_directory(&to)?,
+                false => drop(std::fs::copy(entry.path(), &to).context("cannot copy a hook")?),
+            }
+        }
         Ok(Some(copy))
     }
 
@@ -301,26 +310,6 @@ impl Worktree {
             .place(format!("not inside a checkout of {repository}"))
             .next("try again in a checkout of yours, made by: git worktree add")
             .into())
-    }
-}
-
-impl Worktree {
-    /// The other tasks' branches with which this one conflicts, each with the files. Branches that the
-    /// person's HEAD has are not compared; a git before 2.38 finds none.
-    pub fn collisions(&self) -> Result<Vec<(String, Vec<String>)>> {
-        let References { tip: Some(own), .. } = self.references()? else { return Ok(Vec::new()) };
-        let listed = self.git("for-each-ref --no-merged=HEAD refs/dispatch/tip");
-        let listed = listed.arg("--format=%(objectname) %(refname:lstrip=3)");
-        let listed = listed.text("cannot list the branches")?;
-        let mut found = Vec::new();
-        for (tip, name) in listed.lines().filter_map(|line| line.split_once(' ')) {
-            let tree = self.git("merge-tree --write-tree --name-only --no-messages -z");
-            let tried = tree.args([own.as_str(), tip]).run()?;
-            if tip != own && tried.status.code() == Some(1) {
-                found.push((name.to_owned(), records(&tried.stdout).skip(1).collect()));
-            }
-        }
-        Ok(found)
     }
 }
 
@@ -365,18 +354,57 @@ fn refuse_changes(top: &Path, branch: &str) -> Result<()> {
         .into())
 }
 
-/// The directory of git's hooks, if these are files of the checkout.
-fn hooks_in(top: &Path) -> Result<Option<PathBuf>> {
-    let hooks = configured_hooks(top)?;
-    let is_inside =
-        |it: &PathBuf| it.starts_with(top) && it != top && !it.starts_with(top.join(".git"));
-    Ok(hooks.filter(is_inside).filter(|hooks| hooks.is_dir()))
-}
-
 /// The directory, which need not exist, that `core.hooksPath` names for a checkout.
 pub fn configured_hooks(top: &Path) -> Result<Option<PathBuf>> {
     let configured = git(top, "config --type=path --get core.hooksPath").run()?;
     Ok(configured.status.success().then(|| top.join(path(&configured.stdout))))
+}
+
+/// The directory of git's hooks, and the paths in the checkout that lead to hooks or have them.
+fn hooks_in(top: &Path) -> Result<(PathBuf, BTreeSet<PathBuf>)> {
+    let asked = git(top, "rev-parse --path-format=absolute --git-path hooks");
+    let hooks = path(&asked.bytes("cannot find the hooks of git")?).to_path_buf();
+    let mut inside = BTreeSet::new();
+    let walked = WalkDir::new(copied(&hooks).0).into_iter().filter_map(Result::ok);
+    let links = walked.filter(|it| it.path_is_symlink()).map(walkdir::DirEntry::into_path);
+    for start in links.chain([copied(&hooks).0.to_path_buf()]) {
+        let mut next = Some(start);
+        // As many links as the kernel follows.
+        for _ in 0..40 {
+            let Some(path) = next else { break };
+            let path = without_dots(&path);
+            next = path.read_link().ok().map(|to| path.parent().unwrap_or(top).join(to));
+            inside.extend([real(&path), path]);
+        }
+    }
+    inside.retain(|it| it.starts_with(top) && it != top && !it.starts_with(top.join(".git")));
+    Ok((hooks, inside))
+}
+
+/// The directory that has all hooks, and the place of git's in it: those of husky in `_` start those
+/// beside it.
+fn copied(hooks: &Path) -> (&Path, &'static Path) {
+    match hooks.parent().filter(|_| hooks.ends_with("_")) {
+        Some(parent) => (parent, Path::new("_")),
+        None => (hooks, Path::new("")),
+    }
+}
+
+/// A path without `..`, as text.
+fn without_dots(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut path, part| {
+        match part {
+            Component::ParentDir => drop(path.pop()),
+            other => path.push(other),
+        }
+        path
+    })
+}
+
+/// A path without links above its last part, which need not exist.
+fn real(path: &Path) -> PathBuf {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path.into() };
+    parent.canonicalize().unwrap_or_else(|_| real(parent)).join(name)
 }
 
 /// A copy of hooks, removed at the end.

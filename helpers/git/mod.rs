@@ -5,6 +5,7 @@
 //! fetched from a copy of its objects (`repository`).
 
 mod command;
+mod include;
 mod merge;
 mod remove;
 mod repository;
@@ -23,7 +24,6 @@ use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ids::short_hash;
 use crate::text::sanitize;
-use walkdir::WalkDir;
 
 use command::{
     Git, STATUS, Settings, changes, error_line, git, git_on, path, require_version, retry,
@@ -33,6 +33,7 @@ use command::{
 pub(crate) use command::selects_for_git;
 pub use merge::{MergePlan, configured_hooks};
 pub use remove::Contents;
+use repository::{REFERENCES_LIMIT, excluded, walk};
 
 /// How long a task waits while others create their worktrees of the same repository.
 const LOCK_LIMIT: Duration = Duration::from_secs(120);
@@ -381,8 +382,7 @@ impl Worktree {
         let own_branch = format!(" {}", self.reference());
         let others: Vec<_> = listed.lines().filter(|line| !line.ends_with(&own_branch)).collect();
         write("packed-refs", format!("# pack-refs with: sorted\n{}\n", others.join("\n")))?;
-        let exclude = files::read(&self.repository.join("info/exclude"))?.unwrap_or_default();
-        write("info/exclude", format!("{}\n{EXCLUDED}", exclude.trim_end()))?;
+        write("info/exclude", excluded(&self.repository)?)?;
         for name in ["info/attributes", "shallow"] {
             if let Some(text) = files::read(&self.repository.join(name))? {
                 write(name, text)?;
@@ -419,7 +419,7 @@ impl Worktree {
             let place = format!("git takes {} for its top level", path(&top).display());
             return Err(Refusal::new(Exit::CannotCreate, what).place(place).into());
         }
-        remarks.extend(self.fill_submodules());
+        remarks.extend(self.fill_submodules(start));
         remarks.extend(self.include_files()?);
         Ok(remarks)
     }
@@ -436,9 +436,11 @@ impl Worktree {
         for lock in ["index.lock", "HEAD.lock", "config.lock", "packed-refs.lock"] {
             files::remove(&own.join(lock))?;
         }
-        let refs = WalkDir::new(own.join("refs")).into_iter().filter_map(Result::ok);
-        for lock in refs.filter(|it| it.path().extension().is_some_and(|end| end == "lock")) {
-            files::remove(lock.path())?;
+        let refs = walk(&own.join("refs")).into_iter().take(REFERENCES_LIMIT);
+        for entry in refs.filter_map(Result::ok).filter(|it| it.file_type().is_file()) {
+            if entry.path().extension().is_some_and(|end| end == "lock") {
+                files::remove(entry.path())?;
+            }
         }
         Ok(())
     }

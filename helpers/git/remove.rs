@@ -5,34 +5,23 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use walkdir::WalkDir;
 
 use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
-use crate::git::command::{Settings, count, git_on, retry, succeeded, trim, unfinished};
-use crate::git::repository::{Foreign, References};
+use crate::git::command::{count, git_on, retry, succeeded, trim, unfinished};
+use crate::git::repository::{Foreign, References, walk};
 use crate::git::{first_paths, reference};
 use crate::text::{lossy, sanitize};
 
 /// Directories that tools make again: an ignored one with such a name, or with a `CACHEDIR.TAG`, may
 /// be removed.
-const CACHES: [&str; 12] = [
-    ".gradle",
-    ".mypy_cache",
-    ".next",
-    ".parcel-cache",
-    ".pytest_cache",
-    ".ruff_cache",
-    ".tox",
-    ".turbo",
-    ".venv",
-    "__pycache__",
-    "node_modules",
-    "venv",
-];
+const CACHES: &str = "
+.gradle .mypy_cache .next .parcel-cache .pytest_cache .ruff_cache .tox .turbo
+.venv __pycache__ node_modules venv
+";
 
 /// The contents of a worktree, as far as a person needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,29 +89,40 @@ impl Worktree {
     /// [`Worktree::commit_rest`] committed them there.
     fn is_committed(&self, foreign: &Foreign) -> Result<bool> {
         let Some(branch) = self.references()?.branch else { return Ok(false) };
-        let scratch =
-            foreign.scratch(&Settings::of_repository(&self.repository)?, &branch.commit)?;
+        let scratch = foreign.scratch(&branch.commit)?;
         let read = scratch.git("read-tree").arg(&branch.commit).run()?;
-        Ok(read.status.success() && scratch.changes()?.is_empty())
+        // A commit has none of the files of a nested repository.
+        let is_whole = read.status.success() && scratch.submodules()?.is_empty();
+        Ok(is_whole && scratch.changes()?.is_empty())
     }
 
     /// Commits what the worker left uncommitted, after `tip` on the task's branch in the person's
     /// repository. Returns the commit.
     pub fn commit_rest(&self, tip: &str, message: &str) -> Result<String> {
         let _lock = self.lock()?;
-        let foreign = self.foreign();
-        if let Some(submodule) = self.submodules(&foreign)?.first() {
-            let what = format!("the submodule {} is in the way", submodule.path);
-            return Err(Refusal::new(Exit::Data, what)
-                .next("dispatch the plan again, and let the worker commit")
-                .into());
-        }
         let cannot = "cannot commit what is in the worktree";
+        let foreign = self.foreign();
         let scratch = foreign.scratch_with_index()?;
+        let check_submodules = || match scratch.submodules()?.first() {
+            None => Ok(()),
+            Some(name) => {
+                let what = format!("the submodule {} is in the way", sanitize(name));
+                let refusal = Refusal::new(Exit::Data, what);
+                Err(anyhow::Error::from(
+                    refusal.next("dispatch the plan again, and let the worker commit"),
+                ))
+            }
+        };
+        check_submodules()?;
+        // Files that are staged are in no commit.
+        foreign.copy_objects(&scratch)?;
         scratch.git("add --all -- .").bytes(cannot)?;
+        // Now with the nested repositories, of which a commit has no files.
+        check_submodules()?;
         let tree = scratch.git("write-tree").text(cannot)?;
         let commit = scratch.git("commit-tree -p").args([tip, "-m", message, &tree]);
         let commit = commit.text(cannot)?;
+        foreign.take_large_files(&scratch.directory)?;
         foreign.fetch_from(&scratch, &commit, &format!("refs/heads/tip:{}", self.reference()))?;
         Ok(commit)
     }
@@ -202,7 +202,7 @@ impl Worktree {
     /// that are not in caches.
     fn has_elsewhere(&self, name: &str) -> bool {
         let top = self.path.join(name);
-        let entries = WalkDir::new(&top).into_iter().filter_entry(|it| !is_cache(it.path()));
+        let entries = walk(&top).into_iter().filter_entry(|it| !is_cache(it.path()));
         let mut entries =
             entries.filter(|it| it.as_ref().map_or(true, |it| !it.file_type().is_dir()));
         entries.all(|entry| {
@@ -379,7 +379,8 @@ impl Worktree {
 fn is_cache(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let is_directory = path.symlink_metadata().is_ok_and(|it| it.is_dir());
-    is_directory && (CACHES.contains(&name) || path.join("CACHEDIR.TAG").is_file())
+    is_directory
+        && (CACHES.split_whitespace().any(|it| it == name) || path.join("CACHEDIR.TAG").is_file())
         || name.ends_with(".pyc")
 }
 
@@ -401,13 +402,8 @@ impl Worktree {
                 scratch: top.scratch.clone(),
             };
             let scratch = foreign.scratch_with_index()?;
-            let listed = scratch.git("ls-files --stage -z");
-            for line in listed.records("cannot list the files of the worktree")? {
-                let Some((about, name)) = line.split_once('\t') else { continue };
-                let inner = tree.join(name);
-                if !about.starts_with("160000 ") || inner.join(".git").symlink_metadata().is_err() {
-                    continue;
-                }
+            for name in scratch.submodules()? {
+                let inner = tree.join(&name);
                 let path = format!("{below}{name}");
                 let module = named_module(&inner, &git_dir.join("modules"));
                 let inner_git_dir = module.as_ref().map(|name| git_dir.join("modules").join(name));

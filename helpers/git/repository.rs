@@ -2,7 +2,6 @@
 //! it. Nothing in it is obeyed then: its files are read as data, its objects are copied, and git runs
 //! only in a scratch repository of dispatch's own.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -13,11 +12,13 @@ use walkdir::WalkDir;
 use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
 use crate::files;
 use crate::git::command::{
-    Git, STATUS, Settings, changes, error_line, git, git_dir, git_on, retry, succeeded, trim,
+    Git, STATUS, Settings, changes, error_line, git, git_dir, git_on, records, retry, succeeded,
+    trim,
 };
-use crate::git::{beside, first_paths, reference};
+use crate::git::{EXCLUDED, beside, reference};
 use crate::ids::file_hash;
 use crate::process::Identity;
 use crate::text::lossy;
@@ -26,14 +27,7 @@ use crate::text::lossy;
 const OBJECTS_LIMIT: u64 = 8 << 30;
 
 /// How many references of a worktree are looked at.
-const REFERENCES_LIMIT: usize = 200_000;
-
-/// The file in a checkout with patterns of ignored files that its worktrees get (Claude Code's own).
-const INCLUDE: &str = ".worktreeinclude";
-
-/// How many files, and how many bytes of them, a worktree gets by [`INCLUDE`].
-const INCLUDED_FILES: usize = 1000;
-const INCLUDED_BYTES: u64 = 64 << 20;
+pub(super) const REFERENCES_LIMIT: usize = 200_000;
 
 /// The state of a worktree's HEAD.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,20 +109,22 @@ impl Worktree {
         let Some(own) = own.or_else(|| branch.as_ref().map(|it| it.commit.clone())) else {
             return Ok(None);
         };
-        if tip.as_ref() != Some(&own) && self.has_own_repository() {
-            self.foreign().fetch(&own, &reference("tip", &self.path))?;
-        }
-        let move_branch = |old: &str| -> Result<()> {
-            let to = || self.git("update-ref").args([&self.reference(), &own, old]).run();
+        let tip_reference = reference("tip", &self.path);
+        let set = |reference: &str, old: &str| -> Result<()> {
+            let to = || self.git("update-ref").args([reference, &own, old]).run();
             succeeded(retry(to)?, &format!("cannot move the branch {}", self.branch)).map(drop)
         };
-        let Some(branch) = branch else {
-            // After the first fetch, the person deleted the branch.
-            if tip.is_none() {
-                move_branch("")?;
-            }
+        if tip.is_none() && branch.is_none() {
+            // The branch first: a tip without one means that the person deleted it.
+            self.foreign().fetch(&own, &self.reference())?;
+            fault::point("fetch", "branch");
+            set(&tip_reference, "")?;
             return Ok(Some(own));
-        };
+        }
+        if tip.as_ref() != Some(&own) && self.has_own_repository() {
+            self.foreign().fetch(&own, &tip_reference)?;
+        }
+        let Some(branch) = branch else { return Ok(Some(own)) };
         let is_persons = Some(&branch.commit) != tip.as_ref();
         if branch.commit == own || is_persons && self.is_ancestor(&own, &branch.commit)? {
             return Ok(Some(branch.commit));
@@ -142,7 +138,7 @@ impl Worktree {
         }
         // The files of a checkout would not follow.
         if branch.checkout.is_none() {
-            move_branch(&branch.commit)?;
+            set(&self.reference(), &branch.commit)?;
         }
         Ok(Some(own))
     }
@@ -159,6 +155,24 @@ impl Worktree {
             }
         }
         Ok(())
+    }
+
+    /// The other tasks' branches with which this one conflicts, each with the files. Branches that the
+    /// person's HEAD has are not compared; a git before 2.38 finds none.
+    pub fn collisions(&self) -> Result<Vec<(String, Vec<String>)>> {
+        let References { tip: Some(own), .. } = self.references()? else { return Ok(Vec::new()) };
+        let listed = self.git("for-each-ref --no-merged=HEAD refs/dispatch/tip");
+        let listed = listed.arg("--format=%(objectname) %(refname:lstrip=3)");
+        let listed = listed.text("cannot list the branches")?;
+        let mut found = Vec::new();
+        for (tip, name) in listed.lines().filter_map(|line| line.split_once(' ')) {
+            let tree = self.git("merge-tree --write-tree --name-only --no-messages -z");
+            let tried = tree.args([own.as_str(), tip]).run()?;
+            if tip != own && tried.status.code() == Some(1) {
+                found.push((name.to_owned(), records(&tried.stdout).skip(1).collect()));
+            }
+        }
+        Ok(found)
     }
 
     pub(super) fn is_ancestor(&self, old: &str, new: &str) -> Result<bool> {
@@ -216,8 +230,8 @@ impl Foreign {
     /// All references with their objects. Those that lead to another one are left out.
     pub(super) fn all_references(&self) -> Result<Vec<(String, String)>> {
         let mut all = self.packed()?;
-        let top = self.git_dir.join("refs");
-        for entry in WalkDir::new(&top).into_iter().take(REFERENCES_LIMIT).filter_map(Result::ok) {
+        let found = walk(&self.git_dir.join("refs")).into_iter().take(REFERENCES_LIMIT);
+        for entry in found.filter_map(Result::ok) {
             if entry.file_type().is_file() {
                 let name = entry.path().strip_prefix(&self.git_dir)?.display().to_string();
                 let text = self.text(&name)?.unwrap_or_default();
@@ -228,7 +242,7 @@ impl Foreign {
     }
 
     /// A repository of dispatch's own with the person's objects and this HEAD, without references.
-    pub(super) fn scratch(&self, settings: &Settings, head: &str) -> Result<Scratch> {
+    pub(super) fn scratch(&self, head: &str) -> Result<Scratch> {
         files::remove_directory(&self.scratch)?;
         let scratch = Scratch { directory: self.scratch.clone(), tree: self.tree.clone() };
         let made = &scratch.directory;
@@ -239,16 +253,10 @@ impl Foreign {
             let path = made.join(name);
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
         };
-        write(
-            "HEAD",
-            &format!(
-                "{head}
-"
-            ),
-        )?;
-        write("config", &settings.of_scratch())?;
+        write("HEAD", &format!("{head}\n"))?;
+        write("config", &Settings::of_repository(&self.persons)?.of_scratch())?;
         write("objects/info/alternates", &format!("{}\n", self.persons.join("objects").display()))?;
-        write("info/exclude", super::EXCLUDED)?;
+        write("info/exclude", &excluded(&self.persons)?)?;
         for name in ["info/attributes", "shallow"] {
             if let Some(text) = files::read(&self.persons.join(name))? {
                 write(name, &text)?;
@@ -259,9 +267,8 @@ impl Foreign {
 
     /// A scratch repository with the index of the checkout, for commands on its files.
     pub(super) fn scratch_with_index(&self) -> Result<Scratch> {
-        let settings = Settings::of_repository(&self.persons)?;
         let head = self.head()?.commit.context("the worktree's branch has no commit")?;
-        let scratch = self.scratch(&settings, &head)?;
+        let scratch = self.scratch(&head)?;
         let index = scratch.directory.join("index");
         let own = self.git_dir.join("index");
         files::copy_foreign(&own, &index, OBJECTS_LIMIT)?;
@@ -279,11 +286,11 @@ impl Foreign {
 
     /// Fetches a commit into the person's repository, under that reference.
     fn fetch(&self, commit: &str, reference: &str) -> Result<()> {
-        let settings = Settings::of_repository(&self.persons)?;
-        let scratch = self.scratch(&settings, commit)?;
-        self.copy_objects(&scratch.directory.join("objects"))?;
-        self.fetch_from(&scratch, commit, &format!("+refs/heads/tip:{reference}"))?;
-        self.take_large_files(&settings)
+        let scratch = self.scratch(commit)?;
+        self.copy_objects(&scratch)?;
+        // First, because a commit that was fetched is not fetched again.
+        self.take_large_files(&self.git_dir)?;
+        self.fetch_from(&scratch, commit, &format!("+refs/heads/tip:{reference}"))
     }
 
     /// Fetches a commit from a scratch repository. Git checks every object and that none is missing.
@@ -307,8 +314,8 @@ impl Foreign {
     }
 
     /// Copies the loose and packed objects, and nothing that leads to objects elsewhere.
-    fn copy_objects(&self, to: &Path) -> Result<()> {
-        let from = self.git_dir.join("objects");
+    pub(super) fn copy_objects(&self, scratch: &Scratch) -> Result<()> {
+        let (from, to) = (self.git_dir.join("objects"), scratch.directory.join("objects"));
         let is_hex = |name: &str| name.bytes().all(|byte| byte.is_ascii_hexdigit());
         let mut left = OBJECTS_LIMIT;
         for (directory, _) in files::entries(&from)? {
@@ -334,11 +341,15 @@ impl Foreign {
         Ok(())
     }
 
-    /// Copies the objects of Git LFS whose content has the hash that names them.
-    fn take_large_files(&self, settings: &Settings) -> Result<()> {
-        let from = self.git_dir.join("lfs/objects");
-        let storage = settings.large_files(&self.persons);
-        for entry in WalkDir::new(&from).max_depth(3).into_iter().filter_map(Result::ok) {
+    /// Copies the objects of Git LFS in the repository `from` whose content has the hash that names them.
+    pub(super) fn take_large_files(&self, from: &Path) -> Result<()> {
+        if from.join("lfs").symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let storage = Settings::of_repository(&self.persons)?.large_files(&self.persons);
+        let mut left = OBJECTS_LIMIT;
+        let found = walk(&from.join("lfs/objects")).max_depth(3).into_iter();
+        for entry in found.filter_map(Result::ok) {
             let Some(id) = entry.file_name().to_str().and_then(object_id) else { continue };
             let to = storage.join("objects").join(&id[..2]).join(&id[2..4]).join(&id);
             if to.exists() || !entry.file_type().is_file() {
@@ -346,7 +357,7 @@ impl Foreign {
             }
             files::create_private_directory(to.parent().unwrap_or(&storage))?;
             let part = beside(&to, "part");
-            files::copy_foreign(entry.path(), &part, OBJECTS_LIMIT)?;
+            left -= files::copy_foreign(entry.path(), &part, left)?;
             match file_hash(&part)? == id {
                 true => std::fs::rename(&part, &to).context("cannot keep a large file")?,
                 false => files::remove(&part)?,
@@ -358,7 +369,7 @@ impl Foreign {
 
 /// A repository of dispatch's own, removed at the end.
 pub(super) struct Scratch {
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     tree: PathBuf,
 }
 
@@ -376,6 +387,17 @@ impl Scratch {
         let all = "--untracked-files=normal --ignore-submodules=dirty";
         changes(self.git(STATUS).words(all))
     }
+
+    /// The submodules and nested repositories in the index that have files.
+    pub(super) fn submodules(&self) -> Result<Vec<String>> {
+        let listed = self.git("ls-files --stage -z");
+        let listed = listed.records("cannot list the files of the worktree")?;
+        let name =
+            |line: &String| Some(line.strip_prefix("160000 ")?.split_once('\t')?.1.to_owned());
+        let mut found: Vec<_> = listed.iter().filter_map(name).collect();
+        found.retain(|name| self.tree.join(name).join(".git").symlink_metadata().is_ok());
+        Ok(found)
+    }
 }
 
 impl Drop for Scratch {
@@ -383,6 +405,17 @@ impl Drop for Scratch {
         // A later scratch repository replaces what is left.
         let _ = files::remove_directory(&self.directory);
     }
+}
+
+/// Walks through a directory that a worker writes; a link in its place leads nowhere.
+pub(super) fn walk(directory: &Path) -> WalkDir {
+    WalkDir::new(directory).follow_root_links(false)
+}
+
+/// The patterns of files that git ignores in a worktree of the person's repository.
+pub(super) fn excluded(repository: &Path) -> Result<String> {
+    let persons = files::read(&repository.join("info/exclude"))?.unwrap_or_default();
+    Ok(format!("{}\n{EXCLUDED}", persons.trim_end()))
 }
 
 /// An object's id in full, SHA-1 or SHA-256.
@@ -399,49 +432,19 @@ fn is_plain(branch: &str) -> bool {
 }
 
 impl Worktree {
-    /// Fills the submodules without a network, from the repository's own clones of them.
-    pub(super) fn fill_submodules(&self) -> Option<String> {
+    /// Fills the submodules without a network, from the repository's own clones of them. Leaves them
+    /// empty if a worker's commit says where they are.
+    pub(super) fn fill_submodules(&self, start: &str) -> Option<String> {
+        let list = |commit: &str| self.git("rev-parse").arg(format!("{commit}:.gitmodules")).said();
+        if list(start).ok() != list(self.trunk()).ok() {
+            return Some(
+                "a worker changed .gitmodules: submodules are empty in the worktree".into(),
+            );
+        }
         let mut empty = Vec::new();
         fill_submodules(&self.path, &self.repository.join("modules"), Path::new(""), &mut empty);
         let names = empty.join(", ");
         (!empty.is_empty()).then(|| format!("submodules that are empty in the worktree: {names}"))
-    }
-
-    /// Copies the ignored files of the person's checkout that its `.worktreeinclude` names.
-    pub(super) fn include_files(&self) -> Result<Option<String>> {
-        let Some(checkout) = self.checkout.as_ref().filter(|it| it.join(INCLUDE).is_file()) else {
-            return Ok(None);
-        };
-        let listed = |patterns: &str| -> Result<BTreeSet<String>> {
-            let list = git(checkout, "ls-files --others --ignored -z").arg(patterns);
-            Ok(list.records("cannot list the files to include")?.into_iter().collect())
-        };
-        let named = listed(&format!("--exclude-from={INCLUDE}"))?;
-        if named.is_empty() {
-            return Ok(None);
-        }
-        let ignored = listed("--exclude-standard")?;
-        let (mut copied, mut left, mut size) = (Vec::new(), Vec::new(), 0);
-        for name in named.intersection(&ignored) {
-            let from = checkout.join(name);
-            let length = from
-                .symlink_metadata()
-                .map_or(0, |it| if it.is_file() { it.len() } else { u64::MAX });
-            size = length.saturating_add(size);
-            if copied.len() >= INCLUDED_FILES || size > INCLUDED_BYTES {
-                size -= length.min(size);
-                left.push(name.clone());
-                continue;
-            }
-            let to = self.path.join(name);
-            files::create_task_directory(to.parent().unwrap_or(&self.path))?;
-            files::publish(&to, &files::read_foreign(&from)?.unwrap_or_default())?;
-            copied.push(name.clone());
-        }
-        let copied = (!copied.is_empty()).then(|| format!("copied {}", first_paths(&copied)));
-        let left = (!left.is_empty()).then(|| format!("too large: {}", first_paths(&left)));
-        let words: Vec<_> = copied.into_iter().chain(left).collect();
-        Ok((!words.is_empty()).then(|| format!("{INCLUDE}: {}", words.join("; "))))
     }
 }
 
@@ -456,8 +459,8 @@ fn fill_submodules(top: &Path, modules: &Path, below: &Path, empty: &mut Vec<Str
         let mut halves = entry.splitn(2, |&byte| byte == b'\n');
         let (Some(key), Some(path)) = (halves.next(), halves.next()) else { continue };
         let path = Path::new(OsStr::from_bytes(path));
-        // `.gitmodules` may still name a submodule that was removed.
-        if !stays_below(path) || !top.join(path).is_dir() {
+        // `.gitmodules` may still name a submodule that was removed, or that is something else now.
+        if !stays_below(path) || !is_submodule(top, path) {
             continue;
         }
         let name = trim(key);
@@ -477,10 +480,21 @@ fn stays_below(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
+/// Returns true if git has a submodule in that place, and no link leads elsewhere.
+fn is_submodule(top: &Path, path: &Path) -> bool {
+    let listed = git(top, "--literal-pathspecs ls-files --stage -z --").arg(path).said();
+    let real = top.join(path).canonicalize();
+    listed.is_ok_and(|it| it.starts_with("160000 ")) && real.ok() == Some(top.join(path))
+}
+
 fn fill_submodule(top: &Path, path: &Path, name: &str, clone: &Path) -> Result<()> {
     // Settings of this one command leave the repository's configuration unchanged.
-    let url = [format!("submodule.{name}.url=").as_ref(), clone.as_os_str()].join(OsStr::new(""));
-    let update = git(top, "-c protocol.allow=never -c protocol.file.allow=always -c").arg(url);
+    // An address makes git copy the objects: a link would let the worker write the person's. Version
+    // 2 also gives commits that only the clone's remote branches have.
+    let clone = clone.to_str().context("a path that is no text")?.replace('%', "%25");
+    let url = format!("submodule.{name}.url=file://{clone}");
+    let update = "-c protocol.allow=never -c protocol.file.allow=always -c protocol.version=2 -c";
+    let update = git(top, update).arg(url);
     let update = update.words("submodule --quiet update --init --").arg(path);
     update.bytes("cannot fill a submodule").map(drop)
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::domain::EXECUTED;
 use crate::domain::{Access, PromptVia};
 use crate::tools::events::{Listener, Observed};
 use crate::tools::{
@@ -199,6 +200,12 @@ fn no_two_clis_share_a_name_or_a_program() {
     names.sort();
     names.dedup();
     assert_eq!(names.len(), all);
+}
+
+#[test]
+fn merge_asks_about_every_file_that_a_cli_obeys() {
+    let mut obeyed = KNOWN.iter().flat_map(|cli| cli.obeys);
+    assert_eq!(obeyed.find(|name| !EXECUTED.contains(name)), None);
 }
 
 #[test]

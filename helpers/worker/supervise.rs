@@ -334,7 +334,9 @@ pub fn record_unknown_end(view: &View) -> Result<bool> {
     // The attempt of an agent has no process before its host is recorded, and no supervisor.
     let now = view.task.view()?;
     let begun = now.attempt.as_ref().map(|attempt| attempt.number) != Some(attempt.number);
-    if view.is_being_started() || now.is_being_started() || begun || !now.processes.is_empty() {
+    // The lock is held here, so it says nothing of a process whose life is unknown.
+    let runs = now.processes.iter().any(|process| process.life() == Life::Alive);
+    if view.is_being_started() || now.is_being_started() || begun || runs {
         return Ok(false);
     }
     record_unknown(&view.task, &view.record, attempt)

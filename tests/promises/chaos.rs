@@ -149,6 +149,8 @@ impl World {
                     assert!(item.is_some_and(|it| it.starts_with("- [x]")), "{id}: {fact}: {plan}");
                 }
                 "commit" => {
+                    // The branch is fetched when an attempt ends, or somebody looks.
+                    self.sandbox.ok("dispatch-reconcile", &["show", id]);
                     let branch = format!("dispatch/{id}");
                     let call = ["merge-base", "--is-ancestor", which, &branch];
                     self.sandbox.git(&call);

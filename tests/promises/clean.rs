@@ -219,6 +219,43 @@ kept x: not committed in HOME/.dispatch/worktrees/project-HASH/x: own
     assert_eq!(left(&sandbox, "x", &x), (true, true, true));
 }
 
+/// A commit of the parent has only the id of a nested repository's commit, none of its files.
+#[test]
+fn uncommitted_nested_repository_is_neither_merged_nor_removed() {
+    let sandbox = project();
+    let x = fail_task(&sandbox, "x");
+    let nested = x.join("nested");
+    for (directory, args) in [
+        (&x, &["init", "-q", "-b", "main", "nested"][..]),
+        (&nested, &["commit", "-q", "--allow-empty", "-m", "Own"]),
+    ] {
+        sandbox.program("git").args(args).within(directory).run().ok();
+    }
+    fs::write(x.join("new"), "New.\n").expect("written");
+    sandbox.run("dispatch-reconcile", &["merge", "x", "--uncommitted"]).shows(str![[r#"
+exit 65
+! dispatch-reconcile: the submodule nested is in the way
+!   next: dispatch the plan again, and let the worker commit
+"#]]);
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 1
+kept x: not committed in HOME/.dispatch/worktrees/project-HASH/x: nested/, new
+"#]]);
+    // Also when the person's branch has that id.
+    let id = sandbox.program("git").args(&["rev-parse", "HEAD"]).within(&nested).run().ok();
+    fs::remove_file(x.join("new")).expect("removed");
+    sandbox.git(&["update-index", "--add", "--cacheinfo", "160000", id.trim(), "nested"]);
+    let tree = sandbox.git(&["write-tree"]);
+    let commit = sandbox.git(&["commit-tree", tree.trim(), "-p", "dispatch/x", "-m", "Link"]);
+    sandbox.git(&["update-ref", "refs/heads/dispatch/x", commit.trim()]);
+    sandbox.git(&["reset", "-q", "--hard", commit.trim()]);
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 1
+kept x: not committed in HOME/.dispatch/worktrees/project-HASH/x: nested/
+"#]]);
+    assert_eq!(left(&sandbox, "x", &x), (true, true, true));
+}
+
 #[test]
 fn clean_keeps_awaited_task_and_last_branch_of_a_commit() {
     let sandbox = project();

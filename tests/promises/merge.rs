@@ -1,4 +1,6 @@
 //! `merge` merges a task's branch completely, or changes nothing and says why.
+//!
+//! Longer than 500 lines because each reason to refuse is a test here.
 
 use std::fs;
 use std::path::Path;
@@ -241,6 +243,24 @@ exit 65
     sandbox.ok("dispatch-reconcile", &["clean", "y"]);
 }
 
+/// The worker staged a file, so only the index and the objects of its repository have it.
+#[test]
+fn merge_takes_what_the_worker_only_staged() {
+    let stages = "echo staged >staged; touch -t 202001010000 staged; git add staged; echo secret >.env; exit 7";
+    let sandbox = ready(&[("stages", stages)]);
+    fs::write(sandbox.project().join(".git/info/exclude"), ".env\n").expect("written");
+    dispatch(&sandbox, "x", "stages");
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    until_over(&sandbox, "x");
+    sandbox.ok("dispatch-reconcile", &["merge", "x", "--uncommitted"]);
+    // A file that the person's own exclude file names is not committed, and not lost either.
+    assert_eq!(sandbox.git(&["ls-tree", "--name-only", "HEAD"]), "README\nstaged\n");
+    sandbox.run("dispatch-reconcile", &["clean", "x"]).shows(str![[r#"
+exit 1
+kept x: git ignores files in HOME/.dispatch/worktrees/project-HASH/x that are nowhere else: .env
+"#]]);
+}
+
 #[test]
 fn merge_refuses_task_that_has_not_ended() {
     let sandbox = ready(&[]);
@@ -429,6 +449,62 @@ fn merge_runs_the_hooks_as_they_were_before_it() {
     terminal.write("y\n");
     assert!(terminal.status().success());
     assert_eq!(fs::read_to_string(sandbox.home().join("ran")).expect("a hook ran"), "old\n");
+}
+
+/// The hooks that git would run are not there before the merge, or are links to files of the checkout.
+#[test]
+fn merge_runs_no_hook_that_it_brings() {
+    let link = |sandbox: &Sandbox, target: &str| {
+        let hook = sandbox.project().join(".git/hooks/post-merge");
+        fs::create_dir_all(hook.parent().expect("a directory")).expect("made");
+        std::os::unix::fs::symlink(target, hook).expect("made");
+    };
+    let set =
+        |sandbox: &Sandbox, path: &str| drop(sandbox.git(&["config", "core.hooksPath", path]));
+    /// A name, the file that the worker writes, and what the person's repository is before.
+    type Row<'a> = (&'a str, &'a str, &'a dyn Fn(&Sandbox));
+    let rows: [Row<'_>; 6] = [
+        ("missing directory", "hooks/post-merge", &|sandbox| set(sandbox, "hooks")),
+        ("missing directory of husky", "h/post-merge", &|sandbox| set(sandbox, "h/_")),
+        ("linked hook", "scripts/pm", &|sandbox| link(sandbox, "../../scripts/pm")),
+        ("hook that links nowhere yet", "later/pm", &|sandbox| link(sandbox, "../../later/pm")),
+        ("chain of links", "scripts/pm", &|sandbox| {
+            std::os::unix::fs::symlink("pm", sandbox.project().join("scripts/link")).expect("made");
+            link(sandbox, "../../scripts/link");
+        }),
+        ("linked directory", "scripts/post-merge", &|sandbox| {
+            std::os::unix::fs::symlink("scripts", sandbox.project().join("hooks")).expect("made");
+            set(sandbox, "hooks");
+        }),
+    ];
+    for (name, file, prepare) in rows {
+        let sandbox = ready(&[("commits", &commits())]);
+        write_program(&sandbox, &sandbox.project().join("scripts/pm"), "echo old >>\"$HOME/ran\"");
+        sandbox.git(&["add", "."]);
+        sandbox.git(&["commit", "-q", "-m", "Scripts"]);
+        prepare(&sandbox);
+        dispatch(&sandbox, "x", "commits");
+        sandbox.wait_for_state("x", "done");
+        until_over(&sandbox, "x");
+        let (path, ..) = worktree_of(&sandbox, "x");
+        write_program(&sandbox, &path.join(file), "echo new >>\"$HOME/ran\"");
+        // A hook of husky starts one beside its directory.
+        write_program(&sandbox, &path.join("h/_/post-merge"), ". h/post-merge");
+        let git = |args: &[&str]| sandbox.program("git").args(args).within(&path).run().ok();
+        git(&["add", "."]);
+        git(&["commit", "-q", "-m", "Another hook"]);
+        let merge =
+            sandbox.call("dispatch-reconcile", &["merge", "x"]).env("DISPATCH_FAIL", "callers");
+        let mut terminal = Terminal::run(merge);
+        let shown = terminal.read_until("[y/N] ");
+        assert!(shown.contains(file), "{name}: {shown}");
+        terminal.write("y\n");
+        assert!(terminal.status().success(), "{name}");
+        let ran = fs::read_to_string(sandbox.home().join("ran")).unwrap_or_default();
+        assert!(!ran.contains("new"), "{name}: {ran}");
+        let is_old = name == "linked hook" || name == "chain of links";
+        assert_eq!(ran.contains("old"), is_old, "{name}: {ran}");
+    }
 }
 
 #[test]

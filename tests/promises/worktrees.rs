@@ -376,6 +376,10 @@ fn submodules_are_filled_from_local_clones() {
         assert_eq!(git(directory, &args).code, Some(0), "{args:?}");
     }
     fs::remove_dir_all(sandbox.project().join(".git/modules/other")).expect("removed");
+    // Only a remote branch of the person's clone has the commit.
+    for args in [["checkout", "-q", "--detach", "HEAD~"], ["branch", "-q", "-D", "main"]] {
+        assert_eq!(git("project/deps/lib", &args).code, Some(0), "{args:?}");
+    }
     let settings = fs::read_to_string(sandbox.project().join(".git/config")).expect("there");
     // Move the origins away, so that a fetch would fail.
     for name in ["inner", "lib", "other"] {
@@ -389,8 +393,35 @@ fn submodules_are_filled_from_local_clones() {
     let text = fs::read_to_string(path.join("deps/lib/the inner/text")).expect("there");
     assert_eq!(text, "Inner.\n");
     assert_eq!(names(&path.join("other")), [""; 0]);
+    assert_no_links(&path.join(".git/modules"));
     let after = fs::read_to_string(sandbox.project().join(".git/config")).expect("there");
     assert_eq!(after, settings);
+}
+
+/// Leaves a commit whose submodule is a symlink into the worker's repository, in which a command waits.
+const LINKED_SUBMODULE: &str = "\
+exec 2>/dev/null; git init -q -b main s && git -C s commit -q --allow-empty -m One
+module() { git config -f .gitmodules submodule.inner.path $1; }
+git config -f .gitmodules submodule.inner.url ./s && module s
+git add s .gitmodules && git submodule -q absorbgitdirs s
+git -C s commit -q --allow-empty -m Two
+git config submodule.inner.update \"!touch $HOME/ran\"; git config submodule.inner.active true
+ln -s \"$PWD\" linked && module linked && git add linked .gitmodules && git commit -q -m Linked
+module s";
+
+#[test]
+fn submodule_of_a_worker_leads_into_no_other_repository() {
+    let works = commits();
+    let ends = works.lines().last().unwrap_or_default();
+    let links = format!("{LINKED_SUBMODULE}\n{ends}");
+    let sandbox = ready(&[("links", &links), ("fails", "exit 7")]);
+    dispatch(&sandbox, "a", "links");
+    let after = ["b", "--model", "fails", "--after", "a", "--plan", "-"];
+    sandbox.call("dispatch-spawn", &after).input(PLAN).run().ok();
+    sandbox.wait_for_state("b", "failed: exit code 7");
+    until_over(&sandbox, "b");
+    assert_eq!(sandbox.git(&["log", "-1", "--format=%s", "dispatch/b"]), "Linked\n");
+    assert!(!sandbox.home().join("ran").exists(), "a worker's command ran");
 }
 
 #[test]
@@ -897,6 +928,26 @@ fn failed_creation_names_its_cause_and_leaves_no_branch() {
     sandbox.wait_for_state("x", "done");
 }
 
+/// A branch that was fetched without its reference of dispatch's own is completed by the next look.
+#[test]
+fn fetch_that_was_killed_leaves_the_branch() {
+    let sandbox = ready(&[("stays", "echo 1 >a; git add a; git commit -qm A; exec sleep 1000")]);
+    dispatch(&sandbox, "x", "stays");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    let log = || sandbox.program("git").args(&["log", "-1", "--format=%s"]).within(&path).run().out;
+    wait_until("a commit", || (path.is_dir() && log() == "A\n").then_some(()));
+    let killed = sandbox.call("dispatch-reconcile", &["show", "x"]).crash_at("fetch:branch").run();
+    assert_eq!(killed.signal, Some(9));
+    let tip = || sandbox.git(&["log", "-1", "--format=%s", "dispatch/x"]);
+    assert_eq!(tip(), "A\n");
+    sandbox.ok("dispatch-reconcile", &["show", "x"]);
+    assert_eq!(tip(), "A\n");
+    // A branch that the person deletes stays deleted.
+    sandbox.git(&["branch", "-q", "-D", "dispatch/x"]);
+    sandbox.ok("dispatch-reconcile", &["show", "x"]);
+    assert_eq!(sandbox.git(&["branch", "--list", "dispatch/*"]), "");
+}
+
 /// The run lock proves that nobody holds the lock that a killed worker's git left.
 #[test]
 fn stale_lock_does_not_keep_a_worker_from_committing() {
@@ -907,6 +958,21 @@ fn stale_lock_does_not_keep_a_worker_from_committing() {
     sandbox.script("fails", &format!("{}\n", commits()));
     sandbox.ok("dispatch-spawn", &["x", "--resume"]);
     sandbox.wait_for_state("x", "done");
+}
+
+#[test]
+fn linked_references_lose_no_file_elsewhere() {
+    let sandbox = ready(&[("fails", "rm -rf .git/refs; ln -s \"$HOME/other\" .git/refs; exit 7")]);
+    let other = sandbox.home().join("other/deep");
+    fs::create_dir_all(other.join("directory.lock")).expect("made");
+    fs::write(other.join("a.lock"), "The person's.\n").expect("written");
+    dispatch(&sandbox, "x", "fails");
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    until_over(&sandbox, "x");
+    sandbox.script("fails", "touch \"$HOME/again\"; exit 7\n");
+    sandbox.run("dispatch-spawn", &["x", "--resume"]);
+    wait_until("the worker runs again", || sandbox.home().join("again").exists().then_some(()));
+    assert_eq!(names(&other), ["a.lock", "directory.lock"]);
 }
 
 #[test]
@@ -1020,6 +1086,19 @@ fn colliding_branches_are_told_once() {
     assert!(show.contains("\nconflicts with a: same\n"), "{show}");
 }
 
+/// Checks that no file has a second name. A link would let the worker write the person's file.
+#[track_caller]
+fn assert_no_links(directory: &Path) {
+    let mut files = 0;
+    for entry in walkdir::WalkDir::new(directory) {
+        let entry = entry.expect("readable");
+        let links = entry.metadata().expect("there").nlink();
+        assert!(entry.file_type().is_dir() || links == 1, "{}", entry.path().display());
+        files += usize::from(entry.file_type().is_file());
+    }
+    assert_ne!(files, 0, "{}", directory.display());
+}
+
 /// Without Git LFS on the machine, nothing is tested.
 #[test]
 fn large_files_come_along_both_ways() {
@@ -1039,12 +1118,7 @@ fn large_files_come_along_both_ways() {
     assert_eq!(fs::read_to_string(sandbox.home().join("seen")).expect("there"), "person\n");
     let blob = sandbox.git(&["show", "dispatch/x:b.bin"]);
     assert!(blob.starts_with("version https://git-lfs"), "{blob}");
-    // A link would let the worker write the person's file.
-    for entry in walkdir::WalkDir::new(sandbox.project().join(".git/lfs/objects")) {
-        let entry = entry.expect("readable");
-        let links = entry.metadata().expect("there").nlink();
-        assert!(entry.file_type().is_dir() || links == 1, "{}", entry.path().display());
-    }
+    assert_no_links(&sandbox.project().join(".git/lfs/objects"));
     // A file whose content is not what its name says does not come over.
     let (path, ..) = worktree_of(&sandbox, "x");
     let forged = "0".repeat(64);
@@ -1056,6 +1130,10 @@ fn large_files_come_along_both_ways() {
     sandbox.ok("dispatch-reconcile", &["merge", "x"]);
     assert_eq!(fs::read_to_string(sandbox.project().join("b.bin")).expect("there"), "worker\n");
     assert!(!sandbox.project().join(".git/lfs/objects/00/00").join(&forged).exists());
+    // A large file that the worker did not commit comes along too.
+    fs::write(path.join("c.bin"), "left\n").expect("written");
+    sandbox.ok("dispatch-reconcile", &["merge", "x", "--uncommitted"]);
+    assert_eq!(fs::read_to_string(sandbox.project().join("c.bin")).expect("there"), "left\n");
     sandbox.ok("dispatch-reconcile", &["clean", "x"]);
 }
 
