@@ -165,8 +165,11 @@ sha256() {
 
 # Downloads the program, and checks its hash before any use.
 download() {
-    case $base in
+    server=${base#*://}
+    case ${server%%/*} in
         *@*) fail 64 "install.sh: $base names a user" "  next: set DISPATCH_DOWNLOADS to an address without @" ;;
+    esac
+    case $base in
         https://*) ;;
         http://127.0.0.1:*) ;; # a server of the tests
         *) fail 64 "install.sh: $base is no https address" "  next: set DISPATCH_DOWNLOADS to one" ;;
@@ -251,9 +254,10 @@ remove_old_versions() {
     done
 }
 
-# Succeeds if a copy of the skill in this list still exists.
+# Succeeds if a copy of the skill in this list still exists, or if there is no list, as while another
+# copy installs its helpers.
 has_copy() {
-    [ -f "$1" ] || return 1
+    [ -f "$1" ] || return 0
     while IFS= read -r copy; do
         [ ! -f "$copy/helpers/VERSION" ] || return 0
     done <"$1"

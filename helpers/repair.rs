@@ -8,12 +8,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::dirs;
 use crate::domain::{TaskId, Worktree};
 use crate::files;
-use crate::git;
+use crate::git::{self, by_hand};
 use crate::process::TASK_DIR;
 use crate::project::{Broken, Project, TaskList};
 use crate::task::{Record, State, Task, View};
@@ -175,9 +175,9 @@ impl Artifact {
         }
     }
 
-    /// Fetches the commits of a worktree. Returns the branch that has them.
-    pub fn fetch(&self, repository: &Path) -> Result<String> {
-        let Self::Worktree(path) = self else { bail!("a branch needs no fetch") };
+    /// Fetches the commits of a worktree. Returns the branch that has them; `None` for a branch.
+    pub fn fetch(&self, repository: &Path) -> Result<Option<String>> {
+        let Self::Worktree(path) = self else { return Ok(None) };
         let worktree = Worktree {
             path: path.clone(),
             branch: format!("dispatch/{}", self.name()),
@@ -188,23 +188,25 @@ impl Artifact {
             trunk: None,
         };
         worktree.fetch()?;
-        Ok(worktree.branch)
+        Ok(Some(worktree.branch))
     }
 
     /// A line with the command that keeps its commits and the command that removes it. `fetched` is
-    /// the branch with the commits of a worktree.
-    pub fn remedy(&self, fetched: Option<&str>) -> String {
+    /// what [`Self::fetch`] returned, if it was called.
+    pub fn remedy(&self, fetched: Option<&Result<Option<String>>>) -> String {
         let path = match self {
             Self::Worktree(path) => path.display().to_string(),
             Self::Branch(branch) => {
                 return format!(
-                    "branch {branch} — git merge {branch} brings it back, git branch -d {branch} removes it"
+                    "branch {branch} — {} brings it back, git branch -d {branch} removes it",
+                    by_hand(branch)
                 );
             }
         };
         let keep = match fetched {
-            Some(branch) => format!("git merge {branch} brings its commits back"),
-            None => "dispatch-reconcile clean brings its commits to a branch".into(),
+            Some(Ok(Some(branch))) => format!("{} brings its commits back", by_hand(branch)),
+            Some(Err(error)) => format!("{error:#}").replace("\n  ", "; "),
+            _ => "dispatch-reconcile clean brings its commits to a branch".into(),
         };
         let directory = shell_word(&path);
         format!("worktree {path} — {keep}, rm -r {directory} removes it and what is only there")

@@ -16,7 +16,7 @@ use crate::git::command::unfinished;
 use crate::git::command::{
     STATUS, changes, count, error_line, git, path, records, remedy, retry, succeeded,
 };
-use crate::git::{commit_id, first_paths, is_in_worktree};
+use crate::git::{by_hand, commit_id, first_paths, is_in_worktree};
 use crate::text::sanitize;
 
 /// Lists only the changes that a merge could overwrite.
@@ -179,7 +179,7 @@ impl Worktree {
         let what = format!("{} cannot be merged into {into}", self.branch);
         Refusal::new(Exit::Failed, format!("{what}: conflicts, and nothing was changed"))
             .place(first_paths(conflicts))
-            .next(format!("git merge {}, and resolve them, or let a new task do it", self.branch))
+            .next(format!("{} and resolve them, or let a new task do it", by_hand(&self.branch)))
     }
 
     /// The files of [`EXECUTED`], and hooks, that the merge would change.
@@ -203,7 +203,7 @@ impl Worktree {
     /// # Errors
     /// [`Exit::TryAgain`] if the person's branch moved meanwhile; [`Exit::Failed`] if git or a hook
     /// refuses. Nothing is changed then.
-    pub fn merge(&self, plan: &MergePlan) -> Result<bool> {
+    pub fn merge(&self, plan: &MergePlan, task: &TaskId) -> Result<bool> {
         let MergePlan { top, before, tip, into, .. } = plan;
         let _lock = self.lock()?;
         if branch_and_commit(top)? != (into.clone(), before.clone()) {
@@ -223,7 +223,9 @@ impl Worktree {
             if let Some(hooks) = &hooks {
                 merge = merge.arg("-c").arg(format!("core.hooksPath={}", hooks.path().display()));
             }
-            let merge = merge.words("merge --quiet --commit --no-squash --no-autostash -m");
+            let merge = merge.words("merge --quiet --commit --no-squash --no-autostash");
+            // A replayed commit follows HEAD; a true merge would touch the changes in the checkout.
+            let merge = merge.words(if self.snapshot { "--ff-only -m" } else { "-m" });
             let merged = merge.args([&message, tip]).run()?;
             if !merged.status.success() {
                 unmerged = paths(&git(top, "ls-files -z -u").run()?);
@@ -239,22 +241,14 @@ impl Worktree {
             return Err(self.conflict(into, &unmerged).into());
         }
         if !merged.status.success() {
-            return Err(Refusal::new(Exit::Failed, format!("{what}; nothing was changed"))
+            let is_unchanged = branch_and_commit(top)? == (into.clone(), before.clone());
+            let now = if is_unchanged { "nothing was changed" } else { "look at git status" };
+            return Err(Refusal::new(Exit::Failed, format!("{what}; {now}"))
                 .place(why(&merged))
-                .next(self.merge_remedy(&merged))
+                .next(merge_remedy(&merged, task))
                 .into());
         }
         Ok(commit_id(top, "HEAD")?.as_ref() == Some(tip))
-    }
-
-    /// The remedy after a merge that git refused.
-    fn merge_remedy(&self, merged: &Output) -> String {
-        let only = String::from_utf8_lossy(&merged.stderr).contains("Not possible to fast-forward");
-        match remedy(merged) {
-            _ if only => format!("merge.ff is 'only': git merge --ff {}, or rebase", self.branch),
-            Some(command) => format!("{command}; then try again"),
-            None => "fix that and try again".into(),
-        }
     }
 
     /// A copy of hooks that are files of the checkout: the merge must not run those that it brings.
@@ -310,6 +304,18 @@ impl Worktree {
             .place(format!("not inside a checkout of {repository}"))
             .next("try again in a checkout of yours, made by: git worktree add")
             .into())
+    }
+}
+
+/// The remedy after a merge that git refused.
+fn merge_remedy(merged: &Output, task: &TaskId) -> String {
+    let only = String::from_utf8_lossy(&merged.stderr).contains("Not possible to fast-forward");
+    match remedy(merged) {
+        _ if only => {
+            format!("merge.ff is 'only': dispatch-reconcile merge {task} --onto makes one possible")
+        }
+        Some(command) => format!("{command}; then try again"),
+        None => "fix that and try again".into(),
     }
 }
 

@@ -32,7 +32,7 @@ use command::{
 
 pub(crate) use command::selects_for_git;
 pub use merge::{MergePlan, configured_hooks};
-pub use remove::Contents;
+pub use remove::{Contents, forget_removed};
 use repository::{REFERENCES_LIMIT, excluded, walk};
 
 /// How long a task waits while others create their worktrees of the same repository.
@@ -250,6 +250,11 @@ pub fn worktrees_directory(repository: &Path) -> Result<PathBuf> {
         name.trim_end_matches(".git").chars().map(|c| if plain(c) { c } else { '-' }).collect();
     let hash = short_hash(repository.as_os_str().as_bytes());
     Ok(worktrees_root()?.join(format!("{name}-{hash}")))
+}
+
+/// The commands by which a person merges a branch that dispatch cannot merge.
+pub fn by_hand(branch: &str) -> String {
+    format!("read git diff HEAD...{branch}, then git merge {branch}")
 }
 
 /// The first three paths, and the number of the others.

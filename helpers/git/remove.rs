@@ -13,7 +13,8 @@ use crate::fault;
 use crate::files;
 use crate::git::command::{count, git_on, retry, succeeded, trim, unfinished};
 use crate::git::repository::{Foreign, References, walk};
-use crate::git::{first_paths, reference};
+use crate::git::{first_paths, reference, references, worktrees_directory};
+use crate::process::Identity;
 use crate::text::{lossy, sanitize};
 
 /// Directories that tools make again: an ignored one with such a name, or with a `CACHEDIR.TAG`, may
@@ -355,6 +356,23 @@ impl Worktree {
         Ok(())
     }
 
+    /// Removes the scratch repositories, hooks and indexes that killed processes left.
+    pub(super) fn remove_stale_scratch(&self) -> Result<()> {
+        let Some(directory) = self.path.parent() else { return Ok(()) };
+        for (name, _) in files::entries(directory)? {
+            let split = name.to_str().and_then(|name| name.rsplit_once('-'));
+            let Some((kind, Ok(pid))) = split.map(|(kind, pid)| (kind, pid.parse())) else {
+                continue;
+            };
+            let is_own = [".scratch", ".hooks", ".index"].iter().any(|it| kind.ends_with(it));
+            if is_own && Identity::of_pid(pid).is_ok_and(|it| it.is_none()) {
+                let path = directory.join(&name);
+                if path.is_dir() { files::remove_directory(&path) } else { files::remove(&path) }?;
+            }
+        }
+        Ok(())
+    }
+
     /// The directory's name during the removal.
     fn path_while_removed(&self) -> PathBuf {
         self.hidden("removed")
@@ -373,6 +391,23 @@ impl Worktree {
         }
         files::remove(&mark)
     }
+}
+
+/// Deletes dispatch's own references of worktrees that a person removed, unless they hold commits that
+/// are nowhere else. `is_owned` says which paths are those of tasks.
+pub fn forget_removed(repository: &Path, is_owned: impl Fn(&Path) -> bool) -> Result<()> {
+    let directory = worktrees_directory(repository)?;
+    for name in references(repository, "refs/dispatch/base refs/dispatch/tip")? {
+        let path = directory.join(name.rsplit('/').next().unwrap_or_default());
+        if path.symlink_metadata().is_ok() || is_owned(&path) {
+            continue;
+        }
+        let saved = [name.as_str(), "--not", "--branches", "--remotes", "--tags", "HEAD"];
+        if count(repository, &saved).is_ok_and(|lost| lost == 0) {
+            git_on(repository, "update-ref -d").arg(&name).run()?;
+        }
+    }
+    Ok(())
 }
 
 /// Returns true if a tool makes an ignored file or directory again.

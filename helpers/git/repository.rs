@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use walkdir::WalkDir;
 
 use crate::domain::Worktree;
@@ -20,7 +20,6 @@ use crate::git::command::{
 };
 use crate::git::{EXCLUDED, beside, reference};
 use crate::ids::file_hash;
-use crate::process::Identity;
 use crate::text::lossy;
 
 /// How many bytes of objects are taken from a worktree.
@@ -143,20 +142,6 @@ impl Worktree {
         Ok(Some(own))
     }
 
-    /// Removes the scratch repositories of processes that were killed.
-    pub(super) fn remove_stale_scratch(&self) -> Result<()> {
-        let Some(directory) = self.path.parent() else { return Ok(()) };
-        let start = self.hidden("scratch-");
-        let start = start.file_name().unwrap_or_default().to_string_lossy();
-        for (name, _) in files::entries(directory)? {
-            let pid = name.to_str().and_then(|name| name.strip_prefix(&*start)?.parse().ok());
-            if pid.is_some_and(|pid| Identity::of_pid(pid).is_ok_and(|it| it.is_none())) {
-                files::remove_directory(&directory.join(&name))?;
-            }
-        }
-        Ok(())
-    }
-
     /// The other tasks' branches with which this one conflicts, each with the files. Branches that the
     /// person's HEAD has are not compared; a git before 2.38 finds none.
     pub fn collisions(&self) -> Result<Vec<(String, Vec<String>)>> {
@@ -224,14 +209,17 @@ impl Foreign {
             let (id, name) = line.split_once(' ')?;
             Some((name.to_owned(), object_id(id)?))
         };
-        Ok(text.lines().take(REFERENCES_LIMIT).filter_map(entry).collect())
+        let is_too_long = text.lines().nth(REFERENCES_LIMIT).is_some();
+        ensure!(!is_too_long, "{} has too many branches", self.tree.display());
+        Ok(text.lines().filter_map(entry).collect())
     }
 
     /// All references with their objects. Those that lead to another one are left out.
     pub(super) fn all_references(&self) -> Result<Vec<(String, String)>> {
         let mut all = self.packed()?;
-        let found = walk(&self.git_dir.join("refs")).into_iter().take(REFERENCES_LIMIT);
-        for entry in found.filter_map(Result::ok) {
+        let found = walk(&self.git_dir.join("refs")).into_iter().filter_map(Result::ok);
+        for (count, entry) in found.enumerate() {
+            ensure!(count < REFERENCES_LIMIT, "{} has too many branches", self.tree.display());
             if entry.file_type().is_file() {
                 let name = entry.path().strip_prefix(&self.git_dir)?.display().to_string();
                 let text = self.text(&name)?.unwrap_or_default();

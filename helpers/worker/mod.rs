@@ -65,7 +65,8 @@ fn fetch(task: &Task, worktree: &Worktree) -> Result<()> {
     for (branch, paths) in worktree.collisions()? {
         let line = format!("{branch}: {}", first_paths(&paths));
         if !known.lines().any(|known| known.starts_with(&format!("{branch}: "))) {
-            task.side().tell(&format!("its commits conflict with those of {line}"))?;
+            // The worker's side may refuse; the end of the attempt is recorded all the same.
+            let _ = task.side().tell(&format!("its commits conflict with those of {line}"));
         }
         lines.push_str(&format!("{line}\n"));
     }

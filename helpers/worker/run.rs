@@ -112,7 +112,7 @@ pub(super) fn run(
     }
     fault::point("supervisor", "reaped");
     if let Some(Err(error)) = record.worktree.as_ref().map(|it| fetch(task, it)) {
-        task.side().tell(&format!("{error:#}"))?;
+        let _ = task.side().tell(&format!("{error:#}"));
     }
     let observed = started.listener.observed().clone();
     let sandbox_failure = started.sandbox_failure(&record, status);

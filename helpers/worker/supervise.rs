@@ -347,7 +347,7 @@ fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<boo
         return Ok(false);
     }
     if let Some(Err(error)) = record.worktree.as_ref().map(Worktree::fetch) {
-        task.side().tell(&format!("{error:#}"))?;
+        let _ = task.side().tell(&format!("{error:#}"));
     }
     let exit = run::unseen_end(task, record, attempt);
     let _ = sandbox::release_places(task);

@@ -316,9 +316,15 @@ fn clean_lists_orphaned_work_and_keeps_it() {
     fs::remove_dir_all(sandbox.project().join(".dispatch")).expect("removed");
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
-orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings its commits back, rm -r HOME/.dispatch/worktrees/project-HASH/x removes it and what is only there
+orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — read git diff HEAD...dispatch/x, then git merge dispatch/x brings its commits back, rm -r HOME/.dispatch/worktrees/project-HASH/x removes it and what is only there
 "#]]);
     assert_eq!(left(&sandbox, "x", &x), (false, true, true));
+    // If that fails, the line says why.
+    fs::write(x.join(".git/HEAD"), "neither\n").expect("written");
+    sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
+exit 0
+orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — the worktree's HEAD cannot be read; HOME/.dispatch/worktrees/project-HASH/x/.git/HEAD; next: look at it there; a worker may have changed it, rm -r HOME/.dispatch/worktrees/project-HASH/x removes it and what is only there
+"#]]);
 }
 
 #[test]

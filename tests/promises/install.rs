@@ -519,6 +519,7 @@ fn development_build_of_a_running_worker_stays() {
     copy.cargo();
     copy.put_in_place();
     fs::write(copy.place().join("BUILD"), "development\n").expect("written");
+    fs::write(copy.place().join("COPIES"), "").expect("written");
     copy.sandbox.workers(&[]);
     copy.sandbox.plan("x", PLAN);
     let spawn = copy.sandbox.program(copy.folder.join("bin/dispatch-spawn"));

@@ -106,7 +106,7 @@ fn conflict_lists_its_files_and_changes_nothing() {
 exit 1
 ! dispatch-reconcile: dispatch/x cannot be merged into main: conflicts, and nothing was changed
 !   work-x
-!   next: git merge dispatch/x, and resolve them, or let a new task do it
+!   next: read git diff HEAD...dispatch/x, then git merge dispatch/x and resolve them, or let a new task do it
 "#]];
     merge().run().shows(told);
     assert_eq!(all_of(&sandbox), before);
@@ -118,7 +118,7 @@ exit 1
 exit 1
 ! dispatch-reconcile: dispatch/x cannot be merged into main: conflicts, and nothing was changed
 !   work-x
-!   next: git merge dispatch/x, and resolve them, or let a new task do it
+!   next: read git diff HEAD...dispatch/x, then git merge dispatch/x and resolve them, or let a new task do it
 "#]]);
     assert_eq!(all_of(&sandbox), before);
 }
@@ -519,6 +519,15 @@ gh pr create --draft --head dispatch/x --title Title --body Fine.
     assert_eq!(all_of(&sandbox), before);
 }
 
+#[test]
+fn fast_forward_is_possible_after_others_committed() {
+    let sandbox = done();
+    commit_file(&sandbox, "other");
+    sandbox.git(&["config", "merge.ff", "only"]);
+    let said = sandbox.ok("dispatch-reconcile", &["merge", "x", "--onto"]);
+    assert!(said.contains("1 commit into main (fast-forward)"), "{said}");
+}
+
 /// Where git refuses, the remedy is git's own, or one that works.
 #[test]
 fn refused_merge_names_a_remedy_that_works() {
@@ -531,7 +540,7 @@ fn refused_merge_names_a_remedy_that_works() {
 exit 1
 ! dispatch-reconcile: dispatch/x cannot be merged into main; nothing was changed
 !   fatal: Not possible to fast-forward, aborting.
-!   next: merge.ff is 'only': git merge --ff dispatch/x, or rebase
+!   next: merge.ff is 'only': dispatch-reconcile merge x --onto makes one possible
 "#]]);
     sandbox.git(&["config", "--unset", "merge.ff"]);
     sandbox.git(&["config", "user.useConfigOnly", "true"]);

@@ -245,7 +245,7 @@ orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — dispatch-reconcil
     inside(&["commit", "-q", "--allow-empty", "-m", "Detached"]);
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0
-orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatch/x brings its commits back, rm -r HOME/.dispatch/worktrees/project-HASH/x removes it and what is only there
+orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — read git diff HEAD...dispatch/x, then git merge dispatch/x brings its commits back, rm -r HOME/.dispatch/worktrees/project-HASH/x removes it and what is only there
 "#]]);
     assert_eq!(sandbox.git(&["log", "-1", "--format=%s", "dispatch/x"]), "Detached\n");
     sandbox.git(&["merge", "-q", "dispatch/x"]);
@@ -253,10 +253,15 @@ orphaned: worktree HOME/.dispatch/worktrees/project-HASH/x — git merge dispatc
     status(&sandbox).shows(str![[r#"
 exit 0
 y running 0/2 AGE idle — item 1: First
-orphaned: branch dispatch/x — git merge dispatch/x brings it back, git branch -d dispatch/x removes it
+orphaned: branch dispatch/x — read git diff HEAD...dispatch/x, then git merge dispatch/x brings it back, git branch -d dispatch/x removes it
 "#]]);
     sandbox.git(&["branch", "-d", "dispatch/x"]);
     assert!(!status(&sandbox).ok().contains("orphaned"));
+    // With the worktree and its branch, the references that kept its commits become useless.
+    let kept = || sandbox.git(&["for-each-ref", "--format=%(refname)", "refs/dispatch"]);
+    assert_eq!(kept(), "refs/dispatch/base/x\nrefs/dispatch/base/y\nrefs/dispatch/tip/x\n");
+    sandbox.ok("dispatch-reconcile", &["clean"]);
+    assert_eq!(kept(), "refs/dispatch/base/y\n");
     // Several orphans still take one line.
     for id in ["a", "b", "c"] {
         sandbox.git(&["branch", &format!("dispatch/{id}")]);
@@ -264,7 +269,7 @@ orphaned: branch dispatch/x — git merge dispatch/x brings it back, git branch 
     status(&sandbox).shows(str![[r#"
 exit 0
 y running 0/2 AGE idle — item 1: First
-orphaned: branch dispatch/a — git merge dispatch/a brings it back, git branch -d dispatch/a removes it; and 2 more: dispatch-reconcile clean --dry-run
+orphaned: branch dispatch/a — read git diff HEAD...dispatch/a, then git merge dispatch/a brings it back, git branch -d dispatch/a removes it; and 2 more: dispatch-reconcile clean --dry-run
 "#]]);
     // `clean` lists all of them, also packed ones, but not the branch of a task that is starting.
     sandbox.git(&["pack-refs", "--all"]);
@@ -272,9 +277,9 @@ orphaned: branch dispatch/a — git merge dispatch/a brings it back, git branch 
     std::fs::create_dir_all(sandbox.state_directory().join("begins")).expect("made");
     sandbox.run("dispatch-reconcile", &["clean", "--dry-run"]).shows(str![[r#"
 exit 0
-orphaned: branch dispatch/a — git merge dispatch/a brings it back, git branch -d dispatch/a removes it
-orphaned: branch dispatch/b — git merge dispatch/b brings it back, git branch -d dispatch/b removes it
-orphaned: branch dispatch/c — git merge dispatch/c brings it back, git branch -d dispatch/c removes it
+orphaned: branch dispatch/a — read git diff HEAD...dispatch/a, then git merge dispatch/a brings it back, git branch -d dispatch/a removes it
+orphaned: branch dispatch/b — read git diff HEAD...dispatch/b, then git merge dispatch/b brings it back, git branch -d dispatch/b removes it
+orphaned: branch dispatch/c — read git diff HEAD...dispatch/c, then git merge dispatch/c brings it back, git branch -d dispatch/c removes it
 "#]]);
 }
 

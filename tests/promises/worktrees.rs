@@ -948,6 +948,27 @@ fn fetch_that_was_killed_leaves_the_branch() {
     assert_eq!(sandbox.git(&["branch", "--list", "dispatch/*"]), "");
 }
 
+/// Killed helpers leave files beside the worktrees; those of running ones stay.
+#[test]
+fn next_worktree_removes_what_killed_helpers_left() {
+    let sandbox = ready(&[("commits", &commits())]);
+    dispatch(&sandbox, "x", "commits");
+    sandbox.wait_for_state("x", "done");
+    let (path, ..) = worktree_of(&sandbox, "x");
+    let running = sandbox.program("sleep").arg("1000").start();
+    let pids = [u32::MAX / 4, running.pid()];
+    for pid in pids {
+        fs::create_dir(path.with_file_name(format!(".x.scratch-{pid}"))).expect("made");
+        fs::create_dir(path.with_file_name(format!(".y.hooks-{pid}"))).expect("made");
+        fs::write(path.with_file_name(format!(".index-{pid}")), "").expect("written");
+    }
+    dispatch(&sandbox, "y", "commits");
+    sandbox.wait_for_state("y", "done");
+    let left = names(path.parent().expect("a directory"));
+    let of = |pid: u32| left.iter().filter(|name| name.ends_with(&format!("-{pid}"))).count();
+    assert_eq!(pids.map(of), [0, 3], "{left:?}");
+}
+
 /// The run lock proves that nobody holds the lock that a killed worker's git left.
 #[test]
 fn stale_lock_does_not_keep_a_worker_from_committing() {

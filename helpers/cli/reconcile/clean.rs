@@ -13,11 +13,12 @@ use crate::domain::{TaskId, Worktree};
 use crate::exit::Exit;
 use crate::fault;
 use crate::files;
+use crate::git;
 use crate::news::events;
 use crate::news::ledger::{self, Delivery};
 use crate::ops::stale::{self, Stale, StateDir};
 use crate::process::{Life, calling_host};
-use crate::project::Project;
+use crate::project::{Project, TaskList};
 use crate::repair::{all_artifacts, orphans};
 use crate::task::{State, Task, View};
 use crate::text::short_duration;
@@ -69,10 +70,18 @@ pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
         && let Some(repository) = project.repository()
     {
         for orphan in orphans(project, all_artifacts(&repository)?) {
-            // Work that cannot be fetched stays where it is, and the remedy says where.
-            let branch = (!args.dry_run).then(|| orphan.fetch(&repository).ok()).flatten();
-            say(format!("orphaned: {}", orphan.remedy(branch.as_deref())));
+            let fetched = (!args.dry_run).then(|| orphan.fetch(&repository));
+            say(format!("orphaned: {}", orphan.remedy(fetched.as_ref())));
             printed = true;
+        }
+        let TaskList { tasks, broken } = project.task_list();
+        let records = tasks.iter().map(|task| task.record().ok().flatten());
+        // A task without a record is broken, or has just reserved the names of its worktree.
+        if let Some(records) = records.collect::<Option<Vec<_>>>().filter(|_| broken.is_empty())
+            && !args.dry_run
+        {
+            let paths: Vec<_> = records.into_iter().filter_map(|it| it.worktree).collect();
+            git::forget_removed(&repository, |path| paths.iter().any(|it| it.path == path))?;
         }
     }
     if !printed {

@@ -9,7 +9,7 @@ use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
-use crate::git::first_paths;
+use crate::git::{by_hand, first_paths};
 use crate::process::TASK_DIR;
 use crate::project::Project;
 use crate::task::{State, Task, View};
@@ -45,7 +45,7 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
         return Err(Refusal::new(Exit::Data, format!("a {what} is not finished in the worktree"))
             .place(path.to_string())
             .next(match view.state {
-                State::Done => format!("git merge {} brings what was committed", worktree.branch),
+                State::Done => format!("{}: what was committed", by_hand(&worktree.branch)),
                 _ => format!("dispatch-spawn {id} --resume"),
             })
             .into());
@@ -102,7 +102,7 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
         ));
         return Ok(Exit::Ok);
     }
-    let how = if worktree.merge(&plan)? { "fast-forward" } else { "merge commit" };
+    let how = if worktree.merge(&plan, id)? { "fast-forward" } else { "merge commit" };
     let commits = match plan.commits {
         1 => "1 commit".into(),
         commits => format!("{commits} commits"),
