@@ -16,7 +16,7 @@ use crate::files;
 use crate::ipc::Question;
 use crate::ops::ask::{self, Reply, WAIT};
 use crate::plan::Marker;
-use crate::process::{TASK_DIR, launcher};
+use crate::process::{TASK_DIR, calling_shell, launcher};
 use crate::task::WorkerSide;
 use crate::text::{LONGEST_SUMMARY, sanitize, shell_word, whole_sentences};
 
@@ -215,7 +215,7 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
                 (None, Some(doubt)) => format!("{done} But {doubt}; {}.", doubt.remedy()),
                 (None, None) => format!("{done} Now finish."),
             });
-            print_new_notes(side)?;
+            print_new_notes(side, false)?;
             Ok(Exit::Ok)
         }
         WorkerCommand::Report { text } => {
@@ -296,7 +296,7 @@ fn finish(side: &WorkerSide, summary: &str) -> Result<Exit> {
             .next(format!("{}; then finish again", doubt.remedy()))
             .into());
     }
-    if print_new_notes(side)? {
+    if print_new_notes(side, true)? {
         return Err(Refusal::new(Exit::Data, "the person sent a note that you had not read")
             .next("do what the note says; then finish again")
             .into());
@@ -326,7 +326,7 @@ fn print_answer(side: &WorkerSide, number: &str) -> Result<Exit> {
             say_whole(answer.trim_end());
             fault::point("ask", "answered");
             side.ipc().receive(number)?;
-            print_new_notes(side)?;
+            print_new_notes(side, false)?;
             return Ok(Exit::Ok);
         }
         Reply::TooLate => Refusal::new(Exit::NothingNew, "no answer came in time")
@@ -345,8 +345,8 @@ fn print_answer(side: &WorkerSide, number: &str) -> Result<Exit> {
 }
 
 /// Prints the person's notes that the worker was not told yet, and returns whether there are any.
-fn print_new_notes(side: &WorkerSide) -> Result<bool> {
-    let notes = side.take_untold_notes()?;
+fn print_new_notes(side: &WorkerSide, ends: bool) -> Result<bool> {
+    let notes = side.take_untold_notes(calling_shell().as_ref(), ends)?;
     for note in &notes {
         say(format!("\nA new note from the person, which is in your plan too:\n{}", note.trim()));
     }

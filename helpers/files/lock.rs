@@ -16,6 +16,9 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::process::{HELPERS, Identity, Life, machine};
 
+/// How long [`Lock::is_held`] of other processes may keep a lock from being taken.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
+
 /// An exclusive lock on a file. Only its holder may remove the file. The lock is free again when it is dropped or
 /// its holder dies; the file's text names the last holder.
 #[derive(Debug)]
@@ -55,23 +58,30 @@ impl Lock {
 
     /// Takes the lock for a short check if it is free now. The file still names the earlier holder.
     pub fn try_take_unsigned(path: &Path) -> Result<Option<Self>> {
-        let file = match open_private(path, OFlag::empty()) {
-            Ok(file) => file,
-            Err(error) => {
-                refuse_symlinks(path)?;
-                return Err(error).context(format!("cannot open the lock {}", path.display()));
+        let begin = Instant::now();
+        loop {
+            let file = match open_private(path, OFlag::empty()) {
+                Ok(file) => file,
+                Err(error) => {
+                    refuse_symlinks(path)?;
+                    return Err(error).context(format!("cannot open the lock {}", path.display()));
+                }
+            };
+            match file.try_lock() {
+                // The last holder removed the file, so another process may lock a new one.
+                Ok(()) if file.metadata().is_ok_and(|it| it.nlink() == 0) => continue,
+                Ok(()) => return Ok(Some(Self { file })),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).context(format!("cannot lock {}", path.display()));
+                }
             }
-        };
-        match file.try_lock() {
-            // The last holder removed the file, so another process may lock a new one.
-            Ok(()) if file.metadata().is_ok_and(|it| it.nlink() == 0) => {
-                Self::try_take_unsigned(path)
+            // Who only looks shares the lock, and has it for a moment.
+            if file.try_lock_shared().is_err() || begin.elapsed() > LOOK_LIMIT {
+                return Ok(None);
             }
-            Ok(()) => Ok(Some(Self { file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => {
-                Err(error).context(format!("cannot lock {}", path.display()))
-            }
+            drop(file);
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -170,6 +180,26 @@ mod tests {
             }
         };
         std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(hold))));
+    }
+
+    #[test]
+    fn looking_at_a_lock_does_not_take_it() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("lock");
+        drop(Lock::take(&path, Duration::ZERO).expect("free"));
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                    let _ = Lock::is_held(&path).expect("readable");
+                    std::thread::yield_now();
+                }
+            });
+            let taken =
+                (0..300).filter(|_| Lock::try_take(&path).expect("works").is_some()).count();
+            over.store(true, std::sync::atomic::Ordering::SeqCst);
+            assert_eq!(taken, 300);
+        });
     }
 
     #[test]

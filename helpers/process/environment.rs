@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::process::Identity;
+use crate::process::{Identity, os};
 
 /// Names a worker's task directory in the worker's environment, and so marks a worker's processes.
 pub const TASK_DIR: &str = "DISPATCH_TASK_DIR";
@@ -28,6 +28,15 @@ pub fn calling_host() -> Option<Identity> {
     }
     let pid = std::env::var("CLAUDE_PID").ok()?.parse().ok()?;
     Identity::of_pid(pid).ok().flatten()
+}
+
+/// The shell whose script called this helper; `None` if another program did.
+pub fn calling_shell() -> Option<Identity> {
+    let pid = std::os::unix::process::parent_id();
+    let program = os::command_line(pid).into_iter().next()?;
+    let name = Path::new(&program).file_name()?.to_str()?.trim_start_matches('-');
+    let is_shell = ["sh", "bash", "dash", "zsh", "ksh", "fish", "busybox"].contains(&name);
+    Identity::of_pid(pid).ok().flatten().filter(|_| is_shell)
 }
 
 /// Returns true if a variable ties a process to the host that started it. A variable that a person

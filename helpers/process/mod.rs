@@ -27,7 +27,9 @@ pub use nix::sys::signal::Signal;
 
 pub use capture::{CaptureError, capture};
 pub use environment::{ANSWERS, ATTEMPT, PATIENCE, TASK_DIR, calling_host, is_host_variable};
-pub use environment::{HELPERS, find_program, find_program_in, launcher, worker_helper};
+pub use environment::{
+    HELPERS, calling_shell, find_program, find_program_in, launcher, worker_helper,
+};
 pub use identity::{Identity, Life, boot_id, machine};
 pub use os::{adopt_descendants, open_without_symlinks, reap_adopted, time_since_boot};
 pub use os::{deny_abstract_sockets, is_open_for_writing, is_remote};

@@ -16,6 +16,7 @@ use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ipc::Ipc;
 use crate::plan::Plan;
+use crate::process::Identity;
 use crate::task::{LOCK_LIMIT, numbered};
 use crate::text::lossy;
 
@@ -230,7 +231,7 @@ impl WorkerSide {
         names.into_iter().map(with_text).collect()
     }
 
-    /// The file with the number of the last note that the worker was told of.
+    /// The file that says which notes the worker was told of.
     fn told_path(&self) -> PathBuf {
         self.ipc().directory().join(".told")
     }
@@ -240,15 +241,28 @@ impl WorkerSide {
         files::publish(&self.told_path(), name.as_bytes())
     }
 
-    /// The texts of the notes that the worker was not told yet, oldest first. They count as told from
-    /// now on.
-    pub fn take_untold_notes(&self) -> Result<Vec<String>> {
-        let told = files::read_foreign(&self.told_path())?.map(lossy);
-        let last: u32 = told.and_then(|text| text.parse().ok()).unwrap_or(0);
+    /// The texts of the notes that the worker was not told yet, oldest first. They count as told for
+    /// every call but those of the same script, `caller`: a worker reads what the first one printed
+    /// only when all have ended. A call that `ends` the work repeats them once.
+    pub fn take_untold_notes(&self, caller: Option<&Identity>, ends: bool) -> Result<Vec<String>> {
+        let told = files::read_foreign(&self.told_path())?.map(lossy).unwrap_or_default();
+        let (end, caller) =
+            (ends.to_string(), caller.map_or_else(String::new, Identity::to_string));
+        let told: Vec<&str> = told.split(' ').collect();
+        let number = |text: Option<&&str>| text.and_then(|text| text.parse().ok()).unwrap_or(0_u32);
+        let mut last = number(told.first());
+        // The first word is the last note; the others say in which script it was told, and after which.
+        if let [_, before, by, ended] = told[..]
+            && by == caller
+            && !caller.is_empty()
+            && !(ends && ended == end)
+        {
+            last = number(Some(&before));
+        }
         let mut notes = self.notes()?;
         notes.retain(|(name, _)| name.parse::<u32>().is_ok_and(|number| number > last));
         if let Some((name, _)) = notes.last() {
-            self.set_told(name)?;
+            self.set_told(&format!("{name} {last} {caller} {end}"))?;
         }
         Ok(notes.into_iter().map(|(_, note)| note).collect())
     }

@@ -274,7 +274,7 @@ mod notes {
 
     use snapbox::str;
 
-    use crate::support::{PLAN, Sandbox};
+    use crate::support::{PLAN, Ran, Sandbox, binary};
 
     const NOTE: &str = "\n> **Note from dispatcher:** Mind the gap.\n";
 
@@ -371,6 +371,37 @@ A new note from the person, which is in your plan too:
 Mind the gap.
 "#]]);
         sandbox.worker("x", &["finish", "Done."]).run().ok();
+    }
+
+    /// A worker that writes several calls into one script reads the first one's output too late.
+    #[test]
+    fn note_is_repeated_until_the_script_that_it_came_to_has_ended() {
+        let sandbox = running();
+        note(&sandbox);
+        let script = |calls: &str| {
+            let script = format!("w() {{ $HELPER --task-dir $TASK \"$@\"; }}; {calls}; exit $?");
+            let call = sandbox.program("sh").args(&["-c", &script]);
+            let task = sandbox.task("x", "ipc").with_file_name("");
+            call.env("HELPER", binary("dispatch-worker")).env("TASK", task).run()
+        };
+        let told = |ran: &Ran| format!("{}{}", ran.out, ran.err).matches("Mind the gap.").count();
+        let ran = script("w tick 1 && w tick 2 && w finish 'All of it.'");
+        assert_eq!((ran.code, told(&ran)), (Some(65), 3), "{ran:?}");
+        let ran = script("w finish 'All of it.'");
+        assert_eq!((ran.code, told(&ran)), (Some(0), 0), "{ran:?}");
+    }
+
+    /// A shell that stays open between the calls is no script: the end is refused once.
+    #[test]
+    fn open_shell_can_finish_after_a_note() {
+        let sandbox = running();
+        note(&sandbox);
+        let script = "w() { $HELPER --task-dir $TASK \"$@\"; }
+            w tick 1; w tick 2; w finish 'No.' || w finish 'All of it.'; exit $?";
+        let task = sandbox.task("x", "ipc").with_file_name("");
+        let call = sandbox.program("sh").args(&["-c", script]);
+        let ran = call.env("HELPER", binary("dispatch-worker")).env("TASK", task).run();
+        assert_eq!(ran.code, Some(0), "{ran:?}");
     }
 
     /// The person may send one text twice on purpose.
