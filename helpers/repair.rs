@@ -44,7 +44,7 @@ pub struct Repairs {
 }
 
 impl Repairs {
-    /// Adds the repair of a task: `adopted`, `restarted`, or `marked` with a state.
+    /// Adds the repair of a task: `adopted`, `restarted`, `supervised again`, or `marked` with a state.
     pub fn add(&mut self, task: &TaskId, repair: &str) {
         match self.tasks.iter_mut().find(|(other, _)| other == repair) {
             Some((_, tasks)) => tasks.push(task.clone()),
@@ -100,8 +100,10 @@ pub fn repair(project: &Project, list: TaskList) -> Repaired {
         }
         let abandoned = if project.stands() { &views[..] } else { &[] };
         for restarted in supervise::restart_abandoned(project, abandoned) {
-            repairs.add(&restarted, "restarted");
-            refresh(views.iter_mut().find(|view| *view.task.id() == restarted));
+            let view = views.iter_mut().find(|view| *view.task.id() == restarted);
+            let ran = view.as_ref().is_some_and(|view| view.state.is_running());
+            repairs.add(&restarted, if ran { "supervised again" } else { "restarted" });
+            refresh(view);
         }
         repairs.temporary = remove_leftovers(project, views);
     }

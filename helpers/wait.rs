@@ -32,6 +32,8 @@ pub struct Waiter {
     growing: Looks,
     /// When the last task disappeared that could have brought news.
     disappeared: Option<Instant>,
+    /// `true` if an end was held back at the last read, because another attempt may follow.
+    holds_back: bool,
 }
 
 /// The end of a wait.
@@ -56,7 +58,13 @@ impl Waiter {
     /// The system has no event queue.
     pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Result<Self> {
         let (tasks, listener) = (LiveTasks::new(project, only, host)?, calling_host());
-        Ok(Self { tasks, listener, growing: Looks::default(), disappeared: None })
+        Ok(Self {
+            tasks,
+            listener,
+            growing: Looks::default(),
+            disappeared: None,
+            holds_back: false,
+        })
     }
 
     /// How many tasks may bring news, as they are now.
@@ -96,7 +104,7 @@ impl Waiter {
             }
             // A program that replaces a task's directory removes the old one first.
             let may_return = self.disappeared.is_some_and(|since| since.elapsed() < return_limit());
-            if self.active() == 0 && !may_return {
+            if self.active() == 0 && !may_return && !self.holds_back {
                 return Ok(WaitOutcome::NothingActive);
             }
             let left = limit.map_or(LOOK, |limit| limit.saturating_sub(begin.elapsed()));
@@ -151,6 +159,7 @@ impl Waiter {
             self.disappeared = Some(Instant::now());
         }
         let mut news = Vec::new();
+        self.holds_back = false;
         for id in changes.read {
             let Some(view) = self.tasks.view_mut(&id) else { continue };
             let ipc = view.task.side().ipc();
@@ -158,8 +167,15 @@ impl Waiter {
                 found.is_whole = self.growing.takes(ipc.question_path(&question.name), found);
             }
             let Some(Ok(view)) = self.tasks.get(&id) else { continue };
-            match self.news_of(view) {
-                Ok(events) => news.extend(events),
+            let holds_back = may_resume(view);
+            match self.news_of(view, holds_back) {
+                Ok(events) => {
+                    news.extend(events);
+                    if holds_back {
+                        self.holds_back = true;
+                        self.tasks.read_again(&id);
+                    }
+                }
                 // Events already recorded as delivered must be returned, despite the error.
                 Err(error) if !self.tasks.only.is_empty() && news.is_empty() => return Err(error),
                 Err(_) => self.tasks.defer(&id),
@@ -168,13 +184,9 @@ impl Waiter {
         Ok(news)
     }
 
-    /// The news of a task, recorded as delivered.
-    fn news_of(&self, view: &View) -> Result<Vec<Event>> {
+    /// The news of a task, recorded as delivered; without its end if that `may_resume`.
+    fn news_of(&self, view: &View, may_resume: bool) -> Result<Vec<Event>> {
         let mut events = news::events(view)?;
-        // Until the supervisor exits, another attempt may follow the one that ended.
-        let may_resume = view.resumes_soon()
-            || view.is_being_started()
-            || view.is_between_attempts() && view.state != State::Done;
         events.retain(|event| !(event.is_end() && may_resume));
         if self.tasks.host.is_some() {
             events.retain(|event| !is_reported_by_host(view, event));
@@ -192,6 +204,13 @@ impl Waiter {
             view.record.owner.as_ref().filter(|owner| Some(*owner) != self.listener.as_ref());
         owner.is_some_and(|owner| owner.life() != Life::Dead)
     }
+}
+
+/// Returns true if another attempt may follow the one that ended: until its supervisor exits, for one.
+fn may_resume(view: &View) -> bool {
+    view.resumes_soon()
+        || view.is_being_started()
+        || view.is_between_attempts() && view.state != State::Done
 }
 
 /// Returns true if the task may bring news: a worker is running or about to start.

@@ -132,6 +132,13 @@ impl LiveTasks {
         }
     }
 
+    /// Rereads a task at the next look or event.
+    pub(super) fn read_again(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.again.get_or_insert_with(|| Instant::now() + LOOK);
+        }
+    }
+
     /// Waits until something changed, or it is time for a look, for at most `limit`. Returns the number
     /// of a signal that came.
     ///
@@ -265,6 +272,13 @@ impl LiveTasks {
         let mut view = read();
         let recorded = view.as_ref().map_or(Ok(false), supervise::record_unknown_end);
         if matches!(recorded, Ok(true)) {
+            view = read();
+        }
+        // A supervisor that was killed is replaced while the worker runs.
+        if let Ok(found) = &view
+            && self.project.stands()
+            && !supervise::restart_abandoned(&self.project, std::slice::from_ref(found)).is_empty()
+        {
             view = read();
         }
         let is_deferred = view.is_err() || recorded.is_err();

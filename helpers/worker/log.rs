@@ -45,6 +45,11 @@ impl Log {
         Ok(Self { file, path, old, begin, parsed: begin })
     }
 
+    /// Opens the log of a worker that runs already, from its first line.
+    pub(super) fn reopen(attempt: &Attempt) -> Result<Self> {
+        Ok(Self { begin: 0, parsed: 0, ..Self::open(attempt)? })
+    }
+
     /// The path of the log.
     pub(super) fn path(&self) -> &Path {
         &self.path

@@ -7,8 +7,8 @@ mod log;
 pub mod prompt;
 mod queue;
 pub mod run;
+mod running;
 pub mod sandbox;
-mod silence;
 pub mod supervise;
 
 use std::time::Duration;

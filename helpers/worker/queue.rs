@@ -38,6 +38,16 @@ pub(super) struct Slot {
     _ticket: Option<Ticket>,
 }
 
+impl Slot {
+    /// The slot of a worker that runs already.
+    pub(super) fn of_running(task: &Task) -> Self {
+        let is_limited = Config::load().is_ok_and(|config| config.max_workers.is_some());
+        // The worker runs, whether it can be counted or not.
+        let ticket = is_limited.then(|| Ticket::take(task, true).ok()).flatten();
+        Self { parks: 0, _ticket: ticket }
+    }
+}
+
 /// A reason to wait, and the time until the next look.
 struct Pause(Wait, Duration);
 
@@ -190,7 +200,7 @@ struct QueuePlace {
 impl QueuePlace {
     fn join(task: &Task) -> Result<Self> {
         let limit = Config::load().ok().and_then(|config| config.max_workers);
-        let ticket = limit.map(|_| Ticket::take(task)).transpose()?;
+        let ticket = limit.map(|_| Ticket::take(task, false)).transpose()?;
         Ok(Self { ticket, limit })
     }
 
@@ -212,23 +222,27 @@ impl QueuePlace {
     }
 }
 
-/// A number in the queue; lower numbers go first. A ticket counts while its file is locked, so nobody
+/// A number in the queue, from 1 on; lower numbers go first, and a worker that runs already takes one below. A ticket counts while its file is locked, so nobody
 /// waits for a dead holder.
 struct Ticket {
-    number: u64,
+    number: i64,
     path: PathBuf,
     _locked: File,
 }
 
 impl Ticket {
-    fn take(task: &Task) -> Result<Self> {
+    /// Takes the last number, or the first for a worker that `is_running`.
+    fn take(task: &Task, is_running: bool) -> Result<Self> {
         let directory = directory()?;
         files::create_private_directory(&directory)?;
         // A single ticket at a time, so that no number is lower than one in use.
         let _lock = Lock::take(&directory.join("lock"), Duration::from_secs(10))?;
         let numbers = numbers(&directory)?;
         live(&directory, &numbers, 1)?;
-        let number = numbers.last().map_or(1, |last| last + 1);
+        let number = match is_running {
+            false => numbers.last().map_or(1, |last| last + 1),
+            true => numbers.first().map_or(1, |first| first - 1),
+        };
         let path = directory.join(number.to_string());
         let failed = || format!("cannot write {}", path.display());
         let mut file = OpenOptions::new()
@@ -264,19 +278,19 @@ fn directory() -> Result<PathBuf> {
 }
 
 /// The numbers of all tickets, ascending.
-fn numbers(directory: &Path) -> Result<Vec<u64>> {
+fn numbers(directory: &Path) -> Result<Vec<i64>> {
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.with_context(|| format!("cannot read {}", directory.display()))?,
     };
     let number = |entry: std::io::Result<DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
-    let mut numbers: Vec<u64> = entries.filter_map(number).collect();
+    let mut numbers: Vec<i64> = entries.filter_map(number).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }
 
 /// Counts the tickets that are held, up to `most`, and removes those whose holder is dead.
-fn live(directory: &Path, numbers: &[u64], most: usize) -> Result<usize> {
+fn live(directory: &Path, numbers: &[i64], most: usize) -> Result<usize> {
     let mut live = 0;
     for path in numbers.iter().map(|number| directory.join(number.to_string())) {
         if live == most {
@@ -295,7 +309,7 @@ fn live(directory: &Path, numbers: &[u64], most: usize) -> Result<usize> {
 pub(super) fn refusal(task: &Task, limit: usize) -> Result<Refusal> {
     let directory = directory()?;
     let own = format!("{}\n", task.side().directory().display());
-    let is_own = |number: &u64| {
+    let is_own = |number: &i64| {
         let text = files::read(&directory.join(number.to_string()));
         text.is_ok_and(|text| text.as_ref() == Some(&own))
     };

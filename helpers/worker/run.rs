@@ -6,14 +6,13 @@ use std::io::{Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
-use signal_hook::consts::SIGHUP;
 
 use crate::config::Config;
-use crate::domain::{Access, Backend, Failure, FailureKind, PromptVia, Route, Usage, Worktree};
+use crate::domain::{Access, Backend, FailureKind, PromptVia, Route, Usage, Worktree};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -22,8 +21,8 @@ use crate::git::selects_for_git;
 use crate::ids::{now, random_uuid};
 use crate::plan::Plan;
 use crate::process::{
-    self, ANSWERS, ATTEMPT, Identity, Life, PATIENCE, ProcessTree, TASK_DIR, Watch, Woken,
-    is_host_variable, worker_helper,
+    self, ANSWERS, ATTEMPT, Identity, Life, PATIENCE, TASK_DIR, Watch, Woken, is_host_variable,
+    worker_helper,
 };
 use crate::task::{Attempt, ExitRecord, Record, SessionRecord, StopReason, Task};
 use crate::text::lossy;
@@ -31,28 +30,16 @@ use crate::tools::events::{Listener, Observed};
 use crate::tools::{Invocation, Job, Session, invocation, listener};
 use crate::worker::log::Log;
 use crate::worker::prompt;
+use crate::worker::running::{RunningWorker, SAFETY_SCAN, Worker};
 use crate::worker::sandbox;
-use crate::worker::silence::Silence;
 use crate::worker::supervise::Starter;
 use crate::worker::{fetch, mark, termination_grace, tree, with_worktree};
-
-/// How long a worker may take to exit after its CLI reported the final result.
-const LAST_WORD_GRACE: Duration = Duration::from_secs(10);
-
-/// How often a supervisor checks its worker without an event.
-const SAFETY_SCAN: Duration = Duration::from_secs(1);
-
-/// Minimum pause between two reads of the log, so that a chatty worker costs little CPU.
-const PAUSE: Duration = Duration::from_millis(15);
 
 /// How many bytes at the end of each log are parsed for a worker whose end nobody saw.
 const UNSEEN_LOG_BYTES: u64 = 16 << 20;
 
 /// How many times a sandbox is started that fails before its program runs.
 const SANDBOX_STARTS: u32 = 3;
-
-/// A log that grew by more than this between two reads is read again at once, to trim it in time.
-const FAST_GROWTH: u64 = 1 << 20;
 
 /// Runs the task's next attempt until it ends. The caller records the returned end.
 pub(super) fn run(
@@ -137,13 +124,48 @@ pub(super) fn run(
     Ok((attempt, exit))
 }
 
-/// Reconstructs the end of an attempt that nobody saw from its log. A CLI that reported its final
-/// result counts as finished, whatever ended the process after that.
-pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> ExitRecord {
+/// Watches over a worker whose supervisor died, until it ends. Nobody sees its exit status.
+pub(super) fn watch_over(
+    task: &Task,
+    attempt: Attempt,
+    watch: &mut Watch,
+    starter: &mut Starter,
+) -> Result<(Attempt, ExitRecord)> {
+    let record = task.record()?.context("the task has no record")?;
+    starter.report_started()?;
+    let identity = attempt.identity()?.context("the attempt has no worker")?;
+    let mut worker = RunningWorker {
+        worker: Worker::Adopted(identity),
+        attempt: attempt.clone(),
+        backend: record.backend.clone(),
+        home: record.home(),
+        tree: tree(Some(Identity::own()?), &record, &attempt)?,
+        log: Log::reopen(&attempt)?,
+        listener: listener_of(&record),
+        session: None,
+    };
+    let (_, stop_reason) = worker.wait_for_end(task, watch)?;
+    if let Some(Err(error)) = record.worktree.as_ref().map(|it| fetch(task, it)) {
+        let _ = task.side().tell(&format!("{error:#}"));
+    }
+    let exit = unseen_end(task, &record, &attempt);
+    let _ = sandbox::release_places(task);
+    let stop_reason = stop_reason.or(exit.stop_reason);
+    Ok((attempt, ExitRecord { stop_reason, ..exit }))
+}
+
+/// The listener to the output of the record's CLI, by the present config.
+fn listener_of(record: &Record) -> Listener {
     let config = Config::load().unwrap_or_default();
     let choice = config.resolve(Some(&record.name));
     let settings = choice.map(|choice| choice.settings).unwrap_or_default();
-    let mut listener = listener(&record.backend, &settings);
+    listener(&record.backend, &settings)
+}
+
+/// Reconstructs the end of an attempt that nobody saw from its log. A CLI that reported its final
+/// result counts as finished, whatever ended the process after that.
+pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> ExitRecord {
+    let mut listener = listener_of(record);
     for log in [attempt.old_log_path(), attempt.log_path()] {
         listener.hear(&files::tail(&log, UNSEEN_LOG_BYTES).unwrap_or_default());
     }
@@ -276,20 +298,6 @@ fn record_without_refused(
     }
 }
 
-/// A worker process and what its supervisor keeps about it.
-struct RunningWorker {
-    child: Child,
-    attempt: Attempt,
-    backend: String,
-    /// See [`SessionRecord::home`].
-    home: Option<Access>,
-    tree: ProcessTree,
-    log: Log,
-    listener: Listener,
-    /// The session id that was recorded last.
-    session: Option<String>,
-}
-
 fn launch(
     task: &Task,
     record: &Record,
@@ -344,7 +352,7 @@ fn launch(
     process::lead_own_group(&mut command);
     let child = process::spawn_recorded(&mut command, |identity| attempt.set_identity(identity))?;
     Ok(RunningWorker {
-        child,
+        worker: Worker::Own(child),
         attempt: attempt.clone(),
         backend: record.backend.clone(),
         home: record.home(),
@@ -403,91 +411,6 @@ pub(super) fn record_end(
         }
         if let Woken::Signal(_) = watch.wait_for_event(SAFETY_SCAN)? {
             return task.set_exit(attempt, exit);
-        }
-    }
-}
-
-impl RunningWorker {
-    /// Waits until the worker ends and terminates its process tree. Also returns why the supervisor
-    /// ended it, unless a signal asked for that.
-    fn wait_for_end(
-        &mut self,
-        task: &Task,
-        watch: &mut Watch,
-    ) -> Result<(ExitStatus, Option<StopReason>)> {
-        if let Some(identity) = self.attempt.identity()? {
-            watch.add_process(&identity);
-        }
-        watch.add_file(self.log.path());
-        let last_word_grace = fault::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
-        let mut silence = Silence::new();
-        let mut result_since: Option<Instant> = None;
-        let stop_reason = loop {
-            let new = self.read_output();
-            process::reap_adopted(self.child.id());
-            if self.child.try_wait().context("cannot wait for the worker")?.is_some() {
-                break None;
-            }
-            result_since = result_since.filter(|_| self.listener.observed().said_last_word);
-            if self.listener.observed().said_last_word
-                && result_since.get_or_insert_with(Instant::now).elapsed() >= last_word_grace
-            {
-                break Some(StopReason::LastWord);
-            }
-            if let Some(silent) = silence.check(task, &self.attempt, new > 0) {
-                break Some(silent);
-            }
-            if (1..FAST_GROWTH).contains(&new) {
-                std::thread::sleep(PAUSE);
-            }
-            // Without events for writes, keep reading while the log grows.
-            let limit = if new > 0 { PAUSE } else { SAFETY_SCAN };
-            if let Woken::Signal(signal) = watch.wait_for_event(limit)?
-                && signal != SIGHUP
-            {
-                break None;
-            }
-        };
-        fault::point("supervisor", "ends");
-        let Self { child, tree, log, listener, .. } = self;
-        let status = loop {
-            tree.terminate(termination_grace(), || {
-                process::reap_adopted(child.id());
-                let _ = log.follow(listener);
-            })?;
-            // The kernel may hold a killed process for a while (uninterruptible sleep).
-            if let Some(status) = child.try_wait().context("cannot wait for the worker")? {
-                break status;
-            }
-        };
-        self.read_output();
-        self.listener.end();
-        self.record_session();
-        Ok((status, stop_reason))
-    }
-
-    /// The failure of a sandbox that did not start the worker.
-    fn sandbox_failure(&self, record: &Record, status: ExitStatus) -> Option<Failure> {
-        let printed = self.log.printed().filter(|_| !status.success())?;
-        sandbox::failure(record, &printed)
-    }
-
-    /// Parses new output and returns its size in bytes. A read error must not stop the supervision.
-    fn read_output(&mut self) -> u64 {
-        let new = self.log.follow(&mut self.listener).unwrap_or_default();
-        self.record_session();
-        new
-    }
-
-    fn record_session(&mut self) {
-        let observed = &self.listener.observed().session;
-        if let Some(id) = observed.as_ref().filter(|_| *observed != self.session) {
-            let (backend, home) = (self.backend.clone(), self.home);
-            let record = SessionRecord { backend, id: id.clone(), home };
-            // On a full disk, the next read tries again.
-            if self.attempt.set_session(&record).is_ok() {
-                self.session = Some(id.clone());
-            }
         }
     }
 }

@@ -128,9 +128,21 @@ pub fn run(state_dir: &Path, if_answered: bool) -> Result<()> {
     };
     fault::point("supervisor", "locked");
     let mut watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP])?;
-    while let Some(slot) = queue::wait_for_slot(&task, &mut watch, &mut starter)? {
-        let ended = start_at_predecessors_end(&task)
-            .and_then(|()| run::run(&task, &mut watch, &mut starter));
+    let mut living = living(&task)?;
+    loop {
+        let (slot, ended) = match living.take() {
+            Some(attempt) => {
+                let slot = queue::Slot::of_running(&task);
+                (slot, run::watch_over(&task, attempt, &mut watch, &mut starter))
+            }
+            None => {
+                let slot = queue::wait_for_slot(&task, &mut watch, &mut starter)?;
+                let Some(slot) = slot else { break };
+                let ended = start_at_predecessors_end(&task)
+                    .and_then(|()| run::run(&task, &mut watch, &mut starter));
+                (slot, ended)
+            }
+        };
         let (attempt, exit) = ended.inspect_err(|error| record_not_started(&task, error))?;
         let wait = park(&task, &exit, slot.parks.saturating_add(1)).unwrap_or_default();
         // Write the wait before the exit record, so no reader sees an end without it; if that fails,
@@ -146,6 +158,13 @@ pub fn run(state_dir: &Path, if_answered: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The last attempt, if its worker lives and only its supervisor died.
+fn living(task: &Task) -> Result<Option<Attempt>> {
+    let Some(attempt) = task.last_attempt() else { return Ok(None) };
+    let worker = attempt.identity()?.filter(|worker| worker.life() == Life::Alive);
+    Ok(worker.filter(|_| matches!(attempt.exit(), Ok(None))).map(|_| attempt))
 }
 
 /// Takes the run lock, which a finishing supervisor may still hold for a moment; `None` if the lock is
@@ -368,12 +387,13 @@ pub fn resume_if_answered(view: &View) -> bool {
     late && start_answered(&view.task).is_ok()
 }
 
-/// Starts a supervisor for each waiting task that lost its own (a crash, a restart), in the order of
+/// Starts a supervisor for each task that lost its own, while it waited or its worker runs (a crash, a restart), in the order of
 /// dispatch. Returns the tasks whose supervisor was started.
 pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
     let mut views: Vec<_> = views.iter().filter(|view| is_abandoned(view)).collect();
     // Without a config no worker can start; the tasks stay waiting until there is one.
-    if views.is_empty() || Config::load().is_err() {
+    let of_a_worker = std::env::var_os(TASK_DIR).is_some();
+    if views.is_empty() || of_a_worker || Config::load().is_err() {
         return Vec::new();
     }
     // A single helper at a time: the loser of a race for a run lock would wait for it.
@@ -388,12 +408,16 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
     views.into_iter().filter(starts).map(|view| view.task.id().clone()).collect()
 }
 
+/// Returns true for a task that lost its supervisor while it waited, or while its worker runs.
 fn is_abandoned(view: &View) -> bool {
-    view.state.is_waiting()
-        && view.record.route == Route::Cli
-        && !Lock::is_held(&view.task.run_lock_path()).unwrap_or(true)
+    let (task, waits) = (&view.task, view.state.is_waiting());
+    let may_be = view.record.route == Route::Cli && (waits || view.is_alive());
+    let is_lost = may_be && !Lock::is_held(&task.run_lock_path()).unwrap_or(true);
+    match waits {
         // A record this young belongs to a spawn that is about to start the supervisor.
-        && !view.task.was_recorded_within(SETTLED)
+        true => is_lost && !task.was_recorded_within(SETTLED),
+        false => is_lost && matches!(living(task), Ok(Some(_))),
+    }
 }
 
 /// The process that started this supervisor and reads its standard output.

@@ -201,3 +201,25 @@ exit 65
 !        ^ expected a whole number above 0
 "#]]);
 }
+
+/// The limits of a worker hold under its second supervisor too.
+#[test]
+fn waiting_monitor_replaces_a_killed_supervisor_with_its_limits() {
+    let sandbox = limited(1);
+    sandbox.plan("x", PLAN);
+    sandbox.ok("dispatch-spawn", &["x", "--model", "idle"]);
+    let first = sandbox.supervisor_of("x");
+    let monitor = sandbox.call("dispatch-monitor", &["x"]).start();
+    kill_and_wait(first);
+    // The lock's text is written in two steps.
+    let lock = sandbox.task("x", "run.lock");
+    let pid = || serde_json::from_str::<serde_json::Value>(&fs::read_to_string(&lock).ok()?).ok();
+    wait_until("another supervisor", || (pid()?["pid"] != first).then_some(()));
+    wait_until("its ticket", || tickets(&sandbox).contains(&"0".to_owned()).then_some(()));
+    sandbox.plan("y", PLAN);
+    sandbox.ok("dispatch-spawn", &["y", "--model", "idle"]);
+    assert_eq!(sandbox.state("y"), "queued: in the queue: max_workers is 1");
+    sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+    sandbox.wait_for_state("y", "running");
+    monitor.end();
+}

@@ -60,6 +60,7 @@ fn live_worker_without_supervisor_is_left_alone() {
     kill_and_wait(sandbox.supervisor_of("x"));
     status(&sandbox).shows(str![[r#"
 exit 0
+repaired: x supervised again
 x running 0/2 AGE idle — item 1: First
 "#]]);
     assert_nothing_left_to_repair(&sandbox);
@@ -67,8 +68,7 @@ x running 0/2 AGE idle — item 1: First
     kill_and_wait(sandbox.worker_of("x", 1));
     status(&sandbox).shows(str![[r#"
 exit 0
-repaired: x marked lost
-x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
+x running 0/2 AGE idle — item 1: First
 "#]]);
     assert_nothing_left_to_repair(&sandbox);
 }

@@ -194,11 +194,33 @@ exit 0
 }
 
 #[test]
-fn worker_without_a_supervisor_is_running() {
+fn living_worker_of_a_killed_supervisor_gets_another_one() {
+    let sandbox = ready(&[]);
+    sandbox.ok("dispatch-spawn", &["x"]);
+    let (first, worker) = (sandbox.supervisor_of("x"), sandbox.worker_of("x", 1));
+    kill_and_wait(first);
+    sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
+exit 0
+repaired: x supervised again
+x running 0/2 AGE idle — item 1: First
+"#]]);
+    assert!(runs(sandbox.supervisor_of("x")) && sandbox.supervisor_of("x") != first);
+    assert_eq!(sandbox.worker_of("x", 1), worker);
+    kill_and_wait(worker);
+    // The new supervisor records the end without a helper's look.
+    let exit = sandbox.task("x", "attempts/1/exit");
+    wait_until("the end to be recorded", || exit.exists().then_some(()));
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+"#]]);
+}
+
+#[test]
+fn worker_without_a_supervisor_cannot_be_resumed() {
     let sandbox = ready(&[]);
     sandbox.ok("dispatch-spawn", &["x"]);
     kill_and_wait(sandbox.supervisor_of("x"));
-    assert_eq!(sandbox.state("x"), "running");
     sandbox.run("dispatch-spawn", &["x", "--resume"]).shows(str![[r#"
 exit 75
 ! dispatch-spawn: the worker of 'x' is still running

@@ -1,0 +1,218 @@
+//! A running worker: its process, its log as it grows, and how long it may be silent.
+
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use signal_hook::consts::SIGHUP;
+
+use crate::config::Config;
+use crate::domain::{Access, Failure};
+use crate::fault;
+use crate::ipc::Question;
+use crate::process::{self, Identity, Life, ProcessTree, Watch, Woken};
+use crate::task::{Attempt, Record, SessionRecord, StopReason, Task};
+use crate::tools::events::Listener;
+use crate::worker::log::Log;
+use crate::worker::{sandbox, termination_grace};
+
+/// How often a supervisor checks its worker without an event.
+pub(super) const SAFETY_SCAN: Duration = Duration::from_secs(1);
+
+/// How long a worker may take to exit after its CLI reported the final result.
+const LAST_WORD_GRACE: Duration = Duration::from_secs(10);
+
+/// Minimum pause between two reads of the log, so that a chatty worker costs little CPU.
+const PAUSE: Duration = Duration::from_millis(15);
+
+/// A log that grew by more than this between two reads is read again at once, to trim it in time.
+const FAST_GROWTH: u64 = 1 << 20;
+
+/// A worker's process.
+pub(super) enum Worker {
+    Own(Child),
+    /// The child of a supervisor that died.
+    Adopted(Identity),
+}
+
+/// A worker process and what its supervisor keeps about it.
+pub(super) struct RunningWorker {
+    pub(super) worker: Worker,
+    pub(super) attempt: Attempt,
+    pub(super) backend: String,
+    /// See [`SessionRecord::home`].
+    pub(super) home: Option<Access>,
+    pub(super) tree: ProcessTree,
+    pub(super) log: Log,
+    pub(super) listener: Listener,
+    /// The session id that was recorded last.
+    pub(super) session: Option<String>,
+}
+
+impl Worker {
+    /// The status of a worker that has ended; nobody knows that of an adopted one, and it is 0 here.
+    fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        self.reap_adopted();
+        match self {
+            Self::Own(child) => child.try_wait().context("cannot wait for the worker"),
+            Self::Adopted(worker) => Ok((worker.life() == Life::Dead).then(ExitStatus::default)),
+        }
+    }
+
+    fn reap_adopted(&self) {
+        if let Self::Own(child) = self {
+            process::reap_adopted(child.id());
+        }
+    }
+}
+
+impl RunningWorker {
+    /// Waits until the worker ends and terminates its process tree. Also returns why the supervisor
+    /// ended it, unless a signal asked for that.
+    pub(super) fn wait_for_end(
+        &mut self,
+        task: &Task,
+        watch: &mut Watch,
+    ) -> Result<(ExitStatus, Option<StopReason>)> {
+        if let Some(identity) = self.attempt.identity()? {
+            watch.add_process(&identity);
+        }
+        watch.add_file(self.log.path());
+        let last_word_grace = fault::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
+        let mut silence = Silence::new();
+        let mut result_since: Option<Instant> = None;
+        let stop_reason = loop {
+            let new = self.read_output();
+            if self.worker.try_wait()?.is_some() {
+                break None;
+            }
+            result_since = result_since.filter(|_| self.listener.observed().said_last_word);
+            if self.listener.observed().said_last_word
+                && result_since.get_or_insert_with(Instant::now).elapsed() >= last_word_grace
+            {
+                break Some(StopReason::LastWord);
+            }
+            if let Some(silent) = silence.check(task, &self.attempt, new > 0) {
+                break Some(silent);
+            }
+            if (1..FAST_GROWTH).contains(&new) {
+                std::thread::sleep(PAUSE);
+            }
+            // Without events for writes, keep reading while the log grows.
+            let limit = if new > 0 { PAUSE } else { SAFETY_SCAN };
+            if let Woken::Signal(signal) = watch.wait_for_event(limit)?
+                && signal != SIGHUP
+            {
+                break None;
+            }
+        };
+        fault::point("supervisor", "ends");
+        let Self { worker, tree, log, listener, .. } = self;
+        let status = loop {
+            tree.terminate(termination_grace(), || {
+                worker.reap_adopted();
+                let _ = log.follow(listener);
+            })?;
+            // The kernel may hold a killed process for a while (uninterruptible sleep).
+            if let Some(status) = worker.try_wait()? {
+                break status;
+            }
+        };
+        self.read_output();
+        self.listener.end();
+        self.record_session();
+        Ok((status, stop_reason))
+    }
+
+    /// The failure of a sandbox that did not start the worker.
+    pub(super) fn sandbox_failure(&self, record: &Record, status: ExitStatus) -> Option<Failure> {
+        let printed = self.log.printed().filter(|_| !status.success())?;
+        sandbox::failure(record, &printed)
+    }
+
+    /// Parses new output and returns its size in bytes. A read error must not stop the supervision.
+    fn read_output(&mut self) -> u64 {
+        let new = self.log.follow(&mut self.listener).unwrap_or_default();
+        self.record_session();
+        new
+    }
+
+    fn record_session(&mut self) {
+        let observed = &self.listener.observed().session;
+        if let Some(id) = observed.as_ref().filter(|_| *observed != self.session) {
+            let (backend, home) = (self.backend.clone(), self.home);
+            let record = SessionRecord { backend, id: id.clone(), home };
+            // On a full disk, the next read tries again.
+            if self.attempt.set_session(&record).is_ok() {
+                self.session = Some(id.clone());
+            }
+        }
+    }
+}
+
+/// Default of `silent_after`.
+const SILENT_AFTER: Duration = Duration::from_secs(20 * 60);
+
+/// The watch over a worker's signs of life: new output, or a change in its task's directory. A
+/// worker that waits for an answer is never silent.
+struct Silence {
+    /// `None` if the config turns the check off.
+    limit: Option<Duration>,
+    stop_when_silent: bool,
+    /// The time and size of each file that a worker changes.
+    stamps: Vec<Option<(SystemTime, u64)>>,
+    last_sign: Instant,
+    is_recorded: bool,
+}
+
+impl Silence {
+    fn new() -> Self {
+        let config = Config::load().unwrap_or_default();
+        let minutes =
+            config.silent_after.map(|minutes| Duration::from_secs(minutes.saturating_mul(60)));
+        let limit = fault::limit("DISPATCH_SILENT_MS", minutes.unwrap_or(SILENT_AFTER));
+        Self {
+            limit: Some(limit).filter(|limit| !limit.is_zero()),
+            stop_when_silent: config.stop_silent.unwrap_or(false),
+            stamps: Vec::new(),
+            last_sign: Instant::now(),
+            is_recorded: false,
+        }
+    }
+
+    /// Records whether the worker is silent; returns why it has to be ended, if the config says so.
+    fn check(&mut self, task: &Task, attempt: &Attempt, new: bool) -> Option<StopReason> {
+        let limit = self.limit?;
+        let side = task.side();
+        let ipc = side.ipc().directory().to_path_buf();
+        let own =
+            [side.plan_path(), ipc, side.tells_dir(), side.context_path(), side.report_path()];
+        let stamps = own.map(|path| {
+            let meta = std::fs::metadata(path).ok()?;
+            Some((meta.modified().ok()?, meta.len()))
+        });
+        if new || self.stamps != stamps || self.waits_for_answer(limit, task) {
+            self.stamps = stamps.into();
+            self.last_sign = Instant::now();
+            if self.is_recorded && attempt.set_silent_since(None).is_ok() {
+                self.is_recorded = false;
+            }
+        }
+        if self.last_sign.elapsed() < limit {
+            return None;
+        }
+        if self.stop_when_silent {
+            return Some(StopReason::Silent { minutes: limit.as_secs() / 60 });
+        }
+        let since = humantime::format_rfc3339_seconds(SystemTime::now() - self.last_sign.elapsed());
+        self.is_recorded =
+            self.is_recorded || attempt.set_silent_since(Some(&since.to_string())).is_ok();
+        None
+    }
+
+    /// Returns true if the worker waits for an answer. Reads files only after the limit.
+    fn waits_for_answer(&self, limit: Duration, task: &Task) -> bool {
+        let questions = || task.side().ipc().questions().unwrap_or_default();
+        self.last_sign.elapsed() >= limit && questions().iter().any(Question::is_open)
+    }
+}
