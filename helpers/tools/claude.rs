@@ -34,6 +34,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
             "bypassPermissions",
         ])
     },
+    event_flags: "--output-format stream-json --verbose",
     directory_flag: Some("--add-dir"),
     // A full id is passed on; another CLI's `opus-4.6` is called by its tier here.
     model_name: |model| {

@@ -59,6 +59,8 @@ pub struct WorkerCli {
     /// The command line for a backend without `command:`. Model, session and further directories
     /// follow it, as they follow a command of the config.
     pub(super) argv: fn(&Job) -> Vec<OsString>,
+    /// The flags that make it print events, for a command of the config.
+    pub(super) event_flags: &'static str,
     /// The flag that makes one more directory writable, where there is one.
     pub(super) directory_flag: Option<&'static str>,
     /// The flag before a model's name.
@@ -172,6 +174,7 @@ impl WorkerCli {
         models: Models::Known(Source::Curated, &[]),
         removed_flags: &[],
         argv: |_| Vec::new(),
+        event_flags: "--output-format stream-json",
         directory_flag: None,
         model_flag: "--model",
         model_name: |model| model,
@@ -195,6 +198,9 @@ impl WorkerCli {
     /// The arguments after the command line: further directories, the model, and the session.
     pub(super) fn last_args(&self, command: &str, job: &Job) -> Vec<OsString> {
         let mut args = Vec::new();
+        if super::command::prints_for_people(command) {
+            args.extend(self.event_flags.split_whitespace().map(Into::into));
+        }
         if let Some(flag) = self.directory_flag {
             // A sandbox may hold its own directory's `.git` back.
             let needs_flag = |it: &&PathBuf| !it.starts_with(job.directory) || it.ends_with(".git");

@@ -20,6 +20,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     // 0.146.0 takes it, 0.147.0 exits with 2.
     removed_flags: &[("--full-auto", "-s workspace-write")],
     argv,
+    event_flags: "--json",
     directory_flag: Some("--add-dir"),
     // `-` reads the prompt from standard input.
     session: |session| match session {
@@ -111,11 +112,6 @@ fn line(line: &str, observed: &mut Observed) {
     let error = line.strip_prefix("ERROR: ").or_else(|| line.strip_prefix("Error: "));
     if let Some(id) = line.strip_prefix("session id: ") {
         observed.session.get_or_insert_with(|| id.into());
-    } else if line.starts_with("succeeded in ") {
-        observed.failure = None;
-    } else if line == "tokens used" {
-        observed.said_last_word = true;
-        observed.recovered();
     } else if let Some(error) = error {
         observed.known_failure(&CLI, error);
     } else if is_sandbox_error(line) || line.starts_with("Not inside a trusted directory") {

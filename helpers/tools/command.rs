@@ -25,6 +25,13 @@ fn is_one_program(command: &str) -> bool {
     program(command).is_some() && !assigns && !several
 }
 
+/// True if the command is one program that does not choose the form of its output itself.
+pub(super) fn prints_for_people(command: &str) -> bool {
+    let words = ["--output-format", "--output", "-o", "--format", "--json"];
+    let is_form = |word: &str| words.contains(&word.split('=').next().unwrap_or_default());
+    is_one_program(command) && !command.split_whitespace().any(is_form)
+}
+
 /// True if the command chooses a model itself.
 pub(super) fn names_a_model(command: &str) -> bool {
     let is_model = |word: &str| matches!(word, "--model" | "-m") || word.starts_with("--model=");
@@ -100,6 +107,15 @@ mod tests {
         assert!(names_a_model("agent --model=gpt-5"));
         assert!(names_a_model("codex exec -m gpt-5"));
         assert!(!names_a_model("codex exec --models"));
+    }
+
+    #[test]
+    fn command_keeps_its_own_form_of_output() {
+        assert!(prints_for_people("codex exec --full-auto -C \"$(pwd)\""));
+        for own in ["claude -p --output-format=text", "codex exec --json", "agent -p | tee log", ""]
+        {
+            assert!(!prints_for_people(own), "{own}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     login: "copilot login",
     models: Models::Asked(&["help", "config"], listed_models),
     argv,
+    event_flags: "--output-format json",
     directory_flag: Some("--add-dir"),
     session: |session| match session {
         Session::New(id) => os_args(&["--session-id", id]),

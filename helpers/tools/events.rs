@@ -41,6 +41,8 @@ pub struct Observed {
     pub usage_of_session: bool,
     /// The last failure that the CLI did not recover from.
     pub failure: Option<Failure>,
+    /// True if that was said in a line for people, among which a command may have printed it.
+    pub failure_in_text: bool,
     /// When a rate limit resets, in seconds since 1970, from an event before the failure.
     pub limit_resets_at: Option<u64>,
     /// The tool calls that have not ended, by the CLI's ids, in short.
@@ -73,6 +75,13 @@ impl Observed {
         let is_limit = kind == FailureKind::Quota;
         let resets = is_limit.then(|| self.limit_resets_at.or_else(stated)).flatten();
         self.failure = Some(Failure { kind, said, resets });
+        self.failure_in_text = false;
+    }
+
+    /// The last failure, if the worker's end agrees with it: what is read in a line counts only for a
+    /// worker that failed.
+    pub fn confirmed_failure(&self, has_failed: bool) -> Option<Failure> {
+        self.failure.clone().filter(|_| has_failed || !self.failure_in_text)
     }
 
     /// Drops the failure, since the model spoke again. A broken sandbox stays a failure: the model
@@ -202,10 +211,19 @@ impl Listener {
         let line = strip_escapes(&String::from_utf8_lossy(&line)).replace('\u{2019}', "'");
         let line = line.trim();
         let event = line.starts_with('{').then(|| serde_json::from_str::<Value>(line).ok());
-        match (event.flatten(), cli.line) {
-            (Some(event), _) => (cli.event)(&event, &mut self.observed),
-            (None, Some(read_line)) => read_line(line, &mut self.observed),
-            (None, None) => self.observed.known_failure(cli, line),
-        }
+        let observed = &mut self.observed;
+        let Some(event) = event.flatten() else {
+            let before = observed.failure.take();
+            match cli.line {
+                Some(read_line) => read_line(line, observed),
+                None => observed.known_failure(cli, line),
+            }
+            match observed.failure.is_some() {
+                true => observed.failure_in_text = true,
+                false => observed.failure = before,
+            }
+            return;
+        };
+        (cli.event)(&event, observed);
     }
 }

@@ -16,6 +16,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     models: Models::Asked(&["models"], listed_models),
     // No directory flag: the rules of the command line name further directories.
     argv,
+    event_flags: "--format json",
     model_flag: "-m",
     session: |session| resume_with("-s", session),
     unenforceable: |access| {

@@ -61,9 +61,10 @@ fn every_cli_is_called_as_recorded_at_each_access_level() {
     assert_is("tests/recorded/argv.txt", calls);
 }
 
-/// The observed facts in one line.
-fn in_short(observed: &Observed, output: &str) -> String {
-    let Observed { session, said_last_word, denied, usage, failure, .. } = observed;
+/// The observed facts in one line, after an end with a failure or not.
+fn in_short(observed: &Observed, has_failed: bool, output: &str) -> String {
+    let Observed { session, said_last_word, denied, usage, .. } = observed;
+    let failure = observed.confirmed_failure(has_failed);
     let mut line = format!("session {}", session.as_deref().unwrap_or("unknown"));
     if *said_last_word {
         line.push_str(", last word");
@@ -90,15 +91,17 @@ fn in_short(observed: &Observed, output: &str) -> String {
 /// The recorded outputs with what is heard in them now.
 fn heard_now(cli: &'static WorkerCli, recorded: &str) -> String {
     let mut now = String::new();
-    let mut listener = Listener::new(Some(cli));
+    let (mut listener, mut has_failed) = (Listener::new(Some(cli)), false);
     for line in recorded.lines() {
         if line.starts_with("-> ") {
             listener.end();
-            let _ = writeln!(now, "-> {}", in_short(listener.observed(), recorded));
+            let heard = in_short(listener.observed(), has_failed, recorded);
+            let _ = writeln!(now, "-> {heard}");
             continue;
         }
         if line.starts_with("== ") {
             listener = Listener::new(Some(cli));
+            has_failed = !line.ends_with("exit 0");
         } else {
             listener.hear(format!("{line}\n").as_bytes());
         }

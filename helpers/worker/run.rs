@@ -114,7 +114,7 @@ pub(super) fn run(
         code,
         signal,
         stop_reason,
-        failure: observed.failure.or(sandbox_failure),
+        failure: observed.confirmed_failure(code != Some(0)).or(sandbox_failure),
         denied: observed.denied,
         usage,
         at: now(),
@@ -181,7 +181,7 @@ pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> Exi
     if !observed.said_last_word {
         return exit;
     }
-    let (failure, denied) = (observed.failure, observed.denied);
+    let (failure, denied) = (observed.confirmed_failure(false), observed.denied);
     ExitRecord { stop_reason: Some(StopReason::LastWordUnseen), failure, denied, ..exit }
 }
 

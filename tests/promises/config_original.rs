@@ -84,11 +84,11 @@ fn first_format_works_as_in_the_original() {
     same(
         &commands(&sandbox, &["cursor", "claude", "harvey"]),
         str![[r#"
-cursor: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh < STATE/x/attempts/1/prompt.md
+cursor: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh --output-format stream-json < STATE/x/attempts/1/prompt.md
 # full: nothing holds it
-claude: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --session-id UUID < STATE/x/attempts/1/prompt.md
+claude: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --output-format stream-json --verbose --session-id UUID < STATE/x/attempts/1/prompt.md
 # full: nothing holds it
-harvey: sh -c 'exec agent -p --force --model gpt-5.3-codex --workspace "$(pwd)" "$@"' sh < STATE/x/attempts/1/prompt.md
+harvey: sh -c 'exec agent -p --force --model gpt-5.3-codex --workspace "$(pwd)" "$@"' sh --output-format stream-json < STATE/x/attempts/1/prompt.md
 # full: nothing holds it
 
 "#]],
@@ -125,17 +125,17 @@ fn second_format_works_as_in_the_original() {
     same(
         &commands(&sandbox, &names),
         str![[r#"
-opus: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus --session-id UUID < STATE/x/attempts/1/prompt.md
+opus: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --output-format stream-json --verbose --model opus --session-id UUID < STATE/x/attempts/1/prompt.md
 # full: nothing holds it
-sonnet: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model sonnet --session-id UUID < STATE/x/attempts/1/prompt.md
+sonnet: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --output-format stream-json --verbose --model sonnet --session-id UUID < STATE/x/attempts/1/prompt.md
 # full: nothing holds it
-haiku: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model haiku --session-id UUID < STATE/x/attempts/1/prompt.md
+haiku: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --output-format stream-json --verbose --model haiku --session-id UUID < STATE/x/attempts/1/prompt.md
 # full: nothing holds it
-gpt-5.3-codex: sh -c 'exec codex exec -s workspace-write -C "$(pwd)" "$@"' sh --model gpt-5.3-codex - < STATE/x/attempts/1/prompt.md
+gpt-5.3-codex: sh -c 'exec codex exec -s workspace-write -C "$(pwd)" "$@"' sh --json --model gpt-5.3-codex - < STATE/x/attempts/1/prompt.md
 # full: nothing holds it
-gpt-5.3: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh --model gpt-5.3 < STATE/x/attempts/1/prompt.md
+gpt-5.3: sh -c 'exec agent -p --force --workspace "$(pwd)" "$@"' sh --output-format stream-json --model gpt-5.3 < STATE/x/attempts/1/prompt.md
 # full: nothing holds it
-security-reviewer: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --model opus --session-id UUID < STATE/x/attempts/1/prompt.md
+security-reviewer: sh -c 'exec env -u CLAUDE_CODE_ENTRYPOINT -u CLAUDECODE claude -p --dangerously-skip-permissions "$@"' sh --output-format stream-json --verbose --model opus --session-id UUID < STATE/x/attempts/1/prompt.md
 # full: nothing holds it
 
 "#]],

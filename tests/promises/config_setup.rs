@@ -365,7 +365,7 @@ models:
     sandbox.plan("x", PLAN);
     sandbox.on_machine("dispatch-spawn", &["x", "--dry-run"]).run().shows(str![[r#"
 exit 0
-sh -c 'exec TOP/clis/agent -p --force --trust "$@"' sh --model grok-5 < STATE/x/attempts/1/prompt.md
+sh -c 'exec TOP/clis/agent -p --force --trust "$@"' sh --output-format stream-json --model grok-5 < STATE/x/attempts/1/prompt.md
 # full: nothing holds it
 "#]]);
 }
