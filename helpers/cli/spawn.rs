@@ -60,7 +60,7 @@ pub struct Args {
     #[arg(long, requires = "after")]
     continue_branch: bool,
     /// Resume a task's remaining items (`--model` picks another worker); start a waiting task now
-    #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "may_dispatch", "dry_run"])]
     resume: bool,
     /// Tick this unwanted item, named by its number or words (repeatable)
     #[arg(long, value_name = "ITEM", requires = "resume")]
@@ -71,7 +71,10 @@ pub struct Args {
     /// Print the command as JSON
     #[arg(long, requires = "dry_run")]
     json: bool,
-    /// Allow this call from inside a worker
+    /// Let the worker dispatch tasks of its own (only at full access)
+    #[arg(long)]
+    may_dispatch: bool,
+    /// Allow this call from inside a worker with --may-dispatch
     #[arg(long)]
     nested: bool,
     /// Work in this directory [default: the current one]
@@ -99,7 +102,7 @@ pub fn main() -> ExitCode {
                 }
             });
         }
-        if std::env::var_os(TASK_DIR).is_some() && !args.nested {
+        if dispatch::calling_task()?.is_some() && !args.nested {
             return Err(Refusal::new(Exit::Usage, "a worker cannot start workers")
                 .next("do the work yourself, or add --nested if the task asks for workers")
                 .into());
@@ -128,6 +131,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         worktree: args.worktree,
         with_changes: args.with_changes,
         continue_branch: args.continue_branch,
+        may_dispatch: args.may_dispatch,
         after: args.after.iter().map(|id| id.parse()).collect::<Result<_, _>>()?,
         plan,
         directory: here,

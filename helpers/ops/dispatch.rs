@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::config::choose::{self, Chosen, How};
 use crate::config::{Choice, Config};
-use crate::domain::{Access, TaskId};
+use crate::domain::{Access, Route, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -15,7 +15,7 @@ use crate::git::{self, PlannedWorktree};
 use crate::ids::{now, random_hex};
 use crate::ops::{self, Start};
 use crate::plan::Plan;
-use crate::process::calling_host;
+use crate::process::{TASK_DIR, calling_host};
 use crate::project::Project;
 use crate::task::{self, Dependency, Record, State, Task, View};
 use crate::tools::{self, Invocation};
@@ -36,6 +36,8 @@ pub struct Request {
     pub with_changes: bool,
     /// True if the worker works on the branch of the first task before it.
     pub continue_branch: bool,
+    /// True if the worker may dispatch tasks of its own.
+    pub may_dispatch: bool,
     /// The tasks that must be done first.
     pub after: Vec<TaskId>,
     /// The plan and where it came from; `None` for the task's plan.md.
@@ -105,7 +107,11 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     let choice = &chosen.choice;
     // A task after one with a worktree starts from that task's branch.
     let worktree = request.worktree || after.iter().any(|before| before.branch.is_some());
-    let route = ops::route(choice, worktree, !after.is_empty())?;
+    let route = match choice.settings.route {
+        // Refused below, in other words.
+        Some(route) if request.may_dispatch => route,
+        _ => ops::route(choice, worktree || request.may_dispatch, !after.is_empty())?,
+    };
     let planned = worktree.then(|| git::plan_worktree(&id, &directory, request.with_changes));
     let mut worktree = planned.transpose()?;
     if request.continue_branch {
@@ -129,13 +135,44 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         role: choice.prompt.clone(),
         worktree: worktree.as_ref().map(|own| own.worktree.clone()),
         after,
-        owner: calling_host(),
+        owner: match calling_task()? {
+            Some(outer) => outer.owner,
+            None => calling_host(),
+        },
         created: now(),
         stop: false,
+        may_dispatch: request.may_dispatch,
     };
+    if record.may_dispatch && (record.access != Access::Full || route == Route::Agent) {
+        return Err(Refusal::new(Exit::Usage, "only a process at full access can dispatch tasks")
+            .place(match route {
+                Route::Agent => format!("'{id}' would be an agent of the host"),
+                Route::Cli => format!("'{id}' would work at {}", record.access),
+            })
+            .next("leave out --may-dispatch, or dispatch it to a CLI with --access full")
+            .into());
+    }
     let call = ops::check_start(&task, &mut record, choice)?;
     let prompt = prompt::first(&task, &record, &plan)?;
     Ok(Prepared { task, record, prompt, call, worktree, plan, replaces_plan, chosen, config })
+}
+
+/// The record of the task whose worker called this helper; `None` if none did.
+///
+/// # Errors
+/// [`Exit::Usage`] unless the person let that worker dispatch tasks.
+pub fn calling_task() -> Result<Option<Record>> {
+    let Some(directory) = std::env::var_os(TASK_DIR) else { return Ok(None) };
+    let id: TaskId =
+        Path::new(&directory).file_name().unwrap_or_default().to_string_lossy().parse()?;
+    let outer = Project::find(Path::new("/"))?.existing_task(&id)?.record()?;
+    match outer.filter(|outer| outer.may_dispatch && outer.access == Access::Full) {
+        Some(outer) => Ok(Some(outer)),
+        None => Err(Refusal::new(Exit::Usage, "this worker may not start workers")
+            .place(format!("'{id}' was dispatched without --may-dispatch"))
+            .next("do the work yourself")
+            .into()),
+    }
 }
 
 impl Prepared {

@@ -57,6 +57,9 @@ pub struct Record {
     /// `true` if the person stopped the task.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stop: bool,
+    /// `true` if the person let the worker dispatch tasks of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_dispatch: bool,
 }
 
 impl Record {

@@ -46,6 +46,7 @@ pub fn first(task: &Task, record: &Record, plan: &str) -> Result<String> {
         role = role.unwrap_or_default(),
         id = task.id(),
         work = record.directory.display(),
+        others = others(record)?,
         own = own.map_or_else(|| of_project(record), |worktree| of_worktree(worktree, record)),
         call = call(task, record)?,
         limits = limits(record),
@@ -53,6 +54,16 @@ pub fn first(task: &Task, record: &Record, plan: &str) -> Result<String> {
         plan_path = side.plan_path().display(),
         plan = plan.trim_end(),
     ))
+}
+
+/// The part of the prompt about other workers.
+fn others(record: &Record) -> Result<String> {
+    if !record.may_dispatch {
+        return Ok("Do not start other workers.".into());
+    }
+    let spawn = helper(record)?.with_file_name("dispatch-spawn");
+    let spawn = shell_word(&spawn.display().to_string());
+    Ok(format!("A part may be a task of its own: {spawn} ID --nested --plan FILE"))
 }
 
 /// The part of the prompt about a worker without a worktree.

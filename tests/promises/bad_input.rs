@@ -392,21 +392,39 @@ exit 65
 }
 
 #[test]
-fn worker_cannot_start_workers() {
+fn worker_starts_workers_only_if_the_person_allowed_it() {
     let sandbox = ready();
+    let spawn = |id: &str, args: &[&str]| {
+        sandbox.plan(id, PLAN);
+        sandbox.call("dispatch-spawn", &[&[id], args].concat())
+    };
+    spawn("x", &[]).run().ok();
+    spawn("w", &["--may-dispatch"]).run().ok();
     sandbox.plan("y", PLAN);
-    sandbox.ok("dispatch-spawn", &["x"]);
-    let inside = |args| {
-        let task = sandbox.task("x", "").components().as_path().to_path_buf();
+    let inside = |outer: &str, args: &[&str]| {
+        let task = sandbox.task(outer, "ipc").with_file_name("");
+        let task = task.components().as_path().to_path_buf();
         sandbox.call("dispatch-spawn", args).env("DISPATCH_TASK_DIR", task)
     };
-    refused(&sandbox, inside(&["y"])).shows(str![[r#"
+    refused(&sandbox, inside("x", &["y", "--nested"])).shows(str![[r#"
+exit 64
+! dispatch-spawn: this worker may not start workers
+!   'x' was dispatched without --may-dispatch
+!   next: do the work yourself
+"#]]);
+    refused(&sandbox, inside("w", &["y"])).shows(str![[r#"
 exit 64
 ! dispatch-spawn: a worker cannot start workers
 !   next: do the work yourself, or add --nested if the task asks for workers
 "#]]);
-    assert_eq!(inside(&["y", "--nested"]).run().code, Some(0));
+    assert_eq!(inside("w", &["y", "--nested"]).run().code, Some(0));
     assert_eq!(sandbox.state("y"), "running");
+    refused(&sandbox, spawn("z", &["--may-dispatch", "--access", "write"])).shows(str![[r#"
+exit 64
+! dispatch-spawn: only a process at full access can dispatch tasks
+!   'z' would work at write
+!   next: leave out --may-dispatch, or dispatch it to a CLI with --access full
+"#]]);
 }
 
 #[test]

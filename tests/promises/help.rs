@@ -382,8 +382,11 @@ Options:
       --json
           Print the command as JSON
 
+      --may-dispatch
+          Let the worker dispatch tasks of its own (only at full access)
+
       --nested
-          Allow this call from inside a worker
+          Allow this call from inside a worker with --may-dispatch
 
   -C <DIR>
           Work in this directory [default: the current one]

@@ -12,7 +12,7 @@ use crate::support::process::{
 };
 use crate::support::terminal::Terminal;
 use crate::support::text::{names, same};
-use crate::support::{PLAN, Sandbox, binary, wait_until};
+use crate::support::{Host, PLAN, Sandbox, binary, wait_until};
 
 fn ready(workers: &[(&str, &str)]) -> Sandbox {
     let sandbox = Sandbox::new();
@@ -344,8 +344,17 @@ fn nested_task_outlives_its_parent_worker() {
         &format!("{spawn} y --nested --model idle >said 2>&1; setsid sleep 1000 & exit 0"),
     )]);
     sandbox.plan("y", PLAN);
-    sandbox.ok("dispatch-spawn", &["x", "--model", "starts"]);
+    let host = Host::new(&sandbox);
+    let args = ["x", "--model", "starts", "--may-dispatch"];
+    host.calls(sandbox.call("dispatch-spawn", &args)).run().ok();
     sandbox.wait_for_state("x", "incomplete");
+    // The news of both go to the session that dispatched the first.
+    let owner =
+        |id: &str| sandbox.read(id, "record.yaml").split("owner:").nth(1).map(str::to_owned);
+    let pid = |id: &str| owner(id).and_then(|text| text.lines().nth(1).map(str::to_owned));
+    assert_eq!(pid("y"), pid("x"));
+    assert!(pid("x").is_some());
+    drop(host);
     wait_until("the supervisor has ended", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
     let (supervisor, worker) = (sandbox.supervisor_of("y"), sandbox.worker_of("y", 1));
     let mut all = all_of(&sandbox.home());
