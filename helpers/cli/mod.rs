@@ -149,6 +149,12 @@ fn say(text: impl AsRef<str>) {
     let _ = writeln!(io::stdout(), "{}", sanitize(text.as_ref()));
 }
 
+/// Prints the result of a command that did what it was asked.
+fn done(text: impl AsRef<str>) -> Result<Exit> {
+    say(text);
+    Ok(Exit::Ok)
+}
+
 /// Prints the person's own words for a worker, which must arrive whole.
 fn say_whole(text: &str) {
     let _ = io::stdout().write_all(format!("{text}\n").as_bytes());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::cli::{complain, project, run, say, some_text};
+use crate::cli::{complain, done, project, run, say, some_text};
 use crate::domain::TaskId;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
@@ -78,8 +78,7 @@ pub fn main() -> ExitCode {
                 let said = answer(&task, &question, &some_text(text, "the answer")?)?;
                 // If the owner cannot be changed, the next /dispatch adopts the task.
                 calling_host().iter().for_each(|host| drop(project.adopt_task(&task, host)));
-                say(said);
-                Ok(Exit::Ok)
+                done(said)
             }
             _ => wait_and_print(&args, project),
         }
@@ -109,8 +108,7 @@ fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
         // Print before dropping the waiter; closing its watches is slow.
         WaitOutcome::News(mut news) => {
             news.sort_by_key(|event| !event.is_question());
-            say(capped(news.iter().map(line), &status));
-            Ok(Exit::Ok)
+            done(capped(news.iter().map(line), &status))
         }
         // A caller that gave --timeout knows what it means; explain only the host's own limit.
         WaitOutcome::Timeout(running) => {

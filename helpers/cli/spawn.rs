@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Parser;
 use serde_json::json;
 
-use crate::cli::{directory, run, say, text};
+use crate::cli::{directory, done, run, say, text};
 use crate::domain::{Access, PromptVia, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -143,8 +143,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     let (task, name) = (prepared.task.clone(), prepared.record.name.clone());
     let dispatched = prepared.start(project)?;
     dispatched.remarks.iter().for_each(say);
-    say(start_line(&task, &name, Some(&dispatched.summary), dispatched.start?));
-    Ok(Exit::Ok)
+    done(start_line(&task, &name, Some(&dispatched.summary), dispatched.start?))
 }
 
 /// The plan's text and its source.
@@ -201,13 +200,12 @@ fn resume(args: &Args, project: &Project, task: &Task) -> Result<Exit> {
         resume::Request { model: args.model.clone(), access: args.access, skip: args.skip.clone() };
     let (resumed, remark) = resume::resume(project, task, &request)?;
     remark.iter().for_each(say);
-    say(match resumed {
+    done(match resumed {
         Resumed::Done => {
             format!("{} is done: nothing is left. Tell the user and stop.", task.id())
         }
         Resumed::Started(record, start) => start_line(task, &record.name, None, start?),
-    });
-    Ok(Exit::Ok)
+    })
 }
 
 /// The line about the start of a worker, with the title and size of a new plan.

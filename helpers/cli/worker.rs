@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
-use crate::cli::{run, say, say_whole, some_text, text};
+use crate::cli::{done, run, say, say_whole, some_text, text};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -204,8 +204,7 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
         }
         WorkerCommand::Tell { text } => {
             side.tell(&some_text(&text, "the message")?)?;
-            say("Sent. Continue.");
-            Ok(Exit::Ok)
+            done("Sent. Continue.")
         }
         WorkerCommand::Tick { item, note } => {
             let plan = side.edit_plan(|plan| plan.mark(&item, Marker::Done, &note))?;
@@ -223,8 +222,7 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
             let path = side.report_path();
             let how = if path.exists() { "replaces the earlier one" } else { "is" };
             files::publish(&path, text.as_bytes())?;
-            say(format!("The report {how} in {}.", path.display()));
-            Ok(Exit::Ok)
+            done(format!("The report {how} in {}.", path.display()))
         }
         WorkerCommand::Block { item, text } => {
             let text = some_text(&text, "the question")?;
@@ -242,14 +240,12 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
             } else {
                 format!("Write what you know to {}, then stop.", context.display())
             };
-            say(format!("Item {number} is blocked. {how}"));
-            Ok(Exit::Ok)
+            done(format!("Item {number} is blocked. {how}"))
         }
         WorkerCommand::Fail { item, text } => {
             let text = some_text(&text, "the error")?;
             let number = set(side, &item, Marker::Failed, &text)?;
-            say(format!("Item {number} is marked as failed. Stop now."));
-            Ok(Exit::Ok)
+            done(format!("Item {number} is marked as failed. Stop now."))
         }
         WorkerCommand::Finish { summary } => finish(side, &text(&summary)?),
         WorkerCommand::Demo { .. } => {
@@ -308,15 +304,14 @@ fn finish(side: &WorkerSide, summary: &str) -> Result<Exit> {
         summary.push_str(" …");
     }
     side.ipc().finish(&summary)?;
-    say(match std::env::var_os(TASK_DIR) {
+    done(match std::env::var_os(TASK_DIR) {
         Some(_) if is_cut => {
             format!("Finished; the summary was cut at {LONGEST_SUMMARY} characters. Stop now.")
         }
         Some(_) => "Finished. Stop now.".into(),
         // An agent is no process of ours; the host program shows its last message to the model.
         None => format!("Finished. End with this one message: {} done: {summary}", side.name()),
-    });
-    Ok(Exit::Ok)
+    })
 }
 
 /// Waits for an answer as long as a host allows one command, and prints it.

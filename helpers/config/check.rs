@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::config::spans::{Node, tree};
-use crate::config::{AliasEntry, Config, ModelEntry};
+use crate::config::{AliasEntry, Config};
 use crate::domain::Backend;
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -25,8 +25,8 @@ pub fn problems(text: &str, path: &Path) -> Result<Vec<Problem>, Refusal> {
     for (name, backend) in config.backends.iter() {
         check.command("backends", name, backend);
     }
-    for (name, agent) in config.agents.iter() {
-        let backend = Backend { command: Some(agent.command.clone()), ..Backend::default() };
+    for (name, command) in config.agents.iter() {
+        let backend = Backend { command: Some(command.clone()), ..Backend::default() };
         check.command("agents", name, &backend);
     }
     check.problems.sort_by_key(|problem| (problem.line, problem.column));
@@ -82,7 +82,7 @@ impl Check<'_> {
                 self.add(&["aliases", alias, "model"], "", what, remedy);
             }
         }
-        for (id, ModelEntry { backend: name }) in &config.models {
+        for (id, name) in &config.models {
             let mut backends = config.backends.keys().map(String::as_str);
             let there = config.backends.contains_key(name)
                 || config.disabled("backends").any(|other| other == name);

@@ -154,13 +154,11 @@ pub fn replacements(config: &Config, name: &str) -> Result<Vec<(String, String)>
     let family = provider(failed.model.as_deref().unwrap_or_default());
     let is_other = |id: &String| failed.model.as_ref() != Some(id);
     let models = config.models.iter();
-    let mut rest: Vec<_> =
-        models.filter(|(id, model)| is_other(id) && works(&model.backend)).collect();
-    rest.sort_by_key(|(id, model)| {
-        let same_cli = model.backend == failed.backend;
-        (same_cli, provider(id) != family, config.default.as_ref() != Some(id))
+    let mut rest: Vec<_> = models.filter(|(id, backend)| is_other(id) && works(backend)).collect();
+    rest.sort_by_key(|(id, backend)| {
+        (**backend == failed.backend, provider(id) != family, config.default.as_ref() != Some(id))
     });
     let mut providers = BTreeSet::new();
     rest.retain(|(id, _)| providers.insert(provider(id)));
-    Ok(rest.into_iter().take(3).map(|(id, model)| (id.clone(), model.backend.clone())).collect())
+    Ok(rest.into_iter().take(3).map(|(id, backend)| (id.clone(), backend.clone())).collect())
 }

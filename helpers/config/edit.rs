@@ -26,50 +26,15 @@ use crate::files::{self, Lock};
 /// A key with its value.
 pub type Field = (&'static str, String);
 
-/// A change of the config.
+/// A change of one value of the config.
 #[derive(Clone, Debug)]
-pub enum Edit {
-    /// Makes a model or alias the default.
-    SetDefault(String),
-    /// Adds an entry to a section.
-    Add {
-        /// The section's key.
-        section: &'static str,
-        /// The name of the new entry.
-        name: String,
-        /// The keys of the new entry.
-        fields: Vec<Field>,
-    },
-    /// Sets one key of an entry.
-    Set {
-        /// The section's key.
-        section: &'static str,
-        /// The name of the entry.
-        name: String,
-        /// The key with its new value.
-        field: Field,
-    },
-    /// Removes an entry.
-    Remove {
-        /// The section's key.
-        section: &'static str,
-        /// The name of the entry.
-        name: String,
-    },
-}
-
-impl Edit {
-    /// Adds a model that a backend runs.
-    pub fn add_model(id: &str, backend: &str) -> Self {
-        let fields = vec![("backend", backend.into())];
-        Self::Add { section: "models", name: id.into(), fields }
-    }
-
-    /// Adds a backend; a known CLI needs no command.
-    pub fn add_backend(name: &str, command: Option<&str>) -> Self {
-        let fields = command.map(|command| ("command", command.into())).into_iter().collect();
-        Self::Add { section: "backends", name: name.into(), fields }
-    }
+pub struct Edit {
+    /// The path of the value: a section, a name in it, a key of that.
+    pub(super) path: Vec<String>,
+    /// The new value; `None` removes it.
+    pub(super) asked: Option<Value>,
+    /// The change in words.
+    what: String,
 }
 
 /// The text with the change made and all other bytes kept. A text that already says what is asked
@@ -87,43 +52,54 @@ pub fn apply(text: &str, edit: &Edit) -> Result<String, Refusal> {
             .next("correct it and try again; 'dispatch-config check' lists all problems")
     };
     let before = read(text).map_err(wrong)?;
-    let change = Change::new(edit);
-    change.refuse_other(&before)?;
-    if change.asked.is_some() && at(&before.value, &change.path) == change.asked.as_ref() {
+    edit.refuse_other(&before)?;
+    if edit.asked.is_some() && at(&before.value, &edit.path) == edit.asked.as_ref() {
         return Ok(format!("{bom}{text}"));
     }
-    let splices =
-        before.splices(&change).ok_or_else(|| change.by_hand(&before, "it is not a map"))?;
-    let after = spliced(text, &splices).ok_or_else(|| change.by_hand(&before, "edits overlap"))?;
-    prove(&before, &splices, &after, &change).map_err(|why| change.by_hand(&before, &why))?;
+    let splices = before.splices(edit).ok_or_else(|| edit.by_hand(&before, "it is not a map"))?;
+    let after = spliced(text, &splices).ok_or_else(|| edit.by_hand(&before, "edits overlap"))?;
+    prove(&before, &splices, &after, edit).map_err(|why| edit.by_hand(&before, &why))?;
     Ok(format!("{bom}{after}"))
 }
 
-/// The values that an edit changes.
-pub(super) struct Change<'a> {
-    /// The path of the value: a section, a name in it, a key of that.
-    pub(super) path: Vec<&'a str>,
-    /// The new value; `None` removes it.
-    pub(super) asked: Option<Value>,
-    /// The change in words.
-    what: String,
-}
-
-impl<'a> Change<'a> {
-    fn new(edit: &'a Edit) -> Self {
-        let (verb, path, asked): (_, Vec<&str>, Option<Value>) = match edit {
-            Edit::SetDefault(name) => ("set", vec!["default"], Some(name.as_str().into())),
-            Edit::Add { section, name, fields } => ("add", vec![section, name], Some(map(fields))),
-            Edit::Set { section, name, field: (key, text) } => {
-                ("change", vec![section, name, key], Some(text.as_str().into()))
-            }
-            Edit::Remove { section, name } => ("remove", vec![section, name], None),
-        };
+impl Edit {
+    fn new(verb: &str, path: &[&str], asked: Option<Value>) -> Self {
         let noun = if path[0] == "aliases" { "alias" } else { path[0].trim_end_matches('s') };
         let default = asked.as_ref().and_then(Value::as_str);
         let name = path.get(1).copied().or(default).unwrap_or_default();
         let what = format!("{verb} the {noun} '{}'", name.escape_debug());
-        Self { path, asked, what }
+        Self { path: path.iter().map(ToString::to_string).collect(), asked, what }
+    }
+
+    /// Makes a model or alias the default.
+    pub fn set_default(name: &str) -> Self {
+        Self::new("set", &["default"], Some(name.into()))
+    }
+
+    /// Adds an entry with these keys to a section.
+    pub fn add(section: &str, name: &str, fields: &[Field]) -> Self {
+        Self::new("add", &[section, name], Some(map(fields)))
+    }
+
+    /// Adds a model that a backend runs.
+    pub fn add_model(id: &str, backend: &str) -> Self {
+        Self::add("models", id, &[("backend", backend.into())])
+    }
+
+    /// Adds a backend; a known CLI needs no command.
+    pub fn add_backend(name: &str, command: Option<&str>) -> Self {
+        let command = command.map(|command| ("command", command.into()));
+        Self::add("backends", name, command.as_slice())
+    }
+
+    /// Sets one key of an entry.
+    pub fn set(section: &str, name: &str, key: &str, text: &str) -> Self {
+        Self::new("change", &[section, name, key], Some(text.into()))
+    }
+
+    /// Removes an entry.
+    pub fn remove(section: &str, name: &str) -> Self {
+        Self::new("remove", &[section, name], None)
     }
 
     /// Refuses a change whose entry is missing or differs.
@@ -145,7 +121,7 @@ impl<'a> Change<'a> {
     }
 
     /// The path of the entry that changes, or of the default.
-    fn entry(&self) -> &[&'a str] {
+    fn entry(&self) -> &[String] {
         &self.path[..self.path.len().min(2)]
     }
 
@@ -157,7 +133,7 @@ impl<'a> Change<'a> {
             None => "the end of the config".into(),
         };
         let lines = self.asked.clone().map(|asked| nested(&self.path[1..], asked));
-        let lines = lines.map(|lines| pair(self.path[0], &lines, Some("\n"), PLAIN));
+        let lines = lines.map(|lines| pair(&self.path[0], &lines, Some("\n"), PLAIN));
         let next = match (lines, entry.filter(|_| self.path.len() > 1)) {
             (None, _) => format!("remove it by hand: {place}"),
             (Some(lines), Some(_)) => {
@@ -190,16 +166,16 @@ fn spliced(text: &str, splices: &[Splice]) -> Option<String> {
 }
 
 /// The value at a path.
-fn at<'a>(value: &'a Value, path: &[&str]) -> Option<&'a Value> {
+fn at<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
     path.iter().try_fold(value, |value, key| value.get(key))
 }
 
 /// The value with another one at a path, or with none there.
-fn put(mut value: Value, path: &[&str], new: Option<&Value>) -> Value {
+fn put(mut value: Value, path: &[String], new: Option<&Value>) -> Value {
     let Some((last, above)) = path.split_last() else { return value };
-    let map = above.iter().fold(&mut value, |map, key| &mut map[*key]);
+    let map = above.iter().fold(&mut value, |map, key| &mut map[key]);
     match (new, map.as_mapping_mut()) {
-        (Some(new), _) => map[*last] = new.clone(),
+        (Some(new), _) => map[last] = new.clone(),
         (None, Some(map)) => drop(map.shift_remove(last)),
         (None, None) => {}
     }
@@ -207,25 +183,20 @@ fn put(mut value: Value, path: &[&str], new: Option<&Value>) -> Value {
 }
 
 /// Proves that the new text holds the change and nothing else.
-fn prove(
-    before: &Document,
-    splices: &[Splice],
-    after: &str,
-    change: &Change,
-) -> Result<(), String> {
+fn prove(before: &Document, splices: &[Splice], after: &str, edit: &Edit) -> Result<(), String> {
     let read =
         read(after).map_err(|error| format!("the config would not be YAML any more: {error}"))?;
-    if at(&read.value, &change.path) != change.asked.as_ref() {
+    if at(&read.value, &edit.path) != edit.asked.as_ref() {
         return Err("the new value would be read differently".into());
     }
-    if read.value != normal(put(before.value.clone(), &change.path, change.asked.as_ref())) {
+    if read.value != normal(put(before.value.clone(), &edit.path, edit.asked.as_ref())) {
         return Err("something else in the config would change with it".into());
     }
     let bare = |text: &str| text.matches('\n').count() - text.matches("\r\n").count();
     if before.newline == "\r\n" && bare(after) > bare(before.text) {
         return Err("a line would end unlike the others".into());
     }
-    let own = before.get(change.entry());
+    let own = before.get(edit.entry());
     let lines = own.map_or(0..0, |(key, value)| {
         let start = before.line_start(key.start);
         let above = before.text[..start].trim_end().strip_suffix(',').map_or(start, str::len);
@@ -249,7 +220,7 @@ fn prove(
         // A comment may go only with the entry in whose lines it stands.
         let touched = &before.text[before.line_start(range.start)..range.end];
         let edits_text = range.is_empty() || scalars.iter().any(within);
-        if change.asked.is_some() && touched.contains('#') && !edits_text {
+        if edit.asked.is_some() && touched.contains('#') && !edits_text {
             return Err("a comment would be lost".into());
         }
     }

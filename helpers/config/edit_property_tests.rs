@@ -186,12 +186,11 @@ impl Random {
                 let model = self.name(value, "models", half);
                 alias(&self.new_name(value, "aliases"), &model, text.as_deref())
             }
-            7 => Edit::Remove { section: "aliases", name: self.name(value, "aliases", rare) },
-            _ => Edit::Set {
-                section: "backends",
-                name: self.name(value, "backends", rare),
-                field: ("access", self.of(&["read", "write", "full"]).into()),
-            },
+            7 => Edit::remove("aliases", &self.name(value, "aliases", rare)),
+            _ => {
+                let name = self.name(value, "backends", rare);
+                Edit::set("backends", &name, "access", self.of(&["read", "write", "full"]))
+            }
         }
     }
 
@@ -204,41 +203,32 @@ impl Random {
 /// The value that an edit is to lead to; `None` if it must be refused.
 fn expected(before: &Value, edit: &Edit) -> Option<Value> {
     let mut root = before.as_mapping().cloned().unwrap_or_default();
-    let section = match edit {
-        Edit::SetDefault(name) => {
-            root.insert("default".into(), name.as_str().into());
-            return Some(root.into());
-        }
-        Edit::Add { section, .. } | Edit::Set { section, .. } | Edit::Remove { section, .. } => {
-            *section
-        }
-    };
+    let path: Vec<&str> = edit.path.iter().map(String::as_str).collect();
+    if let ["default"] = path[..] {
+        root.insert("default".into(), edit.asked.clone()?);
+        return Some(root.into());
+    }
+    let (section, name) = (path[0], path[1]);
     let mut map = match root.get(section) {
         None | Some(Value::Null) => Mapping::new(),
         Some(value) => value.as_mapping()?.clone(),
     };
-    match edit {
-        Edit::Remove { name, .. } => {
-            map.shift_remove(name.as_str())?;
+    match (&edit.asked, path.get(2)) {
+        (None, _) => {
+            map.shift_remove(name)?;
         }
-        Edit::Set { name, field: (key, text), .. } => {
-            let old = map.get_mut(name.as_str())?;
+        (Some(text), Some(key)) => {
+            let old = map.get_mut(name)?;
             let mut entry = old.as_mapping().cloned().unwrap_or_default();
-            entry.insert((*key).into(), text.as_str().into());
+            entry.insert((*key).into(), text.clone());
             *old = entry.into();
         }
-        Edit::Add { name, fields, .. } => {
-            let entry: Mapping =
-                fields.iter().map(|(key, text)| ((*key).into(), text.as_str().into())).collect();
-            let entry = Value::Mapping(entry);
-            match map.get(name.as_str()) {
-                None => _ = map.insert(name.as_str().into(), entry),
-                Some(Value::Null) if entry == Value::Mapping(Mapping::new()) => {}
-                Some(there) if *there == entry => {}
-                Some(_) => return None,
-            }
-        }
-        Edit::SetDefault(_) => {}
+        (Some(entry), None) => match map.get(name) {
+            None => _ = map.insert(name.into(), entry.clone()),
+            Some(Value::Null) if *entry == Value::Mapping(Mapping::new()) => {}
+            Some(there) if there == entry => {}
+            Some(_) => return None,
+        },
     }
     root.insert(section.into(), map.into());
     Some(root.into())
@@ -308,8 +298,8 @@ fn lost<'a>(before: &'a str, after: &str) -> Vec<&'a str> {
 fn fault(before: &str, after: &str, edit: &Edit, expected: &Value) -> Option<&'static str> {
     let (old, new) = (parse(before), parse(after));
     let (old, new, expected) = (tidy(&old), tidy(&new), tidy(expected));
-    let removal = matches!(edit, Edit::Remove { .. });
-    let set = matches!(edit, Edit::SetDefault(_) | Edit::Set { .. });
+    let removal = edit.asked.is_none();
+    let set = edit.path.len() != 2;
     let markers =
         ["{}", "{ }", "{\n}", "{\r\n}", "~", "null"].iter().any(|marker| before.contains(marker));
     if new != expected {

@@ -7,7 +7,7 @@ pub(super) fn model(id: &str, backend: &str) -> Edit {
 }
 
 pub(super) fn set(id: &str, backend: &str) -> Edit {
-    Edit::Set { section: "models", name: id.into(), field: ("backend", backend.into()) }
+    Edit::set("models", id, "backend", backend)
 }
 
 pub(super) fn backend(name: &str, command: Option<&str>) -> Edit {
@@ -16,16 +16,16 @@ pub(super) fn backend(name: &str, command: Option<&str>) -> Edit {
 
 pub(super) fn alias(name: &str, model: &str, prompt: Option<&str>) -> Edit {
     let prompt = prompt.map(|prompt| ("prompt", prompt.into()));
-    let fields = [("model", model.into())].into_iter().chain(prompt).collect();
-    Edit::Add { section: "aliases", name: name.into(), fields }
+    let fields: Vec<_> = [("model", model.into())].into_iter().chain(prompt).collect();
+    Edit::add("aliases", name, &fields)
 }
 
 pub(super) fn remove(id: &str) -> Edit {
-    Edit::Remove { section: "models", name: id.into() }
+    Edit::remove("models", id)
 }
 
 pub(super) fn default(name: &str) -> Edit {
-    Edit::SetDefault(name.into())
+    Edit::set_default(name)
 }
 
 #[test]
@@ -166,11 +166,7 @@ fn edits_follow_the_layout_of_their_neighbours() {
             alias("r", "opus", Some("It's\ntwo.")),
             "aliases: { q: { model: 'o' }, r: { model: opus, prompt: \"It's\\ntwo.\" } }\n",
         ),
-        (
-            "aliases:\n  q: { model: o }\n",
-            Edit::Remove { section: "aliases", name: "q".into() },
-            "aliases:\n",
-        ),
+        ("aliases:\n  q: { model: o }\n", Edit::remove("aliases", "q"), "aliases:\n"),
     ];
     for (before, edit, after) in rows {
         match apply(before, edit) {
@@ -251,7 +247,7 @@ fn unproved_edit_is_refused() {
             splices.iter().map(|(range, new)| (range.clone(), (*new).into())).collect();
         let before = read(text).expect("a config");
         let after = spliced(text, &splices).expect("apart");
-        let proved = prove(&before, &splices, &after, &Change::new(edit));
+        let proved = prove(&before, &splices, &after, edit);
         match proved {
             Ok(()) => assert!(expected.is_empty(), "{after}"),
             Err(why) => assert!(!expected.is_empty() && why.contains(expected), "{after}\n{why}"),

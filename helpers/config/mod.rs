@@ -24,13 +24,6 @@ use check::{Problem, Severity};
 pub use pick::Mention;
 pub use resolve::Choice;
 
-/// A model of the config.
-#[derive(Clone, Debug)]
-pub struct ModelEntry {
-    /// The name of the backend that runs it.
-    pub backend: String,
-}
-
 /// A short name for a model.
 #[derive(Clone, Debug)]
 pub struct AliasEntry {
@@ -40,13 +33,6 @@ pub struct AliasEntry {
     pub prompt: Option<String>,
 }
 
-/// A named command of the original's first format.
-#[derive(Clone, Debug)]
-pub struct AgentEntry {
-    /// The shell command.
-    pub command: String,
-}
-
 /// The config without the parts that hold errors.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -54,12 +40,12 @@ pub struct Config {
     pub default: Option<String>,
     /// The worker CLIs.
     pub backends: Entries<Backend>,
-    /// The models.
-    pub models: Entries<ModelEntry>,
+    /// The models, each with the name of the backend that runs it.
+    pub models: Entries<String>,
     /// The aliases.
     pub aliases: Entries<AliasEntry>,
-    /// The commands of the original's first format.
-    pub agents: Entries<AgentEntry>,
+    /// The shell commands of the original's first format.
+    pub agents: Entries<String>,
     /// Makes the host ask before it uses the default model (default: true).
     pub confirm_default: Option<bool>,
     /// How many minutes a worker waits for an answer (default: 30).
@@ -180,7 +166,7 @@ mod tests {
     #[test]
     fn claude_model_without_a_backend_runs_on_claude() {
         let config = parse("models: { opus: {}, claude-sonnet-4.6: , gpt-5: {} }\n");
-        let backend = |id| config.models.get(id).map(|model| model.backend.as_str());
+        let backend = |id| config.models.get(id).map(String::as_str);
         assert_eq!(backend("opus"), Some("claude"));
         assert_eq!(backend("claude-sonnet-4.6"), Some("claude"));
         assert_eq!(backend("gpt-5"), None);
@@ -239,8 +225,8 @@ mod tests {
             "default: &d opus\nmodels:\n  opus: &m { backend: &b claude }\n  sonnet: *m\n  x: { backend: *b }\naliases:\n  q: { model: *d }\n",
         );
         assert_eq!(config.problems(), []);
-        assert_eq!(config.models.get("sonnet").map(|it| it.backend.as_str()), Some("claude"));
-        assert_eq!(config.models.get("x").map(|it| it.backend.as_str()), Some("claude"));
+        assert_eq!(config.models.get("sonnet").map(String::as_str), Some("claude"));
+        assert_eq!(config.models.get("x").map(String::as_str), Some("claude"));
         assert_eq!(config.aliases.get("q").map(|it| it.model.as_str()), Some("opus"));
     }
 }

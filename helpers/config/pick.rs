@@ -18,21 +18,12 @@ pub enum Mention {
 }
 
 /// Words that people say for a provider.
-const PROVIDERS: [(&str, &str); 9] = [
-    ("claude", "Claude"),
-    ("anthropic", "Claude"),
-    ("openai", "OpenAI"),
-    ("gpt", "OpenAI"),
-    ("codex", "OpenAI"),
-    ("gemini", "Gemini"),
-    ("grok", "Grok"),
-    ("qwen", "Qwen"),
-    ("kimi", "Kimi"),
-];
+const PROVIDERS: [&str; 9] =
+    ["claude", "anthropic", "openai", "gpt", "codex", "gemini", "grok", "qwen", "kimi"];
 
 /// Returns true for a name that stands for a provider and never for a model.
 pub(super) fn is_provider(name: &str) -> bool {
-    PROVIDERS.iter().any(|(word, _)| *word == name)
+    PROVIDERS.contains(&name)
 }
 
 /// Models that are named by one word without a version.
@@ -60,7 +51,7 @@ impl Config {
             return Mention::Unknown(id);
         }
         let last = |word: &'static str| Some((whole_words(&sentence, word).last()?, word));
-        match PROVIDERS.iter().filter_map(|(word, _)| last(word)).max_by_key(|((at, _), _)| *at) {
+        match PROVIDERS.into_iter().filter_map(last).max_by_key(|((at, _), _)| *at) {
             None => Mention::Nothing,
             Some((_, word)) => match self.newest_of(word) {
                 Some(model) => Mention::Provider(word.into(), model.into()),
@@ -72,9 +63,13 @@ impl Config {
     /// The newest model of a provider: a name without a version (`opus`), else the highest version;
     /// among equals the default, then the first in the file.
     fn newest_of(&self, said: &str) -> Option<&str> {
-        let (_, name) = PROVIDERS.iter().find(|(word, _)| *word == said)?;
+        let name = match said {
+            "anthropic" => "Claude",
+            "openai" => "OpenAI",
+            said => provider(said),
+        };
         let ids = self.models.keys().map(String::as_str);
-        let of_provider: Vec<&str> = ids.filter(|id| provider(id) == *name).collect();
+        let of_provider: Vec<&str> = ids.filter(|id| provider(id) == name).collect();
         // Prefer models that contain the word: "codex" does not stand for every model of OpenAI.
         let called = |id: &&str| id.to_ascii_lowercase().contains(said);
         let own: Vec<&str> = of_provider.iter().copied().filter(called).collect();

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::config::check::{Problem, Severity, closest};
 use crate::config::spans::{Node, NodeKind};
-use crate::config::{AgentEntry, AliasEntry, Config, Entries, ModelEntry};
+use crate::config::{AliasEntry, Config, Entries};
 use crate::domain::Backend;
 use crate::tools::models::provider;
 
@@ -180,12 +180,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn model(&mut self, (id, key, map): Entry<'a>) -> ModelEntry {
+    fn model(&mut self, (id, key, map): Entry<'a>) -> String {
         let fields = self.fields(map, "backend", "write { backend: NAME }");
         // The original's own first run writes Claude's models without a backend.
         let implied = fields.is_empty() && provider(id) == "Claude";
-        let backend = if implied { "claude".into() } else { self.needed(&fields, "backend", key) };
-        ModelEntry { backend }
+        if implied { "claude".into() } else { self.needed(&fields, "backend", key) }
     }
 
     fn alias(&mut self, (_, key, map): Entry<'a>) -> AliasEntry {
@@ -194,9 +193,9 @@ impl<'a> Reader<'a> {
         AliasEntry { model, prompt: self.text(&fields, "prompt") }
     }
 
-    fn agent(&mut self, (_, key, map): Entry<'a>) -> AgentEntry {
+    fn agent(&mut self, (_, key, map): Entry<'a>) -> String {
         let fields = self.fields(map, "command", "write { command: ... }");
-        AgentEntry { command: self.needed(&fields, "command", key) }
+        self.needed(&fields, "command", key)
     }
 
     /// The scalar of a field with its place.

@@ -49,18 +49,18 @@ impl Config {
     }
 
     fn resolve_model(&self, name: &str, why: &str) -> Result<Choice, Refusal> {
-        if let Some(model) = self.models.get(name) {
-            let backend = format!("backends.{}", model.backend);
-            self.refuse_disabled(&[backend, "backends".into(), String::new()])?;
+        if let Some(backend) = self.models.get(name) {
+            let part = format!("backends.{backend}");
+            self.refuse_disabled(&[part, "backends".into(), String::new()])?;
             return Ok(Choice {
                 name: name.into(),
                 model: Some(name.into()),
-                backend: model.backend.clone(),
+                backend: backend.clone(),
                 prompt: None,
-                settings: self.backends.get(&model.backend).cloned().unwrap_or_default(),
+                settings: self.backends.get(backend).cloned().unwrap_or_default(),
             });
         }
-        let Some(agent) = self.agents.get(name) else {
+        let Some(command) = self.agents.get(name) else {
             let own = ["models", "agents"].map(|section| format!("{section}.{name}"));
             let sections = ["models", "agents", "aliases", ""].map(String::from);
             self.refuse_disabled(&[&own[..], &sections].concat())?;
@@ -68,7 +68,7 @@ impl Config {
         };
         // The original ran an agent's command as it stands, always as a process of its own.
         let settings = Backend {
-            command: Some(agent.command.clone()),
+            command: Some(command.clone()),
             route: Some(Route::Cli),
             access: Some(Access::Full),
             ..Backend::default()

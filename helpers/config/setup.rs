@@ -111,11 +111,10 @@ pub fn text(
 pub fn migration(old: &Config, found: &[InstalledCli], listings: &[Listing]) -> Vec<Edit> {
     let mut edits = Vec::new();
     if old.default.is_none() {
-        edits.extend(old.agents.keys().next().cloned().map(Edit::SetDefault));
+        edits.extend(old.agents.keys().next().map(|name| Edit::set_default(name)));
     }
     for found in found {
-        let (name, fields) = (found.backend.clone(), backend(found, false));
-        edits.push(Edit::Add { section: "backends", name, fields });
+        edits.push(Edit::add("backends", &found.backend, &backend(found, false)));
     }
     let models = models(found, listings).into_values().flatten();
     let free = models.filter(|(id, _)| old.names().all(|name| name != id));
@@ -220,9 +219,9 @@ models:
         assert!(text.lines().all(|line| new.lines().any(|new| new == line)), "{new}");
         let new = Config::parse(&new, Path::new("config.yaml")).expect("a new config");
         assert_eq!(new.default.as_deref(), Some("harvey"));
-        for (name, agent) in old.agents.iter() {
+        for (name, command) in old.agents.iter() {
             let choice = new.resolve(Some(name)).expect("still there");
-            assert_eq!(choice.settings.command.as_ref(), Some(&agent.command));
+            assert_eq!(choice.settings.command.as_ref(), Some(command));
         }
         assert_eq!(new.resolve(Some("sonnet")).expect("found").backend, "claude");
     }

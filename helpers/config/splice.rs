@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_yaml::{Mapping, Value};
 
-use crate::config::edit::Change;
+use crate::config::edit::Edit;
 use crate::config::read::is_null;
 use crate::config::spans::{self, Node, NodeKind};
 use crate::text::line_and_column;
@@ -14,16 +14,16 @@ pub(super) type Splice = (Range<usize>, String);
 
 impl Document<'_> {
     /// The pieces to replace; `None` where the config has no place for the change.
-    pub(super) fn splices(&self, change: &Change) -> Option<Vec<Splice>> {
-        let Some(asked) = &change.asked else { return self.remove(change.path[0], change.path[1]) };
-        let (mut node, mut missing) = (self.root.as_ref(), change.path.as_slice());
+    pub(super) fn splices(&self, edit: &Edit) -> Option<Vec<Splice>> {
+        let Some(asked) = &edit.asked else { return self.remove(&edit.path[0], &edit.path[1]) };
+        let (mut node, mut missing) = (self.root.as_ref(), edit.path.as_slice());
         while let Some((_, value)) = node.and_then(|node| node.get(missing.first()?)) {
             (node, missing) = (Some(value), &missing[1..]);
         }
         let Some((key, below)) = missing.split_first() else {
             return Some(self.set(node?, asked.as_str()?));
         };
-        let depth = change.path.len() - missing.len();
+        let depth = edit.path.len() - missing.len();
         self.insert(node, depth, key, &nested(below, asked.clone()))
     }
 
@@ -146,7 +146,7 @@ impl Document<'_> {
     }
 
     fn remove(&self, section: &str, name: &str) -> Option<Vec<Splice>> {
-        let (_, map) = self.get(&[section])?;
+        let (_, map) = self.root.as_ref()?.get(section)?;
         let entries = map.entries();
         let at = entries.iter().position(|(key, _)| key.text() == Some(name))?;
         let (key, value) = &entries[at];
@@ -272,8 +272,8 @@ pub(super) fn pair(key: &str, value: &Value, line: Option<&str>, quote: Quote) -
 }
 
 /// A value below the keys of a path.
-pub(super) fn nested(path: &[&str], value: Value) -> Value {
-    let below = |value, key: &&str| Mapping::from_iter([((*key).into(), value)]).into();
+pub(super) fn nested(path: &[String], value: Value) -> Value {
+    let below = |value, key: &String| Mapping::from_iter([(key.as_str().into(), value)]).into();
     path.iter().rev().fold(value, below)
 }
 
@@ -349,7 +349,7 @@ pub(super) fn read(text: &str) -> Result<Document<'_>, String> {
 
 impl Document<'_> {
     /// The key at a path and its value.
-    pub(super) fn get(&self, path: &[&str]) -> Option<&(Node, Node)> {
+    pub(super) fn get(&self, path: &[String]) -> Option<&(Node, Node)> {
         let (first, below) = path.split_first()?;
         let first = self.root.as_ref()?.get(first)?;
         below.iter().try_fold(first, |(_, map), name| map.get(name))

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use nix::unistd::{AccessFlags, access};
 
 use crate::cli::config::consent;
-use crate::cli::say;
+use crate::cli::{done, say};
 use crate::dirs;
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -43,8 +43,7 @@ pub(super) fn allow(bins: &[PathBuf], consent: Consent) -> Result<Exit> {
     }
     let missing = settings::missing(text.as_deref(), &wanted);
     let Some(new) = settings::add(text.as_deref(), &wanted)? else {
-        say(format!("nothing to change in {}", path.display()));
-        return Ok(Exit::Ok);
+        return done(format!("nothing to change in {}", path.display()));
     };
     refuse_read_only(&path, &missing, "add")?;
     say(format!("These permission rules will be added to {}:", path.display()));
@@ -59,8 +58,7 @@ pub(super) fn allow(bins: &[PathBuf], consent: Consent) -> Result<Exit> {
         remember(&before)?;
         return Err(error);
     }
-    say("Done.");
-    Ok(Exit::Ok)
+    done("Done.")
 }
 
 /// Removes the rules that [`allow`] added.
@@ -81,8 +79,7 @@ pub(super) fn disallow(consent: Consent) -> Result<Exit> {
         if !consent.dry_run {
             remember(&added)?;
         }
-        say(format!("{} has no rules that dispatch added", path.display()));
-        return Ok(Exit::Ok);
+        return done(format!("{} has no rules that dispatch added", path.display()));
     };
     refuse_read_only(&path, &present, "remove")?;
     say(format!("These permission rules will be removed from {}:", path.display()));
@@ -90,8 +87,7 @@ pub(super) fn disallow(consent: Consent) -> Result<Exit> {
     let Some(_lock) = begin(&path, &text, consent)? else { return Ok(Exit::Ok) };
     files::publish(&path, new.as_bytes())?;
     remember(&added)?;
-    say("Done.");
-    Ok(Exit::Ok)
+    done("Done.")
 }
 
 /// The person's Claude Code settings: the file behind all links, and its text.

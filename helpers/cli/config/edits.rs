@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Subcommand;
 
-use crate::cli::say;
+use crate::cli::{done, say};
 use crate::config::edit::{self, Edit};
 use crate::config::{Choice, Config, choose, setup};
 use crate::domain::Access;
@@ -143,7 +143,7 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
     let (edits, report) = match command {
         EditCommand::SetDefault { name } => {
             let name = announced(choose::by_name(&config, Some(&name))?).name;
-            (vec![Edit::SetDefault(name.clone())], format!("the default is {name}"))
+            (vec![Edit::set_default(&name)], format!("the default is {name}"))
         }
         EditCommand::AddModel { id, backend } => {
             refuse_taken(config.aliases.contains_key(&id), "an alias", &id)?;
@@ -155,22 +155,20 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
                     .next(format!("name its backend: add-model {id} --backend NAME"))
                     .into());
             };
-            let mut edits = vec![Edit::add_model(&id, &backend)];
-            edits.extend(backend_if_missing(&config, &backend)?);
+            let mut edits = backend_if_missing(&config, &backend)?;
+            edits.push(Edit::add_model(&id, &backend));
             let doubt = " (no CLI lists it, so the first task will show whether it exists)";
             let doubt = if listed { "" } else { doubt };
             (edits, format!("{id} added, on {backend}{doubt}"))
         }
         EditCommand::SetModel { id, backend } => {
-            let missing = backend_if_missing(&config, &backend)?;
-            let report = format!("{id} now runs on {backend}");
-            let edit = Edit::Set { section: "models", name: id, field: ("backend", backend) };
-            (missing.into_iter().chain([edit]).collect(), report)
+            let mut edits = backend_if_missing(&config, &backend)?;
+            edits.push(Edit::set("models", &id, "backend", &backend));
+            (edits, format!("{id} now runs on {backend}"))
         }
         EditCommand::RemoveModel { id } => {
             refuse_used(&config, &id)?;
-            let report = format!("{id} removed");
-            (vec![Edit::Remove { section: "models", name: id }], report)
+            (vec![Edit::remove("models", &id)], format!("{id} removed"))
         }
         EditCommand::AddBackend { name, command } => {
             if command.is_none() && !is_known(&name) {
@@ -178,15 +176,13 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
                     .next(format!("give its command: add-backend {name} --command '...'"))
                     .into());
             }
-            let report = format!("backend {name} added");
-            (vec![Edit::add_backend(&name, command.as_deref())], report)
+            let edit = Edit::add_backend(&name, command.as_deref());
+            (vec![edit], format!("backend {name} added"))
         }
         EditCommand::SetAccess { backend, access } => {
-            let access = access.to_string();
-            let report = format!("{backend}'s workers have {access} access");
-            let missing = backend_if_missing(&config, &backend)?;
-            let edit = Edit::Set { section: "backends", name: backend, field: ("access", access) };
-            (missing.into_iter().chain([edit]).collect(), report)
+            let mut edits = backend_if_missing(&config, &backend)?;
+            edits.push(Edit::set("backends", &backend, "access", &access.to_string()));
+            (edits, format!("{backend}'s workers have {access} access"))
         }
         EditCommand::AddAlias { name, model, prompt } => {
             refuse_taken(config.models.contains_key(&name), "a model", &name)?;
@@ -196,33 +192,29 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
                 return Err(Refusal::new(Exit::Data, what).into());
             };
             let report = format!("{name} stands for {id}");
-            let prompt = prompt.map(|prompt| ("prompt", prompt));
-            let fields = [("model", id)].into_iter().chain(prompt).collect();
-            (vec![Edit::Add { section: "aliases", name, fields }], report)
+            let mut fields = vec![("model", id)];
+            fields.extend(prompt.map(|prompt| ("prompt", prompt)));
+            (vec![Edit::add("aliases", &name, &fields)], report)
         }
         EditCommand::RemoveAlias { name } => {
             refuse_default(&config, &name)?;
-            let report = format!("alias {name} removed");
-            (vec![Edit::Remove { section: "aliases", name }], report)
+            (vec![Edit::remove("aliases", &name)], format!("alias {name} removed"))
         }
         EditCommand::Migrate => return migrate(&config),
     };
     edit::change(&edits)?;
-    say(report);
-    Ok(Exit::Ok)
+    done(report)
 }
 
 /// Upgrades a config of the old format; its lines and comments stay.
 fn migrate(config: &Config) -> Result<Exit> {
     if !config.is_old_format() {
-        say("the config has the current format already");
-        return Ok(Exit::Ok);
+        return done("the config has the current format already");
     }
     let (found, listings) = choose::machine(Some(config))?;
     edit::change(&setup::migration(config, &found, &listings))?;
     let count = Config::load()?.models.len();
-    say(format!("migrated: {count} models added; every line of the old config is kept"));
-    Ok(Exit::Ok)
+    done(format!("migrated: {count} models added; every line of the old config is kept"))
 }
 
 /// The choice, after its note was printed.
@@ -239,12 +231,12 @@ fn refuse_taken(taken: bool, by: &str, name: &str) -> Result<(), Refusal> {
 }
 
 /// The edit that adds a known backend where the config does not have it.
-fn backend_if_missing(config: &Config, backend: &str) -> Result<Option<Edit>, Refusal> {
+fn backend_if_missing(config: &Config, backend: &str) -> Result<Vec<Edit>, Refusal> {
     if config.backends.contains_key(backend) {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     if is_known(backend) {
-        return Ok(Some(Edit::add_backend(backend, None)));
+        return Ok(vec![Edit::add_backend(backend, None)]);
     }
     let names: Vec<&str> = config.backends.keys().map(String::as_str).collect();
     Err(Refusal::new(Exit::Data, format!("there is no backend '{backend}'"))

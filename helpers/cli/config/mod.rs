@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::cli::{ask, complain, project, run, say, text};
+use crate::cli::{ask, complain, done, project, run, say, text};
 use crate::config::check::Severity;
 use crate::config::{self, Config, choose};
 use crate::dirs;
@@ -178,10 +178,7 @@ pub fn main() -> ExitCode {
         ConfigCommand::Brief => match project(args.directory.as_deref()) {
             Ok(project) => brief::brief(&project),
             // Only a model reads this, and an exit code would hide the text from it.
-            Err(error) => {
-                say(format!("{error:#}"));
-                Ok(Exit::Ok)
-            }
+            Err(error) => done(format!("{error:#}")),
         },
         ConfigCommand::Detect { json } => setup::detect(json),
         ConfigCommand::Models { refresh, json } => setup::models(refresh, json),
@@ -196,13 +193,9 @@ pub fn main() -> ExitCode {
         ConfigCommand::Check => check(),
         ConfigCommand::Show => {
             let config = Config::load()?;
-            say(files::read(config.path())?.unwrap_or_default().trim_end());
-            Ok(Exit::Ok)
+            done(files::read(config.path())?.unwrap_or_default().trim_end())
         }
-        ConfigCommand::Path => {
-            say(dirs::config_path()?.display().to_string());
-            Ok(Exit::Ok)
-        }
+        ConfigCommand::Path => done(dirs::config_path()?.display().to_string()),
         ConfigCommand::Allow { remove: true, consent, .. } => allow::disallow(consent),
         ConfigCommand::Allow { bin, consent, .. } => allow::allow(&bin, consent),
     })
@@ -235,8 +228,7 @@ fn resolve(name: Option<&str>, request: Option<&str>, json: bool) -> Result<Exit
         None => choose::by_name(&config, name)?,
     };
     if json {
-        say(serde_json::to_string(&chosen)?);
-        return Ok(Exit::Ok);
+        return done(serde_json::to_string(&chosen)?);
     }
     let choice = &chosen.choice;
     let model = choice.model.as_deref().unwrap_or("its own model");
@@ -255,8 +247,7 @@ fn replacements(name: &str, json: bool) -> Result<Exit> {
     }
     if json {
         let rows = rest.iter().map(|(id, on)| serde_json::json!({ "model": id, "backend": on }));
-        say(serde_json::Value::from_iter(rows).to_string());
-        return Ok(Exit::Ok);
+        return done(serde_json::Value::from_iter(rows).to_string());
     }
     rest.iter().for_each(|(id, backend)| say(format!("{id} on {backend}")));
     Ok(Exit::Ok)

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::cli::config::{ask, consent};
-use crate::cli::say;
+use crate::cli::{done, say};
 use crate::config::setup::{Offer, gaps, models as models_of, offers, text};
 use crate::config::{Config, choose, edit};
 use crate::error::Refusal;
@@ -51,8 +51,7 @@ pub(super) fn models(refresh: bool, json: bool) -> Result<Exit> {
             Ok(listing) => json!(listing),
             Err((backend, why)) => json!({ "backend": backend, "models": [], "problem": why }),
         };
-        say(json!(results.into_iter().map(listing).collect::<Vec<_>>()).to_string());
-        return Ok(Exit::Ok);
+        return done(json!(results.into_iter().map(listing).collect::<Vec<_>>()).to_string());
     }
     if found.is_empty() {
         return Err(nothing_found().into());
@@ -98,8 +97,7 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
         let gaps: Vec<_> = gaps(&found).iter().map(gap).collect();
         let all =
             json!({ "found": all, "models": listings, "defaults": offers, "full_only": gaps });
-        say(all.to_string());
-        return Ok(Exit::Ok);
+        return done(all.to_string());
     }
     all.iter().for_each(|found| say(described(found)));
     if found.is_empty() {
@@ -131,13 +129,11 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
     full.extend(ask_full_access(&found, &full, yes)?);
     let text = text(&default, &found, &listings, &full);
     if !yes && !consent("Write the config?")? {
-        say("Nothing was written.");
-        return Ok(Exit::Ok);
+        return done("Nothing was written.");
     }
     let path = edit::create(&text)?;
     let count = Config::load()?.models.len();
-    say(format!("{} written: {count} models, default {default}.", path.display()));
-    Ok(Exit::Ok)
+    done(format!("{} written: {count} models, default {default}.", path.display()))
 }
 
 /// Asks which of the CLIs that cannot restrict their workers may run them all the same.

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{ColorChoice, Parser, Subcommand};
 
-use crate::cli::{agree, directory, project, run, say, some_text};
+use crate::cli::{agree, directory, done, project, run, say, some_text};
 use crate::domain::TaskId;
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -174,10 +174,7 @@ pub fn main() -> ExitCode {
             ReconcileCommand::Statusline => Ok(status::statusline(args.directory.clone())),
             ReconcileCommand::Show { task: id, json } => show::show(&task(id)?, *json),
             ReconcileCommand::Watch { color } => watch::watch(&project()?, *color),
-            ReconcileCommand::Stop { task: id } => {
-                say(stop::stop(&task(id)?)?);
-                Ok(Exit::Ok)
-            }
+            ReconcileCommand::Stop { task: id } => done(stop::stop(&task(id)?)?),
             ReconcileCommand::Merge { task: id, args: how } => {
                 let project = project()?;
                 project.refuse_moved()?;
@@ -198,8 +195,7 @@ pub fn main() -> ExitCode {
                         .into());
                 }
                 task.add_note(&text)?;
-                say(format!("noted in the plan of {id}"));
-                Ok(Exit::Ok)
+                done(format!("noted in the plan of {id}"))
             }
         }
     })
@@ -213,8 +209,7 @@ fn adopt(project: &Project) -> Result<Exit> {
         _ => project.candidates()?,
     };
     if candidates.is_empty() {
-        say(format!("nothing to adopt in {}", project.root().display()));
-        return Ok(Exit::Ok);
+        return done(format!("nothing to adopt in {}", project.root().display()));
     }
     for candidate in &candidates {
         let (view, id) = (&candidate.view, candidate.view.task.id());
@@ -235,10 +230,8 @@ fn adopt(project: &Project) -> Result<Exit> {
     }
     let count = candidates.iter().filter(|it| it.obstacle.is_none()).count();
     if !agree(&format!("Take over {count} task(s) into {}?", project.root().display()))? {
-        say("Nothing was changed.");
-        return Ok(Exit::Ok);
+        return done("Nothing was changed.");
     }
     project.adopt(&candidates)?;
-    say("Done.");
-    Ok(Exit::Ok)
+    done("Done.")
 }
