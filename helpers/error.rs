@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::exit::Exit;
+pub use crate::exit::Exit;
 
 /// A failure with an exit code and a remedy. Prints as at most three lines.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use crate::domain::TaskId;
 use crate::fault;
 use crate::ipc::Looks;
 use crate::news::ledger::{self, Delivery};
-use crate::news::{self, Event, is_reported_by_host};
+use crate::news::{self, Event, host_report_time_left};
 use crate::process::{Identity, Life, calling_host};
 use crate::project::Project;
 use crate::task::{State, View};
@@ -44,10 +44,8 @@ pub enum WaitOutcome {
     Timeout(usize),
     /// No task can bring news any more.
     NothingActive,
-    /// This process got the signal with this number.
-    Signal(i32),
-    /// The host's process died.
-    HostDied,
+    /// The host's process died, or this process got a signal.
+    Interrupted,
 }
 
 impl Waiter {
@@ -93,7 +91,7 @@ impl Waiter {
         loop {
             // Check before delivering, because nobody reads what is printed for a dead host.
             if self.tasks.host.as_ref().is_some_and(|host| host.life() == Life::Dead) {
-                return Ok(WaitOutcome::HostDied);
+                return Ok(WaitOutcome::Interrupted);
             }
             let news = self.read_news()?;
             if self.tasks.polls && !std::mem::replace(&mut warned, true) {
@@ -111,8 +109,8 @@ impl Waiter {
             if left.is_zero() {
                 return Ok(WaitOutcome::Timeout(self.active()));
             }
-            if let Some(signal) = self.tasks.wait(left)? {
-                return Ok(WaitOutcome::Signal(signal));
+            if self.tasks.wait(left)?.is_some() {
+                return Ok(WaitOutcome::Interrupted);
             }
         }
     }
@@ -187,10 +185,9 @@ impl Waiter {
     /// The news of a task, recorded as delivered; without its end if that `may_resume`.
     fn news_of(&self, view: &View, may_resume: bool) -> Result<Vec<Event>> {
         let mut events = news::events(view)?;
-        events.retain(|event| !(event.is_end() && may_resume));
-        if self.tasks.host.is_some() {
-            events.retain(|event| !is_reported_by_host(view, event));
-        }
+        // The host program reports the end of its own agent; if that is dropped, it is printed later.
+        let host_reports = self.tasks.host.is_some() && host_report_time_left(view).is_some();
+        events.retain(|event| !(event.is_end() && (may_resume || host_reports)));
         let target = match self.belongs_to_other_host(view) {
             true => Delivery::Shown,
             false => Delivery::Delivered,

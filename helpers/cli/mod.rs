@@ -15,8 +15,7 @@ use anyhow::{Context, Error, Result};
 use clap::error::ErrorKind;
 use clap::{Command, Parser};
 
-use crate::error::{Refusal, exit_code};
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal, exit_code};
 use crate::fault;
 use crate::host;
 use crate::process::{self, HELPERS};
@@ -41,10 +40,10 @@ pub fn main() -> ExitCode {
         "dispatch-reconcile" => reconcile::main(),
         "dispatch-worker" => worker::main(),
         _ => {
-            let refusal =
-                Refusal::new(Exit::Usage, "this program runs only under the name of a helper")
-                    .place(HELPERS.join(", "))
-                    .next("call it by one of these names; install.sh links them beside it");
+            let what = "this program runs only under the name of a helper";
+            let refusal = Refusal::new(Exit::Usage, what)
+                .place(HELPERS.join(", "))
+                .next("call it by one of these names; install.sh links them beside it");
             complain(format!("{name}: {refusal}"));
             Exit::Usage.into()
         }
@@ -163,6 +162,19 @@ fn say_whole(text: &str) {
 /// Prints a text on standard error, cleaned.
 fn complain(text: impl AsRef<str>) {
     let _ = writeln!(io::stderr(), "{}", sanitize(text.as_ref()));
+}
+
+/// The whole lines that fit into so many bytes, the first one in any case, and how many do not.
+fn fit(mut lines: impl Iterator<Item = String>, bytes: usize) -> (String, usize) {
+    let (mut text, mut left_out) = (lines.next().unwrap_or_default(), 0);
+    for line in lines {
+        if text.len() + 1 + line.len() <= bytes {
+            text += &format!("\n{line}");
+        } else {
+            left_out += 1;
+        }
+    }
+    (text, left_out)
 }
 
 /// Asks the person at this terminal.

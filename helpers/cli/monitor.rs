@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::cli::{complain, done, project, run, say, some_text};
+use crate::cli::{complain, done, fit, project, run, say, some_text};
 use crate::domain::TaskId;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
@@ -121,7 +121,7 @@ fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
             say("no news, and nothing is running");
             Ok(Exit::NothingNew)
         }
-        WaitOutcome::HostDied | WaitOutcome::Signal(_) => Ok(Exit::NothingNew),
+        WaitOutcome::Interrupted => Ok(Exit::NothingNew),
     }
 }
 
@@ -163,7 +163,7 @@ fn hook(args: &Args) -> Result<Exit> {
                 complain(wake(news, &repeated, &status));
                 return Ok(Exit::Wake);
             }
-            WaitOutcome::HostDied | WaitOutcome::Signal(_) => {
+            WaitOutcome::Interrupted => {
                 // Remove before the release, or the file may be another hook's by then.
                 let _ = std::fs::remove_file(&lock);
                 return Ok(Exit::Ok);
@@ -193,20 +193,10 @@ fn wake(mut news: Vec<Event>, repeated: &[Event], status: &str) -> String {
 /// The first line, as many of the others as fit into the byte limit, and a count of the rest, which the
 /// command `status` shows.
 fn capped(lines: impl Iterator<Item = String>, status: &str) -> String {
-    let (mut text, mut left_out) = (String::new(), 0);
-    for line in lines {
-        if text.is_empty() {
-            text = line;
-        } else if text.len() + line.len() + LAST_LINE < WAKE {
-            text.push_str(&format!("\n{line}"));
-        } else {
-            left_out += 1;
-        }
+    match fit(lines, WAKE - LAST_LINE) {
+        (text, 0) => text,
+        (text, more) => format!("{text}\n… and {more} more events: {status} shows all tasks"),
     }
-    if left_out > 0 {
-        text.push_str(&format!("\n… and {left_out} more events: {status} shows all tasks"));
-    }
-    text
 }
 
 /// Answers a question and returns a line about what follows.

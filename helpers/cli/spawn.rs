@@ -9,8 +9,7 @@ use serde_json::json;
 
 use crate::cli::{directory, done, run, say, text};
 use crate::domain::{Access, PromptVia, TaskId};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::ops::Start;
 use crate::ops::dispatch::{self, Prepared};

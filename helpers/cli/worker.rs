@@ -9,8 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::cli::{done, run, say, say_whole, some_text, text};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::ipc::Question;
@@ -249,15 +248,7 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
         }
         WorkerCommand::Finish { summary } => finish(side, &text(&summary)?),
         WorkerCommand::Demo { .. } => {
-            walk(side, |question| {
-                let number = side.ipc().ask(question)?;
-                loop {
-                    if let Some(answer) = ask::wait_for_answer(side, &number, WAIT)? {
-                        side.ipc().receive(&number)?;
-                        return Ok(answer);
-                    }
-                }
-            })?;
+            walk(side)?;
             Ok(Exit::Ok)
         }
     }
@@ -278,13 +269,11 @@ fn finish(side: &WorkerSide, summary: &str) -> Result<Exit> {
     let plan = side.edit_plan(|_| Ok(()))?;
     if let Some(item) = plan.current() {
         let number = &item.number;
-        return Err(Refusal::new(
-            Exit::Data,
-            format!("item {number} is {}, not ticked", item.marker),
-        )
-        .place(item.text.clone())
-        .next(format!("do it and tick {number}; or block {number} or fail {number}, and stop"))
-        .into());
+        let what = format!("item {number} is {}, not ticked", item.marker);
+        return Err(Refusal::new(Exit::Data, what)
+            .place(item.text.clone())
+            .next(format!("do it and tick {number}; or block {number} or fail {number}, and stop"))
+            .into());
     }
     if let Some(doubt) = plan.doubts().first() {
         return Err(Refusal::new(Exit::Data, doubt.to_string())
@@ -354,11 +343,20 @@ const PACE: Duration = Duration::from_millis(900);
 /// The demo worker's question.
 const QUESTION: &str = "Who should the report greet?";
 
-/// The demo worker: walks any plan, asks one question, uses the answer and finishes. `ask` asks the
-/// person and waits for the answer.
-fn walk(side: &WorkerSide, ask: impl FnOnce(&str) -> Result<String>) -> Result<()> {
+/// Asks the person and waits for the answer.
+fn ask_person(side: &WorkerSide, question: &str) -> Result<String> {
+    let number = side.ipc().ask(question)?;
+    loop {
+        if let Some(answer) = ask::wait_for_answer(side, &number, WAIT)? {
+            side.ipc().receive(&number)?;
+            return Ok(answer);
+        }
+    }
+}
+
+/// The demo worker: walks any plan, asks one question, uses the answer and finishes.
+fn walk(side: &WorkerSide) -> Result<()> {
     let plan = side.plan(side.start()?.as_ref())?;
-    let mut ask = Some(ask);
     let mut report = format!("# Report: {}\n\n", plan.title().unwrap_or("demo"));
     for (at, item) in plan.items().iter().enumerate() {
         let number = &item.number;
@@ -368,10 +366,8 @@ fn walk(side: &WorkerSide, ask: impl FnOnce(&str) -> Result<String>) -> Result<(
         println!("item {number}: {}", sanitize(&item.text));
         std::thread::sleep(PACE);
         let mut note = String::new();
-        if at == 1
-            && let Some(ask) = ask.take()
-        {
-            let answer = ask(QUESTION)?;
+        if at == 1 {
+            let answer = ask_person(side, QUESTION)?;
             note = format!("for {}", answer.trim());
             report.push_str(&format!("Hello, {}!\n\n", answer.trim()));
         }

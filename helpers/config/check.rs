@@ -7,8 +7,7 @@ use std::path::Path;
 use crate::config::spans::{Node, tree};
 use crate::config::{AliasEntry, Config};
 use crate::domain::Backend;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::text::line_and_column;
 use crate::tools::{is_known, missing_program, obsolete_flags, program_of};
 
@@ -61,37 +60,35 @@ impl Check<'_> {
         self.problems.push(Problem::new(Severity::Error, (self.text, at), "", what, remedy));
     }
 
+    /// Adds a problem if the name at a path is none of `names`.
+    fn name(&mut self, path: &[&str], name: &str, names: &[&str], [what, otherwise]: [String; 2]) {
+        if !names.contains(&name) {
+            let near = closest(name, names.iter().copied()).first().copied();
+            let remedy = near.map_or(otherwise, |near| format!("did you mean '{near}'?"));
+            self.add(path, "", what, remedy);
+        }
+    }
+
     /// Each name that stands for another part of the config must lead there.
     fn names(&mut self) {
         let config = self.config;
-        let near = |name: &str, names: &mut dyn Iterator<Item = &str>, otherwise: String| {
-            let near = closest(name, names).first().copied();
-            near.map_or(otherwise, |near| format!("did you mean '{near}'?"))
-        };
-        if let Some(name) = &config.default
-            && config.names().all(|other| other != name)
-        {
-            let remedy = near(name, &mut config.names(), "name one of the models".into());
-            self.add(&["default"], "", format!("the default '{name}' does not exist"), remedy);
+        if let Some(name) = &config.default {
+            let what = format!("the default '{name}' does not exist");
+            let names: Vec<&str> = config.names().collect();
+            self.name(&["default"], name, &names, [what, "name one of the models".into()]);
         }
+        let targets: Vec<&str> = config.targets().collect();
         for (alias, AliasEntry { model, .. }) in &config.aliases {
-            if config.targets().all(|other| other != model) {
-                let otherwise = format!("dispatch-config add-model {model}");
-                let remedy = near(model, &mut config.targets(), otherwise);
-                let what = format!("alias '{alias}' stands for '{model}', which does not exist");
-                self.add(&["aliases", alias, "model"], "", what, remedy);
-            }
+            let what = format!("alias '{alias}' stands for '{model}', which does not exist");
+            let otherwise = format!("dispatch-config add-model {model}");
+            self.name(&["aliases", alias, "model"], model, &targets, [what, otherwise]);
         }
-        for (id, name) in &config.models {
-            let mut backends = config.backends.keys().map(String::as_str);
-            let there = config.backends.contains_key(name)
-                || config.disabled("backends").any(|other| other == name);
-            if !is_known(name) && !there {
-                let otherwise = format!("dispatch-config add-backend {name} --command '...'");
-                let remedy = near(name, &mut backends, otherwise);
-                let what = format!("model '{id}' is on '{name}', which does not exist");
-                self.add(&["models", id, "backend"], "", what, remedy);
-            }
+        let backends = config.backends.keys().map(String::as_str);
+        let backends: Vec<&str> = backends.chain(config.disabled("backends")).collect();
+        for (id, name) in config.models.iter().filter(|(_, name)| !is_known(name)) {
+            let what = format!("model '{id}' is on '{name}', which does not exist");
+            let otherwise = format!("dispatch-config add-backend {name} --command '...'");
+            self.name(&["models", id, "backend"], name, &backends, [what, otherwise]);
         }
     }
 

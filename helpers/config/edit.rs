@@ -18,8 +18,7 @@ use crate::config::read::is_null;
 use crate::config::spans::NodeKind;
 use crate::config::splice::{Document, PLAIN, Splice, nested, normal, pair, read};
 use crate::dirs;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::{self, Lock};
 

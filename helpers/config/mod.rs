@@ -16,8 +16,7 @@ use anyhow::Result;
 use indexmap::IndexMap;
 
 use crate::domain::Backend;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::files;
 use check::{Problem, Severity};
 

@@ -35,9 +35,8 @@ impl Config {
         let sentence = sentence.to_ascii_lowercase();
         let mut found: Vec<(usize, usize, &str)> = Vec::new();
         for name in self.names() {
-            found.extend(
-                whole_words(&sentence, &name.to_ascii_lowercase()).map(|(a, b)| (a, b, name)),
-            );
+            let lower = name.to_ascii_lowercase();
+            found.extend(whole_words(&sentence, &lower).map(|(start, end)| (start, end, name)));
         }
         // A name inside a longer one was not meant.
         let inside = |&(start, end, _): &(usize, usize, &str)| {

@@ -6,8 +6,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::config::check::closest;
 use crate::domain::{Access, Backend, Route};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 
 /// A worker that was chosen.
 #[derive(Clone, Debug, Serialize)]

@@ -46,16 +46,15 @@ pub fn models(
 /// the first of each other provider. Models of a CLI that is not logged in come last.
 pub fn offers(found: &[InstalledCli], listings: &[Listing]) -> Vec<Offer> {
     let groups = models(found, listings);
-    let mut picks: Vec<((&String, &String), String)> = Vec::new();
-    if let Some(models) = groups.get("Claude") {
-        for (id, why) in [("opus", "for hard tasks"), ("sonnet", "fast and capable")] {
-            picks.extend(models.get_key_value(id).map(|pick| (pick, format!("Claude, {why}"))));
-        }
-    }
-    for (provider, models) in groups.iter().filter(|(provider, _)| **provider != "Claude") {
-        let why = format!("{provider}, first in its list");
-        picks.extend(models.first().map(|pick| (pick, why)));
-    }
+    let claude = [("opus", "Claude, for hard tasks"), ("sonnet", "Claude, fast and capable")];
+    let claude = claude
+        .into_iter()
+        .filter_map(|(id, why)| Some((groups.get("Claude")?.get_key_value(id)?, why.to_owned())));
+    let others = groups.iter().filter(|(provider, _)| **provider != "Claude");
+    let others = others.filter_map(|(provider, models)| {
+        Some((models.first()?, format!("{provider}, first in its list")))
+    });
+    let mut picks: Vec<((&String, &String), String)> = claude.chain(others).collect();
     if picks.is_empty() {
         let first = groups.values().find_map(IndexMap::first);
         picks.extend(first.map(|pick| (pick, "the first in the list".into())));
@@ -73,11 +72,9 @@ pub fn offers(found: &[InstalledCli], listings: &[Listing]) -> Vec<Offer> {
 
 /// The CLIs that cannot restrict their workers to the access of a task, with the reason.
 pub fn gaps(found: &[InstalledCli]) -> Vec<(&str, String)> {
-    let settings = Backend::default();
-    let gap = |found: &'_ InstalledCli| {
-        holder(&found.backend, &settings, Access::Write).err().map(|why| why.to_string())
-    };
-    found.iter().filter_map(|found| Some((found.backend.as_str(), gap(found)?))).collect()
+    let gap = |backend: &str| holder(backend, &Backend::default(), Access::Write).err();
+    let backends = found.iter().map(|found| found.backend.as_str());
+    backends.filter_map(|backend| Some((backend, gap(backend)?.to_string()))).collect()
 }
 
 /// The text of the first config. Workers of the backends in `full` get full access.

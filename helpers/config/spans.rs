@@ -46,13 +46,10 @@ impl Node {
     /// This node and all below it, in the order of the text.
     pub(super) fn all(&self) -> Vec<&Self> {
         let below: Vec<&Self> = match &self.kind {
-            NodeKind::List(items) => items.iter().flat_map(Self::all).collect(),
-            _ => {
-                let nodes = self.entries().iter().flat_map(|(key, value)| [key, value]);
-                nodes.flat_map(Self::all).collect()
-            }
+            NodeKind::List(items) => items.iter().collect(),
+            _ => self.entries().iter().flat_map(|(key, value)| [key, value]).collect(),
         };
-        [vec![self], below].concat()
+        [self].into_iter().chain(below.into_iter().flat_map(Self::all)).collect()
     }
 }
 

@@ -66,11 +66,8 @@ impl Ledger {
     /// Records that an event is about to be printed for `host`.
     pub fn deliver(&mut self, event: &Event, host: Option<&Identity>) -> Result<()> {
         let host = host.map_or_else(|| "-".into(), Identity::to_string);
-        self.write(
-            &event.id,
-            Delivery::Delivered,
-            &format!("delivered {} {} {host}", event.id, event.key),
-        )
+        let step = format!("delivered {} {} {host}", event.id, event.key);
+        self.write(&event.id, Delivery::Delivered, &step)
     }
 
     /// Records that an event is about to be printed for a reader other than its host.

@@ -128,40 +128,26 @@ pub fn command(helper: &str) -> Result<String> {
     Ok(shell_word(&launcher(helper)?.display().to_string()))
 }
 
-/// The key of the event for the attempt with that number, which ended in that state.
-fn end_key(attempt: u32, state: State) -> String {
-    format!("end/{attempt}/{state}")
-}
-
 /// The event of an attempt's end.
 fn end_event(view: &View) -> Result<Event> {
     let id = view.task.id();
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let age = short_duration(view.age());
-    let explanation = view.because();
-    let explanation =
-        if explanation.is_empty() { String::new() } else { format!(": {}", quoted(&explanation)) };
+    let quotation = |text: String| format!(": {}", quoted(&text));
+    let some = |text: &String| !text.is_empty();
+    let explanation = Some(view.because()).filter(some).map(quotation).unwrap_or_default();
     let spawn = command("dispatch-spawn")?;
     let (line, next) = match view.state {
         State::Done => {
-            let summary = view.summary.as_deref().filter(|summary| !summary.is_empty());
-            let summary =
-                summary.map_or_else(String::new, |summary| format!(": {}", quoted(summary)));
-            let report = view.task.side().report_path();
-            let report = if report.is_file() {
-                format!(" Report: {}", report.display())
-            } else {
-                String::new()
-            };
-            let branch = view.record.worktree.as_ref();
-            let branch = branch.map_or_else(String::new, |it| format!(" on branch {}", it.branch));
-            let next = match view.record.worktree {
-                Some(_) => {
-                    let merge = command("dispatch-reconcile")?;
-                    format!("tell the user; if they want it, {merge} merge {id} brings it back")
-                }
-                None => "tell the user".into(),
-            };
+            let summary = view.summary.clone().filter(some).map(quotation).unwrap_or_default();
+            let report = Some(view.task.side().report_path()).filter(|path| path.is_file());
+            let report = report.map(|it| format!(" Report: {}", it.display())).unwrap_or_default();
+            let (mut branch, mut next) = (String::new(), "tell the user".to_owned());
+            if let Some(own) = &view.record.worktree {
+                branch = format!(" on branch {}", own.branch);
+                let merge = command("dispatch-reconcile")?;
+                next += &format!("; if they want it, {merge} merge {id} brings it back");
+            }
             (format!("{id} done ({items}, {age}){branch}{summary}{report}"), next)
         }
         State::Blocked => (
@@ -187,11 +173,9 @@ fn end_event(view: &View) -> Result<Event> {
             let left = view.plan.first(Marker::Open).map_or_else(String::new, |item| {
                 format!("; next is item {}: {}", item.number, quoted(&item.text))
             });
-            let skip = view.plan.skip_lost();
-            let skip = match skip.is_empty() {
-                true => String::new(),
-                false => format!(", --resume{skip} continues without what the plan lost"),
-            };
+            let skip = Some(view.plan.skip_lost()).filter(some).map_or_else(String::new, |skip| {
+                format!(", --resume{skip} continues without what the plan lost")
+            });
             (
                 format!("{id} incomplete ({items}, {age}){explanation}{left}"),
                 format!(
@@ -205,7 +189,7 @@ fn end_event(view: &View) -> Result<Event> {
         ),
     };
     let attempt = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
-    Ok(Event::new(view, end_key(attempt, view.state), line, next))
+    Ok(Event::new(view, format!("end/{attempt}/{}", view.state), line, next))
 }
 
 /// The action after which a task continues that does not continue by itself.
@@ -306,12 +290,6 @@ fn instruction(view: &View, spawn: &str) -> String {
 /// The task's worker by the config as it is now; `None` if the config has no such worker.
 fn current_choice(view: &View) -> Option<Choice> {
     Config::load().ok()?.resolve(Some(&view.record.name)).ok()
-}
-
-/// Returns true if the event is the end of the host's own agent, and the host program has time left
-/// to report it itself. If that report is dropped, the event is printed later.
-pub fn is_reported_by_host(view: &View, event: &Event) -> bool {
-    event.is_end() && host_report_time_left(view).is_some()
 }
 
 /// How long the host program may still take to report the end of its agent, which is done; `None` if

@@ -185,10 +185,7 @@ pub fn deny_abstract_sockets(command: &mut Command) {
     let made = unsafe {
         nix::libc::syscall(call, attributes.as_ptr(), std::mem::size_of_val(&attributes), 0)
     };
-    let Ok(fd) = i32::try_from(made) else { return };
-    if fd < 0 {
-        return;
-    }
+    let Ok(fd @ 0..) = i32::try_from(made) else { return };
     // SAFETY: the kernel has just made this descriptor, with close-on-exec.
     let rules = unsafe { OwnedFd::from_raw_fd(fd) };
     let restrict = move || {
@@ -380,17 +377,8 @@ pub fn is_remote(path: &Path) -> bool {
 fn is_remote_system(system: &Statfs) -> bool {
     /// The numbers of statfs(2) for NFS, FUSE, SMB, CIFS, SMB2, 9P, Ceph, AFS, OCFS2, GFS2 and Coda.
     const REMOTE: [u32; 11] = [
-        0x6969,
-        0x6573_5546,
-        0x517b,
-        0xff53_4d42,
-        0xfe53_4d42,
-        0x0102_1997,
-        0x00c3_6400,
-        0x5346_414f,
-        0x7461_636f,
-        0x0116_1970,
-        0x7375_7245,
+        0x6969, 0x65735546, 0x517b, 0xff534d42, 0xfe534d42, 0x01021997, 0x00c36400, 0x5346414f,
+        0x7461636f, 0x01161970, 0x73757245,
     ];
     REMOTE.contains(&(system.filesystem_type().0 as u32))
 }

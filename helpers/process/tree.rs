@@ -64,11 +64,6 @@ fn ancestors(all: &[Process]) -> Vec<u32> {
     found
 }
 
-/// The processes that are in no tree, whatever a record says: init, this process and its ancestors.
-fn spared(all: &[Process]) -> HashSet<u32> {
-    ancestors(all).into_iter().chain([1]).collect()
-}
-
 /// The processes that wait for a pid namespace to end and report how it did: asked to end, they would
 /// leave what runs in it and report nothing.
 fn sandboxes(all: &[Process]) -> HashSet<u32> {
@@ -116,10 +111,8 @@ impl ProcessTree {
             }
             meanwhile();
             if !seen_empty {
-                let pause = elapsed / 8;
-                std::thread::sleep(
-                    pause.clamp(Duration::from_millis(2), Duration::from_millis(100)),
-                );
+                let (shortest, longest) = (Duration::from_millis(2), Duration::from_millis(100));
+                std::thread::sleep((elapsed / 8).clamp(shortest, longest));
             }
         }
     }
@@ -127,7 +120,8 @@ impl ProcessTree {
     /// The processes of the tree that run now.
     fn scan(&mut self) -> Result<Vec<Process>> {
         let all = os::processes()?;
-        let spared = spared(&all);
+        // Whatever a record says, init, this process and its ancestors are in no tree.
+        let spared: HashSet<u32> = ancestors(&all).into_iter().chain([1]).collect();
         let supervisor =
             self.supervisor.as_ref().filter(|it| it.life() == Life::Alive).map(|it| it.pid);
         let group = self.group(&all);

@@ -78,11 +78,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
 
 /// The user's Claude settings file, which may not exist.
 pub(crate) fn settings_path() -> PathBuf {
-    let directory = match std::env::var_os("CLAUDE_CONFIG_DIR").filter(|value| !value.is_empty()) {
-        Some(directory) => directory.into(),
-        None => std::env::home_dir().unwrap_or_default().join(".claude"),
-    };
-    directory.join("settings.json")
+    CLI.places[0].directory().join("settings.json")
 }
 
 /// The permission rule that lets agents read their prompts without prompting.

@@ -195,6 +195,11 @@ impl WorkerCli {
         failures: &[],
     };
 
+    /// True if its program is in PATH.
+    pub(super) fn is_installed(&self) -> bool {
+        find_program(OsStr::new(self.programs[0])).is_some()
+    }
+
     /// The arguments after the command line: further directories, the model, and the session.
     pub(super) fn last_args(&self, command: &str, job: &Job) -> Vec<OsString> {
         let mut args = Vec::new();

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use indexmap::IndexSet;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -40,6 +41,37 @@ impl InstalledCli {
     pub fn usable(&self) -> bool {
         self.version.is_some() || self.problem.is_none()
     }
+
+    /// Asks the CLI for its version and login; `false` if the program belongs to something else.
+    fn ask(&mut self, cli: &WorkerCli, asker: Asker) -> Result<bool, String> {
+        self.version = cli.package.and_then(|package| packaged_version(package, &self.program));
+        // Gemini, Copilot and Qwen need a second of processor time to print a version.
+        if self.version.is_some() && cli.login_status.is_none() {
+            return Ok(true);
+        }
+        let name = file_name(&self.program);
+        let answer = asker.ask(&self.program, &["--version"])?;
+        self.version = version_in(&answer.out).filter(|_| answer.code == Some(0));
+        if answer.code != Some(0) {
+            // A name that other programs share is the CLI's only if the version says so.
+            return if name == cli.programs[0] { Err(answer.failure()) } else { Ok(false) };
+        }
+        if !(cli.is_own_version)(name, &answer.out) {
+            return Ok(false);
+        }
+        if self.version.is_none() {
+            return Err(format!("{} says no version: {}", answer.call, answer.first_line()));
+        }
+        self.problem = answer.slow;
+        if cli.key.and_then(std::env::var_os).is_some_and(|key| !key.is_empty()) {
+            self.logged_in = Some(true);
+        } else if let Some((args, read)) = cli.login_status {
+            let answer = asker.ask(&self.program, args)?;
+            self.logged_in = read(&answer);
+            self.problem = self.problem.take().or(answer.slow);
+        }
+        Ok(true)
+    }
 }
 
 /// The installed worker CLIs in the order of the table, asked in parallel. A slow CLI is asked again
@@ -60,7 +92,7 @@ fn detect_in(path: &OsStr, extra: &[(String, String)], asker: Asker) -> Vec<Inst
 struct Search {
     backend: String,
     /// At least one.
-    programs: Vec<PathBuf>,
+    programs: IndexSet<PathBuf>,
     cli: Option<&'static WorkerCli>,
     /// True if the config names the program, so that it is the backend's whatever it prints.
     certain: bool,
@@ -70,12 +102,8 @@ fn searches(path: &OsStr, extra: &[(String, String)]) -> Vec<Search> {
     let mut searches: Vec<Search> = Vec::new();
     let mut add = |backend: &str, names: &[&str], cli, certain| {
         let found = names.iter().filter_map(|name| find_program_in(OsStr::new(name), path));
-        let mut programs: Vec<PathBuf> = Vec::new();
-        for program in found.filter_map(|program| std::path::absolute(program).ok()) {
-            if !programs.contains(&program) {
-                programs.push(program);
-            }
-        }
+        let programs: IndexSet<PathBuf> =
+            found.filter_map(|program| std::path::absolute(program).ok()).collect();
         if !programs.is_empty() && searches.iter().all(|search| search.backend != backend) {
             searches.push(Search { backend: backend.into(), programs, cli, certain });
         }
@@ -120,39 +148,6 @@ impl Search {
             broken = broken.or(Some(found));
         }
         broken.or_else(|| self.certain.then(|| bare(&self.programs[0])))
-    }
-}
-
-impl InstalledCli {
-    /// Asks the CLI for its version and login; `false` if the program belongs to something else.
-    fn ask(&mut self, cli: &WorkerCli, asker: Asker) -> Result<bool, String> {
-        self.version = cli.package.and_then(|package| packaged_version(package, &self.program));
-        // Gemini, Copilot and Qwen need a second of processor time to print a version.
-        if self.version.is_some() && cli.login_status.is_none() {
-            return Ok(true);
-        }
-        let name = file_name(&self.program);
-        let answer = asker.ask(&self.program, &["--version"])?;
-        self.version = version_in(&answer.out).filter(|_| answer.code == Some(0));
-        if answer.code != Some(0) {
-            // A name that other programs share is the CLI's only if the version says so.
-            return if name == cli.programs[0] { Err(answer.failure()) } else { Ok(false) };
-        }
-        if !(cli.is_own_version)(name, &answer.out) {
-            return Ok(false);
-        }
-        if self.version.is_none() {
-            return Err(format!("{} says no version: {}", answer.call, answer.first_line()));
-        }
-        self.problem = answer.slow;
-        if cli.key.and_then(std::env::var_os).is_some_and(|key| !key.is_empty()) {
-            self.logged_in = Some(true);
-        } else if let Some((args, read)) = cli.login_status {
-            let answer = asker.ask(&self.program, args)?;
-            self.logged_in = read(&answer);
-            self.problem = self.problem.take().or(answer.slow);
-        }
-        Ok(true)
     }
 }
 

@@ -35,8 +35,7 @@ use anyhow::Result;
 
 use crate::dirs;
 use crate::domain::{Access, Backend, PromptVia};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::process::{Holder, find_program, probe};
 use crate::text::shell_word;
 pub use cli::{Place, WorkerCli};
@@ -165,13 +164,11 @@ fn by_backend(name: &str, settings: &Backend) -> Option<&'static WorkerCli> {
 pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocation> {
     let cli = by_backend(name, settings);
     if let Some(program) = missing_program(name, settings) {
-        return Err(Refusal::new(
-            Exit::Unavailable,
-            format!("the CLI of backend '{name}' is not installed"),
-        )
-        .place(format!("'{program}' is not in PATH"))
-        .next(format!("install {program}, or name a model of another backend"))
-        .into());
+        let what = format!("the CLI of backend '{name}' is not installed");
+        return Err(Refusal::new(Exit::Unavailable, what)
+            .place(format!("'{program}' is not in PATH"))
+            .next(format!("install {program}, or name a model of another backend"))
+            .into());
     }
     let (argv, usual) = match (settings.command.as_deref().map(str::trim_end), cli) {
         (None, None) => return Err(no_command(name).into()),
@@ -218,8 +215,7 @@ pub fn listener(name: &str, settings: &Backend) -> Listener {
 /// Why they cannot be held to it.
 pub fn holder(name: &str, settings: &Backend, access: Access) -> Result<Option<Holder>, Unheld> {
     let cli = by_name(name).filter(|_| settings.command.is_none());
-    let is_there = cli.is_none_or(|cli| find_program(cli.programs[0].as_ref()).is_some());
-    if access == Access::Full || !is_there {
+    if access == Access::Full || cli.is_some_and(|cli| !cli.is_installed()) {
         return Ok(None);
     }
     let nested = cli.is_some_and(|cli| cli.nests && (cli.own_sandbox)(access).is_some());
@@ -227,11 +223,9 @@ pub fn holder(name: &str, settings: &Backend, access: Access) -> Result<Option<H
         Ok(holder) => return Ok(Some(holder)),
         Err(sandbox) => sandbox,
     };
-    match cli {
-        Some(cli) => {
-            cli.gap(access).map_or(Ok(None), |cli| Err(Unheld { sandbox, cli: Some(cli) }))
-        }
-        None => Err(Unheld { sandbox, cli: None }),
+    match cli.map(|cli| cli.gap(access)) {
+        Some(None) => Ok(None),
+        gap => Err(Unheld { sandbox, cli: gap.flatten() }),
     }
 }
 
@@ -260,7 +254,6 @@ impl std::fmt::Display for Unheld {
 
 /// Lines that say what would hold the workers of each installed CLI on this machine.
 pub fn holders() -> Vec<String> {
-    let is_there = |cli: &&WorkerCli| find_program(cli.programs[0].as_ref()).is_some();
     let line = |cli: &WorkerCli| {
         let by = [Access::Read, Access::Write].map(|access| {
             match holder(cli.name, &Backend::default(), access) {
@@ -271,7 +264,7 @@ pub fn holders() -> Vec<String> {
         });
         format!("{}: {}", cli.name, by.join(", "))
     };
-    KNOWN.iter().copied().filter(is_there).map(line).collect()
+    KNOWN.iter().copied().filter(|cli| cli.is_installed()).map(line).collect()
 }
 
 /// The sandbox that works on this machine.
@@ -311,9 +304,7 @@ pub fn private_directories() -> Vec<PathBuf> {
 /// The directories, and the files, at the top of a project that make an installed CLI run something.
 /// The host, Claude Code, counts as installed.
 pub fn obeyed() -> [Vec<&'static str>; 2] {
-    let is_there = |cli: &&&WorkerCli| {
-        cli.name == claude::CLI.name || find_program(cli.programs[0].as_ref()).is_some()
-    };
+    let is_there = |cli: &&&WorkerCli| cli.name == claude::CLI.name || cli.is_installed();
     let installed: Vec<_> = KNOWN.iter().filter(is_there).collect();
     let names = |of: fn(&WorkerCli) -> &'static [&'static str]| {
         installed.iter().flat_map(|cli| of(cli)).copied().collect()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::cli::reconcile::{broken_line, status_line};
-use crate::cli::say;
+use crate::cli::{fit, say};
 use crate::config::Config;
 use crate::config::check::Problem;
 use crate::exit::Exit;
@@ -110,7 +110,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         // News come first, because a worker may be waiting for an answer.
         lines.insert(own + usize::from(!told.is_empty()), line);
     }
-    let (mut text, shown) = fit(&lines, BRIEF);
+    let (mut text, more) = fit(lines.into_iter(), BRIEF);
     told.retain(|(_, event)| text.contains(&event.id));
     // An error only means that this news is printed again the next time.
     if let Some(host) = &host {
@@ -123,8 +123,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
             let _ = Ledger::open(&view.task).and_then(|mut it| it.acknowledge(&event.id));
         }
     }
-    if shown < lines.len() {
-        let more = lines.len() - shown;
+    if more > 0 {
         say(format!("… and {more} more: dispatch-reconcile status"));
     }
     Ok(Exit::Ok)
@@ -218,17 +217,4 @@ fn list<'a>(mut names: impl Iterator<Item = &'a String>, bytes: usize) -> Option
         }
     }
     Some(if more == 0 { text } else { format!("{text} and {more} more") })
-}
-
-/// The whole lines that fit, the first one in any case, and their number.
-fn fit(lines: &[String], bytes: usize) -> (String, usize) {
-    let Some((first, others)) = lines.split_first() else { return (String::new(), 0) };
-    let (mut text, mut shown) = (first.clone(), 1);
-    for line in others {
-        if text.len() + 1 + line.len() <= bytes {
-            text += &format!("\n{line}");
-            shown += 1;
-        }
-    }
-    (text, shown)
 }

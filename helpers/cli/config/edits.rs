@@ -7,8 +7,7 @@ use crate::cli::{done, say};
 use crate::config::edit::{self, Edit};
 use crate::config::{Choice, Config, choose, setup};
 use crate::domain::Access;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::tools::is_known;
 
 #[derive(Debug, Subcommand)]

@@ -16,8 +16,7 @@ use crate::cli::{ask, complain, done, project, run, say, text};
 use crate::config::check::Severity;
 use crate::config::{self, Config, choose};
 use crate::dirs;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::files;
 
 /// Find worker CLIs and models, and edit the config

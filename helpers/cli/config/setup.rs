@@ -9,8 +9,7 @@ use crate::cli::config::{ask, consent};
 use crate::cli::{done, say};
 use crate::config::setup::{Offer, gaps, models as models_of, offers, text};
 use crate::config::{Config, choose, edit};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::tools::detect::InstalledCli;
 use crate::tools::models::{Listed, Listing, Source};
 

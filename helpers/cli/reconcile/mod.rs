@@ -16,8 +16,7 @@ use clap::{ColorChoice, Parser, Subcommand};
 
 use crate::cli::{agree, directory, done, project, run, say, some_text};
 use crate::domain::TaskId;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::ops::stop;
 use crate::project::{Project, Standing};
 use crate::task::{State, Task};

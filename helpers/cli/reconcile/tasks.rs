@@ -7,9 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::cli::reconcile::status::broken_line;
-use crate::cli::reconcile::table::TaskRow;
-use crate::cli::reconcile::table::one_line;
-use crate::domain::TaskId;
+use crate::cli::reconcile::table::{TaskRow, one_line};
+use crate::domain::{TaskId, Usage};
 use crate::exit::Exit;
 use crate::project::Project;
 use crate::repair::repair;
@@ -35,7 +34,7 @@ pub(super) fn tell_of_changes(
         for id in changes.read {
             let Some(read) = tasks.get(&id) else { continue };
             let row = read.as_ref().map(TaskRow::new).map_err(|it| one_line(&broken_line(it)));
-            changed |= rows.get(&id).is_none_or(|before| !is_same(before, &row));
+            changed |= rows.get(&id).map(look) != Some(look(&row));
             rows.insert(id, row);
         }
         let before = rows.len();
@@ -56,13 +55,9 @@ pub(super) fn tell_of_changes(
     }
 }
 
-/// Returns true if two rows of a task look the same, but for ages.
-fn is_same(one: &Row, other: &Row) -> bool {
-    match (one, other) {
-        (Ok(one), Ok(other)) => one.line() == other.line() && one.usage == other.usage,
-        (Err(one), Err(other)) => one == other,
-        _ => false,
-    }
+/// The parts of a row that are compared: everything but ages.
+fn look(row: &Row) -> Result<(String, Option<&Usage>), &String> {
+    row.as_ref().map(|row| (row.line(), row.usage.as_ref()))
 }
 
 /// Prints the tasks that are not done, and then each task that changes, until a signal comes.

@@ -3,8 +3,7 @@
 use anyhow::Result;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use crate::cli::reconcile::table::TaskRow;
-use crate::cli::reconcile::table::{one_line, printable};
+use crate::cli::reconcile::table::{TaskRow, one_line, printable};
 use crate::domain::TaskId;
 use crate::task::{State, Task, output};
 

@@ -19,8 +19,7 @@ use crossterm::{cursor, execute, queue, style::Print};
 
 use crate::cli::monitor;
 use crate::cli::reconcile::status::{self, StatusArgs};
-use crate::cli::reconcile::table::TaskRow;
-use crate::cli::reconcile::table::one_line;
+use crate::cli::reconcile::table::{TaskRow, one_line};
 use crate::cli::reconcile::tasks::tell_of_changes;
 use crate::cli::{complain, say};
 use crate::exit::Exit;

@@ -4,8 +4,7 @@ use std::time::SystemTime;
 
 use crossterm::style::Stylize;
 
-use crate::cli::reconcile::table::{Columns, coloured, cost};
-use crate::cli::reconcile::table::{Line, unstyled, width, wrap};
+use crate::cli::reconcile::table::{Columns, Line, coloured, cost, unstyled, width, wrap};
 use crate::cli::reconcile::watch::dashboard::{Dashboard, Mode};
 use crate::domain::Usage;
 
