@@ -109,7 +109,7 @@ impl Waiter {
             if left.is_zero() {
                 return Ok(WaitOutcome::Timeout(self.active()));
             }
-            if self.tasks.wait(left)?.is_some() {
+            if self.tasks.wait(left)? {
                 return Ok(WaitOutcome::Interrupted);
             }
         }
@@ -121,7 +121,7 @@ impl Waiter {
         let (begin, mut last, mut all) = (Instant::now(), Instant::now(), Vec::new());
         while begin.elapsed() < LONGEST_BATCH {
             let left = pause.saturating_sub(last.elapsed());
-            if left.is_zero() || !matches!(self.tasks.wait(left), Ok(None)) {
+            if left.is_zero() || !matches!(self.tasks.wait(left), Ok(false)) {
                 break;
             }
             let Ok(news) = self.read_news() else { break };
@@ -188,10 +188,8 @@ impl Waiter {
         // The host program reports the end of its own agent; if that is dropped, it is printed later.
         let host_reports = self.tasks.host.is_some() && host_report_time_left(view).is_some();
         events.retain(|event| !(event.is_end() && (may_resume || host_reports)));
-        let target = match self.belongs_to_other_host(view) {
-            true => Delivery::Shown,
-            false => Delivery::Delivered,
-        };
+        let is_foreign = self.belongs_to_other_host(view);
+        let target = if is_foreign { Delivery::Shown } else { Delivery::Delivered };
         ledger::take_new(&view.task, events, target, self.tasks.host.as_ref())
     }
 

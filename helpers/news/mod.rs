@@ -211,11 +211,10 @@ impl Remedy {
     /// The remedy for a task; `None` if the task needs none.
     pub fn for_task(view: &View) -> Option<Self> {
         let question = view.whole_questions().last().map(|question| question.name.clone());
-        let full_access =
-            || match current_choice(view).is_some_and(|choice| choice.settings.command.is_some()) {
-                true => Self::Flag(view.record.backend.clone()),
-                false => Self::Resume(" --access full"),
-            };
+        let full_access = || match current_choice(view).and_then(|it| it.settings.command) {
+            Some(_) => Self::Flag(view.record.backend.clone()),
+            None => Self::Resume(" --access full"),
+        };
         Some(match (view.state, &view.reason) {
             (State::Asking, _) => Self::Answer(view.whole_questions().next()?.name.clone()),
             (State::Blocked, _) if !view.has_late_answer() => {

@@ -139,21 +139,21 @@ impl LiveTasks {
         }
     }
 
-    /// Waits until something changed, or it is time for a look, for at most `limit`. Returns the number
-    /// of a signal that came.
+    /// Waits until something changed, or it is time for a look, for at most `limit`. Returns true
+    /// if a signal came.
     ///
     /// # Errors
     /// A failed wait for events.
-    pub fn wait(&mut self, limit: Duration) -> Result<Option<i32>> {
+    pub fn wait(&mut self, limit: Duration) -> Result<bool> {
         let again = self.tasks.values().filter_map(|task| task.again).min();
         let until = (self.last_look + LOOK).min(again.unwrap_or(self.last_look + LOOK));
         let left = until.saturating_duration_since(Instant::now());
         match self.watch.wait_for_event(left.min(limit))? {
-            Woken::Signal(signal) => return Ok(Some(signal)),
+            Woken::Signal(_) => return Ok(true),
             Woken::Changed(sources) => sources.into_iter().for_each(|source| self.mark(source)),
             Woken::Timeout => {}
         }
-        Ok(None)
+        Ok(false)
     }
 
     /// Makes the task due that the source belongs to.

@@ -49,7 +49,7 @@ pub(super) fn tell_of_changes(
                 return Ok(());
             }
         }
-        if tasks.wait(Duration::MAX)?.is_some() {
+        if tasks.wait(Duration::MAX)? {
             return Ok(());
         }
     }
