@@ -153,6 +153,9 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
             .into());
     }
     let call = ops::check_start(&task, &mut record, choice)?;
+    if discover {
+        ops::refuse_logged_out(&config, &record, &chosen)?;
+    }
     let prompt = prompt::first(&task, &record, &plan)?;
     Ok(Prepared { task, record, prompt, call, worktree, plan, replaces_plan, chosen, config })
 }

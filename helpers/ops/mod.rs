@@ -12,12 +12,14 @@ pub mod stop;
 
 use anyhow::Result;
 
-use crate::config::Choice;
+use crate::config::choose::{Chosen, How, replacements};
+use crate::config::{Choice, Config};
 use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::process::{calling_host, worker_helper};
 use crate::task::{Record, Task};
+use crate::tools::detect::logged_out;
 use crate::tools::{Invocation, Session, holder, is_known};
 use crate::worker::supervise::{self, StartOutcome};
 use crate::worker::{agent, run, sandbox};
@@ -63,6 +65,24 @@ fn check_start(task: &Task, record: &mut Record, choice: &Choice) -> Result<Opti
     sandbox::refuse_unholdable(task, record, &choice.settings)?;
     let session = Session::New(SESSION);
     run::call(task, record, &choice.settings, &worker_helper()?, session).map(Some)
+}
+
+/// Refuses a CLI that says that it is not logged in, once.
+fn refuse_logged_out(config: &Config, record: &Record, chosen: &Chosen) -> Result<()> {
+    let asked = || logged_out(&record.backend, &chosen.choice.settings);
+    let asked = (record.route == Route::Cli).then(asked).transpose()?.flatten();
+    let Some((call, login)) = asked else { return Ok(()) };
+    let other = replacements(config, &record.name)?.into_iter().next();
+    let other = other.map_or_else(String::new, |(id, _)| format!(", or take {id}"));
+    let added = match (&record.model, chosen.how) {
+        (Some(id), How::Added) => format!("; {id} was added to the config and stays there"),
+        _ => String::new(),
+    };
+    let what = format!("{} is not logged in", record.backend);
+    Err(Refusal::new(Exit::Unavailable, what)
+        .place(format!("{call} says so{added}"))
+        .next(format!("{login}{other}; if it needs no login, call again"))
+        .into())
 }
 
 /// The route: by the config, else `agent` for Claude inside Claude Code, which has its own agents.

@@ -121,7 +121,7 @@ fn change_worker(
     let config = Config::load()?;
     let name = request.model.as_deref().unwrap_or(&record.name);
     let chosen = choose::by_name(&config, Some(name))?;
-    let choice = chosen.choice;
+    let choice = &chosen.choice;
     let (worktree, after) = (record.worktree.is_some(), !record.after.is_empty());
     // Another worker never gets more than is usual for it, nor more than to read if the task had no more.
     let kept = match record.access {
@@ -132,12 +132,13 @@ fn change_worker(
         name: choice.name.clone(),
         model: choice.model.clone(),
         backend: choice.backend.clone(),
-        route: ops::route(&choice, worktree, after)?,
+        route: ops::route(choice, worktree, after)?,
         access: request.access.or(choice.settings.access).unwrap_or(kept),
         role: choice.prompt.clone(),
         ..record
     };
-    ops::check_start(task, &mut new, &choice)?;
+    ops::check_start(task, &mut new, choice)?;
+    ops::refuse_logged_out(&config, &new, &chosen)?;
     task.change_record(|record| {
         record.name.clone_from(&new.name);
         record.model.clone_from(&new.model);

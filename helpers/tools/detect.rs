@@ -4,15 +4,17 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Result;
 use indexmap::IndexSet;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::process::find_program_in;
+use crate::domain::Backend;
+use crate::process::{find_program, find_program_in};
 use crate::tools::ask::{Asker, file_name, in_parallel};
-use crate::tools::cli::WorkerCli;
-use crate::tools::{KNOWN, by_program};
-use crate::{fault, files};
+use crate::tools::cli::{Place, WorkerCli};
+use crate::tools::{KNOWN, by_backend, by_program, program_of_backend};
+use crate::{dirs, fault, files};
 
 /// How long a CLI takes at most to answer, on a machine that is not busy.
 const USUAL: Duration = Duration::from_millis(1500);
@@ -86,6 +88,45 @@ pub fn detect(extra: &[(String, String)]) -> Vec<InstalledCli> {
 fn detect_in(path: &OsStr, extra: &[(String, String)], asker: Asker) -> Vec<InstalledCli> {
     let found = in_parallel(&searches(path, extra), |search| search.run(asker));
     found.into_iter().flatten().collect()
+}
+
+/// How long a CLI may take to say whether it is logged in, before its first worker.
+const LOGIN: Duration = Duration::from_secs(10);
+
+/// Words in the settings of a CLI that may need no login of its own.
+const OTHER_PROVIDERS: [&str; 4] = ["provider", "apiKeyHelper", "API_KEY", "ANTHROPIC_"];
+
+/// The file that says that a backend's CLI was asked whether it is logged in.
+fn asked_path(backend: &str) -> Result<PathBuf> {
+    Ok(dirs::dispatch_home()?.join("asked").join(backend))
+}
+
+/// Asks the CLI of a backend whether it is logged in, before its first worker and after a failed
+/// login. Returns the question if it says no, and the command that logs in. The answer is a hint, so
+/// that the next call asks no more.
+pub fn logged_out(backend: &str, settings: &Backend) -> Result<Option<(String, &'static str)>> {
+    let Some(cli) = by_backend(backend, settings) else { return Ok(None) };
+    let Some((args, read)) = cli.login_status else { return Ok(None) };
+    let (asked, program) = (asked_path(backend)?, program_of_backend(backend, settings));
+    let has_key = cli.key.and_then(std::env::var_os).is_some_and(|key| !key.is_empty());
+    let program = program.filter(|_| !has_key && !asked.exists());
+    let Some(program) = program.and_then(|it| find_program(it.as_ref())) else { return Ok(None) };
+    files::create_private_directory(asked.parent().unwrap_or(&asked))?;
+    files::publish(&asked, b"")?;
+    let of = |place: &'static Place| place.settings.iter().map(|it| place.directory().join(it));
+    let mut texts = cli.places.iter().flat_map(of).filter_map(|path| files::read(&path).ok()?);
+    if texts.any(|text| OTHER_PROVIDERS.iter().any(|word| text.contains(word))) {
+        return Ok(None);
+    }
+    let answer = Asker::new(LOGIN, Duration::ZERO).ask(&program, args).ok();
+    let answer = answer.filter(|answer| read(answer) == Some(false));
+    Ok(answer.map(|answer| (answer.call, cli.login)))
+}
+
+/// Makes the next start of a backend's worker ask again, after its login failed.
+pub fn forget_login(backend: &str) {
+    // If it cannot be removed, the next worker fails for the same reason.
+    let _ = asked_path(backend).and_then(|path| files::remove(&path));
 }
 
 /// A backend, and the programs that may be its CLI.

@@ -196,11 +196,15 @@ fn no_command(name: &str) -> Refusal {
 
 /// The program of a backend, if it is known and not installed.
 pub fn missing_program(name: &str, settings: &Backend) -> Option<String> {
-    let program = match &settings.command {
-        Some(command) => program_of(command)?,
-        None => by_name(name)?.programs[0].to_owned(),
-    };
-    find_program(OsStr::new(&program)).is_none().then_some(program)
+    program_of_backend(name, settings).filter(|it| find_program(OsStr::new(it)).is_none())
+}
+
+/// The program of a backend, if it is known.
+fn program_of_backend(name: &str, settings: &Backend) -> Option<String> {
+    match &settings.command {
+        Some(command) => program_of(command),
+        None => Some(by_name(name)?.programs[0].to_owned()),
+    }
 }
 
 /// The listener that understands the output of a backend's worker.

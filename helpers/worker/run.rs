@@ -26,6 +26,7 @@ use crate::process::{
 };
 use crate::task::{Attempt, ExitRecord, Record, SessionRecord, StopReason, Task};
 use crate::text::lossy;
+use crate::tools::detect::forget_login;
 use crate::tools::events::{Listener, Observed};
 use crate::tools::{Invocation, Job, Session, invocation, listener};
 use crate::worker::log::Log;
@@ -110,11 +111,15 @@ pub(super) fn run(
         None => (status.code(), status.signal()),
     };
     let _ = sandbox::release_places(task);
+    let failure = observed.confirmed_failure(code != Some(0)).or(sandbox_failure);
+    if failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Auth) {
+        forget_login(&record.backend);
+    }
     let exit = ExitRecord {
         code,
         signal,
         stop_reason,
-        failure: observed.confirmed_failure(code != Some(0)).or(sandbox_failure),
+        failure,
         denied: observed.denied,
         usage,
         at: now(),

@@ -4,7 +4,7 @@ use std::fs;
 
 use snapbox::str;
 
-use crate::support::clis::{CLAUDE, CODEX};
+use crate::support::clis::{CLAUDE, CODEX, CODEX_LOGGED_OUT};
 use crate::support::process::kill_and_wait;
 use crate::support::text::same;
 use crate::support::{PLAN, Sandbox, binary, wait_until};
@@ -276,6 +276,44 @@ fn dry_run_line_runs_the_same_command() {
     sandbox.program("sh").args(&["-c", &line]).run().ok();
     // The shell strips the final newline.
     assert_eq!(got().as_deref(), Some(first.trim_end()));
+}
+
+/// A first worker that cannot log in is refused at once; the CLI is asked again after such a failure.
+#[test]
+fn cli_that_is_not_logged_in_is_named_before_its_first_worker() {
+    let logged_out = format!("{CODEX_LOGGED_OUT}\n").replace(
+        "*) exit 1",
+        "exec*) echo '{\"type\":\"error\",\"message\":\"unexpected status 401 Unauthorized\"}'; exit 1 ;;\n*) exit 1",
+    );
+    let sandbox = Sandbox::with_clis(&[("codex", &logged_out), ("claude", CLAUDE)]);
+    sandbox.config(
+        "models:\n  gpt-6: { backend: codex }\n  opus: { backend: claude }\nbackends:\n  codex: { access: full }\n  claude: { access: full }\n",
+    );
+    let spawn = |id: &str, model: &str| {
+        sandbox.plan(id, PLAN);
+        sandbox.on_machine("dispatch-spawn", &[id, "--model", model]).run()
+    };
+    let refused = || {
+        spawn("x", "gpt-6").shows(str![[r#"
+exit 69
+! dispatch-spawn: codex is not logged in
+!   `codex login status` says so
+!   next: codex login, or take opus; if it needs no login, call again
+"#]]);
+    };
+    refused();
+    assert!(!sandbox.task("x", "record.yaml").exists());
+    spawn("y", "opus").ok();
+    // The question is asked once: its answer is only a hint.
+    spawn("z", "gpt-6").ok();
+    sandbox.wait_for_state("z", "failed: not logged in: unexpected status 401 Unauthorized");
+    refused();
+    // A model of a provider of the person's own needs no login of Codex.
+    fs::remove_dir_all(sandbox.home().join(".dispatch/asked")).expect("there");
+    let settings = sandbox.home().join(".codex/config.toml");
+    fs::create_dir_all(settings.parent().expect("a directory")).expect("made");
+    fs::write(settings, "model_provider = \"mine\"\n").expect("written");
+    spawn("x", "gpt-6").ok();
 }
 
 #[test]
