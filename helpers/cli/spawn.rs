@@ -212,7 +212,9 @@ fn start_line(task: &Task, name: &str, summary: Option<&str>, start: Start) -> S
     let id = task.id();
     let summary = summary.map(|it| format!(" ({})", sanitize(it))).unwrap_or_default();
     let what = match start {
-        Start::Agent(call) => return format!("{id}{summary}: {call}"),
+        Start::Agent(call) => {
+            return format!("{id}{summary}, which ends with this session: {call}");
+        }
         Start::Process(StartOutcome::Running) => format!("{id}{summary} started with {name}"),
         Start::Process(StartOutcome::Waiting(wait @ Wait::Held { .. })) => {
             format!("{id}{summary} is {wait}; it starts by itself when that is done")

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::read::open_foreign;
 use super::{
@@ -24,9 +24,8 @@ const SUFFIX: &str = ".dispatch.tmp";
 /// failure. A symlink with that name is replaced, not followed.
 pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
     let place = place_of(path)?;
-    let temp = write_temporary(&place, path, content)?;
-    let persisted = temp.persist(place.file(path));
-    persisted.map_err(|error| error.error).with_context(|| cannot_write(path))?;
+    let (temp, _lock) = write_temporary(&place, path, content)?;
+    temp.persist(place.file(path)).map_err(|it| it.error).with_context(|| cannot_write(path))?;
     fault::point(name(path), "published");
     sync_directory(&place, path)
 }
@@ -34,7 +33,7 @@ pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
 /// Publishes a file if its name is free; `false` if it is taken.
 pub fn publish_new(path: &Path, content: &[u8]) -> Result<bool> {
     let place = place_of(path)?;
-    let temp = write_temporary(&place, path, content)?;
+    let (temp, _lock) = write_temporary(&place, path, content)?;
     match temp.persist_noclobber(place.file(path)) {
         Ok(_) => {}
         Err(error) if error.error.kind() == ErrorKind::AlreadyExists => return Ok(false),
@@ -52,13 +51,17 @@ fn place_of(path: &Path) -> Result<Place> {
     })
 }
 
-/// A temporary file in the place of `path`, complete and on disk.
-fn write_temporary(place: &Place, path: &Path, content: &[u8]) -> Result<NamedTempFile> {
+/// A temporary file in the place of `path`, complete and on disk, and its lock. It is open for reading
+/// only, because a reader takes a file that somebody may write for one that is being written.
+fn write_temporary(place: &Place, path: &Path, content: &[u8]) -> Result<(TempPath, File)> {
     let mut temp = create_temporary(place, path).with_context(|| cannot_write(path))?;
     temp.write_all(content).with_context(|| cannot_write(path))?;
     temp.as_file().sync_data().with_context(|| cannot_write(path))?;
     fault::point(name(path), "written");
-    Ok(temp)
+    let lock = File::open(temp.path()).with_context(|| cannot_write(path))?;
+    // Where a file system has no locks, there is none to keep.
+    let _ = lock.try_lock_shared();
+    Ok((temp.into_temp_path(), lock))
 }
 
 /// An empty temporary file, locked for as long as it is open: a lock that is free tells
@@ -73,7 +76,7 @@ fn create_temporary(place: &Place, path: &Path) -> std::io::Result<NamedTempFile
     let mut temp = create()?;
     // A cleaner may get the lock first, and remove the file.
     for _ in 0..3 {
-        match temp.as_file().try_lock() {
+        match temp.as_file().try_lock_shared() {
             Ok(()) if temp.as_file().metadata()?.nlink() > 0 => break,
             Err(TryLockError::Error(_)) => break,
             _ => temp = create()?,
@@ -180,13 +183,13 @@ mod tests {
         let place = Place::of(&path).expect("there");
         let write = || write_temporary(&place, &path, b"half").expect("written");
         let alive = write();
-        let dead = write().keep().expect("kept").1;
+        let dead = write().0.keep().expect("kept");
         for name in ["plan.md", ".note.tmp", "x.dispatch.tmp"] {
             fs::write(home.path().join(name), "").expect("written");
         }
         fs::create_dir(home.path().join(".d.dispatch.tmp")).expect("made");
         assert_eq!(remove_leftovers(home.path()), (1, 1));
-        assert!(alive.path().exists() && !dead.exists());
+        assert!(alive.0.exists() && !dead.exists());
         assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 5);
         assert_eq!(remove_leftovers(home.path()), (0, 1));
     }

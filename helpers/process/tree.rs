@@ -82,6 +82,12 @@ impl ProcessTree {
         Self { supervisor, leader, mark, known: HashSet::new() }
     }
 
+    /// Returns true if the leader runs and carries the mark, so that no record alone says what it is.
+    pub fn has_own_leader(&self) -> bool {
+        let leader = self.leader.as_ref().filter(|leader| leader.life() == Life::Alive);
+        leader.is_some_and(|leader| self.mark_of(leader.pid) == Mark::Own)
+    }
+
     /// Asks all processes to end and kills those that run after the grace, until two scans find
     /// none. Calls `meanwhile` after each scan. Returns the processes that did not end.
     pub fn terminate(

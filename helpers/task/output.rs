@@ -23,6 +23,22 @@ pub fn last_lines(attempt: &Attempt, count: usize) -> Vec<String> {
     lines
 }
 
+/// The line of an attempt's log that says what went wrong: the first of its last block, whose further
+/// lines are indented, or follow one that announces them.
+pub fn error_line(attempt: &Attempt) -> Option<String> {
+    error_line_of(&attempt.log_end())
+}
+
+fn error_line_of(log: &str) -> Option<String> {
+    let is_heading = |line: &str| {
+        let line = strip_escapes(line);
+        !line.starts_with(char::is_whitespace) && !line.trim_end().ends_with(':')
+    };
+    let mut lines = log.lines().rev().filter(|line| readable(line).is_some());
+    let last = lines.clone().next()?;
+    readable(lines.find(|line| is_heading(line)).unwrap_or(last))
+}
+
 /// The text of an output line; `None` if it has none.
 pub fn readable(line: &str) -> Option<String> {
     let line = strip_escapes(line);
@@ -59,6 +75,22 @@ fn first_text(event: &Value) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn error_is_named_by_its_first_line() {
+        let rows = [
+            ("a\nprog: no such task\n  in x\n  next: look\n", "prog: no such task"),
+            ("Traceback (most recent call last):\n  File \"a\"\nValueError: b\n", "ValueError: b"),
+            ("Error: a\n\nCaused by:\n    0: b\n    1: c\n", "Error: a"),
+            ("Error: boom\n    at f (a.js:1)\n    at g (a.js:2)\n\n", "Error: boom"),
+            ("  only this\n", "only this"),
+            ("one\ntwo\n", "two"),
+        ];
+        for (log, line) in rows {
+            assert_eq!(error_line_of(log).as_deref(), Some(line), "{log}");
+        }
+        assert_eq!(error_line_of("\n"), None);
+    }
 
     #[test]
     fn output_line_is_shown_as_its_text() {

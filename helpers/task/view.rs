@@ -318,11 +318,12 @@ impl View {
             Reason::None => String::new(),
             Reason::Item(number) => format!("item {number}: {}", self.item_explanation(number)),
             Reason::NotStarted(error) => format!("could not start: {error}"),
-            Reason::ExitCode(code) => format!("exit code {code}{}", self.last_output_line()),
-            Reason::Signal(signal) => {
-                format!("ended by signal {signal}{}", self.last_output_line())
-            }
+            Reason::ExitCode(code) => format!("exit code {code}{}", self.error_line()),
+            Reason::Signal(signal) => format!("ended by signal {signal}{}", self.error_line()),
             Reason::Ended(reason) => reason.to_string(),
+            Reason::Lost if self.record.route == Route::Agent => {
+                "its agent ended with the session that started it".into()
+            }
             Reason::Lost => "the worker disappeared".into(),
             Reason::Cli(failure) => format!("{}: {}", failure.kind, failure.said),
             Reason::Denied(calls) => calls.join(", "),
@@ -336,9 +337,9 @@ impl View {
         }
     }
 
-    /// The last line of the worker's output after a colon; empty without output.
-    fn last_output_line(&self) -> String {
-        let last = self.attempt.iter().flat_map(|attempt| output::last_lines(attempt, 1)).next();
-        last.map_or_else(String::new, |line| format!(": {line}"))
+    /// The error in the worker's output after a colon; empty without output.
+    fn error_line(&self) -> String {
+        let line = self.attempt.as_ref().and_then(output::error_line);
+        line.map_or_else(String::new, |line| format!(": {line}"))
     }
 }

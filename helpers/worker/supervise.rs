@@ -23,7 +23,7 @@ use crate::ids::{now, unix_seconds};
 use crate::process::{self, ATTEMPT, Life, TASK_DIR, Watch, worker_helper};
 use crate::project::Project;
 use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait};
-use crate::worker::{queue, run, sandbox};
+use crate::worker::{self, queue, run, sandbox};
 
 /// How long a task is parked the first time if the CLI does not say when its limit resets. The time
 /// doubles with each further park in a row.
@@ -162,9 +162,12 @@ pub fn run(state_dir: &Path, if_answered: bool) -> Result<()> {
 
 /// The last attempt, if its worker lives and only its supervisor died.
 fn living(task: &Task) -> Result<Option<Attempt>> {
-    let Some(attempt) = task.last_attempt() else { return Ok(None) };
-    let worker = attempt.identity()?.filter(|worker| worker.life() == Life::Alive);
-    Ok(worker.filter(|_| matches!(attempt.exit(), Ok(None))).map(|_| attempt))
+    let (Some(attempt), Some(record)) = (task.last_attempt(), task.record()?) else {
+        return Ok(None);
+    };
+    let is_open = matches!(attempt.exit(), Ok(None));
+    let lives = is_open && worker::tree(None, &record, &attempt)?.has_own_leader();
+    Ok(lives.then_some(attempt))
 }
 
 /// Takes the run lock, which a finishing supervisor may still hold for a moment; `None` if the lock is

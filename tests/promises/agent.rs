@@ -44,7 +44,7 @@ fn spawn_prints_one_agent_call() {
     let (sandbox, host) = with_host();
     host.calls(sandbox.call("dispatch-spawn", &["x", "--model", "reviewer"])).run().shows(str![[r#"
 exit 0
-x (Title, 2 items): make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read STATE/x/attempts/1/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
+x (Title, 2 items), which ends with this session: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read STATE/x/attempts/1/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
 "#]]);
     assert_eq!(sandbox.state("x"), "running");
     assert_eq!(names(&sandbox.task("x", "attempts/1")), ["identity", "plan.md", "prompt.md"]);
@@ -110,7 +110,7 @@ fn agent_of_a_dead_host_is_lost() {
     spawn(&sandbox, &host, &["x"]);
     assert_eq!(sandbox.state("x"), "running");
     host.die();
-    assert_eq!(sandbox.state("x"), "lost: the worker disappeared");
+    assert_eq!(sandbox.state("x"), "lost: its agent ended with the session that started it");
 }
 
 #[test]

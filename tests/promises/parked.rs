@@ -291,7 +291,7 @@ fn parked_task_can_resume_as_an_agent() {
     let resume = sandbox.on_machine("dispatch-spawn", &["x", "--resume", "--model", "opus"]);
     host.calls(resume).run().shows(str![[r#"
 exit 0
-x: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read STATE/x/attempts/2/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
+x, which ends with this session: make this Agent call now: {"description":"dispatch x","model":"opus","prompt":"Read STATE/x/attempts/2/prompt.md and do what it says, to its end.","run_in_background":true,"subagent_type":"general-purpose"}
 "#]]);
     wait_until("the supervisor has ended", || (!runs(supervisor)).then_some(()));
     assert_eq!(sandbox.state("x"), "running");

@@ -52,27 +52,6 @@ two running 0/2 1h idle — item 1: First
     assert!(runs(sandbox.worker_of("one", 1)));
 }
 
-/// A living worker needs no repair, although its supervisor is dead.
-#[test]
-fn live_worker_without_supervisor_is_left_alone() {
-    let sandbox = project();
-    sandbox.dispatch("x", "idle");
-    kill_and_wait(sandbox.supervisor_of("x"));
-    status(&sandbox).shows(str![[r#"
-exit 0
-repaired: x supervised again
-x running 0/2 AGE idle — item 1: First
-"#]]);
-    assert_nothing_left_to_repair(&sandbox);
-    assert!(runs(sandbox.worker_of("x", 1)));
-    kill_and_wait(sandbox.worker_of("x", 1));
-    status(&sandbox).shows(str![[r#"
-exit 0
-x running 0/2 AGE idle — item 1: First
-"#]]);
-    assert_nothing_left_to_repair(&sandbox);
-}
-
 #[test]
 fn first_brief_reports_adopted_tasks() {
     let sandbox = project();
