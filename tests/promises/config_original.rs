@@ -197,6 +197,20 @@ the config has the current format already
 }
 
 #[test]
+fn migration_without_a_cli_names_what_works() {
+    let sandbox = Sandbox::with_clis(&[]);
+    sandbox.config(OLD);
+    sandbox.configure(&["migrate"]).run().shows(str![[r#"
+exit 69
+! dispatch-config: no worker CLI is installed, so nothing was added
+!   next: install one and try again; or call dispatch-config add-backend NAME --command '...'
+"#]]);
+    assert_eq!(sandbox.config_text(), OLD);
+    sandbox.configure(&["add-backend", "mine", "--command", "mine -p"]).run().ok();
+    sandbox.configure(&["add-model", "gpt-7", "--backend", "mine"]).run().ok();
+}
+
+#[test]
 fn killed_migration_leaves_the_old_or_the_new_config() {
     for point in ["config.yaml.bak:published", "config:kept", "config.yaml:published"] {
         let sandbox = Sandbox::with_clis(&[("claude", CLAUDE), ("agent", CURSOR)]);

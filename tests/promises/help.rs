@@ -867,7 +867,8 @@ Options:
   -h, --help
           Print help (see a summary with '-h')
 
-Exit codes: 0 migrated, or nothing to do, 64 wrong arguments, 65 no config
+Exit codes: 0 migrated, or nothing to do, 64 wrong arguments, 65 no config, 69
+no worker CLI is installed
 
 Example: dispatch-config migrate
 

@@ -123,7 +123,7 @@ pub(super) enum EditCommand {
     ///
     /// Every line of the old config stays.
     ///
-    /// Exit codes: 0 migrated, or nothing to do, 64 wrong arguments, 65 no config
+    /// Exit codes: 0 migrated, or nothing to do, 64 wrong arguments, 65 no config, 69 no worker CLI is installed
     ///
     /// Example: dispatch-config migrate
     Migrate,
@@ -132,8 +132,11 @@ pub(super) enum EditCommand {
 /// Makes one change and reports it.
 pub(super) fn edit(command: EditCommand) -> Result<Exit> {
     let config = Config::load()?;
-    let keeps_format = matches!(command, EditCommand::SetDefault { .. } | EditCommand::Migrate);
-    if config.is_old_format() && !keeps_format {
+    let fits = |command: &EditCommand| {
+        use EditCommand::{AddBackend, Migrate, SetDefault};
+        matches!(command, SetDefault { .. } | AddBackend { .. } | Migrate)
+    };
+    if config.is_old_format() && !fits(&command) {
         return Err(Refusal::new(Exit::Data, "a config of the old format has no such entries")
             .place(format!("{} has only 'agents:'", config.path().display()))
             .next("call 'dispatch-config migrate', then try again")
@@ -211,6 +214,14 @@ fn migrate(config: &Config) -> Result<Exit> {
         return done("the config has the current format already");
     }
     let (found, listings) = choose::machine(Some(config))?;
+    if found.is_empty() {
+        return Err(Refusal::new(
+            Exit::Unavailable,
+            "no worker CLI is installed, so nothing was added",
+        )
+        .next("install one and try again; or call dispatch-config add-backend NAME --command '...'")
+        .into());
+    }
     edit::change(&setup::migration(config, &found, &listings))?;
     let count = Config::load()?.models.len();
     done(format!("migrated: {count} models added; every line of the old config is kept"))
