@@ -12,8 +12,9 @@ mod support {
     pub(crate) mod codex;
     pub(crate) mod model;
     pub(crate) mod process;
-    pub(crate) mod skill;
     pub(crate) mod story;
+
+    pub(crate) use process::skill;
 }
 
 mod agent_route;
