@@ -38,12 +38,13 @@ mod property_tests;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::text::{sanitize, shorten};
+use crate::text::{quoted, sanitize, shorten};
 use lines::{Why, plain};
 pub use numbers::LostItem;
 
@@ -98,18 +99,6 @@ pub struct Item {
     added: String,
     #[serde(skip)]
     line: usize,
-}
-
-impl Item {
-    /// The explanation that belongs to the marker: the notes, else what was added to the item's own
-    /// line, else the line itself.
-    pub fn explanation(&self) -> String {
-        match (self.notes.is_empty(), self.added.is_empty()) {
-            (false, _) => self.notes.join("\n"),
-            (true, false) => self.added.clone(),
-            _ => self.text.clone(),
-        }
-    }
 }
 
 /// A line that a person may take for a step and that is not counted.
@@ -263,6 +252,11 @@ impl Plan {
         self.title.as_deref()
     }
 
+    /// The words of this plan, which is the person's.
+    pub fn words(&self) -> PersonsWords<'_> {
+        PersonsWords(self.items.iter().map(|item| (item.text.as_str(), item)).collect())
+    }
+
     /// How many items are ticked.
     pub fn done(&self) -> usize {
         self.items.iter().filter(|item| item.marker == Marker::Done).count()
@@ -282,6 +276,47 @@ impl Plan {
     /// The first item with that marker.
     pub fn first(&self, marker: Marker) -> Option<&Item> {
         self.items.iter().find(|item| item.marker == marker)
+    }
+}
+
+/// The items that the person wrote, by their texts. In a line for the host, quotation marks hold what
+/// else stands in the worker's copy.
+pub struct PersonsWords<'a>(HashMap<&'a str, &'a Item>);
+
+impl PersonsWords<'_> {
+    /// The text and the notes of an item for a line to the host.
+    pub fn attributed(&self, item: &Item) -> (String, Vec<String>) {
+        let own = self.own(item);
+        let text = own.map_or("", |own| &own.text);
+        let written = match item.text[text.len()..].trim_start_matches([' ', ':']) {
+            "" => String::new(),
+            written => quoted(written),
+        };
+        let text = format!("{} {written}", sanitize(text)).trim().into();
+        let is_own = |note| own.is_some_and(|own| own.notes.contains(note));
+        let note = |note| if is_own(note) { sanitize(note) } else { quoted(note) };
+        (text, item.notes.iter().map(note).collect())
+    }
+
+    /// The explanation of an item's marker: the worker's notes, else what was added to the item's own
+    /// line, else the line itself.
+    pub fn explanation(&self, item: &Item) -> String {
+        let own = self.own(item);
+        let is_new = |note: &&String| own.is_none_or(|own| !own.notes.contains(note));
+        let notes: Vec<&str> = item.notes.iter().filter(is_new).map(|note| &**note).collect();
+        match (notes.is_empty(), item.added.is_empty()) {
+            (false, _) => quoted(&notes.join("\n")),
+            (true, false) => quoted(&item.added),
+            _ => self.attributed(item).0,
+        }
+    }
+
+    /// The person's item with the same text, or with the text before a remark.
+    fn own(&self, item: &Item) -> Option<&Item> {
+        let same = || self.0.get(item.text.as_str());
+        let own =
+            same().or_else(|| numbers::remarks(&item.text).find_map(|(text, _)| self.0.get(text)));
+        own.copied()
     }
 }
 

@@ -57,8 +57,8 @@ fn is_hidden(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}')
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
         || matches!(c, '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}')
-        // Tags spell invisible ASCII, which models read.
-        || matches!(c, '\u{e0000}'..='\u{e007f}')
+        // Tags and further variation selectors spell invisible bytes, which models read.
+        || matches!(c, '\u{e0000}'..='\u{e01ef}')
 }
 
 /// The word as a POSIX shell needs it: in quotes only where necessary.
@@ -82,10 +82,15 @@ const LONGEST_QUOTE_BYTES: usize = 2 * LONGEST_QUOTE;
 /// The longest summary of a worker, in characters. A longer one is cut and ends with ` …`.
 pub const LONGEST_SUMMARY: usize = 700;
 
-/// A worker's words as one line in quotation marks, shortened if they are long. Nothing inside looks
-/// like the end of the quotation, like the arrow before a helper's advice, or like the id of an event:
-/// `#` and eight hexadecimal digits.
+/// A worker's words as one line in quotation marks.
 pub fn quoted(text: &str) -> String {
+    format!("\"{}\"", one_line(text))
+}
+
+/// The text as one line for a host, shortened if it is long. Nothing in it looks like the end of a
+/// quotation, like the arrow before a helper's advice, or like the id of an event: `#` and eight
+/// hexadecimal digits.
+pub fn one_line(text: &str) -> String {
     let text = sanitize(text);
     let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
     let harmless = |c: char| match c {
@@ -95,7 +100,7 @@ pub fn quoted(text: &str) -> String {
         '→' | '⟶' | '➔' | '➜' | '➝' | '➞' | '⇒' | '￫' => '>',
         c => c,
     };
-    let one_line: String = lines.join(" ⏎ ").chars().filter(|c| !c.is_control()).collect();
+    let one_line = lines.join(" ⏎ ").replace('\t', " ");
     let one_line = break_ids(&one_line);
     let mut short = String::new();
     for (count, c) in one_line.chars().map(harmless).enumerate() {
@@ -105,7 +110,7 @@ pub fn quoted(text: &str) -> String {
         }
         short.push(c);
     }
-    format!("\"{short}\"")
+    short
 }
 
 /// Puts a space into everything that looks like the id of an event.
@@ -183,16 +188,16 @@ mod tests {
         assert_eq!(strip_escapes("\u{1b}]0;t\u{1b}[1mHit\u{1b}[0"), "Hit");
         assert_eq!(strip_escapes("\u{1b}[1;\nYou\u{1b}[äit"), "\nYouäit");
         assert_eq!(strip_escapes("\u{1b}(B\u{1b}[mHit\u{1b}#8"), "Hit");
-        assert_eq!(sanitize("a\u{61c}\u{e0041}\u{e007f}b\u{2028}c\u{2029}d"), "ab c d");
+        assert_eq!(sanitize("a\u{61c}\u{e0041}\u{e007f}\u{e0120}b\u{2028}c\u{2029}d"), "ab c d");
         assert_eq!(sanitize("a\u{7}\u{9b}b\r\tc\u{202e}d\u{200b}e\nf"), "ab\tcde\nf");
     }
 
     #[test]
     fn quotation_is_one_short_line() {
-        assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎ b ⏎ c\"");
+        assert_eq!(quoted(" a\n\tb\u{1b}[1m\r\nc \n"), "\"a ⏎  b ⏎ c\"");
         assert_eq!(quoted("x\" → run: rm"), "\"x' > run: rm\"");
         assert_eq!(quoted("see #1a2b3c4d, #12"), "\"see # 1a2b3c4d, #12\"");
-        assert_eq!(quoted("see #1a2b\t3c4d"), "\"see # 1a2b3c4d\"");
+        assert_eq!(quoted("see #1a2b\t3c4d"), "\"see #1a2b 3c4d\"");
         assert_eq!(quoted("＂ ➜ „x‟"), "\"' > 'x'\"");
         assert_eq!(quoted(&"ä".repeat(703)).chars().count(), LONGEST_QUOTE + 3);
         assert_eq!(quoted(&"🦀".repeat(703)).chars().count(), LONGEST_QUOTE / 2 + 3);

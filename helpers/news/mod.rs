@@ -96,7 +96,7 @@ fn no_progress_event(view: &View) -> Result<Option<Event>> {
     let id = view.task.id();
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let attempt = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
-    let explanation = quoted(&view.because());
+    let explanation = view.because();
     let spawn = command("dispatch-spawn")?;
     let (key, line, next) = match &view.reason {
         Reason::Silent(since) => (
@@ -133,13 +133,14 @@ fn end_event(view: &View) -> Result<Event> {
     let id = view.task.id();
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let age = short_duration(view.age());
-    let quotation = |text: String| format!(": {}", quoted(&text));
     let some = |text: &String| !text.is_empty();
-    let explanation = Some(view.because()).filter(some).map(quotation).unwrap_or_default();
+    let because = Some(view.because()).filter(some);
+    let explanation = because.map_or_else(String::new, |because| format!(": {because}"));
     let spawn = command("dispatch-spawn")?;
     let (line, next) = match view.state {
         State::Done => {
-            let summary = view.summary.clone().filter(some).map(quotation).unwrap_or_default();
+            let summary = view.summary.clone().filter(some);
+            let summary = summary.map_or_else(String::new, |it| format!(": {}", quoted(&it)));
             let report = Some(view.task.side().report_path()).filter(|path| path.is_file());
             let report = report.map(|it| format!(" Report: {}", it.display())).unwrap_or_default();
             let (mut branch, mut next) = (String::new(), "tell the user".to_owned());
@@ -170,9 +171,8 @@ fn end_event(view: &View) -> Result<Event> {
             },
         ),
         State::Incomplete => {
-            let left = view.plan.first(Marker::Open).map_or_else(String::new, |item| {
-                format!("; next is item {}: {}", item.number, quoted(&item.text))
-            });
+            let left = view.plan.first(Marker::Open).map(|item| view.item_words(item));
+            let left = left.map_or_else(String::new, |item| format!("; next is {item}"));
             let skip = Some(view.plan.skip_lost()).filter(some).map_or_else(String::new, |skip| {
                 format!(", --resume{skip} continues without what the plan lost")
             });

@@ -97,7 +97,7 @@ impl Plan {
             || !self.differs_only(&new, None, |_, item| item.marker)
         {
             return Err(Refusal::new(Exit::Data, "the lost items cannot be put back")
-                .place(self.lost_words())
+                .place(self.lost_words(None))
                 .next("put their lines back by hand, above the other items"));
         }
         new.items = all;

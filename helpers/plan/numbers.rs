@@ -7,6 +7,7 @@ use super::lines::plain;
 use super::{Item, Plan, shown};
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::text::{quoted, sanitize};
 
 /// How many items a refusal names.
 const CANDIDATES: usize = 5;
@@ -46,15 +47,13 @@ impl Plan {
         // Unchanged lines come first, so that none of them is taken for one with a remark.
         let mut of: Vec<Option<usize>> = keys.iter().map(|key| take(key)).collect();
         for ((item, of), key) in self.items.iter_mut().zip(&mut of).zip(&keys) {
-            if of.is_none() && key.len() < LONGEST_REMARK {
-                let mut longest_first = key.char_indices().rev().map(|(at, _)| key.split_at(at));
-                let found = longest_first.find_map(|(old, rest)| {
-                    is_remark(rest).then(|| take(old))?.map(|at| (at, rest))
-                });
-                if let Some((at, remark)) = found {
-                    item.added = remark.trim_start_matches([' ', '-', ':']).into();
-                    *of = Some(at);
-                }
+            if of.is_some() {
+                continue;
+            }
+            let found = remarks(key).find_map(|(old, rest)| take(old).map(|at| (at, rest)));
+            if let Some((at, remark)) = found {
+                item.added = remark.trim_start_matches([' ', '-', ':']).into();
+                *of = Some(at);
             }
         }
         // A step that stands in a line in doubt is not lost.
@@ -81,9 +80,13 @@ impl Plan {
         &self.lost
     }
 
-    /// The lost items in words: `item 2: Write the report`.
-    pub fn lost_words(&self) -> String {
-        let item = |it: &LostItem| format!("item {}: {}", it.number, shown(&it.text));
+    /// The lost items in words: `item 2: Write the report`. Texts that are not in the `person`'s plan are
+    /// in quotation marks.
+    pub fn lost_words(&self, person: Option<&Self>) -> String {
+        let is_own =
+            |text: &str| person.is_none_or(|it| it.items.iter().any(|item| item.text == text));
+        let text = |text: &str| if is_own(text) { shown(text) } else { quoted(&shown(text)) };
+        let item = |it: &LostItem| format!("item {}: {}", it.number, text(&it.text));
         let words: Vec<_> = self.lost.iter().take(CANDIDATES).map(item).collect();
         match self.lost.len() - words.len() {
             0 => words.join("; "),
@@ -99,7 +102,8 @@ impl Plan {
         let name = |lost: &LostItem| {
             let text = shown(&lost.text);
             let is_own = texts.iter().filter(|other| **other == key(&text)).count() == 1;
-            match is_own && !is_number(&text) && !text.starts_with('-') && !text.contains('→') {
+            match is_own && !is_number(text.trim()) && !text.starts_with('-') && !text.contains('→')
+            {
                 true => format!(" --skip '{}'", text.replace('\'', r"'\''")),
                 false => format!(" --skip {}", lost.number),
             }
@@ -168,16 +172,22 @@ fn is_number(name: &str) -> bool {
     name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
 }
 
-/// The common form of all names of an item.
+/// The common form of all names of an item. Helpers print texts sanitized, and people copy those.
 fn key(text: &str) -> String {
-    plain(text).to_lowercase()
+    plain(&sanitize(text)).to_lowercase()
 }
 
-/// Returns true if `rest` is a remark that a worker adds to its item's line, as in `Test: cargo is
-/// missing`.
-fn is_remark(rest: &str) -> bool {
-    let spaced = rest.strip_prefix(' ').is_some_and(|it| !it.starts_with(char::is_alphanumeric));
-    spaced || rest.starts_with(": ")
+/// The ways to read a text as an item's and a remark that a worker added to its line, as in `Test: cargo
+/// is missing`; the longest item first.
+pub(super) fn remarks(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let is_remark = |rest: &str| {
+        let spaced =
+            rest.strip_prefix(' ').is_some_and(|it| !it.starts_with(char::is_alphanumeric));
+        spaced || rest.starts_with(": ")
+    };
+    let short = Some(text).filter(|text| text.len() < LONGEST_REMARK).into_iter();
+    let splits = short.flat_map(|text| text.char_indices().rev().map(|(at, _)| text.split_at(at)));
+    splits.filter(move |(_, rest)| is_remark(rest))
 }
 
 #[cfg(test)]
@@ -281,5 +291,13 @@ mod tests {
         let copy = Plan::parse("- [ ] It's `so`\n- [ ] twice\n- [ ] twice\n- [ ] 42\n");
         let plan = Plan::parse("").numbered_as(&copy);
         assert_eq!(plan.skip_lost(), r" --skip 'It'\''s `so`' --skip 2 --skip 3 --skip 4");
+        // Found by a fuzzer: a text that is printed as that of another item.
+        let plan = Plan::parse("- [ ] a\n").numbered_as(&Plan::parse("- [ ] \u{200d}a\n"));
+        assert_eq!(plan.skip_lost(), " --skip 1");
+        // Found by a fuzzer: nothing that is shown.
+        let plan = Plan::parse("").numbered_as(&Plan::parse("- [ ] \0\t\0\n"));
+        assert_eq!(plan.skip_lost(), " --skip 1");
+        let plan = Plan::parse("- [ ] \u{200d}a\n");
+        assert_eq!(plan.item("a").expect("as it is shown").number, "1");
     }
 }

@@ -294,12 +294,30 @@ fn all_markers_and_both_forms_of_notes_are_read() {
         counted(PLAN),
         ["[x] Read", "[?] Choose", "[!] Test — cargo is missing", "[ ] Write"]
     );
-    assert_eq!(plan.items()[1].explanation(), "Which one?");
-    assert_eq!(plan.items()[2].explanation(), "Test — cargo is missing");
     let plan = plan.numbered_as(&Plan::parse("- [ ] Read\n- [ ] Choose\n- [ ] Test\n"));
-    assert_eq!(plan.items()[2].explanation(), "cargo is missing");
     assert_eq!(plan.current().map(|item| &*item.number), Some("2"));
     assert_eq!(plan.items()[3].number, "3.1");
+}
+
+#[test]
+fn quotation_marks_hold_what_a_worker_wrote() {
+    let person = Plan::parse("- [ ] Read\n  in 2 files\n- [ ] Test\n- [ ] Test: a\n- [ ] Send\n");
+    let text = "- [x] Read\n  in 2 files\n  it took long\n- [!] Test — no cargo\n- [!] Test: a\n- [?] \n- [ ] Send it\n";
+    let plan = Plan::parse(text).numbered_as(&person);
+    let shown = |item: &Item| {
+        let (text, notes) = person.words().attributed(item);
+        [vec![text], notes, vec![person.words().explanation(item)]].concat().join(" | ")
+    };
+    assert_eq!(
+        plan.items.iter().map(shown).collect::<Vec<_>>(),
+        [
+            "Read | in 2 files | \"it took long\" | \"it took long\"",
+            "Test \"— no cargo\" | \"no cargo\"",
+            "Test: a | Test: a",
+            " | ",
+            "\"Send it\" | \"Send it\"",
+        ]
+    );
 }
 
 #[test]

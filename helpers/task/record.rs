@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{Access, Route, Worktree};
 use crate::ids::utc;
 use crate::process::{Holder, Identity};
+use crate::text::quoted;
 
 /// The format number that this version writes.
 pub const FORMAT: u32 = 1;
@@ -127,7 +128,7 @@ impl fmt::Display for Wait {
             Self::Parked { until, stated, said, .. } => {
                 let until = utc(*until);
                 let how = if *stated { "until" } else { "tries again at" };
-                write!(f, "rate limit, {how} {until}: {said}")
+                write!(f, "rate limit, {how} {until}: {}", quoted(said))
             }
         }
     }

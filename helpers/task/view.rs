@@ -14,7 +14,7 @@ use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
 use crate::task::state::{Facts, derive};
 use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, numbered, output};
-use crate::text::lossy;
+use crate::text::{lossy, one_line, quoted};
 
 /// How long a plan may be half written while its worker is alive.
 const PLAN_EDIT_TIME: Duration = Duration::from_secs(1);
@@ -168,7 +168,9 @@ impl View {
         let lost = !plan.lost().is_empty() && whole;
         let flaw = match plan.doubts().first() {
             _ if trouble.is_some() => trouble.map(Reason::Unreadable),
-            _ if lost => Some(Reason::ItemsLost(plan.lost_words())),
+            _ if lost => {
+                Some(Reason::ItemsLost(plan.lost_words(task.dispatched_plan().ok().as_ref())))
+            }
             doubt => doubt.map(|doubt| Reason::LineInDoubt(doubt.to_string())),
         };
         let facts = Facts {
@@ -213,9 +215,15 @@ impl View {
         whole.map(|(question, _)| question)
     }
 
-    /// The worker's explanation beside the mark of the item with this number; may be empty.
-    pub fn item_explanation(&self, number: &str) -> String {
-        self.plan.item(number).map_or_else(|_| String::new(), Item::explanation)
+    /// The plan as the person dispatched it. All other words of the plan are a worker's, so an unreadable
+    /// one counts as empty.
+    pub fn person_plan(&self) -> Plan {
+        self.task.dispatched_plan().unwrap_or_else(|_| Plan::parse(""))
+    }
+
+    /// An item for a line to the host: `item 2: Write the report`.
+    pub fn item_words(&self, item: &Item) -> String {
+        format!("item {}: {}", item.number, self.person_plan().words().attributed(item).0)
     }
 
     /// Returns true if the worker is alive. For an agent this only means that its host is alive.
@@ -285,29 +293,33 @@ impl View {
         SystemTime::now().duration_since(created).unwrap_or_default()
     }
 
-    /// The text to show beside the state; may be empty. The reason comes first, else the summary or the
-    /// item that the worker is at.
+    /// The text to show beside the state, with a worker's words in quotation marks; may be empty. The
+    /// reason comes first, else the summary or the item that the worker is at.
     pub fn detail(&self) -> String {
         let because = self.because();
         if !because.is_empty() {
             return because;
         }
-        let item = self.current_item().map(|item| format!("item {}: {}", item.number, item.text));
-        match (self.state, item) {
-            (State::Done, _) => self.summary.clone().unwrap_or_default(),
-            (State::Asking, _) if self.whole_questions().next().is_none() => {
+        let item = || self.current_item().map(|item| self.item_words(item));
+        let summary = || self.summary.as_deref().filter(|summary| !summary.is_empty());
+        match self.state {
+            State::Done => summary().map_or_else(String::new, quoted),
+            State::Asking if self.whole_questions().next().is_none() => {
                 let growing = self.questions.first();
                 growing.map_or_else(String::new, |(question, text)| {
                     format!("{}{}", question.name, text.remark())
                 })
             }
-            (State::Incomplete, Some(item)) => format!("ended before {item}"),
-            (state, Some(item)) if state.is_running() || state == State::Stopped => item,
+            State::Incomplete => {
+                item().map_or_else(String::new, |item| format!("ended before {item}"))
+            }
+            state if state.is_running() || state == State::Stopped => item().unwrap_or_default(),
             _ => String::new(),
         }
     }
 
-    /// The reason for the state as text for a person, without a repetition of the state; may be empty.
+    /// The reason for the state, without a repetition of the state and with a worker's words in
+    /// quotation marks; may be empty.
     pub fn because(&self) -> String {
         let text = self.reason_text();
         text.strip_prefix(&format!("{}: ", self.state)).map(Into::into).unwrap_or(text)
@@ -316,8 +328,12 @@ impl View {
     fn reason_text(&self) -> String {
         match &self.reason {
             Reason::None => String::new(),
-            Reason::Item(number) => format!("item {number}: {}", self.item_explanation(number)),
-            Reason::NotStarted(error) => format!("could not start: {error}"),
+            Reason::Item(number) => {
+                let why =
+                    self.plan.item(number).map(|item| self.person_plan().words().explanation(item));
+                format!("item {number}: {}", why.unwrap_or_default())
+            }
+            Reason::NotStarted(error) => format!("could not start: {}", one_line(error)),
             Reason::ExitCode(code) => format!("exit code {code}{}", self.error_line()),
             Reason::Signal(signal) => format!("ended by signal {signal}{}", self.error_line()),
             Reason::Ended(reason) => reason.to_string(),
@@ -325,21 +341,21 @@ impl View {
                 "its agent ended with the session that started it".into()
             }
             Reason::Lost => "the worker disappeared".into(),
-            Reason::Cli(failure) => format!("{}: {}", failure.kind, failure.said),
-            Reason::Denied(calls) => calls.join(", "),
+            Reason::Cli(failure) => format!("{}: {}", failure.kind, quoted(&failure.said)),
+            Reason::Denied(calls) => quoted(&calls.join(", ")),
             Reason::Silent(since) => format!("no sign of life since {since}"),
             Reason::Waits(wait) => wait.to_string(),
             Reason::MarkerMissing => "finish marker missing".into(),
             Reason::MarkerTooEarly => "finish marker set with items unticked".into(),
             Reason::ItemsLost(items) => format!("the plan lost {items}"),
             Reason::LineInDoubt(doubt) => doubt.clone(),
-            Reason::Unreadable(error) => error.clone(),
+            Reason::Unreadable(error) => one_line(error),
         }
     }
 
-    /// The error in the worker's output after a colon; empty without output.
+    /// The error in the worker's output, quoted after a colon; empty without output.
     fn error_line(&self) -> String {
         let line = self.attempt.as_ref().and_then(output::error_line);
-        line.map_or_else(String::new, |line| format!(": {line}"))
+        line.map_or_else(String::new, |line| format!(": {}", quoted(&line)))
     }
 }

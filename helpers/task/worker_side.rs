@@ -172,7 +172,7 @@ impl WorkerSide {
             return Ok(());
         }
         let (id, skip) = (self.name(), plan.skip_lost());
-        Err(Refusal::new(Exit::Data, format!("the plan lost {}", plan.lost_words()))
+        Err(Refusal::new(Exit::Data, format!("the plan lost {}", plan.lost_words(None)))
             .place(self.plan_path().display().to_string())
             .next(format!(
                 "restore it from {}; to drop it, once no worker is running: dispatch-spawn {id} --resume{skip}",

@@ -100,7 +100,7 @@ fn agent_that_ends_without_finish_is_reported_and_resumed() {
 
     assert_eq!(
         told(&model),
-        ["paint failed (0/1): \"the agent ended without finishing, or was never started\""]
+        ["paint failed (0/1): the agent ended without finishing, or was never started"]
     );
     assert_eq!(called(&model), ["Bash", "Agent", "Bash", "Agent"]);
     // Four calls, and five requests without a call: started, the agent's end, the news, started
@@ -153,7 +153,7 @@ fn late_answer_reaches_the_same_agent_as_a_message() {
 
     assert_eq!(
         told(&model),
-        ["paint asks (001): \"Which colour?\"", "paint blocked (0/1): \"item 1: Which colour?\""]
+        ["paint asks (001): \"Which colour?\"", "paint blocked (0/1): item 1: \"Which colour?\""]
     );
     assert_eq!(called(&model), ["Bash", "Agent", "Bash", "ToolSearch", "SendMessage"]);
     // The calls, and six requests without a call: started, the question, the agent's end, the news,
@@ -311,7 +311,7 @@ mod late_answer {
 
         let all = [
             "paint asks (001): \"Which colour?\"",
-            "paint blocked (0/1): \"item 1: Which colour?\"",
+            "paint blocked (0/1): item 1: \"Which colour?\"",
             "paint done (1/1): \"The door is painted.\"",
         ];
         let told = told(model);

@@ -155,13 +155,13 @@ fn rejected_key_names_the_login_command() {
     shows(
         Try::of(CLAUDE).ends(answer),
         str![[
-            r##"#ID x failed (0/1, AGE): "not logged in: Failed to authenticate. API Error: 401 invalid key" → the user must log in (claude auth login); then dispatch-spawn x --resume"##
+            r##"#ID x failed (0/1, AGE): not logged in: "Failed to authenticate. API Error: 401 invalid key" → the user must log in (claude auth login); then dispatch-spawn x --resume"##
         ]],
     );
     shows(
         Try::of(CODEX).ends(answer),
         str![[
-            r##"#ID x failed (0/1, AGE): "not logged in: unexpected status 401 Unauthorized: invalid key, url: PAGE" → the user must log in (codex login); then dispatch-spawn x --resume"##
+            r##"#ID x failed (0/1, AGE): not logged in: "unexpected status 401 Unauthorized: invalid key, url: PAGE" → the user must log in (codex login); then dispatch-spawn x --resume"##
         ]],
     );
 }
@@ -184,7 +184,7 @@ fn limit_with_a_reset_time_parks_the_task() {
     shows(
         Try { subscriber: true, ..Try::of(CLAUDE) }.ends(claudes),
         str![[
-            r##"#ID x parked (0/1): "rate limit, until TIME: You've hit your 5-hour limit · resets TIME" → tell the user; the task resumes when the limit resets"##
+            r##"#ID x parked (0/1): rate limit, until TIME: "You've hit your 5-hour limit · resets TIME" → tell the user; the task resumes when the limit resets"##
         ]],
     );
     let codexs = |_: &Request| Reply::Error {
@@ -198,7 +198,7 @@ fn limit_with_a_reset_time_parks_the_task() {
     shows(
         Try::of(CODEX).ends(codexs),
         str![[
-            r##"#ID x parked (0/1): "rate limit, until TIME: You've hit your usage limit. Upgrade to Pro (PAGE), visit PAGE to purchase more credits or try again at TIME." → tell the user; the task resumes when the limit resets"##
+            r##"#ID x parked (0/1): rate limit, until TIME: "You've hit your usage limit. Upgrade to Pro (PAGE), visit PAGE to purchase more credits or try again at TIME." → tell the user; the task resumes when the limit resets"##
         ]],
     );
 }
@@ -209,13 +209,13 @@ fn limit_without_a_reset_time_parks_the_task() {
     shows(
         Try::of(CLAUDE).ends(answer),
         str![[
-            r##"#ID x parked (0/1): "rate limit, tries again at TIME: API Error: Request rejected (429) · too many requests" → tell the user; the task resumes when the limit resets"##
+            r##"#ID x parked (0/1): rate limit, tries again at TIME: "API Error: Request rejected (429) · too many requests" → tell the user; the task resumes when the limit resets"##
         ]],
     );
     shows(
         Try::of(CODEX).ends(answer),
         str![[
-            r##"#ID x parked (0/1): "rate limit, tries again at TIME: exceeded retry limit, last status: 429 Too Many Requests" → tell the user; the task resumes when the limit resets"##
+            r##"#ID x parked (0/1): rate limit, tries again at TIME: "exceeded retry limit, last status: 429 Too Many Requests" → tell the user; the task resumes when the limit resets"##
         ]],
     );
 }
@@ -230,13 +230,13 @@ fn unknown_model_is_reported() {
         Try::of(CLAUDE).ends(answer),
         str![[r##"
 #ID x says: "claude refused the model claude-opus-5: it works with its own" → tell the user
-#ID x failed (0/1, AGE): "no such model: There's an issue with the selected model (claude-opus-5-5). It may not exist or you may not have access to it. Run --model to pick a different model." → ask the user which model instead; dispatch-spawn x --resume --model NAME
+#ID x failed (0/1, AGE): no such model: "There's an issue with the selected model (claude-opus-5-5). It may not exist or you may not have access to it. Run --model to pick a different model." → ask the user which model instead; dispatch-spawn x --resume --model NAME
 "##]],
     );
     shows(
         Try::of(CODEX).ends(answer),
         str![[
-            r##"#ID x failed (0/1, AGE): "no such model: unexpected status 404 Not Found: The model `gpt-5.5` does not exist, url: PAGE" → ask the user which model instead; dispatch-spawn x --resume --model NAME"##
+            r##"#ID x failed (0/1, AGE): no such model: "unexpected status 404 Not Found: The model `gpt-5.5` does not exist, url: PAGE" → ask the user which model instead; dispatch-spawn x --resume --model NAME"##
         ]],
     );
 }
@@ -246,13 +246,13 @@ fn dropped_connection_is_reported() {
     shows(
         Try::of(CLAUDE).ends(|_| Reply::Drop),
         str![[
-            r##"#ID x failed (0/1, AGE): "no connection: API Error: Connection dropped (ECONNRESET). Check the gateway set in ANTHROPIC_BASE_URL, then try again." → tell the user and ask; when the network is back, dispatch-spawn x --resume"##
+            r##"#ID x failed (0/1, AGE): no connection: "API Error: Connection dropped (ECONNRESET). Check the gateway set in ANTHROPIC_BASE_URL, then try again." → tell the user and ask; when the network is back, dispatch-spawn x --resume"##
         ]],
     );
     shows(
         Try::of(CODEX).ends(|_| Reply::Drop),
         str![[
-            r##"#ID x failed (0/1, AGE): "no connection: stream disconnected before completion: error sending request" → tell the user and ask; when the network is back, dispatch-spawn x --resume"##
+            r##"#ID x failed (0/1, AGE): no connection: "stream disconnected before completion: error sending request" → tell the user and ask; when the network is back, dispatch-spawn x --resume"##
         ]],
     );
 }
@@ -295,14 +295,14 @@ fn silent_model_is_reported_and_its_worker_stopped() {
     shows(
         silent(CLAUDE),
         str![[r##"
-#ID x silent (0/1): "no sign of life since TIME" → tell the user; dispatch-reconcile stop x ends it
+#ID x silent (0/1): no sign of life since TIME → tell the user; dispatch-reconcile stop x ends it
 x stopped
 "##]],
     );
     shows(
         silent(CODEX),
         str![[r##"
-#ID x silent (0/1): "no sign of life since TIME" → tell the user; dispatch-reconcile stop x ends it
+#ID x silent (0/1): no sign of life since TIME → tell the user; dispatch-reconcile stop x ends it
 x stopped
 "##]],
     );

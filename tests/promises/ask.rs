@@ -414,8 +414,8 @@ exit 0
         )]);
         sandbox.dispatch("x", "seed");
         sandbox.dispatch("y", "next");
-        sandbox.wait_for_state("x", "failed: item 1: cargo is missing");
-        sandbox.wait_for_state("y", "blocked: item 1: Which of the two?");
+        sandbox.wait_for_state("x", "failed: item 1: \"cargo is missing\"");
+        sandbox.wait_for_state("y", "blocked: item 1: \"Which of the two?\"");
     }
 
     #[test]

@@ -67,7 +67,7 @@ fn worker_that_does_half_is_incomplete() {
 
 #[test]
 fn worker_that_fails_in_mid_sentence_is_quoted() {
-    assert_ends("printf 'Now I will'; exit 3", "failed: exit code 3: Now I will");
+    assert_ends("printf 'Now I will'; exit 3", "failed: exit code 3: \"Now I will\"");
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn worker_that_prints_binary_garbage_is_reported() {
     assert_ends("head -c 300000 /dev/urandom; exit 0", "incomplete");
     assert_ends(
         "head -c 300000 /dev/urandom; echo; echo broken; exit 7",
-        "failed: exit code 7: broken",
+        "failed: exit code 7: \"broken\"",
     );
 }
 
@@ -281,7 +281,7 @@ fn log_of_a_gigabyte_is_cut() {
         memory = memory.max(peak.map_or(0, |(all, program)| all - program));
         sandbox.task("x", "attempts/1/exit").exists().then_some(())
     });
-    assert_ended(&sandbox, "failed: exit code 7: enough");
+    assert_ended(&sandbox, "failed: exit code 7: \"enough\"");
     // The usual size is 60 MB; a busy machine lets the worker write for longer between two looks.
     assert!(logs < 300 << 20, "{logs} bytes of logs");
     assert!((1..8 << 10).contains(&memory), "{memory} kB");

@@ -69,7 +69,7 @@ fn brief_lists_running_tasks_and_open_news() {
 exit 0
 default: idle; models: idle, fails
 #ID asks asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer asks/001 - <<'END_TEXT' (the answer, then END_TEXT)
-#ID breaks failed (0/2, AGE): "exit code 7" → tell the user and ask; BIN/dispatch-spawn breaks --resume tries again
+#ID breaks failed (0/2, AGE): exit code 7 → tell the user and ask; BIN/dispatch-spawn breaks --resume tries again
 runs running 0/2 AGE idle — item 1: First
 "#]]);
 }

@@ -298,7 +298,7 @@ x running 1/2 1h idle — item 2: Second
 "#]])
         .show(str![[r#"
 exit 0
-x — caf�
+x — Title
 running, idle, 1h
 write: idle's own rules
 1. [x] First
@@ -399,7 +399,7 @@ write: idle's own rules
 1. [ ] First
 2. [ ] Second
 question 001: "Caf�?"
-note: "�"
+note: �
 said: "na�ve"
 attempt 1: running, log STATE/x/attempts/1/log
 output: "At work."
@@ -479,7 +479,7 @@ neighbour running 0/2 1h idle — item 1: First
     // The news is printed once, and recorded at the end of the torn file.
     broken.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): the worker disappeared → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
     broken.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 3
@@ -750,12 +750,12 @@ fn backwards_clock_changes_no_state() {
     });
     broken.status(str![[r#"
 exit 0
-x failed 0/2 AGE idle — exit code 7: At work. → dispatch-spawn x --resume
+x failed 0/2 AGE idle — exit code 7: "At work." → dispatch-spawn x --resume
 neighbour running 0/2 1h idle — item 1: First
 "#]]);
     broken.0.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "exit code 7: At work." → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x failed (0/2, AGE): exit code 7: "At work." → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
     // A task from the future is repaired too.
     let queued = BrokenTask::alive(|sandbox| {

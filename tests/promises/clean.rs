@@ -344,7 +344,7 @@ fn clean_removes_blocked_task_only_by_name() {
     sandbox.dispatch("x", "idle");
     sandbox.worker("x", &["block", "1", "Which one?"]).run().ok();
     kill_and_wait(sandbox.worker_of("x", 1));
-    sandbox.wait_for_state("x", "blocked: item 1: Which one?");
+    sandbox.wait_for_state("x", "blocked: item 1: \"Which one?\"");
     until_over(&sandbox, "x");
     sandbox.run("dispatch-reconcile", &["clean"]).shows(str![[r#"
 exit 0

@@ -38,7 +38,7 @@ fn blocked_on_an_item() -> Sandbox {
     let sandbox = asking();
     sandbox.worker("x", &["block", "1", "Which?"]).run().ok();
     kill_and_wait(sandbox.worker_of("x", 1));
-    sandbox.wait_for_state("x", "blocked: item 1: Which?");
+    sandbox.wait_for_state("x", "blocked: item 1: \"Which?\"");
     sandbox
 }
 
@@ -78,7 +78,7 @@ fn blocked_news_names_the_answer_command() {
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
 #ID x asks (001): "Which?" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
-#ID x blocked (0/2): "item 1: Which?" → ask the user; BIN/dispatch-monitor --answer x/001 - resumes it
+#ID x blocked (0/2): item 1: "Which?" → ask the user; BIN/dispatch-monitor --answer x/001 - resumes it
 "#]]);
 }
 

@@ -44,7 +44,7 @@ fn question_is_printed_once_in_one_line() {
     ask(&sandbox, "x", "001", "Which of these?\n  - one\n\t- two \"quoted\"\n");
     monitor.end().shows(str![[r#"
 exit 0
-#ID x asks (001): "Which of these? ⏎   - one ⏎ - two 'quoted'" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
+#ID x asks (001): "Which of these? ⏎   - one ⏎  - two 'quoted'" → ask the user, then run: BIN/dispatch-monitor --answer x/001 - <<'END_TEXT' (the answer, then END_TEXT)
 "#]]);
     assert_no_news(&sandbox, &["x"]);
     assert_no_news(&sandbox, &[]);
@@ -176,7 +176,7 @@ fn death_of_a_worker_is_news() {
     signal(sandbox.worker_of("x", 1), Signal::SIGKILL);
     monitor.end().shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x failed (0/2, AGE): ended by signal 9 → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 }
 
@@ -188,7 +188,7 @@ fn death_of_supervisor_and_worker_is_news() {
     signal(sandbox.worker_of("x", 1), Signal::SIGKILL);
     monitor.end().shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): the worker disappeared → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 }
 
@@ -203,11 +203,11 @@ fn blocked_and_failed_items_are_quoted() {
     sandbox.dispatch("y", "fails");
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x blocked (0/2): "item 1: Which key?" → ask the user; with the answer as a note, BIN/dispatch-spawn x --resume continues, --resume --skip 1 without that item
+#ID x blocked (0/2): item 1: "Which key?" → ask the user; with the answer as a note, BIN/dispatch-spawn x --resume continues, --resume --skip 1 without that item
 "#]]);
     sandbox.run("dispatch-monitor", &["y"]).shows(str![[r#"
 exit 0
-#ID y failed (1/2, AGE): "item 2: cargo is missing" → tell the user and ask; BIN/dispatch-spawn y --resume tries again, --resume --skip 2 continues without that item
+#ID y failed (1/2, AGE): item 2: "cargo is missing" → tell the user and ask; BIN/dispatch-spawn y --resume tries again, --resume --skip 2 continues without that item
 "#]]);
 }
 

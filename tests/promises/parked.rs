@@ -73,7 +73,7 @@ fn wait_for_end(sandbox: &Sandbox, attempt: u32) {
 }
 
 const PARKED: &str =
-    "parked: rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)";
+    "parked: rate limit, until TIME: \"You've hit your 5-hour limit · resets 2:13pm (UTC)\"";
 
 #[test]
 fn parked_task_resumes_its_session_when_the_limit_resets() {
@@ -112,7 +112,7 @@ fn parked_task_shows_the_reset_time() {
     sandbox.on_machine("dispatch-reconcile", &["show", "x"]).run().shows(str![[r#"
 exit 0
 x — Title
-parked (rate limit, until TIME: You've hit your 5-hour limit · resets 2:13pm (UTC)), opus, AGE
+parked (rate limit, until TIME: "You've hit your 5-hour limit · resets 2:13pm (UTC)"), opus, AGE
 write: claude's own rules
 1. [x] First
 2. [ ] Second
@@ -121,7 +121,7 @@ output: "You've hit your 5-hour limit · resets 2:13pm (UTC)"
 "#]]);
     sandbox.on_machine("dispatch-reconcile", &["status"]).run().shows(str![[r#"
 exit 0
-x parked 1/2 AGE opus — rate limit, until TIME: You've hit your 5-hour limit · …
+x parked 1/2 AGE opus — rate limit, until TIME: "You've hit your 5-hour limit ·…
 "#]]);
 }
 
@@ -129,7 +129,7 @@ x parked 1/2 AGE opus — rate limit, until TIME: You've hit your 5-hour limit �
 fn limit_without_a_reset_time_is_retried_after_a_minute() {
     let sandbox = limited(None);
     spawn(&sandbox).run().ok();
-    let said = "parked: rate limit, tries again at TIME: API Error: Request rejected (429)";
+    let said = "parked: rate limit, tries again at TIME: \"API Error: Request rejected (429)\"";
     sandbox.wait_for_state("x", said);
     let parked: serde_json::Value = serde_json::from_str(&sandbox.read("x", "wait")).expect("JSON");
     let until = parked["parked"]["until"].as_u64().expect("a time");
@@ -143,10 +143,10 @@ fn limit_without_a_reset_time_is_retried_after_a_minute() {
 fn endless_limit_fails_the_task() {
     let sandbox = limited(None);
     spawn(&sandbox).env("DISPATCH_PARK_MS", "0").run().ok();
-    sandbox.wait_for_state("x", "failed: rate limit: API Error: Request rejected (429)");
+    sandbox.wait_for_state("x", "failed: rate limit: \"API Error: Request rejected (429)\"");
     sandbox.on_machine("dispatch-monitor", &["x"]).run().shows(str![[r#"
 exit 0
-#ID x failed (1/2, AGE): "rate limit: API Error: Request rejected (429)" → tell the user and ask; BIN/dispatch-spawn x --resume tries again, --model NAME with another
+#ID x failed (1/2, AGE): rate limit: "API Error: Request rejected (429)" → tell the user and ask; BIN/dispatch-spawn x --resume tries again, --model NAME with another
 "#]]);
     assert_eq!(names(&sandbox.task("x", "attempts")).len(), 9);
 }
@@ -157,7 +157,7 @@ fn parked_task_is_news_once_and_keeps_the_monitor_waiting() {
     spawn(&sandbox).run().ok();
     wait_until_parked(&sandbox, 1);
     let said = sandbox.on_machine("dispatch-monitor", &["x"]).run().ok();
-    assert!(said.contains("x parked (1/2): \"rate limit, until "), "{said}");
+    assert!(said.contains("x parked (1/2): rate limit, until "), "{said}");
     let mut monitor = sandbox.on_machine("dispatch-monitor", &["x"]).start();
     monitor.until_it_watches();
     assert!(!monitor.has_ended());

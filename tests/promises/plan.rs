@@ -256,8 +256,8 @@ running, idle, AGE
 full: nothing holds it
 3. [ ] Send
 1. [ ] Read
-1.1. [ ] Write the tests
-1.2. [ ] Ask
+1.1. [ ] "Write the tests"
+1.2. [ ] "Ask"
 2. [ ] Write the report
 attempt 1: running, log STATE/x/attempts/1/log
 "#]]);
@@ -324,7 +324,7 @@ fn resume_puts_lost_items_back() {
     let sandbox = ended_with_a_lost_item();
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x incomplete (2/2, AGE): "the plan lost item 2: Write 'it'" → tell the user what is left and ask; BIN/dispatch-spawn x --resume does the rest, --resume --skip 'Write '\''it'\''' continues without what the plan lost
+#ID x incomplete (2/2, AGE): the plan lost item 2: Write 'it' → tell the user what is left and ask; BIN/dispatch-spawn x --resume does the rest, --resume --skip 'Write '\''it'\''' continues without what the plan lost
 "#]]);
     sandbox.ok("dispatch-spawn", &["x", "--resume", "--model", "idle"]);
     assert_eq!(

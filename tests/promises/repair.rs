@@ -42,7 +42,7 @@ fn repairs_are_reported_in_one_line_once() {
     status(&sandbox).shows(str![[r#"
 exit 0
 repaired: blocked marked blocked; gone marked lost; one and 2 more restarted; 1 temporary file removed
-blocked blocked 0/2 AGE idle — item 1: which? → dispatch-spawn blocked --resume
+blocked blocked 0/2 AGE idle — item 1: "which?" → dispatch-spawn blocked --resume
 gone lost 0/2 AGE idle — the worker disappeared → dispatch-spawn gone --resume
 one running 0/2 1h idle — item 1: First
 three running 0/2 1h idle — item 1: First
@@ -67,7 +67,7 @@ fn first_brief_reports_adopted_tasks() {
     brief().shows(str![[r#"
 exit 0
 default: idle; models: idle
-#ID gone lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn gone --resume tries again
+#ID gone lost (0/2, AGE): the worker disappeared → tell the user and ask; BIN/dispatch-spawn gone --resume tries again
 repaired: gone marked lost; gone and 2 more adopted
 x running 0/2 AGE idle — item 1: First
 y running 0/2 AGE idle — item 1: First
@@ -93,7 +93,7 @@ fn log_tells_how_unseen_worker_ended() {
     status(&sandbox).shows(str![[r#"
 exit 0
 repaired: complete marked done; cut marked lost; left marked incomplete; refused marked failed
-refused failed 0/2 AGE claude — not logged in: Not logged in… → dispatch-spawn refused --resume
+refused failed 0/2 AGE claude — not logged in: "Not logged i… → dispatch-spawn refused --resume
 cut lost 0/2 AGE claude — the worker disappeared → dispatch-spawn cut --resume
 left incomplete 0/2 AGE claude $0.25 — ended before item 1: First → dispatch-spawn left --resume
 complete done 2/2 AGE claude $0.25 — finish marker missing
@@ -116,7 +116,7 @@ fn unseen_rate_limit_parks_task() {
     status(&sandbox).shows(str![[r#"
 exit 0
 repaired: x marked parked; x restarted
-x parked 0/2 AGE claude — rate limit, until TIME: You've hit your session limit
+x parked 0/2 AGE claude — rate limit, until TIME: "You've hit your session limit"
 "#]]);
     assert_nothing_left_to_repair(&sandbox);
     assert!(runs(sandbox.supervisor_of("x")), "the task waits");

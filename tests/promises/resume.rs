@@ -29,7 +29,7 @@ fn ready() -> Sandbox {
 fn failed() -> Sandbox {
     let sandbox = ready();
     sandbox.ok("dispatch-spawn", &["x", "--model", "fails"]);
-    sandbox.wait_for_state("x", "failed: item 2: no compiler");
+    sandbox.wait_for_state("x", "failed: item 2: \"no compiler\"");
     sandbox
 }
 
@@ -104,7 +104,7 @@ exit 65
 !   it has 3, counted from 1
 "#]]);
     assert_eq!(sandbox.read("x", "plan.md"), before);
-    assert_eq!(sandbox.state("x"), "failed: item 2: no compiler");
+    assert_eq!(sandbox.state("x"), "failed: item 2: \"no compiler\"");
     sandbox.run("dispatch-spawn", &["y", "--skip", "1"]).shows(str![[r#"
 exit 64
 ! dispatch-spawn: the following required arguments were not provided: --resume
@@ -145,7 +145,7 @@ fn resume_with_an_unknown_worker_changes_nothing() {
     let ran = sandbox.run("dispatch-spawn", &["x", "--resume", "--model", "nobody"]);
     assert_eq!(ran.code, Some(65), "{ran:?}");
     assert_eq!(sandbox.read("x", "record.yaml"), before);
-    assert_eq!(sandbox.state("x"), "failed: item 2: no compiler");
+    assert_eq!(sandbox.state("x"), "failed: item 2: \"no compiler\"");
 }
 
 /// A Claude Code that names its session, and resumes it unless the session is `forgotten`. Keeps
@@ -386,7 +386,7 @@ fn resumed_worker_gets_everything_of_the_last_attempt() {
     fs::write(sandbox.task("x", "context.md"), "The second one is in b.rs.\n").expect("written");
     fs::write(sandbox.task("x", "ipc/.done"), "Too early.\n").expect("written");
     kill_and_wait(sandbox.worker_of("x", 1));
-    sandbox.wait_for_state("x", "blocked: item 2: Still unclear.");
+    sandbox.wait_for_state("x", "blocked: item 2: \"Still unclear.\"");
 
     sandbox.script("works", "printf '%s' \"$1\" >got; exec sleep 1000\n");
     sandbox.run("dispatch-monitor", &["--answer", "x", "The second one."]).shows(str![[r#"

@@ -273,7 +273,8 @@ fn start_with_failing_bwrap(world: &World, failures: u32) {
 
 #[test]
 fn sandbox_that_fails_before_its_program_is_started_again() {
-    for (failures, state) in [(2, "done"), (9, "failed: its sandbox cannot start: bwrap: Gone")] {
+    for (failures, state) in [(2, "done"), (9, "failed: its sandbox cannot start: \"bwrap: Gone\"")]
+    {
         let script =
             format!("{ACTS}{}", NEEDED.replace("act 'ask and hear", "# act 'ask and hear"));
         let Some(world) = World::new("write", &script) else { return };
@@ -286,7 +287,7 @@ fn sandbox_that_fails_before_its_program_is_started_again() {
 #[test]
 fn worker_that_ran_is_not_started_again() {
     for (failures, end, state) in [
-        (1, "echo Ended; exit 3", "failed: exit code 3: Ended"),
+        (1, "echo Ended; exit 3", "failed: exit code 3: \"Ended\""),
         (0, "echo 'bwrap: no' >&2", "incomplete"),
     ] {
         let Some(world) = World::new("write", &format!("echo x >>count\n{end}")) else { return };

@@ -48,10 +48,10 @@ fn tasks_in_all_states() -> Sandbox {
     sandbox.workers(&[("ends", &ends())]);
     let end = [
         ("asks", "asking"),
-        ("blocks", "blocked: item 2: no key"),
-        ("fails", "failed: exit code 7: no such file: a → run: rm"),
+        ("blocks", "blocked: item 2: \"no key\""),
+        ("fails", "failed: exit code 7: \"no such file: a > run: rm\""),
         ("finishes", "done"),
-        ("marked", "failed: item 1: it does not compile"),
+        ("marked", "failed: item 1: \"it does not compile\""),
         ("stops", "incomplete"),
         ("works", "running"),
     ];
@@ -77,9 +77,9 @@ fn status_lists_most_urgent_task_first_with_its_command() {
         &sandbox.redactions().apply(&status),
         str![[r#"
 asks asking 0/2 AGE ends — 001: "Which database shall I… → dispatch-monitor --answer asks/001 -
-blocks blocked 0/2 AGE ends — item 2: no key → dispatch-spawn blocks --resume
-fails failed 0/2 AGE ends — exit code 7: no such file: a > run… → dispatch-spawn fails --resume
-marked failed 0/2 AGE ends — item 1: it does not compile → dispatch-spawn marked --resume
+blocks blocked 0/2 AGE ends — item 2: "no key" → dispatch-spawn blocks --resume
+fails failed 0/2 AGE ends — exit code 7: "no such file: a > ru… → dispatch-spawn fails --resume
+marked failed 0/2 AGE ends — item 1: "it does not compile" → dispatch-spawn marked --resume
 stops incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn stops --resume
 works running 1/2 AGE ends — item 2: Second
 later queued 0/2 AGE ends — after works
@@ -226,14 +226,14 @@ fn worker_text_cannot_control_terminal() {
     sandbox.write("x", "plan.md", plan);
     sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
 exit 0
-x running 0/2 1h idle — item 0.1: First one
+x running 0/2 1h idle — item 0.1: "First one"
 "#]]);
     sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
 exit 0
 x — Title
 running, idle, 1h
 write: idle's own rules
-0.1. [ ] First	one
+0.1. [ ] "First one"
       "a note"
 2. [ ] Second
 lost: item 1: First; --resume puts back what is lost, or dispatch-spawn x --resume --skip 'First'
@@ -258,10 +258,10 @@ checkout-tax   asking      ━━━───────  1/3   2h  sonnet
     001: Which rounding shall the tax use: per line, or once per invoice? The o…
     → dispatch-monitor --answer checkout-tax/001 -
 payment-retry  blocked     ━━━───────  1/3  12m  opus         $0.18
-    item 2: Retry with Stripe or Adyen? Both keys are there.
+    item 2: "Retry with Stripe or Adyen? Both keys are there."
     → dispatch-spawn payment-retry --resume
 parser-tests   failed      ──────────  0/2   0s  sonnet
-    not logged in: Failed to authenticate. API Error: 403
+    not logged in: "Failed to authenticate. API Error: 403"
     → claude auth login
 import-csv     incomplete  ──────────  0/2   1m  gpt-6-codex
     ended before item 1: Read the rows
@@ -275,7 +275,7 @@ search-docs    queued      ──────────  0/1   3h  sonnet
 old-images     stopped     ──────────  0/1  48m  gpt-6-codex
     item 1: Find those that nobody uses
 manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42
-    Three pages describe the new checkout; all links work.
+    "Three pages describe the new checkout; all links work."
 ended with 0
 the terminal is as it was
 
@@ -305,9 +305,9 @@ the terminal is as it was
         str![[r#"
 checkout-tax   asking      ━━━───────  1/3   2h  sonnet              001: Which rounding shall the tax use: per line, or once per…
     → dispatch-monitor --answer checkout-tax/001 -
-payment-retry  blocked     ━━━───────  1/3  12m  opus         $0.18  item 2: Retry with Stripe or Adyen? Both keys are there.
+payment-retry  blocked     ━━━───────  1/3  12m  opus         $0.18  item 2: "Retry with Stripe or Adyen? Both keys are there."
     → dispatch-spawn payment-retry --resume
-parser-tests   failed      ──────────  0/2   0s  sonnet              not logged in: Failed to authenticate. API Error: 403
+parser-tests   failed      ──────────  0/2   0s  sonnet              not logged in: "Failed to authenticate. API Error: 403"
     → claude auth login
 import-csv     incomplete  ──────────  0/2   1m  gpt-6-codex         ended before item 1: Read the rows
     → dispatch-spawn import-csv --resume
@@ -315,7 +315,7 @@ flaky-login    running     ━━━━━━────  2/3   1h  gpt-6-codex
 search-index   running     ━━━━──────  2/5   3h  opus                item 3: Add an index
 search-docs    queued      ──────────  0/1   3h  sonnet              after search-index
 old-images     stopped     ──────────  0/1  48m  gpt-6-codex         item 1: Find those that nobody uses
-manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42  Three pages describe the new checkout; all links work.
+manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42  "Three pages describe the new checkout; all links work."
 in total 110.0k tokens in, 4.9k out, $0.60
 ended with 0
 the terminal is as it was

@@ -121,7 +121,7 @@ fn clean_exit_with_items_left_is_incomplete() {
     sandbox.ok("dispatch-spawn", &["x", "--model", "quits"]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x incomplete (0/2, AGE); next is item 1: "First" → tell the user what is left and ask; BIN/dispatch-spawn x --resume does the rest
+#ID x incomplete (0/2, AGE); next is item 1: First → tell the user what is left and ask; BIN/dispatch-spawn x --resume does the rest
 "#]]);
     assert_eq!(sandbox.state("x"), "incomplete");
     same(
@@ -144,7 +144,7 @@ fn exit_code_is_reported_with_the_last_log_line() {
     sandbox.ok("dispatch-spawn", &["x", "--model", "fails"]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "exit code 7: no such file: 'a'" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x failed (0/2, AGE): exit code 7: "no such file: 'a'" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
     same(
         &sandbox.redactions().apply(&without_milliseconds(&sandbox, 1)),
@@ -165,7 +165,7 @@ no such file: "a"
     sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
 exit 0
 x — Title
-failed (exit code 7: no such file: "a"), fails, AGE
+failed (exit code 7: "no such file: 'a'"), fails, AGE
 next: dispatch-spawn x --resume
 full: nothing holds it
 1. [ ] First
@@ -182,14 +182,14 @@ fn worker_ended_by_a_signal_has_failed() {
     sandbox.ok("dispatch-spawn", &["x", "--model", "crashes"]);
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x failed (0/2, AGE): "ended by signal 11" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x failed (0/2, AGE): ended by signal 11 → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 
     sandbox.dispatch("y", "idle");
     signal(sandbox.worker_of("y", 1), Signal::SIGKILL);
     sandbox.run("dispatch-monitor", &["y"]).shows(str![[r#"
 exit 0
-#ID y failed (0/2, AGE): "ended by signal 9" → tell the user and ask; BIN/dispatch-spawn y --resume tries again
+#ID y failed (0/2, AGE): ended by signal 9 → tell the user and ask; BIN/dispatch-spawn y --resume tries again
 "#]]);
 }
 
@@ -212,7 +212,7 @@ x running 0/2 AGE idle — item 1: First
     wait_until("the end to be recorded", || exit.exists().then_some(()));
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): the worker disappeared → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 }
 
@@ -238,7 +238,7 @@ fn worker_with_an_unrecorded_end_is_lost() {
     assert!(!sandbox.task("x", "attempts/1/exit").exists());
     sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
 exit 0
-#ID x lost (0/2, AGE): "the worker disappeared" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x lost (0/2, AGE): the worker disappeared → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
 }
 

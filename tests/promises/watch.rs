@@ -125,7 +125,7 @@ const KEYS: &str = "a answer   l log   s stop   ↑↓ select   q quit";
 fn watch_shows_all_tasks_in_window_of_any_size() {
     let sandbox = project_with_all_states();
     let Some(window) = Window::open(&sandbox, (80, 30), &watch()) else { return };
-    let screen = window.shows(&["all links work.\n", KEYS]);
+    let screen = window.shows(&["all links work.\"\n", KEYS]);
     same(
         &screen,
         str![[r#"
@@ -138,9 +138,9 @@ project  1 asking · 1 blocked · 1 failed · 1 incomplete · 2 running …     
 › checkout-tax   asking      ━━━───────  1/3   2h  sonnet
     item 2: Round it in one place
   payment-retry  blocked     ━━━───────  1/3  12m  opus         $0.18
-    item 2: Retry with Stripe or Adyen? Both keys are there.
+    item 2: "Retry with Stripe or Adyen? Both keys are there."
   parser-tests   failed      ──────────  0/2   0s  sonnet
-    not logged in: Failed to authenticate. API Error: 403
+    not logged in: "Failed to authenticate. API Error: 403"
   import-csv     incomplete  ──────────  0/2   1m  gpt-6-codex
     ended before item 1: Read the rows
   flaky-login    running     ━━━━━━────  2/3   1h  gpt-6-codex
@@ -152,7 +152,7 @@ project  1 asking · 1 blocked · 1 failed · 1 incomplete · 2 running …     
   old-images     stopped     ──────────  0/1  48m  gpt-6-codex
     item 1: Find those that nobody uses
   manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42
-    Three pages describe the new checkout; all links work.
+    "Three pages describe the new checkout; all links work."
 
 
 
@@ -163,7 +163,7 @@ a answer   l log   s stop   ↑↓ select   q quit
 "#]],
     );
     window.resize(140, 20);
-    let screen = window.shows(&["$0.42  Three pages", KEYS]);
+    let screen = window.shows(&["$0.42  \"Three pages", KEYS]);
     same(
         &screen,
         str![[r#"
@@ -174,14 +174,14 @@ project  1 asking · 1 blocked · 1 failed · 1 incomplete · 2 running · 1 que
   by a cent.
 
 › checkout-tax   asking      ━━━───────  1/3   2h  sonnet              item 2: Round it in one place
-  payment-retry  blocked     ━━━───────  1/3  12m  opus         $0.18  item 2: Retry with Stripe or Adyen? Both keys are there.
-  parser-tests   failed      ──────────  0/2   0s  sonnet              not logged in: Failed to authenticate. API Error: 403
+  payment-retry  blocked     ━━━───────  1/3  12m  opus         $0.18  item 2: "Retry with Stripe or Adyen? Both keys are there."
+  parser-tests   failed      ──────────  0/2   0s  sonnet              not logged in: "Failed to authenticate. API Error: 403"
   import-csv     incomplete  ──────────  0/2   1m  gpt-6-codex         ended before item 1: Read the rows
   flaky-login    running     ━━━━━━────  2/3   1h  gpt-6-codex         item 3: Fix it
   search-index   running     ━━━━──────  2/5   3h  opus                item 3: Add an index
   search-docs    queued      ──────────  0/1   3h  sonnet              after search-index
   old-images     stopped     ──────────  0/1  48m  gpt-6-codex         item 1: Find those that nobody uses
-  manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42  Three pages describe the new checkout; all links work.
+  manual         done        ━━━━━━━━━━  2/2  37m  sonnet       $0.42  "Three pages describe the new checkout; all links work."
 
 
 
@@ -206,7 +206,7 @@ project  1 asking · 1 blocked …    $0.60
 › checkout-tax  asking      1/3   2h
     item 2: Round it in one place
   payment-ret…  blocked     1/3  12m
-    item 2: Retry with Stripe or Adyen?…
+    item 2: "Retry with Stripe or Adyen…
   1–2 of 9
 
 

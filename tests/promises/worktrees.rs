@@ -485,7 +485,7 @@ fn deleted_worktree_begins_at_its_last_commit() {
     fs::remove_dir_all(&path).expect("removed");
     sandbox.script("works", "pwd; git branch --show-current; ls; exit 7\n");
     sandbox.ok("dispatch-spawn", &["x", "--resume"]);
-    sandbox.wait_for_state("x", "failed: exit code 7: committed");
+    sandbox.wait_for_state("x", "failed: exit code 7: \"committed\"");
     let log = sandbox.read("x", "attempts/2/log");
     same(
         &sandbox.redactions().apply(&log),

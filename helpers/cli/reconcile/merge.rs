@@ -79,7 +79,8 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
         }
     }
     if args.pr {
-        let title = view.plan.title().unwrap_or(id.as_str());
+        let person = view.person_plan();
+        let title = person.title().unwrap_or(id.as_str());
         let body = view.summary.as_deref().unwrap_or_default();
         say(format!("git push origin {tip}:refs/heads/{branch}"));
         say(format!(

@@ -11,7 +11,7 @@ use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Remedy, events};
 use crate::process::calling_host;
 use crate::task::{Answer, ExitRecord, State, Task, View, output};
-use crate::text::{quoted, sanitize, short_duration};
+use crate::text::{one_line, quoted, sanitize, short_duration};
 use crate::worker::sandbox;
 
 /// How many lines of the worker's output are shown.
@@ -47,7 +47,8 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     let say = |line: String| say(sanitize(&line));
     let (record, state, because) = (&view.record, view.state, view.because());
     let because = if because.is_empty() { String::new() } else { format!(" ({because})") };
-    say(format!("{} — {}", task.id(), view.plan.title().unwrap_or("no title")));
+    let person = view.person_plan();
+    say(format!("{} — {}", task.id(), person.title().unwrap_or("no title")));
     say(format!("{state}{because}, {}, {}", record.name, short_duration(view.age())));
     if let Some(remedy) = Remedy::for_task(&view) {
         say(format!("next: {}", remedy.command(task.id().as_str())));
@@ -67,9 +68,11 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     }
     let collisions = files::read(&task.collisions_path())?.unwrap_or_default();
     collisions.lines().for_each(|line| say(format!("conflicts with {line}")));
+    let words = person.words();
     for item in view.plan.items() {
-        say(format!("{}. {} {}", item.number, item.marker, item.text));
-        item.notes.iter().for_each(|note| say(format!("      {}", quoted(note))));
+        let (text, notes) = words.attributed(item);
+        say(format!("{}. {} {text}", item.number, item.marker));
+        notes.iter().for_each(|note| say(format!("      {note}")));
     }
     for doubt in view.plan.doubts() {
         say(format!("{doubt}: {}", quoted(&doubt.text)));
@@ -78,24 +81,26 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         let (id, skip) = (task.id(), view.plan.skip_lost());
         say(format!(
             "lost: {}; --resume puts back what is lost, or dispatch-spawn {id} --resume{skip}",
-            view.plan.lost_words()
+            view.plan.lost_words(Some(&person))
         ));
     }
     let (ipc, answers) = (task.side().ipc(), task.answers()?);
     for question in ipc.questions().unwrap_or_default() {
         let name = &question.name;
         let recorded = answers.iter().find(|(other, _)| other == name).map(|(_, it)| it.clone());
-        let (asked, answer) = match recorded {
-            Some(Answer { question, answer }) => (whole(question), whole(answer)),
+        let (asked, answer) = match &recorded {
+            Some(Answer { question, .. }) => (whole(question.clone()), None),
             None => (ipc.question(name).ok().flatten(), ipc.answer(name).ok().flatten()),
         };
         for (what, found) in [("question", asked), ("answer", answer)] {
             let Some(found) = found else { continue };
             say(format!("{what} {name}{}: {}", found.remark(), quoted(&found.text)));
         }
+        // An answer that is not recorded may be the worker's own words.
+        recorded.iter().for_each(|it| say(format!("answer {name}: {}", one_line(&it.answer))));
     }
     for (_, note) in task.notes()? {
-        say(format!("note: {}", quoted(&note)));
+        say(format!("note: {}", one_line(&note)));
     }
     for (_, message) in task.side().tells().unwrap_or_default() {
         say(format!("said: {}", quoted(&message)));

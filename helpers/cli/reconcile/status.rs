@@ -186,12 +186,11 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
 
 /// The open question, the current item, the summary, or the reason for the state.
 fn detail(view: &View) -> String {
-    match (view.state, view.questions.first(), &view.summary) {
+    match (view.state, view.questions.first()) {
         _ if view.reason != Reason::None => view.detail(),
-        (State::Asking | State::Blocked, Some((question, text)), _) => {
+        (State::Asking | State::Blocked, Some((question, text))) => {
             format!("{}{}: {}", question.name, text.remark(), quoted(&text.text))
         }
-        (State::Done, _, Some(summary)) if !summary.is_empty() => quoted(summary),
         _ => view.detail(),
     }
 }
