@@ -165,7 +165,7 @@ impl Backend {
 }
 
 /// How a worker CLI gets its prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum PromptVia {
     /// On standard input.
@@ -174,6 +174,16 @@ pub enum PromptVia {
     Arg,
     /// As a file, which the last argument tells it to read.
     File,
+}
+
+impl fmt::Display for PromptVia {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stdin => "stdin",
+            Self::Arg => "arg",
+            Self::File => "file",
+        })
+    }
 }
 
 /// A task's own checkout, which is a repository of its own.

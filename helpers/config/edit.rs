@@ -18,6 +18,7 @@ use crate::config::read::is_null;
 use crate::config::spans::NodeKind;
 use crate::config::splice::{Document, PLAIN, Splice, nested, normal, pair, read};
 use crate::dirs;
+use crate::domain::PromptVia;
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::{self, Lock};
@@ -86,9 +87,10 @@ impl Edit {
     }
 
     /// Adds a backend; a known CLI needs no command.
-    pub fn add_backend(name: &str, command: Option<&str>) -> Self {
-        let command = command.map(|command| ("command", command.into()));
-        Self::add("backends", name, command.as_slice())
+    pub fn add_backend(name: &str, command: Option<(&str, PromptVia)>) -> Self {
+        let fields = command
+            .map(|(command, prompt)| [("command", command.into()), ("prompt", prompt.to_string())]);
+        Self::add("backends", name, fields.as_ref().map_or(&[], |fields| &fields[..]))
     }
 
     /// Sets one key of an entry.

@@ -11,7 +11,8 @@ pub(super) fn set(id: &str, backend: &str) -> Edit {
 }
 
 pub(super) fn backend(name: &str, command: Option<&str>) -> Edit {
-    Edit::add_backend(name, command)
+    let command = command.map(|command| ("command", command.into()));
+    Edit::add("backends", name, command.as_slice())
 }
 
 pub(super) fn alias(name: &str, model: &str, prompt: Option<&str>) -> Edit {

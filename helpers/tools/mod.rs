@@ -156,6 +156,11 @@ fn by_backend(name: &str, settings: &Backend) -> Option<&'static WorkerCli> {
     settings.command.as_deref().map_or_else(|| by_name(name), by_command)
 }
 
+/// True if dispatch knows the CLI that a backend starts.
+pub fn is_known_command(name: &str, settings: &Backend) -> bool {
+    by_backend(name, settings).is_some()
+}
+
 /// The command line that starts a backend's worker.
 ///
 /// # Errors

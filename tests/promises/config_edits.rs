@@ -226,6 +226,7 @@ backend gemini added
         str![[r#"
 +  mine:
 +    command: "mine -p \"$(pwd)\" # it's"
++    prompt: stdin
 backend mine added
 
 "#]],

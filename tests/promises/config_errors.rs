@@ -72,6 +72,7 @@ exit 0
 !   HOME/.dispatch/config.yaml, line 9, column 1: patiense: 5
 !        ^ did you mean 'patience'?
 HOME/.dispatch/config.yaml is valid
+prompts are arguments, which every user here can read (ps): idle, works (prompt: stdin hides them)
 "#]]);
     sandbox.run("dispatch-config", &["brief"]).shows(str![[r#"
 exit 0

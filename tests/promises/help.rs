@@ -761,6 +761,16 @@ Options:
       --command <COMMAND>
           The shell command that starts it [default: the known CLI of that name]
 
+      --prompt <PROMPT>
+          How it gets its prompt; as an argument, every user of the machine can read it
+
+          Possible values:
+          - stdin: On standard input
+          - arg:   As the last argument
+          - file:  As a file, which the last argument tells it to read
+
+          [default: stdin]
+
   -C <DIR>
           Work in this directory [default: the current one]
 

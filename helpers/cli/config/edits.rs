@@ -6,7 +6,7 @@ use clap::Subcommand;
 use crate::cli::{done, say};
 use crate::config::edit::{self, Edit};
 use crate::config::{Choice, Config, choose, setup};
-use crate::domain::Access;
+use crate::domain::{Access, PromptVia};
 use crate::error::{Exit, Refusal};
 use crate::tools::is_known;
 
@@ -75,6 +75,9 @@ pub(super) enum EditCommand {
         /// The shell command that starts it [default: the known CLI of that name]
         #[arg(long, allow_hyphen_values = true)]
         command: Option<String>,
+        /// How it gets its prompt; as an argument, every user of the machine can read it
+        #[arg(long, value_enum, default_value = "stdin", requires = "command")]
+        prompt: PromptVia,
     },
     /// Set the access of a backend's workers
     ///
@@ -172,14 +175,14 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             refuse_used(&config, &id)?;
             (vec![Edit::remove("models", &id)], format!("{id} removed"))
         }
-        EditCommand::AddBackend { name, command } => {
+        EditCommand::AddBackend { name, command, prompt } => {
             if command.is_none() && !is_known(&name) {
                 return Err(Refusal::new(Exit::Usage, format!("'{name}' is not a known CLI"))
                     .next(format!("give its command: add-backend {name} --command '...'"))
                     .into());
             }
-            let edit = Edit::add_backend(&name, command.as_deref());
-            (vec![edit], format!("backend {name} added"))
+            let command = command.as_deref().map(|command| (command, prompt));
+            (vec![Edit::add_backend(&name, command)], format!("backend {name} added"))
         }
         EditCommand::SetAccess { backend, access } => {
             let mut edits = backend_if_missing(&config, &backend)?;

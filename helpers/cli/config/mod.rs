@@ -6,7 +6,7 @@ mod edits;
 mod setup;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -16,8 +16,10 @@ use crate::cli::{ask, complain, done, project, run, say, text};
 use crate::config::check::Severity;
 use crate::config::{self, Config, choose};
 use crate::dirs;
+use crate::domain::{Backend, PromptVia};
 use crate::error::{Exit, Refusal};
 use crate::files;
+use crate::tools::is_known_command;
 
 /// Find worker CLIs and models, and edit the config
 ///
@@ -213,11 +215,29 @@ fn check() -> Result<Exit> {
     if errors == 0 {
         say(format!("{} is valid", path.display()));
         crate::tools::holders().into_iter().for_each(say);
+        shown_by_ps(&text, &path)?.iter().for_each(say);
         return Ok(Exit::Ok);
     }
     let plural = if errors == 1 { "" } else { "s" };
     let what = format!("{errors} problem{plural} in {}", path.display());
     Err(Refusal::new(Exit::Data, what).into())
+}
+
+/// A line about the backends whose prompts are arguments; `None` if there are none.
+fn shown_by_ps(text: &str, path: &Path) -> Result<Option<String>> {
+    let config = Config::parse(text, path)?;
+    let is_argument = |(name, backend): &(&String, &Backend)| {
+        matches!(backend.prompt, None | Some(PromptVia::Arg)) && !is_known_command(name, backend)
+    };
+    let names = config.backends.iter().filter(is_argument).map(|(name, _)| name.as_str());
+    let names: Vec<_> = names.collect();
+    let line = || {
+        let names = names.join(", ");
+        format!(
+            "prompts are arguments, which every user here can read (ps): {names} (prompt: stdin hides them)"
+        )
+    };
+    Ok((!names.is_empty()).then(line))
 }
 
 fn resolve(name: Option<&str>, request: Option<&str>, json: bool) -> Result<Exit> {
