@@ -1,4 +1,7 @@
 //! Random kills of hosts, supervisors and workers lose no work, and every reported state is true.
+//!
+//! `CHAOS_KILLS=10000 cargo test --test promises chaos` kills that many, 200 in each world; `CHAOS_SEED`
+//! repeats a world.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,11 +12,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::support::made::Random;
 use crate::support::process::{all_of, marked};
 use crate::support::{DEADLINE, Running, Sandbox, binary, wait_until};
 
 const TASKS: usize = 50;
-const KILLS: usize = 200;
+/// The most kills in one world, whose tasks come to an end.
+const KILLS: u64 = 200;
 
 /// The time for the processes of an ended worker to end, in milliseconds.
 const GRACE: (&str, &str) = ("DISPATCH_GRACE_MS", "300");
@@ -33,18 +38,6 @@ for n in 1 2 3; do
 done
 HELPER finish 'All of it.' && echo finished >>"$truth"
 "#;
-
-/// A xorshift64 generator.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
-}
 
 struct World {
     sandbox: Sandbox,
@@ -163,17 +156,26 @@ impl World {
 
 #[test]
 fn random_kills_lose_no_work() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let seed = match std::env::var("CHAOS_SEED").ok().and_then(|seed| seed.parse().ok()) {
-        Some(seed) => seed,
-        None => since_epoch.expect("after 1970").as_nanos() as u64 | 1,
-    };
-    println!("CHAOS_SEED={seed}");
+    let now = since_epoch.expect("after 1970").as_nanos() as u64;
+    let mut seed = number("CHAOS_SEED").unwrap_or(now | 1);
+    let mut rest = number("CHAOS_KILLS").unwrap_or(KILLS);
+    while rest > 0 {
+        println!("CHAOS_SEED={seed}");
+        play(seed, rest.min(KILLS));
+        rest = rest.saturating_sub(KILLS);
+        seed = seed.wrapping_add(2);
+    }
+}
+
+/// Plays one world with that many kills.
+fn play(seed: u64, kills: u64) {
     let mut world = World::new(seed);
     let mut hosts: Vec<Running> = (0..4).map(|_| world.host()).collect();
     let mut killed = 0;
     let begin = Instant::now();
-    while killed < KILLS && begin.elapsed() < 6 * DEADLINE {
+    while killed < kills && begin.elapsed() < 6 * DEADLINE {
         // Kills have to come at random moments.
         std::thread::sleep(Duration::from_millis(world.random.below(30) as u64));
         match world.random.below(12) {
@@ -186,7 +188,7 @@ fn random_kills_lose_no_work() {
                 let kind = if kind < 6 { "supervisor" } else { "worker" };
                 if let Some(pid) = world.victim(kind) {
                     let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
-                    killed += usize::from(kill(pid, Signal::SIGKILL).is_ok());
+                    killed += u64::from(kill(pid, Signal::SIGKILL).is_ok());
                 }
             }
         }
@@ -194,7 +196,7 @@ fn random_kills_lose_no_work() {
             world.resume(&world.states());
         }
     }
-    assert_eq!(killed, KILLS, "too few processes could be killed");
+    assert_eq!(killed, kills, "too few processes could be killed");
 
     // A task is reported as running if and only if a process of it runs.
     for id in world.ids.clone() {
