@@ -177,20 +177,23 @@ fn fit(mut lines: impl Iterator<Item = String>, bytes: usize) -> (String, usize)
     (text, left_out)
 }
 
-/// Asks the person at this terminal.
+/// The command lines of this process's callers. A test may itself be called by a CLI.
+fn callers() -> Vec<Vec<String>> {
+    if fault::fails("callers") { Vec::new() } else { process::callers() }
+}
+
+/// Asks the person at this terminal; `next` says what else helps.
 ///
 /// # Errors
 /// [`Exit::Usage`] without a terminal, or if a known CLI is among the callers: a pseudo-terminal is
 /// no person.
-fn agree(question: &str) -> Result<bool> {
-    // A test may itself be called by such a CLI.
-    let callers = if fault::fails("callers") { Vec::new() } else { process::callers() };
-    let cli = callers.into_iter().find_map(|call| tools::called_by(&call));
+fn agree(question: &str, next: &str) -> Result<bool> {
+    let cli = callers().into_iter().find_map(|call| tools::called_by(&call));
     if cli.is_some() || !io::stdin().is_terminal() {
         let why = cli.map_or("there is no terminal".into(), |cli| format!("{cli} called this"));
         return Err(Refusal::new(Exit::Usage, "only a person may do this")
             .place(why)
-            .next("call it in a terminal of your own")
+            .next(format!("call it in a terminal of your own{next}"))
             .into());
     }
     Ok(matches!(ask(&format!("{question} [y/N] "))?.as_str(), "y" | "Y" | "yes"))

@@ -34,7 +34,17 @@ pub fn stop(task: &Task) -> Result<String> {
     if record.route == Route::Agent {
         return stop_agent(&view);
     }
-    let supervisor = Lock::last_holder(&task.run_lock_path())?;
+    let run_lock = task.run_lock_path();
+    let is_far = |it: &Identity| it.life() == Life::Unknown;
+    // Where the process cannot be seen, the lock tells whether it lives.
+    let lives = |it: &Identity| !is_far(it) || Lock::is_held(&run_lock).unwrap_or(true);
+    let supervisor = Lock::last_holder(&run_lock)?.filter(lives);
+    if let Some(far) = supervisor.as_ref().filter(|it| is_far(it)) {
+        return Err(Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is out of reach"))
+            .place(format!("it runs in another container, or on another machine ({})", far.machine))
+            .next(format!("call there: dispatch-reconcile stop {id}"))
+            .into());
+    }
     let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
     // Judge the supervisor before the record tells it to stop: one that only waits ends at once.
     let mut how = match alive() {

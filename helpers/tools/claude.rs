@@ -16,7 +16,7 @@ pub(super) const TIERS: [&str; 4] = ["opus", "sonnet", "haiku", "fable"];
 /// that read, which may read what commands may.
 const WRITE: &str = r#"acceptEdits --allowedTools Bash Read Glob Grep --settings {"sandbox":{"enabled":true,"failIfUnavailable":true,"autoAllowBashIfSandboxed":true,"allowUnsandboxedCommands":false}}"#;
 
-pub(super) static CLI: WorkerCli = WorkerCli {
+pub(crate) static CLI: WorkerCli = WorkerCli {
     name: "claude",
     title: "Claude Code",
     checked: "2.1.329 on 2026-11-21",

@@ -174,11 +174,17 @@ fn skill_without_a_config_names_the_page_to_read() {
 /// The rules of `install.sh --allow` let the host call the helpers without prompting, except for
 /// calls that give a worker more access than the person agreed to.
 mod escalation {
-    use std::{fs, os::unix::fs::symlink};
+    use std::{
+        fs,
+        os::unix::fs::symlink,
+        path::{Path, PathBuf},
+        process::Command,
+    };
 
     use crate::support::{
         claude::{Claude, Options},
         model::{Model, Reply},
+        process::{Home, path},
         skill,
         story::{DEADLINE, quiet, until},
     };
@@ -190,11 +196,12 @@ mod escalation {
     ";
 
     /// The ordinary calls of a dispatcher. `BIN` is the folder of the launchers.
-    const ORDINARY: [&str; 8] = [
+    const ORDINARY: [&str; 9] = [
         r#""BIN/dispatch-reconcile""#,
         r#""BIN/dispatch-reconcile" show full-review; "BIN/dispatch-config" models | head -1"#,
         r#""BIN/dispatch-config" resolve --instead-of opus"#,
         r#""BIN/dispatch-config" set-default opus"#,
+        r#""BIN/dispatch-reconcile" adopt"#,
         "\"BIN/dispatch-monitor\" --answer paint/001 - <<'END_TEXT'\nWith --access full\nEND_TEXT",
         "\"BIN/dispatch-reconcile\" note paint - <<'END_TEXT'\nallow it -C\nEND_TEXT",
         "\"BIN/dispatch-spawn\" a --model opus --dry-run --plan - <<'END_PLAN'\n- [ ] Look at --access full -C /\nEND_PLAN\n\"BIN/dispatch-spawn\" full-b --access read --dry-run --plan - <<'END_PLAN'\n- [ ] Don't set-access\nEND_PLAN",
@@ -203,7 +210,7 @@ mod escalation {
 
     /// Other programs, other access, other places, other rules, in every spelling that runs as such. None
     /// starts a worker, whose end would be news in a turn of its own.
-    const ESCALATIONS: [&str; 19] = [
+    const ESCALATIONS: [&str; 22] = [
         r#""BIN/dispatch-config" add-backend mine --command true"#,
         r#"BIN/dispatch-config -C . add-backend yours --command true"#,
         r#""BIN/dispatch-config" add''-backend theirs --command true"#,
@@ -221,6 +228,9 @@ mod escalation {
         r#""BIN/dispatch-spawn" x -C /"#,
         r#""BIN/dispatch-spawn" -C/ x"#,
         r#""BIN/dispatch-spawn" x --nested"#,
+        r#""BIN/dispatch-reconcile" adopt x=full"#,
+        r#"BIN/dispatch-reconcile -C / ad''opt x"=full""#,
+        r#"x='adopt x=full'; BIN/dispatch-reconcile $x # BIN/dispatch-reconcile adopt x=full"#,
         r#"echo full | xargs "BIN/dispatch-spawn" x --access"#,
         r#"echo full | timeout 9 xargs BIN/dispatch-spawn x --access"#,
     ];
@@ -291,5 +301,72 @@ mod escalation {
     #[test]
     fn permission_prompt_appears_where_the_skill_allows_its_helpers() {
         assert_eq!(asked_for("default", "/dispatch NUMBER", SKILLS), escalations(SKILLS));
+    }
+
+    /// A copy of a project whose task `x` ended, and the directory of the launchers.
+    fn copied_project() -> (Home, PathBuf, String) {
+        let home = skill::ready(
+            "default: m\nbackends: { ends: { command: 'true' } }\nmodels: { m: { backend: ends } }\n",
+        );
+        skill::allow(&home);
+        let bin = home.path().join(".claude/skills/dispatch/bin").display().to_string();
+        let plan = home.path().join("plan.md");
+        fs::write(&plan, "- [ ] Look\n").expect("the plan");
+        let mut spawn = Command::new(format!("{bin}/dispatch-spawn"));
+        spawn.args(["x", "--plan"]).arg(&plan).current_dir(home.project());
+        spawn.env_clear().env("HOME", home.path()).env("PATH", path());
+        let output = spawn.output().expect("dispatch-spawn");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        quiet(&home);
+        let copy = home.path().join("copy");
+        let copied = Command::new("cp").arg("-a").arg(home.project()).arg(&copy).status();
+        assert!(copied.expect("cp").success());
+        (home, copy, bin)
+    }
+
+    /// Runs a command in the host; returns what it asked the person, and what it printed.
+    fn ran(home: &Home, cwd: &Path, options: Options, command: String) -> (Vec<String>, String) {
+        let model = Model::start(move |asked| match asked.last_tool_results().is_empty() {
+            true => Reply::shell(asked, &command),
+            false => Reply::say("That was it."),
+        });
+        let options = Options { asks: true, ..options };
+        let mut claude = Claude::stream(home.path(), cwd, &model, &options);
+        claude.say("Adopt the tasks.");
+        let asked = until(&mut claude, home, "That was it.");
+        assert!(claude.end(DEADLINE).success());
+        let results = model.requests().last().expect("a request").last_tool_results().join("\n");
+        (asked, results)
+    }
+
+    #[test]
+    fn adopt_obeys_the_prompt_of_the_host_and_nothing_else() {
+        for mode in ["default", "acceptEdits", "auto"] {
+            let (home, copy, bin) = copied_project();
+            let adopt = format!("\"{bin}/dispatch-reconcile\" adopt x=full");
+            fs::write(copy.join("script"), &adopt).expect("the script");
+            // The host does not ask about a call in a script. In auto mode, it runs none here.
+            let all = Options::mode(mode).with(&["--allowedTools", "Bash"]);
+            let (asked, said) = ran(&home, &copy, all, "sh script".into());
+            let refusal = if mode == "auto" { "Auto mode" } else { "only a person may do this" };
+            assert!(asked.is_empty() && said.contains(refusal), "{mode}: {asked:?} {said}");
+            let (asked, said) = ran(&home, &copy, Options::mode(mode), adopt);
+            assert_eq!(
+                (asked.len(), said.contains("Done.")),
+                (1, true),
+                "{mode}: {asked:?} {said}"
+            );
+        }
+    }
+
+    /// The person's settings are not read, so the host has asked about nothing.
+    #[test]
+    fn adopt_is_refused_where_the_host_ignores_the_ask_rule() {
+        let (home, copy, bin) = copied_project();
+        let options = Options::mode("default");
+        let options = options.with(&["--allowedTools", "Bash", "--setting-sources", "project"]);
+        let adopt = format!("\"{bin}/dispatch-reconcile\" adopt x=full");
+        let (asked, said) = ran(&home, &copy, options, adopt);
+        assert!(asked.is_empty() && said.contains("only a person may do this"), "{asked:?} {said}");
     }
 }

@@ -60,6 +60,7 @@ These permission rules will be added to HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(/skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
@@ -90,6 +91,7 @@ Done.
             "Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)",
             "Bash(/skills/dispatch/bin/dispatch-spawn* -C*)",
             "Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)",
+            "Bash(/skills/dispatch/bin/dispatch-reconcile* adopt*=*)",
             "Bash(xargs */skills/dispatch/bin/dispatch-*)"
         ]
     },
@@ -123,6 +125,7 @@ These permission rules will be removed from HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(/skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
@@ -154,6 +157,7 @@ These permission rules will be added to HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(/skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
@@ -184,6 +188,7 @@ These permission rules will be removed from HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(/skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* add-backend*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* set-access*)
@@ -193,6 +198,7 @@ These permission rules will be removed from HOME/.claude/settings.json:
   ask: Bash(/other skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/other skills/dispatch/bin/dispatch-spawn* -C*)
   ask: Bash(/other skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs */other skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
@@ -248,7 +254,7 @@ fn missing_settings_are_created_private() {
     assert_eq!(names(&sandbox.home().join(".claude")), ["settings.json"]);
     let json: serde_json::Value = serde_json::from_str(&text(&sandbox)).expect("JSON");
     let rules = |list: &str| json["permissions"][list].as_array().map(Vec::len);
-    assert_eq!((rules("allow"), rules("ask")), (Some(8), Some(9)));
+    assert_eq!((rules("allow"), rules("ask")), (Some(8), Some(10)));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A cloned repository or an archive may bring tasks along. The helpers run only tasks that they
 //! dispatched for this user, and take nothing in a project's directory for the person's words.
+//!
+//! Longer than 500 lines because it has the table of moves, with what each makes the helpers say.
 
 use std::fs;
 
@@ -285,16 +287,20 @@ exit 65
 }
 
 /// The behaviour of the helpers where a project's directory is not the one in which its tasks were
-/// dispatched: each row of the table, and then `adopt`.
+/// dispatched: the table of moves, and then `adopt`.
 mod moved {
     use std::fs;
+    use std::os::unix::fs::MetadataExt;
     use std::path::{Path, PathBuf};
 
+    use snapbox::data::Inline;
     use snapbox::str;
 
+    use crate::support::made::own;
     use crate::support::process::all_of;
     use crate::support::terminal::Terminal;
-    use crate::support::{PLAN, Ran, Sandbox, binary, wait_until};
+    use crate::support::{Call, PLAN, Ran, Sandbox, binary, wait_until};
+    use dispatch::process::Identity;
 
     /// A project with a task that ended, and one that waits for its supervisor.
     fn project() -> Sandbox {
@@ -326,6 +332,12 @@ mod moved {
         shown
     }
 
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).expect("made");
+        let call = std::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status();
+        assert!(call.expect("cp").success(), "{}", from.display());
+    }
+
     fn renamed(sandbox: &Sandbox) -> PathBuf {
         let other = sandbox.home().join("other");
         fs::rename(sandbox.project(), &other).expect("renamed");
@@ -333,17 +345,451 @@ mod moved {
         other
     }
 
+    /// Removes the project for good; the next directory at its path has another inode.
+    fn remove(sandbox: &Sandbox) {
+        fs::rename(sandbox.project(), sandbox.top().join("removed")).expect("removed");
+    }
+
+    /// A change of a project's directory.
+    struct Row {
+        name: &'static str,
+        /// Does it, and returns the directory from which the person looks.
+        change: fn(&Sandbox) -> PathBuf,
+        /// The output of `status` then.
+        status: Inline,
+        /// The output of `adopt` without a person.
+        adopt: Inline,
+        /// The output of `status` after a person adopted the tasks.
+        adopted: Inline,
+    }
+
     #[test]
-    fn moved_project_starts_nothing_until_a_person_adopts_it() {
-        let sandbox = project();
-        let broken = sandbox.state_directory().join("broken/record.yaml");
-        let other = renamed(&sandbox);
-        status(&sandbox, &other).shows(str![[r#"
+    fn table_of_moves() {
+        let rows = [
+            Row {
+                name: "renamed",
+                change: renamed,
+                status: str![[r#"
 exit 0
 project: it was moved from PROJECT/.git; no task starts by itself → dispatch-reconcile adopt
 ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
 later queued 0/2 1h idle
-"#]]);
+"#]],
+                adopt: str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own, or let Claude Code ask (install.sh --allow): dispatch-reconcile adopt ended=full later=write
+ended (incomplete, ends, full)
+later (queued, idle, write): it will start
+"#]],
+                adopted: str![[r#"
+exit 0
+ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
+later running 0/2 1h idle — item 1: First
+"#]],
+            },
+            Row {
+                name: "moved to another file system",
+                change: |sandbox| {
+                    let other = sandbox.home().join("other");
+                    copy(&sandbox.project(), &other);
+                    remove(sandbox);
+                    fs::create_dir(sandbox.project()).expect("for the calls of the test");
+                    other
+                },
+                status: str![[r#"
+exit 0
+project: it was moved from PROJECT/.git; no task starts by itself → dispatch-reconcile adopt
+ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
+later queued 0/2 1h idle
+"#]],
+                adopt: str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own, or let Claude Code ask (install.sh --allow): dispatch-reconcile adopt ended=full later=write
+ended (incomplete, ends, full)
+later (queued, idle, write): it will start
+"#]],
+                adopted: str![[r#"
+exit 0
+ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
+later running 0/2 1h idle — item 1: First
+"#]],
+            },
+            Row {
+                name: "copied",
+                change: |sandbox| {
+                    copy(&sandbox.project(), &sandbox.home().join("copy"));
+                    sandbox.home().join("copy")
+                },
+                status: str![[r#"
+exit 0
+project: it is a copy of PROJECT/.git; no task starts by itself → dispatch-reconcile adopt
+"#]],
+                adopt: str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own, or let Claude Code ask (install.sh --allow): dispatch-reconcile adopt ended=full later=write
+ended (incomplete, ends, full)
+later (queued, idle, write): it will start
+"#]],
+                adopted: str![[r#"
+exit 0
+ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
+later running 0/2 1h idle — item 1: First
+"#]],
+            },
+            Row {
+                name: "cloned again at the same path",
+                change: |sandbox| {
+                    let bare = sandbox.top().join("bare");
+                    sandbox
+                        .program("git")
+                        .args(&["clone", "-q", "--bare", "."])
+                        .arg(&bare)
+                        .run()
+                        .ok();
+                    remove(sandbox);
+                    let clone = sandbox.program("git").within(sandbox.top()).args(&["clone", "-q"]);
+                    clone.arg(&bare).arg(sandbox.project()).run().ok();
+                    sandbox.project()
+                },
+                status: str![[r#"
+exit 0
+project: another directory is in its place; no task starts by itself → dispatch-reconcile adopt
+later queued 0/2 1h idle
+"#]],
+                adopt: str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own, or let Claude Code ask (install.sh --allow): dispatch-reconcile adopt later=write
+later (queued, idle, write): it will start
+"#]],
+                adopted: str![[r#"
+exit 0
+later running 0/2 1h idle — item 1: First
+"#]],
+            },
+            Row {
+                name: "a new repository under the old name",
+                change: |sandbox| {
+                    remove(sandbox);
+                    fs::create_dir(sandbox.project()).expect("made");
+                    sandbox.git(&["init", "-q"]);
+                    sandbox.project()
+                },
+                status: str![[r#"
+exit 0
+project: another directory is in its place; no task starts by itself → dispatch-reconcile adopt
+later queued 0/2 1h idle
+"#]],
+                adopt: str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own, or let Claude Code ask (install.sh --allow): dispatch-reconcile adopt later=write
+later (queued, idle, write): it will start
+"#]],
+                adopted: str![[r#"
+exit 0
+later running 0/2 1h idle — item 1: First
+"#]],
+            },
+            Row {
+                name: "a new directory under the old name",
+                change: |sandbox| {
+                    remove(sandbox);
+                    fs::create_dir(sandbox.project()).expect("made");
+                    sandbox.project()
+                },
+                status: str![[r#"
+exit 0
+no tasks in PROJECT
+"#]],
+                adopt: str![[r#"
+exit 0
+nothing to adopt in PROJECT
+"#]],
+                adopted: str![[r#"
+exit 0
+no tasks in PROJECT
+"#]],
+            },
+            Row {
+                name: "git clean -fdx",
+                change: |sandbox| {
+                    sandbox.git(&["clean", "-qfdx"]);
+                    sandbox.project()
+                },
+                status: str![[r#"
+exit 0
+project: its .dispatch was deleted; no task starts by itself → dispatch-reconcile adopt
+later queued 0/2 1h idle
+"#]],
+                adopt: str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own, or let Claude Code ask (install.sh --allow): dispatch-reconcile adopt later=write
+later (queued, idle, write): it will start
+"#]],
+                adopted: str![[r#"
+exit 0
+later running 0/2 1h idle — item 1: First
+"#]],
+            },
+            Row {
+                name: "git stash -a",
+                change: |sandbox| {
+                    sandbox.git(&["stash", "-qa"]);
+                    sandbox.project()
+                },
+                status: str![[r#"
+exit 0
+project: its .dispatch was deleted; no task starts by itself → dispatch-reconcile adopt
+later queued 0/2 1h idle
+"#]],
+                adopt: str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own, or let Claude Code ask (install.sh --allow): dispatch-reconcile adopt later=write
+later (queued, idle, write): it will start
+"#]],
+                adopted: str![[r#"
+exit 0
+later running 0/2 1h idle — item 1: First
+"#]],
+            },
+            Row {
+                name: "a restored backup",
+                change: |sandbox| {
+                    copy(&sandbox.project(), &sandbox.top().join("backup"));
+                    remove(sandbox);
+                    copy(&sandbox.top().join("backup"), &sandbox.project());
+                    sandbox.project()
+                },
+                status: str![[r#"
+exit 0
+project: another directory is in its place; no task starts by itself → dispatch-reconcile adopt
+ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
+later queued 0/2 1h idle
+"#]],
+                adopt: str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own, or let Claude Code ask (install.sh --allow): dispatch-reconcile adopt ended=full later=write
+ended (incomplete, ends, full)
+later (queued, idle, write): it will start
+"#]],
+                adopted: str![[r#"
+exit 0
+ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
+later running 0/2 1h idle — item 1: First
+"#]],
+            },
+            Row {
+                name: "another machine's files: project and home came over",
+                change: |sandbox| {
+                    let record = sandbox.state_directory().join("project.yaml");
+                    let text = fs::read_to_string(&record).expect("there");
+                    let inode = fs::metadata(sandbox.project().join(".git")).expect("there").ino();
+                    let other = text.replace(&format!("inode: {inode}"), "inode: 1");
+                    fs::write(record, other).expect("written");
+                    sandbox.project()
+                },
+                status: str![[r#"
+exit 0
+project: another directory is in its place; no task starts by itself → dispatch-reconcile adopt
+ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
+later queued 0/2 1h idle
+"#]],
+                adopt: str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own, or let Claude Code ask (install.sh --allow): dispatch-reconcile adopt ended=full later=write
+ended (incomplete, ends, full)
+later (queued, idle, write): it will start
+"#]],
+                adopted: str![[r#"
+exit 0
+ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
+later running 0/2 1h idle — item 1: First
+"#]],
+            },
+            Row {
+                name: "another machine's files: only the project came over",
+                change: |sandbox| {
+                    let state = sandbox.home().join(".dispatch/state");
+                    fs::rename(state, sandbox.top().join("elsewhere")).expect("moved");
+                    sandbox.project()
+                },
+                status: str![[r#"
+exit 0
+no tasks in PROJECT
+"#]],
+                adopt: str![[r#"
+exit 0
+nothing to adopt in PROJECT
+"#]],
+                adopted: str![[r#"
+exit 0
+no tasks in PROJECT
+"#]],
+            },
+        ];
+        for row in rows {
+            eprintln!("row: {}", row.name);
+            let sandbox = project();
+            let directory = (row.change)(&sandbox);
+            status(&sandbox, &directory).shows(row.status);
+            let call = || sandbox.call("dispatch-reconcile", &["adopt"]).within(&directory);
+            let listed = call().run();
+            let asks = listed.code == Some(64);
+            listed.shows(row.adopt);
+            if asks {
+                adopt(&sandbox, &directory);
+                assert_eq!(all_of(&sandbox.home()), [0; 0], "{}: adopt starts nothing", row.name);
+            }
+            // The waiting task starts by itself now.
+            let look = || sandbox.call("dispatch-reconcile", &[]).within(&directory).run();
+            wait_until("the waiting task starts", || {
+                (!asks || look().out.contains("later running")).then_some(())
+            });
+            look().shows(row.adopted);
+        }
+    }
+
+    /// A worker's process that this machine cannot see is judged by the run lock, which its supervisor
+    /// holds in every container and on every machine.
+    #[test]
+    fn table_of_processes_elsewhere() {
+        let other = || "other".to_owned();
+        let container = || Identity { machine: "far-2".into(), namespace: Some(other()), ..own() };
+        let machine = || Identity { machine: "far-1".into(), boot: other(), ..own() };
+        let restarted = Identity { boot: other(), ..own() };
+        for (name, worker, is_held, status, stopped) in [
+            (
+                "a live worker in another container",
+                container(),
+                true,
+                str![[r#"
+exit 0
+x running 0/2 1h idle — item 1: First
+"#]],
+                str![[r#"
+exit 75
+! dispatch-reconcile: the worker of 'x' is out of reach
+!   it runs in another container, or on another machine (far-2)
+!   next: call there: dispatch-reconcile stop x
+"#]],
+            ),
+            (
+                "a container that was built again",
+                container(),
+                false,
+                str![[r#"
+exit 0
+repaired: x marked lost
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
+"#]],
+                str![[r#"
+exit 0
+x has ended already: lost
+"#]],
+            ),
+            (
+                "a live worker on another machine",
+                machine(),
+                true,
+                str![[r#"
+exit 0
+x running 0/2 1h idle — item 1: First
+"#]],
+                str![[r#"
+exit 75
+! dispatch-reconcile: the worker of 'x' is out of reach
+!   it runs in another container, or on another machine (far-1)
+!   next: call there: dispatch-reconcile stop x
+"#]],
+            ),
+            (
+                "a home that came from another machine",
+                machine(),
+                false,
+                str![[r#"
+exit 0
+repaired: x marked lost
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
+"#]],
+                str![[r#"
+exit 0
+x has ended already: lost
+"#]],
+            ),
+            (
+                "a machine that was started again",
+                restarted,
+                false,
+                str![[r#"
+exit 0
+repaired: x marked lost
+x lost 0/2 AGE idle — the worker disappeared → dispatch-spawn x --resume
+"#]],
+                str![[r#"
+exit 0
+x has ended already: lost
+"#]],
+            ),
+        ] {
+            eprintln!("row: {name}");
+            let sandbox = Sandbox::new();
+            sandbox.workers(&[]);
+            sandbox.worked_at("x", "idle", &worker);
+            sandbox.write("x", "run.lock", serde_json::to_string(&worker).expect("JSON"));
+            let lock = fs::File::open(sandbox.task("x", "run.lock")).expect("there");
+            if is_held {
+                lock.lock().expect("free");
+            }
+            sandbox.run("dispatch-reconcile", &[]).shows(status);
+            sandbox.run("dispatch-reconcile", &["stop", "x"]).shows(stopped);
+        }
+    }
+
+    #[test]
+    fn waiting_task_whose_supervisor_died_elsewhere_can_be_stopped() {
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[]);
+        sandbox.queued("x", "idle");
+        const STOPPED: &str = "x stopped; its supervisor was dead, and no process is left\n";
+        let supervisor = Identity { namespace: Some("other".into()), ..own() };
+        sandbox.write("x", "run.lock", serde_json::to_string(&supervisor).expect("JSON"));
+        assert_eq!(sandbox.ok("dispatch-reconcile", &["stop", "x"]), STOPPED);
+    }
+
+    #[test]
+    fn project_is_another_one_for_another_home() {
+        let sandbox = project();
+        let home = sandbox.top().join("elsewhere");
+        fs::create_dir(&home).expect("made");
+        let call = |args: &[&str]| sandbox.call("dispatch-reconcile", args).env("HOME", &home);
+        for (args, said) in [(&[][..], "no tasks in"), (&["adopt"], "nothing to adopt in")] {
+            let ran = call(args).run().ok();
+            assert_eq!(ran, format!("{said} {}\n", sandbox.project().display()));
+        }
+    }
+
+    #[test]
+    fn moved_project_starts_nothing_until_a_person_adopts_it() {
+        let sandbox = project();
+        let broken = sandbox.state_directory().join("broken/attempts/1");
+        let other = renamed(&sandbox);
         let call = |helper: &str, args: &[&str]| sandbox.call(helper, args).within(&other);
         call("dispatch-spawn", &["ended", "--resume"]).run().shows(str![[r#"
 exit 65
@@ -351,22 +797,72 @@ exit 65
 !   from PROJECT/.git
 !   next: to take its tasks over, run: dispatch-reconcile adopt
 "#]]);
-        call("dispatch-reconcile", &["adopt"]).run().shows(str![[r#"
-exit 64
-! dispatch-reconcile: only a person may do this
-!   there is no terminal
-!   next: call it in a terminal of your own
-ended (incomplete, ends, full)
-later (queued, idle, write): it will start
-"#]]);
         // A task that has lost its record is no candidate, and stays where it is.
-        fs::create_dir_all(broken.with_file_name("attempts/1")).expect("made");
+        fs::create_dir_all(&broken).expect("made");
         assert!(adopt(&sandbox, &other).contains("Take over 2 task(s) into"));
-        assert!(broken.with_file_name("attempts/1").is_dir());
-        assert_eq!(all_of(&sandbox.home()), [0; 0], "adopt starts nothing");
+        assert!(broken.is_dir());
         call("dispatch-spawn", &["ended", "--resume"]).run().ok();
         let shown = call("dispatch-reconcile", &["show", "ended", "--json"]).run().ok();
         assert!(shown.contains(&format!("{}/.dispatch/tasks/ended", other.display())), "{shown}");
+    }
+
+    #[test]
+    fn original_of_an_adopted_copy_keeps_its_tasks() {
+        let sandbox = project();
+        copy(&sandbox.project(), &sandbox.home().join("copy"));
+        adopt(&sandbox, &sandbox.home().join("copy"));
+        assert!(sandbox.ok("dispatch-reconcile", &[]).contains("ended incomplete"));
+        assert_eq!(sandbox.state("later"), "running");
+    }
+
+    /// A call of `adopt` in a shell that a script named `claude` starts, as Claude Code does.
+    fn by_the_host(sandbox: &Sandbox, directory: &Path, options: &str, command: &str) -> Call {
+        let shell = "exec_in() { bash -c \"eval '$1' && :\"; }; exec_in \"$COMMAND\"";
+        let cli = sandbox.script("claude", shell);
+        let call = sandbox.program("sh").args(&["-c", &format!("{cli} {options}; exit $?")]);
+        let helper = binary("dispatch-reconcile").display().to_string();
+        call.env("COMMAND", command.replace("ADOPT", &format!("\"{helper}\" adopt")))
+            .within(directory)
+    }
+
+    /// The prompt of the host's ask rule shows the person each task with its access.
+    #[test]
+    fn ask_rule_of_the_host_is_a_person_for_the_call_that_it_shows() {
+        let sandbox = project();
+        let other = renamed(&sandbox);
+        let call = |options: &str, command: &str| by_the_host(&sandbox, &other, options, command);
+        let named = "ADOPT ended=full later=write";
+        let refused = call("", named).run();
+        assert_eq!(refused.code, Some(64), "no rule is in place: {refused:?}");
+        let bin = binary("dispatch-config").parent().expect("a directory").display().to_string();
+        sandbox.ok("dispatch-config", &["allow", "--yes", "--bin", &bin]);
+        fs::write(
+            other.join("script"),
+            named.replace("ADOPT", &format!("{bin}/dispatch-reconcile adopt")),
+        )
+        .expect("written");
+        for (options, command, code) in [
+            ("", "ADOPT", 64),
+            ("", "sh script", 64),
+            ("--setting-sources project", named, 64),
+            ("", "ADOPT ended=read later=write", 65),
+            ("", "ADOPT ended=full", 65),
+        ] {
+            let ran = call(options, command).run();
+            assert_eq!(ran.code, Some(code), "{options} {command}: {ran:?}");
+            assert!(status(&sandbox, &other).out.starts_with("project: it was moved"));
+        }
+        let other_settings =
+            call("", named).env("CLAUDE_CONFIG_DIR", sandbox.home().join(".claude"));
+        assert_eq!(other_settings.run().code, Some(64));
+        call("", named).run().shows(str![[r#"
+exit 0
+ended (incomplete, ends, full)
+later (queued, idle, write): it will start
+Done.
+"#]]);
+        let after = sandbox.call("dispatch-reconcile", &["statusline"]).within(&other).run().ok();
+        assert!(!after.contains("adopt"), "{after}");
     }
 
     /// A CLI can open a pseudo-terminal with `script`, so a terminal alone proves no person.
@@ -402,41 +898,6 @@ x (running, idle, full): stays, its worker is running
         call("dispatch-spawn", &["x", "--resume"]).run().ok();
     }
 
-    #[test]
-    fn copy_of_a_project_has_no_tasks_until_a_person_adopts_them() {
-        let sandbox = project();
-        let copy = sandbox.home().join("copy");
-        sandbox.program("cp").arg("-r").arg(sandbox.project()).arg(&copy).run().ok();
-        status(&sandbox, &copy).shows(str![[r#"
-exit 0
-project: it is a copy of PROJECT/.git; no task starts by itself → dispatch-reconcile adopt
-"#]]);
-        adopt(&sandbox, &copy);
-        let call = |args: &[&str]| sandbox.call("dispatch-reconcile", args).within(&copy);
-        assert!(call(&[]).run().ok().contains("ended incomplete"));
-        // The original project keeps its tasks.
-        assert!(sandbox.ok("dispatch-reconcile", &[]).contains("ended incomplete"));
-        assert_eq!(sandbox.state("later"), "running");
-    }
-
-    #[test]
-    fn another_clone_at_the_same_path_starts_nothing() {
-        let sandbox = project();
-        let bare = sandbox.top().join("bare");
-        sandbox.program("git").args(&["clone", "-q", "--bare", "."]).arg(&bare).run();
-        let keep = sandbox.top().join("keep");
-        fs::rename(sandbox.project(), &keep).expect("renamed");
-        let clone = sandbox.program("git").within(sandbox.top()).args(&["clone", "-q"]);
-        clone.arg(&bare).arg(sandbox.project()).run();
-        status(&sandbox, &sandbox.project()).shows(str![[r#"
-exit 0
-project: another directory is in its place; no task starts by itself → dispatch-reconcile adopt
-later queued 0/2 1h idle
-"#]]);
-        adopt(&sandbox, &sandbox.project());
-        sandbox.dispatch("new", "idle");
-    }
-
     /// A demo, a CI checkout or a scratch directory is made again and again at the same path.
     #[test]
     fn directory_that_was_made_again_dispatches_once_nothing_runs() {
@@ -458,31 +919,5 @@ exit 65
         wait_until("no process runs", || all_of(&sandbox.home()).is_empty().then_some(()));
         sandbox.ok("dispatch-spawn", &["y"]);
         assert!(sandbox.ok("dispatch-reconcile", &[]).starts_with("y running"));
-    }
-
-    #[test]
-    fn project_without_its_dispatch_directory_starts_nothing_by_itself() {
-        let sandbox = project();
-        fs::remove_dir_all(sandbox.project().join(".dispatch")).expect("removed");
-        status(&sandbox, &sandbox.project()).shows(str![[r#"
-exit 0
-project: its .dispatch was deleted; no task starts by itself → dispatch-reconcile adopt
-later queued 0/2 1h idle
-"#]]);
-        // A dispatch by the person is enough.
-        sandbox.ok("dispatch-spawn", &["later", "--resume"]);
-        sandbox.wait_for_state("later", "running");
-    }
-
-    #[test]
-    fn project_is_another_one_for_another_home() {
-        let sandbox = project();
-        let home = sandbox.top().join("elsewhere");
-        fs::create_dir(&home).expect("made");
-        let call = sandbox.call("dispatch-reconcile", &[]).env("HOME", &home);
-        call.run().shows(str![[r#"
-exit 0
-no tasks in PROJECT
-"#]]);
     }
 }

@@ -278,11 +278,16 @@ Example: dispatch-reconcile clean --older-than 7d --dry-run
 ==== dispatch-reconcile adopt
 Take over the tasks of a project that was moved, copied, replaced or restored
 
-The tasks are listed with their access, and a person is asked at the terminal.
-Nothing is started, except what waits for its turn. Of a copy, only tasks that
-do not run are taken.
+The tasks are listed with their access, and a person is asked at the terminal. A
+host whose ask rule shows the person the tasks with their access (`install.sh
+--allow`) may name them instead. Nothing is started, except what waits for its
+turn. Of a copy, only tasks that do not run are taken.
 
-Usage: dispatch-reconcile adopt [OPTIONS]
+Usage: dispatch-reconcile adopt [OPTIONS] [TASK=ACCESS]...
+
+Arguments:
+  [TASK=ACCESS]...
+          The tasks that may be taken over, each with its access; all of them
 
 Options:
   -C <DIR>
@@ -291,8 +296,8 @@ Options:
   -h, --help
           Print help (see a summary with '-h')
 
-Exit codes: 0 done, or nothing to do, 64 no person at a terminal, 75 a task of a
-moved project is running
+Exit codes: 0 done, or nothing to do, 64 no person agrees, 65 other tasks were
+named, 75 a task of a moved project is running
 
 Example: dispatch-reconcile adopt
 

@@ -108,7 +108,7 @@ pub(super) fn clean_stale(args: &CleanArgs) -> Result<Exit> {
         return Ok(Exit::Ok);
     }
     let question = format!("Move {} to the trash, and remove {} of its entries?", count.0, count.1);
-    if args.dry_run || !agree(&question)? {
+    if args.dry_run || !agree(&question, "")? {
         say("Nothing was changed.");
         return Ok(Exit::Ok);
     }

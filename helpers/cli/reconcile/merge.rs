@@ -73,7 +73,7 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
         say(format!("{branch} changes files that run or are obeyed by themselves: {files}"));
         let question =
             if args.pr { "Push them?".into() } else { format!("Merge them into {into}?") };
-        if !agree(&question)? {
+        if !agree(&question, "")? {
             say("Nothing was changed.");
             return Ok(Exit::Ok);
         }

@@ -14,9 +14,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{ColorChoice, Parser, Subcommand};
 
-use crate::cli::{agree, directory, done, project, run, say, some_text};
+use crate::cli::{agree, callers, directory, done, project, run, say, some_text};
 use crate::domain::TaskId;
 use crate::error::{Exit, Refusal};
+use crate::host::has_asked;
 use crate::ops::stop;
 use crate::project::{Project, Standing};
 use crate::task::{State, Task};
@@ -135,13 +136,19 @@ enum ReconcileCommand {
     Clean(clean::CleanArgs),
     /// Take over the tasks of a project that was moved, copied, replaced or restored
     ///
-    /// The tasks are listed with their access, and a person is asked at the terminal. Nothing is
-    /// started, except what waits for its turn. Of a copy, only tasks that do not run are taken.
+    /// The tasks are listed with their access, and a person is asked at the terminal. A host whose ask
+    /// rule shows the person the tasks with their access (`install.sh --allow`) may name them instead.
+    /// Nothing is started, except what waits for its turn. Of a copy, only tasks that do not run are
+    /// taken.
     ///
-    /// Exit codes: 0 done, or nothing to do, 64 no person at a terminal, 75 a task of a moved project is running
+    /// Exit codes: 0 done, or nothing to do, 64 no person agrees, 65 other tasks were named, 75 a task of a moved project is running
     ///
     /// Example: dispatch-reconcile adopt
-    Adopt,
+    Adopt {
+        /// The tasks that may be taken over, each with its access; all of them
+        #[arg(value_name = "TASK=ACCESS")]
+        tasks: Vec<String>,
+    },
     /// Send a note to a task's worker, at the end of its plan
     ///
     /// A running worker sees the note at its next call of a helper; a later worker sees it in its
@@ -185,7 +192,7 @@ pub fn main() -> ExitCode {
                 project.refuse_moved()?;
                 clean::clean(&project, args)
             }
-            ReconcileCommand::Adopt => adopt(&project()?),
+            ReconcileCommand::Adopt { tasks } => adopt(&project()?, tasks),
             ReconcileCommand::Note { task: id, text } => {
                 let (task, text) = (task(id)?, some_text(text, "the note")?);
                 if task.view()?.state == State::Done {
@@ -201,8 +208,8 @@ pub fn main() -> ExitCode {
 }
 
 /// Lists the tasks of a project that was moved, copied or replaced, asks the person, and takes the tasks
-/// over. Starts nothing.
-fn adopt(project: &Project) -> Result<Exit> {
+/// over. Starts nothing. `named`: the tasks that the host has shown to the person.
+fn adopt(project: &Project, named: &[String]) -> Result<Exit> {
     let candidates = match project.standing() {
         Standing::New | Standing::Same => Vec::new(),
         _ => project.candidates()?,
@@ -227,8 +234,23 @@ fn adopt(project: &Project) -> Result<Exit> {
             .next(format!("wait for its end, or stop it: dispatch-reconcile stop {id}"))
             .into());
     }
-    let count = candidates.iter().filter(|it| it.obstacle.is_none()).count();
-    if !agree(&format!("Take over {count} task(s) into {}?", project.root().display()))? {
+    let free = candidates.iter().filter(|it| it.obstacle.is_none());
+    let pair = free.map(|it| format!("{}={}", it.view.task.id(), it.view.record.access));
+    let taken: Vec<String> = pair.collect();
+    let call = format!("dispatch-reconcile adopt {}", taken.join(" "));
+    if !named.is_empty() && named != taken {
+        return Err(Refusal::new(
+            Exit::Data,
+            "other tasks would be taken over than the named ones",
+        )
+        .next(format!("compare them with the list, then {call}"))
+        .into());
+    }
+    let question = format!("Take over {} task(s) into {}?", taken.len(), project.root().display());
+    let asked = !named.is_empty() && has_asked(&callers());
+    if !asked
+        && !agree(&question, &format!(", or let Claude Code ask (install.sh --allow): {call}"))?
+    {
         return done("Nothing was changed.");
     }
     project.adopt(&candidates)?;
