@@ -94,11 +94,28 @@ impl Project {
     /// contain one.
     fn at(root: PathBuf) -> Result<Self> {
         let identity = common_directory(&root).unwrap_or_else(|| root.clone());
-        let identity = identity.canonicalize().unwrap_or(identity);
+        let mut identity = identity.canonicalize().unwrap_or(identity);
         let mut state_dir = state_dir(&root, &identity)?;
+        let mut record = ProjectRecord::load(&state_dir)?;
+        // `git init` in a project, or the end of its `.git`, must not hide its tasks.
+        let other = if identity == root { root.join(".git") } else { root.clone() };
+        if record.is_none() {
+            let other_dir = self::state_dir(&root, &other)?;
+            record = ProjectRecord::load(&other_dir)?;
+            if record.is_some() {
+                state_dir = other_dir;
+                identity = root.clone();
+            }
+        }
         let token = identity::token(&root);
-        let standing = match ProjectRecord::load(&state_dir)? {
-            Some(record) => record.standing(token.as_deref()),
+        let is_known = |record: &ProjectRecord| token.as_deref() == Some(record.token());
+        let standing = match record {
+            Some(record) => match record.standing(token.as_deref()) {
+                Standing::Replaced if record.path != identity && is_known(&record) => {
+                    Standing::Moved(record.path)
+                }
+                standing => standing,
+            },
             None => {
                 let origin = token.and_then(|token| identity::with_token(&token));
                 let (dir, standing) = origin.map_or((None, Standing::New), |(dir, record)| {
@@ -201,6 +218,7 @@ impl Project {
             Standing::New | Standing::Same => return None,
             Standing::WithoutToken => "its .dispatch was deleted".into(),
             Standing::Replaced => "another directory is in its place".into(),
+            Standing::Moved(from) if from.starts_with(&self.root) => "its .git was deleted".into(),
             Standing::Moved(from) => format!("it was moved from {}", from.display()),
             Standing::Copied(from) => format!("it is a copy of {}", from.display()),
         };

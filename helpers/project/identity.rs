@@ -327,9 +327,13 @@ impl Project {
     /// # Errors
     /// A file that cannot be changed. A second call continues where this one stopped.
     pub fn adopt(&self, candidates: &[Candidate]) -> Result<()> {
-        let own = state_dir(&self.root, &self.identity)?;
+        let comes = matches!(self.standing, Standing::Copied(_) | Standing::Moved(_));
+        let own = match comes {
+            true => state_dir(&self.root, &self.identity)?,
+            false => self.state_dir.clone(),
+        };
         files::create_private_directory(&own)?;
-        if matches!(self.standing, Standing::Copied(_) | Standing::Moved(_)) {
+        if comes {
             for candidate in candidates.iter().filter(|it| it.obstacle.is_none()) {
                 self.take(&candidate.view, &own)?;
             }

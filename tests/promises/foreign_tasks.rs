@@ -508,15 +508,45 @@ later running 0/2 1h idle — item 1: First
                 },
                 status: str![[r#"
 exit 0
-no tasks in PROJECT
+project: another directory is in its place; no task starts by itself → dispatch-reconcile adopt
+later queued 0/2 1h idle
 "#]],
                 adopt: str![[r#"
-exit 0
-nothing to adopt in PROJECT
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own, or let Claude Code ask (install.sh --allow): dispatch-reconcile adopt later=write
+later (queued, idle, write): it will start
 "#]],
                 adopted: str![[r#"
 exit 0
-no tasks in PROJECT
+later running 0/2 1h idle — item 1: First
+"#]],
+            },
+            Row {
+                name: "its .git was deleted",
+                change: |sandbox| {
+                    fs::remove_dir_all(sandbox.project().join(".git")).expect("removed");
+                    sandbox.project()
+                },
+                status: str![[r#"
+exit 0
+project: its .git was deleted; no task starts by itself → dispatch-reconcile adopt
+ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
+later queued 0/2 1h idle
+"#]],
+                adopt: str![[r#"
+exit 64
+! dispatch-reconcile: only a person may do this
+!   there is no terminal
+!   next: call it in a terminal of your own, or let Claude Code ask (install.sh --allow): dispatch-reconcile adopt ended=full later=write
+ended (incomplete, ends, full)
+later (queued, idle, write): it will start
+"#]],
+                adopted: str![[r#"
+exit 0
+ended incomplete 0/2 AGE ends — ended before item 1: First → dispatch-spawn ended --resume
+later running 0/2 1h idle — item 1: First
 "#]],
             },
             Row {
@@ -771,6 +801,30 @@ x has ended already: lost
         let supervisor = Identity { namespace: Some("other".into()), ..own() };
         sandbox.write("x", "run.lock", serde_json::to_string(&supervisor).expect("JSON"));
         assert_eq!(sandbox.ok("dispatch-reconcile", &["stop", "x"]), STOPPED);
+    }
+
+    /// A worker can call `git init`, or delete everything that names its project.
+    #[test]
+    fn git_init_and_its_end_hide_no_running_task() {
+        let sandbox = Sandbox::new();
+        sandbox.workers(&[]);
+        sandbox.dispatch("x", "idle");
+        sandbox.git(&["init", "-q"]);
+        assert_eq!(sandbox.state("x"), "running");
+        sandbox.dispatch("y", "idle");
+        fs::remove_dir_all(sandbox.project().join(".git")).expect("removed");
+        assert_eq!(sandbox.state("y"), "running");
+
+        let sandbox = Sandbox::with_git();
+        sandbox.workers(&[]);
+        sandbox.dispatch("x", "idle");
+        fs::remove_file(sandbox.project().join(".git/HEAD")).expect("removed");
+        assert_eq!(sandbox.state("x"), "running");
+        for name in [".git", ".dispatch"] {
+            fs::remove_dir_all(sandbox.project().join(name)).expect("removed");
+            assert!(sandbox.ok("dispatch-reconcile", &[]).contains("x running"), "{name}");
+        }
+        assert_eq!(sandbox.ok("dispatch-reconcile", &["stop", "x"]), "x stopped\n");
     }
 
     #[test]
