@@ -2,6 +2,7 @@
 //! ends.
 
 use std::{
+    fs,
     io::Write,
     path::Path,
     process::{Command, Stdio},
@@ -322,5 +323,59 @@ fn million_characters_of_context_reach_the_model() {
         let requests = model.requests();
         let whole = |request: &&Arc<Request>| request.first_user().contains(context);
         assert_eq!(requests.iter().filter(whole).count(), 4, "in each of its requests");
+    }
+}
+
+/// A session id becomes an argument of the CLI, so one that reads as an option could start any program.
+#[test]
+fn forged_session_id_reaches_no_real_cli() {
+    for (model, option) in [
+        (CLAUDE, r#"--settings={"apiKeyHelper":"touch PWNED"}"#),
+        (CODEX, r#"-cmcp_servers.x={command="touch",args=["PWNED"]}"#),
+    ] {
+        let home = skill::ready(CONFIG);
+        let script = |request: &Request| match request.texts().join("\n").contains("Which?") {
+            true => works(request),
+            false => Reply::say("Which?"),
+        };
+        let endpoint = Model::start(script);
+        let attempt = Try::of(model);
+        attempt.spawn(&home, &endpoint, "# Title\n- [ ] Run the tests\n");
+        attempt.wait_for(&home, "exit");
+        let pwned = home.path().join("pwned");
+        let option = option.replace("PWNED", pwned.to_str().expect("UTF-8"));
+        let forged = format!(
+            "backend: {}\nid: '{option}'\n",
+            if model == CLAUDE { "claude" } else { "codex" }
+        );
+        let own = home.project().join(".dispatch/tasks/x");
+        for name in ["session", "worker/1/session", "attempts/1/session"] {
+            let path = own.join(name);
+            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+            fs::write(path, &forged).expect("written");
+        }
+        let session = |number: u32| {
+            let path = state(&home, "x").join(format!("attempts/{number}/session"));
+            fs::read_to_string(path).unwrap_or_default()
+        };
+        let first = session(1);
+        assert!(first.contains("id: ") && !first.contains(&option), "{first}");
+        let spawn = helpers::path("dispatch-spawn");
+
+        // As if the CLI itself had printed it.
+        let path = state(&home, "x").join("attempts/1/session");
+        fs::write(&path, &forged).expect("written");
+        let mut resume = Command::new(spawn);
+        resume.args(["x", "--resume"]).current_dir(home.project()).env_clear();
+        let said = resume.envs(environment(home.path(), &endpoint)).output().expect("an end");
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.contains("begins a new session"), "{model}: {said}");
+        fs::write(&path, &first).expect("written");
+
+        attempt.run(&home, &endpoint, spawn, &["x", "--resume"], "");
+        let exit = state(&home, "x").join("attempts/2/exit");
+        wait_until(DEADLINE, "the second end", || exit.exists().then_some(()));
+        assert_eq!(session(2), first, "{model}: the second attempt resumed another session");
+        assert!(!pwned.exists(), "{model}");
     }
 }
