@@ -23,7 +23,7 @@ use crate::support::{Host, PLAN, Ran, Sandbox, wait_until};
 const HISTORIES: u64 = 12;
 
 /// Every name that a task's directory has or had, and some that never exist there.
-const NAMES: [&str; 29] = [
+const NAMES: [&str; 32] = [
     "",
     "plan.md",
     "prompt.md",
@@ -52,7 +52,10 @@ const NAMES: [&str; 29] = [
     "answers/001",
     "attempts/1/identity",
     "attempts/1/session",
+    "attempts/1/exit",
+    "attempts/1/words",
     "worker/1/prompt.md",
+    "unknown",
 ];
 
 /// A world with two tasks, a program that must not be signalled, and a file that must not change.
@@ -62,6 +65,8 @@ struct World {
     bystander: Host,
     /// The number of workers that the person asked for.
     asked: usize,
+    /// The notes that a helper took, in their order.
+    notes: Vec<String>,
 }
 
 impl World {
@@ -74,7 +79,8 @@ impl World {
         fs::create_dir(sandbox.top().join("outside")).expect("made");
         fs::write(sandbox.top().join("outside/file"), "not yours\n").expect("written");
         let bystander = Host::new(&sandbox);
-        let mut world = Self { sandbox, random: Random(seed), bystander, asked: 0 };
+        let mut world =
+            Self { sandbox, random: Random(seed), bystander, asked: 0, notes: Vec::new() };
         for id in ["x", "y"] {
             world.sandbox.plan(id, PLAN);
             let spawn = world.sandbox.call("dispatch-spawn", &[id, "--model", "works"]);
@@ -155,6 +161,26 @@ impl World {
         }
     }
 
+    /// Sends a note as the person. A helper that takes it must keep it.
+    fn note(&mut self) {
+        let text = format!("Note {}.", self.notes.len());
+        let ran = self.within_limits("dispatch-reconcile", &["note", "x", &text]);
+        if ran.code == Some(0) {
+            self.notes.push(text);
+        }
+    }
+
+    /// The files of a task that hold what the person decided, except for the notes.
+    fn decided(&self, id: &str) -> Vec<String> {
+        let names = ["record.yaml", "plan.md", "attempts/1/prompt.md", "attempts/1/identity"];
+        let side = self.sandbox.state_directory().join(id);
+        let decided = |name| {
+            let text = fs::read_to_string(side.join(name)).expect("there");
+            text.split("\n> **Note").next().unwrap_or_default().to_owned()
+        };
+        names.map(decided).into()
+    }
+
     /// Calls a helper as the person or the host, within its limits.
     fn look(&mut self) {
         let calls: [(&str, &[&str]); 6] = [
@@ -197,22 +223,27 @@ fn play(seed: u64) {
     sandbox.ok("dispatch-monitor", &["--answer", "x/001", "This."]);
     let outside = tree(&[sandbox.top().join("outside")]);
     let workers = [sandbox.worker_of("x", 1), sandbox.worker_of("y", 1)];
-    let record = sandbox.read("y", "record.yaml");
+    world.notes.push("Keep the old API.".into());
+    let decided = ["x", "y"].map(|id| world.decided(id));
 
     for _ in 0..12 {
         world.attack();
-        if world.random.below(2) == 0 {
-            world.look();
+        match world.random.below(8) {
+            0..4 => world.look(),
+            4 => world.note(),
+            _ => {}
         }
     }
     let sandbox = &world.sandbox;
-    // No process was started or signalled, and no record of another task changed.
+    // No process was started or signalled, and no other file changed.
     assert_eq!(world.starts(), "start\n".repeat(world.asked));
     assert!(workers.iter().all(|worker| runs(*worker)), "a worker was signalled");
-    assert_eq!(sandbox.read("y", "record.yaml"), record);
+    assert_eq!(["x", "y"].map(|id| world.decided(id)), decided);
     assert_eq!(tree(&[sandbox.top().join("outside")]), outside);
     // The person's words are there.
-    assert_eq!(sandbox.read("x", "notes/001"), "Keep the old API.");
+    for (at, note) in world.notes.iter().enumerate() {
+        assert_eq!(sandbox.read("x", &format!("notes/{:03}", at + 1)), *note);
+    }
     assert_eq!(sandbox.read("x", "answers/001"), r#"{"question":"Which?\n","answer":"This."}"#);
     // `stop` ends both tasks, with any content in their directories.
     for id in ["x", "y"] {
