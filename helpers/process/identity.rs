@@ -92,7 +92,11 @@ impl Identity {
     }
 
     /// Sends a signal to this process and to no other; `false` if the process is dead.
+    ///
+    /// # Errors
+    /// Process 1, of which all others are: no worker or supervisor has this pid.
     pub fn signal(&self, signal: Signal) -> Result<bool> {
+        anyhow::ensure!(self.pid > 1, "process {self} is the first of all and gets no {signal}");
         let sent = os::signal(self, signal);
         sent.with_context(|| format!("cannot send {signal} to process {self}"))
     }
@@ -133,6 +137,12 @@ mod tests {
     use super::*;
     use crate::process::test_support::{Running, assert_changed, assert_no_event};
     use crate::process::{Source, Watch};
+
+    #[test]
+    fn first_process_gets_no_signal() {
+        let first = Identity { pid: 1, ..Identity::own().unwrap() };
+        assert!(first.signal(Signal::SIGCONT).is_err());
+    }
 
     #[test]
     fn zombie_is_dead() {

@@ -333,6 +333,7 @@ fn questions_and_answers_may_be_any_text_of_any_size() {
 /// A worker that follows the original's file protocol without any helper.
 mod files_only {
     use std::fs;
+    use std::io::Write as _;
 
     use snapbox::str;
 
@@ -400,6 +401,33 @@ exit 0
         );
         let prompt = fs::read_to_string(sandbox.project().join("prompt-seen")).expect("a prompt");
         assert_eq!(prompt, sandbox.read("survey", "prompt.md"));
+    }
+
+    /// The dispatcher of the seeds has files only, too: a directory, an answer and a note.
+    #[test]
+    fn dispatcher_without_helpers_reaches_a_live_worker() {
+        let sandbox = Sandbox::new();
+        let worker = r#"cd "$DISPATCH_TASK_DIR"; echo 'Which?' >ipc/001.question.tmp
+mv ipc/001.question.tmp ipc/001.question
+until [ -e ipc/001.answer ]; do sleep 0.1; done
+cp ipc/001.answer output.md; touch ipc/001.done
+until grep -q 'Keep it short' plan.md; do sleep 0.1; done
+sed 's/- \[ \]/- [x]/' plan.md >plan.new && mv plan.new plan.md && touch ipc/.done"#;
+        sandbox.workers(&[("seed", worker)]);
+        sandbox.plan("survey", PLAN);
+        fs::create_dir_all(sandbox.task("survey", "ipc")).expect("made");
+        sandbox.ok("dispatch-spawn", &["survey", "--model", "seed"]);
+        sandbox.wait_for_state("survey", "asking");
+        let temporary = sandbox.task("survey", "ipc/001.answer.tmp");
+        fs::write(&temporary, "SQLite\n").expect("written");
+        fs::rename(temporary, sandbox.task("survey", "ipc/001.answer")).expect("renamed");
+        let plan = sandbox.task("survey", "plan.md");
+        let mut plan = fs::File::options().append(true).open(plan).expect("there");
+        plan.write_all(b"\n> **Note from dispatcher:** Keep it short.\n").expect("written");
+        sandbox.wait_for_state("survey", "done");
+        assert_eq!(sandbox.read("survey", "output.md"), "SQLite\n");
+        let plan = sandbox.read("survey", "plan.md");
+        assert!(plan.contains("Keep it short.") && !plan.contains("[ ]"), "{plan}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Longer than 500 lines because it has the table of moves, with what each makes the helpers say.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 
 use snapbox::str;
 
@@ -14,8 +15,11 @@ use crate::support::{Host, PLAN, Sandbox, binary, wait_until};
 /// Makes every call that a host or its hook makes.
 fn make_every_call(sandbox: &Sandbox) {
     let host = Host::new(sandbox);
-    let calls: [(&str, &[&str]); 9] = [
+    let calls: [(&str, &[&str]); 12] = [
         ("dispatch-config", &["brief"]),
+        ("dispatch-reconcile", &["show", "x"]),
+        ("dispatch-reconcile", &["statusline"]),
+        ("dispatch-reconcile", &["clean"]),
         ("dispatch-monitor", &["--hook"]),
         ("dispatch-monitor", &["x", "--timeout", "1s"]),
         ("dispatch-monitor", &["--answer", "x", "This."]),
@@ -28,11 +32,20 @@ fn make_every_call(sandbox: &Sandbox) {
     for (helper, arguments) in calls {
         host.calls(sandbox.call(helper, arguments)).input("{}").run();
     }
+    sandbox.run("dispatch-reconcile", &["adopt"]).shows(str![[r#"
+exit 0
+nothing to adopt in PROJECT
+"#]]);
 }
 
-/// Plants a task directory with every name that a task has, as if from another machine.
+/// Plants a whole `.dispatch` with every name that a task has, as if from another machine.
 fn plant(sandbox: &Sandbox) {
     sandbox.plan("x", PLAN);
+    for name in ["token", "reports/x.md", "hosts/1.lock", "state/project.yaml", "config.yaml"] {
+        let path = sandbox.project().join(".dispatch").join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, "default: planted").expect("written");
+    }
     let names = [
         "prompt.md",
         "context.md",
@@ -70,6 +83,22 @@ fn planted_task_is_never_run_and_never_adopted() {
     make_every_call(&sandbox);
     assert_eq!(tree(&[sandbox.project()]), before);
     assert_eq!(all_of(&sandbox.home()), [0; 0]);
+    sandbox.run("dispatch-reconcile", &[]).shows(str![[r#"
+exit 0
+no tasks in PROJECT
+"#]]);
+    sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
+exit 65
+! dispatch-reconcile: there is no task 'x'
+!   tasks in PROJECT: none yet
+!   next: dispatch-reconcile shows all tasks
+"#]]);
+    sandbox.run("dispatch-reconcile", &["merge", "x"]).shows(str![[r#"
+exit 65
+! dispatch-reconcile: there is no task 'x'
+!   tasks in PROJECT: none yet
+!   next: dispatch-reconcile shows all tasks
+"#]]);
     sandbox.run("dispatch-spawn", &["x"]).shows(str![[r#"
 exit 73
 ! dispatch-spawn: 'x' has files of another task
@@ -274,6 +303,19 @@ fn state_can_lie_on_another_volume() {
 }
 
 #[test]
+fn path_that_is_not_utf8_is_refused_and_leaves_nothing() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[]);
+    let project = sandbox.home().join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+    fs::create_dir(&project).expect("made");
+    let spawn = sandbox.call("dispatch-spawn", &["x", "--plan", "-"]).input(PLAN).within(&project);
+    let ran = spawn.run();
+    assert_eq!(ran.code, Some(65), "{ran:?}");
+    assert!(ran.err.contains("next: rename the directory"), "{ran:?}");
+    assert_eq!(fs::read_dir(&project).expect("there").count(), 0);
+}
+
+#[test]
 fn relative_home_is_refused() {
     let sandbox = Sandbox::new();
     sandbox.workers(&[]);
@@ -299,6 +341,7 @@ mod moved {
     use crate::support::made::own;
     use crate::support::process::all_of;
     use crate::support::terminal::Terminal;
+    use crate::support::text::tree;
     use crate::support::{Call, PLAN, Ran, Sandbox, binary, wait_until};
     use dispatch::process::Identity;
 
@@ -863,8 +906,23 @@ exit 65
     #[test]
     fn original_of_an_adopted_copy_keeps_its_tasks() {
         let sandbox = project();
-        copy(&sandbox.project(), &sandbox.home().join("copy"));
-        adopt(&sandbox, &sandbox.home().join("copy"));
+        sandbox.plan("tree", PLAN);
+        sandbox.ok("dispatch-spawn", &["tree", "--model", "ends", "--worktree"]);
+        sandbox.wait_for_state("tree", "incomplete");
+        let all = || {
+            let worktrees = tree(&[sandbox.home().join(".dispatch/worktrees")]);
+            (worktrees, sandbox.git(&["branch", "--list", "dispatch/*"]))
+        };
+        let before = all();
+        let other = sandbox.home().join("copy");
+        copy(&sandbox.project(), &other);
+        let clean = || sandbox.call("dispatch-reconcile", &["clean", "tree"]).within(&other).run();
+        clean();
+        assert!(
+            adopt(&sandbox, &other).contains("tree (incomplete, ends, full): stays, its worktree")
+        );
+        clean();
+        assert_eq!(all(), before, "the worktree of the original");
         assert!(sandbox.ok("dispatch-reconcile", &[]).contains("ended incomplete"));
         assert_eq!(sandbox.state("later"), "running");
     }
