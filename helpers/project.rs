@@ -4,6 +4,7 @@
 
 mod identity;
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -333,6 +334,25 @@ impl Project {
         list
     }
 
+    /// The directories with a task's files that no dispatch of this user made, sorted; none in a copy, whose
+    /// tasks are the original's. `list`: the tasks that are there.
+    pub fn foreign(&self, list: &TaskList) -> Vec<TaskId> {
+        if matches!(self.standing, Standing::Copied(_)) {
+            return Vec::new();
+        }
+        let known = list.tasks.iter().map(|task| task.id().as_str());
+        let known: HashSet<&str> =
+            known.chain(list.broken.iter().map(|broken| broken.name.as_str())).collect();
+        let names = files::entries(&self.tasks_dir()).unwrap_or_default();
+        let names = names.iter().filter_map(|(name, _)| name.to_str());
+        let ids = names.filter(|name| !known.contains(name)).flat_map(TaskId::from_str);
+        // A dispatch that is at work makes the state's directory first.
+        let is_foreign = |task: Task| !task.state_dir().exists() && task.side().has_files();
+        let mut ids: Vec<_> = ids.filter(|id| is_foreign(self.task(id))).collect();
+        ids.sort();
+        ids
+    }
+
     /// The task with this name.
     ///
     /// # Errors
@@ -354,6 +374,13 @@ impl Project {
             (_, 0) => names.join(", "),
             _ => format!("{} and {more} more", names.join(", ")),
         };
+        if task.side().has_files() {
+            let place = task.side().directory().display();
+            return Err(Refusal::new(Exit::Data, format!("'{id}' is no task of yours"))
+                .place(format!("{place}: it came with the project, or was copied"))
+                .next("move that directory away, or dispatch under another id")
+                .into());
+        }
         Err(Refusal::new(Exit::Data, format!("there is no task '{id}'"))
             .place(format!("tasks in {}: {place}", self.root.display()))
             .next("dispatch-reconcile shows all tasks")

@@ -726,6 +726,7 @@ fn directory_without_task_is_ignored() {
 exit 0
 neighbour running 0/2 1h idle — item 1: First
 x running 0/2 1h idle — item 1: First
+no task: .dispatch/tasks/stray came along, was copied or is left over
 "#]]);
 }
 
