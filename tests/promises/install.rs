@@ -231,6 +231,7 @@ These permission rules will be removed from HOME/.claude/settings.json:
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* -C*)
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs *HOME/my skills/dispatch/bin/dispatch-*)
 These will be removed:
   HOME/.local/share/dispatch/VERSION
@@ -378,6 +379,7 @@ These permission rules will be removed from HOME/.claude/settings.json:
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* -C*)
   ask: Bash(HOME/my skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(HOME/my skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs *HOME/my skills/dispatch/bin/dispatch-*)
 These will be removed:
   HOME/.local/share/dispatch/VERSION
