@@ -267,6 +267,20 @@ pub fn orphans_line(project: &Project, views: &[View]) -> Option<String> {
     orphans.first().map(|first| format!("orphaned: {}{more}", first.remedy(None)))
 }
 
+/// A line about directories with a task's files that no dispatch of this user made; `None` if there are
+/// none. `list`: the tasks that are there.
+pub fn foreign_line(project: &Project, list: &TaskList) -> Option<String> {
+    let foreign = project.foreign(list);
+    let more = match foreign.len() {
+        0 | 1 => String::new(),
+        count => format!(" and {} more", count - 1),
+    };
+    let line = |first: &TaskId| {
+        format!("no task: .dispatch/tasks/{first}{more} came along, was copied or is left over")
+    };
+    foreign.first().map(line)
+}
+
 /// The artifacts that belong to no task of the project.
 pub fn orphans(project: &Project, mut artifacts: Vec<Artifact>) -> Vec<Artifact> {
     // Unreadable tasks may own any worktree, so report none.

@@ -88,6 +88,8 @@ exit 0
 no tasks in PROJECT
 no task: .dispatch/tasks/x came along, was copied or is left over
 "#]]);
+    let brief = sandbox.ok("dispatch-config", &["brief"]);
+    assert!(brief.contains("\nno task: .dispatch/tasks/x came along, was copied"), "{brief}");
     sandbox.run("dispatch-reconcile", &["show", "x"]).shows(str![[r#"
 exit 65
 ! dispatch-reconcile: 'x' is no task of yours

@@ -16,7 +16,7 @@ use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Event, command, events};
 use crate::process::{Identity, calling_host};
 use crate::project::{Broken, Project};
-use crate::repair::{Repaired, repair};
+use crate::repair::{Repaired, foreign_line, repair};
 use crate::task::{State, View};
 use crate::text::shorten;
 use crate::tools::missing_program;
@@ -50,10 +50,12 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         Err(error) => lines.push(format!("config: {error:#}")),
     }
     lines.extend(project.notice());
+    let list = project.task_list();
+    lines.extend(foreign_line(project, &list));
     let own = lines.len();
     let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();
-    let Repaired { mut views, mut broken, mut repairs } = repair(project, project.task_list());
+    let Repaired { mut views, mut broken, mut repairs } = repair(project, list);
     views.sort_by_key(|view| view.state);
     // Tasks without news come last, so that they never displace news.
     let (mut told, mut quiet) = (Vec::new(), Vec::new());

@@ -17,7 +17,7 @@ use crate::domain::{TaskId, Usage};
 use crate::exit::Exit;
 use crate::news::Remedy;
 use crate::project::{Broken, Project, TaskList};
-use crate::repair::{Repaired, orphans_line, repair};
+use crate::repair::{Repaired, foreign_line, orphans_line, repair};
 use crate::task::{Reason, State, Task, View};
 use crate::text::{quoted, sanitize, short_duration, shorten};
 
@@ -72,7 +72,7 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     let mut found = project.task_list();
     let is_shown = |task: &Task| args.all || task.time_since_done().is_none_or(|it| it <= RECENT);
     let count = found.tasks.len();
-    let foreign = project.foreign(&found);
+    let foreign = foreign_line(project, &found);
     found.tasks.retain(is_shown);
     let hidden = count - found.tasks.len();
     let Repaired { mut views, broken, repairs } = repair(project, found);
@@ -108,15 +108,7 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     if hidden > 0 {
         say(format!("{hidden} more, done over a day ago: dispatch-reconcile status --all"));
     }
-    if let Some(first) = foreign.first() {
-        let more = match foreign.len() - 1 {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        say(format!(
-            "no task: .dispatch/tasks/{first}{more} came along, was copied or is left over"
-        ));
-    }
+    foreign.iter().for_each(say);
     orphans_line(project, &views).iter().for_each(say);
     let used = views.iter().filter_map(View::usage).reduce(Usage::with);
     if let Some(used) = used.filter(|_| args.all) {
