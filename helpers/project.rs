@@ -4,7 +4,7 @@
 
 mod identity;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -20,14 +20,17 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ids::{long_hash, random_hex};
-use crate::process::{Identity, TASK_DIR};
-use crate::task::Task;
+use crate::process::{Identity, Life, TASK_DIR};
+use crate::task::{HostIndex, Task};
 use identity::{ProjectRecord, common_directory, main_worktree};
 
 pub use identity::{Standing, Whereabouts, stands, whereabouts};
 
 /// How long a dispatch waits for another one that claims the directory.
 const CLAIM_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the files of a host are kept of which nobody can tell whether it is running.
+const FORGOTTEN: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The tasks of a project.
 #[derive(Debug, Default)]
@@ -65,6 +68,8 @@ pub struct Project {
     identity: PathBuf,
     state_dir: PathBuf,
     standing: Standing,
+    /// `true` if the helper was called elsewhere.
+    is_elsewhere: bool,
 }
 
 impl Project {
@@ -129,10 +134,16 @@ impl Project {
                 standing
             }
         };
-        let project = Self { root, identity, state_dir, standing };
+        let project = Self { root, identity, state_dir, standing, is_elsewhere: false };
         files::refuse_symlink(&project.root.join(".dispatch"))?;
         files::refuse_symlink(&project.tasks_dir())?;
         Ok(project)
+    }
+
+    /// The project for a helper that was called in the project of `here`, if that is another one.
+    pub fn seen_from(self, here: &Path) -> Self {
+        let is_here = Self::find(here).is_ok_and(|here| here.state_dir == self.state_dir);
+        Self { is_elsewhere: !is_here, ..self }
     }
 
     /// The project's directory, absolute.
@@ -230,37 +241,71 @@ impl Project {
         })
     }
 
-    /// The directory with the locks of the hosts that wait for news.
-    pub fn hosts_dir(&self) -> PathBuf {
-        self.state_dir.join(".hosts")
+    /// The directory with the locks and the indexes of hosts, for all projects.
+    fn hosts_dir(&self) -> PathBuf {
+        self.state_dir.with_file_name(".hosts")
     }
 
-    /// The lock file of a host's waiting hook. Until a hook of the host runs here, no file exists.
+    /// The tasks of a host in all projects.
+    pub fn index(&self, host: &Identity) -> HostIndex {
+        HostIndex::new(&self.hosts_dir(), host)
+    }
+
+    /// The lock file of a host's waiting hook. Until a hook of the host runs, no file exists.
     pub fn hook_lock_path(&self, host: &Identity) -> PathBuf {
-        self.hosts_dir().join(format!("{host}.lock"))
+        self.hosts_dir().join(format!("{}.lock", host.name()))
     }
 
-    /// The lock file of the monitor that a host without a hook runs. All unknown hosts share one file.
+    /// The lock file of the monitor that a host without a hook runs here. All unknown hosts share one.
     pub fn monitor_lock_path(&self, host: Option<&Identity>) -> PathBuf {
-        let host = host.map_or_else(|| "unknown".into(), Identity::to_string);
-        self.hosts_dir().join(format!("{host}.monitor.lock"))
+        let host = host.map_or_else(|| "unknown".into(), Identity::name);
+        let project = self.state_dir.file_name().unwrap_or_default().display();
+        self.hosts_dir().join(format!("{host}.{project}.monitor.lock"))
     }
 
-    /// Removes the locks of hosts that have ended, because each host leaves one.
-    pub fn remove_dead_hosts(&self) {
-        let ended = |name: &str| {
-            let (pid, start) = name.split('.').next()?.split_once('@')?;
-            let running = Identity::of_pid(pid.parse().ok()?).ok()?;
-            Some(running.is_none_or(|it| it.start.to_string() != start))
-        };
-        for (name, _) in files::entries(&self.hosts_dir()).unwrap_or_default() {
+    /// Creates the directory of the hosts, without the locks and indexes of those that have ended.
+    pub fn prepare_hosts(&self) -> Result<()> {
+        files::create_private_directory(&self.hosts_dir())?;
+        let own = Identity::own()?;
+        for (name, _) in files::entries(&self.hosts_dir())? {
             let path = self.hosts_dir().join(&name);
-            // A host in another pid namespace may hold its lock.
-            let free = || Lock::is_held(&path).is_ok_and(|held| !held);
-            if name.to_str().and_then(ended) == Some(true) && free() {
-                let _ = files::remove(&path);
+            let host = name.to_str().and_then(|name| name.split('.').next());
+            let is_old = match host.and_then(|host| own.life_of(host)) {
+                Some(Life::Dead) => true,
+                // Nobody can tell, for example after a restart of the machine.
+                Some(Life::Unknown) => !files::modified_within(&path, FORGOTTEN),
+                _ => false,
+            };
+            // After an error, the next helper tries again.
+            let _ = match is_old {
+                true if path.is_dir() => files::remove_directory(&path),
+                true if Lock::is_held(&path).is_ok_and(|held| !held) => files::remove(&path),
+                _ => Ok(()),
+            };
+        }
+        Ok(())
+    }
+
+    /// The tasks in other projects that an index names and of which its host has not heard everything.
+    pub fn tasks_elsewhere(&self, index: &BTreeMap<PathBuf, bool>) -> Vec<Task> {
+        let mut projects: BTreeMap<PathBuf, bool> = BTreeMap::new();
+        let mut tasks = Vec::new();
+        for (state_dir, _) in index.iter().filter(|(_, is_heard)| !**is_heard) {
+            let own = state_dir.parent().filter(|it| *it != self.state_dir);
+            let (Some(project), Ok(task)) = (own, Task::at_state(state_dir)) else { continue };
+            // The project may be gone, or be another one by now.
+            let is_there = || Self::of_task(&task).is_some();
+            if *projects.entry(project.into()).or_insert_with(is_there) && !task.is_deleted() {
+                tasks.push(task.elsewhere());
             }
         }
+        tasks
+    }
+
+    /// The project of a task, if it is still where the task's record says.
+    pub fn of_task(task: &Task) -> Option<Self> {
+        let project = Self::at(task.root()?.into()).ok()?;
+        Some(project).filter(|it| Some(it.state_dir()) == task.state_dir().parent())
     }
 
     /// The lock file for restarting lost supervisors.
@@ -293,7 +338,8 @@ impl Project {
     /// The task with this name, which need not exist.
     pub fn task(&self, id: &TaskId) -> Task {
         let name = id.as_str();
-        Task::new(id.clone(), self.state_dir.join(name), self.tasks_dir().join(name))
+        let task = Task::new(id.clone(), self.state_dir.join(name), self.tasks_dir().join(name));
+        if self.is_elsewhere { task.elsewhere() } else { task }
     }
 
     /// The readable tasks of the project, sorted by name.

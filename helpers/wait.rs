@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::domain::TaskId;
+use crate::domain::{Route, TaskId};
 use crate::fault;
 use crate::ipc::Looks;
 use crate::news::ledger::{self, Delivery};
@@ -23,7 +23,7 @@ pub use live::LiveTasks;
 /// How long a batch of news may grow before it is delivered.
 const LONGEST_BATCH: Duration = Duration::from_secs(3);
 
-/// A process's wait for news of a project's tasks.
+/// A process's wait for news of tasks.
 pub struct Waiter {
     tasks: LiveTasks,
     /// The host that reads this process's output.
@@ -50,12 +50,19 @@ pub enum WaitOutcome {
 
 impl Waiter {
     /// A waiter for the tasks in `only`, or for all if it is empty. With a host, only for tasks that it
-    /// owns, without what it reports itself. From now on, SIGINT, SIGTERM and SIGHUP only end a wait.
+    /// owns, without what it reports itself, and as its hook in all projects. From now on, SIGINT, SIGTERM
+    /// and SIGHUP only end a wait.
     ///
     /// # Errors
     /// The system has no event queue.
-    pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Result<Self> {
-        let (tasks, listener) = (LiveTasks::new(project, only, host)?, calling_host());
+    pub fn new(
+        project: Project,
+        only: Vec<TaskId>,
+        host: Option<Identity>,
+        is_hook: bool,
+    ) -> Result<Self> {
+        let (mut tasks, listener) = (LiveTasks::new(project, only, host)?, calling_host());
+        tasks.is_hook = is_hook;
         Ok(Self {
             tasks,
             listener,
@@ -74,7 +81,9 @@ impl Waiter {
 
     fn active(&self) -> usize {
         // A read that failed once is repeated at the next look.
-        self.tasks.views().filter(|view| is_active(view)).count() + self.tasks.missed()
+        let is_hook = self.tasks.is_hook;
+        let open = |view: &&View| is_active(view) || is_hook && can_continue(view);
+        self.tasks.views().filter(open).count() + self.tasks.missed() + self.tasks.continuable
     }
 
     /// Waits for news for at most `limit`. Calls `warn_polling` if it has to read all tasks every second.
@@ -168,6 +177,10 @@ impl Waiter {
             let holds_back = may_resume(view);
             match self.news_of(view, holds_back) {
                 Ok(events) => {
+                    if events.is_empty() && !holds_back {
+                        // After an error, the next hook reads the task once more.
+                        let _ = self.tasks.host.as_ref().map_or(Ok(()), |it| set_heard(it, view));
+                    }
                     news.extend(events);
                     if holds_back {
                         self.holds_back = true;
@@ -216,6 +229,32 @@ fn is_active(view: &View) -> bool {
         state if state.is_waiting() => !view.processes.is_empty(),
         _ => view.is_between_attempts(),
     }
+}
+
+/// Returns true if a person may continue the ended task from another terminal. An agent's host does that
+/// itself.
+fn can_continue(view: &View) -> bool {
+    let has_work_left = view.state.has_work_left() || view.state == State::Stopped;
+    has_work_left && view.record.route == Route::Cli
+}
+
+/// Marks a task in its host's index if it ended and the host has seen all of its news.
+fn set_heard(host: &Identity, view: &View) -> Result<()> {
+    let has_ended = match view.record.route {
+        Route::Cli => view.exit.is_some() && view.state.has_ended(),
+        // Another agent may still run.
+        Route::Agent => view.state == State::Done,
+    };
+    if !has_ended {
+        return Ok(());
+    }
+    let told = ledger::read(&view.task)?;
+    let is_seen = |event: &Event| told.get(&event.id) == Some(&Delivery::Acknowledged);
+    if !news::events(view)?.iter().all(is_seen) {
+        return Ok(());
+    }
+    view.task.settle(view)?;
+    view.task.index(host).set_heard(&view.task)
 }
 
 /// How long a directory that is replaced may be missing.

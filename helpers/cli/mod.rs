@@ -222,7 +222,11 @@ fn directory(given: Option<&Path>) -> Result<PathBuf> {
 }
 
 fn project(given: Option<&Path>) -> Result<Project> {
-    Project::find(&directory(given)?)
+    let project = Project::find(&directory(given)?)?;
+    Ok(match given {
+        Some(_) => project.seen_from(Path::new(".")),
+        None => project,
+    })
 }
 
 /// The text of an argument; `-` means standard input.

@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::cli::{complain, done, fit, project, run, say, some_text};
+use crate::cli::{complain, directory, done, fit, project, run, say, some_text};
 use crate::domain::TaskId;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::host::hook::HookInput;
-use crate::news::{Event, command};
+use crate::news::{Event, command, command_for};
 use crate::ops::answer::{self, Answered, find_question};
 use crate::process::calling_host;
 use crate::project::Project;
@@ -95,15 +95,14 @@ fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
     // The lock tells `brief` that this host is waiting.
     let _waiting = match only.is_empty() && project.state_dir().is_dir() {
         true => {
-            files::create_task_directory(&project.hosts_dir())?;
-            project.remove_dead_hosts();
+            project.prepare_hosts()?;
             Lock::try_take(&project.monitor_lock_path(host.as_ref()))?
         }
         false => None,
     };
     let owned = host.filter(|_| only.is_empty());
     let status = command("dispatch-reconcile")?;
-    let mut waiter = Waiter::new(project, only, owned)?;
+    let mut waiter = Waiter::new(project, only, owned, false)?;
     match waiter.wait_for_news(limit, warn_polling)? {
         // Print before dropping the waiter; closing its watches is slow.
         WaitOutcome::News(mut news) => {
@@ -142,17 +141,19 @@ fn hook(args: &Args) -> Result<Exit> {
     }
     let input: HookInput = serde_json::from_str(&input).unwrap_or_default();
     let Some(host) = calling_host() else { return Ok(Exit::Ok) };
-    let project = project(args.directory.as_deref().or(input.cwd.as_deref()))?;
-    if !project.state_dir().is_dir() {
+    let project = Project::find(&directory(args.directory.as_deref().or(input.cwd.as_deref()))?)?;
+    let index = project.index(&host);
+    if !project.state_dir().is_dir() && !index.directory().is_dir() {
         return Ok(Exit::Ok);
     }
     input.take_over(&project, &host);
-    files::create_task_directory(&project.hosts_dir())?;
-    project.remove_dead_hosts();
+    project.prepare_hosts()?;
+    // The waiter watches the directory for tasks in other projects.
+    files::create_private_directory(index.directory())?;
     let lock = project.hook_lock_path(&host);
     // Once news is marked as delivered, nothing may fail before it is printed.
     let status = command("dispatch-reconcile")?;
-    let mut waiter = Waiter::new(project, Vec::new(), Some(host))?;
+    let mut waiter = Waiter::new(project, Vec::new(), Some(host), true)?;
     loop {
         let Some(waiting) = Lock::try_take(&lock)? else { return Ok(Exit::Ok) };
         match waiter.wait_for_news(None, || ())? {
@@ -201,7 +202,7 @@ fn capped(lines: impl Iterator<Item = String>, status: &str) -> String {
 
 /// Answers a question and returns a line about what follows.
 pub(super) fn answer(task: &Task, question: &str, text: &str) -> Result<String> {
-    let (id, spawn) = (task.id(), command("dispatch-spawn")?);
+    let (id, spawn) = (task.id(), command_for(task, "dispatch-spawn")?);
     let what = match answer::answer(task, question, text)? {
         Answered::Continues => ", its worker continues".into(),
         Answered::Resumed => ", its worker had ended and was resumed".into(),

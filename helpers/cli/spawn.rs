@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Parser;
 use serde_json::json;
 
-use crate::cli::{directory, done, run, say, text};
+use crate::cli::{directory, done, project, run, say, text};
 use crate::domain::{Access, PromptVia, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::files;
@@ -108,7 +108,7 @@ pub fn main() -> ExitCode {
         }
         let id: TaskId = args.task.as_deref().unwrap_or_default().parse()?;
         let here = directory(args.directory.as_deref())?;
-        let project = Project::find(&here)?;
+        let project = project(args.directory.as_deref())?;
         if args.resume {
             project.refuse_moved()?;
             resume(&args, &project, &project.existing_task(&id)?)

@@ -39,13 +39,17 @@ impl HookInput {
     /// and records the usage and the ends of its agents. An unreadable task must not hide news of the
     /// others.
     pub fn take_over(&self, project: &Project, host: &Identity) {
-        self.acknowledge(project, host);
+        let index = project.index(host).read();
+        let mut tasks = project.tasks();
+        tasks.retain(|task| index.get(task.state_dir()) != Some(&true));
+        tasks.extend(project.tasks_elsewhere(&index));
+        self.acknowledge(&tasks, host);
         if let Some(running) = &self.background_tasks {
-            project.tasks().iter().for_each(|it| drop(note_ended_agent(it, host, running)));
+            tasks.iter().for_each(|it| drop(note_ended_agent(it, host, running)));
         }
     }
 
-    fn acknowledge(&self, project: &Project, host: &Identity) {
+    fn acknowledge(&self, tasks: &[Task], host: &Identity) {
         let transcript = self.transcript_path.as_ref();
         let mut shown = transcript.and_then(|it| shown_in_transcript(it).ok()).unwrap_or_default();
         shown.extend(self.prompt.clone());
@@ -53,8 +57,8 @@ impl HookInput {
         if ids.is_empty() && !shown.iter().any(|text| text.contains("<task-notification>")) {
             return;
         }
-        for task in project.tasks() {
-            let _ = acknowledge_task(&task, host, &shown, &ids);
+        for task in tasks {
+            let _ = acknowledge_task(task, host, &shown, &ids);
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::ids::short_hash;
 use crate::ipc::IpcText;
 use crate::plan::Marker;
 use crate::process::launcher;
-use crate::task::{Reason, State, View, Wait};
+use crate::task::{Reason, State, Task, View, Wait};
 use crate::text::{quoted, shell_word, short_duration};
 use crate::tools;
 
@@ -60,20 +60,20 @@ impl Event {
 /// Messages that cannot be read, or helpers that are not installed.
 pub fn events(view: &View) -> Result<Vec<Event>> {
     let mut events = Vec::new();
-    let id = view.task.id();
-    for (name, text) in view.task.side().tells()? {
-        let line = format!("{id} says: {}", quoted(&text));
-        events.push(Event::new(view, format!("tell/{name}"), line, "tell the user".into()));
+    let (id, name) = (view.task.id(), view.task.name());
+    for (number, text) in view.task.side().tells()? {
+        let line = format!("{name} says: {}", quoted(&text));
+        events.push(Event::new(view, format!("tell/{number}"), line, "tell the user".into()));
     }
     // Nobody waits for answers after a stop or a finish.
     let over = matches!(view.state, State::Stopped | State::Done);
     // Only a process that waits may take a question that is being written.
     let questions = view.questions.iter().filter(|(_, found)| found.is_whole && !over);
     for (question, IpcText { text, .. }) in questions {
-        let line = format!("{id} asks ({}): {}", question.name, quoted(text));
+        let line = format!("{name} asks ({}): {}", question.name, quoted(text));
         let next = format!(
             "ask the user, then run: {} --answer {id}/{} - <<'END_TEXT' (the answer, then END_TEXT)",
-            command("dispatch-monitor")?,
+            command_for(&view.task, "dispatch-monitor")?,
             question.name,
         );
         events.push(Event::new(view, question_key(&question.name, text), line, next));
@@ -93,26 +93,29 @@ pub fn question_key(number: &str, text: &str) -> String {
 
 /// The event of a task that makes no progress because it is silent, parked or held.
 fn no_progress_event(view: &View) -> Result<Option<Event>> {
-    let id = view.task.id();
+    let (id, name) = (view.task.id(), view.task.name());
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let attempt = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
     let explanation = view.because();
-    let spawn = command("dispatch-spawn")?;
+    let spawn = command_for(&view.task, "dispatch-spawn")?;
     let (key, line, next) = match &view.reason {
         Reason::Silent(since) => (
             format!("silent/{attempt}/{since}"),
-            format!("{id} silent ({items}): {explanation}"),
-            format!("tell the user; {} stop {id} ends it", command("dispatch-reconcile")?),
+            format!("{name} silent ({items}): {explanation}"),
+            format!(
+                "tell the user; {} stop {id} ends it",
+                command_for(&view.task, "dispatch-reconcile")?
+            ),
         ),
         // While the next attempt is being created, the wait of the last one still exists.
         Reason::Waits(Wait::Parked { .. }) if view.exit.is_some() => (
             format!("parked/{attempt}"),
-            format!("{id} parked ({items}): {explanation}"),
+            format!("{name} parked ({items}): {explanation}"),
             "tell the user; the task resumes when the limit resets".into(),
         ),
         Reason::Waits(Wait::Held { task, obstacle }) => (
             format!("held/{task}/{obstacle}"),
-            format!("{id} {explanation}"),
+            format!("{name} {explanation}"),
             format!("tell the user and ask; {spawn} {id} --resume starts it anyway"),
         ),
         _ => return Ok(None),
@@ -128,15 +131,23 @@ pub fn command(helper: &str) -> Result<String> {
     Ok(shell_word(&launcher(helper)?.display().to_string()))
 }
 
+/// A helper's launcher as the host calls it for a task.
+///
+/// # Errors
+/// The helpers are not installed.
+pub fn command_for(task: &Task, helper: &str) -> Result<String> {
+    Ok(command(helper)? + &task.option())
+}
+
 /// The event of an attempt's end.
 fn end_event(view: &View) -> Result<Event> {
-    let id = view.task.id();
+    let (id, name) = (view.task.id(), view.task.name());
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let age = short_duration(view.age());
     let some = |text: &String| !text.is_empty();
     let because = Some(view.because()).filter(some);
     let explanation = because.map_or_else(String::new, |because| format!(": {because}"));
-    let spawn = command("dispatch-spawn")?;
+    let spawn = command_for(&view.task, "dispatch-spawn")?;
     let (line, next) = match view.state {
         State::Done => {
             let summary = view.summary.clone().filter(some);
@@ -146,20 +157,20 @@ fn end_event(view: &View) -> Result<Event> {
             let (mut branch, mut next) = (String::new(), "tell the user".to_owned());
             if let Some(own) = &view.record.worktree {
                 branch = format!(" on branch {}", own.branch);
-                let merge = command("dispatch-reconcile")?;
+                let merge = command_for(&view.task, "dispatch-reconcile")?;
                 next += &format!("; if they want it, {merge} merge {id} brings it back");
             }
-            (format!("{id} done ({items}, {age}){branch}{summary}{report}"), next)
+            (format!("{name} done ({items}, {age}){branch}{summary}{report}"), next)
         }
         State::Blocked => (
-            format!("{id} blocked ({items}){explanation}"),
+            format!("{name} blocked ({items}){explanation}"),
             match (&view.reason, view.whole_questions().last()) {
                 _ if view.has_late_answer() => {
                     format!("the answer is there: {spawn} {id} --resume continues with it")
                 }
                 (_, Some(question)) => format!(
                     "ask the user; {} --answer {id}/{} - resumes it",
-                    command("dispatch-monitor")?,
+                    command_for(&view.task, "dispatch-monitor")?,
                     question.name
                 ),
                 (Reason::Item(item), None) => format!(
@@ -177,14 +188,14 @@ fn end_event(view: &View) -> Result<Event> {
                 format!(", --resume{skip} continues without what the plan lost")
             });
             (
-                format!("{id} incomplete ({items}, {age}){explanation}{left}"),
+                format!("{name} incomplete ({items}, {age}){explanation}{left}"),
                 format!(
                     "tell the user what is left and ask; {spawn} {id} --resume does the rest{skip}"
                 ),
             )
         }
         _ => (
-            format!("{id} {} ({items}, {age}){explanation}", view.state),
+            format!("{name} {} ({items}, {age}){explanation}", view.state),
             instruction(view, &spawn),
         ),
     };
@@ -239,13 +250,14 @@ impl Remedy {
     }
 
     /// The remedy as a command line; a flag that only the config can change as text.
-    pub fn command(&self, id: &str) -> String {
+    pub fn command(&self, task: &Task) -> String {
+        let (id, at) = (task.id(), task.option());
         match self {
-            Self::Answer(question) => format!("dispatch-monitor --answer {id}/{question} -"),
-            Self::Resume(option) => format!("dispatch-spawn {id} --resume{option}"),
+            Self::Answer(question) => format!("dispatch-monitor{at} --answer {id}/{question} -"),
+            Self::Resume(option) => format!("dispatch-spawn{at} {id} --resume{option}"),
             Self::Login(command) => command.clone(),
             Self::Flag(backend) => format!("another flag in backends.{backend}.command"),
-            Self::Stop => format!("dispatch-reconcile stop {id}"),
+            Self::Stop => format!("dispatch-reconcile{at} stop {id}"),
         }
     }
 }

@@ -57,6 +57,29 @@ impl Identity {
         }
     }
 
+    /// A name for files about the process, which no process of another boot or pid namespace has.
+    pub fn name(&self) -> String {
+        format!("{self}-{}", self.counter())
+    }
+
+    /// A hash of what the pid and the start time count in.
+    fn counter(&self) -> String {
+        let namespace = self.namespace.as_deref().unwrap_or_default();
+        short_hash(format!("{}/{namespace}", self.boot).as_bytes())
+    }
+
+    /// The life of the process that has this [`Self::name`], as this process can tell; `None` for any
+    /// other name.
+    pub fn life_of(&self, name: &str) -> Option<Life> {
+        let (process, counter) = name.split_once('-')?;
+        let (pid, start) = process.split_once('@')?;
+        let (pid, start) = (pid.parse().ok()?, start.parse().ok()?);
+        match counter == self.counter() {
+            true => Some(Self { pid, start, ..self.clone() }.life()),
+            false => Some(Life::Unknown),
+        }
+    }
+
     /// This process.
     pub fn own() -> Result<Self> {
         let pid = std::process::id();

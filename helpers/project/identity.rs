@@ -362,7 +362,9 @@ impl Project {
             _ => rename(from, &to)?,
         }
         let task = Task::new(view.task.id().clone(), to, self.tasks_dir().join(id));
-        task.change_record(|record| self.relocate(record))
+        task.change_record(|record| self.relocate(record))?;
+        task.call_owner();
+        Ok(())
     }
 
     /// Puts the paths of this project into the record of a task that was dispatched elsewhere.

@@ -22,14 +22,13 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::plan::Plan;
-use crate::process::Identity;
 use crate::text::lossy;
 use view::WorkersWords;
 use worker_side::append_missing;
 
 pub use answer::Answer;
 pub use attempt::{Attempt, ExitRecord, SessionRecord, StopReason};
-pub use record::{Dependency, FORMAT, Record, Wait};
+pub use record::{Dependency, FORMAT, HostIndex, Record, Wait};
 pub use state::{Reason, State};
 pub use view::View;
 pub use worker_side::WorkerSide;
@@ -43,11 +42,13 @@ pub struct Task {
     id: TaskId,
     state_dir: PathBuf,
     side: WorkerSide,
+    /// `true` if the helper was not called in the task's project, so that commands need `-C`.
+    is_elsewhere: bool,
 }
 
 impl Task {
     pub(crate) fn new(id: TaskId, state_dir: PathBuf, directory: PathBuf) -> Self {
-        Self { id, state_dir, side: WorkerSide::new(directory) }
+        Self { id, state_dir, side: WorkerSide::new(directory), is_elsewhere: false }
     }
 
     /// The dispatched task with this person's side.
@@ -116,7 +117,11 @@ impl Task {
     pub fn set_wait(&self, wait: Option<&Wait>) -> Result<()> {
         let path = self.wait_path();
         match wait {
-            Some(wait) => files::publish(&path, serde_json::to_string(wait)?.as_bytes()),
+            Some(wait) => {
+                files::publish(&path, serde_json::to_string(wait)?.as_bytes())?;
+                self.call_owner();
+                Ok(())
+            }
             None => files::remove(&path),
         }
     }
@@ -224,24 +229,6 @@ impl Task {
         let mut record = self.record()?.context("the task has no record")?;
         change(&mut record);
         files::publish(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
-    }
-
-    /// Makes a host the owner, so that it gets the news, if the present owner is lost. Returns whether the
-    /// owner changed.
-    pub fn adopt(&self, host: &Identity, is_lost: impl Fn(&Identity) -> bool) -> Result<bool> {
-        let orphaned = |record: &Record| record.owner.as_ref().is_none_or(&is_lost);
-        if !self.record()?.as_ref().is_some_and(orphaned) {
-            return Ok(false);
-        }
-        let mut adopted = false;
-        self.change_record(|record| {
-            // Another host may have adopted the task meanwhile.
-            if orphaned(record) {
-                record.owner = Some(host.clone());
-                adopted = true;
-            }
-        })?;
-        Ok(adopted)
     }
 
     /// Takes the lock for changes of the person's side.
@@ -401,6 +388,7 @@ impl Task {
         self.side.set_start(&plan)?;
         // The wait goes after the attempt exists: without both, the task would look ended.
         self.set_wait(None)?;
+        self.call_owner();
         Ok(attempt)
     }
 

@@ -3,15 +3,19 @@
 //!
 //! Invariant: a record of a newer format is refused, never guessed.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Access, Route, Worktree};
+use crate::files;
 use crate::ids::utc;
 use crate::process::{Holder, Identity};
-use crate::text::quoted;
+use crate::task::Task;
+use crate::text::{quoted, shell_word};
 
 /// The format number that this version writes.
 pub const FORMAT: u32 = 1;
@@ -131,6 +135,134 @@ impl fmt::Display for Wait {
                 write!(f, "rate limit, {how} {until}: {}", quoted(said))
             }
         }
+    }
+}
+
+/// The tasks of a host in all projects: an empty file for each, named by the task and its project's state
+/// directory. The index says where to look, and is never believed against the tasks' records.
+pub struct HostIndex {
+    directory: PathBuf,
+}
+
+/// The end of the entry of a task of which the host has heard everything.
+const HEARD: &str = "~";
+
+impl HostIndex {
+    /// The index of a host, in the directory of all hosts.
+    pub fn new(hosts: &Path, host: &Identity) -> Self {
+        Self { directory: hosts.join(host.name()) }
+    }
+
+    /// The directory with the entries.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn entry(&self, task: &Task, end: &str) -> PathBuf {
+        let project = task.state_dir.parent().and_then(Path::file_name).unwrap_or_default();
+        self.directory.join(format!("{}.{}{end}", task.id, project.display()))
+    }
+
+    /// Adds a task of which the host may hear.
+    fn add(&self, task: &Task) -> Result<()> {
+        files::create_private_directory(&self.directory)?;
+        files::open_append(&self.entry(task, "")).map(drop)
+    }
+
+    /// Marks a task that ended, and all of whose news the host has seen. Nobody needs to read it until
+    /// another attempt begins.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn set_heard(&self, task: &Task) -> Result<()> {
+        let last = task.last_attempt().map(|it| it.number);
+        files::create_private_directory(&self.directory)?;
+        files::open_append(&self.entry(task, HEARD))?;
+        files::remove(&self.entry(task, ""))?;
+        // An attempt that began just now may have added the entry that was removed.
+        match task.last_attempt().map(|it| it.number) == last && task.wait()?.is_none() {
+            true => Ok(()),
+            false => self.add(task),
+        }
+    }
+
+    /// The state directories of the tasks, each with whether the host has heard everything.
+    pub fn read(&self) -> BTreeMap<PathBuf, bool> {
+        let mut tasks = BTreeMap::new();
+        let root = self.directory.ancestors().nth(2).unwrap_or(&self.directory);
+        for (name, _) in files::entries(&self.directory).unwrap_or_default() {
+            let name = name.to_string_lossy();
+            let heard = name.strip_suffix(HEARD);
+            if let Some((id, project)) = heard.unwrap_or(&name).split_once('.') {
+                *tasks.entry(root.join(project).join(id)).or_insert(true) &= heard.is_some();
+            }
+        }
+        tasks
+    }
+
+    /// How many of these tasks can be continued, of which the host has heard everything.
+    pub fn count_continuable(tasks: &BTreeMap<PathBuf, bool>) -> usize {
+        let is_done = |state_dir: &Path| state_dir.join("done").exists();
+        let is_there = |state_dir: &Path| state_dir.join("record.yaml").exists();
+        tasks.iter().filter(|(it, is_heard)| **is_heard && !is_done(it) && is_there(it)).count()
+    }
+}
+
+impl Task {
+    /// The index of a host that may own the task.
+    pub fn index(&self, host: &Identity) -> HostIndex {
+        let project = self.state_dir.parent().unwrap_or(&self.state_dir);
+        HostIndex::new(&project.with_file_name(".hosts"), host)
+    }
+
+    /// Makes a host the owner, so that it gets the news, if the present owner is lost. Returns whether the
+    /// owner changed.
+    pub fn adopt(&self, host: &Identity, is_lost: impl Fn(&Identity) -> bool) -> Result<bool> {
+        let orphaned = |record: &Record| record.owner.as_ref().is_none_or(&is_lost);
+        if !self.record()?.as_ref().is_some_and(orphaned) {
+            return Ok(false);
+        }
+        let mut adopted = false;
+        self.change_record(|record| {
+            // Another host may have adopted the task meanwhile.
+            if orphaned(record) {
+                record.owner = Some(host.clone());
+                adopted = true;
+            }
+        })?;
+        self.call_owner();
+        Ok(adopted)
+    }
+
+    /// Adds the task to its owner's index, which the owner's hook watches. If that fails, only `brief`
+    /// tells the owner what comes.
+    pub fn call_owner(&self) {
+        let owner = self.record().ok().flatten().and_then(|record| record.owner);
+        let _ = owner.map_or(Ok(()), |owner| self.index(&owner).add(self));
+    }
+
+    /// The task for a helper that was called elsewhere.
+    pub fn elsewhere(self) -> Self {
+        Self { is_elsewhere: true, ..self }
+    }
+
+    /// The directory of the task's project.
+    pub fn root(&self) -> Option<&Path> {
+        self.side.directory().ancestors().nth(3)
+    }
+
+    /// The task's name for the host, with the project if that is not the host's.
+    pub fn name(&self) -> String {
+        let root = self.root().filter(|_| self.is_elsewhere);
+        let place = root.map(|root| format!(" in {}", root.display())).unwrap_or_default();
+        format!("{}{place}", self.id)
+    }
+
+    /// The option that a helper needs to find the task: empty, or begins with a space.
+    pub fn option(&self) -> String {
+        let root = self.root().filter(|_| self.is_elsewhere);
+        let option = |root: &Path| format!(" -C {}", shell_word(&root.display().to_string()));
+        root.map(option).unwrap_or_default()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::ipc::second_look;
 use crate::news::host_report_time_left;
 use crate::process::{Identity, Source, Watch, Woken, is_remote};
 use crate::project::{Broken, Project, TaskList};
-use crate::task::{Reason, Task, View};
+use crate::task::{HostIndex, Reason, Task, View};
 use crate::worker::supervise;
 
 /// How often a waiter looks whether its watches are still those of the tasks. Without events, the look
@@ -25,7 +25,7 @@ pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// a program that keeps it open.
 const LOOKS_FOR_A_READ: usize = 5;
 
-/// The tasks of a project, each reread when something of it changed.
+/// The tasks of a project, or of a host in all projects, each reread when something of it changed.
 pub struct LiveTasks {
     project: Project,
     watch: Watch,
@@ -33,11 +33,16 @@ pub struct LiveTasks {
     pub(super) only: Vec<TaskId>,
     /// If set, only tasks that this host owns are read.
     pub(super) host: Option<Identity>,
-    tasks: BTreeMap<TaskId, LiveTask>,
+    /// `true` if the host's tasks in other projects are read too.
+    pub(super) is_hook: bool,
+    /// How many of the hook's tasks have ended, were heard of, and can be continued.
+    pub(super) continuable: usize,
+    /// Each task, by its state directory: two projects may have tasks of one name.
+    tasks: BTreeMap<PathBuf, LiveTask>,
     /// The entries that should be tasks and cannot be read.
     broken: Vec<Broken>,
     /// The tasks to read next.
-    due: BTreeSet<TaskId>,
+    due: BTreeSet<PathBuf>,
     /// `true` if the list of tasks is to be read next.
     is_list_due: bool,
     /// `true` if events may be missing, so that every look rereads all tasks.
@@ -48,6 +53,7 @@ pub struct LiveTasks {
 
 /// A task as it was last read.
 struct LiveTask {
+    task: Task,
     /// `None` if the task belongs to another host.
     view: Option<Result<View, Broken>>,
     /// When the task is reread without an event.
@@ -61,8 +67,8 @@ struct LiveTask {
 /// The changes that a refresh found.
 #[derive(Default)]
 pub struct Changes {
-    /// The tasks that were read.
-    pub read: Vec<TaskId>,
+    /// The state directories of the tasks that were read.
+    pub read: Vec<PathBuf>,
     /// `true` if a task is gone that could have changed by itself.
     pub lost_open: bool,
 }
@@ -86,6 +92,8 @@ impl LiveTasks {
             watch,
             only,
             host,
+            is_hook: false,
+            continuable: 0,
             tasks: BTreeMap::new(),
             broken: Vec::new(),
             due: BTreeSet::new(),
@@ -101,12 +109,12 @@ impl LiveTasks {
     }
 
     /// A task as it was last read; `None` if there is none, or another host's.
-    pub fn get(&self, id: &TaskId) -> Option<&Result<View, Broken>> {
-        self.tasks.get(id)?.view.as_ref()
+    pub fn get(&self, state_dir: &Path) -> Option<&Result<View, Broken>> {
+        self.tasks.get(state_dir)?.view.as_ref()
     }
 
-    pub(super) fn view_mut(&mut self, id: &TaskId) -> Option<&mut View> {
-        self.tasks.get_mut(id)?.view.as_mut()?.as_mut().ok()
+    pub(super) fn view_mut(&mut self, state_dir: &Path) -> Option<&mut View> {
+        self.tasks.get_mut(state_dir)?.view.as_mut()?.as_mut().ok()
     }
 
     /// How many tasks could not be read once that may change by themselves.
@@ -126,15 +134,15 @@ impl LiveTasks {
     }
 
     /// Rereads a task at the next look, whatever event comes before.
-    pub(super) fn defer(&mut self, id: &TaskId) {
-        if let Some(task) = self.tasks.get_mut(id) {
+    pub(super) fn defer(&mut self, state_dir: &Path) {
+        if let Some(task) = self.tasks.get_mut(state_dir) {
             (task.again, task.is_deferred) = (Some(Instant::now() + LOOK), true);
         }
     }
 
     /// Rereads a task at the next look or event.
-    pub(super) fn read_again(&mut self, id: &TaskId) {
-        if let Some(task) = self.tasks.get_mut(id) {
+    pub(super) fn read_again(&mut self, state_dir: &Path) {
+        if let Some(task) = self.tasks.get_mut(state_dir) {
             task.again.get_or_insert_with(|| Instant::now() + LOOK);
         }
     }
@@ -161,46 +169,46 @@ impl LiveTasks {
         match source {
             Source::Any => self.forget(),
             Source::Path(path) => match self.task_at(&path) {
-                Some((_, task)) if task.is_deferred => {}
-                Some((id, _)) => self.due.extend([id]),
+                Some(task) if task.is_deferred => {}
+                Some(task) => drop(self.due.insert(task.task.state_dir().into())),
                 None => self.is_list_due = true,
             },
             Source::Process(process) => {
                 let of_task = |view: &&View| view.processes.contains(&process);
-                let ids: Vec<_> =
-                    self.views().filter(of_task).map(|view| view.task.id().clone()).collect();
-                self.due.extend(ids);
+                let due = self.views().filter(of_task).map(|view| view.task.state_dir().into());
+                self.due.extend(due.collect::<Vec<_>>());
             }
         }
     }
 
     /// The task with this directory on one of its sides.
-    fn task_at(&self, directory: &Path) -> Option<(TaskId, &LiveTask)> {
-        let tasks_dir = self.project.tasks_dir();
-        let mut tops = [self.project.state_dir(), &tasks_dir].into_iter();
-        let below = tops.find_map(|top| directory.strip_prefix(top).ok())?;
-        let id: TaskId = below.iter().next()?.to_str()?.parse().ok()?;
-        self.tasks.get(&id).map(|task| (id, task))
+    fn task_at(&self, directory: &Path) -> Option<&LiveTask> {
+        let is_of = |it: &&LiveTask| {
+            let sides = [it.task.state_dir(), it.task.side().directory()];
+            sides.into_iter().any(|side| directory.starts_with(side))
+        };
+        self.tasks.values().find(is_of)
     }
 
     /// Reads the tasks that are due, and records ends that nobody saw.
     pub fn refresh(&mut self) -> Changes {
         self.mark_by_time();
         let mut changes = Changes::default();
-        let gone = |id: &TaskId| {
-            let task = self.project.task(id);
-            !task.was_dispatched() || task.is_deleted()
+        let gone = |state_dir: &PathBuf| {
+            let Some(LiveTask { task, .. }) = self.tasks.get(state_dir) else { return false };
+            let has_root = task.root().is_some_and(Path::exists);
+            !has_root || !task.was_dispatched() || task.is_deleted()
         };
         if self.is_list_due || self.due.iter().any(gone) {
             self.read_list(&mut changes);
         }
-        for id in std::mem::take(&mut self.due) {
-            if self.tasks.contains_key(&id) {
-                let before = self.tasks.get(&id).is_some_and(LiveTask::may_change);
-                let mut task = self.read(&self.project.task(&id));
-                task.is_missed = before && matches!(task.view, Some(Err(_)));
-                self.tasks.insert(id.clone(), task);
-                changes.read.push(id);
+        for state_dir in std::mem::take(&mut self.due) {
+            if let Some(before) = self.tasks.get(&state_dir) {
+                let (may_change, task) = (before.may_change(), before.task.clone());
+                let mut task = self.read(task);
+                task.is_missed = may_change && matches!(task.view, Some(Err(_)));
+                self.tasks.insert(state_dir.clone(), task);
+                changes.read.push(state_dir);
             }
         }
         changes
@@ -210,7 +218,7 @@ impl LiveTasks {
     fn mark_by_time(&mut self) {
         let now = Instant::now();
         let again = |task: &LiveTask| task.again.is_some_and(|again| again <= now);
-        let again = self.tasks.iter().filter(|(_, task)| again(task)).map(|(id, _)| id.clone());
+        let again = self.tasks.iter().filter(|(_, task)| again(task)).map(|(it, _)| it.clone());
         self.due.extend(again.collect::<Vec<_>>());
         if now < self.last_look + LOOK {
             return;
@@ -227,7 +235,7 @@ impl LiveTasks {
             let is_next = number == turn && self.looks.is_multiple_of(LOOKS_FOR_A_READ);
             let mut both = [task.state_dir(), task.side().directory()].into_iter();
             if is_next || !both.all(|directory| self.watch.has_directory(directory)) {
-                self.due.insert(task.id().clone());
+                self.due.insert(task.state_dir().into());
             }
         }
     }
@@ -247,28 +255,41 @@ impl LiveTasks {
         let TaskList { mut tasks, broken } = self.project.task_list();
         tasks.retain(|task| self.only.is_empty() || self.only.contains(task.id()));
         self.broken = broken;
+        if let Some(host) = &self.host {
+            let index = self.project.index(host);
+            self.watch.add_directory(index.directory());
+            let index = index.read();
+            tasks.retain(|task| index.get(task.state_dir()) != Some(&true));
+            if self.is_hook {
+                let elsewhere = self.project.tasks_elsewhere(&index);
+                self.polls |= elsewhere.iter().any(|task| is_remote(task.side().directory()));
+                tasks.extend(elsewhere);
+                self.continuable = HostIndex::count_continuable(&index);
+            }
+        }
         let mut earlier = std::mem::take(&mut self.tasks);
         for task in tasks {
-            let known = earlier.remove(task.id()).unwrap_or_else(|| {
-                self.due.insert(task.id().clone());
-                LiveTask { view: None, again: None, is_deferred: false, is_missed: false }
+            let state_dir = task.state_dir().to_path_buf();
+            let known = earlier.remove(&state_dir).unwrap_or_else(|| {
+                self.due.insert(state_dir.clone());
+                LiveTask { task, view: None, again: None, is_deferred: false, is_missed: false }
             });
-            self.tasks.insert(task.id().clone(), known);
+            self.tasks.insert(state_dir, known);
         }
         changes.lost_open |= earlier.values().any(|task| task.is_missed || task.may_change());
     }
 
     /// Reads a task. An end that nobody saw is recorded before it becomes news, because the log may
     /// explain it.
-    fn read(&mut self, task: &Task) -> LiveTask {
+    fn read(&mut self, task: Task) -> LiveTask {
         // Watch before reading, so that no change falls in between.
         self.watch(task.state_dir());
         let is_foreign = self.host.is_some()
             && matches!(task.record(), Ok(Some(record)) if record.owner != self.host);
         if !is_foreign {
-            directories(task).for_each(|directory| self.watch(&directory));
+            directories(&task).for_each(|directory| self.watch(&directory));
         }
-        let read = || task.view().map_err(|error| Broken::from_task(task, error));
+        let read = || task.view().map_err(|error| Broken::from_task(&task, error));
         let mut view = read();
         let recorded = view.as_ref().map_or(Ok(false), supervise::record_unknown_end);
         if matches!(recorded, Ok(true)) {
@@ -276,8 +297,10 @@ impl LiveTasks {
         }
         // A supervisor that was killed is replaced while the worker runs.
         if let Ok(found) = &view
-            && self.project.stands()
-            && !supervise::restart_abandoned(&self.project, std::slice::from_ref(found)).is_empty()
+            && supervise::is_abandoned(found)
+            && let Some(project) = Project::of_task(&task)
+            && project.stands()
+            && !supervise::restart_abandoned(&project, std::slice::from_ref(found)).is_empty()
         {
             view = read();
         }
@@ -292,7 +315,8 @@ impl LiveTasks {
             again = times.into_iter().flatten().min();
         }
         let again = again.map(|left| Instant::now() + left);
-        LiveTask { view: Some(view).filter(|_| !is_foreign), again, is_deferred, is_missed: false }
+        let view = Some(view).filter(|_| !is_foreign);
+        LiveTask { task, view, again, is_deferred, is_missed: false }
     }
 
     fn watch(&mut self, directory: &Path) {

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::domain::{TaskId, Usage};
 use crate::files;
-use crate::news::command;
-use crate::process::{Identity, calling_host};
+use crate::news::command_for;
+use crate::process::calling_host;
 use crate::task::{Attempt, Record, Task};
 use crate::text::lossy;
 use crate::tools::claude;
@@ -79,31 +79,23 @@ fn prompt_for_host(attempt: &Attempt) -> Result<String> {
 pub fn start(task: &Task, record: &Record) -> Result<String> {
     let host = calling_host();
     let attempt = run::prepare(task, record, false, host.as_ref())?;
-    host.map_or(Ok(()), |host| own(task, &host))?;
+    host.map_or(Ok(false), |host| task.adopt(&host, |owner| *owner != host))?;
     let call = call(task, record, &prompt_for_host(&attempt)?)?;
     Ok(format!("make this Agent call now: {call}"))
-}
-
-/// Makes the host the task's owner.
-fn own(task: &Task, host: &Identity) -> Result<()> {
-    if task.record()?.is_some_and(|record| record.owner.as_ref() == Some(host)) {
-        return Ok(());
-    }
-    task.change_record(|record| record.owner = Some(host.clone()))
 }
 
 /// Creates the next attempt of a task whose agent ended. Returns the call that continues the same agent
 /// if the host still knows it, else the call that starts another one.
 pub fn resume(task: &Task, record: &Record) -> Result<String> {
     let Some(host) = calling_host() else {
-        let (spawn, id) = (command("dispatch-spawn")?, task.id());
+        let (spawn, id) = (command_for(task, "dispatch-spawn")?, task.id());
         return Ok(format!("in its session, {spawn} {id} --resume continues it"));
     };
     let last = task.last_attempt().context("the task was never begun")?;
     let known = last.identity()?.as_ref() == Some(&host);
     let Some(session) = last.session()?.filter(|_| known) else { return start(task, record) };
     let attempt = run::prepare(task, record, true, Some(&host))?;
-    own(task, &host)?;
+    task.adopt(&host, |owner| *owner != host)?;
     attempt.set_session(&session)?;
     let call = json!({ "to": session.id, "message": prompt_for_host(&attempt)? });
     Ok(format!("make this SendMessage call now (ToolSearch finds it): {call}"))

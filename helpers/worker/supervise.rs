@@ -412,7 +412,7 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
 }
 
 /// Returns true for a task that lost its supervisor while it waited, or while its worker runs.
-fn is_abandoned(view: &View) -> bool {
+pub fn is_abandoned(view: &View) -> bool {
     let (task, waits) = (&view.task, view.state.is_waiting());
     let may_be = view.record.route == Route::Cli && (waits || view.is_alive());
     let is_lost = may_be && !Lock::is_held(&task.run_lock_path()).unwrap_or(true);

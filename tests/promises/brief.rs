@@ -296,9 +296,9 @@ fn tasks_of_an_owner_in_another_namespace_are_adopted_unless_it_waits() {
     let old = Host::new(&sandbox);
     dispatch(&sandbox, &old, "x", "idle");
     let owner = move_owner_to_another_namespace(&sandbox, "x", &old);
-    let hosts = sandbox.state_directory().join(".hosts");
+    let hosts = sandbox.hosts();
     fs::create_dir_all(&hosts).expect("made");
-    let waiting = Lock::try_take(&hosts.join(format!("{owner}.lock"))).expect("works");
+    let waiting = Lock::try_take(&hosts.join(format!("{}.lock", owner.name()))).expect("works");
     let new = Host::new(&sandbox);
     let said = brief(&sandbox, &new).ok();
     assert!(said.contains("(another session's)"), "{said}");

@@ -40,10 +40,9 @@ fn finished(sandbox: &Sandbox) {
 fn finished_task_leaves_only_private_files() {
     let sandbox = Sandbox::with_git();
     finished(&sandbox);
-    let hosts = sandbox.state_directory().join(".hosts");
-    // Each host process has a lock, named by its identity.
-    assert_eq!(names(&hosts).len(), 1);
-    fs::rename(hosts.join(&names(&hosts)[0]), hosts.join("HOST.lock")).expect("renamed");
+    let hosts = sandbox.hosts();
+    // Each host process has a lock and an index, named by its identity.
+    assert_eq!(names(&hosts).len(), 2);
     same(
         &listing(&sandbox.project().join(".dispatch")),
         str![[r#"

@@ -395,7 +395,7 @@ nothing to clean
         }
         let own = Host::new(&sandbox);
         own.calls(sandbox.call("dispatch-monitor", &["--timeout", "1ms"])).run();
-        assert_eq!(names(&sandbox.state_directory().join(".hosts")).len(), 1);
+        assert_eq!(names(&sandbox.hosts()).len(), 1);
 
         let mut left = Vec::new();
         for place in ["", "x", "x/notes", "x/answers", "x/attempts", "x/attempts/1"] {

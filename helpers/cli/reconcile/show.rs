@@ -51,7 +51,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     say(format!("{} — {}", task.id(), person.title().unwrap_or("no title")));
     say(format!("{state}{because}, {}, {}", record.name, short_duration(view.age())));
     if let Some(remedy) = Remedy::for_task(&view) {
-        say(format!("next: {}", remedy.command(task.id().as_str())));
+        say(format!("next: {}", remedy.command(task)));
     }
     sandbox::description(record).into_iter().for_each(say);
     if let Some(worktree) = &record.worktree {

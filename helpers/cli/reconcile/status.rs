@@ -169,7 +169,7 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
     let mut line = format!("{id} {} {done}/{all} {age}", view.state);
     let detail = sanitize(&detail(view)).replace(['\n', '\t'], " ").replace('→', ">");
     let detail = if detail.is_empty() { detail } else { format!(" — {detail}") };
-    let next = Remedy::for_task(view).map(|remedy| format!(" → {}", remedy.command(id)));
+    let next = Remedy::for_task(view).map(|remedy| format!(" → {}", remedy.command(&view.task)));
     let next = next.unwrap_or_default();
     // The state and the command are never cut.
     let room = LINE.saturating_sub(next.len()).max(line.len());

@@ -70,7 +70,7 @@ impl TaskRow {
                 State::Done | State::Stopped => Vec::new(),
                 _ => view.questions.iter().filter_map(question).collect(),
             },
-            next: Remedy::for_task(view).map(|remedy| remedy.command(view.task.id().as_str())),
+            next: Remedy::for_task(view).map(|remedy| remedy.command(&view.task)),
             logs: view.record.route == Route::Cli,
         }
     }

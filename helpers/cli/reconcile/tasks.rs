@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{Write, stdout};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::cli::reconcile::status::broken_line;
 use crate::cli::reconcile::table::{TaskRow, one_line};
-use crate::domain::{TaskId, Usage};
+use crate::domain::Usage;
 use crate::exit::Exit;
 use crate::project::Project;
 use crate::repair::repair;
@@ -25,7 +26,7 @@ pub(super) fn tell_of_changes(
     mut tasks: LiveTasks,
     mut tell: impl FnMut(Vec<TaskRow>, Vec<String>) -> bool,
 ) -> Result<()> {
-    let mut rows: BTreeMap<TaskId, Row> = BTreeMap::new();
+    let mut rows: BTreeMap<PathBuf, Row> = BTreeMap::new();
     let (mut broken, mut told) = (Vec::new(), false);
     loop {
         let changes = tasks.refresh();

@@ -125,6 +125,11 @@ impl Sandbox {
         self.home().join(format!(".dispatch/state/project-{hash}"))
     }
 
+    /// The directory with the locks and the indexes of hosts.
+    pub(crate) fn hosts(&self) -> PathBuf {
+        self.state_directory().with_file_name(".hosts")
+    }
+
     /// The text of a file of a task.
     #[track_caller]
     pub(crate) fn read(&self, id: &str, path: &str) -> String {
