@@ -83,7 +83,8 @@ impl Waiter {
         // A read that failed once is repeated at the next look.
         let is_hook = self.tasks.is_hook;
         let open = |view: &&View| is_active(view) || is_hook && can_continue(view);
-        self.tasks.views().filter(open).count() + self.tasks.missed() + self.tasks.continuable
+        let active = self.tasks.views().filter(open).count() + self.tasks.missed();
+        if active == 0 { usize::from(self.tasks.can_continue()) } else { active }
     }
 
     /// Waits for news for at most `limit`. Calls `warn_polling` if it has to read all tasks every second.

@@ -131,12 +131,25 @@ impl Project<'_> {
         let own = record.replace(nonce, &format!("{nonce}-{to}"));
         let own = own.replace(&first.display().to_string(), &to_path.display().to_string());
         fs::write(to_state.join("record.yaml"), own)?;
+        dispatch::task::Task::at_state(&to_state)?.call_owner();
         if done {
             fs::write(to_path.join("plan.md"), PLAN.replace("[ ]", "[x]"))?;
             let marker = File::create(to_path.join("ipc/.done"))?;
             marker.set_modified(SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60))?;
         }
         Ok(())
+    }
+
+    /// The ids of the news that were delivered.
+    pub(crate) fn delivered(&self) -> Result<String> {
+        let mut ids = String::new();
+        for task in fs::read_dir(self.root.join(".dispatch/tasks"))?.flatten() {
+            let state = self.state(&task.file_name().to_string_lossy())?;
+            let news = fs::read_to_string(state.join("news")).unwrap_or_default();
+            let is_id = |word: &&str| word.starts_with('#');
+            ids.extend(news.split(' ').filter(is_id).flat_map(|id| [id, " "]));
+        }
+        Ok(ids)
     }
 
     /// A monitor that is the host's hook or belongs to no host.

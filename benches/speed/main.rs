@@ -225,7 +225,8 @@ fn spawn_returns(scale: &Scale, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// The time from the start of the host's hook until it waits. Each project has one running task.
+/// The time from the start of the host's hook until it waits. Each project has one running task, and the
+/// host has heard of the ends of all others.
 fn hook_start(scale: &Scale, table: &mut Table) -> Result<()> {
     let home = Home::new()?;
     let mut projects = Vec::new();
@@ -235,6 +236,14 @@ fn hook_start(scale: &Scale, table: &mut Table) -> Result<()> {
         project.spawn("running", "stays")?;
         projects.push(project);
     }
+    let told = projects[0].monitor(true).output()?;
+    ensure!(told.status.code() == Some(2), "no wake: {told:?}");
+    let ids = projects.iter().map(Project::delivered).collect::<Result<Vec<_>>>()?;
+    let seen = serde_json::json!({ "prompt": ids.join(" ") }).to_string();
+    let mut hook = Running(projects[0].monitor(true).stdin(Stdio::piped()).spawn()?);
+    hook.0.stdin.take().context("a pipe")?.write_all(seen.as_bytes())?;
+    until("the hook waits", || is_waiting(hook.pid()))?;
+    drop(hook);
     let start = || {
         let begin = Instant::now();
         let hook = Running(projects[0].monitor(true).spawn()?);

@@ -1,5 +1,6 @@
 //! The host's hook protocol: what Claude Code tells a hook, and what that says about news and agents.
 
+use std::cell::LazyCell;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -39,17 +40,25 @@ impl HookInput {
     /// and records the usage and the ends of its agents. An unreadable task must not hide news of the
     /// others.
     pub fn take_over(&self, project: &Project, host: &Identity) {
-        let index = project.index(host).read();
-        let mut tasks = project.tasks();
-        tasks.retain(|task| index.get(task.state_dir()) != Some(&true));
-        tasks.extend(project.tasks_elsewhere(&index));
+        // Most inputs concern no task, and reading a thousand takes a while.
+        let tasks = LazyCell::new(|| {
+            let index = project.index(host).read();
+            let mut tasks = project.tasks();
+            tasks.retain(|task| index.get(task.state_dir()) != Some(&true));
+            tasks.extend(project.tasks_elsewhere(&index));
+            tasks
+        });
         self.acknowledge(&tasks, host);
         if let Some(running) = &self.background_tasks {
             tasks.iter().for_each(|it| drop(note_ended_agent(it, host, running)));
         }
     }
 
-    fn acknowledge(&self, tasks: &[Task], host: &Identity) {
+    fn acknowledge(
+        &self,
+        tasks: &LazyCell<Vec<Task>, impl FnOnce() -> Vec<Task>>,
+        host: &Identity,
+    ) {
         let transcript = self.transcript_path.as_ref();
         let mut shown = transcript.and_then(|it| shown_in_transcript(it).ok()).unwrap_or_default();
         shown.extend(self.prompt.clone());
@@ -57,7 +66,7 @@ impl HookInput {
         if ids.is_empty() && !shown.iter().any(|text| text.contains("<task-notification>")) {
             return;
         }
-        for task in tasks {
+        for task in tasks.iter() {
             let _ = acknowledge_task(task, host, &shown, &ids);
         }
     }

@@ -200,11 +200,11 @@ impl HostIndex {
         tasks
     }
 
-    /// How many of these tasks can be continued, of which the host has heard everything.
-    pub fn count_continuable(tasks: &BTreeMap<PathBuf, bool>) -> usize {
+    /// Returns true if one of these tasks can be continued after the host has heard everything of it.
+    pub fn can_continue(tasks: &BTreeMap<PathBuf, bool>) -> bool {
         let is_done = |state_dir: &Path| state_dir.join("done").exists();
         let is_there = |state_dir: &Path| state_dir.join("record.yaml").exists();
-        tasks.iter().filter(|(it, is_heard)| **is_heard && !is_done(it) && is_there(it)).count()
+        tasks.iter().any(|(it, is_heard)| *is_heard && !is_done(it) && is_there(it))
     }
 }
 

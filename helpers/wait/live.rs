@@ -1,6 +1,7 @@
 //! The tasks that a waiter watches. Each watch belongs to a task, and what fired says which task is
 //! reread. A look every second finds what the events missed.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,8 +36,10 @@ pub struct LiveTasks {
     pub(super) host: Option<Identity>,
     /// `true` if the host's tasks in other projects are read too.
     pub(super) is_hook: bool,
-    /// How many of the hook's tasks have ended, were heard of, and can be continued.
-    pub(super) continuable: usize,
+    /// The host's index, as it was last read.
+    index: BTreeMap<PathBuf, bool>,
+    /// [`HostIndex::can_continue`], once somebody asked.
+    can_continue: OnceCell<bool>,
     /// Each task, by its state directory: two projects may have tasks of one name.
     tasks: BTreeMap<PathBuf, LiveTask>,
     /// The entries that should be tasks and cannot be read.
@@ -93,7 +96,8 @@ impl LiveTasks {
             only,
             host,
             is_hook: false,
-            continuable: 0,
+            index: BTreeMap::new(),
+            can_continue: OnceCell::new(),
             tasks: BTreeMap::new(),
             broken: Vec::new(),
             due: BTreeSet::new(),
@@ -120,6 +124,11 @@ impl LiveTasks {
     /// How many tasks could not be read once that may change by themselves.
     pub(super) fn missed(&self) -> usize {
         self.tasks.values().filter(|task| task.is_missed).count()
+    }
+
+    /// Returns true if the hook's host has heard of the end of a task that can be continued.
+    pub(super) fn can_continue(&self) -> bool {
+        self.is_hook && *self.can_continue.get_or_init(|| HostIndex::can_continue(&self.index))
     }
 
     /// The entries that should be tasks and cannot be read.
@@ -258,13 +267,12 @@ impl LiveTasks {
         if let Some(host) = &self.host {
             let index = self.project.index(host);
             self.watch.add_directory(index.directory());
-            let index = index.read();
-            tasks.retain(|task| index.get(task.state_dir()) != Some(&true));
+            (self.index, self.can_continue) = (index.read(), OnceCell::new());
+            tasks.retain(|task| self.index.get(task.state_dir()) != Some(&true));
             if self.is_hook {
-                let elsewhere = self.project.tasks_elsewhere(&index);
+                let elsewhere = self.project.tasks_elsewhere(&self.index);
                 self.polls |= elsewhere.iter().any(|task| is_remote(task.side().directory()));
                 tasks.extend(elsewhere);
-                self.continuable = HostIndex::count_continuable(&index);
             }
         }
         let mut earlier = std::mem::take(&mut self.tasks);
