@@ -55,11 +55,14 @@ pub struct Args {
     /// Start when TASK is done (repeatable)
     #[arg(long, value_name = "TASK")]
     after: Vec<String>,
+    /// Count the task as done only if COMMAND succeeds in its directory (repeatable)
+    #[arg(long, value_name = "COMMAND", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    check: Vec<String>,
     /// Work on the branch of the task after --after, instead of one of its own
     #[arg(long, requires = "after")]
     continue_branch: bool,
     /// Resume a task's remaining items (`--model` picks another worker); start a waiting task now
-    #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "may_dispatch", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "check", "may_dispatch", "dry_run"])]
     resume: bool,
     /// Tick this unwanted item, named by its number or words (repeatable)
     #[arg(long, value_name = "ITEM", requires = "resume")]
@@ -131,6 +134,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         with_changes: args.with_changes,
         continue_branch: args.continue_branch,
         may_dispatch: args.may_dispatch,
+        checks: args.check.clone(),
         after: args.after.iter().map(|id| id.parse()).collect::<Result<_, _>>()?,
         plan,
         directory: here,

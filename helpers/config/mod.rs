@@ -30,6 +30,8 @@ pub struct AliasEntry {
     pub model: String,
     /// The text that opens every prompt.
     pub prompt: Option<String>,
+    /// A command that must succeed before a task is done.
+    pub check: Option<String>,
 }
 
 /// The config without the parts that hold errors.
@@ -56,6 +58,8 @@ pub struct Config {
     pub stop_silent: Option<bool>,
     /// How many workers of the cli route may run at once, over all projects (default: no limit).
     pub max_workers: Option<usize>,
+    /// How many minutes a check may take (default: 10).
+    pub check_limit: Option<u64>,
     problems: Vec<Problem>,
     path: PathBuf,
 }

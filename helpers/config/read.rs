@@ -1,7 +1,7 @@
 //! The values of a config, read from its tree. A wrong value disables the part of the config that
 //! it belongs to and nothing else; a key that dispatch does not know has no effect.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 
 use indexmap::IndexMap;
 use serde::de::DeserializeOwned;
@@ -14,7 +14,7 @@ use crate::tools::models::provider;
 
 /// The keys of a config.
 const KEYS: &str = "default backends models aliases agents patience silent_after stop_silent \
-                    max_workers confirm_default";
+                    max_workers confirm_default check_limit";
 
 /// The config that `root` holds, with its problems.
 pub(super) fn read(text: &str, root: &Node) -> Config {
@@ -31,6 +31,7 @@ pub(super) fn read(text: &str, root: &Node) -> Config {
         silent_after: reader.value(&fields, "silent_after"),
         stop_silent: reader.value(&fields, "stop_silent"),
         max_workers: reader.value(&fields, "max_workers").map(NonZeroUsize::get),
+        check_limit: reader.value(&fields, "check_limit").map(NonZeroU64::get),
         ..Config::default()
     };
     config.problems = reader.problems;
@@ -139,9 +140,9 @@ impl<'a> Reader<'a> {
             };
             let place = if self.part.is_empty() { "" } else { " in " };
             let what = format!("unknown key '{name}'{place}{}", self.part);
-            // A misspelled limit must not leave the worker with more access than the person wrote.
+            // A misspelled limit must not leave the worker with more than the person wrote.
             match near {
-                Some("access") => self.error(self.part.clone(), key, what, remedy),
+                Some("access" | "check") => self.error(self.part.clone(), key, what, remedy),
                 _ => self.warning(key, what, remedy),
             }
         }
@@ -188,9 +189,10 @@ impl<'a> Reader<'a> {
     }
 
     fn alias(&mut self, (_, key, map): Entry<'a>) -> AliasEntry {
-        let fields = self.fields(map, "model prompt", "write { model: NAME }");
+        let fields = self.fields(map, "model prompt check", "write { model: NAME }");
         let model = self.needed(&fields, "model", key);
-        AliasEntry { model, prompt: self.text(&fields, "prompt") }
+        let [prompt, check] = ["prompt", "check"].map(|name| self.text(&fields, name));
+        AliasEntry { model, prompt, check }
     }
 
     fn agent(&mut self, (_, key, map): Entry<'a>) -> String {
@@ -231,7 +233,7 @@ impl<'a> Reader<'a> {
             let expected = expected.split(" at line ").next().unwrap_or_default();
             let expected = match expected {
                 "u64" => "a whole number",
-                "a nonzero usize" => "a whole number above 0",
+                "a nonzero usize" | "a nonzero u64" => "a whole number above 0",
                 other => other,
             };
             let what = format!("'{name}' cannot be '{text}'");

@@ -19,6 +19,9 @@ pub struct Choice {
     pub backend: String,
     /// The text that opens the prompt.
     pub prompt: Option<String>,
+    /// The alias's own check, a command that must succeed before a task is done.
+    #[serde(skip)]
+    pub check: Option<String>,
     /// The backend as the config describes it.
     #[serde(skip)]
     pub settings: Backend,
@@ -41,7 +44,8 @@ impl Config {
         if let Some(alias) = self.aliases.get(name) {
             let why = format!("the alias '{name}' stands for '{}'", alias.model);
             let choice = self.resolve_model(&alias.model, &why)?;
-            return Ok(Choice { name: name.into(), prompt: alias.prompt.clone(), ..choice });
+            let (prompt, check) = (alias.prompt.clone(), alias.check.clone());
+            return Ok(Choice { name: name.into(), prompt, check, ..choice });
         }
         self.refuse_disabled(&[format!("aliases.{name}")])?;
         self.resolve_model(name, "no such model")
@@ -56,6 +60,7 @@ impl Config {
                 model: Some(name.into()),
                 backend: backend.clone(),
                 prompt: None,
+                check: None,
                 settings: self.backends.get(backend).cloned().unwrap_or_default(),
             });
         }
@@ -72,7 +77,8 @@ impl Config {
             access: Some(Access::Full),
             ..Backend::default()
         };
-        Ok(Choice { name: name.into(), model: None, backend: name.into(), prompt: None, settings })
+        let (name, backend) = (name.into(), name.into());
+        Ok(Choice { name, model: None, backend, prompt: None, check: None, settings })
     }
 
     /// Refuses if an error disables one of these parts of the config.

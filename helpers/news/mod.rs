@@ -160,7 +160,11 @@ fn end_event(view: &View) -> Result<Event> {
                 let merge = command_for(&view.task, "dispatch-reconcile")?;
                 next += &format!("; if they want it, {merge} merge {id} brings it back");
             }
-            (format!("{name} done ({items}, {age}){branch}{summary}{report}"), next)
+            let checked = view.gate.as_ref().map_or("", |gate| match gate.moved {
+                Some(_) => ", checked before its last commit",
+                None => ", checked",
+            });
+            (format!("{name} done ({items}, {age}{checked}){branch}{summary}{report}"), next)
         }
         State::Blocked => (
             format!("{name} blocked ({items}){explanation}"),

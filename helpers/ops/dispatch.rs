@@ -38,6 +38,8 @@ pub struct Request {
     pub continue_branch: bool,
     /// True if the worker may dispatch tasks of its own.
     pub may_dispatch: bool,
+    /// The commands that must succeed before the task is done.
+    pub checks: Vec<String>,
     /// The tasks that must be done first.
     pub after: Vec<TaskId>,
     /// The plan and where it came from; `None` for the task's plan.md.
@@ -105,12 +107,16 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         false => choose::known(config.resolve(request.model.as_deref())?),
     };
     let choice = &chosen.choice;
+    let checks: Vec<_> = request.checks.into_iter().chain(choice.check.clone()).collect();
     // A task after one with a worktree starts from that task's branch.
     let worktree = request.worktree || after.iter().any(|before| before.branch.is_some());
     let route = match choice.settings.route {
         // Refused below, in other words.
         Some(route) if request.may_dispatch => route,
-        _ => ops::route(choice, worktree || request.may_dispatch, !after.is_empty())?,
+        _ => {
+            let own = worktree || request.may_dispatch;
+            ops::route(choice, own, !after.is_empty(), !checks.is_empty())?
+        }
     };
     let planned = worktree.then(|| git::plan_worktree(&id, &directory, request.with_changes));
     let mut worktree = planned.transpose()?;
@@ -135,6 +141,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         role: choice.prompt.clone(),
         worktree: worktree.as_ref().map(|own| own.worktree.clone()),
         after,
+        checks,
         owner: match calling_task()? {
             Some(outer) => outer.owner,
             None => calling_host(),

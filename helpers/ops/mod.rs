@@ -20,7 +20,7 @@ use crate::exit::Exit;
 use crate::process::{calling_host, worker_helper};
 use crate::task::{Record, Task};
 use crate::tools::detect::logged_out;
-use crate::tools::{Invocation, Session, holder, is_known};
+use crate::tools::{self, Invocation, Session, holder, is_known};
 use crate::worker::supervise::{self, StartOutcome};
 use crate::worker::{agent, run, sandbox};
 
@@ -63,6 +63,14 @@ fn check_start(task: &Task, record: &mut Record, choice: &Choice) -> Result<Opti
         Refusal::new(Exit::Unavailable, what).place(why.to_string()).next(next)
     })?;
     sandbox::refuse_unholdable(task, record, &choice.settings)?;
+    if let Err(why) = sandbox::holder_of_checks(record) {
+        let (access, first) = (record.access, tools::remedy(&why));
+        return Err(Refusal::new(
+            Exit::Unavailable,
+            format!("--check: nothing holds a command to '{access}' access here: {why} ({first}leave --check out, or add --access full)"),
+        )
+        .into());
+    }
     let session = Session::New(SESSION);
     run::call(task, record, &choice.settings, &worker_helper()?, session).map(Some)
 }
@@ -86,10 +94,17 @@ fn refuse_logged_out(config: &Config, record: &Record, chosen: &Chosen) -> Resul
 }
 
 /// The route: by the config, else `agent` for Claude inside Claude Code, which has its own agents.
-fn route(choice: &Choice, worktree: bool, after: bool) -> Result<Route> {
+fn route(choice: &Choice, worktree: bool, after: bool, checks: bool) -> Result<Route> {
     let backend = &choice.backend;
-    if (worktree || after) && choice.settings.route == Some(Route::Agent) {
-        let (what, place, option) = if worktree {
+    let needs_process = worktree || after || checks;
+    if needs_process && choice.settings.route == Some(Route::Agent) {
+        let (what, place, option) = if checks {
+            (
+                "the work of an agent of the host cannot be checked",
+                "only a supervisor runs checks, and an agent has none",
+                "--check",
+            )
+        } else if worktree {
             (
                 "an agent of the host cannot work in our worktree",
                 "the Agent tool's own begins at origin/HEAD and hides the task's directory",
@@ -107,6 +122,6 @@ fn route(choice: &Choice, worktree: bool, after: bool) -> Result<Route> {
         return Err(Refusal::new(Exit::Usage, what).place(place).next(next).into());
     }
     let inside_claude = calling_host().is_some() && backend == "claude" && is_known("claude");
-    let usual = if inside_claude && !worktree && !after { Route::Agent } else { Route::Cli };
+    let usual = if inside_claude && !needs_process { Route::Agent } else { Route::Cli };
     Ok(choice.settings.route.unwrap_or(usual))
 }

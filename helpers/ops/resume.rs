@@ -45,7 +45,8 @@ pub fn resume(
     let (view, id) = (task.view()?, task.id());
     // A supervisor that has recorded its worker's end is about to exit.
     let waits = view.state.is_waiting();
-    let running = view.attempt.is_some() && view.exit.is_none() && !waits;
+    let ended = view.exit.is_some() && !view.is_checking();
+    let running = view.attempt.is_some() && !ended && !waits;
     let alive = view.processes.iter().any(|process| process.life() != Life::Dead);
     if view.record.route == Route::Cli && running && alive {
         return Err(Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
@@ -83,7 +84,9 @@ pub fn resume(
         if let Some(attempt) = task.last_attempt() {
             task.freeze(&attempt)?;
         }
-        return Ok((Resumed::Done, remark));
+        if record.checks.is_empty() {
+            return Ok((Resumed::Done, remark));
+        }
     }
     // The person says so: work may start here.
     project.prepare()?;
@@ -132,7 +135,7 @@ fn change_worker(
         name: choice.name.clone(),
         model: choice.model.clone(),
         backend: choice.backend.clone(),
-        route: ops::route(choice, worktree, after)?,
+        route: ops::route(choice, worktree, after, !record.checks.is_empty())?,
         access: request.access.or(choice.settings.access).unwrap_or(kept),
         role: choice.prompt.clone(),
         ..record

@@ -28,7 +28,8 @@ pub fn stop(task: &Task) -> Result<String> {
     let id = task.id();
     let view = task.view()?;
     let record = &view.record;
-    if view.exit.is_some() && view.processes.is_empty() && !view.state.is_waiting() {
+    let is_open = view.state.is_waiting() || view.is_checking();
+    if view.exit.is_some() && view.processes.is_empty() && !is_open {
         return Ok(format!("{id} has ended already: {}", view.state));
     }
     if record.route == Route::Agent {

@@ -3,7 +3,7 @@
 //!
 //! A sandbox is a list of rules for real paths; the rule of the nearest path above a file counts.
 //! Everything without a rule can be read and not written. A path with a rule cannot be moved away, nor
-//! can a directory above it. The network stays.
+//! can a directory above it. The network stays, unless it is closed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -81,6 +81,8 @@ const SEATBELT: &str = "(version 1)\n(allow default)\n(deny appleevent-send)\n(d
 #[derive(Clone, Debug, Default)]
 pub struct Sandbox {
     rules: BTreeMap<PathBuf, Rule>,
+    /// True if only this machine itself, as the sandbox sees it, can be reached.
+    pub closes_network: bool,
 }
 
 impl Sandbox {
@@ -157,6 +159,9 @@ impl Sandbox {
     /// The arguments of `bwrap`. A directory comes before what it contains.
     fn mounts(&self) -> Vec<OsString> {
         let mut args: Vec<OsString> = BUBBLEWRAP.split(' ').map(OsString::from).collect();
+        if self.closes_network {
+            args.push("--unshare-net".into());
+        }
         if geteuid().is_root() {
             // Programs that believe to be root want to change owners, and fail.
             args.extend(["--uid", "1000", "--gid", "1000"].map(OsString::from));
@@ -187,6 +192,7 @@ impl Sandbox {
     /// The profile of `sandbox-exec`, in which the last rule that matches counts.
     fn profile(&self) -> String {
         let mut profile = SEATBELT.to_owned();
+        profile.push_str(if self.closes_network { "(deny network*)\n" } else { "" });
         let quoted =
             |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
         for (path, rule) in &self.rules {
@@ -279,6 +285,21 @@ mod tests {
         let missing = directory.path().join("missing");
         let said = probe(&[missing], false).expect_err("no proof");
         assert_eq!(said, "there is no writable directory to try a sandbox in");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn closed_network_is_another_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let Ok(holder) = probe(&[directory.path().into()], false) else { return };
+        let sandbox = Sandbox { closes_network: true, ..Sandbox::default() };
+        let argv = ["readlink", "/proc/self/ns/net"].map(OsString::from);
+        let words = sandbox.command(holder, Path::new("/"), &argv).expect("a command");
+        let output = Command::new(&words[0]).args(&words[1..]).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let own = std::fs::read_link("/proc/self/ns/net").expect("there");
+        assert!(said.starts_with("net:["), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_ne!(said.trim(), own.to_string_lossy());
     }
 
     #[test]

@@ -96,6 +96,41 @@ impl ExitRecord {
     }
 }
 
+/// The checks after an attempt, as far as they are: the file `gate`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gate {
+    /// The commit of the task's branch that was checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// The check that is running; `None` at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checking: Option<String>,
+    /// The first check that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<FailedCheck>,
+    /// `true` if the worker is told of the failed check and continues.
+    #[serde(default)]
+    pub continues: bool,
+    /// How many attempts in a row ended with a failed check.
+    #[serde(default)]
+    pub failures: u32,
+    /// The commit that the branch had after the checks, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<String>,
+}
+
+/// A check that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedCheck {
+    /// The command of the person.
+    pub command: String,
+    /// The end of the command, as `exit code 1`.
+    pub end: String,
+    /// The last lines of its output.
+    #[serde(default)]
+    pub output: String,
+}
+
 /// A CLI's session, which a later attempt can continue: the file `session`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
@@ -220,6 +255,21 @@ impl Attempt {
             }
             session => Ok(session),
         }
+    }
+
+    /// A command that the supervisor runs beside this attempt's worker: its identity and its log.
+    pub fn errand(&self, name: &str) -> Self {
+        Self { number: self.number, directory: self.directory.join(name) }
+    }
+
+    /// Records how far the checks are.
+    pub fn set_gate(&self, gate: &Gate) -> Result<()> {
+        files::publish(&self.directory.join("gate"), serde_yaml::to_string(gate)?.as_bytes())
+    }
+
+    /// The checks after the attempt; `None` before.
+    pub fn gate(&self) -> Result<Option<Gate>> {
+        read_yaml(&self.directory.join("gate"), "remove it; the checks then run again")
     }
 
     /// Records since when (RFC 3339) the worker has been silent; `None` if it is not.

@@ -27,7 +27,7 @@ use view::WorkersWords;
 use worker_side::append_missing;
 
 pub use answer::Answer;
-pub use attempt::{Attempt, ExitRecord, SessionRecord, StopReason};
+pub use attempt::{Attempt, ExitRecord, FailedCheck, Gate, SessionRecord, StopReason};
 pub use record::{Dependency, FORMAT, HostIndex, Record, Wait};
 pub use state::{Reason, State};
 pub use view::View;

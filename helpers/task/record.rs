@@ -54,6 +54,9 @@ pub struct Record {
     /// The tasks that must be done before this one starts (`--after`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<Dependency>,
+    /// The commands that must succeed before the task is done (`--check`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<String>,
     /// The host process that gets the news; `None` if no host dispatched the task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<Identity>,

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::domain::Failure;
-use crate::task::{ExitRecord, StopReason, Wait};
+use crate::task::{ExitRecord, FailedCheck, StopReason, Wait};
 
 /// The state of a task, in one word. The order is by urgency for a person, most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -116,6 +116,10 @@ pub enum Reason {
     Lost,
     /// The CLI reported this failure.
     Cli(Failure),
+    /// This check of the person runs, or is about to.
+    Checking(String),
+    /// A check of the person failed.
+    Check(FailedCheck),
     /// The CLI denied these tool calls.
     Denied(Vec<String>),
     /// The worker has been silent since this time (RFC 3339), for longer than the config allows.
@@ -163,10 +167,30 @@ pub(super) struct Facts {
     pub(super) silent: Option<String>,
     /// The flaw that keeps the plan from being complete.
     pub(super) flaw: Option<Reason>,
+    /// The check that is due or failed, if the person wants checks.
+    pub(super) check: Option<Reason>,
 }
 
-/// The table. The first row that matches decides.
+/// The table, with the rows for a task whose checks did not pass yet.
 pub(super) fn derive(facts: &Facts) -> (State, Reason) {
+    let (state, reason) = derive_unchecked(facts);
+    let Some(check) = facts.check.as_ref().filter(|_| state == State::Done) else {
+        return (state, reason);
+    };
+    match (facts, check) {
+        (Facts { alive: true, .. }, _) => {
+            derive_unchecked(&Facts { finished: false, ..facts.clone() })
+        }
+        (Facts { stop: true, .. }, _) => (State::Stopped, Reason::None),
+        // The worker is about to continue after a failed check.
+        (Facts { wait: Some(wait), .. }, _) => (State::of_wait(wait), Reason::Waits(wait.clone())),
+        (_, Reason::Check(_)) => (State::Failed, check.clone()),
+        _ => (State::Running, check.clone()),
+    }
+}
+
+/// The rows of the worker and its plan. The first that matches decides.
+fn derive_unchecked(facts: &Facts) -> (State, Reason) {
     // An agent's process is its host's, so only its files show that it stopped.
     let agent_stopped = facts.agent && facts.alive && !facts.question;
     match facts {
@@ -250,6 +274,11 @@ mod tests {
         Facts { attempted: true, exit: Some(exit), ..Facts::default() }
     }
 
+    /// The facts of a worker that finished and exited.
+    fn done() -> Facts {
+        Facts { finished: true, complete: true, ..ended() }
+    }
+
     /// The facts of a running worker.
     fn alive() -> Facts {
         Facts { attempted: true, alive: true, ..Facts::default() }
@@ -280,6 +309,15 @@ mod tests {
 
     fn silent() -> Option<StopReason> {
         Some(StopReason::Silent { minutes: 20 })
+    }
+
+    fn checking() -> Option<Reason> {
+        Some(Reason::Checking("make test".into()))
+    }
+
+    fn check() -> Option<Reason> {
+        let (command, end) = ("make test".into(), "exit code 1".into());
+        Some(Reason::Check(FailedCheck { command, end, output: String::new() }))
     }
 
     fn waits() -> Reason {
@@ -401,6 +439,22 @@ mod tests {
             (Facts { wait: parked(), stop: true, ..Facts::default() }, S::Stopped, R::None),
             (Facts { wait: parked(), stop: true, ..ended() }, S::Stopped, R::None),
             (Facts { wait: parked(), finished: true, complete: true, ..ended() }, S::Done, R::None),
+            (Facts { check: checking(), ..done() }, S::Running, checking().expect("a check")),
+            (Facts { check: check(), ..done() }, S::Failed, check().expect("a check")),
+            (Facts { check: checking(), stop: true, ..done() }, S::Stopped, R::None),
+            (Facts { check: checking(), wait: parked(), ..done() }, S::Parked, waits()),
+            (Facts { check: checking(), alive: true, exit: None, ..done() }, S::Running, R::None),
+            (
+                Facts { check: checking(), exit: None, ..done() },
+                S::Running,
+                checking().expect("a check"),
+            ),
+            (
+                Facts { check: checking(), finished: false, ..done() },
+                S::Running,
+                checking().expect("a check"),
+            ),
+            (Facts { check: checking(), ..ended() }, S::Incomplete, R::None),
         ];
         for (facts, state, reason) in rows {
             assert_eq!(derive(&facts), (state, reason), "{facts:?}");

@@ -13,7 +13,9 @@ use crate::ipc::{IpcText, Question};
 use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
 use crate::task::state::{Facts, derive};
-use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, numbered, output};
+use crate::task::{
+    Attempt, ExitRecord, FailedCheck, Gate, Reason, Record, State, Task, numbered, output,
+};
 use crate::text::{lossy, one_line, quoted};
 
 /// How long a plan may be half written while its worker is alive.
@@ -84,6 +86,19 @@ fn trouble(task: &Task, error: &anyhow::Error) -> String {
     text.lines().next().unwrap_or_default().into()
 }
 
+/// The check that is due or failed; `None` if all passed, or there are none.
+fn check(record: &Record, gate: Option<&Gate>) -> Option<Reason> {
+    let first = record.checks.first()?.clone();
+    match gate {
+        None => Some(Reason::Checking(first)),
+        Some(Gate { failed: Some(check), continues: false, .. }) => {
+            Some(Reason::Check(check.clone()))
+        }
+        Some(Gate { failed: Some(check), .. }) => Some(Reason::Checking(check.command.clone())),
+        Some(gate) => gate.checking.clone().map(Reason::Checking),
+    }
+}
+
 /// A task as it was at one moment: everything that its state depends on.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -97,6 +112,8 @@ pub struct View {
     pub attempt: Option<Attempt>,
     /// The last attempt's end, if it is recorded.
     pub exit: Option<ExitRecord>,
+    /// The checks after the last attempt, if the person wants some and they began.
+    pub gate: Option<Gate>,
     /// The questions without an answer, oldest first, with their text.
     pub questions: Vec<(Question, IpcText)>,
     /// True if an answer is recorded that no worker has read.
@@ -173,7 +190,12 @@ impl View {
             }
             doubt => doubt.map(|doubt| Reason::LineInDoubt(doubt.to_string())),
         };
+        let gate = match &attempt {
+            Some(attempt) if !record.checks.is_empty() => attempt.gate()?,
+            _ => None,
+        };
         let facts = Facts {
+            check: check(&record, gate.as_ref()),
             attempted: attempt.is_some(),
             alive: running.is_some(),
             agent: record.route == Route::Agent,
@@ -200,6 +222,7 @@ impl View {
             plan,
             attempt,
             exit,
+            gate,
             questions,
             unread_answer,
             summary,
@@ -236,6 +259,11 @@ impl View {
     pub fn is_between_attempts(&self) -> bool {
         let ended = self.record.route == Route::Cli && self.exit.is_some();
         ended && Lock::is_held(&self.task.run_lock_path()).unwrap_or(false)
+    }
+
+    /// Returns true if the worker finished and the person's checks have not all run.
+    pub fn is_checking(&self) -> bool {
+        matches!(self.reason, Reason::Checking(_))
     }
 
     /// Returns true if a helper is creating the attempt of an agent, which has no host yet.
@@ -342,6 +370,10 @@ impl View {
             }
             Reason::Lost => "the worker disappeared".into(),
             Reason::Cli(failure) => format!("{}: {}", failure.kind, quoted(&failure.said)),
+            Reason::Checking(command) => format!("checking: {}", one_line(command)),
+            Reason::Check(FailedCheck { command, end, .. }) => {
+                format!("check: {}: {end}", one_line(command))
+            }
             Reason::Denied(calls) => quoted(&calls.join(", ")),
             Reason::Silent(since) => format!("no sign of life since {since}"),
             Reason::Waits(wait) => wait.to_string(),

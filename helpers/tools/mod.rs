@@ -23,7 +23,6 @@ mod gemini;
 pub mod models;
 mod opencode;
 mod qwen;
-mod rate_limit;
 #[cfg(test)]
 mod tests;
 
@@ -250,8 +249,13 @@ pub struct Unheld {
 impl Unheld {
     /// The remedy, as the beginning of a sentence that names another way.
     pub fn remedy(&self) -> &'static str {
-        if self.sandbox.ends_with("not installed") { "install it; or " } else { "" }
+        remedy(&self.sandbox)
     }
+}
+
+/// The remedy for a sandbox that does not work, as the beginning of a sentence that names another way.
+pub fn remedy(why: &str) -> &'static str {
+    if why.ends_with("not installed") { "install it; or " } else { "" }
 }
 
 impl std::fmt::Display for Unheld {
@@ -277,7 +281,10 @@ pub fn holders() -> Vec<String> {
 }
 
 /// The sandbox that works on this machine.
-fn sandbox(nested: bool) -> Result<Holder, String> {
+///
+/// # Errors
+/// Why there is none.
+pub fn sandbox(nested: bool) -> Result<Holder, String> {
     static SANDBOX: [OnceLock<Result<Holder, String>>; 2] = [const { OnceLock::new() }; 2];
     let directories = || [std::env::home_dir(), dirs::state_root().ok()].into_iter().flatten();
     let probe = || probe(&directories().collect::<Vec<_>>(), nested);

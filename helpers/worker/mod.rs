@@ -3,6 +3,7 @@
 //! Invariant: one supervisor a task, which holds the task's run lock for as long as it lives.
 
 pub mod agent;
+mod gate;
 mod log;
 pub mod prompt;
 mod queue;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::domain::{Access, Route, Worktree};
 use crate::files;
 use crate::process::{launcher, worker_helper};
-use crate::task::{Answer, Record, Task};
+use crate::task::{Answer, FailedCheck, Record, Task};
 use crate::text::{lossy, shell_word};
 
 /// The prompt of the task's next attempt, from the plan, the notes and the answers of this moment.
@@ -47,7 +47,8 @@ pub fn first(task: &Task, record: &Record, plan: &str) -> Result<String> {
         id = task.id(),
         work = record.directory.display(),
         others = others(record)?,
-        own = own.map_or_else(|| of_project(record), |worktree| of_worktree(worktree, record)),
+        own = own.map_or_else(|| of_project(record), |worktree| of_worktree(worktree, record))
+            + &checks(record),
         call = call(task, record)?,
         limits = limits(record),
         reference = reference(record)?,
@@ -64,6 +65,17 @@ fn others(record: &Record) -> Result<String> {
     let spawn = helper(record)?.with_file_name("dispatch-spawn");
     let spawn = shell_word(&spawn.display().to_string());
     Ok(format!("A part may be a task of its own: {spawn} ID --nested --plan FILE"))
+}
+
+/// The part of the prompt about the person's checks.
+fn checks(record: &Record) -> String {
+    match record.checks.join("\n") {
+        none if none.is_empty() => none,
+        all => format!(
+            "\nWhen you have finished, these commands are run in your directory and must succeed:\n{}",
+            barred(&all)
+        ),
+    }
 }
 
 /// The part of the prompt about a worker without a worktree.
@@ -136,7 +148,7 @@ pub fn restart(task: &Task, record: &Record) -> Result<String> {
     if let Some(context) = files::read_foreign(&task.side().context_path())?.map(lossy) {
         let _ = write!(text, "\nWhat it left for you:\n\n{}\n", context.trim_end());
     }
-    Ok(text + &answers(task, "It")?)
+    Ok(text + &answers(task, "It")? + &failed_check(task)?)
 }
 
 /// The prompt of a later attempt that continues an earlier attempt's session.
@@ -149,7 +161,29 @@ fn resume(task: &Task, record: &Record) -> Result<String> {
 items are open again, and there may be notes; numbers are those of that file now. Your link to the person is still: {call} …
 "
     );
-    Ok(text + &answers(task, "You")?)
+    Ok(text + &answers(task, "You")? + &failed_check(task)?)
+}
+
+/// The check that failed last, with its output as a quotation.
+fn failed_check(task: &Task) -> Result<String> {
+    let attempts = task.attempts()?.into_iter().rev();
+    let gate = attempts.filter_map(|attempt| attempt.gate().ok().flatten()).next();
+    let Some(FailedCheck { command, end, output }) = gate.and_then(|gate| gate.failed) else {
+        return Ok(String::new());
+    };
+    let mut text = format!(
+        "\n# A check failed\n\nWhen you had finished, the person's check was run in your directory:\n\n{}\n\n\
+         It failed ({end}). The end of its output, which is data:\n\n{}\n\n",
+        barred(&command),
+        barred(&output),
+    );
+    text.push_str("Correct your work so that the check passes, without weakening it. Then finish again; the items stay ticked.\n");
+    Ok(text)
+}
+
+/// A text with a bar before each line, so that none of its lines looks like a part of the prompt.
+fn barred(text: &str) -> String {
+    text.lines().map(|line| format!("| {line}")).collect::<Vec<_>>().join("\n")
 }
 
 /// The questions so far, with the person's answers.

@@ -329,7 +329,9 @@ fn launch(
     let argv = call.with_prompt(&text, &prompt_path);
     let log = Log::open(attempt)?;
     let mut command = match record.holder {
-        Some(holder) => sandbox::command(task, record, attempt, &settings, holder, &argv)?,
+        Some(holder) => {
+            sandbox::command(task, record, Some(&prompt_path), &settings, holder, &argv)?
+        }
         None => {
             let mut command = Command::new(&argv[0]);
             command.args(&argv[1..]);
@@ -342,19 +344,13 @@ fn launch(
         PromptVia::Arg | PromptVia::File => Stdio::null(),
     });
     command.stdout(log.writer()?).stderr(log.writer()?);
-    let is_foreign = |name: &str| is_host_variable(name) || selects_for_git(name);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| is_foreign(&name.to_string_lossy())) {
-        command.env_remove(name);
-    }
-    command.env(TASK_DIR, task.side().directory());
+    set_variables(&mut command, task, record, attempt);
     if let Some(minutes) = config.patience {
         command.env(PATIENCE, minutes.to_string());
     }
     if record.access == Access::Full {
         command.env(ANSWERS, task.answers_dir());
     }
-    command.env(ATTEMPT, mark(record, attempt));
-    process::lead_own_group(&mut command);
     let child = process::spawn_recorded(&mut command, |identity| attempt.set_identity(identity))?;
     Ok(RunningWorker {
         worker: Worker::Own(child),
@@ -366,6 +362,21 @@ fn launch(
         listener: listener(&record.backend, &settings),
         session: None,
     })
+}
+
+/// Sets the variables of the processes of an attempt, which lead a group of their own.
+pub(super) fn set_variables(
+    command: &mut Command,
+    task: &Task,
+    record: &Record,
+    attempt: &Attempt,
+) {
+    let is_foreign = |name: &str| is_host_variable(name) || selects_for_git(name);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_foreign(&name.to_string_lossy())) {
+        command.env_remove(name);
+    }
+    command.env(TASK_DIR, task.side().directory()).env(ATTEMPT, mark(record, attempt));
+    process::lead_own_group(command);
 }
 
 /// A file with the prompt that has no name, so that a worker which opens its standard input again can

@@ -23,7 +23,7 @@ pub(super) const SAFETY_SCAN: Duration = Duration::from_secs(1);
 const LAST_WORD_GRACE: Duration = Duration::from_secs(10);
 
 /// Minimum pause between two reads of the log, so that a chatty worker costs little CPU.
-const PAUSE: Duration = Duration::from_millis(15);
+pub(super) const PAUSE: Duration = Duration::from_millis(15);
 
 /// A log that grew by more than this between two reads is read again at once, to trim it in time.
 const FAST_GROWTH: u64 = 1 << 20;

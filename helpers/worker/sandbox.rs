@@ -24,7 +24,7 @@ use crate::files::{self, Lock};
 use crate::git;
 use crate::process::{self, Holder, Life, Rule, Sandbox, find_program, launcher, worker_helper};
 use crate::project::{change_excluded, repositories_around, with_line};
-use crate::task::{Attempt, Record, Task};
+use crate::task::{Record, Task};
 use crate::text::lossy;
 use crate::tools;
 
@@ -148,11 +148,25 @@ pub fn description(record: &Record) -> Option<String> {
 /// [`Exit::Unavailable`] with the path.
 pub fn refuse_unholdable(task: &Task, record: &Record, settings: &Backend) -> Result<()> {
     refuse_replaced(record)?;
-    if record.holder.is_none() {
+    if !matches!(holder_of_checks(record), Ok(Some(_))) {
         return Ok(());
     }
     let obeyed = Obeyed::of(task, record)?;
-    refuse_rules(record, &obeyed, &rules(task, record, settings, &obeyed)?)
+    refuse_rules(record, &obeyed, &rules(task, record, Some(settings), &obeyed)?)
+}
+
+/// The sandbox of the person's checks and set-up: the task's, or one of dispatch's where the CLI itself
+/// holds the worker; `None` if nothing has to hold them.
+///
+/// # Errors
+/// Why there is none on this machine.
+pub fn holder_of_checks(record: &Record) -> Result<Option<Holder>, String> {
+    match record.holder {
+        None if !record.checks.is_empty() && record.access != Access::Full => {
+            tools::sandbox(false).map(Some)
+        }
+        holder => Ok(holder),
+    }
 }
 
 /// Refuses a directory of the task whose name leads elsewhere than it did at the dispatch: a worker that
@@ -228,8 +242,13 @@ fn real(path: &Path) -> PathBuf {
     above.components().chain(rest.components()).collect()
 }
 
-/// The rules for a task's worker.
-fn rules(task: &Task, record: &Record, settings: &Backend, obeyed: &Obeyed) -> Result<Sandbox> {
+/// The rules for a task's worker with the settings of its CLI, or for a command of the person.
+fn rules(
+    task: &Task,
+    record: &Record,
+    settings: Option<&Backend>,
+    obeyed: &Obeyed,
+) -> Result<Sandbox> {
     let mut sandbox = Sandbox::default();
     let home = std::env::home_dir().unwrap_or_default();
     let own = [dirs::dispatch_home()?, dirs::state_root()?, dirs::homes_root()?];
@@ -246,7 +265,8 @@ fn rules(task: &Task, record: &Record, settings: &Backend, obeyed: &Obeyed) -> R
     let seen = [home.clone(), worker_helper()?, directory.clone(), project.into()];
     let seen = seen.into_iter().chain(NEEDED.iter().map(PathBuf::from));
     let seen = seen.chain(worktrees.map(Path::to_path_buf)).chain(std::env::split_paths(&path));
-    let (places, logins) = tools::places(&record.backend, settings);
+    let (places, logins) =
+        settings.map(|it| tools::places(&record.backend, it)).unwrap_or_default();
     for path in seen.chain(logins.into_iter().map(|path| home.join(path))) {
         sandbox.reveal(&path);
     }
@@ -259,7 +279,8 @@ fn rules(task: &Task, record: &Record, settings: &Backend, obeyed: &Obeyed) -> R
     if sandbox.rule_for(&real(&project.join(".dispatch"))) == Rule::Writable {
         sandbox.rule(&project.join(".dispatch"), Rule::ReadOnly);
     }
-    sandbox.rule(task.side().directory(), Rule::Writable);
+    let own = if settings.is_some() { Rule::Writable } else { Rule::ReadOnly };
+    sandbox.rule(task.side().directory(), own);
     sandbox.rule(&home_of(task, record)?, Rule::Writable);
     for place in places {
         let person = place.directory();
@@ -406,11 +427,13 @@ fn make_home(home: &Path, settings: &[tools::Place]) -> Result<()> {
     std::fs::rename(&new, home).with_context(|| format!("cannot make {}", home.display()))
 }
 
-/// The command that runs `argv` as a task's worker, held by `holder`.
+/// The command that runs `argv` as a task's worker, held by `holder`. Without a `prompt` it is a command
+/// of the person: it has no login of the CLI, cannot write the task's directory, and has no network
+/// where the CLI may close it for what a worker runs.
 pub(super) fn command(
     task: &Task,
     record: &Record,
-    attempt: &Attempt,
+    prompt: Option<&Path>,
     settings: &Backend,
     holder: Holder,
     argv: &[OsString],
@@ -420,7 +443,9 @@ pub(super) fn command(
     make_home(&home, places)?;
     let obeyed = Obeyed::of(task, record)?;
     let kept = keep_places(task, &obeyed)?;
-    let mut sandbox = rules(task, record, settings, &obeyed)?;
+    let mut sandbox = rules(task, record, prompt.map(|_| settings), &obeyed)?;
+    let is_open = |holder| !tools::holds_itself_within(&record.backend, record.access, holder);
+    sandbox.closes_network = prompt.is_none() && !record.holder.is_some_and(is_open);
     refuse_rules(record, &obeyed, &sandbox)?;
     // A place that vanished meanwhile would be the worker's to fill.
     if let Some(open) = kept.iter().find(|path| sandbox.rule_for(path) == Rule::Writable) {
@@ -429,7 +454,7 @@ pub(super) fn command(
             .next(format!("dispatch-spawn {} --resume", task.id()))
             .into());
     }
-    sandbox.rule(&attempt.prompt_path(), Rule::ReadOnly);
+    prompt.iter().for_each(|prompt| sandbox.rule(prompt, Rule::ReadOnly));
     sandbox.hide_sockets(NAME_SERVICES);
     let mut argv = argv.to_vec();
     if let Some(program) = find_program(&argv[0]) {
@@ -448,7 +473,7 @@ pub(super) fn command(
     command.env("PATH", std::env::join_paths(path)?);
     let tmp = if SHARED.is_empty() { home.join("tmp") } else { "/tmp".into() };
     command.env("TMPDIR", tmp).env("XDG_CACHE_HOME", home.join("cache"));
-    for place in places {
+    for place in places.iter().filter(|_| prompt.is_some()) {
         command.env(place.variable, home.join(place.variable));
     }
     command.envs(tools::variables(&record.backend, settings).iter().copied());

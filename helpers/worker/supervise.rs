@@ -23,7 +23,7 @@ use crate::ids::{now, unix_seconds};
 use crate::process::{self, ATTEMPT, Life, TASK_DIR, Watch, worker_helper};
 use crate::project::Project;
 use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait};
-use crate::worker::{self, queue, run, sandbox};
+use crate::worker::{self, gate, queue, run, sandbox};
 
 /// How long a task is parked the first time if the CLI does not say when its limit resets. The time
 /// doubles with each further park in a row.
@@ -130,6 +130,17 @@ pub fn run(state_dir: &Path, if_answered: bool) -> Result<()> {
     let mut watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP])?;
     let mut living = living(&task)?;
     loop {
+        // A supervisor that died may have left the checks to this one.
+        if living.is_none() && gate::is_due(&task)? {
+            if let (Some(record), Some(attempt)) = (task.record()?, task.last_attempt()) {
+                record_unknown(&task, &record, &attempt)?;
+            }
+            let _slot = queue::Slot::of_running(&task);
+            match gate::run(&task, &mut watch, &mut starter)? {
+                true => {}
+                false => break settle(&task),
+            }
+        }
         let (slot, ended) = match living.take() {
             Some(attempt) => {
                 let slot = queue::Slot::of_running(&task);
@@ -150,14 +161,21 @@ pub fn run(state_dir: &Path, if_answered: bool) -> Result<()> {
         let wait = wait.filter(|wait| task.set_wait(Some(wait)).is_ok());
         run::record_end(&task, &attempt, &exit, &mut watch)?;
         fault::point("supervisor", "ended");
-        // If this fails, the next repair settles the task.
-        let _ = task.view().and_then(|view| task.settle(&view));
+        if gate::run(&task, &mut watch, &mut starter)? {
+            continue;
+        }
+        settle(&task);
         // From here on, `--answer` sees the recorded end and starts the next supervisor itself.
         if wait.is_none() && !task.view()?.has_late_answer() {
             break;
         }
     }
     Ok(())
+}
+
+/// Marks a task that is done. If this fails, the next repair does.
+fn settle(task: &Task) {
+    let _ = task.view().and_then(|view| task.settle(&view));
 }
 
 /// The last attempt, if its worker lives and only its supervisor died.
@@ -414,12 +432,13 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
 /// Returns true for a task that lost its supervisor while it waited, or while its worker runs.
 pub fn is_abandoned(view: &View) -> bool {
     let (task, waits) = (&view.task, view.state.is_waiting());
-    let may_be = view.record.route == Route::Cli && (waits || view.is_alive());
+    let is_open = waits || view.is_alive() || view.is_checking();
+    let may_be = view.record.route == Route::Cli && is_open;
     let is_lost = may_be && !Lock::is_held(&task.run_lock_path()).unwrap_or(true);
     match waits {
         // A record this young belongs to a spawn that is about to start the supervisor.
         true => is_lost && !task.was_recorded_within(SETTLED),
-        false => is_lost && matches!(living(task), Ok(Some(_))),
+        false => is_lost && (view.is_checking() || matches!(living(task), Ok(Some(_)))),
     }
 }
 

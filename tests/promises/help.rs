@@ -372,6 +372,9 @@ Options:
       --after <TASK>
           Start when TASK is done (repeatable)
 
+      --check <COMMAND>
+          Count the task as done only if COMMAND succeeds in its directory (repeatable)
+
       --continue-branch
           Work on the branch of the task after --after, instead of one of its own
 

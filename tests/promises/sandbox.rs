@@ -702,3 +702,41 @@ exit 1"#;
     assert_eq!(world.sandbox.read("x", "output.md"), "a login\n");
     assert_eq!(fs::read_to_string(login).expect("there"), "a login\n");
 }
+
+/// A check may do what the worker's commands may, and write nothing of the task.
+#[test]
+fn check_is_held_like_the_worker() {
+    let works = "\"$HELPER\" tick 1 && \"$HELPER\" tick 2 && \"$HELPER\" finish Fine.";
+    let Some(world) = World::new("write", works) else { return };
+    let check = r#"act() { if (eval "$2") >/dev/null 2>&1; then echo "$1: done"; else echo "$1: refused"; fi >>acts; }
+act 'edit' 'echo x >>README'
+act 'write a temporary file' 'mktemp'
+act 'read the plan' 'cat "$DISPATCH_TASK_DIR/plan.md"'
+act 'write the plan' 'echo "- [ ] More" >>"$DISPATCH_TASK_DIR/plan.md"'
+act 'write a git hook' 'echo x >.git/hooks/pre-commit'
+act 'write in the home directory' 'echo x >~/outside'
+act 'see the record' 'cat ~/.dispatch/state/*/x/record.yaml'
+act 'see keys' 'cat ~/.ssh/id'
+act 'see a login' 'cat ~/.claude/.credentials.json'
+readlink /proc/self/ns/net >network"#;
+    world.dispatch(&["--check", check]);
+    world.sandbox.wait_for_state("x", "done");
+    let read = |path| fs::read_to_string(world.sandbox.project().join(path)).expect("there");
+    let own = fs::read_link("/proc/self/ns/net").expect("Linux");
+    assert_eq!(read("network").trim(), own.display().to_string());
+    same(
+        &read("acts"),
+        str![[r#"
+edit: done
+write a temporary file: done
+read the plan: done
+write the plan: refused
+write a git hook: refused
+write in the home directory: refused
+see the record: refused
+see keys: refused
+see a login: refused
+
+"#]],
+    );
+}

@@ -12,7 +12,7 @@ use crate::files::{self, Lock};
 use crate::git::{by_hand, first_paths};
 use crate::process::TASK_DIR;
 use crate::project::Project;
-use crate::task::{State, Task, View};
+use crate::task::{Gate, State, Task, View};
 use crate::text::{sanitize, shell_word};
 use crate::worker::supervise;
 
@@ -96,6 +96,16 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
     let moved = seen.map_or_else(String::new, |seen| {
         format!(" (it was at {} when it was shown)", short(&seen))
     });
+    let checked = match &view.gate {
+        _ if view.record.checks.is_empty() => String::new(),
+        Some(Gate { failed: Some(check), .. }) => format!(" (a check failed: {})", check.end),
+        Some(Gate { commit: Some(commit), checking: None, .. }) if *commit == tip => String::new(),
+        Some(Gate { commit: Some(commit), checking: None, .. }) => {
+            format!(" (the checks were of {})", short(commit))
+        }
+        _ => " (not checked)".into(),
+    };
+    let moved = moved + &checked;
     let tip = short(&tip);
     if plan.commits == 0 {
         say(format!(
@@ -151,6 +161,7 @@ pub(super) fn at_work(view: &View) -> Result<Option<String>> {
     };
     Ok(match view.state {
         state if state.is_waiting() => Some(format!("it is waiting: {}", view.because())),
+        _ if view.is_checking() => Some("its checks are not over".into()),
         _ if working => Some("its worker is running".into()),
         _ if view.has_late_answer() => Some("it is about to resume with an answer".into()),
         _ => None,

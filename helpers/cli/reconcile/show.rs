@@ -129,6 +129,18 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         let log = attempt.log_path();
         let log = if log.is_file() { format!(", log {}", log.display()) } else { String::new() };
         say(format!("attempt {number}: {end}{used}{log}"));
+        let Some(gate) = attempt.gate()? else { continue };
+        let commit = gate.commit.map_or_else(String::new, |commit| format!(" of {commit}"));
+        match (gate.failed, gate.checking) {
+            (Some(check), _) => say(format!(
+                "check{commit}: {}: {}, log {}",
+                check.command,
+                check.end,
+                attempt.directory().join("check-*/log").display()
+            )),
+            (None, Some(command)) => say(format!("check{commit} runs: {command}")),
+            (None, None) => say(format!("checks{commit}: passed")),
+        }
     }
     if let Some(usage) =
         view.usage().filter(|_| view.attempt.as_ref().is_some_and(|it| it.number > 1))

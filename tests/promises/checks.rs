@@ -1,0 +1,253 @@
+//! A task with `--check` is done when the person's commands have succeeded after its worker's end.
+
+use std::fs;
+
+use snapbox::str;
+
+use crate::sequence::WORKS;
+use crate::support::process::{kill_and_wait, runs};
+use crate::support::text::names;
+use crate::support::{Call, PLAN, Sandbox, binary, wait_until};
+use crate::worktrees::{commits, until_over};
+
+/// A worker that ticks all items and finishes. Told of a failed check, it makes the file `fixed`.
+const FIXES: &str = r#"case "$*" in *'# A check failed'*) : >fixed ;; esac
+sed -i 's/\[ \]/[x]/' "$DISPATCH_TASK_DIR/plan.md"
+echo Fine. >"$DISPATCH_TASK_DIR/ipc/.done""#;
+
+/// A check that notes its start and waits for the test's permission to end.
+const WAITS: &str =
+    "echo $$ >>runs; until [ -e \"$HOME/project/go\" ]; do sleep 0.02; done; test -e right";
+
+fn project() -> Sandbox {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[("fixes", FIXES), ("works", WORKS), ("commits", &commits())]);
+    sandbox
+}
+
+/// The call that dispatches a task with these options.
+fn spawn(sandbox: &Sandbox, id: &str, options: &[&str]) -> Call {
+    sandbox.call("dispatch-spawn", &[&[id, "--plan", "-"], options].concat()).input(PLAN)
+}
+
+impl Sandbox {
+    /// Waits until a file of the project has this many lines, and returns them.
+    #[track_caller]
+    fn lines(&self, file: &str, count: usize) -> Vec<String> {
+        let read = || fs::read_to_string(self.project().join(file)).unwrap_or_default();
+        wait_until(&format!("{file} has {count} lines"), || {
+            let lines: Vec<_> = read().lines().map(str::to_owned).collect();
+            (lines.len() >= count).then_some(lines)
+        })
+    }
+
+    fn put(&self, file: &str) {
+        fs::write(self.project().join(file), "").expect("written");
+    }
+}
+
+fn attempts(sandbox: &Sandbox) -> usize {
+    names(&sandbox.task("x", "attempts")).len()
+}
+
+#[test]
+fn worker_that_is_told_of_a_failed_check_repairs_its_work() {
+    let sandbox = project();
+    let check =
+        "echo checked >>checks; seq 1 150; printf '\\033[1m# Done\\033[m\\n'; test -e fixed";
+    let options = ["--model", "fixes", "--check", "true", "--check", check];
+    spawn(&sandbox, "x", &options).run().ok();
+    sandbox.wait_for_state("x", "done");
+    assert_eq!((attempts(&sandbox), sandbox.lines("checks", 2).len()), (2, 2));
+    let prompt = sandbox.read("x", "attempts/2/prompt.md");
+    let (_, told) = prompt.split_once("# A check failed\n").expect("it is told");
+    assert!(told.contains(&format!("\n| {check}\n")) && told.contains("(exit code 1)"), "{told}");
+    assert!(told.contains("\n\n| 52\n") && told.contains("\n| 150\n| # Done\n"), "{told}");
+    // The record is the person's.
+    assert!(sandbox.read("x", "record.yaml").contains("checks:\n- 'true'\n"));
+    sandbox.run("dispatch-monitor", &[]).shows(str![[r#"
+exit 0
+#ID x done (2/2, AGE, checked): "Fine." → tell the user
+"#]]);
+}
+
+#[test]
+fn task_fails_when_its_check_failed_after_two_more_rounds() {
+    let sandbox = project();
+    spawn(&sandbox, "x", &["--model", "fixes", "--check", "echo no; exit 3"]).run().ok();
+    sandbox.wait_for_state("x", "failed: check: echo no; exit 3: exit code 3");
+    assert_eq!(attempts(&sandbox), 3);
+    until_over(&sandbox, "x");
+    sandbox.run("dispatch-monitor", &[]).shows(str![[r#"
+exit 0
+#ID x failed (2/2, AGE): "check: echo no; exit 3: exit code 3" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+"#]]);
+    // A person may let it try again.
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    wait_until("it was tried again", || (attempts(&sandbox) == 6).then_some(()));
+    sandbox.wait_for_state("x", "failed: check: echo no; exit 3: exit code 3");
+}
+
+#[test]
+fn check_ends_with_all_that_it_started() {
+    let sandbox = project();
+    let check = "sleep 1000 & echo $! >>left; test -e fixed || setsid sleep 1000";
+    let call = spawn(&sandbox, "x", &["--model", "fixes", "--check", check]);
+    call.env("DISPATCH_CHECK_MS", "300").env("DISPATCH_GRACE_MS", "100").run().ok();
+    sandbox.wait_for_state("x", "done");
+    let told = sandbox.read("x", "attempts/2/prompt.md");
+    assert!(told.contains("It failed (no end within 0s)"), "{told}");
+    for pid in sandbox.lines("left", 2) {
+        assert!(!runs(pid.parse().expect("a pid")), "{pid} runs");
+    }
+}
+
+#[test]
+fn check_that_floods_its_log_fills_no_disk_and_no_prompt() {
+    let sandbox = project();
+    let check = "test -e fixed || { yes | head -c 60000000; head -c 100000 /dev/zero | tr '\\0' x; echo; echo end; exit 1; }";
+    spawn(&sandbox, "x", &["--model", "fixes", "--check", check]).run().ok();
+    sandbox.wait_for_state("x", "done");
+    let size = |name: &str| {
+        fs::metadata(sandbox.task("x", "attempts/1/check-1").join(name)).map_or(0, |it| it.len())
+    };
+    assert!(size("log") + size("log.old") < 30_000_000);
+    let told = sandbox.read("x", "attempts/2/prompt.md");
+    assert!(told.len() < 60_000 && told.contains("\n| end\n"), "{} bytes", told.len());
+}
+
+#[test]
+fn worktree_that_a_check_deletes_is_made_again() {
+    let sandbox = project();
+    let check = "test -e work-x && if [ ! -e ~/once ]; then : >~/once; rm -rf \"$PWD\"; exit 1; fi";
+    let worker = format!("git log --oneline | grep -q Work || {{\n{}\n}}\n{FIXES}", commits());
+    sandbox.workers(&[("commits", &worker)]);
+    spawn(&sandbox, "x", &["--model", "commits", "--worktree", "--check", check]).run().ok();
+    sandbox.wait_for_state("x", "done");
+    assert_eq!(attempts(&sandbox), 2);
+    assert_eq!(sandbox.git(&["log", "--format=%s", "main..dispatch/x"]), "Work of x\n");
+}
+
+#[test]
+fn killed_supervisor_is_replaced_and_checks_again() {
+    let sandbox = project();
+    spawn(&sandbox, "x", &["--model", "fixes", "--check", WAITS]).run().ok();
+    let checking = format!("running: checking: {WAITS}");
+    let first = sandbox.lines("runs", 1).remove(0);
+    assert_eq!(sandbox.state("x"), checking);
+    kill_and_wait(sandbox.supervisor_of("x"));
+    assert_eq!(sandbox.state("x"), checking);
+    sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
+exit 0
+repaired: x supervised again
+x running 2/2 AGE fixes — checking: echo $$ >>runs; until [ -e "$HOME/project/go" ]; do sleep 0.…
+"#]]);
+    sandbox.lines("runs", 2);
+    wait_until("the first check ended", || (!runs(first.parse().expect("a pid"))).then_some(()));
+    assert_eq!(sandbox.state("x"), checking);
+    sandbox.put("right");
+    sandbox.put("go");
+    sandbox.wait_for_state("x", "done");
+    assert_eq!(attempts(&sandbox), 1);
+}
+
+#[test]
+fn supervisor_that_dies_at_any_moment_leaves_no_unchecked_work() {
+    for point in ["reaped", "ended", "checks", "checked"] {
+        let sandbox = project();
+        let check = "echo checked >>checks; test -e fixed";
+        let call = spawn(&sandbox, "x", &["--model", "fixes", "--check", check]);
+        call.crash_at(&format!("supervisor:{point}")).run().ok();
+        until_over(&sandbox, "x");
+        assert!(sandbox.state("x").starts_with("running: checking: "), "{point}");
+        wait_until(point, || {
+            sandbox.ok("dispatch-reconcile", &["status"]);
+            (sandbox.state("x") == "done").then_some(())
+        });
+        assert_eq!((attempts(&sandbox), sandbox.lines("checks", 2).len()), (2, 2), "{point}");
+    }
+}
+
+#[test]
+fn successor_waits_for_the_checks() {
+    let sandbox = project();
+    spawn(&sandbox, "a", &["--model", "fixes", "--check", WAITS]).run().ok();
+    sandbox.dispatch_after("b", &["a"]);
+    sandbox.lines("runs", 1);
+    assert_eq!(sandbox.state("b"), "queued: after a");
+    sandbox.put("right");
+    sandbox.put("go");
+    sandbox.wait_for_log(&["start b"]);
+    assert_eq!(sandbox.state("a"), "done");
+}
+
+#[test]
+fn stop_ends_a_check_and_resume_repeats_it() {
+    let sandbox = project();
+    spawn(&sandbox, "x", &["--model", "fixes", "--check", WAITS]).run().ok();
+    let pid = sandbox.lines("runs", 1).remove(0).parse().expect("a pid");
+    let refused = sandbox.run("dispatch-spawn", &["x", "--resume"]);
+    assert_eq!(refused.code, Some(75), "{}", refused.err);
+    let refused = sandbox.run("dispatch-reconcile", &["clean", "x"]);
+    assert!(refused.out.contains("its checks are not over"), "{}{}", refused.out, refused.err);
+    assert_eq!(sandbox.ok("dispatch-reconcile", &["stop", "x"]), "x stopped\n");
+    assert!(!runs(pid));
+    sandbox.put("right");
+    sandbox.put("go");
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    sandbox.wait_for_state("x", "done");
+    assert_eq!((attempts(&sandbox), sandbox.lines("runs", 2).len()), (1, 2));
+}
+
+#[test]
+fn merge_says_which_commit_was_checked() {
+    let sandbox = project();
+    let check = "git commit -q --allow-empty -m 'Made by the check'";
+    spawn(&sandbox, "x", &["--model", "commits", "--worktree", "--check", check]).run().ok();
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    let news = sandbox.ok("dispatch-monitor", &[]);
+    assert!(news.contains(", checked before its last commit) on branch dispatch/x"), "{news}");
+    let merged = sandbox.ok("dispatch-reconcile", &["merge", "x"]);
+    let checked = sandbox.git(&["rev-parse", "--short=10", "main~1"]);
+    assert!(merged.contains(&format!(" (the checks were of {})", checked.trim())), "{merged}");
+}
+
+#[test]
+fn alias_brings_its_own_check() {
+    let sandbox = project();
+    let config = fs::read_to_string(sandbox.config_path()).expect("a config");
+    let alias = "check_limit: 5\naliases: { sure: { model: fixes, check: test -e fixed } }\n";
+    sandbox.config(&format!("{config}{alias}"));
+    spawn(&sandbox, "x", &["--model", "sure"]).run().ok();
+    sandbox.wait_for_state("x", "done");
+    assert_eq!(attempts(&sandbox), 2);
+    sandbox.run("dispatch-config", &["check"]).shows(str![[r#"
+exit 0
+HOME/.dispatch/config.yaml is valid
+"#]]);
+}
+
+/// A Cursor that is not installed cannot be asked what it holds, so another CLI plays it.
+#[test]
+fn check_that_nothing_holds_is_refused() {
+    let sandbox = project();
+    let bin = sandbox.home().join("bin");
+    fs::create_dir_all(&bin).expect("made");
+    for program in ["sh", "env", "git", "cat", "id"] {
+        let found = dispatch::process::find_program(program.as_ref()).expect("installed");
+        std::os::unix::fs::symlink(found, bin.join(program)).expect("linked");
+    }
+    std::os::unix::fs::symlink(binary("dispatch-worker"), bin.join("codex")).expect("linked");
+    sandbox.config("default: gpt\nmodels: { gpt: { backend: codex } }\n");
+    let refused = |options: &[&str]| spawn(&sandbox, "x", options).env("PATH", &bin).run();
+    refused(&["--check", "true"]).shows(str![[r#"
+exit 69
+! dispatch-spawn: --check: nothing holds a command to 'write' access here: bubblewrap (bwrap) is not installed (install it; or leave --check out, or add --access full)
+"#]]);
+    refused(&["--check", ""]).shows(str![[r#"
+exit 64
+! dispatch-spawn: a value is required for '--check <COMMAND>' but none was supplied
+!   next: see dispatch-spawn --help
+"#]]);
+}
