@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use indexmap::IndexMap;
 
-use crate::domain::Backend;
+use crate::domain::{Backend, Worktree};
 use crate::error::{Exit, Refusal};
 use crate::files;
 use check::{Problem, Severity};
@@ -60,6 +60,10 @@ pub struct Config {
     pub max_workers: Option<usize>,
     /// How many minutes a check may take (default: 10).
     pub check_limit: Option<u64>,
+    /// The command that sets up a new worktree.
+    pub set_up: Option<String>,
+    /// Other such commands for projects, by path or remote URL.
+    pub set_up_of_projects: Entries<String>,
     problems: Vec<Problem>,
     path: PathBuf,
 }
@@ -107,6 +111,31 @@ impl Config {
     /// The problems that disable a part of the config, such as `models.opus`.
     fn errors(&self) -> impl Iterator<Item = &Problem> + Clone {
         self.problems.iter().filter(|it| it.severity == Severity::Error)
+    }
+
+    /// The command that sets up a worktree: of the project that the config names by the path of its
+    /// checkout or repository or by a remote URL, else of all.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if that part of the config holds an error.
+    pub fn set_up_of(&self, worktree: &Worktree) -> Result<Option<&str>> {
+        self.refuse_disabled(
+            &["worktree", "worktree.setup", "worktree.projects", ""].map(str::to_owned),
+        )?;
+        let own = worktree.repository.parent().filter(|_| worktree.repository.ends_with(".git"));
+        let places = [Some(&*worktree.repository), worktree.checkout.as_deref(), own];
+        let home = std::env::home_dir().unwrap_or_default();
+        let is_place = |name: &str| {
+            let path = name.strip_prefix("~/").map_or_else(|| name.into(), |rest| home.join(rest));
+            path.canonicalize().is_ok_and(|path| places.contains(&Some(&path)))
+        };
+        let remotes = match self.set_up_of_projects.is_empty() {
+            true => Vec::new(),
+            false => worktree.remotes()?,
+        };
+        let mut projects = self.set_up_of_projects.iter();
+        let named = projects.find(|(name, _)| remotes.contains(name) || is_place(name));
+        Ok(named.map(|(_, command)| command).or(self.set_up.as_ref()).map(String::as_str))
     }
 
     /// Returns true for the original's first format, which has no models.
@@ -209,6 +238,15 @@ mod tests {
             ),
             ("backends: { x: { <<: {} } }\n", "'<<') is not supported, so backends.x is disabled"),
             ("backends: { x: {}, x: {} }\n", "'x' stands here twice, so backends.x is disabled"),
+            (
+                "worktree: { setpu: x }\n",
+                "unknown key 'setpu' in worktree, so worktree is disabled (did you mean 'setup'?)",
+            ),
+            (
+                "worktree: { projects: [] }\n",
+                "worktree.projects must be a map, so worktree.projects is",
+            ),
+            ("aliases: { x: { model: good, chek: x } }\n", "so aliases.x is disabled"),
             ("patiense: 1\n", "unknown key 'patiense' (did you mean 'patience'?)"),
             ("aliases: { x: { model: good, z: 1 } }\n", "unknown key 'z' in aliases.x (known"),
         ];

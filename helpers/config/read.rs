@@ -14,13 +14,16 @@ use crate::tools::models::provider;
 
 /// The keys of a config.
 const KEYS: &str = "default backends models aliases agents patience silent_after stop_silent \
-                    max_workers confirm_default check_limit";
+                    max_workers confirm_default check_limit worktree";
 
 /// The config that `root` holds, with its problems.
 pub(super) fn read(text: &str, root: &Node) -> Config {
     let mut reader = Reader { text, root, part: String::new(), problems: Vec::new() };
     let fields = reader.fields(root, KEYS, "see references/config-example.yaml");
+    let (set_up, set_up_of_projects) = reader.set_ups(&fields);
     let mut config = Config {
+        set_up,
+        set_up_of_projects,
         default: reader.text(&fields, "default"),
         backends: reader.section(&fields, "backends", Reader::backend),
         models: reader.section(&fields, "models", Reader::model),
@@ -140,9 +143,11 @@ impl<'a> Reader<'a> {
             };
             let place = if self.part.is_empty() { "" } else { " in " };
             let what = format!("unknown key '{name}'{place}{}", self.part);
-            // A misspelled limit must not leave the worker with more than the person wrote.
+            // A misspelled limit, or check, must not leave the worker with more than the person wrote.
             match near {
-                Some("access" | "check") => self.error(self.part.clone(), key, what, remedy),
+                Some("access" | "check" | "setup" | "projects") => {
+                    self.error(self.part.clone(), key, what, remedy)
+                }
                 _ => self.warning(key, what, remedy),
             }
         }
@@ -193,6 +198,22 @@ impl<'a> Reader<'a> {
         let model = self.needed(&fields, "model", key);
         let [prompt, check] = ["prompt", "check"].map(|name| self.text(&fields, name));
         AliasEntry { model, prompt, check }
+    }
+
+    /// The commands that set up worktrees: of all, and of single projects.
+    fn set_ups(&mut self, fields: &Fields<'a>) -> (Option<String>, Entries<String>) {
+        let Some(map) = fields.get("worktree") else { return Default::default() };
+        self.part = "worktree".into();
+        let own = self.fields(map, "setup projects", "write { setup: COMMAND }");
+        let all = self.text(&own, "setup");
+        self.part = "worktree.projects".into();
+        let map = own.get("projects");
+        let named = map.map_or_else(Vec::new, |map| self.entries(map, "write PATH: COMMAND"));
+        let named: Fields = named.into_iter().map(|(name, _, value)| (name, value)).collect();
+        let commands = named.keys().map(|name| (name.to_string(), self.text(&named, name)));
+        let commands = commands.filter_map(|(name, command)| Some((name, command?))).collect();
+        self.part.clear();
+        (all, commands)
     }
 
     fn agent(&mut self, (_, key, map): Entry<'a>) -> String {

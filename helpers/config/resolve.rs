@@ -82,7 +82,7 @@ impl Config {
     }
 
     /// Refuses if an error disables one of these parts of the config.
-    fn refuse_disabled(&self, parts: &[String]) -> Result<(), Refusal> {
+    pub(super) fn refuse_disabled(&self, parts: &[String]) -> Result<(), Refusal> {
         let error = parts.iter().find_map(|part| self.errors().find(|it| it.part == *part));
         error.map_or(Ok(()), |error| Err(error.refusal(self.path())))
     }

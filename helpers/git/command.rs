@@ -15,7 +15,8 @@ use crate::domain::Worktree;
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files;
-use crate::process::{CaptureError, capture};
+use crate::process::{CaptureError, capture, find_program};
+use crate::text::shell_word;
 
 /// The first version with `rev-parse --path-format` and the `worktree` commands used here.
 const OLDEST_GIT: (u32, u32) = (2, 31);
@@ -378,6 +379,13 @@ impl Settings {
             },
             _ => worktree.repository.join("hooks"),
         }
+    }
+
+    /// The command line of the hook that follows the first checkout of a commit, if there is one.
+    pub(super) fn checkout_hook(hooks: &Path, commit: &str) -> Option<String> {
+        let hook = find_program(hooks.join("post-checkout").as_os_str())?;
+        let none = "0".repeat(commit.len());
+        Some(format!("{} {none} {commit} 1", shell_word(&hook.display().to_string())))
     }
 
     /// The sparse patterns of the person's checkout, if it has some.

@@ -332,8 +332,13 @@ impl Worktree {
     }
 
     /// Creates the worktree if it does not exist: at the last commit that was fetched from it, else at
-    /// its base. The caller has the task's run lock. Returns remarks for the host, one line each.
-    pub fn ensure(&self) -> Result<Vec<String>> {
+    /// its base. `set_up` then gets the command line of the person's `post-checkout` hook, if there is
+    /// one; without its success there is no worktree. The caller has the task's run lock. Returns
+    /// remarks for the host, one line each.
+    pub fn ensure(
+        &self,
+        set_up: impl FnOnce(Option<String>) -> Result<Vec<String>>,
+    ) -> Result<Vec<String>> {
         self.check_creatable()?;
         self.remove_stale_scratch()?;
         self.undo_interrupted_removal()?;
@@ -348,7 +353,10 @@ impl Worktree {
         files::publish(&self.incomplete(), b"")?;
         // No worker has been in what a killed process left.
         files::remove_directory(&self.path)?;
-        let created = self.create(&start);
+        let created = self.create(&start).and_then(|(mut remarks, hook)| {
+            remarks.extend(set_up(hook)?);
+            Ok(remarks)
+        });
         if created.is_err() {
             files::remove_directory(&self.path)?;
         }
@@ -368,7 +376,8 @@ impl Worktree {
         self.path.with_file_name(format!(".{name}.{ending}"))
     }
 
-    fn create(&self, start: &str) -> Result<Vec<String>> {
+    /// Returns remarks, and the command line of the person's `post-checkout` hook, which did not run.
+    fn create(&self, start: &str) -> Result<(Vec<String>, Option<String>)> {
         let what = format!("cannot make the worktree {}", self.path.display());
         let settings = Settings::of(self)?;
         let own = self.git_dir();
@@ -380,7 +389,8 @@ impl Worktree {
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
         };
         write("HEAD", format!("ref: {}\n", self.reference()))?;
-        write("config", settings.of_worktree(&settings.hooks(self)))?;
+        let hooks = settings.hooks(self);
+        write("config", settings.of_worktree(&hooks))?;
         write("objects/info/alternates", self.alternates())?;
         let listed = self.git("for-each-ref").arg("--format=%(objectname) %(refname)");
         let listed = listed.words("refs/heads refs/remotes refs/tags").text(&what)?;
@@ -397,36 +407,26 @@ impl Worktree {
             write("info/sparse-checkout", patterns)?;
         }
 
-        // A worker's commit must not run: neither in a hook, nor in a filter that names a file of it.
+        // A worker's commit must not run in a filter that names a file of it.
         let is_persons = start == self.base && self.trunk.is_none();
-        let mut checkout = git(&self.path, "-c submodule.recurse=false -c");
+        let mut checkout =
+            git(&self.path, "-c submodule.recurse=false -c core.hooksPath=/dev/null -c");
         // Else Git LFS would link the person's files into the worktree, for the worker to write.
         let large_files = settings.large_files(&self.repository);
         checkout = checkout.arg(format!("lfs.storage={}", large_files.display()));
         if !is_persons {
             let off = settings.without_filters();
-            checkout = checkout.words("-c core.hooksPath=/dev/null");
             checkout = checkout.args(off.iter().flat_map(|off| ["-c", off.as_str()]));
         }
-        let mut checkout = checkout.args(["checkout", "--quiet", "-B", &self.branch, start, "--"]);
-        let done = checkout.run()?;
-        let mut remarks = Vec::new();
-        if !done.status.success() {
-            let said = error_line(&done);
-            // Once the branch exists, git only runs this hook.
-            if self.head()?.commit.is_none() {
-                succeeded(done, &what)?;
-            }
-            remarks.push(format!("post-checkout hook failed in the worktree: {said}"));
-        }
+        checkout.args(["checkout", "--quiet", "-B", &self.branch, start, "--"]).bytes(&what)?;
         let top = git(&self.path, "rev-parse --show-toplevel").bytes(&what)?;
         if path(&top) != self.path {
             let place = format!("git takes {} for its top level", path(&top).display());
             return Err(Refusal::new(Exit::CannotCreate, what).place(place).into());
         }
-        remarks.extend(self.fill_submodules(start));
+        let mut remarks: Vec<_> = self.fill_submodules(start).into_iter().collect();
         remarks.extend(self.include_files()?);
-        Ok(remarks)
+        Ok((remarks, Settings::checkout_hook(&hooks, start)))
     }
 
     /// Sets right what a move of the repository or a killed worker left.

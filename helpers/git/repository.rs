@@ -62,6 +62,12 @@ impl Worktree {
         self.foreign().head()
     }
 
+    /// The URLs of the remotes of the person's repository.
+    pub fn remotes(&self) -> Result<Vec<String>> {
+        let urls = self.git("config --get-regexp ^remote[.].*[.]url$").said()?;
+        Ok(urls.lines().filter_map(|it| Some(it.split_once(' ')?.1.to_owned())).collect())
+    }
+
     pub(super) fn foreign(&self) -> Foreign {
         Foreign {
             tree: self.path.clone(),

@@ -361,6 +361,7 @@ impl View {
                     self.plan.item(number).map(|item| self.person_plan().words().explanation(item));
                 format!("item {number}: {}", why.unwrap_or_default())
             }
+            Reason::NotStarted(error) if error.starts_with("set-up: ") => error.clone(),
             Reason::NotStarted(error) => format!("could not start: {}", one_line(error)),
             Reason::ExitCode(code) => format!("exit code {code}{}", self.error_line()),
             Reason::Signal(signal) => format!("ended by signal {signal}{}", self.error_line()),

@@ -14,16 +14,17 @@ use anyhow::{Context, Result, bail};
 use signal_hook::consts::SIGHUP;
 
 use crate::config::Config;
-use crate::domain::Backend;
+use crate::domain::{Access, Backend, Worktree};
 use crate::fault;
 use crate::files;
 use crate::process::{self, Identity, Watch, Woken};
 use crate::project::stands;
 use crate::task::{Attempt, FailedCheck, Gate, Record, Task, View};
-use crate::text::{short_duration, strip_escapes};
+use crate::text::{one_line, quoted, short_duration, strip_escapes};
 use crate::tools;
 use crate::worker::log::Log;
 use crate::worker::running::{PAUSE, SAFETY_SCAN};
+use crate::worker::sandbox::Runs;
 use crate::worker::supervise::Starter;
 use crate::worker::{run, sandbox, termination_grace, tree, with_worktree};
 
@@ -32,6 +33,9 @@ const ROUNDS: u32 = 2;
 
 /// Default of `check_limit`.
 const LIMIT: Duration = Duration::from_secs(10 * 60);
+
+/// How long the set-up of a worktree may take.
+const SETUP_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// How many lines of the output, and bytes, are passed on.
 const LAST_LINES: usize = 100;
@@ -62,6 +66,9 @@ pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Resu
     let earlier = (1..attempt.number).rev().find_map(before);
     let failures = earlier.filter(|gate| gate.continues).map_or(0, |gate| gate.failures);
     let mut gate = Gate { failures, ..Gate::default() };
+    let minutes = Config::load().unwrap_or_default().check_limit;
+    let limit = minutes.map_or(LIMIT, |it| Duration::from_secs(it.saturating_mul(60)));
+    let limit = fault::limit("DISPATCH_CHECK_MS", limit);
     for (number, check) in (1..).zip(&view.record.checks) {
         gate.checking = Some(check.clone());
         // Another supervisor may have died with a part of the checks passed: they all run again.
@@ -69,17 +76,19 @@ pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Resu
         fault::point("supervisor", "checks");
         let own = attempt.errand(&format!("check-{number}"));
         let mut run = || -> Result<_> {
-            let record = with_worktree(task, &view.record)?;
+            let record = &with_worktree(task, &view.record, &attempt, watch)?;
             if gate.commit.is_none() {
-                gate.commit = tip(&record);
+                gate.commit = tip(record);
             }
-            run_command(task, &record, &own, &record.directory, check, watch)
+            let (own, directory) = (own.clone(), &record.directory);
+            let runs = Runs::Check;
+            Errand { task, record, own, runs, directory, command: check, limit }.run(watch)
         };
         let (end, may_continue) = match run() {
             Ok(None) => return Ok(false),
             Ok(Some(None)) => continue,
             Ok(Some(Some(end))) => (end, true),
-            Err(error) => (format!("could not run: {error:#}").replace('\n', ": "), false),
+            Err(error) => (one_line(&format!("could not run: {error:#}")), false),
         };
         let (command, output) = (check.clone(), last_lines(&own));
         gate.failed = Some(FailedCheck { command, end, output });
@@ -99,111 +108,151 @@ fn tip(record: &Record) -> Option<String> {
     record.worktree.as_ref()?.fetch().ok().flatten()
 }
 
+/// Sets a new worktree up: runs the person's `post-checkout` hook, which may fail, and their set-up
+/// command. Returns remarks for the host.
+///
+/// # Errors
+/// The set-up failed, as `set-up: COMMAND: exit code 1: its last line`.
+pub(super) fn set_up(
+    task: &Task,
+    record: &Record,
+    worktree: &Worktree,
+    (attempt, hook): (&Attempt, Option<String>),
+    watch: &mut Watch,
+) -> Result<Vec<String>> {
+    // A worker at `read` needs its dependencies too.
+    let access = if record.access == Access::Full { Access::Full } else { Access::Write };
+    let record = &Record { access, ..record.clone() };
+    let limit = fault::limit("DISPATCH_SETUP_MS", SETUP_LIMIT);
+    let mut run = |name: &str, command: &str| -> Result<Option<String>> {
+        let own = attempt.errand(name);
+        let directory = &worktree.path;
+        let errand = Errand { task, record, own, runs: Runs::SetUp, directory, command, limit };
+        let end = errand.run(watch)?.context("it was stopped")?;
+        let last = last_lines(&errand.own);
+        let last = last.lines().rfind(|line| !line.trim().is_empty());
+        Ok(end.map(|end| last.map_or(end.clone(), |last| format!("{end}: {}", quoted(last)))))
+    };
+    let mut remarks = Vec::new();
+    if let Some(end) = hook.and_then(|hook| run("hook", &hook).transpose()) {
+        remarks.push(format!("post-checkout hook failed in the worktree: {}", end?));
+    }
+    let config = Config::load()?;
+    if let Some(command) = config.set_up_of(worktree)? {
+        let run = run("setup", command);
+        let end = run.unwrap_or_else(|error| Some(one_line(&format!("{error:#}"))));
+        if let Some(end) = end {
+            bail!("set-up: {}: {end}", one_line(command));
+        }
+    }
+    Ok(remarks)
+}
+
+/// A command of the person that is run for a task.
+struct Errand<'a> {
+    task: &'a Task,
+    record: &'a Record,
+    /// The place of the process and the log.
+    own: Attempt,
+    runs: Runs<'static>,
+    directory: &'a Path,
+    command: &'a str,
+    limit: Duration,
+}
+
 /// How a command ended, as `exit code 1`; `None` if it succeeded.
 type Failed = Option<String>;
 
-/// Runs a command in a directory until nothing of it is left. `None` if a signal to this process ended
-/// it.
-///
-/// # Errors
-/// The command cannot be run.
-pub(super) fn run_command(
-    task: &Task,
-    record: &Record,
-    own: &Attempt,
-    directory: &Path,
-    command: &str,
-    watch: &mut Watch,
-) -> Result<Option<Failed>> {
-    let ended = run_held(task, record, own, directory, command, watch);
-    let _ = sandbox::release_places(task);
-    ended
-}
+impl Errand<'_> {
+    /// Runs the command until nothing of it is left. `None` if a signal to this process ended it.
+    ///
+    /// # Errors
+    /// The command cannot be run.
+    fn run(&self, watch: &mut Watch) -> Result<Option<Failed>> {
+        let ended = self.run_held(watch);
+        let _ = sandbox::release_places(self.task);
+        ended
+    }
 
-fn run_held(
-    task: &Task,
-    record: &Record,
-    own: &Attempt,
-    directory: &Path,
-    command: &str,
-    watch: &mut Watch,
-) -> Result<Option<Failed>> {
-    process::adopt_descendants()?;
-    let supervisor = || Identity::own().map(Some);
-    if !tree(supervisor()?, record, own)?.terminate(termination_grace(), || ())?.is_empty() {
-        bail!("processes of the worker are left");
-    }
-    files::remove_directory(own.directory())?;
-    files::create_task_directory(own.directory())?;
-    let config = Config::load().unwrap_or_default();
-    let minutes = config.check_limit.map(|it| Duration::from_secs(it.saturating_mul(60)));
-    let limit = fault::limit("DISPATCH_CHECK_MS", minutes.unwrap_or(LIMIT));
-    let choice = config.resolve(Some(&record.name)).map(|choice| choice.settings);
-    let argv = ["sh", "-c", command].map(OsString::from);
-    let holder = sandbox::holder_of_checks(record).map_err(anyhow::Error::msg)?;
-    let mut command = match holder {
-        Some(holder) => {
-            let settings = choice.unwrap_or_default();
-            sandbox::command(task, record, None, &settings, holder, &argv)?
+    fn run_held(&self, watch: &mut Watch) -> Result<Option<Failed>> {
+        let Self { task, record, own, limit, .. } = self;
+        process::adopt_descendants()?;
+        let supervisor = || Identity::own().map(Some);
+        if !tree(supervisor()?, record, own)?.terminate(termination_grace(), || ())?.is_empty() {
+            bail!("processes of the worker are left");
         }
-        None => {
-            let mut command = Command::new(&argv[0]);
-            command.args(&argv[1..]);
-            command
-        }
-    };
-    let mut log = Log::open(own)?;
-    command.current_dir(directory);
-    command.stdin(Stdio::null()).stdout(log.writer()?).stderr(log.writer()?);
-    run::set_variables(&mut command, task, record, own);
-    let mut child = process::spawn_recorded(&mut command, |identity| own.set_identity(identity))?;
-    own.identity()?.iter().for_each(|identity| {
-        watch.add_process(identity);
-    });
-    watch.add_file(log.path());
-    let begin = Instant::now();
-    // Only the trimming of the log is wanted.
-    let mut listener = tools::listener("", &Backend::default());
-    let (mut is_late, mut is_asked) = (false, false);
-    while !(is_late || is_asked) {
-        let new = log.follow(&mut listener).unwrap_or_default();
-        process::reap_adopted(child.id());
-        if child.try_wait().context("cannot wait for a command")?.is_some() {
-            break;
-        }
-        is_late = begin.elapsed() >= limit;
-        let pause = if new > 0 { PAUSE } else { SAFETY_SCAN };
-        let woken = watch.wait_for_event(pause.min(limit.saturating_sub(begin.elapsed())))?;
-        is_asked = matches!(woken, Woken::Signal(signal) if signal != SIGHUP);
-    }
-    let mut tree = tree(supervisor()?, record, own)?;
-    let status = loop {
-        let left = tree.terminate(termination_grace(), || {
+        files::remove_directory(own.directory())?;
+        files::create_task_directory(own.directory())?;
+        let config = Config::load().unwrap_or_default();
+        let choice = config.resolve(Some(&record.name)).map(|choice| choice.settings);
+        let argv = ["sh", "-c", self.command].map(OsString::from);
+        let holder = sandbox::holder_of_checks(record).map_err(anyhow::Error::msg)?;
+        let mut command = match holder {
+            Some(holder) => {
+                let settings = choice.unwrap_or_default();
+                sandbox::command(task, record, self.runs, &settings, holder, &argv)?
+            }
+            None => {
+                let mut command = Command::new(&argv[0]);
+                command.args(&argv[1..]);
+                command
+            }
+        };
+        let mut log = Log::open(own)?;
+        command.current_dir(self.directory);
+        command.stdin(Stdio::null()).stdout(log.writer()?).stderr(log.writer()?);
+        run::set_variables(&mut command, task, record, own);
+        let mut child =
+            process::spawn_recorded(&mut command, |identity| own.set_identity(identity))?;
+        own.identity()?.iter().for_each(|identity| {
+            watch.add_process(identity);
+        });
+        watch.add_file(log.path());
+        let begin = Instant::now();
+        // Only the trimming of the log is wanted.
+        let mut listener = tools::listener("", &Backend::default());
+        let (mut is_late, mut is_asked) = (false, false);
+        while !(is_late || is_asked) {
+            let new = log.follow(&mut listener).unwrap_or_default();
             process::reap_adopted(child.id());
-            let _ = log.follow(&mut listener);
-        })?;
-        // The kernel may hold a killed process for a while.
-        if let Some(status) = child.try_wait()?.filter(|_| left.is_empty()) {
-            break status;
+            if child.try_wait().context("cannot wait for a command")?.is_some() {
+                break;
+            }
+            is_late = begin.elapsed() >= *limit;
+            let pause = if new > 0 { PAUSE } else { SAFETY_SCAN };
+            let woken = watch.wait_for_event(pause.min(limit.saturating_sub(begin.elapsed())))?;
+            is_asked = matches!(woken, Woken::Signal(signal) if signal != SIGHUP);
         }
-    };
-    let _ = log.follow(&mut listener);
-    if let Some(failure) = log.printed().and_then(|printed| sandbox::failure(record, &printed)) {
-        bail!("{}", failure.said);
+        let mut tree = tree(supervisor()?, record, own)?;
+        let status = loop {
+            let left = tree.terminate(termination_grace(), || {
+                process::reap_adopted(child.id());
+                let _ = log.follow(&mut listener);
+            })?;
+            // The kernel may hold a killed process for a while.
+            if let Some(status) = child.try_wait()?.filter(|_| left.is_empty()) {
+                break status;
+            }
+        };
+        let _ = log.follow(&mut listener);
+        if let Some(failure) = log.printed().and_then(|printed| sandbox::failure(record, &printed))
+        {
+            bail!("{}", failure.said);
+        }
+        if is_asked {
+            return Ok(None);
+        }
+        let status = match holder {
+            Some(_) => process::code_or_signal(status),
+            None => (status.code(), status.signal()),
+        };
+        Ok(Some(match status {
+            _ if is_late => Some(format!("no end within {}", short_duration(*limit))),
+            (Some(0), _) => None,
+            (Some(code), _) => Some(format!("exit code {code}")),
+            (_, signal) => Some(format!("signal {}", signal.unwrap_or_default())),
+        }))
     }
-    if is_asked {
-        return Ok(None);
-    }
-    let status = match holder {
-        Some(_) => process::code_or_signal(status),
-        None => (status.code(), status.signal()),
-    };
-    Ok(Some(match status {
-        _ if is_late => Some(format!("no end within {}", short_duration(limit))),
-        (Some(0), _) => None,
-        (Some(code), _) => Some(format!("exit code {code}")),
-        (_, signal) => Some(format!("signal {}", signal.unwrap_or_default())),
-    }))
 }
 
 /// The last lines that a command printed, without escape sequences.

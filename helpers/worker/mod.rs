@@ -20,7 +20,7 @@ use crate::domain::Worktree;
 use crate::fault;
 use crate::files;
 use crate::git::first_paths;
-use crate::process::{ATTEMPT, Identity, ProcessTree};
+use crate::process::{ATTEMPT, Identity, ProcessTree, Watch};
 use crate::task::{Attempt, Record, Task};
 
 /// How long processes may take to end after SIGTERM, before SIGKILL.
@@ -43,12 +43,18 @@ pub fn tree(
     Ok(ProcessTree::new(supervisor, attempt.identity()?, mark))
 }
 
-/// The record after its worktree was restored if necessary. Falls back to the worktree's root if the
-/// working directory is missing.
-fn with_worktree(task: &Task, record: &Record) -> Result<Record> {
+/// The record after its worktree was made, and set up, if necessary. Falls back to the worktree's root if
+/// the working directory is missing.
+fn with_worktree(
+    task: &Task,
+    record: &Record,
+    attempt: &Attempt,
+    watch: &mut Watch,
+) -> Result<Record> {
     let mut record = record.clone();
     if let Some(worktree) = &record.worktree {
-        for remark in worktree.ensure()? {
+        let set_up = |hook| gate::set_up(task, &record, worktree, (attempt, hook), watch);
+        for remark in worktree.ensure(set_up)? {
             task.side().tell(&remark)?;
         }
         if !record.directory.is_dir() {

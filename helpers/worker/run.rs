@@ -32,7 +32,7 @@ use crate::tools::{Invocation, Job, Session, invocation, listener};
 use crate::worker::log::Log;
 use crate::worker::prompt;
 use crate::worker::running::{RunningWorker, SAFETY_SCAN, Worker};
-use crate::worker::sandbox;
+use crate::worker::sandbox::{self, Runs};
 use crate::worker::supervise::Starter;
 use crate::worker::{fetch, mark, termination_grace, tree, with_worktree};
 
@@ -63,7 +63,8 @@ pub(super) fn run(
         }
         None => Ok(()),
     };
-    let launched = may_start().and_then(|()| launch(task, &record, &attempt, session.as_ref()));
+    let launched =
+        may_start().and_then(|()| launch(task, &record, &attempt, session.as_ref(), watch));
     let mut started = match launched {
         Ok(started) => started,
         Err(error) => {
@@ -83,7 +84,7 @@ pub(super) fn run(
         if started.sandbox_failure(&record, status).is_none() || is_stopped() {
             break;
         }
-        let Ok(again) = launch(task, &record, &attempt, session.as_ref()) else { break };
+        let Ok(again) = launch(task, &record, &attempt, session.as_ref(), watch) else { break };
         started = again;
         (status, stop_reason) = started.wait_for_end(task, watch)?;
     }
@@ -93,7 +94,7 @@ pub(super) fn run(
             task.set_prompt(&attempt, &prompt::restart(task, &again)?)?;
         }
         // If the second start fails, the first end counts.
-        if let Ok(second) = launch(task, &again, &attempt, None) {
+        if let Ok(second) = launch(task, &again, &attempt, None, watch) {
             started = second;
             (status, stop_reason) = started.wait_for_end(task, watch)?;
         }
@@ -308,8 +309,9 @@ fn launch(
     record: &Record,
     attempt: &Attempt,
     session: Option<&SessionRecord>,
+    watch: &mut Watch,
 ) -> Result<RunningWorker> {
-    let record = &with_worktree(task, record)?;
+    let record = &with_worktree(task, record, attempt, watch)?;
     if !record.directory.is_dir() {
         return Err(Refusal::new(Exit::Data, "the directory of the task is gone")
             .place(record.directory.display().to_string())
@@ -330,7 +332,7 @@ fn launch(
     let log = Log::open(attempt)?;
     let mut command = match record.holder {
         Some(holder) => {
-            sandbox::command(task, record, Some(&prompt_path), &settings, holder, &argv)?
+            sandbox::command(task, record, Runs::Worker(&prompt_path), &settings, holder, &argv)?
         }
         None => {
             let mut command = Command::new(&argv[0]);

@@ -427,13 +427,23 @@ fn make_home(home: &Path, settings: &[tools::Place]) -> Result<()> {
     std::fs::rename(&new, home).with_context(|| format!("cannot make {}", home.display()))
 }
 
-/// The command that runs `argv` as a task's worker, held by `holder`. Without a `prompt` it is a command
-/// of the person: it has no login of the CLI, cannot write the task's directory, and has no network
-/// where the CLI may close it for what a worker runs.
+/// The programs that a sandbox runs. A command of the person has no login of the CLI and cannot write the task's
+/// directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Runs<'a> {
+    /// The worker, with this prompt.
+    Worker(&'a Path),
+    /// A check, which has no network where the CLI may close it for what a worker runs.
+    Check,
+    /// The set-up of a new worktree.
+    SetUp,
+}
+
+/// The command that runs `argv` for a task, held by `holder`.
 pub(super) fn command(
     task: &Task,
     record: &Record,
-    prompt: Option<&Path>,
+    runs: Runs<'_>,
     settings: &Backend,
     holder: Holder,
     argv: &[OsString],
@@ -443,9 +453,10 @@ pub(super) fn command(
     make_home(&home, places)?;
     let obeyed = Obeyed::of(task, record)?;
     let kept = keep_places(task, &obeyed)?;
+    let prompt = if let Runs::Worker(prompt) = runs { Some(prompt) } else { None };
     let mut sandbox = rules(task, record, prompt.map(|_| settings), &obeyed)?;
     let is_open = |holder| !tools::holds_itself_within(&record.backend, record.access, holder);
-    sandbox.closes_network = prompt.is_none() && !record.holder.is_some_and(is_open);
+    sandbox.closes_network = runs == Runs::Check && !record.holder.is_some_and(is_open);
     refuse_rules(record, &obeyed, &sandbox)?;
     // A place that vanished meanwhile would be the worker's to fill.
     if let Some(open) = kept.iter().find(|path| sandbox.rule_for(path) == Rule::Writable) {

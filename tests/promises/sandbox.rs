@@ -14,6 +14,7 @@ use snapbox::str;
 use crate::support::process::{kill_and_wait, runs, signal};
 use crate::support::text::same;
 use crate::support::{PLAN, Sandbox, binary, wait_until};
+use crate::worktrees::{worktree_of, write_program};
 
 /// Notes of each act whether it could be done.
 const ACTS: &str = r#"
@@ -739,4 +740,46 @@ see a login: refused
 
 "#]],
     );
+}
+
+/// A new worktree is set up in the task's sandbox, with access to write there even for a worker at `read`.
+#[test]
+fn set_up_and_checkout_hook_are_held_like_the_worker() {
+    let works = "\"$HELPER\" tick 1 && \"$HELPER\" tick 2 && \"$HELPER\" finish Fine.";
+    let acts = r#"act() { if (eval "$2") >/dev/null 2>&1; then echo "$1: done"; else echo "$1: refused"; fi >>acts; }
+act 'write in the worktree' 'echo x >made'
+act 'write in the project' 'echo x >~/project/made'
+act 'write in the home directory' 'echo x >~/outside'
+act 'write the plan' 'echo x >>"$DISPATCH_TASK_DIR/plan.md"'
+act 'see keys' 'cat ~/.ssh/id'
+"#;
+    for access in ["read", "write"] {
+        let Some(world) = World::new(access, works) else { return };
+        let sandbox = &world.sandbox;
+        let hook = sandbox.project().join(".git/hooks/post-checkout");
+        write_program(sandbox, &hook, &format!("{acts}echo \"hook $3\" >>acts"));
+        fs::write(sandbox.home().join("bin/set-up"), acts).expect("written");
+        let config = fs::read_to_string(sandbox.config_path()).expect("a config");
+        sandbox.config(&format!("{config}worktree: {{ setup: sh ~/bin/set-up }}\n"));
+        world.dispatch(&["--worktree"]);
+        sandbox.wait_for_state("x", "done");
+        let acts = fs::read_to_string(worktree_of(sandbox, "x").0.join("acts")).expect("there");
+        same(
+            &acts,
+            str![[r#"
+write in the worktree: done
+write in the project: refused
+write in the home directory: refused
+write the plan: refused
+see keys: refused
+hook 1
+write in the worktree: done
+write in the project: refused
+write in the home directory: refused
+write the plan: refused
+see keys: refused
+
+"#]],
+        );
+    }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use snapbox::str;
 
-use crate::support::process::runs;
+use crate::support::process::{kill_and_wait, runs};
 use crate::support::terminal::Terminal;
 use crate::support::text::{Tree, names, same, tree};
 use crate::support::{Call, Host, PLAN, Ran, Sandbox, binary, wait_until};
@@ -432,8 +432,106 @@ fn failing_checkout_hook_is_reported_and_task_starts() {
     dispatch(&sandbox, "x", "idle");
     wait_until("the worktree is there", || running(&sandbox, "x"));
     let told = sandbox.read("x", "tells/001");
-    assert_eq!(told, "post-checkout hook failed in the worktree: no node_modules");
+    assert_eq!(told, "post-checkout hook failed in the worktree: exit code 3: \"no node_modules\"");
     assert_eq!(names(&worktree_of(&sandbox, "x").0), [".git", "README"]);
+}
+
+/// A worker that needs the set-up, and ends early at first.
+fn needs_set_up() -> String {
+    format!("test -e dep || exit 9\ntest -e ~/second || {{ : >~/second; exit 7; }}\n{}", commits())
+}
+
+impl Sandbox {
+    /// Adds the person's set-up of worktrees to the config.
+    fn set_up(&self, text: &str) {
+        let config = fs::read_to_string(self.config_path()).expect("a config");
+        let config = config.split("worktree:").next().expect("a part");
+        self.config(&format!("{config}worktree: {text}\n"));
+    }
+
+    /// Waits until a file of the home has this many lines, and returns the last.
+    fn last_of(&self, file: &str, count: usize) -> String {
+        wait_until(&format!("{file} has {count} lines"), || {
+            let text = fs::read_to_string(self.home().join(file)).unwrap_or_default();
+            let whole = text.ends_with('\n') && text.lines().count() == count;
+            whole.then(|| text.lines().last().expect("a line").to_owned())
+        })
+    }
+}
+
+const SETS_UP: &str = "{ setup: 'echo one >>~/ran; : >dep; echo dep >>.git/info/exclude' }";
+
+#[test]
+fn set_up_of_the_config_runs_once_before_the_worker() {
+    let sandbox = ready(&[("works", &needs_set_up())]);
+    sandbox.set_up(SETS_UP);
+    dispatch(&sandbox, "x", "works");
+    sandbox.wait_for_state("x", "failed: exit code 7");
+    until_over(&sandbox, "x");
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    sandbox.wait_for_state("x", "done");
+    assert_eq!(sandbox.last_of("ran", 1), "one");
+}
+
+#[test]
+fn project_may_have_a_set_up_of_its_own() {
+    let sandbox = ready(&[("commits", &commits())]);
+    sandbox.git(&["remote", "add", "origin", "/srv/shop.git"]);
+    for (count, (name, ran)) in (1..).zip([
+        ("~/project", "own"),
+        ("~/project/.git", "own"),
+        ("/srv/shop.git", "own"),
+        ("~/other", "all"),
+    ]) {
+        sandbox.set_up(&format!(
+            "{{ setup: echo all >>~/ran, projects: {{ {name}: echo own >>~/ran }} }}"
+        ));
+        let id = format!("x{count}");
+        dispatch(&sandbox, &id, "commits");
+        sandbox.wait_for_state(&id, "done");
+        assert_eq!(sandbox.last_of("ran", count), ran, "{name}");
+    }
+}
+
+#[test]
+fn failed_set_up_fails_its_task_which_can_be_resumed() {
+    let sandbox = ready(&[("works", &needs_set_up())]);
+    sandbox.set_up("{ setup: 'echo begin; echo no network >&2; exit 4' }");
+    dispatch(&sandbox, "x", "works");
+    until_over(&sandbox, "x");
+    let failed = "set-up: echo begin; echo no network >&2; exit 4: exit code 4: \"no network\"";
+    assert_eq!(sandbox.state("x"), format!("failed: {failed}"));
+    assert_eq!(sandbox.read("x", "attempts/1/setup/log"), "begin\nno network\n");
+    assert!(!worktree_of(&sandbox, "x").0.exists());
+    fs::write(sandbox.home().join("second"), "").expect("written");
+    sandbox.set_up(SETS_UP);
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    sandbox.wait_for_state("x", "done");
+    // A misspelled set-up is no set-up that may be left out.
+    sandbox.set_up("{ setpu: make }");
+    dispatch(&sandbox, "y", "works");
+    until_over(&sandbox, "y");
+    let state = sandbox.state("y");
+    assert!(state.contains("did you mean 'setup'?"), "{state}");
+}
+
+#[test]
+fn set_up_that_was_killed_or_stopped_begins_again_in_a_new_worktree() {
+    let sandbox = ready(&[("commits", &commits())]);
+    sandbox.set_up("{ setup: 'test ! -e half && : >half; echo $$ >>~/ran; until [ -e ~/go ]; do sleep 0.02; done; rm half' }");
+    dispatch(&sandbox, "x", "commits");
+    let first = sandbox.last_of("ran", 1).parse().expect("a pid");
+    assert_eq!(sandbox.state("x"), "running");
+    kill_and_wait(sandbox.supervisor_of("x"));
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    let second = sandbox.last_of("ran", 2).parse().expect("a pid");
+    assert!(!runs(first) && runs(second));
+    assert_eq!(sandbox.ok("dispatch-reconcile", &["stop", "x"]), "x stopped\n");
+    assert!(!runs(second) && !worktree_of(&sandbox, "x").0.exists());
+    fs::write(sandbox.home().join("go"), "").expect("written");
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    sandbox.wait_for_state("x", "done");
+    sandbox.last_of("ran", 3);
 }
 
 #[test]
