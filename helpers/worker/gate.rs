@@ -20,7 +20,7 @@ use crate::files;
 use crate::process::{self, Identity, Watch, Woken};
 use crate::project::stands;
 use crate::task::{Attempt, FailedCheck, Gate, Record, Task, View};
-use crate::text::{one_line, quoted, short_duration, strip_escapes};
+use crate::text::{one_line, quoted, short_duration, shorten, strip_escapes};
 use crate::tools;
 use crate::worker::log::Log;
 use crate::worker::running::{PAUSE, SAFETY_SCAN};
@@ -40,6 +40,7 @@ const SETUP_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// How many lines of the output, and bytes, are passed on.
 const LAST_LINES: usize = 100;
 const LAST_BYTES: usize = 16 << 10;
+const LINE_BYTES: usize = 1 << 10;
 
 /// Returns true if the last attempt waits for its checks.
 pub(super) fn is_due(task: &Task) -> Result<bool> {
@@ -258,9 +259,9 @@ impl Errand<'_> {
 /// The last lines that a command printed, without escape sequences.
 fn last_lines(own: &Attempt) -> String {
     let printed = strip_escapes(&own.log_end());
-    let mut kept: Vec<&str> = Vec::new();
+    let mut kept: Vec<String> = Vec::new();
     let mut bytes = 0;
-    for line in printed.lines().rev().take(LAST_LINES) {
+    for line in printed.lines().rev().take(LAST_LINES).map(|line| shorten(line, LINE_BYTES)) {
         bytes += line.len() + 1;
         if bytes > LAST_BYTES {
             break;

@@ -427,8 +427,8 @@ fn make_home(home: &Path, settings: &[tools::Place]) -> Result<()> {
     std::fs::rename(&new, home).with_context(|| format!("cannot make {}", home.display()))
 }
 
-/// The programs that a sandbox runs. A command of the person has no login of the CLI and cannot write the task's
-/// directory.
+/// The programs that a sandbox runs. A command of the person has no login of the CLI and cannot write
+/// the task's directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Runs<'a> {
     /// The worker, with this prompt.

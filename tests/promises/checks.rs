@@ -105,7 +105,7 @@ fn check_ends_with_all_that_it_started() {
 #[test]
 fn check_that_floods_its_log_fills_no_disk_and_no_prompt() {
     let sandbox = project();
-    let check = "test -e fixed || { yes | head -c 60000000; head -c 100000 /dev/zero | tr '\\0' x; echo; echo end; exit 1; }";
+    let check = "test -e fixed || { yes | head -c 60000000; head -c 100000 /dev/zero | tr '\\0' x; echo; echo end; head -c 20000 /dev/zero | tr '\\0' y; exit 1; }";
     spawn(&sandbox, "x", &["--model", "fixes", "--check", check]).run().ok();
     sandbox.wait_for_state("x", "done");
     let size = |name: &str| {
@@ -197,6 +197,19 @@ fn stop_ends_a_check_and_resume_repeats_it() {
     sandbox.ok("dispatch-spawn", &["x", "--resume"]);
     sandbox.wait_for_state("x", "done");
     assert_eq!((attempts(&sandbox), sandbox.lines("runs", 2).len()), (1, 2));
+}
+
+#[test]
+fn task_whose_last_items_are_skipped_is_checked_too() {
+    let sandbox = project();
+    sandbox.workers(&[("ends", "exit 0")]);
+    let check = "echo checked >>checks; exit 5";
+    spawn(&sandbox, "x", &["--model", "ends", "--check", check]).run().ok();
+    sandbox.wait_for_state("x", "incomplete");
+    until_over(&sandbox, "x");
+    sandbox.ok("dispatch-spawn", &["x", "--resume", "--skip", "1", "--skip", "2"]);
+    sandbox.wait_for_state("x", &format!("failed: check: {check}: exit code 5"));
+    assert_eq!(sandbox.lines("checks", 3).len(), 3);
 }
 
 #[test]
