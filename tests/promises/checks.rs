@@ -80,7 +80,7 @@ fn task_fails_when_its_check_failed_after_two_more_rounds() {
     until_over(&sandbox, "x");
     sandbox.run("dispatch-monitor", &[]).shows(str![[r#"
 exit 0
-#ID x failed (2/2, AGE): "check: echo no; exit 3: exit code 3" → tell the user and ask; BIN/dispatch-spawn x --resume tries again
+#ID x failed (2/2, AGE): check: echo no; exit 3: exit code 3 → tell the user and ask; BIN/dispatch-spawn x --resume tries again
 "#]]);
     // A person may let it try again.
     sandbox.ok("dispatch-spawn", &["x", "--resume"]);
@@ -238,6 +238,7 @@ fn alias_brings_its_own_check() {
     sandbox.run("dispatch-config", &["check"]).shows(str![[r#"
 exit 0
 HOME/.dispatch/config.yaml is valid
+prompts are arguments, which every user here can read (ps): idle, fixes, works, commits (prompt: stdin hides them)
 "#]]);
 }
 

@@ -62,6 +62,19 @@ fn missing_helper_is_named_with_the_install_command() {
     let hook = || launch(&sandbox, &folder.join("bin/dispatch-monitor"), &["--hook"]).run();
     let ran = hook();
     assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(0), "", ""));
+    // A home that is mounted noexec looks like a file without the right to execute it.
+    let helper = sandbox.home().join(".local/share/dispatch").join(VERSION.as_str());
+    fs::create_dir_all(&helper).expect("made");
+    fs::write(helper.join("dispatch-spawn"), "").expect("written");
+    let ran = launch(&sandbox, &folder.join("bin/dispatch-spawn"), &["x"]).run();
+    assert_eq!(ran.code, Some(69));
+    same(
+        sandbox.redactions().apply(&ran.err).replace(VERSION.as_str(), "VERSION").trim_end(),
+        str![[r#"
+dispatch-spawn cannot run: HOME/.local/share/dispatch/VERSION/dispatch-spawn is not executable, or its file system is mounted noexec
+  next: set DISPATCH_HOME to a directory elsewhere, and run: sh "HOME/my skills/dispatch/install.sh"
+"#]],
+    );
     // Exit code 2 would wake the host.
     set_version(&folder, "version=0.1.0-$((0\n\n^0x1");
     assert_eq!(hook().code, Some(0));
