@@ -432,6 +432,8 @@ fetch:branch
 merge:merged
 spawn:claimed
 spawn:prepared
+supervisor:checked
+supervisor:checks
 supervisor:ended
 supervisor:ends
 supervisor:locked
