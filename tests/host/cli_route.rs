@@ -167,15 +167,25 @@ fn claude_and_codex_edit_the_project_at_the_same_time() {
 const WORKTREE_CONFIG: &str = "
 backends: { claude: { route: cli }, codex: {} }
 models: { opus: { backend: claude }, gpt-5.5: { backend: codex } }
+worktree: { setup: ': >dependency; echo dependency >>.git/info/exclude' }
 ";
 
-/// The script of a model that has to commit.
+/// The script of a model that has to commit, and to commit again what a check misses.
 fn commits(request: &Request) -> Reply {
     match request.turns() {
         0 => Reply::shell(request, "touch work && git add work"),
         1 => Reply::shell(request, "git commit -q -m Work"),
         2 => run(request, "tick 1"),
         3 => run(request, "finish Committed."),
+        4 => Reply::say("That is all."),
+        // The session continues.
+        5 => {
+            let told = request.last_user();
+            assert!(told.contains("# A check failed") && told.contains("\n| nothing\n"), "{told}");
+            Reply::shell(request, "touch more && git add more")
+        }
+        6 => Reply::shell(request, "git commit -q -m More"),
+        7 => run(request, "finish 'More is there.'"),
         _ => Reply::say("That is all."),
     }
 }
@@ -201,14 +211,20 @@ fn commits_in_its_worktree(name: &str) {
     call(Path::new("git"), &["init", "-q", "-b", "main"], "");
     call(Path::new("git"), &["commit", "-q", "--allow-empty", "-m", "Begin"], "");
     let spawn = helpers::path("dispatch-spawn");
-    let args = ["x", "--model", name, "--worktree", "--plan", "-"];
+    let check = "test -e dependency && { test -e more || { echo nothing; exit 1; }; }";
+    let args = ["x", "--model", name, "--worktree", "--check", check, "--plan", "-"];
     call(spawn, &args, "# Title\n- [ ] Commit something\n");
-    let exit = state(&home, "x").join("attempts/1/exit");
-    wait_until(DEADLINE, "the worker ends", || exit.exists().then_some(()));
+    let state_of_x = || {
+        let shown = call(helpers::path("dispatch-reconcile"), &["show", "x", "--json"], "");
+        let json: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+        json["state"].as_str().expect("a state").to_owned()
+    };
+    wait_until(DEADLINE, "the worker ends", || (state_of_x() != "running").then_some(()));
+    assert_eq!(state_of_x(), "done");
     let log = call(Path::new("git"), &["log", "--format=%s", "dispatch/x"], "");
     let said = file(state(&home, "x").join("attempts/1/log"));
-    assert_eq!(log, "Work\nBegin\n", "{said}");
-    assert_eq!(file(task(&home, "x").join("ipc/.done")), "Committed.\n");
+    assert_eq!(log, "More\nWork\nBegin\n", "{said}");
+    assert_eq!(file(task(&home, "x").join("ipc/.done")), "More is there.\n");
     assert_eq!(call(Path::new("git"), &["log", "--format=%s"], ""), "Begin\n");
     assert_eq!(call(Path::new("git"), &["status", "--porcelain"], ""), "");
 }
