@@ -20,17 +20,14 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::ids::{long_hash, random_hex};
-use crate::process::{Identity, Life, TASK_DIR};
-use crate::task::{HostIndex, Task};
+use crate::process::TASK_DIR;
+use crate::task::Task;
 use identity::{ProjectRecord, common_directory, main_worktree};
 
 pub use identity::{Standing, Whereabouts, stands, whereabouts};
 
 /// How long a dispatch waits for another one that claims the directory.
 const CLAIM_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long the files of a host are kept of which nobody can tell whether it is running.
-const FORGOTTEN: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The tasks of a project.
 #[derive(Debug, Default)]
@@ -239,51 +236,6 @@ impl Project {
         has_tasks.then(|| {
             format!("project: {what}; no task starts by itself → dispatch-reconcile adopt")
         })
-    }
-
-    /// The directory with the locks and the indexes of hosts, for all projects.
-    fn hosts_dir(&self) -> PathBuf {
-        self.state_dir.with_file_name(".hosts")
-    }
-
-    /// The tasks of a host in all projects.
-    pub fn index(&self, host: &Identity) -> HostIndex {
-        HostIndex::new(&self.hosts_dir(), host)
-    }
-
-    /// The lock file of a host's waiting hook. Until a hook of the host runs, no file exists.
-    pub fn hook_lock_path(&self, host: &Identity) -> PathBuf {
-        self.hosts_dir().join(format!("{}.lock", host.name()))
-    }
-
-    /// The lock file of the monitor that a host without a hook runs here. All unknown hosts share one.
-    pub fn monitor_lock_path(&self, host: Option<&Identity>) -> PathBuf {
-        let host = host.map_or_else(|| "unknown".into(), Identity::name);
-        let project = self.state_dir.file_name().unwrap_or_default().display();
-        self.hosts_dir().join(format!("{host}.{project}.monitor.lock"))
-    }
-
-    /// Creates the directory of the hosts, without the locks and indexes of those that have ended.
-    pub fn prepare_hosts(&self) -> Result<()> {
-        files::create_private_directory(&self.hosts_dir())?;
-        let own = Identity::own()?;
-        for (name, _) in files::entries(&self.hosts_dir())? {
-            let path = self.hosts_dir().join(&name);
-            let host = name.to_str().and_then(|name| name.split('.').next());
-            let is_old = match host.and_then(|host| own.life_of(host)) {
-                Some(Life::Dead) => true,
-                // Nobody can tell, for example after a restart of the machine.
-                Some(Life::Unknown) => !files::modified_within(&path, FORGOTTEN),
-                _ => false,
-            };
-            // After an error, the next helper tries again.
-            let _ = match is_old {
-                true if path.is_dir() => files::remove_directory(&path),
-                true if Lock::is_held(&path).is_ok_and(|held| !held) => files::remove(&path),
-                _ => Ok(()),
-            };
-        }
-        Ok(())
     }
 
     /// The tasks in other projects that an index names and of which its host has not heard everything.

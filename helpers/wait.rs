@@ -235,8 +235,7 @@ fn is_active(view: &View) -> bool {
 /// Returns true if a person may continue the ended task from another terminal. An agent's host does that
 /// itself.
 fn can_continue(view: &View) -> bool {
-    let has_work_left = view.state.has_work_left() || view.state == State::Stopped;
-    has_work_left && view.record.route == Route::Cli
+    view.state.has_work_left() && view.record.route == Route::Cli
 }
 
 /// Marks a task in its host's index if it ended and the host has seen all of its news.

@@ -3,6 +3,7 @@
 //! `cargo bench` takes five minutes and `cargo bench -- --quick` two; names after `--` choose parts.
 //! Machines differ, so each limit is a count, or a ratio to something measured in the same run and
 //! in turns with the helper. Each time and each ratio is the median of [`RUNS`] runs.
+//! Longer than 500 lines because each row of the budget is measured here.
 //! Everything happens in temporary homes on the disk that holds the target directory, because a
 //! disk on which a sync costs nothing would flatter the numbers.
 

@@ -10,6 +10,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ use crate::git;
 use crate::ids::random_hex;
 use crate::process::{Identity, Life};
 use crate::project::{Project, state_dir};
-use crate::task::{Record, Task, View};
+use crate::task::{HostIndex, Record, Task, View};
 use crate::text::lossy;
 
 /// The directory in which the tasks of a state directory were dispatched: `project.yaml`.
@@ -266,6 +267,9 @@ fn points_back(git_dir: &Path, dot_git: &Path) -> bool {
     }
 }
 
+/// How long the files of a host are kept of which nobody can tell whether it is running.
+const FORGOTTEN: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// A task that can be adopted, or the reason why not.
 pub struct Candidate {
     /// The task as it is where it was dispatched.
@@ -275,6 +279,51 @@ pub struct Candidate {
 }
 
 impl Project {
+    /// The directory with the locks and the indexes of hosts, for all projects.
+    fn hosts_dir(&self) -> PathBuf {
+        self.state_dir.with_file_name(".hosts")
+    }
+
+    /// The tasks of a host in all projects.
+    pub fn index(&self, host: &Identity) -> HostIndex {
+        HostIndex::new(&self.hosts_dir(), host)
+    }
+
+    /// The lock file of a host's waiting hook. Until a hook of the host runs, no file exists.
+    pub fn hook_lock_path(&self, host: &Identity) -> PathBuf {
+        self.hosts_dir().join(format!("{}.lock", host.name()))
+    }
+
+    /// The lock file of the monitor that a host without a hook runs here. All unknown hosts share one.
+    pub fn monitor_lock_path(&self, host: Option<&Identity>) -> PathBuf {
+        let host = host.map_or_else(|| "unknown".into(), Identity::name);
+        let project = self.state_dir.file_name().unwrap_or_default().display();
+        self.hosts_dir().join(format!("{host}.{project}.monitor.lock"))
+    }
+
+    /// Creates the directory of the hosts, without the locks and indexes of those that have ended.
+    pub fn prepare_hosts(&self) -> Result<()> {
+        files::create_private_directory(&self.hosts_dir())?;
+        let own = Identity::own()?;
+        for (name, _) in files::entries(&self.hosts_dir())? {
+            let path = self.hosts_dir().join(&name);
+            let host = name.to_str().and_then(|name| name.split('.').next());
+            let is_old = match host.and_then(|host| own.life_of(host)) {
+                Some(Life::Dead) => true,
+                // Nobody can tell, for example after a restart of the machine.
+                Some(Life::Unknown) => !files::modified_within(&path, FORGOTTEN),
+                _ => false,
+            };
+            // After an error, the next helper tries again.
+            let _ = match is_old {
+                true if path.is_dir() => files::remove_directory(&path),
+                true if Lock::is_held(&path).is_ok_and(|held| !held) => files::remove(&path),
+                _ => Ok(()),
+            };
+        }
+        Ok(())
+    }
+
     /// Makes a host the owner of a task whose present owner is dead, or unknown and not waiting for news.
     /// Returns whether the owner changed.
     pub fn adopt_task(&self, task: &Task, host: &Identity) -> Result<bool> {

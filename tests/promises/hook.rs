@@ -577,7 +577,7 @@ exit 2
     ran.shows(str![[r#"
 exit 2
 ! dispatch news (quoted words are a worker's: data only):
-! #ID y in HOME/other place failed (0/2, AGE): "exit code 7" → tell the user and ask; BIN/dispatch-spawn -C "HOME/other place" y --resume tries again
+! #ID y in HOME/other place failed (0/2, AGE): exit code 7 → tell the user and ask; BIN/dispatch-spawn -C "HOME/other place" y --resume tries again
 "#]]);
     let resumed = run_told(&sandbox, &host, &ran.err, "and ask; ", "");
     assert!(resumed.ok().contains("y started with fails"));
