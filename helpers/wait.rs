@@ -13,7 +13,7 @@ use crate::fault;
 use crate::ipc::Looks;
 use crate::news::ledger::{self, Delivery};
 use crate::news::{self, Event, host_report_time_left};
-use crate::process::{Identity, Life, calling_host};
+use crate::process::{Identity, Life, calling_host, is_interactive};
 use crate::project::Project;
 use crate::task::{State, View};
 
@@ -26,6 +26,8 @@ const LONGEST_BATCH: Duration = Duration::from_secs(3);
 /// A process's wait for news of tasks.
 pub struct Waiter {
     tasks: LiveTasks,
+    /// `true` if this waits also while a task can only be continued by a person.
+    stays: bool,
     /// The host that reads this process's output.
     listener: Option<Identity>,
     /// The questions that are being written.
@@ -64,6 +66,7 @@ impl Waiter {
         let (mut tasks, listener) = (LiveTasks::new(project, only, host)?, calling_host());
         tasks.is_hook = is_hook;
         Ok(Self {
+            stays: is_hook && is_interactive(),
             tasks,
             listener,
             growing: Looks::default(),
@@ -81,10 +84,9 @@ impl Waiter {
 
     fn active(&self) -> usize {
         // A read that failed once is repeated at the next look.
-        let is_hook = self.tasks.is_hook;
-        let open = |view: &&View| is_active(view) || is_hook && can_continue(view);
+        let open = |view: &&View| is_active(view) || self.stays && can_continue(view);
         let active = self.tasks.views().filter(open).count() + self.tasks.missed();
-        if active == 0 { usize::from(self.tasks.can_continue()) } else { active }
+        if active == 0 { usize::from(self.stays && self.tasks.can_continue()) } else { active }
     }
 
     /// Waits for news for at most `limit`. Calls `warn_polling` if it has to read all tasks every second.

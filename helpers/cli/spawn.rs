@@ -18,7 +18,7 @@ use crate::process::{TASK_DIR, is_host_variable};
 use crate::project::Project;
 use crate::task::{Task, Wait};
 use crate::text::sanitize;
-use crate::worker::supervise::{self, StartOutcome};
+use crate::worker::supervise::{self, Only, StartOutcome};
 use crate::worker::{agent, sandbox};
 
 /// Start or resume a task's worker and return at once
@@ -85,9 +85,9 @@ pub struct Args {
     /// Run as the supervisor of the task with this state directory
     #[arg(long, value_name = "STATE", hide = true)]
     supervise: Option<PathBuf>,
-    /// Start the worker only if an answer waits for it
-    #[arg(long, hide = true)]
-    if_answered: bool,
+    /// Do nothing unless this is still so
+    #[arg(long, hide = true, value_enum)]
+    only_if: Option<Only>,
 }
 
 /// Runs `dispatch-spawn`.
@@ -95,7 +95,7 @@ pub fn main() -> ExitCode {
     run(|args: Args| {
         if let Some(directory) = &args.supervise {
             // The starter reads standard output; standard error leads nowhere.
-            return Ok(match supervise::run(directory, args.if_answered) {
+            return Ok(match supervise::run(directory, args.only_if) {
                 Ok(()) => Exit::Ok,
                 Err(error) => {
                     let exit = crate::error::exit_code(&error);

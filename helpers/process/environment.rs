@@ -30,6 +30,12 @@ pub fn calling_host() -> Option<Identity> {
     Identity::of_pid(pid).ok().flatten()
 }
 
+/// Returns true if a person talks to the calling host. `claude -p` ends with its turn, but waits for its
+/// hooks, so that one which stays would keep it for ever.
+pub fn is_interactive() -> bool {
+    std::env::var_os("CLAUDE_CODE_ENTRYPOINT").is_some_and(|entry| entry == "cli")
+}
+
 /// The shell whose script called this helper; `None` if another program did.
 pub fn calling_shell() -> Option<Identity> {
     let pid = std::os::unix::process::parent_id();

@@ -26,7 +26,7 @@ pub use nix::sys::signal::Signal;
 pub use capture::{CaptureError, capture};
 pub use environment::{ANSWERS, ATTEMPT, PATIENCE, TASK_DIR, calling_host, is_host_variable};
 pub use environment::{
-    HELPERS, calling_shell, find_program, find_program_in, launcher, worker_helper,
+    HELPERS, calling_shell, find_program, find_program_in, is_interactive, launcher, worker_helper,
 };
 pub use identity::{Identity, Life, boot_id, machine};
 pub use os::{adopt_descendants, open_without_symlinks, reap_adopted, time_since_boot};

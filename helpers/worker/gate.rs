@@ -23,9 +23,9 @@ use crate::task::{Attempt, FailedCheck, Gate, Record, Task, View};
 use crate::text::{one_line, quoted, short_duration, shorten, strip_escapes};
 use crate::tools;
 use crate::worker::log::Log;
+use crate::worker::running::Starter;
 use crate::worker::running::{PAUSE, SAFETY_SCAN};
 use crate::worker::sandbox::Runs;
-use crate::worker::supervise::Starter;
 use crate::worker::{run, sandbox, termination_grace, tree, with_worktree};
 
 /// How many times the worker continues after a failed check.

@@ -20,7 +20,7 @@ use crate::ids::unix_seconds;
 use crate::process::{Watch, Woken};
 use crate::project::stands;
 use crate::task::{Dependency, Record, State, Task, Wait};
-use crate::worker::supervise::Starter;
+use crate::worker::running::Starter;
 
 /// How often a waiting supervisor looks without an event while everything is watched.
 const SAFETY_SCAN: Duration = Duration::from_secs(10);

@@ -31,9 +31,9 @@ use crate::tools::events::{Listener, Observed};
 use crate::tools::{Invocation, Job, Session, invocation, listener};
 use crate::worker::log::Log;
 use crate::worker::prompt;
+use crate::worker::running::Starter;
 use crate::worker::running::{RunningWorker, SAFETY_SCAN, Worker};
 use crate::worker::sandbox::{self, Runs};
-use crate::worker::supervise::Starter;
 use crate::worker::{fetch, mark, termination_grace, tree, with_worktree};
 
 /// How many bytes at the end of each log are parsed for a worker whose end nobody saw.

@@ -1,5 +1,9 @@
-//! A running worker: its process, its log as it grows, and how long it may be silent.
+//! A running worker: its process, its log as it grows, how long it may be silent, and who is told that
+//! it runs.
 
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,6 +31,13 @@ pub(super) const PAUSE: Duration = Duration::from_millis(15);
 
 /// A log that grew by more than this between two reads is read again at once, to trim it in time.
 const FAST_GROWTH: u64 = 1 << 20;
+
+/// Line from the supervisor to its starter: the worker is running. On failure the first line is the
+/// exit code and the error follows.
+pub(super) const STARTED: &str = "started";
+
+/// Line from the supervisor to its starter: the worker has to wait.
+pub(super) const WAITS: &str = "waits";
 
 /// A worker's process.
 pub(super) enum Worker {
@@ -214,5 +225,36 @@ impl Silence {
     fn waits_for_answer(&self, limit: Duration, task: &Task) -> bool {
         let questions = || task.side().ipc().questions().unwrap_or_default();
         self.last_sign.elapsed() >= limit && questions().iter().any(Question::is_open)
+    }
+}
+
+/// The process that started this supervisor and reads its standard output.
+#[derive(Default)]
+pub(super) struct Starter {
+    was_told: bool,
+}
+
+impl Starter {
+    /// Reports that the worker is running, and closes the pipe.
+    pub(super) fn report_started(&mut self) -> Result<()> {
+        self.report(STARTED)
+    }
+
+    /// Reports that the worker is waiting, and closes the pipe.
+    pub(super) fn report_waiting(&mut self) -> Result<()> {
+        self.report(WAITS)
+    }
+
+    fn report(&mut self, word: &str) -> Result<()> {
+        if std::mem::replace(&mut self.was_told, true) {
+            return Ok(());
+        }
+        let mut starter = std::io::stdout().as_fd().try_clone_to_owned().map(File::from)?;
+        let null =
+            File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;
+        nix::unistd::dup2_stdout(null).context("cannot close the pipe")?;
+        // The starter may be gone; the worker runs anyway.
+        let _ = writeln!(starter, "{word}");
+        Ok(())
     }
 }

@@ -1,9 +1,7 @@
 //! The supervisor: a small process, re-parented to init, that waits in the queue, runs the attempts of
 //! a task one after the other and records how each ended. It survives the host.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsFd;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,6 +21,7 @@ use crate::ids::{now, unix_seconds};
 use crate::process::{self, ATTEMPT, Life, TASK_DIR, Watch, worker_helper};
 use crate::project::Project;
 use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait};
+use crate::worker::running::{STARTED, Starter, WAITS};
 use crate::worker::{self, gate, queue, run, sandbox};
 
 /// How long a task is parked the first time if the CLI does not say when its limit resets. The time
@@ -47,15 +46,14 @@ const CONTINUE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a finishing supervisor may hold the run lock.
 const RUN_LOCK_LIMIT: Duration = Duration::from_secs(2);
 
-/// Line from the supervisor to its starter: the worker is running. On failure the first line is the
-/// exit code and the error follows.
-const STARTED: &str = "started";
-
-/// Line from the supervisor to its starter: the worker has to wait.
-const WAITS: &str = "waits";
-
-/// Option of a supervisor that starts a worker only if an answer waits for one.
-const IF_ANSWERED: &str = "--if-answered";
+/// A condition under which a supervisor that has the run lock does anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Only {
+    /// An answer waits for a worker.
+    Answered,
+    /// The task waits, or its worker lives, or its checks are due.
+    Open,
+}
 
 /// The result of starting a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,14 +75,15 @@ pub fn start(task: &Task) -> Result<StartOutcome> {
 /// Starts a supervisor because an answer came after the worker's end. Does nothing if another helper
 /// was faster.
 pub fn start_answered(task: &Task) -> Result<StartOutcome> {
-    start_if(task, Some(IF_ANSWERED))
+    start_if(task, Some("answered"))
 }
 
-fn start_if(task: &Task, condition: Option<&str>) -> Result<StartOutcome> {
+fn start_if(task: &Task, only_if: Option<&str>) -> Result<StartOutcome> {
     let program = worker_helper()?.with_file_name("dispatch-spawn");
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = Command::new(program);
-    command.arg("--supervise").arg(task.state_dir()).args(condition).current_dir("/");
+    command.arg("--supervise").arg(task.state_dir()).current_dir("/");
+    command.args(only_if.iter().flat_map(|condition| ["--only-if", condition]));
     // The supervisor works in `/`, so relative paths must be made absolute here.
     command.env("DISPATCH_CONFIG", std::path::absolute(dirs::config_path()?)?);
     command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
@@ -116,10 +115,10 @@ fn start_if(task: &Task, condition: Option<&str>) -> Result<StartOutcome> {
 
 /// Runs as the supervisor of the task with this person's side until the task needs none. Standard output is a pipe to the starter, which
 /// reads it until the worker is running or waiting.
-pub fn run(state_dir: &Path, if_answered: bool) -> Result<()> {
+pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
     let task = Task::at_state(state_dir)?;
     let mut starter = Starter::default();
-    let Some(_run_lock) = take_run_lock(&task, if_answered)? else {
+    let Some(_run_lock) = take_run_lock(&task, only_if)? else {
         return if task.wait()?.is_some() {
             starter.report_waiting()
         } else {
@@ -189,13 +188,13 @@ fn living(task: &Task) -> Result<Option<Attempt>> {
 }
 
 /// Takes the run lock, which a finishing supervisor may still hold for a moment; `None` if the lock is
-/// wanted only for an answer and another supervisor has passed that on.
-fn take_run_lock(task: &Task, if_answered: bool) -> Result<Option<Lock>> {
+/// reason to take it is over, for example because another supervisor has passed an answer on.
+fn take_run_lock(task: &Task, only_if: Option<Only>) -> Result<Option<Lock>> {
     let path = task.run_lock_path();
     let begin = Instant::now();
     loop {
         let lock = Lock::try_take(&path)?;
-        if let Some(attempt) = task.last_attempt().filter(|_| if_answered && lock.is_some()) {
+        if let Some(attempt) = task.last_attempt().filter(|_| only_if.is_some() && lock.is_some()) {
             // Record the old end first: with this lock held, the task would look alive.
             let worker = attempt.identity()?;
             if worker.is_none_or(|worker| worker.life() == Life::Dead)
@@ -204,7 +203,12 @@ fn take_run_lock(task: &Task, if_answered: bool) -> Result<Option<Lock>> {
                 record_unknown(task, &record, &attempt)?;
             }
         }
-        if if_answered && !task.view()?.has_late_answer() {
+        let is_over = match only_if {
+            Some(Only::Answered) => !task.view()?.has_late_answer(),
+            Some(Only::Open) => lock.is_some() && !is_open(task)?,
+            None => false,
+        };
+        if is_over {
             return Ok(None);
         }
         if lock.is_some() {
@@ -425,8 +429,14 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
     });
     let still = |view: &&View| view.task.view().is_ok_and(|view| is_abandoned(&view));
     // An error is recorded with the task, or comes back at the next look.
-    let starts = |view: &&View| still(view) && start(&view.task).is_ok();
+    let starts = |view: &&View| still(view) && start_if(&view.task, Some("open")).is_ok();
     views.into_iter().filter(starts).map(|view| view.task.id().clone()).collect()
+}
+
+/// Returns true for a task that needs a supervisor: it waits, its worker lives, or its checks are due.
+fn is_open(task: &Task) -> Result<bool> {
+    let view = task.view()?;
+    Ok(view.state.is_waiting() || view.is_checking() || living(task)?.is_some())
 }
 
 /// Returns true for a task that lost its supervisor while it waited, or while its worker runs.
@@ -439,37 +449,6 @@ pub fn is_abandoned(view: &View) -> bool {
         // A record this young belongs to a spawn that is about to start the supervisor.
         true => is_lost && !task.was_recorded_within(SETTLED),
         false => is_lost && (view.is_checking() || matches!(living(task), Ok(Some(_)))),
-    }
-}
-
-/// The process that started this supervisor and reads its standard output.
-#[derive(Default)]
-pub(super) struct Starter {
-    was_told: bool,
-}
-
-impl Starter {
-    /// Reports that the worker is running, and closes the pipe.
-    pub(super) fn report_started(&mut self) -> Result<()> {
-        self.report(STARTED)
-    }
-
-    /// Reports that the worker is waiting, and closes the pipe.
-    pub(super) fn report_waiting(&mut self) -> Result<()> {
-        self.report(WAITS)
-    }
-
-    fn report(&mut self, word: &str) -> Result<()> {
-        if std::mem::replace(&mut self.was_told, true) {
-            return Ok(());
-        }
-        let mut starter = std::io::stdout().as_fd().try_clone_to_owned().map(File::from)?;
-        let null =
-            File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;
-        nix::unistd::dup2_stdout(null).context("cannot close the pipe")?;
-        // The starter may be gone; the worker runs anyway.
-        let _ = writeln!(starter, "{word}");
-        Ok(())
     }
 }
 

@@ -624,7 +624,9 @@ fn heard_end_is_not_read_again_until_the_task_continues() {
         (told.contains("x done") && told.contains("y in ")).then_some(told)
     });
     let prompt = format!(",\"prompt\":{}", serde_json::json!(wake));
-    let mut hook = hook(&sandbox, &host).input(input(&sandbox, &prompt)).start();
+    // Only the hook of a session that a person talks to stays for that.
+    let hook = hook(&sandbox, &host).env("CLAUDE_CODE_ENTRYPOINT", "cli");
+    let mut hook = hook.input(input(&sandbox, &prompt)).start();
     hook.until_it_watches();
     let index = sandbox.hosts().join(Identity::of_pid(host.pid()).expect("").expect("").name());
     wait_until("both are marked", || {

@@ -306,7 +306,7 @@ exit 69
     spawn("y", "opus").ok();
     // The question is asked once: its answer is only a hint.
     spawn("z", "gpt-6").ok();
-    sandbox.wait_for_state("z", "failed: not logged in: unexpected status 401 Unauthorized");
+    sandbox.wait_for_state("z", "failed: not logged in: \"unexpected status 401 Unauthorized\"");
     refused();
     // A model of a provider of the person's own needs no login of Codex.
     fs::remove_dir_all(sandbox.home().join(".dispatch/asked")).expect("there");

@@ -582,7 +582,7 @@ exit 1"#;
     same(
         &world.sandbox.redactions().apply(&world.sandbox.read("x", "output.md")),
         str![[r#"
-exec --model held -
+exec --json --model held -
 a loginHOME/.claude:
 
 HOME/.codex:
