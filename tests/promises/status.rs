@@ -137,10 +137,10 @@ old-finishes done 2/2 AGE ends — "All is well."
 #[test]
 fn task_that_lost_items_is_not_hidden_as_done() {
     let sandbox = Sandbox::new();
-    sandbox.workers(&[("ends", &ends())]);
+    // Its last act, before its end is recorded.
+    let loses = "printf '# Title\\n\\n- [x] First\\n' >\"$DISPATCH_TASK_DIR/plan.md\"";
+    sandbox.workers(&[("ends", &format!("{}\n{loses}", ends()))]);
     sandbox.dispatch("finishes", "ends");
-    sandbox.wait_for_state("finishes", "done");
-    fs::write(sandbox.task("finishes", "plan.md"), "# Title\n\n- [x] First\n").expect("written");
     sandbox.wait_for_state("finishes", "incomplete: the plan lost item 2: Second");
     let marker = fs::File::open(sandbox.task("finishes", "ipc/.done")).expect("there");
     let long_ago = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
