@@ -246,7 +246,7 @@ mod tests {
                 "worktree: { projects: [] }\n",
                 "worktree.projects must be a map, so worktree.projects is",
             ),
-            ("aliases: { x: { model: good, chek: x } }\n", "so aliases.x is disabled"),
+            ("aliases: { x: { model: good, checked: x } }\n", "so aliases.x is disabled"),
             ("patiense: 1\n", "unknown key 'patiense' (did you mean 'patience'?)"),
             ("aliases: { x: { model: good, z: 1 } }\n", "unknown key 'z' in aliases.x (known"),
         ];
