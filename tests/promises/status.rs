@@ -137,7 +137,7 @@ old-finishes done 2/2 AGE ends — "All is well."
 #[test]
 fn task_that_lost_items_is_not_hidden_as_done() {
     let sandbox = Sandbox::new();
-    // Its last act, before its end is recorded.
+    // The worker does this before the end is recorded.
     let loses = "printf '# Title\\n\\n- [x] First\\n' >\"$DISPATCH_TASK_DIR/plan.md\"";
     sandbox.workers(&[("ends", &format!("{}\n{loses}", ends()))]);
     sandbox.dispatch("finishes", "ends");
