@@ -182,11 +182,15 @@ impl Worktree {
             .next(format!("{} and resolve them, or let a new task do it", by_hand(&self.branch)))
     }
 
+    /// The files that differ between two commits or trees.
+    pub fn changed(&self, from: &str, to: &str) -> Result<Vec<String>> {
+        let list = self.git("diff-tree -r -z --name-only --no-renames").args([from, to]);
+        list.records("cannot compare the branches")
+    }
+
     /// The files of [`EXECUTED`], and hooks, that the merge would change.
     fn executed(&self, plan: &MergePlan, merged: &str) -> Result<Vec<String>> {
-        let list =
-            self.git("diff-tree -r -z --name-only --no-renames").args([&plan.before, merged]);
-        let mut changed = list.records("cannot compare the branches")?;
+        let mut changed = self.changed(&plan.before, merged)?;
         let (_, hooks) = hooks_in(&plan.top)?;
         changed.retain(|path| {
             let mut parts = path.split('/').map(str::to_lowercase);

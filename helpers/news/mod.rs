@@ -18,7 +18,7 @@ use crate::ids::short_hash;
 use crate::ipc::IpcText;
 use crate::plan::Marker;
 use crate::process::launcher;
-use crate::task::{Reason, State, Task, View, Wait};
+use crate::task::{Gate, Reason, State, Task, View, Wait};
 use crate::text::{quoted, shell_word, short_duration};
 use crate::tools;
 
@@ -139,6 +139,14 @@ pub fn command_for(task: &Task, helper: &str) -> Result<String> {
     Ok(command(helper)? + &task.option())
 }
 
+/// The remark that the worker changed tests, on which a check may rest; may be empty.
+pub fn changed_tests(gate: &Gate) -> String {
+    match gate.tests.as_str() {
+        "" => String::new(),
+        tests => format!("; {} changed", quoted(tests)),
+    }
+}
+
 /// The event of an attempt's end.
 fn end_event(view: &View) -> Result<Event> {
     let (id, name) = (view.task.id(), view.task.name());
@@ -160,9 +168,9 @@ fn end_event(view: &View) -> Result<Event> {
                 let merge = command_for(&view.task, "dispatch-reconcile")?;
                 next += &format!("; if they want it, {merge} merge {id} brings it back");
             }
-            let checked = view.gate.as_ref().map_or("", |gate| match gate.moved {
-                Some(_) => ", checked before its last commit",
-                None => ", checked",
+            let checked = view.gate.as_ref().map_or(String::new(), |gate| match gate.moved {
+                Some(_) => format!(", checked before its last commit{}", changed_tests(gate)),
+                None => format!(", checked{}", changed_tests(gate)),
             });
             (format!("{name} done ({items}, {age}{checked}){branch}{summary}{report}"), next)
         }

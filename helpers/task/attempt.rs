@@ -108,7 +108,13 @@ pub struct Gate {
     /// The first check that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<FailedCheck>,
-    /// `true` if the worker is told of the failed check and continues.
+    /// The notes that came too late for the worker to read, by number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// The files of tests that the checked commits change, in short and not cleaned.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tests: String,
+    /// `true` if the worker is told of the failed check or of the notes, and continues.
     #[serde(default)]
     pub continues: bool,
     /// How many attempts in a row ended with a failed check.

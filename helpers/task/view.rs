@@ -95,6 +95,7 @@ fn check(record: &Record, gate: Option<&Gate>) -> Option<Reason> {
             Some(Reason::Check(check.clone()))
         }
         Some(Gate { failed: Some(check), .. }) => Some(Reason::Checking(check.command.clone())),
+        Some(Gate { continues: true, .. }) => Some(Reason::Checking(first)),
         Some(gate) => gate.checking.clone().map(Reason::Checking),
     }
 }

@@ -241,6 +241,12 @@ impl WorkerSide {
         files::publish(&self.told_path(), name.as_bytes())
     }
 
+    /// The number of the last note that the worker was told of; 0 if it was told of none.
+    pub fn last_told(&self) -> Result<u32> {
+        let told = files::read_foreign(&self.told_path())?.map(lossy).unwrap_or_default();
+        Ok(told.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0))
+    }
+
     /// The texts of the notes that the worker was not told yet, oldest first. They count as told for
     /// every call but those of the same script, `caller`: a worker reads what the first one printed
     /// only when all have ended. A call that `ends` the work repeats them once.

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::domain::{Access, Backend, Worktree};
 use crate::fault;
 use crate::files;
+use crate::git::first_paths;
 use crate::process::{self, Identity, Watch, Woken};
 use crate::project::stands;
 use crate::task::{Attempt, FailedCheck, Gate, Record, Task, View};
@@ -52,7 +53,8 @@ fn continues(view: &View) -> bool {
     view.gate.as_ref().is_some_and(|gate| gate.continues)
 }
 
-/// Runs the checks that are due. Returns true if the worker has to continue because one failed.
+/// Runs the checks that are due. Returns true if the worker has to continue: one failed, or a note came
+/// too late.
 pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Result<bool> {
     let view = task.view()?;
     if !view.is_checking() || continues(&view) {
@@ -64,8 +66,8 @@ pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Resu
     starter.report_started()?;
     let attempt = view.attempt.context("a task without an attempt")?;
     let before = |number| task.attempt(number).gate().ok().flatten();
-    let earlier = (1..attempt.number).rev().find_map(before);
-    let failures = earlier.filter(|gate| gate.continues).map_or(0, |gate| gate.failures);
+    let earlier: Vec<Gate> = (1..attempt.number).rev().filter_map(before).collect();
+    let failures = earlier.first().filter(|it| it.continues).map_or(0, |it| it.failures);
     let mut gate = Gate { failures, ..Gate::default() };
     let minutes = Config::load().unwrap_or_default().check_limit;
     let limit = minutes.map_or(LIMIT, |it| Duration::from_secs(it.saturating_mul(60)));
@@ -98,10 +100,46 @@ pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Resu
         break;
     }
     gate.checking = None;
-    gate.moved = tip(&view.record).filter(|tip| Some(tip) != gate.commit.as_ref());
+    let tip = tip(&view.record);
+    if let (Some(worktree), Some(tip)) = (&view.record.worktree, &tip) {
+        let mut tests = worktree.changed(&worktree.base, tip).unwrap_or_default();
+        tests.retain(|path| is_of_tests(path));
+        gate.tests = first_paths(&tests);
+    }
+    gate.moved = tip.filter(|tip| Some(tip) != gate.commit.as_ref());
+    // The lock excludes a note that would be taken for a task that is done.
+    let _lock = task.lock()?;
+    if gate.failed.is_none() {
+        gate.notes = unread_notes(task, &earlier)?;
+        gate.continues = !gate.notes.is_empty();
+    }
     attempt.set_gate(&gate)?;
     fault::point("supervisor", "checked");
     Ok(gate.continues)
+}
+
+/// The notes of which the worker was not told before its end. By its own files, so each note counts
+/// once at most: a worker that forges them continues no more often than a person writes to it.
+fn unread_notes(task: &Task, earlier: &[Gate]) -> Result<Vec<String>> {
+    let told = task.side().last_told().unwrap_or_default();
+    let mut names: Vec<_> = task.notes()?.into_iter().map(|(name, _)| name).collect();
+    names.retain(|name| {
+        name.parse().is_ok_and(|number: u32| number > told)
+            && !earlier.iter().any(|gate| gate.notes.contains(name))
+    });
+    Ok(names)
+}
+
+/// Returns true if a path looks like a part of tests, by a word in it: `tests/a.rs`, `a_test.go`,
+/// `a.spec.ts`, `ATest.java`.
+fn is_of_tests(path: &str) -> bool {
+    const WORDS: [&str; 7] =
+        ["test", "tests", "spec", "specs", "testdata", "conftest", "snapshots"];
+    let mut words = path.split(|c: char| !c.is_ascii_alphanumeric());
+    words.any(|word| {
+        let in_camel_case = ["Test", "Tests", "Spec"].iter().any(|end| word.ends_with(end));
+        in_camel_case || WORDS.contains(&word.to_ascii_lowercase().as_str())
+    })
 }
 
 /// The commit of the task's branch, with what was committed in its worktree.

@@ -148,7 +148,7 @@ pub fn restart(task: &Task, record: &Record) -> Result<String> {
     if let Some(context) = files::read_foreign(&task.side().context_path())?.map(lossy) {
         let _ = write!(text, "\nWhat it left for you:\n\n{}\n", context.trim_end());
     }
-    Ok(text + &answers(task, "It")? + &failed_check(task)?)
+    Ok(text + &answers(task, "It")? + &after_gate(task)?)
 }
 
 /// The prompt of a later attempt that continues an earlier attempt's session.
@@ -161,15 +161,27 @@ fn resume(task: &Task, record: &Record) -> Result<String> {
 items are open again, and there may be notes; numbers are those of that file now. Your link to the person is still: {call} …
 "
     );
-    Ok(text + &answers(task, "You")? + &failed_check(task)?)
+    Ok(text + &answers(task, "You")? + &after_gate(task)?)
 }
 
-/// The check that failed last, with its output as a quotation.
-fn failed_check(task: &Task) -> Result<String> {
+/// The reason why the worker continues after its last finish: the check that failed, with its output
+/// as a quotation, or notes.
+fn after_gate(task: &Task) -> Result<String> {
     let attempts = task.attempts()?.into_iter().rev();
     let gate = attempts.filter_map(|attempt| attempt.gate().ok().flatten()).next();
-    let Some(FailedCheck { command, end, output }) = gate.and_then(|gate| gate.failed) else {
-        return Ok(String::new());
+    let gate = gate.unwrap_or_default();
+    let Some(FailedCheck { command, end, output }) = gate.failed else {
+        let mut notes = task.notes()?;
+        notes.retain(|(name, _)| gate.notes.contains(name));
+        let notes: Vec<_> = notes.iter().map(|(_, note)| barred(note)).collect();
+        return Ok(match notes.is_empty() {
+            true => String::new(),
+            false => format!(
+                "\n# A note\n\nAfter you had finished, the person wrote:\n\n{}\n\n\
+                 Do what it says. Then finish again; the items stay ticked.\n",
+                notes.join("\n\n"),
+            ),
+        });
     };
     let mut text = format!(
         "\n# A check failed\n\nWhen you had finished, the person's check was run in your directory:\n\n{}\n\n\

@@ -227,6 +227,49 @@ fn merge_says_which_commit_was_checked() {
 }
 
 #[test]
+fn news_of_a_checked_task_names_the_tests_that_it_changed() {
+    let sandbox = project();
+    let work = "mkdir -p tests lib && : >'tests/#12345678\" a' && : >lib/latest && git add . && git commit -q -m Tests";
+    sandbox.workers(&[("commits", &format!("{work}\n{}", commits()))]);
+    spawn(&sandbox, "x", &["--model", "commits", "--worktree", "--check", "true"]).run().ok();
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    let news = sandbox.ok("dispatch-monitor", &[]);
+    let named = ", checked; \"tests/# 12345678' a\" changed) on branch dispatch/x";
+    assert!(news.contains(named), "{news}");
+    let shown = sandbox.ok("dispatch-reconcile", &["show", "x"]);
+    assert!(shown.contains(": passed; \"tests/# 12345678' a\" changed\n"), "{shown}");
+}
+
+#[test]
+fn note_that_comes_during_a_check_is_read_before_the_task_is_done() {
+    for point in [None, Some("supervisor:checked")] {
+        let sandbox = project();
+        let call = spawn(&sandbox, "x", &["--model", "fixes", "--check", WAITS]);
+        point.into_iter().fold(call, Call::crash_at).run().ok();
+        sandbox.lines("runs", 1);
+        sandbox.ok("dispatch-reconcile", &["note", "x", "Also\n- [ ] b."]);
+        sandbox.put("right");
+        sandbox.put("go");
+        wait_until("the task is done", || {
+            sandbox.ok("dispatch-reconcile", &["status"]);
+            (sandbox.state("x") == "done").then_some(())
+        });
+        assert_eq!((attempts(&sandbox), sandbox.lines("runs", 2).len()), (2, 2));
+        let told = sandbox.read("x", "attempts/2/prompt.md");
+        let (_, told) = told.split_once("\n# A note\n").expect("it is told");
+        assert!(
+            told.contains("\n| Also\n| - [ ] b.\n") && !told.contains("check failed"),
+            "{told}"
+        );
+        let shown = sandbox.ok("dispatch-reconcile", &["show", "x"]);
+        assert!(shown.contains("checks: passed; continued with a note\n"), "{shown}");
+        let late = sandbox.run("dispatch-reconcile", &["note", "x", "Too late."]);
+        assert_eq!(late.code, Some(65), "{}", late.err);
+    }
+}
+
+#[test]
 fn alias_brings_its_own_check() {
     let sandbox = project();
     let config = fs::read_to_string(sandbox.config_path()).expect("a config");

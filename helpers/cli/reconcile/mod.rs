@@ -195,6 +195,8 @@ pub fn main() -> ExitCode {
             ReconcileCommand::Adopt { tasks } => adopt(&project()?, tasks),
             ReconcileCommand::Note { task: id, text } => {
                 let (task, text) = (task(id)?, some_text(text, "the note")?);
+                // The lock excludes the end of the checks, after which nobody reads the note.
+                let _lock = task.lock()?;
                 if task.view()?.state == State::Done {
                     return Err(Refusal::new(Exit::Data, format!("'{id}' is done"))
                         .next("dispatch a new task for further work")

@@ -8,7 +8,7 @@ use crate::exit::Exit;
 use crate::files;
 use crate::ipc::IpcText;
 use crate::news::ledger::{self, Delivery, Ledger};
-use crate::news::{Remedy, events};
+use crate::news::{Remedy, changed_tests, events};
 use crate::process::calling_host;
 use crate::task::{Answer, ExitRecord, State, Task, View, output};
 use crate::text::{one_line, quoted, sanitize, short_duration};
@@ -130,6 +130,8 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         let log = if log.is_file() { format!(", log {}", log.display()) } else { String::new() };
         say(format!("attempt {number}: {end}{used}{log}"));
         let Some(gate) = attempt.gate()? else { continue };
+        let tests = changed_tests(&gate);
+        let late = if gate.notes.is_empty() { "" } else { "; continued with a note" };
         let commit = gate.commit.map_or_else(String::new, |commit| format!(" of {commit}"));
         match (gate.failed, gate.checking) {
             (Some(check), _) => say(format!(
@@ -139,7 +141,7 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
                 attempt.directory().join("check-*/log").display()
             )),
             (None, Some(command)) => say(format!("check{commit} runs: {command}")),
-            (None, None) => say(format!("checks{commit}: passed")),
+            (None, None) => say(format!("checks{commit}: passed{tests}{late}")),
         }
     }
     if let Some(usage) =
