@@ -7,11 +7,13 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::text::short_duration;
 
 /// Names of files and directories, in lower case, that a host, git, an editor or CI executes or obeys
 /// without being asked. A difference in one of them needs a person.
@@ -153,6 +155,8 @@ pub struct Backend {
     pub prompt: Option<PromptVia>,
     /// The access of its workers, unless the task has its own.
     pub access: Option<Access>,
+    /// The budget of its tasks, unless a task has its own.
+    pub budget: Option<Budget>,
 }
 
 impl Backend {
@@ -272,6 +276,108 @@ pub struct Usage {
     pub cost_usd: Option<f64>,
 }
 
+/// The most that a task may use before a person is asked. A part that is `None` has no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Budget {
+    /// US dollars.
+    pub usd: Option<f64>,
+    /// Tokens, read and written.
+    pub tokens: Option<u64>,
+    /// The run time of workers.
+    pub time: Option<Duration>,
+}
+
+impl Budget {
+    /// Returns true if nothing is limited.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The use of each limited part, as `0.20 of 5usd`, with whether that part is used up.
+    pub fn parts(&self, used: &Usage, time: Duration) -> Vec<(String, bool)> {
+        let Self { usd, tokens, time: limit } = *self;
+        let only = |usd, tokens, time| Self { usd, tokens, time };
+        let (cost, count) = (used.cost_usd.unwrap_or_default(), used.all_tokens());
+        let usd = usd.map(|it| {
+            // A CLI that stops itself may be off by a rounding error.
+            (format!("{cost:.2} of {}", only(Some(it), None, None)), cost > it - 1e-6)
+        });
+        let tokens = tokens
+            .map(|it| (format!("{} of {}", short(count), only(None, Some(it), None)), count >= it));
+        let time = limit.map(|it| {
+            (format!("{} of {}", short_duration(time), only(None, None, Some(it))), time >= it)
+        });
+        [usd, tokens, time].into_iter().flatten().collect()
+    }
+}
+
+impl FromStr for Budget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut budget = Self::default();
+        for part in text.split(',').map(str::trim) {
+            let number = |unit: &str| {
+                let number = part.strip_suffix(unit)?.trim().parse::<f64>().ok()?;
+                Some(number).filter(|it| it.is_finite() && *it > 0.0)
+            };
+            let tokens = [("Mtok", 1e6), ("ktok", 1e3), ("tok", 1.0)].into_iter();
+            let tokens = tokens.filter_map(|(unit, times)| Some(number(unit)? * times)).next();
+            if let Some(usd) = number("usd") {
+                budget.usd = Some(usd);
+            } else if let Some(count) = tokens.filter(|count| *count >= 1.0) {
+                budget.tokens = Some(count as u64);
+            } else {
+                let time = humantime::parse_duration(part).ok().filter(|time| !time.is_zero());
+                let expected = || format!("no budget is '{part}', expected 5usd, 2Mtok or 90m");
+                budget.time = Some(time.ok_or_else(expected)?);
+            }
+        }
+        Ok(budget)
+    }
+}
+
+impl TryFrom<String> for Budget {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text.is_empty() { Ok(Self::default()) } else { text.parse() }
+    }
+}
+
+impl From<Budget> for String {
+    fn from(budget: Budget) -> Self {
+        budget.to_string()
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let usd = self.usd.map(|usd| format!("{usd}usd"));
+        let tokens = self.tokens.map(|count| match count {
+            count if count % 1_000_000 == 0 => format!("{}Mtok", count / 1_000_000),
+            count if count % 1000 == 0 => format!("{}ktok", count / 1000),
+            count => format!("{count}tok"),
+        });
+        let time = self.time.map(|time| match (time.as_secs() % 60, time.subsec_nanos()) {
+            (0, 0) => format!("{}m", time.as_secs() / 60),
+            _ => humantime::format_duration(time).to_string(),
+        });
+        let parts: Vec<_> = [usd, tokens, time].into_iter().flatten().collect();
+        f.write_str(&parts.join(","))
+    }
+}
+
+/// A count of tokens in short.
+fn short(count: u64) -> String {
+    match count {
+        0..1000 => count.to_string(),
+        1000..1_000_000 => format!("{:.1}k", count as f64 / 1e3),
+        _ => format!("{:.1}M", count as f64 / 1e6),
+    }
+}
+
 fn is_zero(count: &u64) -> bool {
     *count == 0
 }
@@ -289,6 +395,11 @@ impl Usage {
         self
     }
 
+    /// All tokens, read or written.
+    pub fn all_tokens(&self) -> u64 {
+        self.input_tokens.saturating_add(self.output_tokens).saturating_add(self.tokens)
+    }
+
     /// This usage without an earlier one that a resumed CLI counts again.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
@@ -303,11 +414,6 @@ impl Usage {
 
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let short = |count: u64| match count {
-            0..1000 => count.to_string(),
-            1000..1_000_000 => format!("{:.1}k", count as f64 / 1e3),
-            _ => format!("{:.1}M", count as f64 / 1e6),
-        };
         let mut parts = Vec::new();
         if self.input_tokens > 0 || self.output_tokens > 0 {
             let (input, output) = (short(self.input_tokens), short(self.output_tokens));
@@ -333,6 +439,25 @@ mod tests {
         let bad = ["", "-a", "a-", "a--b", "A", "../x", "a/b", "a b", "ä", ".", &"a".repeat(41)];
         for bad in bad {
             assert!(bad.parse::<TaskId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn budget_is_read_and_written_in_its_units() {
+        let rows = [
+            ("5usd", "5usd"),
+            ("0.50 usd, 90m", "0.5usd,90m"),
+            ("2Mtok", "2Mtok"),
+            ("1.5Mtok,2h", "1500ktok,120m"),
+            ("12tok, 30s", "12tok,30s"),
+        ];
+        for (given, written) in rows {
+            let budget: Budget = given.parse().expect(given);
+            assert_eq!(budget.to_string(), written, "{given}");
+            assert_eq!(written.parse(), Ok(budget), "{given}");
+        }
+        for bad in ["", "5", "usd", "0usd", "-1usd", "infusd", "NaNusd", "0m", "0.1tok", "5 eur"] {
+            assert!(bad.parse::<Budget>().is_err(), "{bad}");
         }
     }
 

@@ -8,7 +8,7 @@ use clap::Parser;
 use serde_json::json;
 
 use crate::cli::{directory, done, project, run, say, text};
-use crate::domain::{Access, PromptVia, TaskId};
+use crate::domain::{Access, Budget, PromptVia, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::ops::Start;
@@ -58,6 +58,9 @@ pub struct Args {
     /// Count the task as done only if COMMAND succeeds in its directory (repeatable)
     #[arg(long, value_name = "COMMAND", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     check: Vec<String>,
+    /// Ask before the task uses more than LIMIT, as 5usd,2Mtok,90m [default: the config's]
+    #[arg(long, value_name = "LIMIT")]
+    budget: Option<Budget>,
     /// Work on the branch of the task after --after, instead of one of its own
     #[arg(long, requires = "after")]
     continue_branch: bool,
@@ -135,6 +138,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         continue_branch: args.continue_branch,
         may_dispatch: args.may_dispatch,
         checks: args.check.clone(),
+        budget: args.budget,
         after: args.after.iter().map(|id| id.parse()).collect::<Result<_, _>>()?,
         plan,
         directory: here,
@@ -199,8 +203,12 @@ fn dry_run(prepared: &Prepared, json: bool) -> Result<Exit> {
 
 /// Resumes the remaining items of a task.
 fn resume(args: &Args, project: &Project, task: &Task) -> Result<Exit> {
-    let request =
-        resume::Request { model: args.model.clone(), access: args.access, skip: args.skip.clone() };
+    let request = resume::Request {
+        model: args.model.clone(),
+        access: args.access,
+        skip: args.skip.clone(),
+        budget: args.budget,
+    };
     let (resumed, remark) = resume::resume(project, task, &request)?;
     remark.iter().for_each(say);
     done(match resumed {

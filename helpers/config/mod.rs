@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use indexmap::IndexMap;
 
-use crate::domain::{Backend, Worktree};
+use crate::domain::{Backend, Budget, Worktree};
 use crate::error::{Exit, Refusal};
 use crate::files;
 use check::{Problem, Severity};
@@ -60,6 +60,8 @@ pub struct Config {
     pub max_workers: Option<usize>,
     /// How many minutes a check may take (default: 10).
     pub check_limit: Option<u64>,
+    /// The budget of a task, where neither the task nor its backend has one.
+    pub budget: Option<Budget>,
     /// The command that sets up a new worktree.
     pub set_up: Option<String>,
     /// Other such commands for projects, by path or remote URL.
@@ -136,6 +138,15 @@ impl Config {
         let mut projects = self.set_up_of_projects.iter();
         let named = projects.find(|(name, _)| remotes.contains(name) || is_place(name));
         Ok(named.map(|(_, command)| command).or(self.set_up.as_ref()).map(String::as_str))
+    }
+
+    /// The budget of a backend's tasks that have none of their own.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if that part of the config holds an error.
+    pub fn budget_of(&self, backend: &Backend) -> Result<Budget, Refusal> {
+        self.refuse_disabled(&["budget".to_owned(), String::new()])?;
+        Ok(backend.budget.or(self.budget).unwrap_or_default())
     }
 
     /// Returns true for the original's first format, which has no models.
@@ -223,6 +234,11 @@ mod tests {
             ("patience: [1]\n", "'patience' must be a single value"),
             ("max_workers: 0\n", "(expected a whole number above 0)"),
             ("stop_silent: yes\n", "(expected a boolean)"),
+            ("budget: 5 eur\n", "so budget is disabled (expected 5usd, 2Mtok or 90m)"),
+            (
+                "backends: { x: { bugdet: 5m } }\n",
+                "so backends.x is disabled (did you mean 'budget'?)",
+            ),
             ("default: {a: b}\n", "'default' must be a single value, so default is disabled"),
             ("aliases: [a]\n", "aliases must be a map, so aliases is disabled"),
             ("aliases: { x: { model: [] } }\n", "so aliases.x is disabled"),

@@ -14,7 +14,7 @@ use crate::tools::models::provider;
 
 /// The keys of a config.
 const KEYS: &str = "default backends models aliases agents patience silent_after stop_silent \
-                    max_workers confirm_default check_limit worktree";
+                    max_workers confirm_default check_limit worktree budget";
 
 /// The config that `root` holds, with its problems.
 pub(super) fn read(text: &str, root: &Node) -> Config {
@@ -35,6 +35,7 @@ pub(super) fn read(text: &str, root: &Node) -> Config {
         stop_silent: reader.value(&fields, "stop_silent"),
         max_workers: reader.value(&fields, "max_workers").map(NonZeroUsize::get),
         check_limit: reader.value(&fields, "check_limit").map(NonZeroU64::get),
+        budget: reader.value(&fields, "budget"),
         ..Config::default()
     };
     config.problems = reader.problems;
@@ -145,7 +146,7 @@ impl<'a> Reader<'a> {
             let what = format!("unknown key '{name}'{place}{}", self.part);
             // A misspelled limit, or check, must not leave the worker with more than the person wrote.
             match near {
-                Some("access" | "check" | "setup" | "projects") => {
+                Some("access" | "budget" | "check" | "setup" | "projects") => {
                     self.error(self.part.clone(), key, what, remedy)
                 }
                 _ => self.warning(key, what, remedy),
@@ -177,12 +178,14 @@ impl<'a> Reader<'a> {
     }
 
     fn backend(&mut self, (_, _, map): Entry<'a>) -> Backend {
-        let fields = self.fields(map, "command route prompt access", "write { command: ... }");
+        let fields =
+            self.fields(map, "command route prompt access budget", "write { command: ... }");
         Backend {
             command: self.text(&fields, "command"),
             route: self.value(&fields, "route"),
             prompt: self.value(&fields, "prompt"),
             access: self.value(&fields, "access"),
+            budget: self.value(&fields, "budget"),
         }
     }
 

@@ -139,6 +139,12 @@ pub fn command_for(task: &Task, helper: &str) -> Result<String> {
     Ok(command(helper)? + &task.option())
 }
 
+/// The remark about the first open item; may be empty.
+fn next_item(view: &View) -> String {
+    let left = view.plan.first(Marker::Open).map(|item| view.item_words(item));
+    left.map_or_else(String::new, |item| format!("; next is {item}"))
+}
+
 /// The remark that the worker changed tests, on which a check may rest; may be empty.
 pub fn changed_tests(gate: &Gate) -> String {
     match gate.tests.as_str() {
@@ -174,6 +180,12 @@ fn end_event(view: &View) -> Result<Event> {
             });
             (format!("{name} done ({items}, {age}{checked}){branch}{summary}{report}"), next)
         }
+        State::Blocked if matches!(view.reason, Reason::Ended(_)) => (
+            format!("{name} blocked ({items}, {age}){explanation}{}", next_item(view)),
+            format!(
+                "tell the user and ask whether to continue with as much again; {spawn} {id} --resume does"
+            ),
+        ),
         State::Blocked => (
             format!("{name} blocked ({items}){explanation}"),
             match (&view.reason, view.whole_questions().last()) {
@@ -194,8 +206,7 @@ fn end_event(view: &View) -> Result<Event> {
             },
         ),
         State::Incomplete => {
-            let left = view.plan.first(Marker::Open).map(|item| view.item_words(item));
-            let left = left.map_or_else(String::new, |item| format!("; next is {item}"));
+            let left = next_item(view);
             let skip = Some(view.plan.skip_lost()).filter(some).map_or_else(String::new, |skip| {
                 format!(", --resume{skip} continues without what the plan lost")
             });

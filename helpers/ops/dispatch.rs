@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::config::choose::{self, Chosen, How};
 use crate::config::{Choice, Config};
-use crate::domain::{Access, Route, TaskId};
+use crate::domain::{Access, Budget, Route, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -40,6 +40,8 @@ pub struct Request {
     pub may_dispatch: bool,
     /// The commands that must succeed before the task is done.
     pub checks: Vec<String>,
+    /// The most that the task may use before the person is asked; `None` for the config's.
+    pub budget: Option<Budget>,
     /// The tasks that must be done first.
     pub after: Vec<TaskId>,
     /// The plan and where it came from; `None` for the task's plan.md.
@@ -108,6 +110,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     };
     let choice = &chosen.choice;
     let checks: Vec<_> = request.checks.into_iter().chain(choice.check.clone()).collect();
+    let budget = request.budget.map_or_else(|| config.budget_of(&choice.settings), Ok)?;
     // A task after one with a worktree starts from that task's branch.
     let worktree = request.worktree || after.iter().any(|before| before.branch.is_some());
     let route = match choice.settings.route {
@@ -115,7 +118,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         Some(route) if request.may_dispatch => route,
         _ => {
             let own = worktree || request.may_dispatch;
-            ops::route(choice, own, !after.is_empty(), !checks.is_empty())?
+            ops::route(choice, [!checks.is_empty(), !budget.is_none(), own, !after.is_empty()])?
         }
     };
     let planned = worktree.then(|| git::plan_worktree(&id, &directory, request.with_changes));
@@ -142,6 +145,8 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         worktree: worktree.as_ref().map(|own| own.worktree.clone()),
         after,
         checks,
+        budget,
+        budget_from: 0,
         owner: match calling_task()? {
             Some(outer) => outer.owner,
             None => calling_host(),

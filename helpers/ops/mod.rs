@@ -14,13 +14,13 @@ use anyhow::Result;
 
 use crate::config::choose::{Chosen, How, replacements};
 use crate::config::{Choice, Config};
-use crate::domain::Route;
+use crate::domain::{Backend, Route};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::process::{calling_host, worker_helper};
 use crate::task::{Record, Task};
 use crate::tools::detect::logged_out;
-use crate::tools::{self, Invocation, Session, holder, is_known};
+use crate::tools::{self, Invocation, Reports, Session, holder, is_known};
 use crate::worker::supervise::{self, StartOutcome};
 use crate::worker::{agent, run, sandbox};
 
@@ -53,6 +53,7 @@ fn check_start(task: &Task, record: &mut Record, choice: &Choice) -> Result<Opti
     if record.route == Route::Agent {
         return Ok(None);
     }
+    refuse_unmeasured(record, &choice.settings)?;
     let backend = &record.backend;
     record.holder = holder(backend, &choice.settings, record.access).map_err(|why| {
         let (access, first) = (record.access, why.remedy());
@@ -93,35 +94,57 @@ fn refuse_logged_out(config: &Config, record: &Record, chosen: &Chosen) -> Resul
         .into())
 }
 
+/// Refuses a budget that nothing could measure.
+fn refuse_unmeasured(record: &Record, settings: &Backend) -> Result<(), Refusal> {
+    let (backend, budget) = (&record.backend, record.budget);
+    let reports = tools::reports(backend, settings);
+    let part = match () {
+        () if budget.usd.is_some() && reports < Reports::Money => "money",
+        () if budget.tokens.is_some() && reports < Reports::Tokens => "tokens",
+        () => return Ok(()),
+    };
+    Err(Refusal::new(Exit::Unavailable, format!("a budget of {budget} cannot be kept"))
+        .place(format!("{backend} does not report the {part} that it uses"))
+        .next("limit the time, which always works: --budget 90m"))
+}
+
+/// The options that need a process, which dispatch watches: why an agent of the host is refused.
+const NEEDS: [[&str; 3]; 4] = [
+    [
+        "the work of an agent of the host cannot be checked",
+        "only a supervisor runs checks, and an agent has none",
+        "--check",
+    ],
+    [
+        "an agent of the host cannot be held to a budget",
+        "only a supervisor watches the budget, and an agent has none",
+        "--budget",
+    ],
+    [
+        "an agent of the host cannot work in our worktree",
+        "the Agent tool's own begins at origin/HEAD and hides the task's directory",
+        "--worktree",
+    ],
+    [
+        "an agent of the host cannot wait for other tasks",
+        "only the host starts one, and it does not wait",
+        "--after",
+    ],
+];
+
 /// The route: by the config, else `agent` for Claude inside Claude Code, which has its own agents.
-fn route(choice: &Choice, worktree: bool, after: bool, checks: bool) -> Result<Route> {
+/// `needs` says which of [`NEEDS`] the task has.
+fn route(choice: &Choice, needs: [bool; 4]) -> Result<Route> {
     let backend = &choice.backend;
-    let needs_process = worktree || after || checks;
-    if needs_process && choice.settings.route == Some(Route::Agent) {
-        let (what, place, option) = if checks {
-            (
-                "the work of an agent of the host cannot be checked",
-                "only a supervisor runs checks, and an agent has none",
-                "--check",
-            )
-        } else if worktree {
-            (
-                "an agent of the host cannot work in our worktree",
-                "the Agent tool's own begins at origin/HEAD and hides the task's directory",
-                "--worktree",
-            )
-        } else {
-            (
-                "an agent of the host cannot wait for other tasks",
-                "only the host starts one, and it does not wait",
-                "--after",
-            )
-        };
+    let need = NEEDS.iter().zip(needs).find(|(_, is_needed)| *is_needed);
+    if let Some(([what, place, option], _)) = need
+        && choice.settings.route == Some(Route::Agent)
+    {
         let next =
             format!("dispatch without {option}, or take 'route: agent' out of backend '{backend}'");
-        return Err(Refusal::new(Exit::Usage, what).place(place).next(next).into());
+        return Err(Refusal::new(Exit::Usage, *what).place(*place).next(next).into());
     }
     let inside_claude = calling_host().is_some() && backend == "claude" && is_known("claude");
-    let usual = if inside_claude && !needs_process { Route::Agent } else { Route::Cli };
+    let usual = if inside_claude && need.is_none() { Route::Agent } else { Route::Cli };
     Ok(choice.settings.route.unwrap_or(usual))
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::config::{Config, choose};
-use crate::domain::{Access, Route};
+use crate::domain::{Access, Budget, Route};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::ops::{self, Start};
@@ -22,6 +22,8 @@ pub struct Request {
     pub access: Option<Access>,
     /// The items that the person does not want, by number or words.
     pub skip: Vec<String>,
+    /// Another budget, which counts from now on.
+    pub budget: Option<Budget>,
 }
 
 /// The outcome of a resume.
@@ -75,6 +77,20 @@ pub fn resume(
     if request.model.is_some() || request.access.is_some() {
         (record, remark) = change_worker(task, record, request)?;
     }
+    record.budget = request.budget.unwrap_or(record.budget);
+    let (usage, time) = task.spent(&record, u32::MAX)?;
+    let is_used_up = record.budget.parts(&usage, time).iter().any(|(_, is_used_up)| *is_used_up);
+    if request.budget.is_some() {
+        let settings = Config::load()?.resolve(Some(&record.name))?.settings;
+        ops::refuse_unmeasured(&record, &settings)?;
+    }
+    // The person grants as much again.
+    if request.budget.is_some() || is_used_up {
+        record.budget_from = task.last_attempt().map_or(0, |it| it.number + 1);
+        task.change_record(|now| {
+            (now.budget, now.budget_from) = (record.budget, record.budget_from);
+        })?;
+    }
     if !request.skip.is_empty() {
         task.repair_plan(|plan| skip(plan, &request.skip))?;
     }
@@ -125,7 +141,6 @@ fn change_worker(
     let name = request.model.as_deref().unwrap_or(&record.name);
     let chosen = choose::by_name(&config, Some(name))?;
     let choice = &chosen.choice;
-    let (worktree, after) = (record.worktree.is_some(), !record.after.is_empty());
     // Another worker never gets more than is usual for it, nor more than to read if the task had no more.
     let kept = match record.access {
         Access::Read => Access::Read,
@@ -135,7 +150,15 @@ fn change_worker(
         name: choice.name.clone(),
         model: choice.model.clone(),
         backend: choice.backend.clone(),
-        route: ops::route(choice, worktree, after, !record.checks.is_empty())?,
+        route: ops::route(
+            choice,
+            [
+                !record.checks.is_empty(),
+                !record.budget.is_none(),
+                record.worktree.is_some(),
+                !record.after.is_empty(),
+            ],
+        )?,
         access: request.access.or(choice.settings.access).unwrap_or(kept),
         role: choice.prompt.clone(),
         ..record

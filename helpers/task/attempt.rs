@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,11 @@ pub enum StopReason {
         /// The limit that passed.
         minutes: u64,
     },
+    /// The task's budget is used up, so the supervisor ended the worker or did not start it.
+    Budget {
+        /// The part that is used up, as `0.20 of 5usd`.
+        used: String,
+    },
     /// The host no longer lists its agent, which has not finished.
     AgentGone,
 }
@@ -44,6 +49,7 @@ impl fmt::Display for StopReason {
                 f.write_str("the worker reported its final result; nobody saw it exit")
             }
             Self::Silent { minutes } => write!(f, "silent for {minutes} min"),
+            Self::Budget { used } => write!(f, "budget: {used} used"),
             Self::AgentGone => {
                 f.write_str("the agent ended without finishing, or was never started")
             }
@@ -208,9 +214,13 @@ impl Attempt {
 
     /// The time from the worker's start to the last write to its log, if both are known.
     pub fn logged_time(&self) -> Option<Duration> {
-        let changed = |path: PathBuf| std::fs::symlink_metadata(path)?.modified();
-        let begin = changed(self.directory.join("identity")).ok()?;
-        changed(self.log_path()).ok()?.duration_since(begin).ok()
+        let changed = std::fs::symlink_metadata(self.log_path()).and_then(|it| it.modified());
+        changed.ok()?.duration_since(self.started_at()?).ok()
+    }
+
+    /// The wall clock at the worker's start, if it started.
+    pub fn started_at(&self) -> Option<SystemTime> {
+        std::fs::symlink_metadata(self.directory.join("identity")).and_then(|it| it.modified()).ok()
     }
 
     /// The file with a copy of the plan as it was when the attempt began.

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Access, Route, Worktree};
+use crate::domain::{Access, Budget, Route, Usage, Worktree};
 use crate::files;
 use crate::ids::utc;
 use crate::process::{Holder, Identity};
@@ -57,6 +58,12 @@ pub struct Record {
     /// The commands that must succeed before the task is done (`--check`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<String>,
+    /// The most that the task may use before a person is asked (`--budget`).
+    #[serde(default, skip_serializing_if = "Budget::is_none")]
+    pub budget: Budget,
+    /// The first attempt that counts for the budget: a person granted it again after the others.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub budget_from: u32,
     /// The host process that gets the news; `None` if no host dispatched the task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<Identity>,
@@ -68,6 +75,10 @@ pub struct Record {
     /// `true` if the person let the worker dispatch tasks of its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub may_dispatch: bool,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Record {
@@ -212,6 +223,18 @@ impl HostIndex {
 }
 
 impl Task {
+    /// The use of the task's budget by the attempts before `before`: their usage and run time.
+    pub fn spent(&self, record: &Record, before: u32) -> Result<(Usage, Duration)> {
+        let (mut usage, mut time) = (Usage::default(), Duration::ZERO);
+        let counts = |number: u32| (record.budget_from..before).contains(&number);
+        for attempt in self.attempts()?.into_iter().filter(|it| counts(it.number)) {
+            usage = usage.with(attempt.usage()?.unwrap_or_default());
+            let milliseconds = attempt.exit()?.map_or(0, |exit| exit.milliseconds);
+            time = time.saturating_add(Duration::from_millis(milliseconds));
+        }
+        Ok((usage, time))
+    }
+
     /// The index of a host that may own the task.
     pub fn index(&self, host: &Identity) -> HostIndex {
         let project = self.state_dir.parent().unwrap_or(&self.state_dir);

@@ -247,6 +247,9 @@ fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reas
     let clean = exit.failure.is_none() && (exit.code == Some(0) || had_result);
     match exit {
         _ if clean && complete => (State::Done, Reason::MarkerMissing),
+        ExitRecord { stop_reason: Some(reason @ StopReason::Budget { .. }), .. } => {
+            (State::Blocked, Reason::Ended(reason.clone()))
+        }
         exit if exit.is_unseen() && !had_result => (State::Lost, Reason::Lost),
         ExitRecord { failure: Some(failure), .. } => (State::Failed, Reason::Cli(failure.clone())),
         ExitRecord { stop_reason: Some(reason), .. } if !had_result => {
@@ -311,6 +314,10 @@ mod tests {
         Some(StopReason::Silent { minutes: 20 })
     }
 
+    fn budget() -> Option<StopReason> {
+        Some(StopReason::Budget { used: "90m of 90m".into() })
+    }
+
     fn checking() -> Option<Reason> {
         Some(Reason::Checking("make test".into()))
     }
@@ -361,6 +368,16 @@ mod tests {
                 Facts { complete: true, exit: exit(|e| e.stop_reason = silent()), ..ended() },
                 S::Failed,
                 R::Ended(StopReason::Silent { minutes: 20 }),
+            ),
+            (
+                Facts { exit: exit(|e| e.stop_reason = budget()), ..ended() },
+                S::Blocked,
+                R::Ended(StopReason::Budget { used: "90m of 90m".into() }),
+            ),
+            (
+                Facts { exit: exit(|e| e.stop_reason = budget()), question: true, ..ended() },
+                S::Blocked,
+                R::None,
             ),
             (
                 Facts { exit: exit(|e| e.stop_reason = Some(StopReason::LastWord)), ..ended() },

@@ -35,6 +35,8 @@ pub(crate) static CLI: WorkerCli = WorkerCli {
         ])
     },
     event_flags: "--output-format stream-json --verbose",
+    reports: Reports::Money,
+    money_flag: Some("--max-budget-usd"),
     directory_flag: Some("--add-dir"),
     // A full id is passed on; another CLI's `opus-4.6` is called by its tier here.
     model_name: |model| {
@@ -144,7 +146,8 @@ fn tool_result(result: &Value, observed: &mut Observed) {
 /// Reads the end of a turn.
 fn result(event: &Value, observed: &mut Observed) {
     observed.said_last_word = !observed.continues;
-    if event["is_error"] != true {
+    // At the end of its budget, the usage says why.
+    if event["is_error"] != true || event["subtype"] == "error_max_budget_usd" {
         observed.recovered();
     } else if observed.failure.is_none() {
         let messages = [&event["result"], &event["errors"][0], &event["subtype"]];

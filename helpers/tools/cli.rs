@@ -13,7 +13,7 @@ use crate::text::shell_word;
 use crate::tools::ask::Answer;
 use crate::tools::events::Observed;
 use crate::tools::models::{Listed, Source};
-use crate::tools::{Job, Session, os_args};
+use crate::tools::{Job, Reports, Session, os_args};
 
 /// The names that the description of a CLI needs.
 pub(super) mod prelude {
@@ -25,7 +25,7 @@ pub(super) mod prelude {
     pub(in crate::tools) use crate::domain::{Access, FailureKind as Kind};
     pub(in crate::tools) use crate::tools::events::{Observed, first_text, sum, text};
     pub(in crate::tools) use crate::tools::models::{Listed, Source, listed};
-    pub(in crate::tools) use crate::tools::{Job, Session, os_args};
+    pub(in crate::tools) use crate::tools::{Job, Reports, Session, os_args};
 }
 
 /// A worker CLI that dispatch knows: how it is found, asked, called, limited and heard. It reads the
@@ -61,6 +61,10 @@ pub struct WorkerCli {
     pub(super) argv: fn(&Job) -> Vec<OsString>,
     /// The flags that make it print events, for a command of the config.
     pub(super) event_flags: &'static str,
+    /// The kinds of use that its events tell.
+    pub(super) reports: Reports,
+    /// The flag before the US dollars that it may use in one call, where there is one.
+    pub(super) money_flag: Option<&'static str>,
     /// The flag that makes one more directory writable, where there is one.
     pub(super) directory_flag: Option<&'static str>,
     /// The flag before a model's name.
@@ -175,6 +179,8 @@ impl WorkerCli {
         removed_flags: &[],
         argv: |_| Vec::new(),
         event_flags: "--output-format stream-json",
+        reports: Reports::Tokens,
+        money_flag: None,
         directory_flag: None,
         model_flag: "--model",
         model_name: |model| model,
@@ -211,6 +217,9 @@ impl WorkerCli {
             let needs_flag = |it: &&PathBuf| !it.starts_with(job.directory) || it.ends_with(".git");
             let outside = job.writable.iter().filter(needs_flag);
             args.extend(outside.flat_map(|directory| [flag.into(), directory.into()]));
+        }
+        if let (Some(flag), Some(usd)) = (self.money_flag, job.usd) {
+            args.extend(os_args(&[flag, &format!("{:.6}", usd.max(1e-6))]));
         }
         if let Some(model) = job.model.filter(|_| !super::command::names_a_model(command)) {
             args.extend(os_args(&[self.model_flag, (self.model_name)(model)]));

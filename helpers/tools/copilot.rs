@@ -9,6 +9,7 @@ const SANDBOX: [&str; 6] = ["bwrap", "slirp4netns", "iptables", "ip6tables", "un
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "copilot",
     title: "Copilot CLI",
+    reports: Reports::Nothing,
     checked: "1.0.102 on 2026-11-21",
     programs: &["copilot"],
     // AWS has a program of the same name, which prints "copilot version: v1.34.0".

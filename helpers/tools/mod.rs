@@ -71,6 +71,8 @@ pub struct Job<'a> {
     pub writable: &'a [PathBuf],
     /// The sandbox that holds it; `None` if the CLI does so itself.
     pub holder: Option<Holder>,
+    /// The US dollars that it may use, if they are limited.
+    pub usd: Option<f64>,
     /// The session that it begins or resumes.
     pub session: Session<'a>,
     /// The `dispatch-worker` that it calls.
@@ -208,6 +210,26 @@ fn program_of_backend(name: &str, settings: &Backend) -> Option<String> {
     match &settings.command {
         Some(command) => program_of(command),
         None => Some(by_name(name)?.programs[0].to_owned()),
+    }
+}
+
+/// The kinds of use that a CLI reports, from the least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reports {
+    /// Nothing.
+    Nothing,
+    /// Tokens.
+    Tokens,
+    /// Tokens and money.
+    Money,
+}
+
+/// The kinds of use that dispatch hears of from a backend's workers.
+pub fn reports(name: &str, settings: &Backend) -> Reports {
+    let hears = |command: &String| command::prints_for_people(command) || command.contains("json");
+    match by_backend(name, settings) {
+        Some(cli) if settings.command.as_ref().is_none_or(hears) => cli.reports,
+        _ => Reports::Nothing,
     }
 }
 

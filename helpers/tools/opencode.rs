@@ -8,6 +8,7 @@ use crate::tools::cli::prelude::*;
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "opencode",
     title: "opencode",
+    reports: Reports::Money,
     checked: "1.18.33 on 2026-11-21",
     programs: &["opencode"],
     package: Some("opencode-ai"),

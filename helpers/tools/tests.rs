@@ -42,6 +42,7 @@ fn every_cli_is_called_as_recorded_at_each_access_level() {
                     task: &directories[0],
                     writable: &directories,
                     holder: None,
+                    usd: (access == Access::Full).then_some(0.5),
                     session,
                     helper: Path::new("/h/dispatch-worker"),
                 };

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -54,6 +54,13 @@ pub(super) fn run(
     let attempt = prepare(task, &record, session.is_some(), None)?;
     fault::point("supervisor", "prepared");
     terminate_leftovers(task, &record, attempt.number - 1)?;
+    // A check or a limit may let a task continue; only a person grants it another budget.
+    let none = (Usage::default(), Duration::ZERO);
+    if let Some(stop_reason) = over_budget(task, &record, &attempt, &none.0, none.1)? {
+        starter.report_started()?;
+        let stop_reason = Some(stop_reason);
+        return Ok((attempt, ExitRecord { stop_reason, at: now(), ..ExitRecord::default() }));
+    }
     let begin = Instant::now();
     let mut may_start = || match &record.worktree {
         Some(worktree) => {
@@ -234,8 +241,25 @@ pub fn prepare(
     Ok(attempt)
 }
 
+/// Why a worker has to stop, if its task's budget is used up with what this attempt used so far.
+pub(super) fn over_budget(
+    task: &Task,
+    record: &Record,
+    attempt: &Attempt,
+    usage: &Usage,
+    time: Duration,
+) -> Result<Option<StopReason>> {
+    if record.budget.is_none() {
+        return Ok(None);
+    }
+    let (before, earlier) = task.spent(record, attempt.number)?;
+    let parts = record.budget.parts(&before.with(usage.clone()), earlier.saturating_add(time));
+    let part = parts.into_iter().find(|(_, is_used_up)| *is_used_up);
+    Ok(part.map(|(used, _)| StopReason::Budget { used }))
+}
+
 /// The usage of this attempt alone: some CLIs report the total of the whole session.
-fn usage(task: &Task, attempt: &Attempt, observed: &Observed) -> Result<Option<Usage>> {
+pub(super) fn usage(task: &Task, attempt: &Attempt, observed: &Observed) -> Result<Option<Usage>> {
     let Some(mut usage) = observed.usage.clone() else { return Ok(None) };
     let earlier = if observed.usage_of_session { task.attempts()? } else { Vec::new() };
     for before in earlier.into_iter().filter(|it| it.number < attempt.number) {
@@ -262,6 +286,7 @@ pub fn call(
         // Codex would hold the worker off the `.git` of its directory.
         writable.extend(record.worktree.iter().map(Worktree::git_dir));
     }
+    let spent = task.spent(record, u32::MAX)?.0.cost_usd.unwrap_or_default();
     let job = Job {
         model: record.model.as_deref(),
         access: record.access,
@@ -269,6 +294,7 @@ pub fn call(
         task: task.side().directory(),
         writable: &writable,
         holder: record.holder,
+        usd: record.budget.usd.map(|usd| usd - spent),
         session,
         helper,
     };
@@ -414,6 +440,18 @@ pub(super) fn record_end(
     watch: &mut Watch,
 ) -> Result<()> {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let mut exit = exit.clone();
+    // Many CLIs report what they used only at their end.
+    if exit.failure.is_none()
+        && exit.denied.is_empty()
+        && !task.plan().is_ok_and(|it| it.complete())
+        && let Some(record) = task.record()?
+    {
+        let (usage, time) = (exit.usage.clone(), Duration::from_millis(exit.milliseconds));
+        let over = over_budget(task, &record, attempt, &usage.unwrap_or_default(), time);
+        exit.stop_reason = over.ok().flatten().or(exit.stop_reason);
+    }
+    let exit = &exit;
     let full = |error: &anyhow::Error| {
         let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
         matches!(kind, Some(StorageFull | QuotaExceeded))

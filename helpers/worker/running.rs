@@ -11,14 +11,14 @@ use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
 
 use crate::config::Config;
-use crate::domain::{Access, Failure};
+use crate::domain::{Access, Failure, Usage};
 use crate::fault;
 use crate::ipc::Question;
 use crate::process::{self, Identity, Life, ProcessTree, Watch, Woken};
 use crate::task::{Attempt, Record, SessionRecord, StopReason, Task};
-use crate::tools::events::Listener;
+use crate::tools::events::{Listener, Observed};
 use crate::worker::log::Log;
-use crate::worker::{sandbox, termination_grace};
+use crate::worker::{run, sandbox, termination_grace};
 
 /// How often a supervisor checks its worker without an event.
 pub(super) const SAFETY_SCAN: Duration = Duration::from_secs(1);
@@ -91,6 +91,7 @@ impl RunningWorker {
         watch.add_file(self.log.path());
         let last_word_grace = fault::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
         let mut silence = Silence::new();
+        let mut meter = Meter::new(task, &self.attempt)?;
         let mut result_since: Option<Instant> = None;
         let stop_reason = loop {
             let new = self.read_output();
@@ -103,6 +104,9 @@ impl RunningWorker {
             {
                 break Some(StopReason::LastWord);
             }
+            if let Some(used_up) = meter.check(task, &self.attempt, self.listener.observed()) {
+                break Some(used_up);
+            }
             if let Some(silent) = silence.check(task, &self.attempt, new > 0) {
                 break Some(silent);
             }
@@ -110,7 +114,7 @@ impl RunningWorker {
                 std::thread::sleep(PAUSE);
             }
             // Without events for writes, keep reading while the log grows.
-            let limit = if new > 0 { PAUSE } else { SAFETY_SCAN };
+            let limit = if new > 0 { PAUSE } else { SAFETY_SCAN.min(meter.time_left().max(PAUSE)) };
             if let Woken::Signal(signal) = watch.wait_for_event(limit)?
                 && signal != SIGHUP
             {
@@ -225,6 +229,45 @@ impl Silence {
     fn waits_for_answer(&self, limit: Duration, task: &Task) -> bool {
         let questions = || task.side().ipc().questions().unwrap_or_default();
         self.last_sign.elapsed() >= limit && questions().iter().any(Question::is_open)
+    }
+}
+
+/// The watch over a task's budget.
+struct Meter {
+    record: Record,
+    /// The worker's start, also of one that another supervisor started.
+    begin: Instant,
+    /// When its time is over, if that is limited.
+    end: Option<Instant>,
+    /// The usage that was compared last.
+    usage: Option<Usage>,
+}
+
+impl Meter {
+    fn new(task: &Task, attempt: &Attempt) -> Result<Self> {
+        let record = task.record()?.context("the task has no record")?;
+        let age = attempt.started_at().and_then(|it| it.elapsed().ok()).unwrap_or_default();
+        let begin = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+        let (_, earlier) = task.spent(&record, attempt.number)?;
+        let left = record.budget.time.map(|limit| limit.saturating_sub(earlier));
+        let end = left.and_then(|left| begin.checked_add(left));
+        Ok(Self { record, begin, end, usage: None })
+    }
+
+    fn time_left(&self) -> Duration {
+        self.end.map_or(SAFETY_SCAN, |end| end.saturating_duration_since(Instant::now()))
+    }
+
+    /// Why the worker has to be ended, if its budget is used up. An error must not end it.
+    fn check(&mut self, task: &Task, attempt: &Attempt, observed: &Observed) -> Option<StopReason> {
+        if self.record.budget.is_none()
+            || self.usage == observed.usage && !self.time_left().is_zero()
+        {
+            return None;
+        }
+        self.usage.clone_from(&observed.usage);
+        let usage = run::usage(task, attempt, observed).ok().flatten().unwrap_or_default();
+        run::over_budget(task, &self.record, attempt, &usage, self.begin.elapsed()).ok().flatten()
     }
 }
 

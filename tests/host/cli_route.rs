@@ -10,7 +10,7 @@ use serde_json::json;
 use super::helpers;
 use crate::support::claude::{Claude, Options, environment};
 use crate::support::model::{Model, Reply, Request};
-use crate::support::process::wait_until;
+use crate::support::process::{Home, wait_until};
 use crate::support::story::{
     DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, state, task,
     told, until,
@@ -190,43 +190,69 @@ fn commits(request: &Request) -> Reply {
     }
 }
 
-/// Dispatches a task with a worktree to `name`, waits for its end and checks the commit.
-fn commits_in_its_worktree(name: &str) {
-    let home = skill::ready(WORKTREE_CONFIG);
-    let model = Model::start(commits);
-    codex::configure(home.path(), &model);
-    let settings = "[user]\n\tname = Tester\n\temail = tester@example.com\n";
-    fs::write(home.path().join(".gitconfig"), settings).expect("git's settings");
-    let call = |program: &Path, args: &[&str], input: &str| {
+/// A home with a repository as its project, in which a person calls the helpers.
+struct Person {
+    home: Home,
+    model: Model,
+}
+
+impl Person {
+    fn new(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        let (home, model) = (skill::ready(WORKTREE_CONFIG), Model::start(script));
+        codex::configure(home.path(), &model);
+        let settings = "[user]\n\tname = Tester\n\temail = tester@example.com\n";
+        fs::write(home.path().join(".gitconfig"), settings).expect("git's settings");
+        let person = Self { home, model };
+        person.git(&["init", "-q", "-b", "main"]);
+        person.git(&["commit", "-q", "--allow-empty", "-m", "Begin"]);
+        person
+    }
+
+    fn git(&self, args: &[&str]) -> String {
+        self.call(Path::new("git"), args, "")
+    }
+
+    fn call(&self, program: &Path, args: &[&str], input: &str) -> String {
         let mut command = Command::new(program);
-        command.args(args).current_dir(home.project()).env_clear();
-        command.envs(environment(home.path(), &model)).env("GIT_CONFIG_NOSYSTEM", "1");
+        command.args(args).current_dir(self.home.project()).env_clear();
+        command.envs(environment(self.home.path(), &self.model)).env("GIT_CONFIG_NOSYSTEM", "1");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("a program");
         child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("written");
         let output = child.wait_with_output().expect("an end");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("UTF-8")
-    };
-    call(Path::new("git"), &["init", "-q", "-b", "main"], "");
-    call(Path::new("git"), &["commit", "-q", "--allow-empty", "-m", "Begin"], "");
-    let spawn = helpers::path("dispatch-spawn");
+    }
+
+    fn spawn(&self, args: &[&str]) {
+        let plan = "# Title\n- [ ] Commit something\n";
+        self.call(helpers::path("dispatch-spawn"), args, plan);
+    }
+
+    /// The state of the task x and its reason, when its worker has ended.
+    fn wait_for_end(&self) -> (String, String) {
+        let reconcile = helpers::path("dispatch-reconcile");
+        wait_until(DEADLINE, "the worker ends", || {
+            let shown = self.call(reconcile, &["show", "x", "--json"], "");
+            let json: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+            let text = |key: &str| json[key].as_str().expect("a text").to_owned();
+            (text("state") != "running").then(|| (text("state"), text("because")))
+        })
+    }
+}
+
+/// Dispatches a task with a worktree to `name`, waits for its end and checks the commit.
+fn commits_in_its_worktree(name: &str) {
+    let person = Person::new(commits);
     let check = "test -e dependency && { test -e more || { echo nothing; exit 1; }; }";
-    let args = ["x", "--model", name, "--worktree", "--check", check, "--plan", "-"];
-    call(spawn, &args, "# Title\n- [ ] Commit something\n");
-    let state_of_x = || {
-        let shown = call(helpers::path("dispatch-reconcile"), &["show", "x", "--json"], "");
-        let json: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
-        json["state"].as_str().expect("a state").to_owned()
-    };
-    wait_until(DEADLINE, "the worker ends", || (state_of_x() != "running").then_some(()));
-    assert_eq!(state_of_x(), "done");
-    let log = call(Path::new("git"), &["log", "--format=%s", "dispatch/x"], "");
-    let said = file(state(&home, "x").join("attempts/1/log"));
+    person.spawn(&["x", "--model", name, "--worktree", "--check", check, "--plan", "-"]);
+    assert_eq!(person.wait_for_end().0, "done");
+    let log = person.git(&["log", "--format=%s", "dispatch/x"]);
+    let said = file(state(&person.home, "x").join("attempts/1/log"));
     assert_eq!(log, "More\nWork\nBegin\n", "{said}");
-    assert_eq!(file(task(&home, "x").join("ipc/.done")), "More is there.\n");
-    assert_eq!(call(Path::new("git"), &["log", "--format=%s"], ""), "Begin\n");
-    assert_eq!(call(Path::new("git"), &["status", "--porcelain"], ""), "");
+    assert_eq!(file(task(&person.home, "x").join("ipc/.done")), "More is there.\n");
+    assert_eq!(person.git(&["log", "--format=%s"]), "Begin\n");
+    assert_eq!(person.git(&["status", "--porcelain"]), "");
 }
 
 #[test]
@@ -237,4 +263,41 @@ fn codex_commits_in_its_worktree() {
 #[test]
 fn claude_commits_in_its_worktree() {
     commits_in_its_worktree("opus");
+}
+
+/// Dispatches a task to `name` with a budget that is used up early, and lets it continue.
+fn asks_when_its_budget_is_used_up(name: &str, budget: &str) {
+    let person = Person::new(|request| match request.turns() {
+        0..2 => Reply::shell(request, "echo work"),
+        // Codex, which reports its tokens at the end of a turn.
+        2 if !request.last_user().contains("Continue it") => Reply::say("Enough for now."),
+        _ if request.last_user().contains("Continue it") => run(request, "tick 1"),
+        _ if request.last_tool_results().join("").contains("Now finish") => {
+            run(request, "finish 'It is there.'")
+        }
+        _ => Reply::say("That is all."),
+    });
+    person.spawn(&["x", "--model", name, "--budget", budget, "--plan", "-"]);
+    let (state_of_x, because) = person.wait_for_end();
+    let said = file(state(&person.home, "x").join("attempts/1/log"));
+    let is_asked =
+        because.starts_with("budget: ") && because.ends_with(&format!("of {budget} used"));
+    assert!(state_of_x == "blocked" && is_asked, "{state_of_x}: {because}: {said}");
+    person.spawn(&["x", "--resume", "--budget", "1h"]);
+    let end = person.wait_for_end();
+    let said = file(state(&person.home, "x").join("attempts/2/log"));
+    assert_eq!(end, ("done".into(), String::new()), "{said}");
+    let session =
+        |attempt: u32| file(state(&person.home, "x").join(format!("attempts/{attempt}/session")));
+    assert_eq!(session(1), session(2));
+}
+
+#[test]
+fn codex_asks_when_its_budget_is_used_up() {
+    asks_when_its_budget_is_used_up("gpt-5.5", "30tok");
+}
+
+#[test]
+fn claude_asks_when_its_budget_is_used_up() {
+    asks_when_its_budget_is_used_up("opus", "0.0004usd");
 }

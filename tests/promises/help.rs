@@ -375,6 +375,9 @@ Options:
       --check <COMMAND>
           Count the task as done only if COMMAND succeeds in its directory (repeatable)
 
+      --budget <LIMIT>
+          Ask before the task uses more than LIMIT, as 5usd,2Mtok,90m [default: the config's]
+
       --continue-branch
           Work on the branch of the task after --after, instead of one of its own
 

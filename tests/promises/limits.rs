@@ -1,13 +1,15 @@
-//! At most `max_workers` workers run at once, in the order in which they were dispatched.
+//! At most `max_workers` workers run at once, in the order in which they were dispatched. A task whose
+//! budget is used up asks the person.
 
 use std::fs;
 
 use snapbox::str;
 
 use crate::sequence::WORKS;
-use crate::support::process::kill_and_wait;
+use crate::support::process::{kill_and_wait, runs};
 use crate::support::text::{names, same};
-use crate::support::{PLAN, Sandbox, wait_until};
+use crate::support::{Call, PLAN, Ran, Sandbox, wait_until};
+use crate::worktrees::until_over;
 
 fn limited(limit: usize) -> Sandbox {
     let sandbox = Sandbox::new();
@@ -222,4 +224,202 @@ fn waiting_monitor_replaces_a_killed_supervisor_with_its_limits() {
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     sandbox.wait_for_state("y", "running");
     monitor.end();
+}
+
+/// A worker that ticks an item, leaves a process and waits for the test's permission to do the rest.
+const SLOW: &str = r#"echo start >>starts
+sed -i 's/\[ \] First/[x] First/' "$DISPATCH_TASK_DIR/plan.md"
+setsid sleep 1000 & echo $! >>left
+until test -e go; do sleep 0.02; done
+sed -i 's/\[ \]/[x]/' "$DISPATCH_TASK_DIR/plan.md"
+: >"$DISPATCH_TASK_DIR/ipc/.done""#;
+
+fn spawn(sandbox: &Sandbox, budget: &str) -> Call {
+    let args = ["x", "--model", "slow", "--plan", "-", "--budget", budget];
+    sandbox.call("dispatch-spawn", &args).input(PLAN)
+}
+
+fn slow() -> Sandbox {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[("slow", SLOW), ("works", WORKS)]);
+    sandbox
+}
+
+#[track_caller]
+fn starts(sandbox: &Sandbox) -> usize {
+    let text = fs::read_to_string(sandbox.project().join("starts")).unwrap_or_default();
+    text.lines().count()
+}
+
+const TIME_IS_OVER: &str = "blocked: budget: AGE of 300ms used";
+
+#[test]
+fn task_whose_time_is_over_asks_and_continues_with_as_much_again() {
+    let sandbox = slow();
+    spawn(&sandbox, "300ms").run().ok();
+    sandbox.dispatch_after("y", &["x"]);
+    sandbox.wait_for_state("x", TIME_IS_OVER);
+    until_over(&sandbox, "x");
+    sandbox.wait_for_state("y", "held: x is blocked");
+    for pid in fs::read_to_string(sandbox.project().join("left")).expect("noted").lines() {
+        assert!(!runs(pid.parse().expect("a pid")), "{pid} runs");
+    }
+    sandbox.run("dispatch-monitor", &["x"]).shows(str![[r#"
+exit 0
+#ID x blocked (1/2, AGE): budget: AGE of 300ms used; next is item 2: Second → tell the user and ask whether to continue with as much again; BIN/dispatch-spawn x --resume does
+"#]]);
+    sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
+exit 0
+x blocked 1/2 AGE slow — budget: AGE of 300ms used → dispatch-spawn x --resume
+y held 0/2 AGE works — x is blocked → dispatch-spawn y --resume
+"#]]);
+    // As much again, and no more.
+    sandbox.ok("dispatch-spawn", &["x", "--resume"]);
+    wait_until("the second attempt is over", || {
+        (starts(&sandbox) == 2 && sandbox.state("x") == TIME_IS_OVER).then_some(())
+    });
+    until_over(&sandbox, "x");
+    fs::write(sandbox.project().join("go"), "").expect("written");
+    sandbox.ok("dispatch-spawn", &["x", "--resume", "--budget", "2h"]);
+    sandbox.wait_for_state("x", "done");
+    let shown = sandbox.ok("dispatch-reconcile", &["show", "x"]);
+    assert!(shown.contains("of 120m used by ended workers\n"), "{shown}");
+}
+
+#[test]
+fn budget_is_kept_by_the_successor_of_a_killed_supervisor() {
+    for point in ["started", "ends", "reaped", "ended"] {
+        let sandbox = slow();
+        spawn(&sandbox, "300ms").crash_at(&format!("supervisor:{point}")).run();
+        until_over(&sandbox, "x");
+        wait_until(point, || {
+            sandbox.ok("dispatch-reconcile", &["status"]);
+            match sandbox.state("x").as_str() {
+                TIME_IS_OVER => Some(()),
+                // Nobody saw the end, so a person lets it continue.
+                "lost: the worker disappeared" => {
+                    sandbox.run("dispatch-spawn", &["x", "--resume"]);
+                    None
+                }
+                _ => None,
+            }
+        });
+        assert!(starts(&sandbox) <= 2, "{point}");
+        for pid in fs::read_to_string(sandbox.project().join("left")).expect("noted").lines() {
+            assert!(!runs(pid.parse().expect("a pid")), "{point}: {pid} runs");
+        }
+    }
+}
+
+/// Claude Code that uses $0.30 in each call, and says so at its end. With the file `go` it finishes.
+const SPENDS: &str = r#"case "$*" in 'auth status'*) echo '{"loggedIn": true}'; exit ;; esac
+echo "$*" >>args
+cat >/dev/null
+echo '{"type":"system","subtype":"init","session_id":"s1"}'
+used='"model_usage_since_last_result":{"m":{"inputTokens":10,"outputTokens":10,"costUSD":0.3}}'
+case "$*" in *0.200000*)
+    echo '{"type":"result","subtype":"error_max_budget_usd","is_error":true,"errors":["Reached maximum budget ($0.2)"],'"$used"'}'
+    exit 1 ;;
+esac
+if test -e go; then
+    printf '# Title\n\n- [x] First\n- [x] Second\n' >"$DISPATCH_TASK_DIR/plan.md"
+    : >"$DISPATCH_TASK_DIR/ipc/.done"
+fi
+echo '{"type":"result","subtype":"success","is_error":false,"result":"done",'"$used"'}'"#;
+
+fn spends(config: &str) -> Sandbox {
+    let sandbox = Sandbox::with_clis(&[("claude", SPENDS)]);
+    sandbox.config(&format!("{config}default: opus\nmodels: {{ opus: {{ backend: claude }} }}\n"));
+    sandbox.plan("x", PLAN);
+    sandbox
+}
+
+/// Calls `dispatch-spawn x` and waits until the task's supervisor has ended.
+#[track_caller]
+fn spawn_spends(sandbox: &Sandbox, options: &[&str]) -> Ran {
+    let args = [&["x", "--access", "full"], options].concat();
+    let ran = sandbox.on_machine("dispatch-spawn", &args).run();
+    until_over(sandbox, "x");
+    ran
+}
+
+#[test]
+fn claude_code_gets_what_is_left_of_the_money() {
+    let sandbox = spends("budget: 9usd\nbackends: { claude: { budget: 0.5usd } }\n");
+    spawn_spends(&sandbox, &[]).ok();
+    assert_eq!(sandbox.state("x"), "incomplete");
+    spawn_spends(&sandbox, &["--resume"]).ok();
+    assert_eq!(sandbox.state("x"), "blocked: budget: 0.60 of 0.5usd used");
+    fs::write(sandbox.project().join("go"), "").expect("written");
+    spawn_spends(&sandbox, &["--resume"]).ok();
+    assert_eq!(sandbox.state("x"), "done");
+    let args = fs::read_to_string(sandbox.project().join("args")).expect("noted");
+    let money = args.lines().map(|line| line.split("--max-budget-usd ").nth(1).expect("a limit"));
+    let money: Vec<_> = money.map(|it| it.split(' ').next().expect("a number")).collect();
+    assert_eq!(money, ["0.500000", "0.200000", "0.500000"]);
+}
+
+#[test]
+fn failed_check_continues_only_within_the_budget() {
+    let sandbox = spends("");
+    fs::write(sandbox.project().join("go"), "").expect("written");
+    spawn_spends(&sandbox, &["--check", "false", "--budget", "0.3usd"]).ok();
+    assert_eq!(sandbox.state("x"), "blocked: budget: 0.30 of 0.3usd used");
+    assert_eq!(names(&sandbox.task("x", "attempts")).len(), 2);
+    let args = fs::read_to_string(sandbox.project().join("args")).expect("noted");
+    assert_eq!(args.lines().count(), 1, "{args}");
+    spawn_spends(&sandbox, &["--resume", "--budget", "1h"]).ok();
+    assert_eq!(sandbox.state("x"), "failed: check: false: exit code 1");
+    assert!(sandbox.read("x", "attempts/3/prompt.md").contains("# A check failed"));
+}
+
+#[test]
+fn worker_is_stopped_when_it_reports_too_many_tokens() {
+    let script = r#"echo '{"type":"step_finish","sessionID":"s1","part":{"reason":"tool-calls","tokens":{"input":600,"output":500},"cost":0.1}}'
+exec sleep 1000"#;
+    let sandbox = Sandbox::with_clis(&[("opencode", script)]);
+    sandbox.config("default: m\nmodels: { m: { backend: opencode } }\n");
+    sandbox.plan("x", PLAN);
+    spawn_spends(&sandbox, &["--budget", "1ktok,1h"]).ok();
+    assert_eq!(sandbox.state("x"), "blocked: budget: 1.1k of 1ktok used");
+}
+
+#[test]
+fn budget_that_nothing_measures_is_refused() {
+    let sandbox = slow();
+    spawn(&sandbox, "5usd").run().shows(str![[r#"
+exit 69
+! dispatch-spawn: a budget of 5usd cannot be kept
+!   slow does not report the money that it uses
+!   next: limit the time, which always works: --budget 90m
+"#]]);
+    spawn(&sandbox, "5 eur").run().shows(str![[r#"
+exit 64
+! dispatch-spawn: invalid value '5 eur' for '--budget <LIMIT>': no budget is '5 eur', expected 5usd, 2Mtok or 90m
+!   next: see dispatch-spawn --help
+"#]]);
+    let workers = fs::read_to_string(sandbox.config_path()).expect("a config");
+    let agents = "backends: { claude: { route: agent } }\nmodels: { slow: { backend: claude } }\n";
+    let refused = |config: &str| {
+        sandbox.config(config);
+        sandbox.call("dispatch-spawn", &["x", "--model", "slow", "--plan", "-"]).input(PLAN).run()
+    };
+    refused(&format!("budget: 2Mtok\n{workers}")).shows(str![[r#"
+exit 69
+! dispatch-spawn: a budget of 2Mtok cannot be kept
+!   slow does not report the tokens that it uses
+!   next: limit the time, which always works: --budget 90m
+"#]]);
+    refused(&format!("budegt: 90m\n{workers}")).shows(str![[r#"
+exit 65
+! dispatch-spawn: the config is wrong: unknown key 'budegt'
+!   HOME/.dispatch/config.yaml, line 1, column 1: budegt: 90m
+!        ^ did you mean 'budget'?
+"#]]);
+    refused(&format!("budget: 9usd\n{agents}")).shows(str![[r#"
+exit 64
+! dispatch-spawn: an agent of the host cannot be held to a budget
+!   only a supervisor watches the budget, and an agent has none
+!   next: dispatch without --budget, or take 'route: agent' out of backend 'claude'
+"#]]);
 }

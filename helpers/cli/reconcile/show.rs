@@ -54,6 +54,10 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
         say(format!("next: {}", remedy.command(task)));
     }
     sandbox::description(record).into_iter().for_each(say);
+    let (usage, time) = task.spent(record, u32::MAX)?;
+    for (part, _) in record.budget.parts(&usage, time) {
+        say(format!("budget: {part} used by ended workers"));
+    }
     if let Some(worktree) = &record.worktree {
         let contents = worktree.look();
         if let Ok(Some(contents)) = &contents {
