@@ -11,6 +11,7 @@ use crate::cli::{directory, done, project, run, say, text};
 use crate::domain::{Access, Budget, PromptVia, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::files;
+use crate::news::notify;
 use crate::ops::Start;
 use crate::ops::dispatch::{self, Prepared};
 use crate::ops::resume::{self, Resumed};
@@ -35,7 +36,7 @@ use crate::worker::{agent, sandbox};
 #[command(name = "dispatch-spawn", version = super::VERSION, arg_required_else_help = true)]
 pub struct Args {
     /// The id of the task: lower-case words joined by '-'
-    #[arg(value_name = "TASK", required_unless_present = "supervise")]
+    #[arg(value_name = "TASK", required_unless_present_any = ["supervise", "notify"])]
     task: Option<String>,
     /// A model or an alias of the config [default: the config's default]
     #[arg(long, value_name = "NAME")]
@@ -88,6 +89,9 @@ pub struct Args {
     /// Run as the supervisor of the task with this state directory
     #[arg(long, value_name = "STATE", hide = true)]
     supervise: Option<PathBuf>,
+    /// Tell the person's command of new events of the task with this state directory
+    #[arg(long, value_name = "STATE", hide = true)]
+    notify: Option<PathBuf>,
     /// Do nothing unless this is still so
     #[arg(long, hide = true, value_enum)]
     only_if: Option<Only>,
@@ -96,6 +100,9 @@ pub struct Args {
 /// Runs `dispatch-spawn`.
 pub fn main() -> ExitCode {
     run(|args: Args| {
+        if let Some(directory) = &args.notify {
+            return notify::run(directory).map(|()| Exit::Ok);
+        }
         if let Some(directory) = &args.supervise {
             // The starter reads standard output; standard error leads nowhere.
             return Ok(match supervise::run(directory, args.only_if) {

@@ -62,6 +62,8 @@ pub struct Config {
     pub check_limit: Option<u64>,
     /// The budget of a task, where neither the task nor its backend has one.
     pub budget: Option<Budget>,
+    /// The command that is told of questions, ends and limits.
+    pub notify: Option<String>,
     /// The command that sets up a new worktree.
     pub set_up: Option<String>,
     /// Other such commands for projects, by path or remote URL.

@@ -14,7 +14,7 @@ use crate::tools::models::provider;
 
 /// The keys of a config.
 const KEYS: &str = "default backends models aliases agents patience silent_after stop_silent \
-                    max_workers confirm_default check_limit worktree budget";
+                    max_workers confirm_default check_limit worktree budget notify";
 
 /// The config that `root` holds, with its problems.
 pub(super) fn read(text: &str, root: &Node) -> Config {
@@ -36,6 +36,7 @@ pub(super) fn read(text: &str, root: &Node) -> Config {
         max_workers: reader.value(&fields, "max_workers").map(NonZeroUsize::get),
         check_limit: reader.value(&fields, "check_limit").map(NonZeroU64::get),
         budget: reader.value(&fields, "budget"),
+        notify: reader.text(&fields, "notify"),
         ..Config::default()
     };
     config.problems = reader.problems;

@@ -4,7 +4,7 @@
 //! news and never repeats it as new. The file is not synced: if a power failure loses a line, the
 //! news is printed again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -38,6 +38,8 @@ pub enum Delivery {
 pub struct Ledger {
     file: File,
     deliveries: BTreeMap<String, Delivery>,
+    /// The events of which the person's `notify:` command was told.
+    notified: BTreeSet<String>,
     _lock: Lock,
 }
 
@@ -55,7 +57,13 @@ impl Ledger {
         let mut file = files::open_append(&path)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Self { file, deliveries: parse(&String::from_utf8_lossy(&text)), _lock: lock })
+        let text = String::from_utf8_lossy(&text);
+        let words = text.lines().map(|line| line.split(' ').skip(1));
+        let notified = words.filter_map(|mut words| match words.next() {
+            Some("notified") => words.next().map(str::to_owned),
+            _ => None,
+        });
+        Ok(Self { notified: notified.collect(), deliveries: parse(&text), file, _lock: lock })
     }
 
     /// How far an event has been delivered.
@@ -83,11 +91,26 @@ impl Ledger {
         self.write(id, Delivery::Acknowledged, &format!("acknowledged {id}"))
     }
 
+    /// Records that the person's `notify:` command is about to be told of an event. Returns whether it
+    /// was not told before.
+    pub fn notify(&mut self, event: &Event) -> Result<bool> {
+        let is_new = self.notified.insert(event.id.clone());
+        if is_new {
+            self.append(&format!("notified {} {}", event.id, event.key))?;
+        }
+        Ok(is_new)
+    }
+
     fn write(&mut self, id: &str, delivery: Delivery, step: &str) -> Result<()> {
+        self.append(step)?;
+        self.deliveries.insert(id.into(), delivery);
+        Ok(())
+    }
+
+    fn append(&mut self, step: &str) -> Result<()> {
         // A single write: a crash leaves a whole line or none.
         let line = format!("{} {step}\n", now());
         self.file.write_all(line.as_bytes()).context("cannot write the ledger of news")?;
-        self.deliveries.insert(id.into(), delivery);
         fault::point("news", step.split(' ').next().unwrap_or_default());
         Ok(())
     }

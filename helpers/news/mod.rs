@@ -4,6 +4,7 @@
 //! records which events were delivered and which of those the host has seen.
 
 pub mod ledger;
+pub mod notify;
 
 use std::path::Path;
 use std::time::Duration;
@@ -180,7 +181,7 @@ fn end_event(view: &View) -> Result<Event> {
             });
             (format!("{name} done ({items}, {age}{checked}){branch}{summary}{report}"), next)
         }
-        State::Blocked if matches!(view.reason, Reason::Ended(_)) => (
+        State::Blocked if view.is_at_limit() => (
             format!("{name} blocked ({items}, {age}){explanation}{}", next_item(view)),
             format!(
                 "tell the user and ask whether to continue with as much again; {spawn} {id} --resume does"

@@ -6,15 +6,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::dirs;
 use crate::domain::{Access, Budget, Route, Usage, Worktree};
 use crate::files;
 use crate::ids::utc;
-use crate::process::{Holder, Identity};
+use crate::process::{ATTEMPT, Holder, Identity, TASK_DIR, worker_helper};
 use crate::task::Task;
 use crate::text::{quoted, shell_word};
 
@@ -223,6 +225,19 @@ impl HostIndex {
 }
 
 impl Task {
+    /// A helper that works for this task on its own, without input.
+    pub fn helper(&self, flag: &str) -> Result<Command> {
+        let mut command = Command::new(worker_helper()?.with_file_name("dispatch-spawn"));
+        command.arg(flag).arg(&self.state_dir).current_dir("/");
+        // The helper works in `/`, so relative paths must be made absolute here.
+        command.env("DISPATCH_CONFIG", std::path::absolute(dirs::config_path()?)?);
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        // A nested supervisor must not count as one of the outer worker's processes.
+        let nonce = self.record()?.map(|record| record.nonce).unwrap_or_default();
+        command.env(ATTEMPT, format!("{nonce}/0")).env_remove(TASK_DIR);
+        Ok(command)
+    }
+
     /// The use of the task's budget by the attempts before `before`: their usage and run time.
     pub fn spent(&self, record: &Record, before: u32) -> Result<(Usage, Duration)> {
         let (mut usage, mut time) = (Usage::default(), Duration::ZERO);

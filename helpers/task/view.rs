@@ -14,7 +14,8 @@ use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
 use crate::task::state::{Facts, derive};
 use crate::task::{
-    Attempt, ExitRecord, FailedCheck, Gate, Reason, Record, State, Task, numbered, output,
+    Attempt, ExitRecord, FailedCheck, Gate, Reason, Record, State, StopReason, Task, numbered,
+    output,
 };
 use crate::text::{lossy, one_line, quoted};
 
@@ -265,6 +266,12 @@ impl View {
     /// Returns true if the worker finished and the person's checks have not all run.
     pub fn is_checking(&self) -> bool {
         matches!(self.reason, Reason::Checking(_))
+    }
+
+    /// Returns true if a rate limit or its budget keeps the task from going on.
+    pub fn is_at_limit(&self) -> bool {
+        let budget = |reason: &StopReason| matches!(reason, StopReason::Budget { .. });
+        self.state == State::Parked || matches!(&self.reason, Reason::Ended(it) if budget(it))
     }
 
     /// Returns true if a helper is creating the attempt of an agent, which has no host yet.

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::domain::{Access, Failure, Usage};
 use crate::fault;
 use crate::ipc::Question;
+use crate::news::notify;
 use crate::process::{self, Identity, Life, ProcessTree, Watch, Woken};
 use crate::task::{Attempt, Record, SessionRecord, StopReason, Task};
 use crate::tools::events::{Listener, Observed};
@@ -91,6 +92,7 @@ impl RunningWorker {
         watch.add_file(self.log.path());
         let last_word_grace = fault::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
         let mut silence = Silence::new();
+        let mut asks = Asks::default();
         let mut meter = Meter::new(task, &self.attempt)?;
         let mut result_since: Option<Instant> = None;
         let stop_reason = loop {
@@ -104,6 +106,7 @@ impl RunningWorker {
             {
                 break Some(StopReason::LastWord);
             }
+            asks.check(task);
             if let Some(used_up) = meter.check(task, &self.attempt, self.listener.observed()) {
                 break Some(used_up);
             }
@@ -229,6 +232,31 @@ impl Silence {
     fn waits_for_answer(&self, limit: Duration, task: &Task) -> bool {
         let questions = || task.side().ipc().questions().unwrap_or_default();
         self.last_sign.elapsed() >= limit && questions().iter().any(Question::is_open)
+    }
+}
+
+/// The watch for questions, of which the person's `notify:` command is told.
+#[derive(Default)]
+struct Asks {
+    checked: Option<Instant>,
+    /// The questions that were found, by number.
+    known: Vec<String>,
+}
+
+impl Asks {
+    fn check(&mut self, task: &Task) {
+        if self.checked.is_some_and(|it| it.elapsed() < SAFETY_SCAN) {
+            return;
+        }
+        self.checked = Some(Instant::now());
+        let ipc = task.side().ipc();
+        let is_whole = |name: &str| matches!(ipc.question(name), Ok(Some(it)) if it.is_whole);
+        let mut new = ipc.questions().unwrap_or_default();
+        new.retain(|it| it.is_open() && !self.known.contains(&it.name) && is_whole(&it.name));
+        if !new.is_empty() {
+            self.known.extend(new.into_iter().map(|question| question.name));
+            notify::announce(task);
+        }
     }
 }
 

@@ -3,14 +3,12 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::config::Config;
-use crate::dirs;
 use crate::domain::{FailureKind, Route, TaskId, Worktree};
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -18,7 +16,8 @@ use crate::fault;
 use crate::files::Lock;
 use crate::git;
 use crate::ids::{now, unix_seconds};
-use crate::process::{self, ATTEMPT, Life, TASK_DIR, Watch, worker_helper};
+use crate::news::notify;
+use crate::process::{self, Life, TASK_DIR, Watch};
 use crate::project::Project;
 use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait};
 use crate::worker::running::{STARTED, Starter, WAITS};
@@ -79,17 +78,9 @@ pub fn start_answered(task: &Task) -> Result<StartOutcome> {
 }
 
 fn start_if(task: &Task, only_if: Option<&str>) -> Result<StartOutcome> {
-    let program = worker_helper()?.with_file_name("dispatch-spawn");
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
-    let mut command = Command::new(program);
-    command.arg("--supervise").arg(task.state_dir()).current_dir("/");
-    command.args(only_if.iter().flat_map(|condition| ["--only-if", condition]));
-    // The supervisor works in `/`, so relative paths must be made absolute here.
-    command.env("DISPATCH_CONFIG", std::path::absolute(dirs::config_path()?)?);
-    command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
-    // A nested supervisor must not count as one of the outer worker's processes.
-    let nonce = task.record()?.map(|record| record.nonce).unwrap_or_default();
-    command.env(ATTEMPT, format!("{nonce}/0")).env_remove(TASK_DIR);
+    let mut command = task.helper("--supervise")?;
+    command.args(only_if.iter().flat_map(|condition| ["--only-if", condition])).stdout(writer);
     process::detach(&mut command)?;
     drop(command);
     let mut said = Vec::new();
@@ -153,7 +144,10 @@ pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
                 (slot, ended)
             }
         };
-        let (attempt, exit) = ended.inspect_err(|error| record_not_started(&task, error))?;
+        let (attempt, exit) = ended.inspect_err(|error| {
+            record_not_started(&task, error);
+            notify::announce(&task);
+        })?;
         let wait = park(&task, &exit, slot.parks.saturating_add(1)).unwrap_or_default();
         // Write the wait before the exit record, so no reader sees an end without it; if that fails,
         // treat the attempt as final.
@@ -172,9 +166,11 @@ pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
     Ok(())
 }
 
-/// Marks a task that is done. If this fails, the next repair does.
+/// Marks a task that is done, and tells the person of an end or a limit. If the mark fails, the next
+/// repair makes it.
 fn settle(task: &Task) {
     let _ = task.view().and_then(|view| task.settle(&view));
+    notify::announce(task);
 }
 
 /// The last attempt, if its worker lives and only its supervisor died.
@@ -383,7 +379,11 @@ pub fn record_unknown_end(view: &View) -> Result<bool> {
     if view.is_being_started() || now.is_being_started() || begun || runs {
         return Ok(false);
     }
-    record_unknown(&view.task, &view.record, attempt)
+    let is_recorded = record_unknown(&view.task, &view.record, attempt)?;
+    if is_recorded {
+        notify::announce(&view.task);
+    }
+    Ok(is_recorded)
 }
 
 fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<bool> {

@@ -5,7 +5,6 @@ mod merge;
 mod show;
 mod status;
 mod table;
-mod tasks;
 mod watch;
 
 use std::path::PathBuf;

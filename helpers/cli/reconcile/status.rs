@@ -11,7 +11,7 @@ use clap::ColorChoice;
 use serde_json::json;
 
 use crate::cli::reconcile::table::{Columns, TaskRow};
-use crate::cli::reconcile::tasks::follow;
+use crate::cli::reconcile::watch::follow;
 use crate::cli::say;
 use crate::domain::{TaskId, Usage};
 use crate::exit::Exit;

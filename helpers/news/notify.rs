@@ -1,0 +1,137 @@
+//! The person's `notify:` command, which is told of questions, ends and limits.
+//!
+//! Invariant: an event is recorded before the command is told of it, so it is told once at most. No task
+//! waits for the command, and no process of it outlives its time.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::config::Config;
+use crate::dirs;
+use crate::fault;
+use crate::files::{self, Lock};
+use crate::ids::{random_hex, unix_seconds};
+use crate::news::ledger::Ledger;
+use crate::news::{Event, events};
+use crate::process::{self, ATTEMPT, Identity, ProcessTree, Watch};
+use crate::task::{Task, View};
+use crate::text::one_line;
+
+/// How long the command may take for one event.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a process of the command may take to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How often the command is called within [`PERIOD`] seconds, for all tasks together.
+const MOST: usize = 20;
+const PERIOD: u64 = 10 * 60;
+
+/// Starts a process that tells the person's command of a task's new events, if there is a command. If
+/// that fails, the news waits for the host as always.
+pub fn announce(task: &Task) {
+    if Config::load().is_ok_and(|config| config.notify.is_some()) {
+        let _ = task.helper("--notify").and_then(|mut helper| {
+            helper.stdout(Stdio::null());
+            process::detach(&mut helper)
+        });
+    }
+}
+
+/// Runs as the process that tells the person's command of new events of the task with this state
+/// directory.
+pub fn run(state_dir: &Path) -> Result<()> {
+    let (task, config) = (Task::at_state(state_dir)?, Config::load()?);
+    let Some(command) = config.notify else { return Ok(()) };
+    let view = task.view()?;
+    process::adopt_descendants()?;
+    for (kind, event) in take_new(&view)? {
+        let Some(is_last) = may_call()? else { break };
+        let more = if is_last { " (further news is left out for 10 min)" } else { "" };
+        let title = view.person_plan().title().map(one_line);
+        let message = json!({
+            "event": kind,
+            "task": task.id().as_str(),
+            "title": title,
+            "project": task.root(),
+            "state": view.state,
+            "text": format!("{}{more}", event.line),
+            "id": event.id,
+        });
+        // A command that fails must not keep the next event from being told.
+        let _ = call(&command, &message.to_string());
+    }
+    Ok(())
+}
+
+/// The events of which the command was not told, with the kind of each. They count as told now.
+fn take_new(view: &View) -> Result<Vec<(&'static str, Event)>> {
+    let kind = |event: &Event| match event.key.split('/').next()? {
+        "question" => Some("ask"),
+        "parked" | "end" if view.is_at_limit() => Some("limit"),
+        "end" => Some("end"),
+        _ => None,
+    };
+    let events = events(view)?.into_iter().filter_map(|event| Some((kind(&event)?, event)));
+    let mut ledger = Ledger::open(&view.task)?;
+    let mut new = Vec::new();
+    for (kind, event) in events {
+        if ledger.notify(&event)? {
+            new.push((kind, event));
+        }
+    }
+    Ok(new)
+}
+
+/// Counts a call of the command. `None` if there were too many; else whether it is the last for a while.
+fn may_call() -> Result<Option<bool>> {
+    let path = dirs::dispatch_home()?.join("notified");
+    let _lock = Lock::take(&path.with_extension("lock"), LIMIT)?;
+    let now = unix_seconds();
+    let times = files::read(&path)?.unwrap_or_default();
+    let is_recent = |time: &u64| (now.saturating_sub(PERIOD)..=now).contains(time);
+    let mut times: Vec<u64> = times.lines().filter_map(|time| time.parse().ok()).collect();
+    times.retain(is_recent);
+    if times.len() >= MOST {
+        return Ok(None);
+    }
+    times.push(now);
+    let text: String = times.iter().map(|time| format!("{time}\n")).collect();
+    files::publish(&path, text.as_bytes())?;
+    Ok(Some(times.len() == MOST))
+}
+
+/// Calls the command with this input, and ends whatever is left of it after its time.
+fn call(command: &str, input: &str) -> Result<()> {
+    let limit = fault::limit("DISPATCH_NOTIFY_MS", LIMIT);
+    let mark = random_hex()?;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).env(ATTEMPT, &mark);
+    shell.current_dir(std::env::home_dir().unwrap_or_default());
+    shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = process::lead_own_group(&mut shell).spawn()?;
+    let identity = Identity::of_pid(child.id())?;
+    let begin = Instant::now();
+    let mut watch = Watch::new(&[])?;
+    identity.iter().for_each(|identity| {
+        watch.add_process(identity);
+    });
+    // A pipe takes this much at once, also of a command that does not read it.
+    let _ = child.stdin.take().map(|mut stdin| writeln!(stdin, "{input}"));
+    while child.try_wait()?.is_none() && begin.elapsed() < limit {
+        process::reap_adopted(child.id());
+        let left = limit.saturating_sub(begin.elapsed());
+        watch.wait_for_event(left.min(Duration::from_secs(1)))?;
+    }
+    let own = Identity::own().map(Some)?;
+    ProcessTree::new(own, identity, format!("{ATTEMPT}={mark}")).terminate(GRACE, || {
+        process::reap_adopted(child.id());
+        let _ = child.try_wait();
+    })?;
+    Ok(())
+}
