@@ -188,6 +188,11 @@ impl Worktree {
         list.records("cannot compare the branches")
     }
 
+    /// The size of the difference between two commits, a line for each file, as git shows it.
+    pub fn diff_stat(&self, from: &str, to: &str) -> Result<String> {
+        self.git("diff-tree -r --stat --no-renames").args([from, to]).said()
+    }
+
     /// The files of [`EXECUTED`], and hooks, that the merge would change.
     fn executed(&self, plan: &MergePlan, merged: &str) -> Result<Vec<String>> {
         let mut changed = self.changed(&plan.before, merged)?;

@@ -1,5 +1,4 @@
-//! The commands of the person: a task with `--check` is done when they have succeeded after its worker's
-//! end, and `notify:` is told of questions, ends and limits.
+//! A task with `--check` is done when the person's commands have succeeded after its worker's end.
 
 use std::fs;
 
@@ -20,21 +19,21 @@ echo Fine. >"$DISPATCH_TASK_DIR/ipc/.done""#;
 const WAITS: &str =
     "echo $$ >>runs; until [ -e \"$HOME/project/go\" ]; do sleep 0.02; done; test -e right";
 
-fn project() -> Sandbox {
+pub(crate) fn project() -> Sandbox {
     let sandbox = Sandbox::with_git();
     sandbox.workers(&[("fixes", FIXES), ("works", WORKS), ("commits", &commits())]);
     sandbox
 }
 
 /// The call that dispatches a task with these options.
-fn spawn(sandbox: &Sandbox, id: &str, options: &[&str]) -> Call {
+pub(crate) fn spawn(sandbox: &Sandbox, id: &str, options: &[&str]) -> Call {
     sandbox.call("dispatch-spawn", &[&[id, "--plan", "-"], options].concat()).input(PLAN)
 }
 
 impl Sandbox {
     /// Waits until a file of the project has this many lines, and returns them.
     #[track_caller]
-    fn lines(&self, file: &str, count: usize) -> Vec<String> {
+    pub(crate) fn lines(&self, file: &str, count: usize) -> Vec<String> {
         let read = || fs::read_to_string(self.project().join(file)).unwrap_or_default();
         wait_until(&format!("{file} has {count} lines"), || {
             let lines: Vec<_> = read().lines().map(str::to_owned).collect();
@@ -42,7 +41,7 @@ impl Sandbox {
         })
     }
 
-    fn put(&self, file: &str) {
+    pub(crate) fn put(&self, file: &str) {
         fs::write(self.project().join(file), "").expect("written");
     }
 }
@@ -276,6 +275,72 @@ fn note_that_comes_during_a_check_is_read_before_the_task_is_done() {
 }
 
 #[test]
+fn check_reads_the_report_that_show_passes_on() {
+    let sandbox = project();
+    let helper = binary("dispatch-worker").display();
+    let report = "{\"title\": \"\\u001b[2J# Done\", \"findings\": [1]}";
+    let script = format!("{helper} ask 'Which?\n# Two'\n{helper} report '{report}'\n{}", commits());
+    sandbox.workers(&[("reports", &script)]);
+    let check = "grep -q '\"findings\": .1' \"$DISPATCH_TASK_DIR/output.md\"";
+    spawn(&sandbox, "x", &["--model", "reports", "--worktree", "--check", check]).run().ok();
+    sandbox.wait_for_state("x", "asking");
+    sandbox.ok("dispatch-monitor", &["--answer", "x", "This one."]);
+    sandbox.wait_for_state("x", "done");
+    until_over(&sandbox, "x");
+    let shown = sandbox.ok("dispatch-reconcile", &["show", "x", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(json["report"]["findings"][0], 1, "{shown}");
+    sandbox.run("dispatch-reconcile", &["show", "x", "--markdown"]).shows(str![[r#"
+exit 0
+# x: Title
+
+**Look for secrets before you pass this on:** the plan, the questions, the report and the names of files are here as they were written.
+
+- done
+- worker: reports (reports, full)
+- dispatched: TIME
+- branch: dispatch/x
+- attempt 1: exit code 0 at TIME
+- checks of COMMIT: passed
+
+> Fine.
+
+## Plan
+
+> # Title
+>
+> - [x] First
+> - [x] Second
+>
+> ## Context
+> Just do it.
+
+## Question 001
+
+> Which?
+> # Two
+
+## Answer 001
+
+> This one.
+
+## Changes
+
+     work-x | 1 +
+     1 file changed, 1 insertion(+)
+
+## Report
+
+> {"title": "\u001b[2J# Done", "findings": [1]}
+"#]]);
+    fs::write(sandbox.task("x", "output.md"), "x".repeat(1 << 20)).expect("written");
+    let long = sandbox.ok("dispatch-reconcile", &["show", "x", "--markdown"]);
+    assert!(long.len() < 100_000 && long.ends_with("x…\n"), "{} bytes", long.len());
+    let shown = sandbox.ok("dispatch-reconcile", &["show", "x", "--json"]);
+    assert!(shown.len() < 5_000 && shown.contains("\"report\":null"), "{} bytes", shown.len());
+}
+
+#[test]
 fn alias_brings_its_own_check() {
     let sandbox = project();
     let config = fs::read_to_string(sandbox.config_path()).expect("a config");
@@ -309,139 +374,4 @@ exit 64
 ! dispatch-spawn: a value is required for '--check <COMMAND>' but none was supplied
 !   next: see dispatch-spawn --help
 "#]]);
-}
-
-/// Adds the person's command to the config.
-fn notifies(sandbox: &Sandbox, command: &str) {
-    let config = fs::read_to_string(sandbox.config_path()).expect("a config");
-    sandbox.config(&format!("notify: {command}\n{config}"));
-}
-
-/// Waits until the person's command was told of so many events, and returns them.
-#[track_caller]
-fn told(sandbox: &Sandbox, count: usize) -> Vec<serde_json::Value> {
-    let lines = sandbox.lines("told", count);
-    assert_eq!(lines.len(), count, "{lines:?}");
-    lines.iter().map(|line| serde_json::from_str(line).expect("an object")).collect()
-}
-
-/// Waits until the task's ledger says that the person's command is about to be told of an event.
-#[track_caller]
-fn until_notified(sandbox: &Sandbox, id: &str) {
-    wait_until("an event is recorded", || {
-        let news = fs::read_to_string(sandbox.task(id, "news"));
-        news.is_ok_and(|it| it.contains(" notified ")).then_some(())
-    });
-}
-
-const TELLS: &str = "cat >>$HOME/project/told";
-
-#[test]
-fn person_is_notified_of_questions_and_ends_in_clean_words() {
-    let sandbox = project();
-    notifies(&sandbox, TELLS);
-    sandbox.dispatch("x", "idle");
-    let hostile = "'; touch ran; \u{1b}[31m\" → $(touch ran) #12345678\n- [ ] `touch ran`";
-    sandbox.worker("x", &["ask", hostile]).env("DISPATCH_WAIT_MS", "0").run();
-    let ask = told(&sandbox, 1).remove(0);
-    let text = "x asks (001): \"'; touch ran; ' > $(touch ran) # 12345678 ⏎ - [ ] `touch ran`\"";
-    assert_eq!(ask["text"], text, "{ask}");
-    let word = |key: &str| ask[key].as_str().unwrap_or_default().to_owned();
-    assert_eq!([word("event"), word("task"), word("state")], ["ask", "x", "asking"]);
-    assert_eq!(
-        [word("title"), word("project")],
-        ["Title".into(), sandbox.project().display().to_string()]
-    );
-    sandbox.ok("dispatch-monitor", &["--answer", "x/001", "No."]);
-    for step in [&["tick", "1"][..], &["tick", "2"], &["tell", "Look."], &["finish", "Fine."]] {
-        sandbox.worker("x", step).run().ok();
-    }
-    kill_and_wait(sandbox.worker_of("x", 1));
-    let end = told(&sandbox, 2).remove(1);
-    assert_eq!((end["event"].as_str(), end["state"].as_str()), (Some("end"), Some("done")));
-    assert!(!sandbox.project().join("ran").exists());
-    // The host hears as always.
-    assert!(sandbox.ok("dispatch-monitor", &["x"]).contains(" x done (2/2"));
-    until_over(&sandbox, "x");
-    assert_eq!(told(&sandbox, 2)[0]["id"], ask["id"]);
-}
-
-#[test]
-fn person_is_notified_of_an_end_that_no_supervisor_saw() {
-    let sandbox = project();
-    notifies(&sandbox, TELLS);
-    sandbox.dispatch("x", "idle");
-    kill_and_wait(sandbox.supervisor_of("x"));
-    kill_and_wait(sandbox.worker_of("x", 1));
-    sandbox.ok("dispatch-reconcile", &["status"]);
-    let end = told(&sandbox, 1).remove(0);
-    assert_eq!((end["event"].as_str(), end["state"].as_str()), (Some("end"), Some("lost")));
-}
-
-#[test]
-fn person_is_notified_of_a_limit_and_not_of_a_stop() {
-    let sandbox = project();
-    notifies(&sandbox, TELLS);
-    spawn(&sandbox, "x", &["--model", "idle", "--budget", "200ms"]).run().ok();
-    let limit = told(&sandbox, 1).remove(0);
-    assert_eq!(
-        (limit["event"].as_str(), limit["state"].as_str()),
-        (Some("limit"), Some("blocked"))
-    );
-    sandbox.dispatch("y", "idle");
-    sandbox.ok("dispatch-reconcile", &["stop", "y"]);
-    until_over(&sandbox, "y");
-    sandbox.dispatch("z", "works");
-    sandbox.put("work-z");
-    sandbox.put("end-z");
-    assert_eq!(told(&sandbox, 2)[1]["task"], "z");
-}
-
-#[test]
-fn command_that_hangs_holds_up_no_task_and_is_ended() {
-    let sandbox = project();
-    let hangs = "sleep 1000 & setsid sleep 1000 & echo $! $$ >>$HOME/project/pids; exec sleep 1000";
-    notifies(&sandbox, hangs);
-    let call = spawn(&sandbox, "x", &["--model", "works"]).env("DISPATCH_NOTIFY_MS", "300");
-    call.run().ok();
-    sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_WAIT_MS", "0").run();
-    let pids = |count| sandbox.lines("pids", count).join(" ");
-    pids(1);
-    sandbox.put("work-x");
-    sandbox.put("end-x");
-    sandbox.wait_for_state("x", "done");
-    for pid in pids(2).split(' ') {
-        let pid = pid.parse().expect("a pid");
-        wait_until("the command is ended", || (!runs(pid)).then_some(()));
-    }
-}
-
-#[test]
-fn worker_that_asks_too_much_does_not_flood_the_person() {
-    let sandbox = project();
-    let asks = "cd \"$DISPATCH_TASK_DIR/ipc\"; for n in $(seq 101 130); do echo \"Number $n?\" >.t; mv .t $n.question; done; cd; exec sleep 1000";
-    sandbox.workers(&[("asks", asks), ("works", WORKS)]);
-    notifies(&sandbox, TELLS);
-    spawn(&sandbox, "x", &["--model", "asks"]).run().ok();
-    let last = told(&sandbox, 20).remove(19);
-    let text = last["text"].as_str().expect("a text");
-    assert!(text.ends_with("?\" (further news is left out for 10 min)"), "{text}");
-    sandbox.dispatch("y", "works");
-    sandbox.put("work-y");
-    sandbox.put("end-y");
-    sandbox.wait_for_state("y", "done");
-    until_notified(&sandbox, "y");
-    told(&sandbox, 20);
-}
-
-#[test]
-fn crash_before_a_notification_loses_nothing_else() {
-    let sandbox = project();
-    notifies(&sandbox, TELLS);
-    spawn(&sandbox, "x", &["--model", "works"]).crash_at("news:notified").run().ok();
-    sandbox.put("work-x");
-    sandbox.put("end-x");
-    until_notified(&sandbox, "x");
-    assert!(sandbox.ok("dispatch-monitor", &["x"]).contains(" x done (2/2"));
-    assert!(!sandbox.project().join("told").exists());
 }

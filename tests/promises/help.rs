@@ -114,8 +114,9 @@ Example: dispatch-reconcile status --all
 ==== dispatch-reconcile show
 Show one task: plan, questions, notes, attempts, cost, commits and logs
 
-Text in quotation marks is the worker's. A session of Claude Code that is shown
-its own task is not woken for that news again.
+Text in quotation marks is the worker's. Look for secrets in a text from
+`--markdown` before you pass it on. A session of Claude Code that is shown its
+own task is not woken for that news again.
 
 Usage: dispatch-reconcile show [OPTIONS] <TASK>
 
@@ -125,7 +126,10 @@ Arguments:
 
 Options:
       --json
-          Print JSON
+          Print JSON; a report that is JSON is in it as `report`
+
+      --markdown
+          Print one text in Markdown, with the report and the size of the changes
 
   -C <DIR>
           Work in this directory [default: the current one]

@@ -1,7 +1,7 @@
 //! `dispatch-monitor --hook` wakes the host by exit code 2 when there is news for it, and at no
-//! other time.
+//! other time. The person's `notify:` command is told of questions, ends and limits.
 //!
-//! Longer than 500 lines because each way in which news reach a host is a test here.
+//! Longer than 500 lines because each way in which news reach a host or the person is a test here.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,9 +11,12 @@ use dispatch::process::Identity;
 use nix::sys::signal::Signal;
 use snapbox::str;
 
+use crate::checks;
+use crate::sequence::WORKS;
 use crate::support::made::{age, dead};
-use crate::support::process::kill_and_wait;
+use crate::support::process::{kill_and_wait, runs};
 use crate::support::{Call, Host, PLAN, Ran, Running, Sandbox, wait_until};
+use crate::worktrees::until_over;
 
 fn project() -> Sandbox {
     let sandbox = Sandbox::new();
@@ -677,4 +680,139 @@ fn index_that_names_a_task_of_another_host_tells_nothing() {
     assert!(!first.has_ended());
     tell(&sandbox, "x", "For the first.");
     assert!(!first.end().err.contains("y in "));
+}
+
+/// Adds the person's command to the config.
+fn notifies(sandbox: &Sandbox, command: &str) {
+    let config = fs::read_to_string(sandbox.config_path()).expect("a config");
+    sandbox.config(&format!("notify: {command}\n{config}"));
+}
+
+/// Waits until the person's command was told of so many events, and returns them.
+#[track_caller]
+fn told(sandbox: &Sandbox, count: usize) -> Vec<serde_json::Value> {
+    let lines = sandbox.lines("told", count);
+    assert_eq!(lines.len(), count, "{lines:?}");
+    lines.iter().map(|line| serde_json::from_str(line).expect("an object")).collect()
+}
+
+/// Waits until the task's ledger says that the person's command is about to be told of an event.
+#[track_caller]
+fn until_notified(sandbox: &Sandbox, id: &str) {
+    wait_until("an event is recorded", || {
+        let news = fs::read_to_string(sandbox.task(id, "news"));
+        news.is_ok_and(|it| it.contains(" notified ")).then_some(())
+    });
+}
+
+const TELLS: &str = "cat >>$HOME/project/told";
+
+#[test]
+fn person_is_notified_of_questions_and_ends_in_clean_words() {
+    let sandbox = checks::project();
+    notifies(&sandbox, TELLS);
+    sandbox.dispatch("x", "idle");
+    let hostile = "'; touch ran; \u{1b}[31m\" → $(touch ran) #12345678\n- [ ] `touch ran`";
+    sandbox.worker("x", &["ask", hostile]).env("DISPATCH_WAIT_MS", "0").run();
+    let ask = told(&sandbox, 1).remove(0);
+    let text = "x asks (001): \"'; touch ran; ' > $(touch ran) # 12345678 ⏎ - [ ] `touch ran`\"";
+    assert_eq!(ask["text"], text, "{ask}");
+    let word = |key: &str| ask[key].as_str().unwrap_or_default().to_owned();
+    assert_eq!([word("event"), word("task"), word("state")], ["ask", "x", "asking"]);
+    assert_eq!(
+        [word("title"), word("project")],
+        ["Title".into(), sandbox.project().display().to_string()]
+    );
+    sandbox.ok("dispatch-monitor", &["--answer", "x/001", "No."]);
+    for step in [&["tick", "1"][..], &["tick", "2"], &["tell", "Look."], &["finish", "Fine."]] {
+        sandbox.worker("x", step).run().ok();
+    }
+    kill_and_wait(sandbox.worker_of("x", 1));
+    let end = told(&sandbox, 2).remove(1);
+    assert_eq!((end["event"].as_str(), end["state"].as_str()), (Some("end"), Some("done")));
+    assert!(!sandbox.project().join("ran").exists());
+    // The host hears as always.
+    assert!(sandbox.ok("dispatch-monitor", &["x"]).contains(" x done (2/2"));
+    until_over(&sandbox, "x");
+    assert_eq!(told(&sandbox, 2)[0]["id"], ask["id"]);
+}
+
+#[test]
+fn person_is_notified_of_an_end_that_no_supervisor_saw() {
+    let sandbox = checks::project();
+    notifies(&sandbox, TELLS);
+    sandbox.dispatch("x", "idle");
+    kill_and_wait(sandbox.supervisor_of("x"));
+    kill_and_wait(sandbox.worker_of("x", 1));
+    sandbox.ok("dispatch-reconcile", &["status"]);
+    let end = told(&sandbox, 1).remove(0);
+    assert_eq!((end["event"].as_str(), end["state"].as_str()), (Some("end"), Some("lost")));
+}
+
+#[test]
+fn person_is_notified_of_a_limit_and_not_of_a_stop() {
+    let sandbox = checks::project();
+    notifies(&sandbox, TELLS);
+    checks::spawn(&sandbox, "x", &["--model", "idle", "--budget", "200ms"]).run().ok();
+    let limit = told(&sandbox, 1).remove(0);
+    assert_eq!(
+        (limit["event"].as_str(), limit["state"].as_str()),
+        (Some("limit"), Some("blocked"))
+    );
+    sandbox.dispatch("y", "idle");
+    sandbox.ok("dispatch-reconcile", &["stop", "y"]);
+    until_over(&sandbox, "y");
+    sandbox.dispatch("z", "works");
+    sandbox.put("work-z");
+    sandbox.put("end-z");
+    assert_eq!(told(&sandbox, 2)[1]["task"], "z");
+}
+
+#[test]
+fn command_that_hangs_holds_up_no_task_and_is_ended() {
+    let sandbox = checks::project();
+    let hangs = "sleep 1000 & setsid sleep 1000 & echo $! $$ >>$HOME/project/pids; exec sleep 1000";
+    notifies(&sandbox, hangs);
+    let call = checks::spawn(&sandbox, "x", &["--model", "works"]).env("DISPATCH_NOTIFY_MS", "300");
+    call.run().ok();
+    sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_WAIT_MS", "0").run();
+    let pids = |count| sandbox.lines("pids", count).join(" ");
+    pids(1);
+    sandbox.put("work-x");
+    sandbox.put("end-x");
+    sandbox.wait_for_state("x", "done");
+    for pid in pids(2).split(' ') {
+        let pid = pid.parse().expect("a pid");
+        wait_until("the command is ended", || (!runs(pid)).then_some(()));
+    }
+}
+
+#[test]
+fn worker_that_asks_too_much_does_not_flood_the_person() {
+    let sandbox = checks::project();
+    let asks = "cd \"$DISPATCH_TASK_DIR/ipc\"; for n in $(seq 101 130); do echo \"Number $n?\" >.t; mv .t $n.question; done; cd; exec sleep 1000";
+    sandbox.workers(&[("asks", asks), ("works", WORKS)]);
+    notifies(&sandbox, TELLS);
+    checks::spawn(&sandbox, "x", &["--model", "asks"]).run().ok();
+    let last = told(&sandbox, 20).remove(19);
+    let text = last["text"].as_str().expect("a text");
+    assert!(text.ends_with("?\" (further news is left out for 10 min)"), "{text}");
+    sandbox.dispatch("y", "works");
+    sandbox.put("work-y");
+    sandbox.put("end-y");
+    sandbox.wait_for_state("y", "done");
+    until_notified(&sandbox, "y");
+    told(&sandbox, 20);
+}
+
+#[test]
+fn crash_before_a_notification_loses_nothing_else() {
+    let sandbox = checks::project();
+    notifies(&sandbox, TELLS);
+    checks::spawn(&sandbox, "x", &["--model", "works"]).crash_at("news:notified").run().ok();
+    sandbox.put("work-x");
+    sandbox.put("end-x");
+    until_notified(&sandbox, "x");
+    assert!(sandbox.ok("dispatch-monitor", &["x"]).contains(" x done (2/2"));
+    assert!(!sandbox.project().join("told").exists());
 }

@@ -61,7 +61,8 @@ enum ReconcileCommand {
     Status(StatusArgs),
     /// Show one task: plan, questions, notes, attempts, cost, commits and logs
     ///
-    /// Text in quotation marks is the worker's. A session of Claude Code that is shown its own task is
+    /// Text in quotation marks is the worker's. Look for secrets in a text from `--markdown` before you
+    /// pass it on. A session of Claude Code that is shown its own task is
     /// not woken for that news again.
     ///
     /// Exit codes: 0 shown, 64 wrong arguments, 65 no such task or a broken file
@@ -70,9 +71,8 @@ enum ReconcileCommand {
     Show {
         /// The task's id
         task: String,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        form: show::Form,
     },
     /// Print the number of tasks in each state, for Claude Code's status line
     ///
@@ -177,7 +177,7 @@ pub fn main() -> ExitCode {
         match args.command.as_ref().unwrap_or(&ReconcileCommand::Status(args.status)) {
             ReconcileCommand::Status(args) => status::status(&project()?, args),
             ReconcileCommand::Statusline => Ok(status::statusline(args.directory.clone())),
-            ReconcileCommand::Show { task: id, json } => show::show(&task(id)?, *json),
+            ReconcileCommand::Show { task: id, form } => show::show(&task(id)?, *form),
             ReconcileCommand::Watch { color } => watch::watch(&project()?, *color),
             ReconcileCommand::Stop { task: id } => done(stop::stop(&task(id)?)?),
             ReconcileCommand::Merge { task: id, args: how } => {

@@ -6,16 +6,20 @@ use crate::cli::reconcile::status::as_json;
 use crate::cli::say;
 use crate::exit::Exit;
 use crate::files;
-use crate::ipc::IpcText;
+use crate::ipc::{IpcText, Question};
 use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Remedy, changed_tests, events};
 use crate::process::calling_host;
-use crate::task::{Answer, ExitRecord, State, Task, View, output};
-use crate::text::{one_line, quoted, sanitize, short_duration};
+use crate::task::{Answer, Attempt, ExitRecord, State, Task, View, output};
+use crate::text::{lossy, one_line, quoted, sanitize, short_duration, shorten};
 use crate::worker::sandbox;
 
 /// How many lines of the worker's output are shown.
 const LAST_LINES: usize = 3;
+
+/// The most bytes of a quotation in Markdown, and of the whole text, or of a report in JSON.
+const LONGEST_BLOCK: usize = 64 << 10;
+const LONGEST_TEXT: usize = 256 << 10;
 
 /// Acknowledges a task's news for the host that is shown the task, so that it is not woken for them.
 fn acknowledge_shown(view: &View) -> Result<()> {
@@ -37,10 +41,138 @@ fn whole(text: String) -> Option<IpcText> {
     Some(IpcText { text, is_whole: true })
 }
 
-pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
+/// The forms of `show`.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(super) struct Form {
+    /// Print JSON; a report that is JSON is in it as `report`
+    #[arg(long)]
+    json: bool,
+    /// Print one text in Markdown, with the report and the size of the changes
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
+}
+
+/// A report, if there is a readable one.
+fn report(task: &Task) -> Option<String> {
+    files::read_foreign(&task.side().report_path()).ok().flatten().map(lossy)
+}
+
+/// How an attempt ended, and what it used.
+fn end_of(attempt: &Attempt, is_running: bool) -> Result<String> {
+    let end = match attempt.exit()? {
+        Some(ExitRecord { stop_reason: Some(reason), at, .. }) => {
+            format!("ended at {at}: {reason}")
+        }
+        Some(exit) => match (exit.code, exit.signal, exit.not_started) {
+            (Some(code), ..) => format!("exit code {code} at {}", exit.at),
+            (_, Some(signal), _) => format!("signal {signal} at {}", exit.at),
+            (.., Some(why)) => format!("not started: {why}"),
+            _ => format!("exit status unknown, end noticed at {}", exit.at),
+        },
+        None if is_running => "running".into(),
+        None => "no exit recorded".into(),
+    };
+    let used = attempt.usage()?.map_or_else(String::new, |usage| format!(", {usage}"));
+    Ok(format!("attempt {}: {end}{used}", attempt.number))
+}
+
+/// The result of the checks after an attempt, if they began.
+fn checks_of(attempt: &Attempt) -> Result<Option<String>> {
+    let Some(gate) = attempt.gate()? else { return Ok(None) };
+    let tests = changed_tests(&gate);
+    let late = if gate.notes.is_empty() { "" } else { "; continued with a note" };
+    let commit = gate.commit.map_or_else(String::new, |commit| format!(" of {commit}"));
+    Ok(Some(match (gate.failed, gate.checking) {
+        (Some(check), _) => format!("check{commit}: {}: {}", check.command, check.end),
+        (None, Some(command)) => format!("check{commit} runs: {command}"),
+        (None, None) => format!("checks{commit}: passed{tests}{late}"),
+    }))
+}
+
+/// A text of somebody as a quotation in Markdown.
+fn block(text: &str) -> String {
+    let text = shorten(sanitize(text).trim_end(), LONGEST_BLOCK);
+    text.lines().map(|line| format!("{}\n", format!("> {line}").trim_end())).collect::<String>()
+        + "\n"
+}
+
+/// Everything about a task for somebody who has nothing else, with what was said in quotations.
+fn markdown(view: &View) -> Result<String> {
+    let (task, record, because) = (&view.task, &view.record, view.because());
+    let title = view.person_plan().title().map(one_line).unwrap_or_default();
+    let mut text = format!(
+        "# {}: {title}\n\n**Look for secrets before you pass this on:** the plan, the questions, the \
+         report and the names of files are here as they were written.\n\n",
+        task.id()
+    );
+    let mut facts = vec![
+        format!("{}{}{because}", view.state, if because.is_empty() { "" } else { ": " }),
+        format!("worker: {} ({}, {})", record.name, record.backend, record.access),
+        format!("dispatched: {}", record.created),
+    ];
+    facts.extend(record.worktree.iter().map(|own| format!("branch: {}", own.branch)));
+    facts.extend(view.usage().map(|usage| format!("used: {usage}")));
+    facts.extend((!record.budget.is_none()).then(|| format!("budget: {}", record.budget)));
+    for attempt in task.attempts()? {
+        facts.push(end_of(&attempt, view.is_alive())?);
+        facts.extend(checks_of(&attempt)?);
+    }
+    text.extend(facts.iter().map(|fact| format!("- {}\n", sanitize(fact).replace('\n', " "))));
+    let said = |text: &str| if text.is_empty() { String::new() } else { block(text) };
+    text += &format!("\n{}## Plan\n\n", said(view.summary.as_deref().unwrap_or_default()));
+    text += &block(&view.plan.to_string());
+    for (name, asked, answer, recorded) in exchanges(task)? {
+        let answer = recorded.or(answer.map(|it| it.text));
+        for (what, found) in [("Question", asked.map(|it| it.text)), ("Answer", answer)] {
+            text.extend(found.map(|it| format!("## {what} {name}\n\n{}", block(&it))));
+        }
+    }
+    for (number, message) in task.side().tells().unwrap_or_default() {
+        text += &format!("## Message {number}\n\n{}", block(&message));
+    }
+    if let Some(own) = &record.worktree {
+        let tip = own.look().ok().flatten().map(|contents| contents.tip);
+        let stat = tip.and_then(|tip| own.diff_stat(&own.base, &tip).ok()).unwrap_or_default();
+        let stat = shorten(&sanitize(&stat), LONGEST_BLOCK);
+        // An indented block shows all as it is.
+        let lines: String = stat.lines().map(|line| format!("    {line}\n")).collect();
+        text += &format!("## Changes\n\n{lines}\n");
+    }
+    text.extend(report(task).map(|it| format!("## Report\n\n{}", block(&it))));
+    Ok(shorten(text.trim_end(), LONGEST_TEXT))
+}
+
+/// A question by number, as it was asked, with an unrecorded answer and the person's.
+type Exchange = (String, Option<IpcText>, Option<IpcText>, Option<String>);
+
+/// The questions and answers of a task.
+fn exchanges(task: &Task) -> Result<Vec<Exchange>> {
+    let (ipc, answers) = (task.side().ipc(), task.answers()?);
+    let exchange = |question: Question| {
+        let name = question.name;
+        let recorded = answers.iter().find(|(other, _)| *other == name).map(|(_, it)| it.clone());
+        match recorded {
+            Some(Answer { question, answer }) => (name, whole(question), None, Some(answer)),
+            None => {
+                let (asked, answer) = (ipc.question(&name), ipc.answer(&name));
+                (name, asked.ok().flatten(), answer.ok().flatten(), None)
+            }
+        }
+    };
+    Ok(ipc.questions().unwrap_or_default().into_iter().map(exchange).collect())
+}
+
+pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
     let view = task.view()?;
-    if json {
-        say(serde_json::to_string(&as_json(&view))?);
+    if form.json {
+        let mut json = as_json(&view);
+        let report = report(task).filter(|it| it.len() <= LONGEST_TEXT);
+        json["report"] = report.and_then(|it| serde_json::from_str(&it).ok()).unwrap_or_default();
+        say(serde_json::to_string(&json)?);
+        return Ok(Exit::Ok);
+    }
+    if form.markdown {
+        say(markdown(&view)?);
         return Ok(Exit::Ok);
     }
     // The worker's files may hold any bytes.
@@ -88,20 +220,13 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
             view.plan.lost_words(Some(&person))
         ));
     }
-    let (ipc, answers) = (task.side().ipc(), task.answers()?);
-    for question in ipc.questions().unwrap_or_default() {
-        let name = &question.name;
-        let recorded = answers.iter().find(|(other, _)| other == name).map(|(_, it)| it.clone());
-        let (asked, answer) = match &recorded {
-            Some(Answer { question, .. }) => (whole(question.clone()), None),
-            None => (ipc.question(name).ok().flatten(), ipc.answer(name).ok().flatten()),
-        };
+    for (name, asked, answer, recorded) in exchanges(task)? {
         for (what, found) in [("question", asked), ("answer", answer)] {
             let Some(found) = found else { continue };
             say(format!("{what} {name}{}: {}", found.remark(), quoted(&found.text)));
         }
         // An answer that is not recorded may be the worker's own words.
-        recorded.iter().for_each(|it| say(format!("answer {name}: {}", one_line(&it.answer))));
+        recorded.iter().for_each(|it| say(format!("answer {name}: {}", one_line(it))));
     }
     for (_, note) in task.notes()? {
         say(format!("note: {}", one_line(&note)));
@@ -114,39 +239,14 @@ pub(super) fn show(task: &Task, json: bool) -> Result<Exit> {
     }
     let at_work = view.attempt.as_ref().filter(|_| view.is_alive() && view.state != State::Done);
     for attempt in task.attempts()? {
-        let number = attempt.number;
-        let exit = attempt.exit()?;
-        let used = attempt.usage()?.map_or_else(String::new, |usage| format!(", {usage}"));
-        let end = match exit {
-            Some(ExitRecord { stop_reason: Some(reason), at, .. }) => {
-                format!("ended at {at}: {reason}")
-            }
-            Some(exit) => match (exit.code, exit.signal, exit.not_started) {
-                (Some(code), ..) => format!("exit code {code} at {}", exit.at),
-                (_, Some(signal), _) => format!("signal {signal} at {}", exit.at),
-                (.., Some(why)) => format!("not started: {why}"),
-                _ => format!("exit status unknown, end noticed at {}", exit.at),
-            },
-            None if at_work.is_some_and(|it| it.number == number) => "running".into(),
-            None => "no exit recorded".into(),
-        };
+        let end = end_of(&attempt, at_work.is_some_and(|it| it.number == attempt.number))?;
         let log = attempt.log_path();
         let log = if log.is_file() { format!(", log {}", log.display()) } else { String::new() };
-        say(format!("attempt {number}: {end}{used}{log}"));
-        let Some(gate) = attempt.gate()? else { continue };
-        let tests = changed_tests(&gate);
-        let late = if gate.notes.is_empty() { "" } else { "; continued with a note" };
-        let commit = gate.commit.map_or_else(String::new, |commit| format!(" of {commit}"));
-        match (gate.failed, gate.checking) {
-            (Some(check), _) => say(format!(
-                "check{commit}: {}: {}, log {}",
-                check.command,
-                check.end,
-                attempt.directory().join("check-*/log").display()
-            )),
-            (None, Some(command)) => say(format!("check{commit} runs: {command}")),
-            (None, None) => say(format!("checks{commit}: passed{tests}{late}")),
-        }
+        say(format!("{end}{log}"));
+        let failed = attempt.gate()?.and_then(|gate| gate.failed);
+        let logs = attempt.directory().join("check-*/log");
+        let log = failed.map_or_else(String::new, |_| format!(", log {}", logs.display()));
+        checks_of(&attempt)?.iter().for_each(|checks| say(format!("{checks}{log}")));
     }
     if let Some(usage) =
         view.usage().filter(|_| view.attempt.as_ref().is_some_and(|it| it.number > 1))
