@@ -212,6 +212,18 @@ pub struct Worktree {
     pub trunk: Option<String>,
 }
 
+impl Worktree {
+    /// Returns true if the worktree begins at a commit of the person, with nothing of a worker.
+    pub fn begins_at_persons(&self) -> bool {
+        self.trunk() == self.base
+    }
+
+    /// The commit of the person at which the first task of the sequence began.
+    pub fn trunk(&self) -> &str {
+        self.trunk.as_deref().unwrap_or(&self.base)
+    }
+}
+
 /// The end of an attempt that failed, in the CLI's own words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {

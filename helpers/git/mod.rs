@@ -297,11 +297,6 @@ impl Worktree {
         Ok(())
     }
 
-    /// The commit of the person at which the first task of the sequence began.
-    pub fn trunk(&self) -> &str {
-        self.trunk.as_deref().unwrap_or(&self.base)
-    }
-
     /// Returns true if [`Worktree::ensure`] has nothing to create.
     pub fn exists(&self) -> bool {
         self.has_own_repository() && !self.incomplete().exists()

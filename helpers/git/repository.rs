@@ -429,7 +429,10 @@ impl Worktree {
     /// Fills the submodules without a network, from the repository's own clones of them. Leaves them
     /// empty if a worker's commit says where they are.
     pub(super) fn fill_submodules(&self, start: &str) -> Option<String> {
-        let list = |commit: &str| self.git("rev-parse").arg(format!("{commit}:.gitmodules")).said();
+        let list = |commit: &str| {
+            let id = self.git("rev-parse --verify --quiet");
+            id.arg(format!("{commit}:.gitmodules")).said()
+        };
         if list(start).ok() != list(self.trunk()).ok() {
             return Some(
                 "a worker changed .gitmodules: submodules are empty in the worktree".into(),

@@ -18,6 +18,7 @@ use crate::plan::Plan;
 use crate::process::{TASK_DIR, calling_host};
 use crate::project::Project;
 use crate::task::{self, Dependency, Record, State, Task, View};
+use crate::text::sanitize;
 use crate::tools::{self, Invocation};
 use crate::worker::prompt;
 
@@ -178,13 +179,15 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
 /// [`Exit::Usage`] unless the person let that worker dispatch tasks.
 pub fn calling_task() -> Result<Option<Record>> {
     let Some(directory) = std::env::var_os(TASK_DIR) else { return Ok(None) };
-    let id: TaskId =
-        Path::new(&directory).file_name().unwrap_or_default().to_string_lossy().parse()?;
-    let outer = Project::find(Path::new("/"))?.existing_task(&id)?.record()?;
+    let name = Path::new(&directory).file_name().unwrap_or_default().to_string_lossy();
+    // A worker that broke its own files may start nothing either.
+    let outer =
+        || -> Result<_> { Project::find(Path::new("/"))?.existing_task(&name.parse()?)?.record() };
+    let outer = outer().ok().flatten();
     match outer.filter(|outer| outer.may_dispatch && outer.access == Access::Full) {
         Some(outer) => Ok(Some(outer)),
         None => Err(Refusal::new(Exit::Usage, "this worker may not start workers")
-            .place(format!("'{id}' was dispatched without --may-dispatch"))
+            .place(format!("'{}' was dispatched without --may-dispatch", sanitize(&name)))
             .next("do the work yourself")
             .into()),
     }

@@ -64,7 +64,9 @@ fn check_start(task: &Task, record: &mut Record, choice: &Choice) -> Result<Opti
         Refusal::new(Exit::Unavailable, what).place(why.to_string()).next(next)
     })?;
     sandbox::refuse_unholdable(task, record, &choice.settings)?;
-    if let Err(why) = sandbox::holder_of_checks(record) {
+    if !record.checks.is_empty()
+        && let Err(why) = sandbox::holder_of_commands(record)
+    {
         let (access, first) = (record.access, tools::remedy(&why));
         return Err(Refusal::new(
             Exit::Unavailable,
@@ -79,7 +81,7 @@ fn check_start(task: &Task, record: &mut Record, choice: &Choice) -> Result<Opti
 /// Refuses a CLI that says that it is not logged in, once.
 fn refuse_logged_out(config: &Config, record: &Record, chosen: &Chosen) -> Result<()> {
     let asked = || logged_out(&record.backend, &chosen.choice.settings);
-    let asked = (record.route == Route::Cli).then(asked).transpose()?.flatten();
+    let asked = (record.route == Route::Cli).then(asked).flatten();
     let Some((call, login)) = asked else { return Ok(()) };
     let other = replacements(config, &record.name)?.into_iter().next();
     let other = other.map_or_else(String::new, |(id, _)| format!(", or take {id}"));

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::domain::Backend;
+use crate::ids::short_hash;
 use crate::process::{find_program, find_program_in};
 use crate::tools::ask::{Asker, file_name, in_parallel};
 use crate::tools::cli::{Place, WorkerCli};
@@ -65,7 +66,7 @@ impl InstalledCli {
             return Err(format!("{} says no version: {}", answer.call, answer.first_line()));
         }
         self.problem = answer.slow;
-        if cli.key.and_then(std::env::var_os).is_some_and(|key| !key.is_empty()) {
+        if has_key(cli) {
             self.logged_in = Some(true);
         } else if let Some((args, read)) = cli.login_status {
             let answer = asker.ask(&self.program, args)?;
@@ -93,34 +94,37 @@ fn detect_in(path: &OsStr, extra: &[(String, String)], asker: Asker) -> Vec<Inst
 /// How long a CLI may take to say whether it is logged in, before its first worker.
 const LOGIN: Duration = Duration::from_secs(10);
 
+/// Returns true if the environment has a key for the CLI.
+fn has_key(cli: &WorkerCli) -> bool {
+    cli.key.and_then(std::env::var_os).is_some_and(|key| !key.is_empty())
+}
+
 /// Words in the settings of a CLI that may need no login of its own.
 const OTHER_PROVIDERS: [&str; 4] = ["provider", "apiKeyHelper", "API_KEY", "ANTHROPIC_"];
 
 /// The file that says that a backend's CLI was asked whether it is logged in.
 fn asked_path(backend: &str) -> Result<PathBuf> {
-    Ok(dirs::dispatch_home()?.join("asked").join(backend))
+    Ok(dirs::dispatch_home()?.join("asked").join(short_hash(backend.as_bytes())))
 }
 
 /// Asks the CLI of a backend whether it is logged in, before its first worker and after a failed
-/// login. Returns the question if it says no, and the command that logs in. The answer is a hint, so
-/// that the next call asks no more.
-pub fn logged_out(backend: &str, settings: &Backend) -> Result<Option<(String, &'static str)>> {
-    let Some(cli) = by_backend(backend, settings) else { return Ok(None) };
-    let Some((args, read)) = cli.login_status else { return Ok(None) };
-    let (asked, program) = (asked_path(backend)?, program_of_backend(backend, settings));
-    let has_key = cli.key.and_then(std::env::var_os).is_some_and(|key| !key.is_empty());
-    let program = program.filter(|_| !has_key && !asked.exists());
-    let Some(program) = program.and_then(|it| find_program(it.as_ref())) else { return Ok(None) };
-    files::create_private_directory(asked.parent().unwrap_or(&asked))?;
-    files::publish(&asked, b"")?;
+/// login. Returns the question if it says no, and the command that logs in. The answer is a hint: the
+/// next call does not ask, nor does one that cannot note that it asked.
+pub fn logged_out(backend: &str, settings: &Backend) -> Option<(String, &'static str)> {
+    let cli = by_backend(backend, settings).filter(|cli| !has_key(cli))?;
+    let (args, read) = cli.login_status?;
+    let asked = asked_path(backend).ok().filter(|asked| !asked.exists())?;
+    let program = find_program(program_of_backend(backend, settings)?.as_ref())?;
+    files::create_private_directory(asked.parent()?).ok()?;
+    files::publish(&asked, b"").ok()?;
     let of = |place: &'static Place| place.settings.iter().map(|it| place.directory().join(it));
     let mut texts = cli.places.iter().flat_map(of).filter_map(|path| files::read(&path).ok()?);
     if texts.any(|text| OTHER_PROVIDERS.iter().any(|word| text.contains(word))) {
-        return Ok(None);
+        return None;
     }
     let answer = Asker::new(LOGIN, Duration::ZERO).ask(&program, args).ok();
     let answer = answer.filter(|answer| read(answer) == Some(false));
-    Ok(answer.map(|answer| (answer.call, cli.login)))
+    answer.map(|answer| (answer.call, cli.login))
 }
 
 /// Makes the next start of a backend's worker ask again, after its login failed.

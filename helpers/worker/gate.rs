@@ -18,7 +18,7 @@ use crate::domain::{Access, Backend, Worktree};
 use crate::fault;
 use crate::files;
 use crate::git::first_paths;
-use crate::process::{self, Identity, Watch, Woken};
+use crate::process::{self, Holder, Identity, Watch, Woken};
 use crate::project::stands;
 use crate::task::{Attempt, FailedCheck, Gate, Record, Task, View};
 use crate::text::{one_line, quoted, short_duration, shorten, strip_escapes};
@@ -84,8 +84,9 @@ pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Resu
                 gate.commit = tip(record);
             }
             let (own, directory) = (own.clone(), &record.directory);
+            let holder = sandbox::holder_of_commands(record).map_err(anyhow::Error::msg)?;
             let runs = Runs::Check;
-            Errand { task, record, own, runs, directory, command: check, limit }.run(watch)
+            Errand { task, record, holder, own, runs, directory, command: check, limit }.run(watch)
         };
         let (end, may_continue) = match run() {
             Ok(None) => return Ok(false),
@@ -162,11 +163,25 @@ pub(super) fn set_up(
     // A worker at `read` needs its dependencies too.
     let access = if record.access == Access::Full { Access::Full } else { Access::Write };
     let record = &Record { access, ..record.clone() };
+    let config = Config::load()?;
+    let command = config.set_up_of(worktree)?;
+    let holder = match sandbox::holder_of_commands(record) {
+        Ok(holder) => holder,
+        // Nothing but the person's own files decides what runs then.
+        Err(_) if worktree.begins_at_persons() => None,
+        Err(why) => {
+            let why = format!("not run without a sandbox on what a worker wrote: {why}");
+            if let Some(command) = command {
+                bail!("set-up: {}: {why}", one_line(command));
+            }
+            let remark = hook.map(|_| format!("post-checkout hook {why}"));
+            return Ok(remark.into_iter().collect());
+        }
+    };
     let limit = fault::limit("DISPATCH_SETUP_MS", SETUP_LIMIT);
     let mut run = |name: &str, command: &str| -> Result<Option<String>> {
-        let own = attempt.errand(name);
-        let directory = &worktree.path;
-        let errand = Errand { task, record, own, runs: Runs::SetUp, directory, command, limit };
+        let (own, directory, runs) = (attempt.errand(name), &worktree.path, Runs::SetUp);
+        let errand = Errand { task, record, holder, own, runs, directory, command, limit };
         let end = errand.run(watch)?.context("it was stopped")?;
         let last = last_lines(&errand.own);
         let last = last.lines().rfind(|line| !line.trim().is_empty());
@@ -176,8 +191,7 @@ pub(super) fn set_up(
     if let Some(end) = hook.and_then(|hook| run("hook", &hook).transpose()) {
         remarks.push(format!("post-checkout hook failed in the worktree: {}", end?));
     }
-    let config = Config::load()?;
-    if let Some(command) = config.set_up_of(worktree)? {
+    if let Some(command) = command {
         let run = run("setup", command);
         let end = run.unwrap_or_else(|error| Some(one_line(&format!("{error:#}"))));
         if let Some(end) = end {
@@ -191,6 +205,8 @@ pub(super) fn set_up(
 struct Errand<'a> {
     task: &'a Task,
     record: &'a Record,
+    /// The sandbox around the command, if there is one.
+    holder: Option<Holder>,
     /// The place of the process and the log.
     own: Attempt,
     runs: Runs<'static>,
@@ -214,7 +230,7 @@ impl Errand<'_> {
     }
 
     fn run_held(&self, watch: &mut Watch) -> Result<Option<Failed>> {
-        let Self { task, record, own, limit, .. } = self;
+        let Self { task, record, holder, own, limit, .. } = self;
         process::adopt_descendants()?;
         let supervisor = || Identity::own().map(Some);
         if !tree(supervisor()?, record, own)?.terminate(termination_grace(), || ())?.is_empty() {
@@ -225,11 +241,10 @@ impl Errand<'_> {
         let config = Config::load().unwrap_or_default();
         let choice = config.resolve(Some(&record.name)).map(|choice| choice.settings);
         let argv = ["sh", "-c", self.command].map(OsString::from);
-        let holder = sandbox::holder_of_checks(record).map_err(anyhow::Error::msg)?;
         let mut command = match holder {
             Some(holder) => {
                 let settings = choice.unwrap_or_default();
-                sandbox::command(task, record, self.runs, &settings, holder, &argv)?
+                sandbox::command(task, record, self.runs, &settings, *holder, &argv)?
             }
             None => {
                 let mut command = Command::new(&argv[0]);
@@ -274,7 +289,7 @@ impl Errand<'_> {
             }
         };
         let _ = log.follow(&mut listener);
-        if let Some(failure) = log.printed().and_then(|printed| sandbox::failure(record, &printed))
+        if let Some(failure) = log.printed().and_then(|printed| sandbox::failure(*holder, &printed))
         {
             bail!("{}", failure.said);
         }

@@ -107,9 +107,7 @@ pub(super) fn run(
         }
     }
     fault::point("supervisor", "reaped");
-    if let Some(Err(error)) = record.worktree.as_ref().map(|it| fetch(task, it)) {
-        let _ = task.side().tell(&format!("{error:#}"));
-    }
+    fetch_work(task, &record);
     let observed = started.listener.observed().clone();
     let sandbox_failure = started.sandbox_failure(&record, status);
     // Unreadable usage must not leave the end unrecorded.
@@ -158,11 +156,7 @@ pub(super) fn watch_over(
         session: None,
     };
     let (_, stop_reason) = worker.wait_for_end(task, watch)?;
-    if let Some(Err(error)) = record.worktree.as_ref().map(|it| fetch(task, it)) {
-        let _ = task.side().tell(&format!("{error:#}"));
-    }
     let exit = unseen_end(task, &record, &attempt);
-    let _ = sandbox::release_places(task);
     let stop_reason = stop_reason.or(exit.stop_reason);
     Ok((attempt, ExitRecord { stop_reason, ..exit }))
 }
@@ -175,9 +169,18 @@ fn listener_of(record: &Record) -> Listener {
     listener(&record.backend, &settings)
 }
 
-/// Reconstructs the end of an attempt that nobody saw from its log. A CLI that reported its final
-/// result counts as finished, whatever ended the process after that.
+/// Fetches what the worker committed, and tells the host if that fails: the end counts all the same.
+fn fetch_work(task: &Task, record: &Record) {
+    if let Some(Err(error)) = record.worktree.as_ref().map(|it| fetch(task, it)) {
+        let _ = task.side().tell(&format!("{error:#}"));
+    }
+}
+
+/// Fetches the work of an attempt whose end nobody saw, and reconstructs the end from its log. A CLI
+/// that reported its final result counts as finished, whatever ended the process after that.
 pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> ExitRecord {
+    fetch_work(task, record);
+    let _ = sandbox::release_places(task);
     let mut listener = listener_of(record);
     for log in [attempt.old_log_path(), attempt.log_path()] {
         listener.hear(&files::tail(&log, UNSEEN_LOG_BYTES).unwrap_or_default());

@@ -145,7 +145,7 @@ impl RunningWorker {
     /// The failure of a sandbox that did not start the worker.
     pub(super) fn sandbox_failure(&self, record: &Record, status: ExitStatus) -> Option<Failure> {
         let printed = self.log.printed().filter(|_| !status.success())?;
-        sandbox::failure(record, &printed)
+        sandbox::failure(record.holder, &printed)
     }
 
     /// Parses new output and returns its size in bytes. A read error must not stop the supervision.

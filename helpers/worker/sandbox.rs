@@ -148,7 +148,9 @@ pub fn description(record: &Record) -> Option<String> {
 /// [`Exit::Unavailable`] with the path.
 pub fn refuse_unholdable(task: &Task, record: &Record, settings: &Backend) -> Result<()> {
     refuse_replaced(record)?;
-    if !matches!(holder_of_checks(record), Ok(Some(_))) {
+    let has_held_check =
+        !record.checks.is_empty() && matches!(holder_of_commands(record), Ok(Some(_)));
+    if record.holder.is_none() && !has_held_check {
         return Ok(());
     }
     let obeyed = Obeyed::of(task, record)?;
@@ -156,15 +158,13 @@ pub fn refuse_unholdable(task: &Task, record: &Record, settings: &Backend) -> Re
 }
 
 /// The sandbox of the person's checks and set-up: the task's, or one of dispatch's where the CLI itself
-/// holds the worker; `None` if nothing has to hold them.
+/// holds the worker; `None` at `full`, where nothing has to hold them.
 ///
 /// # Errors
 /// Why there is none on this machine.
-pub fn holder_of_checks(record: &Record) -> Result<Option<Holder>, String> {
+pub fn holder_of_commands(record: &Record) -> Result<Option<Holder>, String> {
     match record.holder {
-        None if !record.checks.is_empty() && record.access != Access::Full => {
-            tools::sandbox(false).map(Some)
-        }
+        None if record.access != Access::Full => tools::sandbox(false).map(Some),
         holder => Ok(holder),
     }
 }
@@ -492,8 +492,8 @@ pub(super) fn command(
 }
 
 /// The failure of a sandbox that did not start: all that was printed are its own errors.
-pub(super) fn failure(record: &Record, printed: &str) -> Option<Failure> {
-    record.holder?;
+pub(super) fn failure(holder: Option<Holder>, printed: &str) -> Option<Failure> {
+    holder?;
     let is_own = |line: &str| line.starts_with("bwrap: ") || line.starts_with("sandbox-exec: ");
     let said = printed.lines().last().filter(|_| printed.lines().all(is_own))?.to_owned();
     Some(Failure { kind: FailureKind::Sandbox, said, resets: None })

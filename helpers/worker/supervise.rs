@@ -6,10 +6,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::config::Config;
-use crate::domain::{FailureKind, Route, TaskId, Worktree};
+use crate::domain::{FailureKind, Route, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -21,7 +22,7 @@ use crate::process::{self, Life, TASK_DIR, Watch};
 use crate::project::Project;
 use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait};
 use crate::worker::running::{STARTED, Starter, WAITS};
-use crate::worker::{self, gate, queue, run, sandbox};
+use crate::worker::{self, gate, queue, run};
 
 /// How long a task is parked the first time if the CLI does not say when its limit resets. The time
 /// doubles with each further park in a row.
@@ -46,7 +47,7 @@ const CONTINUE_LIMIT: Duration = Duration::from_secs(10);
 const RUN_LOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// A condition under which a supervisor that has the run lock does anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Only {
     /// An answer waits for a worker.
     Answered,
@@ -74,13 +75,14 @@ pub fn start(task: &Task) -> Result<StartOutcome> {
 /// Starts a supervisor because an answer came after the worker's end. Does nothing if another helper
 /// was faster.
 pub fn start_answered(task: &Task) -> Result<StartOutcome> {
-    start_if(task, Some("answered"))
+    start_if(task, Some(Only::Answered))
 }
 
-fn start_if(task: &Task, only_if: Option<&str>) -> Result<StartOutcome> {
+fn start_if(task: &Task, only_if: Option<Only>) -> Result<StartOutcome> {
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = task.helper("--supervise")?;
-    command.args(only_if.iter().flat_map(|condition| ["--only-if", condition])).stdout(writer);
+    let condition = only_if.and_then(|only_if| only_if.to_possible_value());
+    command.args(condition.iter().flat_map(|it| ["--only-if", it.get_name()])).stdout(writer);
     process::detach(&mut command)?;
     drop(command);
     let mut said = Vec::new();
@@ -104,8 +106,8 @@ fn start_if(task: &Task, only_if: Option<&str>) -> Result<StartOutcome> {
     }
 }
 
-/// Runs as the supervisor of the task with this person's side until the task needs none. Standard output is a pipe to the starter, which
-/// reads it until the worker is running or waiting.
+/// Runs as the supervisor of the task with this person's side until the task needs none. Standard output
+/// is a pipe to the starter, which reads it until the worker is running or waiting.
 pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
     let task = Task::at_state(state_dir)?;
     let mut starter = Starter::default();
@@ -390,11 +392,7 @@ fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<boo
     if attempt.exit()?.is_some() {
         return Ok(false);
     }
-    if let Some(Err(error)) = record.worktree.as_ref().map(Worktree::fetch) {
-        let _ = task.side().tell(&format!("{error:#}"));
-    }
     let exit = run::unseen_end(task, record, attempt);
-    let _ = sandbox::release_places(task);
     if task.wait()?.is_none()
         && let Some(wait) = park(task, &exit, 1)?
     {
@@ -412,8 +410,8 @@ pub fn resume_if_answered(view: &View) -> bool {
     late && start_answered(&view.task).is_ok()
 }
 
-/// Starts a supervisor for each task that lost its own, while it waited or its worker runs (a crash, a restart), in the order of
-/// dispatch. Returns the tasks whose supervisor was started.
+/// Starts a supervisor for each task that lost its own, while it waited or its worker runs (a crash, a
+/// restart), in the order of dispatch. Returns the tasks whose supervisor was started.
 pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
     let mut views: Vec<_> = views.iter().filter(|view| is_abandoned(view)).collect();
     // Without a config no worker can start; the tasks stay waiting until there is one.
@@ -429,7 +427,7 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
     });
     let still = |view: &&View| view.task.view().is_ok_and(|view| is_abandoned(&view));
     // An error is recorded with the task, or comes back at the next look.
-    let starts = |view: &&View| still(view) && start_if(&view.task, Some("open")).is_ok();
+    let starts = |view: &&View| still(view) && start_if(&view.task, Some(Only::Open)).is_ok();
     views.into_iter().filter(starts).map(|view| view.task.id().clone()).collect()
 }
 

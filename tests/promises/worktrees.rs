@@ -515,6 +515,39 @@ fn failed_set_up_fails_its_task_which_can_be_resumed() {
     assert!(state.contains("did you mean 'setup'?"), "{state}");
 }
 
+/// Where only the CLI itself holds its worker, nothing would hold what the worker's commit makes of the
+/// person's commands.
+#[test]
+fn set_up_never_runs_a_workers_files_unheld() {
+    let sandbox = ready(&[]);
+    let bin = sandbox.home().join("bin");
+    fs::create_dir_all(&bin).expect("made");
+    for program in ["sh", "env", "git", "cat", "id", "sleep"] {
+        let found = dispatch::process::find_program(program.as_ref()).expect("installed");
+        std::os::unix::fs::symlink(found, bin.join(program)).expect("linked");
+    }
+    write_program(&sandbox, &bin.join("codex"), &commits());
+    let hook = sandbox.project().join(".git/hooks/post-checkout");
+    write_program(&sandbox, &hook, "echo hook >>~/ran");
+    sandbox.config("default: gpt\nmodels: { gpt: { backend: codex } }\n");
+    let dispatch = |id: &str, options: &[&str]| {
+        let call = spawn(&sandbox, id, "gpt").args(options).env("PATH", &bin).run();
+        assert_eq!(call.code, Some(0), "{}", call.err);
+    };
+    dispatch("own", &[]);
+    sandbox.wait_for_state("own", "done");
+    assert_eq!(sandbox.last_of("ran", 1), "hook");
+    dispatch("hook", &["--after", "own"]);
+    sandbox.wait_for_state("hook", "done");
+    let why =
+        "not run without a sandbox on what a worker wrote: bubblewrap (bwrap) is not installed";
+    assert_eq!(sandbox.read("hook", "tells/001"), format!("post-checkout hook {why}"));
+    sandbox.set_up("{ setup: echo set-up >>~/ran }");
+    dispatch("set-up", &["--after", "own"]);
+    sandbox.wait_for_state("set-up", &format!("failed: set-up: echo set-up >>~/ran: {why}"));
+    assert_eq!(sandbox.last_of("ran", 1), "hook");
+}
+
 #[test]
 fn set_up_that_was_killed_or_stopped_begins_again_in_a_new_worktree() {
     let sandbox = ready(&[("commits", &commits())]);

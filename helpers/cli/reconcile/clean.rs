@@ -1,7 +1,7 @@
 //! `dispatch-reconcile clean`: removes finished tasks, but no work that exists nowhere else.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, bail, ensure};
@@ -80,8 +80,11 @@ pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
         if let Some(records) = records.collect::<Option<Vec<_>>>().filter(|_| broken.is_empty())
             && !args.dry_run
         {
-            let paths: Vec<_> = records.into_iter().filter_map(|it| it.worktree).collect();
-            git::forget_removed(&repository, |path| paths.iter().any(|it| it.path == path))?;
+            let owned: Vec<_> = records.into_iter().filter_map(|it| it.worktree).collect();
+            // A home directory may have moved since, and the names stay.
+            let is_owned =
+                |path: &Path| owned.iter().any(|it| it.path.file_name() == path.file_name());
+            git::forget_removed(&repository, is_owned)?;
         }
     }
     if !printed {
