@@ -11,15 +11,18 @@ use tempfile::TempDir;
 
 use crate::{helpers, until};
 
-/// A worker that stays and a worker that ends at once. If the benchmark is killed, the first ends
-/// by itself, and its monitor with it.
-const CONFIG: &str = "backends:
+/// A worker that stays, one that ends at once and one that completes its plan. If the benchmark is
+/// killed, the first ends by itself, and its monitor with it.
+const CONFIG: &str = r#"backends:
   stays: { command: exec sleep 900, prompt: stdin }
   ends: { command: 'true' }
+  completes:
+    command: 'for n in 1 2 3; do HELPER tick $n; done; HELPER finish Fine. #'
 models:
   stays: { backend: stays }
   ends: { backend: ends }
-";
+  completes: { backend: completes }
+"#;
 
 const PLAN: &str = "# Measure\n- [ ] One\n- [ ] Two\n- [ ] Three\n\n## Context\nNothing.\n";
 
@@ -37,7 +40,8 @@ impl Home {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         let home = Self { directory };
         fs::create_dir_all(home.path(".dispatch"))?;
-        fs::write(home.path(".dispatch/config.yaml"), CONFIG)?;
+        let helper = home.helper("dispatch-worker").display().to_string();
+        fs::write(home.path(".dispatch/config.yaml"), CONFIG.replace("HELPER", &helper))?;
         helpers::install(&home.path("helpers"));
         Ok(home)
     }
@@ -109,20 +113,22 @@ impl Project<'_> {
         (0..count).try_for_each(|number| self.spawn(&name_of(number), "stays").map(drop))
     }
 
-    /// Creates that many ended tasks, nine in ten of them done: one by `dispatch-spawn`, the others
-    /// as its copies.
+    /// Creates that many ended tasks, nine in ten of them done: two by `dispatch-spawn`, the others as
+    /// their copies.
     pub(crate) fn fill(&self, count: usize) -> Result<()> {
-        self.spawn(&name_of(0), "ends")?;
-        self.until_ended(&name_of(0))?;
-        (1..count).try_for_each(|number| self.copy(&name_of(number), number % 10 != 0))
+        for (number, model) in [(0, "ends"), (1, "completes")] {
+            self.spawn(&name_of(number), model)?;
+            self.until_ended(&name_of(number))?;
+        }
+        (2..count).try_for_each(|number| self.copy(number % 10, &name_of(number)))
     }
 
-    /// Copies the first task; a `done` copy ended three days ago.
-    pub(crate) fn copy(&self, to: &str, done: bool) -> Result<()> {
-        let (first, to_path) = (self.task(&name_of(0)), self.task(to));
+    /// Copies the first task, or the second for any other number; that copy ended three days ago.
+    fn copy(&self, from: usize, to: &str) -> Result<()> {
+        let from = name_of(from.min(1));
+        let (first, to_path) = (self.task(&from), self.task(to));
         dispatch::files::copy_directory(&first, &to_path)?;
-        let (state, to_state) =
-            (self.state(&name_of(0))?, self.state(&name_of(0))?.with_file_name(to));
+        let (state, to_state) = (self.state(&from)?, self.state(&from)?.with_file_name(to));
         dispatch::files::copy_directory(&state, &to_state)?;
         // Each task has its own nonce and directory.
         let record = fs::read_to_string(state.join("record.yaml"))?;
@@ -132,10 +138,9 @@ impl Project<'_> {
         let own = own.replace(&first.display().to_string(), &to_path.display().to_string());
         fs::write(to_state.join("record.yaml"), own)?;
         dispatch::task::Task::at_state(&to_state)?.call_owner();
-        if done {
-            fs::write(to_path.join("plan.md"), PLAN.replace("[ ]", "[x]"))?;
-            let marker = File::create(to_path.join("ipc/.done"))?;
-            marker.set_modified(SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60))?;
+        // A task that is done has this mark.
+        if let Ok(mark) = File::options().append(true).open(to_state.join("done")) {
+            mark.set_modified(SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60))?;
         }
         Ok(())
     }
