@@ -112,7 +112,7 @@ fn suggest_id(text: &str) -> String {
 }
 
 /// How a worker is started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Route {
     /// By the host's own Agent tool.

@@ -65,8 +65,11 @@ pub struct Args {
     /// Work on the branch of the task after --after, instead of one of its own
     #[arg(long, requires = "after")]
     continue_branch: bool,
+    /// Use an agent of this session for Claude, whatever the config's route is
+    #[arg(long, conflicts_with = "may_dispatch")]
+    agent: bool,
     /// Resume a task's remaining items (`--model` picks another worker); start a waiting task now
-    #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "check", "may_dispatch", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "check", "agent", "may_dispatch", "dry_run"])]
     resume: bool,
     /// Tick this unwanted item, named by its number or words (repeatable)
     #[arg(long, value_name = "ITEM", requires = "resume")]
@@ -144,6 +147,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         with_changes: args.with_changes,
         continue_branch: args.continue_branch,
         may_dispatch: args.may_dispatch,
+        agent: args.agent,
         checks: args.check.clone(),
         budget: args.budget,
         after: args.after.iter().map(|id| id.parse()).collect::<Result<_, _>>()?,

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::config::edit::{Edit, Field, map};
 use crate::config::splice::{PLAIN, pair};
-use crate::domain::{Access, Backend};
+use crate::domain::{Access, Backend, Route};
 use crate::text::shell_word;
 use crate::tools::detect::InstalledCli;
 use crate::tools::holder;
@@ -77,12 +77,20 @@ pub fn gaps(found: &[InstalledCli]) -> Vec<(&str, String)> {
     backends.filter_map(|backend| Some((backend, gap(backend)?.to_string()))).collect()
 }
 
-/// The text of the first config. Workers of the backends in `full` get full access.
+/// Returns true if Claude Code is installed, and its workers can be held as processes.
+pub fn holds_claude(found: &[InstalledCli]) -> bool {
+    let is_held = || holder("claude", &Backend::default(), Access::Write).is_ok();
+    found.iter().any(|found| found.backend == "claude") && is_held()
+}
+
+/// The text of the first config. Workers of the backends in `full` get full access, and those of Claude
+/// this route.
 pub fn text(
     default: &str,
     found: &[InstalledCli],
     listings: &[Listing],
     full: &[String],
+    route: Option<Route>,
 ) -> String {
     let mut text = format!(
         "# The workers of dispatch. Edit it as you like; 'dispatch-config check' finds mistakes.\n\n{}\n\nbackends:\n",
@@ -91,7 +99,11 @@ pub fn text(
     let entry =
         |name: &str, fields: &[Field]| format!("  {}\n", pair(name, &map(fields), None, PLAIN));
     for found in found {
-        text += &entry(&found.backend, &backend(found, full.contains(&found.backend)));
+        let mut fields = backend(found, full.contains(&found.backend));
+        if found.backend == "claude" && route == Some(Route::Cli) {
+            fields.push(("route", "cli".into()));
+        }
+        text += &entry(&found.backend, &fields);
     }
     text.push_str("\nmodels:\n");
     for (provider, models) in models(found, listings) {
@@ -173,7 +185,7 @@ mod tests {
     #[test]
     fn first_config_lists_models_by_provider() {
         let (found, listings) = machine();
-        let text = text("opus", &found, &listings, &["codex".into()]);
+        let text = text("opus", &found, &listings, &["codex".into()], Some(Route::Cli));
         assert_eq!(
             text,
             r#"# The workers of dispatch. Edit it as you like; 'dispatch-config check' finds mistakes.
@@ -181,7 +193,7 @@ mod tests {
 default: opus
 
 backends:
-  claude: {}
+  claude: { route: cli }
   codex: { access: full }
   cursor: { command: "\"/home/me/my bin/agent\" -p --force --trust", prompt: stdin }
 

@@ -39,6 +39,8 @@ pub struct Request {
     pub continue_branch: bool,
     /// True if the worker may dispatch tasks of its own.
     pub may_dispatch: bool,
+    /// True if the worker has to be an agent of the host.
+    pub agent: bool,
     /// The commands that must succeed before the task is done.
     pub checks: Vec<String>,
     /// The most that the task may use before the person is asked; `None` for the config's.
@@ -119,7 +121,8 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         Some(route) if request.may_dispatch => route,
         _ => {
             let own = worktree || request.may_dispatch;
-            ops::route(choice, [!checks.is_empty(), !budget.is_none(), own, !after.is_empty()])?
+            let needs = [!checks.is_empty(), !budget.is_none(), own, !after.is_empty()];
+            ops::route(choice, request.agent, needs)?
         }
     };
     let planned = worktree.then(|| git::plan_worktree(&id, &directory, request.with_changes));

@@ -134,19 +134,33 @@ const NEEDS: [[&str; 3]; 4] = [
     ],
 ];
 
-/// The route: by the config, else `agent` for Claude inside Claude Code, which has its own agents.
-/// `needs` says which of [`NEEDS`] the task has.
-fn route(choice: &Choice, needs: [bool; 4]) -> Result<Route> {
+/// Returns true for Claude inside Claude Code, which has its own agents.
+fn has_agents(backend: &str) -> bool {
+    calling_host().is_some() && backend == "claude" && is_known("claude")
+}
+
+/// The route: `agent` if the person `asked_for_agent`, else by the config, else `agent` where the host has
+/// agents. `needs` says which of [`NEEDS`] the task has.
+fn route(choice: &Choice, asked_for_agent: bool, needs: [bool; 4]) -> Result<Route> {
     let backend = &choice.backend;
     let need = NEEDS.iter().zip(needs).find(|(_, is_needed)| *is_needed);
+    let configured = choice.settings.route;
     if let Some(([what, place, option], _)) = need
-        && choice.settings.route == Some(Route::Agent)
+        && (asked_for_agent || configured == Some(Route::Agent))
     {
-        let next =
-            format!("dispatch without {option}, or take 'route: agent' out of backend '{backend}'");
+        let agent = match asked_for_agent {
+            true => "leave out --agent".into(),
+            false => format!("take 'route: agent' out of backend '{backend}'"),
+        };
+        let next = format!("dispatch without {option}, or {agent}");
         return Err(Refusal::new(Exit::Usage, *what).place(*place).next(next).into());
     }
-    let inside_claude = calling_host().is_some() && backend == "claude" && is_known("claude");
-    let usual = if inside_claude && need.is_none() { Route::Agent } else { Route::Cli };
-    Ok(choice.settings.route.unwrap_or(usual))
+    if asked_for_agent && !has_agents(backend) {
+        return Err(Refusal::new(Exit::Usage, "the host has no agent for this task")
+            .place(format!("{} is no model of a Claude Code that calls this", choice.name))
+            .next("leave out --agent")
+            .into());
+    }
+    let usual = if has_agents(backend) && need.is_none() { Route::Agent } else { Route::Cli };
+    Ok(if asked_for_agent { Route::Agent } else { configured.unwrap_or(usual) })
 }

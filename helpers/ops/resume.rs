@@ -152,6 +152,7 @@ fn change_worker(
         backend: choice.backend.clone(),
         route: ops::route(
             choice,
+            false,
             [
                 !record.checks.is_empty(),
                 !record.budget.is_none(),

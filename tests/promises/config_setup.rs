@@ -9,7 +9,7 @@ use crate::support::clis::{
 };
 use crate::support::terminal::Terminal;
 use crate::support::text::{names, same, tree};
-use crate::support::{PLAN, Sandbox};
+use crate::support::{Host, PLAN, Sandbox};
 
 /// A machine with the common CLIs.
 fn machine() -> Sandbox {
@@ -21,7 +21,7 @@ fn json_lists_clis_models_and_defaults() {
     let sandbox = machine();
     sandbox.configure(&["setup", "--json"]).run().shows(str![[r#"
 exit 0
-{"defaults":[{"name":"opus","why":"Claude, for hard tasks"},{"name":"sonnet","why":"Claude, fast and capable"},{"name":"gpt-6-codex","why":"OpenAI, first in its list"},{"name":"gemini-3.1-pro","why":"Gemini, first in its list"}],"found":[{"backend":"claude","logged_in":true,"problem":null,"program":"TOP/clis/claude","version":"2.1.329"},{"backend":"codex","logged_in":true,"problem":null,"program":"TOP/clis/codex","version":"0.169.0"},{"backend":"cursor","logged_in":true,"problem":null,"program":"TOP/clis/cursor-agent","version":"2026.01.28-fd13201"}],"full_only":[{"backend":"cursor","why":"bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say"}],"models":[{"backend":"claude","count":4,"notable":["opus","sonnet","haiku","fable"]},{"backend":"codex","count":3,"notable":["gpt-6-codex","gpt-6","gpt-5.3-codex"]},{"backend":"cursor","count":5,"notable":["auto","gpt-5.3-codex-low","claude-opus-5-thinking-high","gemini-3.1-pro"]}]}
+{"ask_route":true,"defaults":[{"name":"opus","why":"Claude, for hard tasks"},{"name":"sonnet","why":"Claude, fast and capable"},{"name":"gpt-6-codex","why":"OpenAI, first in its list"},{"name":"gemini-3.1-pro","why":"Gemini, first in its list"}],"found":[{"backend":"claude","logged_in":true,"problem":null,"program":"TOP/clis/claude","version":"2.1.329"},{"backend":"codex","logged_in":true,"problem":null,"program":"TOP/clis/codex","version":"0.169.0"},{"backend":"cursor","logged_in":true,"problem":null,"program":"TOP/clis/cursor-agent","version":"2026.01.28-fd13201"}],"full_only":[{"backend":"cursor","why":"bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say"}],"models":[{"backend":"claude","count":4,"notable":["opus","sonnet","haiku","fable"]},{"backend":"codex","count":3,"notable":["gpt-6-codex","gpt-6","gpt-5.3-codex"]},{"backend":"cursor","count":5,"notable":["auto","gpt-5.3-codex-low","claude-opus-5-thinking-high","gemini-3.1-pro"]}]}
 "#]]);
     assert!(!sandbox.config_path().exists());
 }
@@ -188,6 +188,8 @@ Let workers of cursor do anything without asking? [y/N]
         );
         let full = if default == "opus" { "y\n" } else { "n\n" };
         terminal.write(full);
+        terminal.read_until("agents of the session do neither. [y/N] ");
+        terminal.write(if default == "sonnet" { "y\n" } else { "\n" });
         terminal.read_until("Write the config? [y/N] ");
         assert!(!sandbox.config_path().exists(), "nothing before the reply");
         terminal.write("y\n");
@@ -196,6 +198,7 @@ Let workers of cursor do anything without asking? [y/N]
         let config = sandbox.config_text();
         assert!(config.contains(&format!("\ndefault: {default}\n")), "{reply}");
         assert_eq!(config.contains("  cursor: { access: full }\n"), full == "y\n", "{config}");
+        assert_eq!(config.contains("  claude: { route: cli }\n"), default == "sonnet", "{config}");
     }
 }
 
@@ -205,7 +208,7 @@ fn refused_or_wrong_reply_writes_nothing() {
     let mut terminal = Terminal::run(sandbox.configure(&["setup"]));
     terminal.read_until("[1] ");
     terminal.write("1\n");
-    for question in ["anything without asking? [y/N] ", "Write the config? [y/N] "] {
+    for question in ["without asking? [y/N] ", "do neither. [y/N] ", "Write the config? [y/N] "] {
         terminal.read_until(question);
         terminal.write("n\n");
     }
@@ -393,4 +396,34 @@ fn killed_setup_leaves_nothing_or_the_config() {
     fs::create_dir_all(sandbox.home().join(".dispatch")).expect("made");
     fs::write(sandbox.home().join(".dispatch/models.json"), "[{").expect("written");
     sandbox.configure(&["setup", "--default", "gpt-6", "--yes"]).run().ok();
+}
+
+#[test]
+fn agent_option_overrides_the_route_of_the_config() {
+    let sandbox = Sandbox::new();
+    sandbox.plan("x", PLAN);
+    let host = Host::new(&sandbox);
+    let config = "default: opus\nbackends: { claude: { route: cli }, codex: {} }\nmodels:\n  \
+                  opus: { backend: claude }\n  gpt: { backend: codex }\n";
+    sandbox.config(config);
+    let dry = |options: &[&str]| {
+        let args = [&["x", "--dry-run", "--agent"], options].concat();
+        host.calls(sandbox.call("dispatch-spawn", &args))
+    };
+    assert!(dry(&[]).run().ok().contains("subagent_type"));
+    dry(&["--model", "gpt"]).run().shows(str![[r#"
+exit 64
+! dispatch-spawn: the host has no agent for this task
+!   gpt is no model of a Claude Code that calls this
+!   next: leave out --agent
+"#]]);
+    sandbox
+        .config(&format!("{config}aliases: {{ tested: {{ model: opus, check: make test }} }}\n"));
+    dry(&["--model", "tested"]).run().shows(str![[r#"
+exit 64
+! dispatch-spawn: the work of an agent of the host cannot be checked
+!   only a supervisor runs checks, and an agent has none
+!   next: dispatch without --check, or leave out --agent
+"#]]);
+    assert_eq!(sandbox.run("dispatch-spawn", &["x", "--agent"]).code, Some(64), "without a host");
 }

@@ -385,6 +385,9 @@ Options:
       --continue-branch
           Work on the branch of the task after --after, instead of one of its own
 
+      --agent
+          Use an agent of this session for Claude, whatever the config's route is
+
       --resume
           Resume a task's remaining items (`--model` picks another worker); start a waiting task now
 
@@ -614,6 +617,13 @@ Options:
 
       --full <BACKEND>
           Give this CLI's workers full access, if it cannot hold them to the project (repeatable)
+
+      --route <ROUTE>
+          Run Claude's workers as agents of the session or as processes [default: agent]
+
+          Possible values:
+          - agent: By the host's own Agent tool
+          - cli:   As a detached process
 
       --yes
           Write without asking

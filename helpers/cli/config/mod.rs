@@ -16,7 +16,7 @@ use crate::cli::{ask, complain, done, project, run, say, text};
 use crate::config::check::Severity;
 use crate::config::{self, Config, choose};
 use crate::dirs;
-use crate::domain::{Backend, PromptVia};
+use crate::domain::{Backend, PromptVia, Route};
 use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::tools::is_known_command;
@@ -96,11 +96,14 @@ enum ConfigCommand {
         /// Give this CLI's workers full access, if it cannot hold them to the project (repeatable)
         #[arg(long, value_name = "BACKEND")]
         full: Vec<String>,
+        /// Run Claude's workers as agents of the session or as processes [default: agent]
+        #[arg(long, value_enum)]
+        route: Option<Route>,
         /// Write without asking
         #[arg(long)]
         yes: bool,
         /// Print CLIs, models and sensible defaults as JSON, and write nothing
-        #[arg(long, conflicts_with_all = ["default", "yes", "full"])]
+        #[arg(long, conflicts_with_all = ["default", "yes", "full", "route"])]
         json: bool,
     },
     /// Show which worker a name or sentence resolves to
@@ -183,8 +186,9 @@ pub fn main() -> ExitCode {
         },
         ConfigCommand::Detect { json } => setup::detect(json),
         ConfigCommand::Models { refresh, json } => setup::models(refresh, json),
-        ConfigCommand::Setup { default, full, yes, json } => {
-            setup::setup(default.as_deref(), &full, yes, json)
+        ConfigCommand::Setup { json: true, .. } => setup::show_machine(),
+        ConfigCommand::Setup { default, full, route, yes, .. } => {
+            setup::setup(default.as_deref(), full, route, yes)
         }
         ConfigCommand::Resolve { instead_of: Some(name), json, .. } => replacements(&name, json),
         ConfigCommand::Resolve { name, request, json, .. } => {

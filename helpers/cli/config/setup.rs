@@ -7,11 +7,16 @@ use serde_json::json;
 
 use crate::cli::config::{ask, consent};
 use crate::cli::{done, say};
-use crate::config::setup::{Offer, gaps, models as models_of, offers, text};
+use crate::config::setup::{Offer, gaps, holds_claude, models as models_of, offers, text};
 use crate::config::{Config, choose, edit};
+use crate::domain::Route;
 use crate::error::{Exit, Refusal};
 use crate::tools::detect::InstalledCli;
 use crate::tools::models::{Listed, Listing, Source};
+
+/// The question about Claude's workers.
+const PROCESSES: &str = "Run Claude's workers as processes in a sandbox (recommended)? They ask for no \
+                         permission and outlive the session; agents of the session do neither.";
 
 /// How many models of a CLI are named as examples.
 const NOTABLE: usize = 4;
@@ -78,26 +83,43 @@ fn print_listing(listing: &Listing) {
     }
 }
 
-/// Writes the first config.
-pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: bool) -> Result<Exit> {
-    if !json {
-        edit::refuse_existing()?;
-    }
+/// The CLIs on this machine, those of them that work, and their models.
+fn machine() -> Result<(Vec<InstalledCli>, Vec<InstalledCli>, Vec<Listing>)> {
     let (all, listings) = choose::machine(None)?;
     if all.is_empty() {
         return Err(nothing_found().into());
     }
     // A CLI that hangs or fails is listed but not used.
-    let found: Vec<_> = all.iter().filter(|found| found.usable()).cloned().collect();
+    let found = all.iter().filter(|found| found.usable()).cloned().collect();
+    Ok((all, found, listings))
+}
+
+/// Prints what a host has to know before it asks the person for the first config.
+pub(super) fn show_machine() -> Result<Exit> {
+    let (all, found, listings) = machine()?;
+    let gap = |(name, why): &(&str, String)| json!({ "backend": name, "why": why });
+    let gaps: Vec<_> = gaps(&found).iter().map(gap).collect();
+    let listed: Vec<_> = listings.iter().map(in_brief).collect();
+    let (offers, holds) = (offers(&found, &listings), holds_claude(&found));
+    done(
+        json!({
+            "found": all, "models": listed, "defaults": offers, "full_only": gaps,
+            "ask_route": holds,
+        })
+        .to_string(),
+    )
+}
+
+/// Writes the first config.
+pub(super) fn setup(
+    default: Option<&str>,
+    mut full: Vec<String>,
+    route: Option<Route>,
+    yes: bool,
+) -> Result<Exit> {
+    edit::refuse_existing()?;
+    let (all, found, listings) = machine()?;
     let offers = offers(&found, &listings);
-    if json {
-        let listings: Vec<_> = listings.iter().map(in_brief).collect();
-        let gap = |(name, why): &(&str, String)| json!({ "backend": name, "why": why });
-        let gaps: Vec<_> = gaps(&found).iter().map(gap).collect();
-        let all =
-            json!({ "found": all, "models": listings, "defaults": offers, "full_only": gaps });
-        return done(all.to_string());
-    }
     all.iter().for_each(|found| say(described(found)));
     if found.is_empty() {
         return Err(Refusal::new(Exit::Unavailable, "no worker CLI on this machine works")
@@ -124,9 +146,12 @@ pub(super) fn setup(default: Option<&str>, full: &[String], yes: bool, json: boo
             .next("dispatch-config models lists all of them")
             .into());
     }
-    let mut full = full.to_vec();
     full.extend(ask_full_access(&found, &full, yes)?);
-    let text = text(&default, &found, &listings, &full);
+    let route = match route {
+        None if !yes && holds_claude(&found) && consent(PROCESSES)? => Some(Route::Cli),
+        route => route,
+    };
+    let text = text(&default, &found, &listings, &full, route);
     if !yes && !consent("Write the config?")? {
         return done("Nothing was written.");
     }
