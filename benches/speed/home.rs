@@ -69,6 +69,19 @@ impl Home {
         fs::write(root.join(".git/HEAD"), "")?;
         Ok(Project { home: self, root })
     }
+
+    /// A real repository whose `post-checkout` hook takes a second.
+    pub(crate) fn repository_with_slow_hook(&self, name: &str) -> Result<Project<'_>> {
+        let root = self.path(name);
+        let hook = "#!/bin/sh\nexec sleep 1\n";
+        let make = "git init -q \"$1\" && cd \"$1\" && git -c user.name=A -c user.email=a@example.com \
+                    commit -q --allow-empty -m Begin && printf %s \"$2\" >.git/hooks/post-checkout && \
+                    chmod +x .git/hooks/post-checkout";
+        let mut command = self.command(Path::new("sh"));
+        command.args(["-c", make, "sh"]).arg(&root).arg(hook);
+        ensure!(command.status()?.success(), "{command:?}");
+        Ok(Project { home: self, root })
+    }
 }
 
 /// A project whose workers end with it.
@@ -94,12 +107,12 @@ impl Project<'_> {
     }
 
     /// Runs `dispatch-spawn` with this process as the host, and returns its time.
-    pub(crate) fn spawn(&self, id: &str, model: &str) -> Result<Duration> {
+    pub(crate) fn spawn(&self, id: &str, model: &str, options: &[&str]) -> Result<Duration> {
         fs::create_dir_all(self.task(id))?;
         fs::write(self.task(id).join("plan.md"), PLAN)?;
         let mut command = self.home.command(&self.home.helper("dispatch-spawn"));
         command.current_dir(&self.root).env("CLAUDE_PID", std::process::id().to_string());
-        command.args([id, "--model", model]);
+        command.args([id, "--model", model]).args(options);
         let begin = Instant::now();
         let output = command.output()?;
         let took = begin.elapsed();
@@ -110,14 +123,14 @@ impl Project<'_> {
 
     /// Starts that many workers that stay.
     pub(crate) fn run(&self, count: usize) -> Result<()> {
-        (0..count).try_for_each(|number| self.spawn(&name_of(number), "stays").map(drop))
+        (0..count).try_for_each(|number| self.spawn(&name_of(number), "stays", &[]).map(drop))
     }
 
     /// Creates that many ended tasks, nine in ten of them done: two by `dispatch-spawn`, the others as
     /// their copies.
     pub(crate) fn fill(&self, count: usize) -> Result<()> {
         for (number, model) in [(0, "ends"), (1, "completes")] {
-            self.spawn(&name_of(number), model)?;
+            self.spawn(&name_of(number), model, &[])?;
             self.until_ended(&name_of(number))?;
         }
         (2..count).try_for_each(|number| self.copy(number % 10, &name_of(number)))

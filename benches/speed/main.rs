@@ -217,12 +217,21 @@ fn spawn_returns(scale: &Scale, table: &mut Table) -> Result<()> {
     let mut count = 0;
     let spawn = || {
         count += 1;
-        let took = project.spawn(&name_of(count), "ends")?;
+        let took = project.spawn(&name_of(count), "ends", &[])?;
         project.until_ended(&name_of(count))?;
         Ok(took)
     };
     let times = compare(scale.spawns, spawn, || shell(&home))?;
     table.ratio("dispatch-spawn returns, cli route", times, 15.0, SHELL);
+    let project = home.repository_with_slow_hook("worktrees")?;
+    let mut count = 0;
+    let mut spawn = || {
+        count += 1;
+        project.spawn(&name_of(count), "ends", &["--worktree"])
+    };
+    (0..40).try_for_each(|_| spawn().map(drop))?;
+    let times = compare(scale.spawns, spawn, || shell(&home))?;
+    table.ratio("the same with --worktree, after 40 others", times, 15.0, SHELL);
     Ok(())
 }
 
@@ -234,7 +243,7 @@ fn hook_start(scale: &Scale, table: &mut Table) -> Result<()> {
     for number in 0..20 {
         let project = home.project(&format!("project-{number}"))?;
         project.fill(49)?;
-        project.spawn("running", "stays")?;
+        project.spawn("running", "stays", &[])?;
         projects.push(project);
     }
     let told = projects[0].monitor(true).output()?;
