@@ -321,10 +321,11 @@ impl Project {
             let name = entry.file_name();
             let Some(Ok(id)) = name.to_str().map(TaskId::from_str) else { continue };
             let task = self.task(&id);
-            match task.refuse_lost_record() {
-                Err(error) => list.broken.push(Broken::from_task(&task, error.into())),
-                Ok(()) if task.was_dispatched() && !task.is_deleted() => list.tasks.push(task),
-                Ok(()) => {}
+            if !task.was_dispatched() {
+                let lost = task.refuse_lost_record().err();
+                list.broken.extend(lost.map(|error| Broken::from_task(&task, error.into())));
+            } else if !task.is_deleted() {
+                list.tasks.push(task);
             }
         }
         list.tasks.sort_by(|a, b| a.id().cmp(b.id()));

@@ -204,7 +204,14 @@ impl Person {
         fs::write(home.path().join(".gitconfig"), settings).expect("git's settings");
         let person = Self { home, model };
         person.git(&["init", "-q", "-b", "main"]);
-        person.git(&["commit", "-q", "--allow-empty", "-m", "Begin"]);
+        // An ignored file that `.worktreeinclude` names comes along.
+        for (name, text) in
+            [(".gitignore", ".env\n"), (".worktreeinclude", ".env\n"), (".env", "A=1\n")]
+        {
+            fs::write(person.home.project().join(name), text).expect("written");
+        }
+        person.git(&["add", "."]);
+        person.git(&["commit", "-q", "-m", "Begin"]);
         person
     }
 
@@ -244,7 +251,8 @@ impl Person {
 /// Dispatches a task with a worktree to `name`, waits for its end and checks the commit.
 fn commits_in_its_worktree(name: &str) {
     let person = Person::new(commits);
-    let check = "test -e dependency && { test -e more || { echo nothing; exit 1; }; }";
+    let check =
+        "test -e dependency && grep -q A=1 .env && { test -e more || { echo nothing; exit 1; }; }";
     person.spawn(&["x", "--model", name, "--worktree", "--check", check, "--plan", "-"]);
     assert_eq!(person.wait_for_end().0, "done");
     let log = person.git(&["log", "--format=%s", "dispatch/x"]);
