@@ -1,12 +1,15 @@
-//! The ignored files of a checkout that its worktrees get.
+//! The files that a worktree gets besides its commit: ignored ones of the checkout, and submodules.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::domain::Worktree;
 use crate::files;
-use crate::git::command::git;
+use crate::git::command::{git, trim};
 use crate::git::first_paths;
 
 /// The file in a checkout with patterns of ignored files that its worktrees get (Claude Code's own).
@@ -53,4 +56,73 @@ impl Worktree {
         let words: Vec<_> = copied.into_iter().chain(left).collect();
         Ok((!words.is_empty()).then(|| format!("{INCLUDE}: {}", words.join("; "))))
     }
+
+    /// Fills the submodules without a network, from the repository's own clones of them. Leaves them
+    /// empty if a worker's commit says where they are.
+    pub(super) fn fill_submodules(&self, start: &str) -> Option<String> {
+        let list = |commit: &str| {
+            let id = self.git("rev-parse --verify --quiet");
+            id.arg(format!("{commit}:.gitmodules")).said()
+        };
+        if list(start).ok() != list(self.trunk()).ok() {
+            return Some(
+                "a worker changed .gitmodules: submodules are empty in the worktree".into(),
+            );
+        }
+        let mut empty = Vec::new();
+        fill_submodules(&self.path, &self.repository.join("modules"), Path::new(""), &mut empty);
+        let names = empty.join(", ");
+        (!empty.is_empty()).then(|| format!("submodules that are empty in the worktree: {names}"))
+    }
+}
+
+/// Fills the submodules of `top` from the clones in `modules`. Adds those that stay empty to `empty`.
+fn fill_submodules(top: &Path, modules: &Path, below: &Path, empty: &mut Vec<String>) {
+    if !top.join(".gitmodules").is_file() {
+        return;
+    }
+    let mut list = git(top, r"config -z -f .gitmodules --get-regexp ^submodule\..*\.path$");
+    let listed = list.run().map(|listed| listed.stdout).unwrap_or_default();
+    for entry in listed.split(|&byte| byte == 0) {
+        let mut halves = entry.splitn(2, |&byte| byte == b'\n');
+        let (Some(key), Some(path)) = (halves.next(), halves.next()) else { continue };
+        let path = Path::new(OsStr::from_bytes(path));
+        // `.gitmodules` may still name a submodule that was removed, or that is something else now.
+        if !stays_below(path) || !is_submodule(top, path) {
+            continue;
+        }
+        let name = trim(key);
+        let name = name.strip_prefix("submodule.").and_then(|name| name.strip_suffix(".path"));
+        let clone = name.filter(|name| stays_below(Path::new(name))).map(|name| modules.join(name));
+        match (name, clone) {
+            (Some(name), Some(clone)) if fill_submodule(top, path, name, &clone).is_ok() => {
+                fill_submodules(&top.join(path), &clone.join("modules"), &below.join(path), empty);
+            }
+            _ => empty.push(below.join(path).display().to_string()),
+        }
+    }
+}
+
+/// Returns true if a path that a repository's own text names stays inside the repository.
+fn stays_below(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Returns true if git has a submodule in that place, and no link leads elsewhere.
+fn is_submodule(top: &Path, path: &Path) -> bool {
+    let listed = git(top, "--literal-pathspecs ls-files --stage -z --").arg(path).said();
+    let real = top.join(path).canonicalize();
+    listed.is_ok_and(|it| it.starts_with("160000 ")) && real.ok() == Some(top.join(path))
+}
+
+fn fill_submodule(top: &Path, path: &Path, name: &str, clone: &Path) -> Result<()> {
+    // Settings of this one command leave the repository's configuration unchanged.
+    // An address makes git copy the objects: a link would let the worker write the person's. Version
+    // 2 also gives commits that only the clone's remote branches have.
+    let clone = clone.to_str().context("a path that is no text")?.replace('%', "%25");
+    let url = format!("submodule.{name}.url=file://{clone}");
+    let update = "-c protocol.allow=never -c protocol.file.allow=always -c protocol.version=2 -c";
+    let update = git(top, update).arg(url);
+    let update = update.words("submodule --quiet update --init --").arg(path);
+    update.bytes("cannot fill a submodule").map(drop)
 }

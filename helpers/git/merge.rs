@@ -94,8 +94,18 @@ impl Worktree {
         // Other branches have the task's commits too, if the person merged it there.
         let since = list("--ancestry-path", &[&format!("{trunk}..{tip}")])?;
         let before_it = list("", &[trunk, "--not", before])?;
+        let elsewhere: Vec<_> = since.difference(&own).collect();
+        let taken = match elsewhere.is_empty() || !self.has_own_repository() {
+            true => BTreeSet::new(),
+            false => {
+                let made = self.foreign().commits_made(tip, &elsewhere)?;
+                let new = list("", &[tip, "--not", &self.base])?;
+                new.difference(&made).cloned().collect()
+            }
+        };
         let is_foreign = |commit: &String| {
-            before_it.contains(commit) || !own.contains(commit) && !since.contains(commit)
+            let is_own = own.contains(commit) || since.contains(commit) && !taken.contains(commit);
+            before_it.contains(commit) || !is_own
         };
         Ok(brought.into_iter().filter(is_foreign).collect())
     }

@@ -386,6 +386,21 @@ dispatch/y at COMMIT: 1 commit into main (fast-forward); dispatch-reconcile clea
     git(&["reset", "-q", "--hard", commit(&sandbox, "other").trim()]);
     let refused = merge(&["merge", "y"]);
     assert!(refused.err.contains("Not for others"), "{refused:?}");
+    // That branch began where the task did.
+    git(&["reset", "-q", "--hard", commit(&sandbox, "feature").trim()]);
+    sandbox.git(&["checkout", "-q", "-b", "ahead", "feature"]);
+    sandbox.git(&["commit", "-q", "--allow-empty", "-m", "Not ready"]);
+    sandbox.git(&["checkout", "-q", "feature"]);
+    git(&["reset", "-q", "--hard", commit(&sandbox, "ahead").trim()]);
+    git(&["commit", "-q", "--allow-empty", "-m", "Own work"]);
+    let refused = merge(&["merge", "y"]);
+    assert!(refused.err.contains("Not ready"), "{refused:?}");
+    // The person merged the task's own commit into another branch, which does not make it theirs.
+    git(&["reset", "-q", "--hard", commit(&sandbox, "feature").trim()]);
+    git(&["commit", "-q", "--allow-empty", "-m", "Own work"]);
+    sandbox.ok("dispatch-reconcile", &["show", "y"]);
+    sandbox.git(&["branch", "-q", "-f", "ahead", "dispatch/y"]);
+    assert!(merge(&["merge", "y"]).ok().contains("1 commit into feature"));
 }
 
 #[test]
