@@ -62,6 +62,9 @@ pub struct Args {
     /// Ask before the task uses more than LIMIT, as 5usd,2Mtok,90m [default: the config's]
     #[arg(long, value_name = "LIMIT")]
     budget: Option<Budget>,
+    /// Count the task as done only if NAME, a model that reads the work, has no findings
+    #[arg(long, value_name = "NAME")]
+    review: Option<String>,
     /// Work on the branch of the task after --after, instead of one of its own
     #[arg(long, requires = "after")]
     continue_branch: bool,
@@ -69,7 +72,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "may_dispatch")]
     agent: bool,
     /// Resume a task's remaining items (`--model` picks another worker); start a waiting task now
-    #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "check", "agent", "may_dispatch", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "check", "review", "agent", "may_dispatch", "dry_run"])]
     resume: bool,
     /// Tick this unwanted item, named by its number or words (repeatable)
     #[arg(long, value_name = "ITEM", requires = "resume")]
@@ -149,6 +152,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         may_dispatch: args.may_dispatch,
         agent: args.agent,
         checks: args.check.clone(),
+        review: args.review.clone(),
         budget: args.budget,
         after: args.after.iter().map(|id| id.parse()).collect::<Result<_, _>>()?,
         plan,

@@ -175,9 +175,14 @@ fn end_event(view: &View) -> Result<Event> {
                 let merge = command_for(&view.task, "dispatch-reconcile")?;
                 next += &format!("; if they want it, {merge} merge {id} brings it back");
             }
-            let checked = view.gate.as_ref().map_or(String::new(), |gate| match gate.moved {
-                Some(_) => format!(", checked before its last commit{}", changed_tests(gate)),
-                None => format!(", checked{}", changed_tests(gate)),
+            let checked = view.gate.as_ref().map_or(String::new(), |gate| {
+                let checks = match gate.moved {
+                    _ if view.record.checks.is_empty() => "",
+                    Some(_) => ", checked before its last commit",
+                    None => ", checked",
+                };
+                let review = gate.review.as_ref().map(|it| format!(", {it}")).unwrap_or_default();
+                format!("{checks}{review}{}", changed_tests(gate))
             });
             (format!("{name} done ({items}, {age}{checked}){branch}{summary}{report}"), next)
         }

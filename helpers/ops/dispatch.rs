@@ -20,7 +20,7 @@ use crate::project::Project;
 use crate::task::{self, Dependency, Record, State, Task, View};
 use crate::text::sanitize;
 use crate::tools::{self, Invocation};
-use crate::worker::prompt;
+use crate::worker::{prompt, review};
 
 /// The request of a person for a new task.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub struct Request {
     pub checks: Vec<String>,
     /// The most that the task may use before the person is asked; `None` for the config's.
     pub budget: Option<Budget>,
+    /// The model or alias that must approve the work before the task is done.
+    pub review: Option<String>,
     /// The tasks that must be done first.
     pub after: Vec<TaskId>,
     /// The plan and where it came from; `None` for the task's plan.md.
@@ -121,7 +123,8 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         Some(route) if request.may_dispatch => route,
         _ => {
             let own = worktree || request.may_dispatch;
-            let needs = [!checks.is_empty(), !budget.is_none(), own, !after.is_empty()];
+            let is_checked = !checks.is_empty() || request.review.is_some();
+            let needs = [is_checked, !budget.is_none(), own, !after.is_empty()];
             ops::route(choice, request.agent, needs)?
         }
     };
@@ -149,6 +152,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         worktree: worktree.as_ref().map(|own| own.worktree.clone()),
         after,
         checks,
+        review: request.review,
         budget,
         budget_from: 0,
         owner: match calling_task()? {
@@ -171,6 +175,13 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     let call = ops::check_start(&task, &mut record, choice)?;
     if discover {
         ops::refuse_logged_out(&config, &record, &chosen)?;
+    }
+    if let Some(name) = record.review.take() {
+        let (reviewer, chosen) = review::reviewer(&task, &record, &name)?;
+        if discover {
+            ops::refuse_logged_out(&config, &reviewer, &chosen)?;
+        }
+        record.review = Some(reviewer.name);
     }
     let prompt = prompt::first(&task, &record, &plan)?;
     Ok(Prepared { task, record, prompt, call, worktree, plan, replaces_plan, chosen, config })

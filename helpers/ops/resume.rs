@@ -100,7 +100,7 @@ pub fn resume(
         if let Some(attempt) = task.last_attempt() {
             task.freeze(&attempt)?;
         }
-        if record.checks.is_empty() {
+        if record.first_check().is_none() {
             return Ok((Resumed::Done, remark));
         }
     }
@@ -154,7 +154,7 @@ fn change_worker(
             choice,
             false,
             [
-                !record.checks.is_empty(),
+                record.first_check().is_some(),
                 !record.budget.is_none(),
                 record.worktree.is_some(),
                 !record.after.is_empty(),

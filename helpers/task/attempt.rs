@@ -114,6 +114,9 @@ pub struct Gate {
     /// The first check that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<FailedCheck>,
+    /// The end of the review, as `reviewed by NAME`, if one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub review: Option<String>,
     /// The notes that came too late for the worker to read, by number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -141,6 +144,9 @@ pub struct FailedCheck {
     /// The last lines of its output.
     #[serde(default)]
     pub output: String,
+    /// True for a review, whose output are its findings.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_review: bool,
 }
 
 /// A CLI's session, which a later attempt can continue: the file `session`.

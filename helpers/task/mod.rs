@@ -3,7 +3,6 @@
 //! Invariant: what decides anything is read from the person's side, which no sandboxed worker can
 //! write. Records change under the task's lock, and each file is replaced as a whole.
 
-mod answer;
 mod attempt;
 pub mod output;
 mod record;
@@ -26,9 +25,8 @@ use crate::text::lossy;
 use view::WorkersWords;
 use worker_side::append_missing;
 
-pub use answer::Answer;
 pub use attempt::{Attempt, ExitRecord, FailedCheck, Gate, SessionRecord, StopReason};
-pub use record::{Dependency, FORMAT, HostIndex, Record, Wait};
+pub use record::{Answer, Dependency, FORMAT, HostIndex, Record, Wait};
 pub use state::{Reason, State};
 pub use view::View;
 pub use worker_side::WorkerSide;

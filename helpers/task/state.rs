@@ -324,7 +324,7 @@ mod tests {
 
     fn check() -> Option<Reason> {
         let (command, end) = ("make test".into(), "exit code 1".into());
-        Some(Reason::Check(FailedCheck { command, end, output: String::new() }))
+        Some(Reason::Check(FailedCheck { command, end, output: String::new(), is_review: false }))
     }
 
     fn waits() -> Reason {

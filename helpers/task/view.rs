@@ -89,7 +89,7 @@ fn trouble(task: &Task, error: &anyhow::Error) -> String {
 
 /// The check that is due or failed; `None` if all passed, or there are none.
 fn check(record: &Record, gate: Option<&Gate>) -> Option<Reason> {
-    let first = record.checks.first()?.clone();
+    let first = record.first_check()?;
     match gate {
         None => Some(Reason::Checking(first)),
         Some(Gate { failed: Some(check), continues: false, .. }) => {
@@ -193,7 +193,7 @@ impl View {
             doubt => doubt.map(|doubt| Reason::LineInDoubt(doubt.to_string())),
         };
         let gate = match &attempt {
-            Some(attempt) if !record.checks.is_empty() => attempt.gate()?,
+            Some(attempt) if record.first_check().is_some() => attempt.gate()?,
             _ => None,
         };
         let facts = Facts {
@@ -380,8 +380,9 @@ impl View {
             Reason::Lost => "the worker disappeared".into(),
             Reason::Cli(failure) => format!("{}: {}", failure.kind, quoted(&failure.said)),
             Reason::Checking(command) => format!("checking: {}", one_line(command)),
-            Reason::Check(FailedCheck { command, end, .. }) => {
-                format!("check: {}: {end}", one_line(command))
+            Reason::Check(FailedCheck { command, end, is_review, .. }) => {
+                let check = if *is_review { "" } else { "check: " };
+                format!("{check}{}: {end}", one_line(command))
             }
             Reason::Denied(calls) => quoted(&calls.join(", ")),
             Reason::Silent(since) => format!("no sign of life since {since}"),

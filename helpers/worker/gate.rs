@@ -24,6 +24,7 @@ use crate::task::{Attempt, FailedCheck, Gate, Record, Task, View};
 use crate::text::{one_line, quoted, short_duration, shorten, strip_escapes};
 use crate::tools;
 use crate::worker::log::Log;
+use crate::worker::review::{self, Verdict};
 use crate::worker::running::Starter;
 use crate::worker::running::{PAUSE, SAFETY_SCAN};
 use crate::worker::sandbox::Runs;
@@ -83,10 +84,9 @@ pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Resu
             if gate.commit.is_none() {
                 gate.commit = tip(record);
             }
-            let (own, directory) = (own.clone(), &record.directory);
             let holder = sandbox::holder_of_commands(record).map_err(anyhow::Error::msg)?;
-            let runs = Runs::Check;
-            Errand { task, record, holder, own, runs, directory, command: check, limit }.run(watch)
+            let errand = Errand { task, record, holder, own: own.clone(), limit };
+            errand.run_shell(watch, Runs::Check, &record.directory, check)
         };
         let (end, may_continue) = match run() {
             Ok(None) => return Ok(false),
@@ -94,11 +94,35 @@ pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Resu
             Ok(Some(Some(end))) => (end, true),
             Err(error) => (one_line(&format!("could not run: {error:#}")), false),
         };
-        let (command, output) = (check.clone(), last_lines(&own));
-        gate.failed = Some(FailedCheck { command, end, output });
+        let (command, output) = (check.clone(), last_lines(&own.log_end()));
+        gate.failed = Some(FailedCheck { command, end, output, is_review: false });
         gate.failures += 1;
         gate.continues = may_continue && gate.failures <= ROUNDS;
         break;
+    }
+    if let Some(name) = view.record.review.as_ref().filter(|_| gate.failed.is_none()) {
+        let reviewed = format!("review by {name}");
+        gate.checking = Some(reviewed.clone());
+        attempt.set_gate(&gate)?;
+        fault::point("supervisor", "review");
+        let record = &with_worktree(task, &view.record, &attempt, watch)?;
+        if gate.commit.is_none() {
+            gate.commit = tip(record);
+        }
+        let commit = gate.commit.as_deref();
+        match review::run(task, record, &attempt, name, commit, watch)? {
+            None => return Ok(false),
+            Some(Verdict::Pass) => gate.review = Some(format!("reviewed by {name}")),
+            Some(Verdict::None(why)) => {
+                gate.review = Some(format!("not reviewed: {name}: {}", one_line(&why)));
+            }
+            Some(Verdict::Findings(output)) => {
+                let (command, end) = (reviewed, "findings".into());
+                gate.failed = Some(FailedCheck { command, end, output, is_review: true });
+                gate.failures += 1;
+                gate.continues = gate.failures <= ROUNDS;
+            }
+        }
     }
     gate.checking = None;
     let tip = tip(&view.record);
@@ -180,10 +204,10 @@ pub(super) fn set_up(
     };
     let limit = fault::limit("DISPATCH_SETUP_MS", SETUP_LIMIT);
     let mut run = |name: &str, command: &str| -> Result<Option<String>> {
-        let (own, directory, runs) = (attempt.errand(name), &worktree.path, Runs::SetUp);
-        let errand = Errand { task, record, holder, own, runs, directory, command, limit };
-        let end = errand.run(watch)?.context("it was stopped")?;
-        let last = last_lines(&errand.own);
+        let errand = Errand { task, record, holder, own: attempt.errand(name), limit };
+        let end = errand.run_shell(watch, Runs::SetUp, &worktree.path, command)?;
+        let end = end.context("it was stopped")?;
+        let last = last_lines(&errand.own.log_end());
         let last = last.lines().rfind(|line| !line.trim().is_empty());
         Ok(end.map(|end| last.map_or(end.clone(), |last| format!("{end}: {}", quoted(last)))))
     };
@@ -201,36 +225,78 @@ pub(super) fn set_up(
     Ok(remarks)
 }
 
-/// A command of the person that is run for a task.
-struct Errand<'a> {
-    task: &'a Task,
-    record: &'a Record,
+/// A command of the person, or a reviewer, that is run for a task.
+pub(super) struct Errand<'a> {
+    pub(super) task: &'a Task,
+    pub(super) record: &'a Record,
     /// The sandbox around the command, if there is one.
-    holder: Option<Holder>,
+    pub(super) holder: Option<Holder>,
     /// The place of the process and the log.
-    own: Attempt,
-    runs: Runs<'static>,
-    directory: &'a Path,
-    command: &'a str,
-    limit: Duration,
+    pub(super) own: Attempt,
+    pub(super) limit: Duration,
 }
 
 /// How a command ended, as `exit code 1`; `None` if it succeeded.
 type Failed = Option<String>;
 
 impl Errand<'_> {
-    /// Runs the command until nothing of it is left. `None` if a signal to this process ended it.
+    /// The command that runs `argv` in the errand's sandbox.
+    pub(super) fn command(
+        &self,
+        runs: Runs<'_>,
+        settings: &Backend,
+        argv: &[OsString],
+    ) -> Result<Command> {
+        let Self { task, record, own, .. } = self;
+        let mut command = match self.holder {
+            Some(holder) => sandbox::command(task, record, runs, settings, holder, argv)?,
+            None => Command::new(&argv[0]),
+        };
+        if self.holder.is_none() {
+            command.args(&argv[1..]);
+        }
+        run::set_variables(&mut command, task, record, own);
+        Ok(command)
+    }
+
+    fn run_shell(
+        &self,
+        watch: &mut Watch,
+        runs: Runs<'_>,
+        directory: &Path,
+        command: &str,
+    ) -> Result<Option<Failed>> {
+        self.run(watch, || {
+            let config = Config::load().unwrap_or_default();
+            let choice = config.resolve(Some(&self.record.name)).map(|choice| choice.settings);
+            let argv = ["sh", "-c", command].map(OsString::from);
+            let mut command = self.command(runs, &choice.unwrap_or_default(), &argv)?;
+            command.current_dir(directory).stdin(Stdio::null());
+            Ok(command)
+        })
+    }
+
+    /// Runs the command that `build` makes until nothing of it is left. `None` if a signal to this
+    /// process ended it.
     ///
     /// # Errors
     /// The command cannot be run.
-    fn run(&self, watch: &mut Watch) -> Result<Option<Failed>> {
-        let ended = self.run_held(watch);
+    pub(super) fn run(
+        &self,
+        watch: &mut Watch,
+        build: impl FnOnce() -> Result<Command>,
+    ) -> Result<Option<Failed>> {
+        let ended = self.run_held(watch, build);
         let _ = sandbox::release_places(self.task);
         ended
     }
 
-    fn run_held(&self, watch: &mut Watch) -> Result<Option<Failed>> {
-        let Self { task, record, holder, own, limit, .. } = self;
+    fn run_held(
+        &self,
+        watch: &mut Watch,
+        build: impl FnOnce() -> Result<Command>,
+    ) -> Result<Option<Failed>> {
+        let Self { record, holder, own, limit, .. } = self;
         process::adopt_descendants()?;
         let supervisor = || Identity::own().map(Some);
         if !tree(supervisor()?, record, own)?.terminate(termination_grace(), || ())?.is_empty() {
@@ -238,24 +304,9 @@ impl Errand<'_> {
         }
         files::remove_directory(own.directory())?;
         files::create_task_directory(own.directory())?;
-        let config = Config::load().unwrap_or_default();
-        let choice = config.resolve(Some(&record.name)).map(|choice| choice.settings);
-        let argv = ["sh", "-c", self.command].map(OsString::from);
-        let mut command = match holder {
-            Some(holder) => {
-                let settings = choice.unwrap_or_default();
-                sandbox::command(task, record, self.runs, &settings, *holder, &argv)?
-            }
-            None => {
-                let mut command = Command::new(&argv[0]);
-                command.args(&argv[1..]);
-                command
-            }
-        };
+        let mut command = build()?;
         let mut log = Log::open(own)?;
-        command.current_dir(self.directory);
-        command.stdin(Stdio::null()).stdout(log.writer()?).stderr(log.writer()?);
-        run::set_variables(&mut command, task, record, own);
+        command.stdout(log.writer()?).stderr(log.writer()?);
         let mut child =
             process::spawn_recorded(&mut command, |identity| own.set_identity(identity))?;
         own.identity()?.iter().for_each(|identity| {
@@ -309,9 +360,9 @@ impl Errand<'_> {
     }
 }
 
-/// The last lines that a command printed, without escape sequences.
-fn last_lines(own: &Attempt) -> String {
-    let printed = strip_escapes(&own.log_end());
+/// The last lines of what a command printed, without escape sequences.
+pub(super) fn last_lines(printed: &str) -> String {
+    let printed = strip_escapes(printed);
     let mut kept: Vec<String> = Vec::new();
     let mut bytes = 0;
     for line in printed.lines().rev().take(LAST_LINES).map(|line| shorten(line, LINE_BYTES)) {

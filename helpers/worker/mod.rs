@@ -7,6 +7,7 @@ mod gate;
 mod log;
 pub mod prompt;
 mod queue;
+pub mod review;
 pub mod run;
 mod running;
 pub mod sandbox;

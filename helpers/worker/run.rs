@@ -412,7 +412,7 @@ pub(super) fn set_variables(
 
 /// A file with the prompt that has no name, so that a worker which opens its standard input again can
 /// change nothing that is read later.
-fn input(attempt: &Attempt, prompt: &str) -> Result<File> {
+pub(super) fn input(attempt: &Attempt, prompt: &str) -> Result<File> {
     let path = attempt.directory().join("stdin");
     // A supervisor that was killed may have left one.
     files::remove(&path)?;

@@ -154,7 +154,8 @@ pub fn refuse_unholdable(task: &Task, record: &Record, settings: &Backend) -> Re
         return Ok(());
     }
     let obeyed = Obeyed::of(task, record)?;
-    refuse_rules(record, &obeyed, &rules(task, record, Some(settings), &obeyed)?)
+    let runs = Runs::Worker(Path::new(""));
+    refuse_rules(record, &obeyed, &rules(task, record, runs, settings, &obeyed)?)
 }
 
 /// The sandbox of the person's checks and set-up: the task's, or one of dispatch's where the CLI itself
@@ -242,11 +243,12 @@ fn real(path: &Path) -> PathBuf {
     above.components().chain(rest.components()).collect()
 }
 
-/// The rules for a task's worker with the settings of its CLI, or for a command of the person.
+/// The rules for a program of a task, with the settings of its CLI.
 fn rules(
     task: &Task,
     record: &Record,
-    settings: Option<&Backend>,
+    runs: Runs<'_>,
+    settings: &Backend,
     obeyed: &Obeyed,
 ) -> Result<Sandbox> {
     let mut sandbox = Sandbox::default();
@@ -265,8 +267,10 @@ fn rules(
     let seen = [home.clone(), worker_helper()?, directory.clone(), project.into()];
     let seen = seen.into_iter().chain(NEEDED.iter().map(PathBuf::from));
     let seen = seen.chain(worktrees.map(Path::to_path_buf)).chain(std::env::split_paths(&path));
-    let (places, logins) =
-        settings.map(|it| tools::places(&record.backend, it)).unwrap_or_default();
+    let (places, logins) = match runs {
+        Runs::Worker(_) | Runs::Reviewer(_) => tools::places(&record.backend, settings),
+        Runs::Check | Runs::SetUp => Default::default(),
+    };
     for path in seen.chain(logins.into_iter().map(|path| home.join(path))) {
         sandbox.reveal(&path);
     }
@@ -279,9 +283,10 @@ fn rules(
     if sandbox.rule_for(&real(&project.join(".dispatch"))) == Rule::Writable {
         sandbox.rule(&project.join(".dispatch"), Rule::ReadOnly);
     }
-    let own = if settings.is_some() { Rule::Writable } else { Rule::ReadOnly };
+    let is_worker = matches!(runs, Runs::Worker(_));
+    let own = if is_worker { Rule::Writable } else { Rule::ReadOnly };
     sandbox.rule(task.side().directory(), own);
-    sandbox.rule(&home_of(task, record)?, Rule::Writable);
+    sandbox.rule(&home_of(task, record, runs)?, Rule::Writable);
     for place in places {
         let person = place.directory();
         place.settings.iter().for_each(|it| sandbox.rule(&person.join(it), Rule::ReadOnly));
@@ -389,9 +394,13 @@ fn first_missing(path: &Path) -> PathBuf {
     missing.last().unwrap_or(path).to_path_buf()
 }
 
-/// The private directories of a task's CLI. Another level or another task has others.
-fn home_of(task: &Task, record: &Record) -> Result<PathBuf> {
-    Ok(homes_of(task, &record.nonce)?.join(record.access.to_string()))
+/// The private directories of a task's CLI. Another level, another task and a reviewer have others.
+fn home_of(task: &Task, record: &Record, runs: Runs<'_>) -> Result<PathBuf> {
+    let name = match runs {
+        Runs::Reviewer(_) => "review".into(),
+        Runs::Worker(_) | Runs::Check | Runs::SetUp => record.access.to_string(),
+    };
+    Ok(homes_of(task, &record.nonce)?.join(name))
 }
 
 fn homes_of(task: &Task, nonce: &str) -> Result<PathBuf> {
@@ -427,12 +436,14 @@ fn make_home(home: &Path, settings: &[tools::Place]) -> Result<()> {
     std::fs::rename(&new, home).with_context(|| format!("cannot make {}", home.display()))
 }
 
-/// The programs that a sandbox runs. A command of the person has no login of the CLI and cannot write
-/// the task's directory.
+/// The programs that a sandbox runs. Only the worker writes the task's directory, and a command of the
+/// person has no login of the CLI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Runs<'a> {
     /// The worker, with this prompt.
     Worker(&'a Path),
+    /// A reviewer with this prompt, which has the login of its CLI.
+    Reviewer(&'a Path),
     /// A check, which has no network where the CLI may close it for what a worker runs.
     Check,
     /// The set-up of a new worktree.
@@ -448,13 +459,16 @@ pub(super) fn command(
     holder: Holder,
     argv: &[OsString],
 ) -> Result<Command> {
-    let home = home_of(task, record)?;
+    let home = home_of(task, record, runs)?;
     let (places, _) = tools::places(&record.backend, settings);
     make_home(&home, places)?;
     let obeyed = Obeyed::of(task, record)?;
     let kept = keep_places(task, &obeyed)?;
-    let prompt = if let Runs::Worker(prompt) = runs { Some(prompt) } else { None };
-    let mut sandbox = rules(task, record, prompt.map(|_| settings), &obeyed)?;
+    let prompt = match runs {
+        Runs::Worker(prompt) | Runs::Reviewer(prompt) => Some(prompt),
+        Runs::Check | Runs::SetUp => None,
+    };
+    let mut sandbox = rules(task, record, runs, settings, &obeyed)?;
     let is_open = |holder| !tools::holds_itself_within(&record.backend, record.access, holder);
     sandbox.closes_network = runs == Runs::Check && !record.holder.is_some_and(is_open);
     refuse_rules(record, &obeyed, &sandbox)?;

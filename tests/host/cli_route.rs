@@ -309,3 +309,47 @@ fn codex_asks_when_its_budget_is_used_up() {
 fn claude_asks_when_its_budget_is_used_up() {
     asks_when_its_budget_is_used_up("opus", "0.0004usd");
 }
+
+/// The script of a worker that commits at each turn, and of a reviewer that misses the second commit.
+fn reviewed(request: &Request) -> Reply {
+    let said = request.last_user();
+    let Some((_, rest)) = said.split_once("VERDICT, then ") else { return commits_twice(request) };
+    let word = rest.split(',').next().unwrap_or_default();
+    match said.contains("+++ b/more") {
+        true => Reply::say(format!("All is there.\n\nVERDICT {word} pass")),
+        false => Reply::say(format!("- more: it is missing\n\nVERDICT {word} findings")),
+    }
+}
+
+fn commits_twice(request: &Request) -> Reply {
+    match request.turns() {
+        5 => {
+            let told = request.last_user();
+            assert!(told.contains("# A review has findings"), "{told}");
+            assert!(told.contains("\n| - more: it is missing\n"), "{told}");
+            Reply::shell(request, "echo more >more && git add more")
+        }
+        _ => commits(request),
+    }
+}
+
+fn is_reviewed_by(worker: &str, reviewer: &str) {
+    let person = Person::new(reviewed);
+    person.spawn(&["x", "--model", worker, "--worktree", "--review", reviewer, "--plan", "-"]);
+    assert_eq!(person.wait_for_end().0, "done");
+    let log = person.git(&["log", "--format=%s", "dispatch/x"]);
+    let said = file(state(&person.home, "x").join("attempts/1/review/log"));
+    assert_eq!(log, "More\nWork\nBegin\n", "{said}");
+    let shown = person.call(helpers::path("dispatch-reconcile"), &["show", "x"], "");
+    assert!(shown.contains(&format!("; reviewed by {reviewer}")), "{shown}");
+}
+
+#[test]
+fn claude_reviews_the_work_of_codex() {
+    is_reviewed_by("gpt-5.5", "opus");
+}
+
+#[test]
+fn codex_reviews_the_work_of_claude() {
+    is_reviewed_by("opus", "gpt-5.5");
+}

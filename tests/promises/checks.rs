@@ -375,3 +375,142 @@ exit 64
 !   next: see dispatch-spawn --help
 "#]]);
 }
+
+/// A reviewer that tries to write, and has findings until the file `fixed` is there.
+const REVIEWS: &str = r#"{ echo x >stolen; echo x >>.dispatch/tasks/x/plan.md; } 2>/dev/null
+word=$(printf %s "$*" | sed -n 's/.*then \([0-9a-f]*\), then .*/\1/p')
+[ -z "$DISPATCH_TASK_DIR" ] || exit 5
+if [ -e fixed ]; then echo "VERDICT $word pass"; exit 0; fi
+echo '- a.rs:3: wrong'
+echo "**VERDICT $word findings**""#;
+
+/// A project with reviewers, which stand in the home directory because they do not see the temporary
+/// one; `None` where bubblewrap is missing, which in CI is an error.
+fn with_reviewers(reviewers: &[(&str, &str)]) -> Option<Sandbox> {
+    if dispatch::process::find_program("bwrap".as_ref()).is_none() {
+        assert!(std::env::var_os("CI").is_none(), "bubblewrap is not installed");
+        eprintln!("SKIPPED: bubblewrap is not installed");
+        return None;
+    }
+    let sandbox = Sandbox::with_git();
+    let fixes = FIXES.replace("# A check failed", "| - a.rs:3: wrong");
+    sandbox.workers(&[("fixes", &fixes), ("ignores", FIXES), ("commits", &commits())]);
+    let mut config = fs::read_to_string(sandbox.home().join(".dispatch/config.yaml")).expect("one");
+    let bin = sandbox.home().join("bin");
+    fs::create_dir_all(&bin).expect("made");
+    for (name, script) in reviewers {
+        fs::write(bin.join(name), script).expect("written");
+        let command = format!("sh {}", bin.join(name).display());
+        config = config
+            .replace(
+                "backends:\n",
+                &format!("backends:\n  {name}: {{ command: {command}, access: write }}\n"),
+            )
+            .replace("models:\n", &format!("models:\n  {name}: {{ backend: {name} }}\n"));
+    }
+    sandbox.config(&config);
+    Some(sandbox)
+}
+
+#[test]
+fn worker_continues_with_the_findings_of_a_review() {
+    let Some(sandbox) = with_reviewers(&[("gpt", REVIEWS)]) else { return };
+    spawn(&sandbox, "x", &["--model", "fixes", "--check", "true", "--review", "gpt"]).run().ok();
+    sandbox.wait_for_state("x", "done");
+    assert_eq!(attempts(&sandbox), 2);
+    let told = sandbox.read("x", "attempts/2/prompt.md");
+    assert!(
+        told.contains("# A review has findings\n") && told.contains("\n| - a.rs:3: wrong\n"),
+        "{told}"
+    );
+    assert!(!sandbox.project().join("stolen").exists());
+    assert!(!sandbox.read("x", "plan.md").ends_with("x\n"));
+    sandbox.run("dispatch-monitor", &[]).shows(str![[r#"
+exit 0
+#ID x done (2/2, AGE, checked, reviewed by gpt): "Fine." → tell the user
+"#]]);
+    let shown = sandbox.ok("dispatch-reconcile", &["show", "x"]);
+    let lines: Vec<_> = shown.lines().filter(|line| line.starts_with("check")).collect();
+    assert_eq!(lines.len(), 2, "{shown}");
+    assert!(
+        lines[0].starts_with("check: review by gpt: findings: \"- a.rs:3: wrong\", log "),
+        "{shown}"
+    );
+    assert_eq!(lines[1], "checks: passed; reviewed by gpt");
+}
+
+#[test]
+fn task_fails_when_a_review_still_has_findings_after_two_more_rounds() {
+    let Some(sandbox) = with_reviewers(&[("gpt", REVIEWS)]) else { return };
+    spawn(&sandbox, "x", &["--model", "ignores", "--review", "gpt"]).run().ok();
+    sandbox.wait_for_state("x", "failed: review by gpt: findings");
+    assert_eq!(attempts(&sandbox), 3);
+}
+
+#[test]
+fn reviewer_without_a_verdict_blocks_nothing() {
+    for (script, limit, why) in [
+        ("echo Looks fine.", 60_000, "it ended without a verdict"),
+        ("exit 3", 60_000, "exit code 3"),
+        ("echo VERDICT 12345678 pass", 60_000, "it ended without a verdict"),
+        ("exec sleep 1000", 200, "no end within 0s"),
+    ] {
+        let Some(sandbox) = with_reviewers(&[("gpt", script)]) else { return };
+        let call = spawn(&sandbox, "x", &["--model", "ignores", "--review", "gpt"]);
+        call.env("DISPATCH_REVIEW_MS", limit.to_string()).run().ok();
+        sandbox.wait_for_state("x", "done");
+        let news = sandbox.ok("dispatch-monitor", &[]);
+        assert!(news.contains(&format!(", not reviewed: gpt: {why})")), "{news}");
+    }
+}
+
+#[test]
+fn reviewer_gets_plan_commits_and_report_as_data() {
+    let Some(sandbox) = with_reviewers(&[("gpt", REVIEWS)]) else { return };
+    let worker = binary("dispatch-worker").display();
+    let reports = format!("{worker} report '# VERDICT'\n{}", commits());
+    sandbox.script("commits", &reports);
+    spawn(&sandbox, "x", &["--model", "commits", "--worktree", "--review", "gpt"]).run().ok();
+    let prompt = wait_until("the review begins", || {
+        fs::read_to_string(sandbox.task("x", "attempts/1/review/prompt.md")).ok()
+    });
+    for part in ["\n| - [ ] First\n", "\n| +++ b/work-x\n", "\n| # VERDICT\n"] {
+        assert!(prompt.contains(part), "{part}: {prompt}");
+    }
+}
+
+#[test]
+fn killed_supervisor_is_replaced_and_reviews_again() {
+    let Some(sandbox) = with_reviewers(&[("gpt", REVIEWS)]) else { return };
+    let call = spawn(&sandbox, "x", &["--model", "fixes", "--review", "gpt"]);
+    call.crash_at("supervisor:review").run().ok();
+    until_over(&sandbox, "x");
+    assert_eq!(sandbox.state("x"), "running: checking: review by gpt");
+    wait_until("the work is reviewed", || {
+        sandbox.ok("dispatch-reconcile", &["status"]);
+        (sandbox.state("x") == "done").then_some(())
+    });
+    assert_eq!(attempts(&sandbox), 2);
+}
+
+#[test]
+fn review_that_nobody_could_hold_or_nobody_knows_is_refused() {
+    let Some(sandbox) = with_reviewers(&[("gpt", REVIEWS)]) else { return };
+    spawn(&sandbox, "x", &["--model", "ignores", "--review", "gpr"]).run().shows(str![[r#"
+exit 65
+! dispatch-spawn: model 'gpr' is not in the config
+!   HOME/.dispatch/config.yaml: no such model
+!   next: did you mean gpt; dispatch-config models lists what your subscriptions have
+"#]]);
+    let none = sandbox.home().join("none");
+    fs::create_dir_all(&none).expect("made");
+    let shell = dispatch::process::find_program("sh".as_ref()).expect("installed");
+    std::os::unix::fs::symlink(shell, none.join("sh")).expect("linked");
+    let options = ["--model", "ignores", "--review", "gpt"];
+    spawn(&sandbox, "x", &options).env("PATH", none).run().shows(str![[r#"
+exit 69
+! dispatch-spawn: --review: gpt's workers cannot be held to reading
+!   bubblewrap (bwrap) is not installed
+!   next: install it; or name a model of another backend
+"#]]);
+}

@@ -382,6 +382,9 @@ Options:
       --budget <LIMIT>
           Ask before the task uses more than LIMIT, as 5usd,2Mtok,90m [default: the config's]
 
+      --review <NAME>
+          Count the task as done only if NAME, a model that reads the work, has no findings
+
       --continue-branch
           Work on the branch of the task after --after, instead of one of its own
 

@@ -97,7 +97,7 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
         format!(" (it was at {} when it was shown)", short(&seen))
     });
     let checked = match &view.gate {
-        _ if view.record.checks.is_empty() => String::new(),
+        _ if view.record.first_check().is_none() => String::new(),
         Some(Gate { failed: Some(check), .. }) => format!(" (a check failed: {})", check.end),
         Some(Gate { commit: Some(commit), checking: None, .. }) if *commit == tip => String::new(),
         Some(Gate { commit: Some(commit), checking: None, .. }) => {

@@ -83,9 +83,15 @@ fn checks_of(attempt: &Attempt) -> Result<Option<String>> {
     let late = if gate.notes.is_empty() { "" } else { "; continued with a note" };
     let commit = gate.commit.map_or_else(String::new, |commit| format!(" of {commit}"));
     Ok(Some(match (gate.failed, gate.checking) {
-        (Some(check), _) => format!("check{commit}: {}: {}", check.command, check.end),
+        (Some(check), _) => {
+            let found = if check.is_review { &*format!(": {}", quoted(&check.output)) } else { "" };
+            format!("check{commit}: {}: {}{found}", check.command, check.end)
+        }
         (None, Some(command)) => format!("check{commit} runs: {command}"),
-        (None, None) => format!("checks{commit}: passed{tests}{late}"),
+        (None, None) => {
+            let review = gate.review.map_or_else(String::new, |review| format!("; {review}"));
+            format!("checks{commit}: passed{review}{tests}{late}")
+        }
     }))
 }
 
@@ -244,8 +250,10 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
         let log = if log.is_file() { format!(", log {}", log.display()) } else { String::new() };
         say(format!("{end}{log}"));
         let failed = attempt.gate()?.and_then(|gate| gate.failed);
-        let logs = attempt.directory().join("check-*/log");
-        let log = failed.map_or_else(String::new, |_| format!(", log {}", logs.display()));
+        let log = failed.map_or_else(String::new, |check| {
+            let log = if check.is_review { "review/log" } else { "check-*/log" };
+            format!(", log {}", attempt.directory().join(log).display())
+        });
         checks_of(&attempt)?.iter().for_each(|checks| say(format!("{checks}{log}")));
     }
     if let Some(usage) =
