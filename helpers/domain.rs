@@ -121,8 +121,10 @@ pub enum Route {
     Cli,
 }
 
-/// The access of a worker. Each CLI has its own flags for the levels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+/// The access of a worker, the least first. Each CLI has its own flags for the levels.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
     /// Read only.

@@ -83,6 +83,13 @@ impl Check<'_> {
             let otherwise = format!("dispatch-config add-model {model}");
             self.name(&["aliases", alias, "model"], model, &targets, [what, otherwise]);
         }
+        for (name, fallback) in &config.fallbacks {
+            let what = format!("the fallback '{fallback}' of '{name}' does not exist");
+            let names: Vec<&str> = config.names().collect();
+            let section = if config.aliases.contains_key(name) { "aliases" } else { "models" };
+            let otherwise = "name a model or an alias".into();
+            self.name(&[section, name, "fallback"], fallback, &names, [what, otherwise]);
+        }
         let backends = config.backends.keys().map(String::as_str);
         let backends: Vec<&str> = backends.chain(config.disabled("backends")).collect();
         for (id, name) in config.models.iter().filter(|(_, name)| !is_known(name)) {

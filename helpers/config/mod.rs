@@ -47,6 +47,11 @@ pub struct Config {
     pub aliases: Entries<AliasEntry>,
     /// The shell commands of the original's first format.
     pub agents: Entries<String>,
+    /// The models and aliases that continue the tasks of others at their limit, by the others' names.
+    pub fallbacks: Entries<String>,
+    /// How many minutes until its stated reset a limit is waited for, rather than taking the fallback
+    /// (default: 60).
+    pub wait_for_limit: Option<u64>,
     /// Makes the host ask before it uses the default model (default: true).
     pub confirm_default: Option<bool>,
     /// How many minutes a worker waits for an answer (default: 30).

@@ -14,11 +14,17 @@ use crate::tools::models::provider;
 
 /// The keys of a config.
 const KEYS: &str = "default backends models aliases agents patience silent_after stop_silent \
-                    max_workers confirm_default check_limit worktree budget notify";
+                    max_workers wait_for_limit confirm_default check_limit worktree budget notify";
 
 /// The config that `root` holds, with its problems.
 pub(super) fn read(text: &str, root: &Node) -> Config {
-    let mut reader = Reader { text, root, part: String::new(), problems: Vec::new() };
+    let mut reader = Reader {
+        text,
+        root,
+        part: String::new(),
+        fallbacks: Entries::default(),
+        problems: Vec::new(),
+    };
     let fields = reader.fields(root, KEYS, "see references/config-example.yaml");
     let (set_up, set_up_of_projects) = reader.set_ups(&fields);
     let mut config = Config {
@@ -34,11 +40,13 @@ pub(super) fn read(text: &str, root: &Node) -> Config {
         silent_after: reader.value(&fields, "silent_after"),
         stop_silent: reader.value(&fields, "stop_silent"),
         max_workers: reader.value(&fields, "max_workers").map(NonZeroUsize::get),
+        wait_for_limit: reader.value(&fields, "wait_for_limit"),
         check_limit: reader.value(&fields, "check_limit").map(NonZeroU64::get),
         budget: reader.value(&fields, "budget"),
         notify: reader.text(&fields, "notify"),
         ..Config::default()
     };
+    config.fallbacks = reader.fallbacks;
     config.problems = reader.problems;
     config
 }
@@ -59,6 +67,8 @@ struct Reader<'a> {
     root: &'a Node,
     /// The part of the config that is being read: nothing, a section, or `section.name`.
     part: String,
+    /// The fallbacks of models and aliases so far, by name.
+    fallbacks: Entries<String>,
     problems: Vec<Problem>,
 }
 
@@ -191,14 +201,21 @@ impl<'a> Reader<'a> {
     }
 
     fn model(&mut self, (id, key, map): Entry<'a>) -> String {
-        let fields = self.fields(map, "backend", "write { backend: NAME }");
+        let fields = self.fields(map, "backend fallback", "write { backend: NAME }");
+        self.fallback(id, &fields);
         // The original's own first run writes Claude's models without a backend.
-        let implied = fields.is_empty() && provider(id) == "Claude";
+        let implied = !fields.contains_key("backend") && provider(id) == "Claude";
         if implied { "claude".into() } else { self.needed(&fields, "backend", key) }
     }
 
-    fn alias(&mut self, (_, key, map): Entry<'a>) -> AliasEntry {
-        let fields = self.fields(map, "model prompt check", "write { model: NAME }");
+    fn fallback(&mut self, name: &str, fields: &Fields<'a>) {
+        let fallback = self.text(fields, "fallback");
+        self.fallbacks.extend(fallback.map(|fallback| (name.into(), fallback)));
+    }
+
+    fn alias(&mut self, (name, key, map): Entry<'a>) -> AliasEntry {
+        let fields = self.fields(map, "model prompt check fallback", "write { model: NAME }");
+        self.fallback(name, &fields);
         let model = self.needed(&fields, "model", key);
         let [prompt, check] = ["prompt", "check"].map(|name| self.text(&fields, name));
         AliasEntry { model, prompt, check }

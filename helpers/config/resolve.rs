@@ -22,6 +22,9 @@ pub struct Choice {
     /// The alias's own check, a command that must succeed before a task is done.
     #[serde(skip)]
     pub check: Option<String>,
+    /// The model or alias that continues a task at this one's limit.
+    #[serde(skip)]
+    pub fallback: Option<String>,
     /// The backend as the config describes it.
     #[serde(skip)]
     pub settings: Backend,
@@ -45,7 +48,8 @@ impl Config {
             let why = format!("the alias '{name}' stands for '{}'", alias.model);
             let choice = self.resolve_model(&alias.model, &why)?;
             let (prompt, check) = (alias.prompt.clone(), alias.check.clone());
-            return Ok(Choice { name: name.into(), prompt, check, ..choice });
+            let fallback = self.fallbacks.get(name).cloned().or(choice.fallback);
+            return Ok(Choice { name: name.into(), prompt, check, fallback, ..choice });
         }
         self.refuse_disabled(&[format!("aliases.{name}")])?;
         self.resolve_model(name, "no such model")
@@ -61,6 +65,7 @@ impl Config {
                 backend: backend.clone(),
                 prompt: None,
                 check: None,
+                fallback: self.fallbacks.get(name).cloned(),
                 settings: self.backends.get(backend).cloned().unwrap_or_default(),
             });
         }
@@ -78,7 +83,15 @@ impl Config {
             ..Backend::default()
         };
         let (name, backend) = (name.into(), name.into());
-        Ok(Choice { name, model: None, backend, prompt: None, check: None, settings })
+        Ok(Choice {
+            name,
+            model: None,
+            backend,
+            prompt: None,
+            check: None,
+            fallback: None,
+            settings,
+        })
     }
 
     /// Refuses if an error disables one of these parts of the config.

@@ -109,7 +109,7 @@ fn no_progress_event(view: &View) -> Result<Option<Event>> {
             ),
         ),
         // While the next attempt is being created, the wait of the last one still exists.
-        Reason::Waits(Wait::Parked { .. }) if view.exit.is_some() => (
+        Reason::Waits(Wait::Parked { fallback: None, .. }) if view.exit.is_some() => (
             format!("parked/{attempt}"),
             format!("{name} parked ({items}): {explanation}"),
             "tell the user; the task resumes when the limit resets".into(),

@@ -20,7 +20,7 @@ use crate::project::Project;
 use crate::task::{self, Dependency, Record, State, Task, View};
 use crate::text::sanitize;
 use crate::tools::{self, Invocation};
-use crate::worker::{prompt, review};
+use crate::worker::{self, prompt, review};
 
 /// The request of a person for a new task.
 #[derive(Debug)]
@@ -152,6 +152,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         worktree: worktree.as_ref().map(|own| own.worktree.clone()),
         after,
         checks,
+        limited: Vec::new(),
         review: request.review,
         budget,
         budget_from: 0,
@@ -172,7 +173,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
             .next("leave out --may-dispatch, or dispatch it to a CLI with --access full")
             .into());
     }
-    let call = ops::check_start(&task, &mut record, choice)?;
+    let call = worker::check_start(&task, &mut record, &choice.settings)?;
     if discover {
         ops::refuse_logged_out(&config, &record, &chosen)?;
     }

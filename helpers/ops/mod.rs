@@ -14,18 +14,15 @@ use anyhow::Result;
 
 use crate::config::choose::{Chosen, How, replacements};
 use crate::config::{Choice, Config};
-use crate::domain::{Backend, Route};
+use crate::domain::Route;
 use crate::error::Refusal;
 use crate::exit::Exit;
-use crate::process::{calling_host, worker_helper};
+use crate::process::calling_host;
 use crate::task::{Record, Task};
 use crate::tools::detect::logged_out;
-use crate::tools::{self, Invocation, Reports, Session, holder, is_known};
+use crate::tools::is_known;
+use crate::worker::agent;
 use crate::worker::supervise::{self, StartOutcome};
-use crate::worker::{agent, run, sandbox};
-
-/// Placeholder for the session id in a command line that is only checked or printed.
-const SESSION: &str = "00000000-0000-4000-8000-000000000000";
 
 /// The start of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,40 +41,6 @@ fn launch(task: &Task, record: &Record) -> Result<Start> {
     }
 }
 
-/// The command of a worker process, whose record gets what holds it; `None` for an agent.
-///
-/// # Errors
-/// Any obstacle to the start that can be known in advance.
-fn check_start(task: &Task, record: &mut Record, choice: &Choice) -> Result<Option<Invocation>> {
-    record.holder = None;
-    if record.route == Route::Agent {
-        return Ok(None);
-    }
-    refuse_unmeasured(record, &choice.settings)?;
-    let backend = &record.backend;
-    record.holder = holder(backend, &choice.settings, record.access).map_err(|why| {
-        let (access, first) = (record.access, why.remedy());
-        let what = format!("{backend}'s workers cannot be held to '{access}' access");
-        let next = format!(
-            "{first}if the user lets them do anything: dispatch-config set-access {backend} full"
-        );
-        Refusal::new(Exit::Unavailable, what).place(why.to_string()).next(next)
-    })?;
-    sandbox::refuse_unholdable(task, record, &choice.settings)?;
-    if !record.checks.is_empty()
-        && let Err(why) = sandbox::holder_of_commands(record)
-    {
-        let (access, first) = (record.access, tools::remedy(&why));
-        return Err(Refusal::new(
-            Exit::Unavailable,
-            format!("--check: nothing holds a command to '{access}' access here: {why} ({first}leave --check out, or add --access full)"),
-        )
-        .into());
-    }
-    let session = Session::New(SESSION);
-    run::call(task, record, &choice.settings, &worker_helper()?, session).map(Some)
-}
-
 /// Refuses a CLI that says that it is not logged in, once.
 fn refuse_logged_out(config: &Config, record: &Record, chosen: &Chosen) -> Result<()> {
     let asked = || logged_out(&record.backend, &chosen.choice.settings);
@@ -94,20 +57,6 @@ fn refuse_logged_out(config: &Config, record: &Record, chosen: &Chosen) -> Resul
         .place(format!("{call} says so{added}"))
         .next(format!("{login}{other}; if it needs no login, call again"))
         .into())
-}
-
-/// Refuses a budget that nothing could measure.
-fn refuse_unmeasured(record: &Record, settings: &Backend) -> Result<(), Refusal> {
-    let (backend, budget) = (&record.backend, record.budget);
-    let reports = tools::reports(backend, settings);
-    let part = match () {
-        () if budget.usd.is_some() && reports < Reports::Money => "money",
-        () if budget.tokens.is_some() && reports < Reports::Tokens => "tokens",
-        () => return Ok(()),
-    };
-    Err(Refusal::new(Exit::Unavailable, format!("a budget of {budget} cannot be kept"))
-        .place(format!("{backend} does not report the {part} that it uses"))
-        .next("limit the time, which always works: --budget 90m"))
 }
 
 /// The options that need a process, which dispatch watches: why an agent of the host is refused.

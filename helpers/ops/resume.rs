@@ -11,7 +11,7 @@ use crate::plan::{Marker, Plan};
 use crate::process::{Life, calling_host};
 use crate::project::Project;
 use crate::task::{Record, State, Task};
-use crate::worker::supervise;
+use crate::worker::{self, supervise};
 
 /// The request of a person to resume a task.
 #[derive(Debug, Default)]
@@ -82,7 +82,7 @@ pub fn resume(
     let is_used_up = record.budget.parts(&usage, time).iter().any(|(_, is_used_up)| *is_used_up);
     if request.budget.is_some() {
         let settings = Config::load()?.resolve(Some(&record.name))?.settings;
-        ops::refuse_unmeasured(&record, &settings)?;
+        worker::refuse_unmeasured(&record, &settings)?;
     }
     // The person grants as much again.
     if request.budget.is_some() || is_used_up {
@@ -164,7 +164,7 @@ fn change_worker(
         role: choice.prompt.clone(),
         ..record
     };
-    ops::check_start(task, &mut new, choice)?;
+    worker::check_start(task, &mut new, &choice.settings)?;
     ops::refuse_logged_out(&config, &new, &chosen)?;
     task.change_record(|record| {
         record.name.clone_from(&new.name);

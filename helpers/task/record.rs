@@ -69,6 +69,9 @@ pub struct Record {
     /// The first attempt that counts for the budget: a person granted it again after the others.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub budget_from: u32,
+    /// The earlier names of workers that reached a limit and were replaced by their fallback.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limited: Vec<String>,
     /// The model or alias that must approve the work before the task is done (`--review`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub review: Option<String>,
@@ -148,6 +151,9 @@ pub enum Wait {
         times: u32,
         /// The CLI's message about the limit.
         said: String,
+        /// The model or alias that continues now, in place of the one at its limit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fallback: Option<String>,
     },
 }
 
@@ -157,6 +163,9 @@ impl fmt::Display for Wait {
             Self::After(tasks) => write!(f, "after {}", tasks.join(", ")),
             Self::Held { task, obstacle } => write!(f, "held: {task} {obstacle}"),
             Self::Queued { limit } => write!(f, "in the queue: max_workers is {limit}"),
+            Self::Parked { fallback: Some(name), said, .. } => {
+                write!(f, "{}; {name} continues", quoted(said))
+            }
             Self::Parked { until, stated, said, .. } => {
                 let until = utc(*until);
                 let how = if *stated { "until" } else { "tries again at" };

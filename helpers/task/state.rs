@@ -299,7 +299,13 @@ mod tests {
     }
 
     fn parked() -> Option<Wait> {
-        Some(Wait::Parked { until: 0, stated: true, times: 1, said: "limit".into() })
+        Some(Wait::Parked {
+            until: 0,
+            stated: true,
+            times: 1,
+            said: "limit".into(),
+            fallback: None,
+        })
     }
 
     fn lost() -> Option<Reason> {

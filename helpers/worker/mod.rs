@@ -17,12 +17,18 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::domain::Worktree;
+use crate::domain::{Backend, Route, Worktree};
+use crate::error::Refusal;
+use crate::exit::Exit;
 use crate::fault;
 use crate::files;
 use crate::git::first_paths;
-use crate::process::{ATTEMPT, Identity, ProcessTree, Watch};
+use crate::process::{ATTEMPT, Identity, ProcessTree, Watch, worker_helper};
 use crate::task::{Attempt, Record, Task};
+use crate::tools::{self, Invocation, Reports, Session};
+
+/// Placeholder for the session id in a command line that is only checked or printed.
+const SESSION: &str = "00000000-0000-4000-8000-000000000000";
 
 /// How long processes may take to end after SIGTERM, before SIGKILL.
 pub fn termination_grace() -> Duration {
@@ -82,4 +88,56 @@ fn fetch(task: &Task, worktree: &Worktree) -> Result<()> {
         files::publish(&task.collisions_path(), lines.as_bytes())?;
     }
     Ok(())
+}
+
+/// The command of a worker process, whose record gets what holds it; `None` for an agent.
+///
+/// # Errors
+/// Any obstacle to the start that can be known in advance.
+pub fn check_start(
+    task: &Task,
+    record: &mut Record,
+    settings: &Backend,
+) -> Result<Option<Invocation>> {
+    record.holder = None;
+    if record.route == Route::Agent {
+        return Ok(None);
+    }
+    refuse_unmeasured(record, settings)?;
+    let backend = &record.backend;
+    record.holder = tools::holder(backend, settings, record.access).map_err(|why| {
+        let (access, first) = (record.access, why.remedy());
+        let what = format!("{backend}'s workers cannot be held to '{access}' access");
+        let next = format!(
+            "{first}if the user lets them do anything: dispatch-config set-access {backend} full"
+        );
+        Refusal::new(Exit::Unavailable, what).place(why.to_string()).next(next)
+    })?;
+    sandbox::refuse_unholdable(task, record, settings)?;
+    if !record.checks.is_empty()
+        && let Err(why) = sandbox::holder_of_commands(record)
+    {
+        let (access, first) = (record.access, tools::remedy(&why));
+        return Err(Refusal::new(
+            Exit::Unavailable,
+            format!("--check: nothing holds a command to '{access}' access here: {why} ({first}leave --check out, or add --access full)"),
+        )
+        .into());
+    }
+    let session = Session::New(SESSION);
+    run::call(task, record, settings, &worker_helper()?, session).map(Some)
+}
+
+/// Refuses a budget that nothing could measure.
+pub fn refuse_unmeasured(record: &Record, settings: &Backend) -> Result<(), Refusal> {
+    let (backend, budget) = (&record.backend, record.budget);
+    let reports = tools::reports(backend, settings);
+    let part = match () {
+        () if budget.usd.is_some() && reports < Reports::Money => "money",
+        () if budget.tokens.is_some() && reports < Reports::Tokens => "tokens",
+        () => return Ok(()),
+    };
+    Err(Refusal::new(Exit::Unavailable, format!("a budget of {budget} cannot be kept"))
+        .place(format!("{backend} does not report the {part} that it uses"))
+        .next("limit the time, which always works: --budget 90m"))
 }

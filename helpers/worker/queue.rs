@@ -12,15 +12,33 @@ use signal_hook::consts::SIGHUP;
 
 use crate::config::Config;
 use crate::dirs;
-use crate::domain::Route;
+use crate::domain::{Failure, FailureKind, Route};
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::fault;
 use crate::files::{self, Lock};
 use crate::ids::unix_seconds;
 use crate::process::{Watch, Woken};
 use crate::project::stands;
-use crate::task::{Dependency, Record, State, Task, Wait};
+use crate::task::{Dependency, ExitRecord, Record, State, Task, Wait};
+use crate::worker::check_start;
 use crate::worker::running::Starter;
+
+/// How long a task is parked the first time if the CLI does not say when its limit resets. The time
+/// doubles with each further park in a row.
+const FIRST_PARK: Duration = Duration::from_secs(60);
+
+/// How many times in a row a task is parked without a stated reset time.
+const MOST_PARKS: u32 = 8;
+
+/// How many seconds after its stated reset a limit counts as over.
+const SLACK: u64 = 2;
+
+/// The latest stated reset that is believed, in seconds from now: a month.
+const LONGEST_PARK: u64 = 31 * 24 * 3600;
+
+/// Default of `wait_for_limit`, in minutes.
+const WAIT_FOR_LIMIT: u64 = 60;
 
 /// How often a waiting supervisor looks without an event while everything is watched.
 const SAFETY_SCAN: Duration = Duration::from_secs(10);
@@ -59,6 +77,7 @@ pub(super) fn wait_for_slot(
 ) -> Result<Option<Slot>> {
     let mut parks = 0;
     let mut queue = None;
+    fall_back(task)?;
     loop {
         watch.add_directory(task.state_dir());
         let record = task.record()?.context("the task has no record")?;
@@ -102,6 +121,84 @@ pub(super) fn wait_for_slot(
 fn displaced() -> Pause {
     let obstacle = "is not as it was at the dispatch".into();
     Pause(Wait::Held { task: "its project".into(), obstacle }, BLIND_SCAN)
+}
+
+/// The wait for a rate limit's reset, or for the fallback of a worker whose limit or overload lasts, if
+/// the attempt ended so.
+pub(super) fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<Wait>> {
+    let Some(Failure { kind, said, resets }) = exit.failure.clone() else { return Ok(None) };
+    let is_limit = kind == FailureKind::Quota;
+    let is_overload = kind == FailureKind::Crash && said.to_lowercase().contains("overloaded");
+    let complete = task.plan().is_ok_and(|plan| plan.complete());
+    let record = task.record()?.filter(|record| !record.stop && !complete);
+    let Some(record) = record.filter(|_| is_limit || is_overload) else { return Ok(None) };
+    let now = unix_seconds();
+    // Ignore a reset in the past (it did not help) or in the far future (a parse error).
+    let believed = |until: &u64| (now + 1..now + LONGEST_PARK).contains(until);
+    let stated = resets.map(|resets| resets.saturating_add(SLACK)).filter(believed);
+    let config = Config::load().unwrap_or_default();
+    let longest = config.wait_for_limit.unwrap_or(WAIT_FOR_LIMIT).saturating_mul(60);
+    let is_short = stated.is_some_and(|until| until - now <= longest);
+    let fallback = config.resolve(Some(&record.name)).ok().and_then(|choice| choice.fallback);
+    let is_new = |name: &String| *name != record.name && !record.limited.contains(name);
+    let fallback = fallback.filter(|name| !is_short && is_new(name));
+    if fallback.is_none() && (is_overload || stated.is_none() && times > MOST_PARKS) {
+        return Ok(None);
+    }
+    let until = match fallback {
+        Some(_) => now,
+        None => stated.unwrap_or(now + back_off(times).as_secs()),
+    };
+    Ok(Some(Wait::Parked { until, stated: stated.is_some(), times, said, fallback }))
+}
+
+/// How long to park the given time in a row.
+fn back_off(times: u32) -> Duration {
+    fault::limit("DISPATCH_PARK_MS", FIRST_PARK) * 2_u32.pow(times.clamp(1, MOST_PARKS) - 1)
+}
+
+/// Gives a task whose worker is at its limit to the fallback, and tells the host so.
+fn fall_back(task: &Task) -> Result<()> {
+    let Some(Wait::Parked { fallback: Some(name), stated, times, said, .. }) = task.wait()? else {
+        return Ok(());
+    };
+    let record = task.record()?.context("the task has no record")?;
+    let before = record.name.clone();
+    if before == name {
+        return Ok(());
+    }
+    match replaced(task, record, &name) {
+        Ok(new) => {
+            task.side().tell(&format!("{before} is at its limit ({said}): {name} continues"))?;
+            task.change_record(|record| *record = Record { stop: record.stop, ..new })
+        }
+        Err(error) => {
+            let why = error.to_string();
+            let why = why.lines().next().unwrap_or_default();
+            task.side()
+                .tell(&format!("{before} is at its limit, and {name} cannot continue: {why}"))?;
+            let until = unix_seconds() + back_off(times).as_secs();
+            task.set_wait(Some(&Wait::Parked { until, stated, times, said, fallback: None }))
+        }
+    }
+}
+
+/// The record for another worker, which gets no more access than the one before.
+fn replaced(task: &Task, record: Record, name: &str) -> Result<Record> {
+    let choice = Config::load()?.resolve(Some(name))?;
+    let mut limited = record.limited.clone();
+    limited.push(record.name.clone());
+    let mut new = Record {
+        name: choice.name,
+        model: choice.model,
+        backend: choice.backend,
+        role: choice.prompt.or(record.role.clone()),
+        access: record.access.min(choice.settings.usual_access()),
+        limited,
+        ..record
+    };
+    check_start(task, &mut new, &choice.settings)?;
+    Ok(new)
 }
 
 fn parked(task: &Task, parks: &mut u32) -> Result<Option<Pause>> {
@@ -325,4 +422,15 @@ pub(super) fn refusal(task: &Task, limit: usize) -> Result<Refusal> {
     Ok(Refusal::new(Exit::TryAgain, format!("'{}' is queued and starts by itself", task.id()))
         .place(format!("{place}; max_workers is {limit} in {}", config.display()))
         .next("wait, or stop a running one: dispatch-reconcile stop TASK"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn park_time_doubles_in_a_row() {
+        let minutes: Vec<u64> = (1..=MOST_PARKS).map(|n| back_off(n).as_secs() / 60).collect();
+        assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 64, 128]);
+    }
 }

@@ -22,6 +22,7 @@ use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::git;
+use crate::ids::short_hash;
 use crate::process::{self, Holder, Life, Rule, Sandbox, find_program, launcher, worker_helper};
 use crate::project::{change_excluded, repositories_around, with_line};
 use crate::task::{Record, Task};
@@ -394,12 +395,13 @@ fn first_missing(path: &Path) -> PathBuf {
     missing.last().unwrap_or(path).to_path_buf()
 }
 
-/// The private directories of a task's CLI. Another level, another task and a reviewer have others.
+/// The private directories of a task's CLI. Another level, backend or task and a reviewer have others.
 fn home_of(task: &Task, record: &Record, runs: Runs<'_>) -> Result<PathBuf> {
-    let name = match runs {
+    let role = match runs {
         Runs::Reviewer(_) => "review".into(),
         Runs::Worker(_) | Runs::Check | Runs::SetUp => record.access.to_string(),
     };
+    let name = format!("{role}-{}", short_hash(record.backend.as_bytes()));
     Ok(homes_of(task, &record.nonce)?.join(name))
 }
 

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::config::Config;
-use crate::domain::{FailureKind, Route, TaskId};
+use crate::domain::{Route, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -23,19 +23,6 @@ use crate::project::Project;
 use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait};
 use crate::worker::running::{STARTED, Starter, WAITS};
 use crate::worker::{self, gate, queue, run};
-
-/// How long a task is parked the first time if the CLI does not say when its limit resets. The time
-/// doubles with each further park in a row.
-const FIRST_PARK: Duration = Duration::from_secs(60);
-
-/// How many times in a row a task is parked without a stated reset time.
-const MOST_PARKS: u32 = 8;
-
-/// How many seconds after its stated reset a limit counts as over.
-const SLACK: u64 = 2;
-
-/// The latest stated reset that is believed, in seconds from now: a month.
-const LONGEST_PARK: u64 = 31 * 24 * 3600;
 
 /// How old a task must be before a missing supervisor counts as lost.
 const SETTLED: Duration = Duration::from_secs(3);
@@ -150,7 +137,7 @@ pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
             record_not_started(&task, error);
             notify::announce(&task);
         })?;
-        let wait = park(&task, &exit, slot.parks.saturating_add(1)).unwrap_or_default();
+        let wait = queue::park(&task, &exit, slot.parks.saturating_add(1)).unwrap_or_default();
         // Write the wait before the exit record, so no reader sees an end without it; if that fails,
         // treat the attempt as final.
         let wait = wait.filter(|wait| task.set_wait(Some(wait)).is_ok());
@@ -262,34 +249,6 @@ fn record_not_started(task: &Task, error: &anyhow::Error) {
     }
 }
 
-/// The wait for a rate limit's reset, if the attempt ended at one.
-fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<Wait>> {
-    let Some(failure) = exit.failure.as_ref().filter(|failure| failure.kind == FailureKind::Quota)
-    else {
-        return Ok(None);
-    };
-    let stopped = task.record()?.is_none_or(|record| record.stop);
-    let now = unix_seconds();
-    // Ignore a reset in the past (it did not help) or in the far future (a parse error).
-    let believed = |until: &u64| (now + 1..now + LONGEST_PARK).contains(until);
-    let stated = failure.resets.map(|resets| resets.saturating_add(SLACK)).filter(believed);
-    let complete = task.plan().is_ok_and(|plan| plan.complete());
-    if stopped || complete || (stated.is_none() && times > MOST_PARKS) {
-        return Ok(None);
-    }
-    Ok(Some(Wait::Parked {
-        until: stated.unwrap_or(now + back_off(times).as_secs()),
-        stated: stated.is_some(),
-        times,
-        said: failure.said.clone(),
-    }))
-}
-
-/// How long to park the given time in a row.
-fn back_off(times: u32) -> Duration {
-    fault::limit("DISPATCH_PARK_MS", FIRST_PARK) * 2_u32.pow(times.clamp(1, MOST_PARKS) - 1)
-}
-
 /// Refuses to start a task that waits in the queue.
 ///
 /// # Errors
@@ -353,7 +312,8 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
 pub fn unpark(task: &Task) -> Result<()> {
     let Some(Wait::Parked { stated, said, .. }) = task.wait()? else { return Ok(()) };
     // Keep the wait: without one, the last attempt's end would be the task's end.
-    task.set_wait(Some(&Wait::Parked { until: unix_seconds(), stated, times: 0, said }))
+    let until = unix_seconds();
+    task.set_wait(Some(&Wait::Parked { until, stated, times: 0, said, fallback: None }))
 }
 
 /// Records the end of an attempt whose supervisor died first. Returns whether it recorded one. Until
@@ -394,7 +354,7 @@ fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<boo
     }
     let exit = run::unseen_end(task, record, attempt);
     if task.wait()?.is_none()
-        && let Some(wait) = park(task, &exit, 1)?
+        && let Some(wait) = queue::park(task, &exit, 1)?
     {
         task.set_wait(Some(&wait))?;
     }
@@ -447,16 +407,5 @@ pub fn is_abandoned(view: &View) -> bool {
         // A record this young belongs to a spawn that is about to start the supervisor.
         true => is_lost && !task.was_recorded_within(SETTLED),
         false => is_lost && (view.is_checking() || matches!(living(task), Ok(Some(_)))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn park_time_doubles_in_a_row() {
-        let minutes: Vec<u64> = (1..=MOST_PARKS).map(|n| back_off(n).as_secs() / 60).collect();
-        assert_eq!(minutes, [1, 2, 4, 8, 16, 32, 64, 128]);
     }
 }

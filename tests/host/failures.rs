@@ -21,7 +21,7 @@ use crate::support::{
     model::{Model, Reply, Request},
     process::{Home, wait_until},
     skill,
-    story::{DEADLINE, Gate, run, state},
+    story::{DEADLINE, Gate, Seat, run, state},
 };
 
 const CONFIG: &str = "
@@ -219,6 +219,46 @@ fn limit_without_a_reset_time_parks_the_task() {
             r##"#ID x parked (0/1): rate limit, tries again at TIME: "exceeded retry limit, last status: 429 Too Many Requests" → tell the user; the task resumes when the limit resets"##
         ]],
     );
+}
+
+#[test]
+fn fallback_continues_the_task_of_a_worker_at_its_limit() {
+    let config = CONFIG.replace("backend: claude }", "backend: claude, fallback: gpt-5.5 }");
+    for subscriber in [false, true] {
+        let home = skill::ready(&format!("{config}wait_for_limit: 0\n"));
+        let model = Model::start(move |request: &Request| match Seat::of(request) {
+            Seat::Codex => match request.turns() {
+                0 => run(request, "tick 1"),
+                1 => run(request, "finish 'The tests pass.'"),
+                _ => Reply::say("That is all."),
+            },
+            _ => {
+                let header = |name, value: &str| (name, value.to_owned());
+                let headers = vec![
+                    header("anthropic-ratelimit-unified-status", "rejected"),
+                    header("anthropic-ratelimit-unified-reset", &in_an_hour().to_string()),
+                    header("anthropic-ratelimit-unified-representative-claim", "five_hour"),
+                ];
+                let headers = if subscriber { headers } else { Vec::new() };
+                let error = json!({ "type": "rate_limit_error", "message": "too many requests" });
+                Reply::Error { status: 429, headers, error }
+            }
+        });
+        let worker = Try { subscriber, ..Try::of(CLAUDE) };
+        worker.spawn(&home, &model, "# Title\n- [ ] Run the tests\n");
+        let end = state(&home, "x").join("attempts/2/exit");
+        wait_until(DEADLINE, "the fallback's end", || end.exists().then_some(()));
+        let news = worker.news(&home, &model);
+        let said = match subscriber {
+            true => "You've hit your 5-hour limit \u{b7} resets TIME",
+            false => "API Error: Request rejected (429) \u{b7} too many requests",
+        };
+        assert!(
+            news.contains(&format!("claude-opus-5 is at its limit ({said}): gpt-5.5 continues")),
+            "{news}"
+        );
+        assert!(news.contains(" x done (1/1, AGE): \"The tests pass.\""), "{news}");
+    }
 }
 
 #[test]

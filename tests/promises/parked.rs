@@ -312,3 +312,100 @@ fn parked_task_frees_its_place_in_the_queue() {
     sandbox.on_machine("dispatch-spawn", &["y"]).run().ok();
     sandbox.wait_for_state("y", "done");
 }
+
+/// Does the second item as Codex would.
+const CODEX: &str = r#"cat >/dev/null; echo "$*" >>codex
+printf '# Title\n\n- [x] First\n- [x] Second\n' >"$DISPATCH_TASK_DIR/plan.md"
+: >"$DISPATCH_TASK_DIR/ipc/.done""#;
+
+/// A project like [`limited`], in which `gpt` is the fallback of `opus`, with more lines of the config.
+fn with_fallback(resets: Option<u64>, codex: &str, more: &str) -> Sandbox {
+    let sandbox = limited(resets);
+    sandbox.add_cli("codex", codex);
+    sandbox.config(&format!(
+        "default: opus\nmodels:\n  opus: {{ backend: claude, fallback: gpt }}\n  \
+         gpt: {{ backend: codex, fallback: opus }}\n{more}"
+    ));
+    sandbox
+}
+
+#[test]
+fn fallback_continues_a_task_whose_limit_lasts() {
+    for (resets, more) in [(None, ""), (Some(7200), ""), (Some(60), "wait_for_limit: 0\n")] {
+        let sandbox = with_fallback(resets, CODEX, more);
+        spawn(&sandbox).run().ok();
+        sandbox.wait_for_state("x", "done");
+        assert_eq!(names(&sandbox.task("x", "attempts")), ["1", "2"]);
+        let said = match resets {
+            None => "API Error: Request rejected (429)",
+            Some(_) => "You've hit your 5-hour limit \u{b7} resets 2:13pm (UTC)",
+        };
+        let told = sandbox.read("x", "tells/001");
+        assert_eq!(told, format!("opus is at its limit ({said}): gpt continues"));
+        let prompt = sandbox.read("x", "attempts/2/prompt.md");
+        assert!(prompt.contains("# Earlier attempts"), "{prompt}");
+        let record = sandbox.read("x", "record.yaml");
+        assert!(
+            record.contains("name: gpt\n") && record.contains("limited:\n- opus\n"),
+            "{record}"
+        );
+        assert!(record.contains("access: write\n"), "{record}");
+    }
+}
+
+#[test]
+fn limit_that_ends_soon_is_waited_for() {
+    let sandbox = with_fallback(Some(600), CODEX, "");
+    spawn(&sandbox).run().ok();
+    wait_until_parked(&sandbox, 1);
+    assert!(sandbox.state("x").starts_with("parked: rate limit, until "));
+}
+
+#[test]
+fn overload_goes_to_the_fallback_and_fails_without_one() {
+    let overloaded =
+        CLAUDE.replace("API Error: Request rejected (429)", "API Error: 529 Overloaded");
+    let overloaded = overloaded.replace(r#","error":"rate_limit"}"#, "}");
+    for (fallback, state) in
+        [(true, "done"), (false, "failed: error: \"API Error: 529 Overloaded\"")]
+    {
+        let sandbox = with_fallback(None, CODEX, "");
+        sandbox.add_cli("claude", &overloaded);
+        if !fallback {
+            sandbox.config("default: opus\nmodels: { opus: { backend: claude } }\n");
+        }
+        spawn(&sandbox).run().ok();
+        sandbox.wait_for_state("x", state);
+    }
+}
+
+#[test]
+fn fallback_at_its_own_limit_or_without_its_program_leaves_the_task_parked() {
+    let at_limit =
+        "cat >/dev/null; echo \"ERROR: You've hit your usage limit. Try again later.\"; exit 1";
+    let sandbox = with_fallback(None, at_limit, "");
+    spawn(&sandbox).run().ok();
+    wait_until_parked(&sandbox, 2);
+    assert!(sandbox.read("x", "record.yaml").contains("name: gpt\n"));
+    let sandbox = with_fallback(None, CODEX, "");
+    sandbox.remove_cli("codex");
+    spawn(&sandbox).run().ok();
+    wait_until_parked(&sandbox, 1);
+    let told = sandbox.read("x", "tells/001");
+    assert_eq!(
+        told,
+        "opus is at its limit, and gpt cannot continue: the CLI of backend 'codex' is not installed"
+    );
+    assert!(sandbox.read("x", "record.yaml").contains("name: opus\n"));
+}
+
+#[test]
+fn fallback_takes_over_after_the_death_of_the_supervisor() {
+    let sandbox = with_fallback(None, CODEX, "");
+    spawn(&sandbox).crash_at("supervisor:ended").run().ok();
+    wait_for_end(&sandbox, 1);
+    wait_until("the task is done", || {
+        sandbox.on_machine("dispatch-reconcile", &["status"]).run().ok();
+        (sandbox.state("x") == "done").then_some(())
+    });
+}
