@@ -53,19 +53,36 @@ pub(super) static CLI: WorkerCli = WorkerCli {
 };
 
 fn argv(job: &Job) -> Vec<OsString> {
-    let first = "codex exec --json --skip-git-repo-check -s";
-    let mut argv = job.argv([first, "workspace-write", "workspace-write", "danger-full-access"]);
-    let is_temporary = |tmp: &PathBuf| job.directory.starts_with(tmp);
-    if job.access == Access::Read && ["/tmp".into(), std::env::temp_dir()].iter().any(is_temporary)
-    {
-        // The sandbox may always write in temporary directories, and so in a project below one.
-        argv.extend(os_args(&["-c", "sandbox_workspace_write.exclude_slash_tmp=true"]));
-        argv.extend(os_args(&["-c", "sandbox_workspace_write.exclude_tmpdir_env_var=true"]));
-    }
+    let first = "codex exec --json --skip-git-repo-check";
+    let levels = ["workspace-write", "workspace-write", "danger-full-access"];
+    let mut argv = if job.holder.is_some() || job.access == Access::Full {
+        let [read, write, full] = levels.map(|level| format!("-s {level}"));
+        job.argv([first, &read, &write, &full])
+    } else {
+        let mut argv = job.argv([first, "", "", ""]);
+        for setting in [r#"default_permissions="dispatch""#, &permissions(job)] {
+            argv.extend(os_args(&["-c", setting]));
+        }
+        argv
+    };
     // A worker that may only read works in its task's directory, where it ticks its plan.
     let workspace = if job.access == Access::Read { job.task } else { job.directory };
     argv.extend(["-C".into(), workspace.into()]);
     argv
+}
+
+/// The profile of a worker that Codex itself holds (since 0.138; an older one lets it write nothing): it
+/// writes in its directory and in the private one that TMPDIR names, and nothing that others obey. The
+/// command line outweighs a `sandbox_mode` in the person's settings.
+fn permissions(job: &Job) -> String {
+    let rule =
+        |path: &PathBuf, level| format!("{}=\"{level}\"", Value::from(path.to_string_lossy()));
+    let kept = job.kept.iter().map(|path| rule(path, "read"));
+    let rules: Vec<_> = kept.chain(job.writable.iter().map(|path| rule(path, "write"))).collect();
+    let rules = rules.join(",");
+    format!(
+        r#"permissions.dispatch={{extends=":workspace",filesystem={{":slash_tmp"="read",{rules}}}}}"#
+    )
 }
 
 fn is_logged_in(answer: &Answer) -> Option<bool> {

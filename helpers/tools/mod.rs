@@ -69,6 +69,8 @@ pub struct Job<'a> {
     pub task: &'a Path,
     /// All directories outside of its own that it must be able to write in.
     pub writable: &'a [PathBuf],
+    /// Places in its directory that it must not write, there or not yet, where the CLI holds it.
+    pub kept: &'a [PathBuf],
     /// The sandbox that holds it; `None` if the CLI does so itself.
     pub holder: Option<Holder>,
     /// The US dollars that it may use, if they are limited.

@@ -41,6 +41,7 @@ fn every_cli_is_called_as_recorded_at_each_access_level() {
                     directory: Path::new("/w"),
                     task: &directories[0],
                     writable: &directories,
+                    kept: &["/w/.claude".into()],
                     holder: None,
                     usd: (access == Access::Full).then_some(0.5),
                     session,

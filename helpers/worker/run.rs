@@ -290,12 +290,14 @@ pub fn call(
         writable.extend(record.worktree.iter().map(Worktree::git_dir));
     }
     let spent = task.spent(record, u32::MAX)?.0.cost_usd.unwrap_or_default();
+    let kept = sandbox::kept(task, record)?;
     let job = Job {
         model: record.model.as_deref(),
         access: record.access,
         directory: &record.directory,
         task: task.side().directory(),
         writable: &writable,
+        kept: &kept,
         holder: record.holder,
         usd: record.budget.usd.map(|usd| usd - spent),
         session,
@@ -366,6 +368,9 @@ fn launch(
         None => {
             let mut command = Command::new(&argv[0]);
             command.args(&argv[1..]);
+            if record.access != Access::Full {
+                command.env("TMPDIR", sandbox::temporary(task, record)?);
+            }
             command
         }
     };

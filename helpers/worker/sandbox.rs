@@ -149,14 +149,26 @@ pub fn description(record: &Record) -> Option<String> {
 /// [`Exit::Unavailable`] with the path.
 pub fn refuse_unholdable(task: &Task, record: &Record, settings: &Backend) -> Result<()> {
     refuse_replaced(record)?;
-    let has_held_check =
-        !record.checks.is_empty() && matches!(holder_of_commands(record), Ok(Some(_)));
-    if record.holder.is_none() && !has_held_check {
+    if record.route == Route::Agent || record.access == Access::Full {
         return Ok(());
     }
     let obeyed = Obeyed::of(task, record)?;
     let runs = Runs::Worker(Path::new(""));
     refuse_rules(record, &obeyed, &rules(task, record, runs, settings, &obeyed)?)
+}
+
+/// The places that a worker must not write in its directory, for a CLI that holds it.
+pub(super) fn kept(task: &Task, record: &Record) -> Result<Vec<PathBuf>> {
+    let is_held = record.holder.is_some() || record.access != Access::Write;
+    let obeyed = if is_held { Obeyed::default() } else { Obeyed::of(task, record)? };
+    Ok(Vec::from_iter(obeyed.paths().cloned().collect::<BTreeSet<_>>()))
+}
+
+/// The private temporary directory of a worker that its CLI holds.
+pub(super) fn temporary(task: &Task, record: &Record) -> Result<PathBuf> {
+    let directory = home_of(task, record, Runs::Worker(Path::new("")))?.with_extension("tmp");
+    files::create_private_directory(&directory)?;
+    Ok(directory)
 }
 
 /// The sandbox of the person's checks and set-up: the task's, or one of dispatch's where the CLI itself

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -10,7 +11,7 @@ use serde_json::json;
 use super::helpers;
 use crate::support::claude::{Claude, Options, environment};
 use crate::support::model::{Model, Reply, Request};
-use crate::support::process::{Home, wait_until};
+use crate::support::process::{Home, path, wait_until};
 use crate::support::story::{
     DEADLINE, Gate, Job, REPLY, Seat, asked, called, dispatcher, file, quiet, run, state, task,
     told, until,
@@ -194,16 +195,13 @@ fn commits(request: &Request) -> Reply {
 struct Person {
     home: Home,
     model: Model,
+    path: String,
 }
 
 impl Person {
     fn new(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        let (home, model) = (skill::ready(WORKTREE_CONFIG), Model::start(script));
-        codex::configure(home.path(), &model);
-        let settings = "[user]\n\tname = Tester\n\temail = tester@example.com\n";
-        fs::write(home.path().join(".gitconfig"), settings).expect("git's settings");
-        let person = Self { home, model };
-        person.git(&["init", "-q", "-b", "main"]);
+        let person =
+            Self::without_files(skill::ready(WORKTREE_CONFIG), Model::start(script), path());
         // An ignored file that `.worktreeinclude` names comes along.
         for (name, text) in
             [(".gitignore", ".env\n"), (".worktreeinclude", ".env\n"), (".env", "A=1\n")]
@@ -215,6 +213,15 @@ impl Person {
         person
     }
 
+    fn without_files(home: Home, model: Model, path: String) -> Self {
+        codex::configure(home.path(), &model);
+        let settings = "[user]\n\tname = Tester\n\temail = tester@example.com\n";
+        fs::write(home.path().join(".gitconfig"), settings).expect("git's settings");
+        let person = Self { home, model, path };
+        person.git(&["init", "-q", "-b", "main"]);
+        person
+    }
+
     fn git(&self, args: &[&str]) -> String {
         self.call(Path::new("git"), args, "")
     }
@@ -223,6 +230,7 @@ impl Person {
         let mut command = Command::new(program);
         command.args(args).current_dir(self.home.project()).env_clear();
         command.envs(environment(self.home.path(), &self.model)).env("GIT_CONFIG_NOSYSTEM", "1");
+        command.env("PATH", &self.path);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("a program");
         child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("written");
@@ -352,4 +360,78 @@ fn claude_reviews_the_work_of_codex() {
 #[test]
 fn codex_reviews_the_work_of_claude() {
     is_reviewed_by("opus", "gpt-5.5");
+}
+
+/// A command that writes to places that git or a host obeys, to a shared directory, and then works.
+const TRIES: &str = "for f in .claude/settings.local.json .claude/new/x .mcp.json CLAUDE.md .husky/x \
+    .codex/config.toml .agents/x .vscode/tasks.json .git/config .git/hooks/post-merge .git/index below/.git/x \
+    /tmp/dispatch-host-test; do mkdir -p $(dirname $f); (echo x >>$f) && echo $f; done >found 2>errors; \
+    mktemp && touch work; git add work && git commit -q -m Work; git -C OTHER config x.y z >>found";
+
+/// Runs a task on a machine without bubblewrap, where Codex brings its own; returns what
+/// git shows in the project, and the home.
+fn held_by_codex_alone(more: &[&str]) -> (String, Home) {
+    let home = skill::ready(WORKTREE_CONFIG);
+    let other = home.project().display().to_string();
+    let model = Model::start(move |request| match request.turns() {
+        0 => Reply::shell(request, &TRIES.replace("OTHER", &other)),
+        1 => run(request, "tick 1"),
+        2 => run(request, "finish Worked."),
+        _ => Reply::say("That is all."),
+    });
+    let programs = home.path().join("programs");
+    fs::create_dir_all(&programs).expect("a directory");
+    for directory in ["/bin", "/usr/bin"] {
+        for entry in fs::read_dir(directory).expect("a directory").flatten() {
+            if entry.file_name() != "bwrap" {
+                let _ = symlink(entry.path(), programs.join(entry.file_name()));
+            }
+        }
+    }
+    let path = path()
+        .split(':')
+        .filter(|it| !["/bin", "/usr/bin"].contains(it))
+        .collect::<Vec<_>>()
+        .join(":");
+    let path = format!("{path}:{}", programs.display());
+    let person = Person::without_files(home, model, path);
+    // An older setting of the person must not count.
+    let settings = person.home.path().join(".codex/config.toml");
+    let text = format!("sandbox_mode = \"danger-full-access\"\n{}", file(settings.clone()));
+    fs::write(settings, text).expect("codex's settings");
+    let home = &person.home;
+    let git = |args: &[&str]| person.git(args);
+    fs::create_dir_all(home.project().join(".claude")).expect("a directory");
+    fs::write(home.project().join("CLAUDE.md"), "Be brief.\n").expect("instructions");
+    fs::create_dir_all(home.project().join("below")).expect("a directory");
+    git(&["add", "."]);
+    git(&["commit", "-q", "-m", "Begin"]);
+    let args = [&["x", "--model", "gpt-5.5", "--plan", "-"], more].concat();
+    person.call(helpers::path("dispatch-spawn"), &args, "# Title\n- [ ] Work\n");
+    wait_until(DEADLINE, "the worker ends", || {
+        state(home, "x").join("attempts/1/exit").exists().then_some(())
+    });
+    let shown = person.call(helpers::path("dispatch-reconcile"), &["show", "x"], "");
+    assert!(shown.contains(": codex's own rules") && shown.contains("done"), "{shown}");
+    let wrote = git(&["status", "--porcelain", "--ignored"]);
+    let log = git(&["log", "--format=%s", if more.is_empty() { "main" } else { "dispatch/x" }]);
+    assert_eq!(git(&["config", "--get", "--default", "none", "x.y"]), "none\n");
+    quiet(home);
+    (wrote + &log, person.home)
+}
+
+#[test]
+fn codex_without_bubblewrap_writes_nothing_that_others_obey() {
+    let (wrote, home) = held_by_codex_alone(&[]);
+    let log = file(state(&home, "x").join("attempts/1/log"));
+    assert_eq!(file(home.project().join("found")), "below/.git/x\n", "{log}");
+    assert_eq!(wrote, "?? errors\n?? found\n?? work\n!! .dispatch/\nBegin\n", "{log}");
+    assert!(log.contains(".dispatch/homes/"), "its own temporary directory: {log}");
+}
+
+#[test]
+fn codex_without_bubblewrap_commits_in_its_worktree() {
+    let (wrote, home) = held_by_codex_alone(&["--worktree"]);
+    let log = file(state(&home, "x").join("attempts/1/log"));
+    assert_eq!(wrote, "!! .dispatch/\nWork\nBegin\n", "{log}");
 }

@@ -898,13 +898,13 @@ fn sandboxed_cli_may_write_to_no_directory_of_the_persons_repository() {
         str![[r#"
 codex exec
   --json
-  --skip-git-repo-check -s workspace-write -C HOME/.dispatch/worktrees/project-HASH/x
+  --skip-git-repo-check -c default_permissions="dispatch" -c permissions.dispatch={extends=":workspace",filesystem={":slash_tmp"="read","PROJECT/.dispatch/tasks/x"="write","HOME/.dispatch/worktrees/project-HASH/x/.git"="write"}} -C HOME/.dispatch/worktrees/project-HASH/x
   --add-dir PROJECT/.dispatch/tasks/x
   --add-dir HOME/.dispatch/worktrees/project-HASH/x/.git
   --model gpt -
 codex exec
   --json
-  --skip-git-repo-check -s workspace-write -c sandbox_workspace_write.exclude_slash_tmp=true -c sandbox_workspace_write.exclude_tmpdir_env_var=true -C PROJECT/.dispatch/tasks/y
+  --skip-git-repo-check -c default_permissions="dispatch" -c permissions.dispatch={extends=":workspace",filesystem={":slash_tmp"="read","PROJECT/.dispatch/tasks/y"="write"}} -C PROJECT/.dispatch/tasks/y
   --add-dir PROJECT/.dispatch/tasks/y
   --model gpt -
 "#]],
