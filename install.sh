@@ -320,19 +320,12 @@ put_helpers() {
 
 # --- Permission rules ---
 
-# Claude Code keeps the path of a symlinked skill, and its rules compare paths as they are typed.
 allow_helpers() {
-    set -- --bin "$folder/bin"
-    linked=${CLAUDE_CONFIG_DIR:-${HOME:-}/.claude}/skills/dispatch
-    if [ "$linked" != "$folder" ] && [ -d "$linked" ] &&
-        [ "$(cd -P -- "$linked" && pwd -P)" = "$(cd -P -- "$folder" && pwd -P)" ]; then
-        set -- "$@" --bin "$linked/bin"
-    fi
     say ""
     if [ $dry = yes ] && ! in_place; then
         say "Would then show the permission rules, and add them to your Claude settings if you agree"
     else
-        rules "$@"
+        rules
     fi
 }
 

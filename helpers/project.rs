@@ -143,6 +143,11 @@ impl Project {
         Self { is_elsewhere: !is_here, ..self }
     }
 
+    /// Returns true if the helper was called in another project.
+    pub fn is_elsewhere(&self) -> bool {
+        self.is_elsewhere
+    }
+
     /// The project's directory, absolute.
     pub fn root(&self) -> &Path {
         &self.root

@@ -1,5 +1,7 @@
 //! Cleaning, quoting and shortening text, wherever it comes from.
 
+use std::str::Chars;
+
 /// Text of any bytes; what is not UTF-8 is replaced by U+FFFD.
 pub fn lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes)
@@ -72,6 +74,65 @@ pub fn shell_word(word: &str) -> String {
         return format!("\"{word}\"");
     }
     format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// The commands of a shell text, as words. A word that the shell would change, or a redirection, is
+/// `None`. Comments and here-documents hold no commands.
+pub fn shell_commands(text: &str) -> Vec<Vec<Option<String>>> {
+    let (mut commands, mut delimiters) = (vec![Vec::new()], Vec::<Option<String>>::new());
+    let mut rest = text.chars();
+    while let Some(c) = rest.clone().next() {
+        match c {
+            ' ' | '\t' => drop(rest.next()),
+            '#' => rest = rest.as_str().trim_start_matches(|c| c != '\n').chars(),
+            '\n' | ';' | '&' | '|' => {
+                rest.next();
+                commands.push(Vec::new());
+                let documents = if c == '\n' { std::mem::take(&mut delimiters) } else { vec![] };
+                for delimiter in documents {
+                    let mut lines = rest.as_str().split('\n');
+                    let is_inside = |line: &&str| delimiter.as_deref() != Some(line.trim());
+                    let size =
+                        lines.by_ref().take_while(is_inside).map(|line| line.len() + 1).sum();
+                    rest = rest.as_str().get(size..).unwrap_or_default().chars();
+                    rest = rest.as_str().trim_start_matches(|c| c != '\n').chars();
+                }
+            }
+            '<' if rest.as_str().starts_with("<<") => {
+                rest = rest.as_str()[2..].trim_start_matches(['-', ' ']).chars();
+                delimiters.push(shell_part(&mut rest));
+            }
+            _ => {
+                commands.last_mut().into_iter().for_each(|words| words.push(shell_part(&mut rest)))
+            }
+        }
+    }
+    commands
+}
+
+/// Takes the first word of a shell text; `None` for one that the shell would change.
+fn shell_part(rest: &mut Chars) -> Option<String> {
+    let (mut word, mut is_plain, mut quote, mut has_begun) = (String::new(), true, None, false);
+    while let Some(c) = rest.clone().next() {
+        if quote.is_none() && has_begun && " \t\n;&|<>".contains(c) {
+            break;
+        }
+        (has_begun, _) = (true, rest.next());
+        match (quote, c) {
+            (None, '\'' | '"') => quote = Some(c),
+            (Some(open), _) if open == c => quote = None,
+            (Some('\''), _) => word.push(c),
+            (_, '\\') => {
+                let next = rest.next().unwrap_or('\n');
+                word.extend(Some(c).filter(|_| quote.is_some() && !"$`\"\\\n".contains(next)));
+                word.extend(Some(next).filter(|next| *next != '\n'));
+            }
+            (_, '$' | '`') => is_plain = false,
+            (None, _) if "*?[]{}()~<>".contains(c) => is_plain = false,
+            _ => word.push(c),
+        }
+    }
+    Some(word).filter(|_| is_plain && quote.is_none())
 }
 
 /// The longest quotation in one line of news, in characters.
@@ -220,6 +281,29 @@ mod tests {
         ];
         for (word, quoted) in rows {
             assert_eq!(shell_word(word), quoted);
+        }
+    }
+
+    #[test]
+    fn shell_text_is_read_as_the_shell_reads_it() {
+        let read = |text| {
+            let commands = shell_commands(text).into_iter().filter(|words| !words.is_empty());
+            let words = |it: Vec<Option<String>>| {
+                it.into_iter().map(|word| word.unwrap_or("?".into())).collect::<Vec<_>>().join("|")
+            };
+            commands.map(words).collect::<Vec<_>>()
+        };
+        for (text, words) in [
+            ("eval 'a \"b c\"' < /dev/null && d", &["eval|a \"b c\"|?|/dev/null", "d"][..]),
+            (r#"a 'b'"'"'c' "d\"e" f\ g"#, &["a|b'c|d\"e|f g"]),
+            ("a $b \"$c\" `d` e* {f,g} ~ ''", &["a|?|?|?|?|?|?|"]),
+            ("a # b; c\nd", &["a", "d"]),
+            ("a - <<'END'\nb c\nEND\nd <<E\ne\n E\nf", &["a|-", "d", "f"]),
+            ("a <<E\nb", &["a"]),
+            ("f() { a; }; echo 'b; c'", &["?|?|a", "?", "echo|b; c"]),
+            ("a 'b", &["a|?"]),
+        ] {
+            assert_eq!(read(text), words, "{text}");
         }
     }
 }

@@ -16,12 +16,11 @@ use clap::error::ErrorKind;
 use clap::{Command, Parser};
 
 use crate::error::{Exit, Refusal, exit_code};
-use crate::fault;
-use crate::host;
-use crate::process::{self, HELPERS};
+use crate::host::{self, Decider, refuse_undecided};
+use crate::process::{HELPERS, calling_host};
 use crate::project::Project;
+use crate::task::Task;
 use crate::text::sanitize;
-use crate::tools;
 
 /// The text of `--version` after the helper's name. Released programs are optimised builds.
 pub const VERSION: &str = match cfg!(debug_assertions) {
@@ -177,26 +176,32 @@ fn fit(mut lines: impl Iterator<Item = String>, bytes: usize) -> (String, usize)
     (text, left_out)
 }
 
-/// The command lines of this process's callers. A test may itself be called by a CLI.
-fn callers() -> Vec<Vec<String>> {
-    if fault::fails("callers") { Vec::new() } else { process::callers() }
-}
-
 /// Asks the person at this terminal; `next` says what else helps.
 ///
 /// # Errors
-/// [`Exit::Usage`] without a terminal, or if a known CLI is among the callers: a pseudo-terminal is
-/// no person.
+/// [`Exit::Usage`] without a terminal, or if a model called this: a pseudo-terminal is no person.
 fn agree(question: &str, next: &str) -> Result<bool> {
-    let cli = callers().into_iter().find_map(|call| tools::called_by(&call));
-    if cli.is_some() || !io::stdin().is_terminal() {
-        let why = cli.map_or("there is no terminal".into(), |cli| format!("{cli} called this"));
+    let why = match host::decider() {
+        Decider::Model(caller) => Some(format!("{caller} called this")),
+        _ => (!io::stdin().is_terminal()).then(|| "there is no terminal".into()),
+    };
+    if let Some(why) = why {
         return Err(Refusal::new(Exit::Usage, "only a person may do this")
             .place(why)
             .next(format!("call it in a terminal of your own{next}"))
             .into());
     }
     Ok(matches!(ask(&format!("{question} [y/N] "))?.as_str(), "y" | "Y" | "yes"))
+}
+
+/// Refuses to act on a task of another project, unless the calling host owns it or a person decided.
+fn refuse_elsewhere(project: &Project, task: &Task) -> Result<()> {
+    let host = calling_host();
+    let is_owned = || task.record().ok().flatten().is_some_and(|it| it.owner == host);
+    if !project.is_elsewhere() || host.is_some() && is_owned() {
+        return Ok(());
+    }
+    Ok(refuse_undecided("to act on a task of another project")?)
 }
 
 /// Asks for one line.

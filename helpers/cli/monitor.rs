@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::cli::{complain, directory, done, fit, project, run, say, some_text};
+use crate::cli::{complain, directory, done, fit, project, refuse_elsewhere, run, say, some_text};
 use crate::domain::TaskId;
 use crate::exit::Exit;
 use crate::files::{self, Lock};
@@ -75,6 +75,7 @@ pub fn main() -> ExitCode {
         match args.answer.as_deref() {
             Some([target, text]) => {
                 let (task, question) = find_question(&project, target)?;
+                refuse_elsewhere(&project, &task)?;
                 let said = answer(&task, &question, &some_text(text, "the answer")?)?;
                 // If the owner cannot be changed, the next /dispatch adopts the task.
                 calling_host().iter().for_each(|host| drop(project.adopt_task(&task, host)));

@@ -7,10 +7,11 @@ use anyhow::Result;
 use clap::Parser;
 use serde_json::json;
 
-use crate::cli::{directory, done, project, run, say, text};
+use crate::cli::{directory, done, project, refuse_elsewhere, run, say, text};
 use crate::domain::{Access, Budget, PromptVia, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::files;
+use crate::host::refuse_undecided;
 use crate::news::notify;
 use crate::ops::Start;
 use crate::ops::dispatch::{self, Prepared};
@@ -120,7 +121,8 @@ pub fn main() -> ExitCode {
                 }
             });
         }
-        if dispatch::calling_task()?.is_some() && !args.nested {
+        let outer = dispatch::calling_task()?;
+        if outer.is_some() && !args.nested {
             return Err(Refusal::new(Exit::Usage, "a worker cannot start workers")
                 .next("do the work yourself, or add --nested if the task asks for workers")
                 .into());
@@ -130,8 +132,16 @@ pub fn main() -> ExitCode {
         let project = project(args.directory.as_deref())?;
         if args.resume {
             project.refuse_moved()?;
-            resume(&args, &project, &project.existing_task(&id)?)
+            let task = project.existing_task(&id)?;
+            refuse_elsewhere(&project, &task)?;
+            resume(&args, &project, &task)
         } else {
+            if project.is_elsewhere() && !args.dry_run {
+                refuse_undecided("a task in another project")?;
+            }
+            if args.may_dispatch && outer.is_none() && !args.dry_run {
+                refuse_undecided("a worker that dispatches tasks")?;
+            }
             // A dry run sets nothing aside.
             let project = if args.dry_run { project } else { project.for_dispatch()? };
             start(&args, &project, id, here)

@@ -9,6 +9,7 @@ use crate::config::edit::Edit;
 use crate::config::pick::is_provider;
 use crate::config::{Choice, Config, Mention, edit};
 use crate::domain::Backend;
+use crate::error::{Exit, Refusal};
 use crate::tools::detect::{InstalledCli, detect};
 use crate::tools::models::{Listing, models, preferred_backend, provider};
 use crate::tools::program_of;
@@ -133,11 +134,19 @@ fn discovered(config: &Config, id: &str) -> Result<Option<Chosen>> {
     // An id that no CLI lists is a typo, unless the CLI of its family resolves ids by itself.
     let of_a_family = matches!(provider(id), "Claude" | "OpenAI") && !id.contains(['/', ' ']);
     let Some(backend) = backend.filter(|_| listed || of_a_family) else { return Ok(None) };
+    if config.is_unused_full(&backend) {
+        let what = format!("'{id}' would be the first model of '{backend}', at full access");
+        return Err(Refusal::new(Exit::Data, what)
+            .next(format!("add it first: dispatch-config add-model {id} --backend {backend}"))
+            .into());
+    }
     let is_new = !config.backends.contains_key(&backend);
     let missing = is_new.then(|| Edit::add_backend(&backend, None));
     let edits: Vec<Edit> = missing.into_iter().chain([Edit::add_model(id, &backend)]).collect();
     edit::change(&edits)?;
-    let note = Some(format!("{id} was not in the config and was added to it, on {backend}"));
+    let note = Some(format!(
+        "{id} was not in the config and was added to it, on {backend} (undo: dispatch-config remove-model {id})"
+    ));
     let choice = Config::load()?.resolve(Some(id))?;
     Ok(Some(Chosen { how: How::Added, note, ..known(choice) }))
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use indexmap::IndexMap;
 
-use crate::domain::{Backend, Budget, Worktree};
+use crate::domain::{Access, Backend, Budget, Worktree};
 use crate::error::{Exit, Refusal};
 use crate::files;
 use check::{Problem, Severity};
@@ -164,6 +164,13 @@ impl Config {
     /// The names of the entries of a section that hold an error.
     fn disabled<'a>(&'a self, section: &'static str) -> impl Iterator<Item = &'a str> + Clone {
         self.errors().filter_map(move |it| it.part.strip_prefix(section)?.strip_prefix('.'))
+    }
+
+    /// Returns true if the workers of a backend may do anything, and no model uses it yet.
+    pub fn is_unused_full(&self, backend: &str) -> bool {
+        let is_full = |it: &Backend| it.usual_access() == Access::Full;
+        let is_used = || self.models.values().any(|used| used == backend);
+        self.backends.get(backend).is_some_and(is_full) && !is_used()
     }
 
     /// Every name that an alias may stand for: models and agents, disabled ones included.

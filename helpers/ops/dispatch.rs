@@ -12,6 +12,7 @@ use crate::exit::Exit;
 use crate::fault;
 use crate::files;
 use crate::git::{self, PlannedWorktree};
+use crate::host::refuse_undecided;
 use crate::ids::{now, random_hex};
 use crate::ops::{self, Start};
 use crate::plan::Plan;
@@ -114,6 +115,11 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         false => choose::known(config.resolve(request.model.as_deref())?),
     };
     let choice = &chosen.choice;
+    let (usual, outer) = (choice.settings.usual_access(), calling_task()?);
+    let access = request.access.unwrap_or(usual);
+    if discover && outer.is_none() && access > usual {
+        refuse_undecided(&format!("{access} access, where {} has {usual}", choice.backend))?;
+    }
     let checks: Vec<_> = request.checks.into_iter().chain(choice.check.clone()).collect();
     let budget = request.budget.map_or_else(|| config.budget_of(&choice.settings), Ok)?;
     // A task after one with a worktree starts from that task's branch.
@@ -144,7 +150,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         model: choice.model.clone(),
         backend: choice.backend.clone(),
         route,
-        access: request.access.unwrap_or(choice.settings.usual_access()),
+        access,
         holder: None,
         directory: worktree.as_ref().map_or(directory, |own| own.directory.clone()),
         task_directory: task.side().directory().into(),
@@ -156,7 +162,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         review: request.review,
         budget,
         budget_from: 0,
-        owner: match calling_task()? {
+        owner: match outer {
             Some(outer) => outer.owner,
             None => calling_host(),
         },

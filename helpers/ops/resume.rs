@@ -6,6 +6,7 @@ use crate::config::{Config, choose};
 use crate::domain::{Access, Budget, Route};
 use crate::error::Refusal;
 use crate::exit::Exit;
+use crate::host::refuse_undecided;
 use crate::ops::{self, Start};
 use crate::plan::{Marker, Plan};
 use crate::process::{Life, calling_host};
@@ -146,6 +147,12 @@ fn change_worker(
         Access::Read => Access::Read,
         _ => choice.settings.usual_access(),
     };
+    let agreed = choice.settings.access.unwrap_or(kept);
+    let access = request.access.unwrap_or(agreed);
+    let is_same = choice.backend == record.backend;
+    if access > agreed && !(is_same && access <= record.access) {
+        refuse_undecided(&format!("{access} access, where {} has {agreed}", choice.backend))?;
+    }
     let mut new = Record {
         name: choice.name.clone(),
         model: choice.model.clone(),
@@ -160,7 +167,7 @@ fn change_worker(
                 !record.after.is_empty(),
             ],
         )?,
-        access: request.access.or(choice.settings.access).unwrap_or(kept),
+        access,
         role: choice.prompt.clone(),
         ..record
     };

@@ -41,9 +41,13 @@ impl WorkerSide {
         let side = Self { directory: directory.into() };
         side.name().parse::<TaskId>()?;
         side.refuse_symlinks()?;
-        if !side.plan_path().is_file() {
+        let is_task = directory.parent().is_some_and(|above| above.ends_with(".dispatch/tasks"));
+        if !is_task || !side.plan_path().is_file() {
             return Err(Refusal::new(Exit::Data, "that is not a task's directory")
-                .place(format!("{} does not exist", side.plan_path().display()))
+                .place(match is_task {
+                    true => format!("{} does not exist", side.plan_path().display()),
+                    false => format!("{} is not in .dispatch/tasks", directory.display()),
+                })
                 .next("give the directory that the prompt names with --task-dir")
                 .into());
         }

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::config::Config;
+use crate::dirs;
 use crate::domain::{Route, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
@@ -96,6 +97,14 @@ fn start_if(task: &Task, only_if: Option<Only>) -> Result<StartOutcome> {
 /// Runs as the supervisor of the task with this person's side until the task needs none. Standard output
 /// is a pipe to the starter, which reads it until the worker is running or waiting.
 pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
+    // A worker can write a record elsewhere.
+    let real = state_dir.canonicalize().context("there is no such task")?;
+    if real.ancestors().nth(2) != dirs::state_root()?.canonicalize().ok().as_deref() {
+        return Err(Refusal::new(Exit::Usage, "that is not a task's directory of state")
+            .place(state_dir.display().to_string())
+            .next("resume a task by its name: dispatch-spawn TASK --resume")
+            .into());
+    }
     let task = Task::at_state(state_dir)?;
     let mut starter = Starter::default();
     let Some(_run_lock) = take_run_lock(&task, only_if)? else {

@@ -1,5 +1,7 @@
 //! `dispatch-config allow` shows its changes to the person's Claude settings first and changes
-//! nothing else in them.
+//! nothing else in them. Calls that need those rules are refused without them.
+//!
+//! Longer than 500 lines because the rules are shown whole, each time they are added or removed.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -9,7 +11,7 @@ use snapbox::str;
 
 use crate::support::terminal::Terminal;
 use crate::support::text::{names, same, tree};
-use crate::support::{Call, Sandbox};
+use crate::support::{Call, PLAN, Sandbox, binary};
 
 const SETTINGS: &str = "{\n    \"model\": \"opus\",\n    \"permissions\": {\n        \"allow\": [\n            \"Bash(ls *)\"\n        ],\n        \"deny\": []\n    },\n    \"theme\" :  \"dark\"\n}";
 
@@ -27,7 +29,12 @@ fn with_settings(text: &str) -> Sandbox {
 }
 
 fn allow(sandbox: &Sandbox, more: &[&str]) -> Call {
-    sandbox.call("dispatch-config", &["allow", "--bin", "/skills/dispatch/bin"]).args(more)
+    allow_at(sandbox, "/skills/dispatch/bin", more)
+}
+
+/// The call by the launcher in a directory.
+fn allow_at(sandbox: &Sandbox, bin: &str, more: &[&str]) -> Call {
+    sandbox.call("dispatch-config", &["allow", "--bin", bin]).args(more).env("DISPATCH_BIN", bin)
 }
 
 fn disallow(sandbox: &Sandbox) -> Call {
@@ -56,10 +63,14 @@ These permission rules will be added to HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* set-model*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-model*--backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-alias*--prompt*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --may-dispatch*)
   ask: Bash(/skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
@@ -87,10 +98,14 @@ Done.
             "Bash(/skills/dispatch/bin/dispatch-config* set-access*)",
             "Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)",
             "Bash(/skills/dispatch/bin/dispatch-config* allow*)",
+            "Bash(/skills/dispatch/bin/dispatch-config* set-model*)",
+            "Bash(/skills/dispatch/bin/dispatch-config* add-model*--backend*)",
+            "Bash(/skills/dispatch/bin/dispatch-config* add-alias*--prompt*)",
             "Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)",
             "Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)",
             "Bash(/skills/dispatch/bin/dispatch-spawn* -C*)",
             "Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)",
+            "Bash(/skills/dispatch/bin/dispatch-spawn* --may-dispatch*)",
             "Bash(/skills/dispatch/bin/dispatch-reconcile* adopt*=*)",
             "Bash(xargs */skills/dispatch/bin/dispatch-*)"
         ]
@@ -121,10 +136,14 @@ These permission rules will be removed from HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* set-model*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-model*--backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-alias*--prompt*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* -C*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --may-dispatch*)
   ask: Bash(/skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
@@ -135,6 +154,144 @@ exit 0
 HOME/.claude/settings.json has no rules that dispatch added
 "#]]);
     assert_eq!(names(&sandbox.home().join(".claude")), ["settings.json"]);
+}
+
+/// Calls that give a worker more than the person agreed to. `BIN` is the directory of the launchers.
+const RAISING: [&str; 15] = [
+    "BIN/dispatch-config add-backend mine --command 'mine -p'",
+    "BIN/dispatch-config set-access codex full",
+    "BIN/dispatch-config allow --yes",
+    "BIN/dispatch-config allow --remove --yes",
+    "BIN/dispatch-config add-model new --backend free",
+    "BIN/dispatch-config set-model kept --backend open",
+    "BIN/dispatch-config add-alias reviewer --model held --prompt \"Don't ask\"",
+    "BIN/dispatch-spawn x --model held --access full",
+    "BIN/dispatch-spawn x --model held -C OTHER",
+    "BIN/dispatch-spawn x --may-dispatch",
+    "BIN/dispatch-spawn y --resume -C OTHER",
+    "BIN/dispatch-reconcile stop y -C OTHER",
+    "BIN/dispatch-reconcile note y hello -C OTHER",
+    "BIN/dispatch-reconcile clean -C OTHER",
+    "BIN/dispatch-monitor --answer y hello -C OTHER",
+];
+
+/// A project with the plan of `x`, and another project with the task `y`, which asks.
+fn two_projects() -> (Sandbox, PathBuf) {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[]);
+    let config = sandbox.home().join(".dispatch/config.yaml");
+    let more = fs::read_to_string(&config).expect("readable").replace(
+        "models:\n",
+        "  held: { command: 'true', access: read }\n  free: { command: 'true' }\n  open: { command: 'true' }\nmodels:\n  held: { backend: held }\n  kept: { backend: held }\n",
+    );
+    fs::write(&config, more).expect("written");
+    sandbox.plan("x", PLAN);
+    let other = sandbox.home().join("other");
+    fs::create_dir_all(other.join(".dispatch/tasks")).expect("made");
+    sandbox.call("dispatch-spawn", &["y", "--plan", "-"]).input(PLAN).within(&other).run().ok();
+    fs::write(other.join(".dispatch/tasks/y/ipc/001.question"), "Which?\n").expect("written");
+    (sandbox, other)
+}
+
+#[test]
+fn model_raises_nothing_without_the_ask_rule() {
+    let (sandbox, other) = two_projects();
+    let bin = binary("dispatch-config").parent().expect("a directory").display().to_string();
+    let command =
+        |it: &str| it.replace("BIN", &bin).replace("OTHER", other.to_str().expect("UTF-8"));
+    let before = tree(&[sandbox.home()]);
+    for raising in RAISING {
+        let ran = sandbox.by_claude("", &command(raising)).run();
+        assert_eq!(ran.code, Some(64), "{raising}: {ran:?}");
+        assert!(
+            ran.err.contains("only a person may decide this: ") && ran.err.lines().count() == 3,
+            "{raising}: {ran:?}"
+        );
+        assert_eq!(tree(&[sandbox.home()]), before, "{raising}");
+    }
+    sandbox.by_claude("", &command(RAISING[0])).run().shows(str![[r#"
+exit 64
+! dispatch-config: only a person may decide this: another program for workers, 'mine'
+!   Claude Code called this without asking the user
+!   next: let the user type in a terminal: BIN/dispatch-config add-backend mine --command "mine -p"; or BIN/dispatch-config allow, after which Claude Code asks
+"#]]);
+    let spawn = command("BIN/dispatch-spawn x --access write --model held --plan -");
+    sandbox.by_claude("", &spawn).input(PLAN).run().shows(str![[r#"
+exit 64
+! dispatch-spawn: only a person may decide this: write access, where held has read
+!   Claude Code called this without asking the user
+!   next: let the user type in a terminal: BIN/dispatch-config allow, after which Claude Code asks
+"#]]);
+    // A process that left its ancestors keeps the variables of the host.
+    let raise = || {
+        let call = sandbox.call("dispatch-config", &["set-access", "held", "write"]);
+        call.env("DISPATCH_FAIL", "")
+    };
+    raise().env("CLAUDECODE", "1").run().shows(str![[r#"
+exit 64
+! dispatch-config: only a person may decide this: write access, where held has read
+!   Claude Code called this without asking the user
+!   next: let the user type in a terminal: BIN/dispatch-config set-access held write; or BIN/dispatch-config allow, after which Claude Code asks
+"#]]);
+    raise().env("DISPATCH_TASK_DIR", other.join(".dispatch/tasks/y")).run().shows(str![[r#"
+exit 64
+! dispatch-config: only a person may decide this: write access, where held has read
+!   a worker called this
+!   next: leave this to the session that dispatched the task
+"#]]);
+    for free in [
+        "set-default held",
+        "add-alias quick --model held",
+        "set-access free read",
+        "remove-alias quick",
+    ] {
+        sandbox.by_claude("", &format!("{bin}/dispatch-config {free}")).run().ok();
+    }
+    for reads in ["dispatch-reconcile status -C OTHER", "dispatch-reconcile show y -C OTHER"] {
+        sandbox.by_claude("", &command(&format!("BIN/{reads}"))).run().ok();
+    }
+}
+
+#[test]
+fn model_may_make_the_very_call_that_the_host_asked_about() {
+    let (sandbox, other) = two_projects();
+    let bin = binary("dispatch-config").parent().expect("a directory").display().to_string();
+    sandbox.ok("dispatch-config", &["allow", "--yes"]);
+    let asked = |it: &&&str| {
+        !it.contains("-reconcile") && !it.contains("-monitor") && !it.contains("allow")
+    };
+    for raising in RAISING.iter().filter(asked) {
+        let command = raising.replace("BIN", &bin).replace("OTHER", other.to_str().expect("UTF-8"));
+        let hidden = format!("f() {{ {}; }}; f", command.replace(&bin, "\"$BIN\""));
+        let ran = sandbox.by_claude("", &hidden).env("BIN", &bin).run();
+        assert_eq!(ran.code, Some(64), "{hidden}: {ran:?}");
+        assert!(ran.err.contains("call it so: "), "{hidden}: {ran:?}");
+        let ran = sandbox.by_claude("", &command).run();
+        assert!(!ran.err.contains("only a person"), "{command}: {ran:?}");
+    }
+}
+
+#[test]
+fn rules_name_only_the_launchers_own_directory() {
+    let sandbox = with_settings(SETTINGS);
+    let other = ["allow", "--yes", "--bin", "/elsewhere/bin"];
+    sandbox.call("dispatch-config", &other).run().shows(str![[r#"
+exit 64
+! dispatch-config: --bin is not the directory of these launchers
+!   /elsewhere/bin
+!   next: call the launcher that is in that directory, with allow and no --bin
+"#]]);
+    // A skill that Claude Code reaches by a link has two paths.
+    let bin = sandbox.home().join("clone/bin");
+    fs::create_dir_all(&bin).expect("made");
+    fs::create_dir_all(sandbox.home().join(".claude/skills")).expect("made");
+    symlink("../../clone", sandbox.home().join(".claude/skills/dispatch")).expect("linked");
+    let call = sandbox.call("dispatch-config", &["allow", "--dry-run"]).env("DISPATCH_BIN", &bin);
+    let shown = call.run().ok();
+    for path in ["clone/bin", ".claude/skills/dispatch/bin"] {
+        let path = sandbox.home().join(path).join("dispatch-spawn");
+        assert!(shown.contains(&format!("Bash({} *)", path.display())), "{path:?}: {shown}");
+    }
 }
 
 #[test]
@@ -154,16 +311,19 @@ These permission rules will be added to HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* set-model*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-model*--backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-alias*--prompt*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --may-dispatch*)
   ask: Bash(/skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
 Done.
 "#]]);
     // Another copy of the skill.
-    let other = ["allow", "--yes", "--bin", "/other skills/dispatch/bin"];
-    sandbox.ok("dispatch-config", &other);
+    allow_at(&sandbox, "/other skills/dispatch/bin", &["--yes"]).run().ok();
     disallow(&sandbox).run().shows(str![[r#"
 exit 0
 allow: Skill(dispatch) stays, because dispatch did not add it
@@ -185,19 +345,27 @@ These permission rules will be removed from HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* set-model*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-model*--backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-alias*--prompt*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(/skills/dispatch/bin/dispatch-spawn* --may-dispatch*)
   ask: Bash(/skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* add-backend*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* setup*--full*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* allow*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-config* set-model*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-config* add-model*--backend*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-config* add-alias*--prompt*)
   ask: Bash(/other skills/dispatch/bin/dispatch-spawn* --access*full*)
   ask: Bash(/other skills/dispatch/bin/dispatch-spawn* --access*write*)
   ask: Bash(/other skills/dispatch/bin/dispatch-spawn* -C*)
   ask: Bash(/other skills/dispatch/bin/dispatch-spawn* --nested*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-spawn* --may-dispatch*)
   ask: Bash(/other skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs */other skills/dispatch/bin/dispatch-*)
 Done.
@@ -254,7 +422,7 @@ fn missing_settings_are_created_private() {
     assert_eq!(names(&sandbox.home().join(".claude")), ["settings.json"]);
     let json: serde_json::Value = serde_json::from_str(&text(&sandbox)).expect("JSON");
     let rules = |list: &str| json["permissions"][list].as_array().map(Vec::len);
-    assert_eq!((rules("allow"), rules("ask")), (Some(8), Some(10)));
+    assert_eq!((rules("allow"), rules("ask")), (Some(8), Some(14)));
 }
 
 #[test]

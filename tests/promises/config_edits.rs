@@ -95,7 +95,7 @@ fn set_default_replaces_only_the_name() {
         str![[r#"
 -default:   opus   # the careful one
 +default:   sonnet   # the careful one
-the default is sonnet
+the default is sonnet (undo: dispatch-config set-default opus)
 
 "#]],
     );
@@ -104,7 +104,7 @@ the default is sonnet
         str![[r#"
 -default:   opus   # the careful one
 +default:   reviewer   # the careful one
-the default is reviewer
+the default is reviewer (undo: dispatch-config set-default opus)
 
 "#]],
     );
@@ -121,8 +121,8 @@ fn set_default_adds_an_installed_model() {
 +default:   gpt-6   # the careful one
 +  codex: {}
 +  gpt-6: { backend: codex }
-gpt-6 was not in the config and was added to it, on codex
-the default is gpt-6
+gpt-6 was not in the config and was added to it, on codex (undo: dispatch-config remove-model gpt-6)
+the default is gpt-6 (undo: dispatch-config set-default opus)
 
 "#]],
     );
@@ -131,7 +131,7 @@ the default is gpt-6
     sandbox.configure(&["set-default", "gemini"]).run().shows(str![[r#"
 exit 0
 'gemini' means gemini-3.1-pro here, its newest in the config
-the default is gemini-3.1-pro
+the default is gemini-3.1-pro (undo: dispatch-config set-default gpt-6)
 "#]]);
 }
 
@@ -142,7 +142,7 @@ fn models_are_added_changed_and_removed() {
         &change(&["add-model", "haiku"]),
         str![[r#"
 +  haiku: { backend: claude }
-haiku added, on claude
+haiku added, on claude (undo: dispatch-config remove-model haiku)
 
 "#]],
     );
@@ -151,7 +151,7 @@ haiku added, on claude
         str![[r#"
 +  codex: {}
 +  gpt-6: { backend: codex }
-gpt-6 added, on codex
+gpt-6 added, on codex (undo: dispatch-config remove-model gpt-6)
 
 "#]],
     );
@@ -160,7 +160,7 @@ gpt-6 added, on codex
         str![[r#"
 +  cursor: {}
 +  gemini-3.1-pro: { backend: cursor }
-gemini-3.1-pro added, on cursor
+gemini-3.1-pro added, on cursor (undo: dispatch-config remove-model gemini-3.1-pro)
 
 "#]],
     );
@@ -168,7 +168,7 @@ gemini-3.1-pro added, on cursor
         &change(&["add-model", "harvey-2", "--backend", "harvey"]),
         str![[r#"
 +  harvey-2: { backend: harvey }
-harvey-2 added, on harvey (no CLI lists it, so the first task will show whether it exists)
+harvey-2 added, on harvey (no CLI lists it, so the first task will show whether it exists) (undo: dispatch-config remove-model harvey-2)
 
 "#]],
     );
@@ -177,7 +177,7 @@ harvey-2 added, on harvey (no CLI lists it, so the first task will show whether 
         str![[r#"
 +  cursor: {}
 +  gpt-6: { backend: cursor }
-gpt-6 added, on cursor
+gpt-6 added, on cursor (undo: dispatch-config remove-model gpt-6)
 
 "#]],
     );
@@ -186,7 +186,7 @@ gpt-6 added, on cursor
         str![[r#"
 -  sonnet: { backend: 'claude' }
 +  sonnet: { backend: 'harvey' }
-sonnet now runs on harvey
+sonnet now runs on harvey (undo: dispatch-config set-model sonnet --backend claude)
 
 "#]],
     );
@@ -196,7 +196,7 @@ sonnet now runs on harvey
 +  cursor: {}
 -  opus: { backend: claude }     # best
 +  opus: { backend: cursor }     # best
-opus now runs on cursor
+opus now runs on cursor (undo: dispatch-config set-model opus --backend claude)
 
 "#]],
     );
@@ -204,7 +204,7 @@ opus now runs on cursor
         &change(&["remove-model", "harvey-1"]),
         str![[r#"
 -  harvey-1: { backend: harvey }
-harvey-1 removed
+harvey-1 removed (undo: dispatch-config add-model harvey-1 --backend harvey)
 
 "#]],
     );
@@ -240,7 +240,7 @@ fn set_access_changes_one_key() {
         str![[r#"
 -  claude: {}
 +  claude: { access: full }
-claude's workers have full access
+claude's workers have full access (undo: dispatch-config set-access claude write)
 
 "#]],
     );
@@ -248,7 +248,7 @@ claude's workers have full access
         &change(&["set-access", "gemini", "full"]),
         str![[r#"
 +  gemini: { access: full }
-gemini's workers have full access
+gemini's workers have full access (undo: dispatch-config set-access gemini write)
 
 "#]],
     );
@@ -257,7 +257,7 @@ gemini's workers have full access
         &change(&["set-access", "harvey", "read"]),
         str![[r#"
 +    access: read
-harvey's workers have read access
+harvey's workers have read access (undo: dispatch-config set-access harvey full)
 
 "#]],
     );
@@ -276,7 +276,7 @@ fn aliases_are_added_and_removed() {
         str![[r#"
 +  quick:
 +    model: sonnet
-quick stands for sonnet
+quick stands for sonnet (undo: dispatch-config remove-alias quick)
 
 "#]],
     );
@@ -288,7 +288,7 @@ quick stands for sonnet
 +  sec:
 +    model: opus
 +    prompt: "You review.\n\n- Look for: \"holes\"\n  - and #more\n--- not the end\n"
-sec stands for opus
+sec stands for opus (undo: dispatch-config remove-alias sec)
 
 "#]],
     );
@@ -303,7 +303,7 @@ sec stands for opus
         str![[r#"
 +  again:
 +    model: sonnet
-again stands for sonnet
+again stands for sonnet (undo: dispatch-config remove-alias again)
 
 "#]],
     );

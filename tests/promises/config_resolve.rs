@@ -132,18 +132,18 @@ fn model_of_an_installed_cli_is_added() {
         .run()
         .shows(str![[r#"
 exit 0
-{"name":"gpt-6","model":"gpt-6","backend":"codex","prompt":null,"how":"added","confirm":false,"note":"gpt-6 was not in the config and was added to it, on codex"}
+{"name":"gpt-6","model":"gpt-6","backend":"codex","prompt":null,"how":"added","confirm":false,"note":"gpt-6 was not in the config and was added to it, on codex (undo: dispatch-config remove-model gpt-6)"}
 "#]]);
     // A model that Claude Code resolves by itself, and one that only Cursor lists.
     sandbox.configure(&["resolve", "opus-4.9-thinking"]).run().shows(str![[r#"
 exit 0
 opus-4.9-thinking: opus-4.9-thinking on claude
-opus-4.9-thinking was not in the config and was added to it, on claude
+opus-4.9-thinking was not in the config and was added to it, on claude (undo: dispatch-config remove-model opus-4.9-thinking)
 "#]]);
     sandbox.configure(&["resolve", "grok-5"]).run().shows(str![[r#"
 exit 0
 grok-5: grok-5 on cursor
-grok-5 was not in the config and was added to it, on cursor
+grok-5 was not in the config and was added to it, on cursor (undo: dispatch-config remove-model grok-5)
 "#]]);
     let added = "  gpt-6: { backend: codex }\n  opus-4.9-thinking: { backend: claude }\n  grok-5: { backend: cursor }\n";
     for line in added.lines() {
@@ -221,7 +221,7 @@ x (Title, 2 items) started with gemini-3.1-pro. Tell the user and stop; news wak
 "#]]);
     spawn("y", "gpt-6").shows(str![[r#"
 exit 0
-gpt-6 was not in the config and was added to it, on codex
+gpt-6 was not in the config and was added to it, on codex (undo: dispatch-config remove-model gpt-6)
 y (Title, 2 items) started with gpt-6. Tell the user and stop; news wakes you.
 "#]]);
     spawn("z", "reviewer").shows(str![[r#"

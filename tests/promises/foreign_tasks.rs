@@ -345,7 +345,7 @@ mod moved {
     use crate::support::process::all_of;
     use crate::support::terminal::Terminal;
     use crate::support::text::tree;
-    use crate::support::{Call, PLAN, Ran, Sandbox, binary, wait_until};
+    use crate::support::{PLAN, Ran, Sandbox, binary, wait_until};
     use dispatch::process::Identity;
 
     /// A project with a task that ended, and one that waits for its supervisor.
@@ -932,22 +932,15 @@ exit 65
         assert_eq!(sandbox.state("later"), "running");
     }
 
-    /// A call of `adopt` in a shell that a script named `claude` starts, as Claude Code does.
-    fn by_the_host(sandbox: &Sandbox, directory: &Path, options: &str, command: &str) -> Call {
-        let shell = "exec_in() { bash -c \"eval '$1' && :\"; }; exec_in \"$COMMAND\"";
-        let cli = sandbox.script("claude", shell);
-        let call = sandbox.program("sh").args(&["-c", &format!("{cli} {options}; exit $?")]);
-        let helper = binary("dispatch-reconcile").display().to_string();
-        call.env("COMMAND", command.replace("ADOPT", &format!("\"{helper}\" adopt")))
-            .within(directory)
-    }
-
     /// The prompt of the host's ask rule shows the person each task with its access.
     #[test]
     fn ask_rule_of_the_host_is_a_person_for_the_call_that_it_shows() {
         let sandbox = project();
         let other = renamed(&sandbox);
-        let call = |options: &str, command: &str| by_the_host(&sandbox, &other, options, command);
+        let adopt = format!("\"{}\" adopt", binary("dispatch-reconcile").display());
+        let call = |options: &str, command: &str| {
+            sandbox.by_claude(options, &command.replace("ADOPT", &adopt)).within(&other)
+        };
         let named = "ADOPT ended=full later=write";
         let refused = call("", named).run();
         assert_eq!(refused.code, Some(64), "no rule is in place: {refused:?}");
@@ -990,6 +983,7 @@ Done.
         let adopt = format!("{} adopt", binary("dispatch-reconcile").display());
         let cli = sandbox.script("claude", &format!("{adopt}; echo ended\n"));
         let cli = sandbox.program("sh").args(&["-c", &format!("{cli}; :")]).within(&other);
+        let cli = cli.env("DISPATCH_FAIL", "");
         let mut terminal = Terminal::run(cli);
         let shown = terminal.read_until("ended\r\n");
         assert!(shown.contains("only a person may do this\n  Claude Code called this"), "{shown}");

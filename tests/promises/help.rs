@@ -969,13 +969,14 @@ Example: dispatch-config path
 Allow Claude Code to run the helpers without prompting
 
 The rules are shown before they are added to Claude Code's settings. Calls that
-give a worker more access still prompt. `install.sh --allow` calls this.
+give a worker more access still prompt, and are refused without these rules.
+`install.sh --allow` calls this.
 
 Usage: dispatch-config allow [OPTIONS]
 
 Options:
       --bin <DIR>
-          The directory of the launchers (repeatable)
+          A path of the launchers' directory (repeatable) [default: all its paths]
 
       --remove
           Remove all rules that this command added
@@ -995,7 +996,7 @@ Options:
 Exit codes: 0 added, removed or declined, 64 wrong arguments or no terminal, 65
 the settings cannot be edited safely
 
-Example: dispatch-config allow --bin ~/.claude/skills/dispatch/bin --dry-run
+Example: dispatch-config allow --dry-run
 
 "#]],
     );

@@ -16,7 +16,7 @@ use snapbox::str;
 
 use crate::support::made::{Random, own};
 use crate::support::process::{all_of, kill_and_wait, runs, workers_of};
-use crate::support::text::tree;
+use crate::support::text::{names, tree};
 use crate::support::{Host, PLAN, Ran, Sandbox, wait_until};
 
 /// The default number of histories.
@@ -412,4 +412,35 @@ fn forged_files_of_a_task_that_ended_restart_nothing() {
         sandbox.ok("dispatch-config", &["brief"]);
         assert_eq!(workers_of(&sandbox.home()), [0; 0], "{name}");
     }
+}
+
+/// A model or a worker may call the supervisor's own option with any directory.
+#[test]
+fn supervisor_does_what_the_persons_record_says_and_nothing_else() {
+    let sandbox = Sandbox::with_git();
+    sandbox.workers(&[]);
+    sandbox.plan("x", PLAN);
+    sandbox.ok("dispatch-spawn", &["x"]);
+    sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+    let state = sandbox.task("x", "record.yaml").with_file_name("");
+    let supervise = |state: &Path| {
+        sandbox.call("dispatch-spawn", &["--supervise"]).arg(state.components().as_path())
+    };
+    // The person's decision to stop stands.
+    supervise(&state).run();
+    assert_eq!((sandbox.state("x").as_str(), names(&state.join("attempts")).len()), ("stopped", 1));
+    let planted = sandbox.project().join("state/x");
+    fs::create_dir_all(&planted).expect("made");
+    let record = fs::read_to_string(state.join("record.yaml")).expect("readable");
+    fs::write(planted.join("record.yaml"), record.replace("stop: true", "stop: false"))
+        .expect("written");
+    fs::write(planted.join("plan.md"), PLAN).expect("written");
+    supervise(&planted).run().shows(str![[r#"
+exit 64
+64
+that is not a task's directory of state
+  PROJECT/state/x
+  next: resume a task by its name: dispatch-spawn TASK --resume
+"#]]);
+    assert_eq!(names(&planted), ["plan.md", "record.yaml"]);
 }

@@ -15,7 +15,8 @@ use crate::dirs;
 use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::host::settings;
-use crate::host::{Rule, RuleList, rules};
+use crate::host::{Rule, RuleList, refuse_undecided, rules};
+use crate::process::launcher;
 use crate::tools::claude::{read_rule, settings_path};
 
 /// How the person agrees to a change; without an option, the person is asked.
@@ -32,9 +33,24 @@ pub(super) struct Consent {
 /// The rules that were added and not removed since, by settings file.
 type Added = BTreeMap<PathBuf, BTreeSet<String>>;
 
-/// Adds the rules for the launchers in these directories.
+/// Adds the rules for these paths of the directory of the launchers; without any, for its own path and
+/// the skill's in Claude Code's directory.
 pub(super) fn allow(bins: &[PathBuf], consent: Consent) -> Result<Exit> {
+    refuse_model(consent)?;
     let (path, text) = settings()?;
+    let own = launcher("dispatch-config")?.parent().context("no launchers")?.to_path_buf();
+    let real = |bin: &Path| bin.canonicalize().or_else(|_| std::path::absolute(bin));
+    let is_own = |bin: &Path| matches!((real(bin), real(&own)), (Ok(bin), Ok(own)) if bin == own);
+    if let Some(other) = bins.iter().find(|bin| !is_own(bin)) {
+        return Err(Refusal::new(Exit::Usage, "--bin is not the directory of these launchers")
+            .place(other.display().to_string())
+            .next("call the launcher that is in that directory, with allow and no --bin")
+            .into());
+    }
+    // Claude Code keeps the path of a skill that is a link, and compares paths as they are typed.
+    let linked = settings_path().with_file_name("skills/dispatch/bin");
+    let usual = [Some(own.clone()), Some(linked).filter(|it| *it != own && is_own(it))];
+    let bins = if bins.is_empty() { usual.into_iter().flatten().collect() } else { bins.to_vec() };
     let mut wanted = Vec::new();
     for bin in bins {
         let bin = std::path::absolute(bin).context("no such directory")?;
@@ -62,6 +78,7 @@ pub(super) fn allow(bins: &[PathBuf], consent: Consent) -> Result<Exit> {
 
 /// Removes the rules that [`allow`] added.
 pub(super) fn disallow(consent: Consent) -> Result<Exit> {
+    refuse_model(consent)?;
     let (path, text) = settings()?;
     let mut added = added()?;
     let ours = added.remove(&path).unwrap_or_default();
@@ -87,6 +104,11 @@ pub(super) fn disallow(consent: Consent) -> Result<Exit> {
     files::publish(&path, new.as_bytes())?;
     remember(&added)?;
     done("Done.")
+}
+
+/// Refuses a change of the rules that no person decided.
+fn refuse_model(consent: Consent) -> Result<(), Refusal> {
+    if consent.dry_run { Ok(()) } else { refuse_undecided("which calls Claude Code asks about") }
 }
 
 /// The person's Claude Code settings: the file behind all links, and its text.

@@ -8,6 +8,8 @@ use crate::config::edit::{self, Edit};
 use crate::config::{Choice, Config, choose, setup};
 use crate::domain::{Access, PromptVia};
 use crate::error::{Exit, Refusal};
+use crate::host::refuse_undecided;
+use crate::text::shell_word;
 use crate::tools::is_known;
 
 #[derive(Debug, Subcommand)]
@@ -148,7 +150,9 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
     let (edits, report) = match command {
         EditCommand::SetDefault { name } => {
             let name = announced(choose::by_name(&config, Some(&name))?).name;
-            (vec![Edit::set_default(&name)], format!("the default is {name}"))
+            let old = config.default.as_ref().filter(|old| **old != name);
+            let old = old.map(|old| format!("set-default {}", shell_word(old)));
+            (vec![Edit::set_default(&name)], with_undo(format!("the default is {name}"), old))
         }
         EditCommand::AddModel { id, backend } => {
             refuse_taken(config.aliases.contains_key(&id), "an alias", &id)?;
@@ -160,20 +164,27 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
                     .next(format!("name its backend: add-model {id} --backend NAME"))
                     .into());
             };
+            refuse_first_model(&config, &id, &backend)?;
             let mut edits = backend_if_missing(&config, &backend)?;
             edits.push(Edit::add_model(&id, &backend));
             let doubt = " (no CLI lists it, so the first task will show whether it exists)";
             let doubt = if listed { "" } else { doubt };
-            (edits, format!("{id} added, on {backend}{doubt}"))
+            let undo = Some(format!("remove-model {}", shell_word(&id)));
+            (edits, with_undo(format!("{id} added, on {backend}{doubt}"), undo))
         }
         EditCommand::SetModel { id, backend } => {
+            refuse_first_model(&config, &id, &backend)?;
             let mut edits = backend_if_missing(&config, &backend)?;
             edits.push(Edit::set("models", &id, "backend", &backend));
-            (edits, format!("{id} now runs on {backend}"))
+            let old = config.models.get(&id).filter(|old| **old != backend);
+            let undo = old.map(|old| format!("set-model {} --backend {old}", shell_word(&id)));
+            (edits, with_undo(format!("{id} now runs on {backend}"), undo))
         }
         EditCommand::RemoveModel { id } => {
             refuse_used(&config, &id)?;
-            (vec![Edit::remove("models", &id)], format!("{id} removed"))
+            let old = config.models.get(&id);
+            let undo = old.map(|old| format!("add-model {} --backend {old}", shell_word(&id)));
+            (vec![Edit::remove("models", &id)], with_undo(format!("{id} removed"), undo))
         }
         EditCommand::AddBackend { name, command, prompt } => {
             if command.is_none() && !is_known(&name) {
@@ -181,29 +192,44 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
                     .next(format!("give its command: add-backend {name} --command '...'"))
                     .into());
             }
+            refuse_undecided(&format!("another program for workers, '{name}'"))?;
             let command = command.as_deref().map(|command| (command, prompt));
             (vec![Edit::add_backend(&name, command)], format!("backend {name} added"))
         }
         EditCommand::SetAccess { backend, access } => {
             let mut edits = backend_if_missing(&config, &backend)?;
+            let usual = config.backends.get(&backend).cloned().unwrap_or_default().usual_access();
+            if access > usual {
+                refuse_undecided(&format!("{access} access, where {backend} has {usual}"))?;
+            }
             edits.push(Edit::set("backends", &backend, "access", &access.to_string()));
-            (edits, format!("{backend}'s workers have {access} access"))
+            let undo = (access != usual).then(|| format!("set-access {backend} {usual}"));
+            (edits, with_undo(format!("{backend}'s workers have {access} access"), undo))
         }
         EditCommand::AddAlias { name, model, prompt } => {
             refuse_taken(config.models.contains_key(&name), "a model", &name)?;
+            if prompt.is_some() {
+                refuse_undecided("a text that opens every prompt")?;
+            }
             let model = announced(choose::by_name(&config, Some(&model))?);
             let Some(id) = model.model else {
                 let what = format!("'{}' is not a model", model.name);
                 return Err(Refusal::new(Exit::Data, what).into());
             };
-            let report = format!("{name} stands for {id}");
+            let undo = Some(format!("remove-alias {}", shell_word(&name)));
+            let report = with_undo(format!("{name} stands for {id}"), undo);
             let mut fields = vec![("model", id)];
             fields.extend(prompt.map(|prompt| ("prompt", prompt)));
             (vec![Edit::add("aliases", &name, &fields)], report)
         }
         EditCommand::RemoveAlias { name } => {
             refuse_default(&config, &name)?;
-            (vec![Edit::remove("aliases", &name)], format!("alias {name} removed"))
+            // A prompt may be long: config.yaml.bak has it.
+            let old =
+                config.aliases.get(&name).filter(|it| it.prompt.is_none() && it.check.is_none());
+            let undo =
+                old.map(|old| format!("add-alias {} --model {}", shell_word(&name), old.model));
+            (vec![Edit::remove("aliases", &name)], with_undo(format!("alias {name} removed"), undo))
         }
         EditCommand::Migrate => return migrate(&config),
     };
@@ -228,6 +254,19 @@ fn migrate(config: &Config) -> Result<Exit> {
     edit::change(&setup::migration(config, &found, &listings))?;
     let count = Config::load()?.models.len();
     done(format!("migrated: {count} models added; every line of the old config is kept"))
+}
+
+/// A report with the command that undoes the change.
+fn with_undo(report: String, undo: Option<String>) -> String {
+    undo.map_or(report.clone(), |undo| format!("{report} (undo: dispatch-config {undo})"))
+}
+
+/// Refuses to make a model use a backend at full access that none used before, unless a person decided.
+fn refuse_first_model(config: &Config, id: &str, backend: &str) -> Result<(), Refusal> {
+    match config.is_unused_full(backend) {
+        true => refuse_undecided(&format!("the first model of {backend}, at full access, {id}")),
+        false => Ok(()),
+    }
 }
 
 /// The choice, after its note was printed.

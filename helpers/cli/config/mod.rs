@@ -158,15 +158,15 @@ enum ConfigCommand {
     /// Allow Claude Code to run the helpers without prompting
     ///
     /// The rules are shown before they are added to Claude Code's settings. Calls that give a worker
-    /// more access still prompt. `install.sh --allow` calls this.
+    /// more access still prompt, and are refused without these rules. `install.sh --allow` calls this.
     ///
     /// Exit codes: 0 added, removed or declined, 64 wrong arguments or no terminal, 65 the settings
     /// cannot be edited safely
     ///
-    /// Example: dispatch-config allow --bin ~/.claude/skills/dispatch/bin --dry-run
+    /// Example: dispatch-config allow --dry-run
     Allow {
-        /// The directory of the launchers (repeatable)
-        #[arg(long, value_name = "DIR", required_unless_present = "remove")]
+        /// A path of the launchers' directory (repeatable) [default: all its paths]
+        #[arg(long, value_name = "DIR")]
         bin: Vec<PathBuf>,
         /// Remove all rules that this command added
         #[arg(long, conflicts_with = "bin")]

@@ -11,6 +11,7 @@ use crate::config::setup::{Offer, gaps, holds_claude, models as models_of, offer
 use crate::config::{Config, choose, edit};
 use crate::domain::Route;
 use crate::error::{Exit, Refusal};
+use crate::host::refuse_undecided;
 use crate::tools::detect::InstalledCli;
 use crate::tools::models::{Listed, Listing, Source};
 
@@ -118,6 +119,9 @@ pub(super) fn setup(
     yes: bool,
 ) -> Result<Exit> {
     edit::refuse_existing()?;
+    if !full.is_empty() {
+        refuse_undecided("workers that may do anything")?;
+    }
     let (all, found, listings) = machine()?;
     let offers = offers(&found, &listings);
     all.iter().for_each(|found| say(described(found)));

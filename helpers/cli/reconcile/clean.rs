@@ -34,7 +34,7 @@ pub(super) struct CleanArgs {
     older_than: Option<Duration>,
     /// Show what would be removed, and remove nothing
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Move the state of projects that no longer exist to the trash, in a terminal
     #[arg(long, conflicts_with_all = ["tasks", "older_than"])]
     pub(super) stale: bool,

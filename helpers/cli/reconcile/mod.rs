@@ -13,10 +13,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{ColorChoice, Parser, Subcommand};
 
-use crate::cli::{agree, callers, directory, done, project, run, say, some_text};
+use crate::cli::{agree, directory, done, project, refuse_elsewhere, run, say, some_text};
 use crate::domain::TaskId;
 use crate::error::{Exit, Refusal};
-use crate::host::has_asked;
+use crate::host::{Decider, decider, refuse_undecided};
 use crate::ops::stop;
 use crate::project::{Project, Standing};
 use crate::task::{State, Task};
@@ -170,6 +170,12 @@ pub fn main() -> ExitCode {
     run(|args: Args| {
         let project = || project(args.directory.as_deref());
         let task = |id: &str| -> Result<Task> { project()?.existing_task(&id.parse::<TaskId>()?) };
+        // The task that a command acts on.
+        let subject = |id: &str| -> Result<Task> {
+            let task = task(id)?;
+            refuse_elsewhere(&project()?, &task)?;
+            Ok(task)
+        };
         if args.command.is_some() && args.status != StatusArgs::default() {
             let what = "an option of a command was given before the command";
             return Err(Refusal::new(Exit::Usage, what).next("put it after the command").into());
@@ -179,21 +185,24 @@ pub fn main() -> ExitCode {
             ReconcileCommand::Statusline => Ok(status::statusline(args.directory.clone())),
             ReconcileCommand::Show { task: id, form } => show::show(&task(id)?, *form),
             ReconcileCommand::Watch { color } => watch::watch(&project()?, *color),
-            ReconcileCommand::Stop { task: id } => done(stop::stop(&task(id)?)?),
+            ReconcileCommand::Stop { task: id } => done(stop::stop(&subject(id)?)?),
             ReconcileCommand::Merge { task: id, args: how } => {
                 let project = project()?;
                 project.refuse_moved()?;
-                merge::merge(&project, &directory(args.directory.as_deref())?, &task(id)?, how)
+                merge::merge(&project, &directory(args.directory.as_deref())?, &subject(id)?, how)
             }
             ReconcileCommand::Clean(args) if args.stale => clean::clean_stale(args),
             ReconcileCommand::Clean(args) => {
                 let project = project()?;
                 project.refuse_moved()?;
+                if project.is_elsewhere() && !args.dry_run {
+                    refuse_undecided("to clean another project")?;
+                }
                 clean::clean(&project, args)
             }
             ReconcileCommand::Adopt { tasks } => adopt(&project()?, tasks),
             ReconcileCommand::Note { task: id, text } => {
-                let (task, text) = (task(id)?, some_text(text, "the note")?);
+                let (task, text) = (subject(id)?, some_text(text, "the note")?);
                 // The lock excludes the end of the checks, after which nobody reads the note.
                 let _lock = task.lock()?;
                 if task.view()?.state == State::Done {
@@ -248,7 +257,7 @@ fn adopt(project: &Project, named: &[String]) -> Result<Exit> {
         .into());
     }
     let question = format!("Take over {} task(s) into {}?", taken.len(), project.root().display());
-    let asked = !named.is_empty() && has_asked(&callers());
+    let asked = !named.is_empty() && decider() == Decider::Asked;
     if !asked
         && !agree(&question, &format!(", or let Claude Code ask (install.sh --allow): {call}"))?
     {

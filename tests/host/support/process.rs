@@ -248,6 +248,8 @@ pub(crate) mod skill {
         let bin = skill.join("bin");
         let mut allow = Command::new(bin.join("dispatch-config"));
         allow.args(["allow", "--yes", "--bin"]).arg(&bin).env_clear().env("HOME", home.path());
+        // The person calls, also where a CLI runs the tests.
+        allow.env("DISPATCH_FAIL", "callers");
         let output = allow.output().expect("dispatch-config");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }

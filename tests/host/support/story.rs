@@ -256,6 +256,17 @@ pub(crate) fn file(path: impl AsRef<Path>) -> String {
 /// way. Returns the permissions as `who tool: what`, without the home's path.
 #[track_caller]
 pub(crate) fn until(claude: &mut Claude, home: &Home, text: &str) -> Vec<String> {
+    until_answering(claude, home, text, true)
+}
+
+/// Waits like [`until`], and gives this answer to every question for a permission.
+#[track_caller]
+pub(crate) fn until_answering(
+    claude: &mut Claude,
+    home: &Home,
+    text: &str,
+    allow: bool,
+) -> Vec<String> {
     let mut asked = Vec::new();
     loop {
         let event = claude.wait_event(DEADLINE, |event| {
@@ -273,7 +284,7 @@ pub(crate) fn until(claude: &mut Claude, home: &Home, text: &str) -> Vec<String>
         let what = ask["input"]["command"].as_str().or(ask["input"]["file_path"].as_str());
         let what = what.unwrap_or_default().replace(home.path().to_str().expect("UTF-8"), "~");
         asked.push(format!("{who} {tool}: {what}"));
-        claude.answer(&event, true);
+        claude.answer(&event, allow);
     }
 }
 

@@ -183,7 +183,17 @@ impl Sandbox {
         command.env_clear().env("HOME", self.home()).current_dir(self.project());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("TMPDIR", self.temporary()).env("GIT_CONFIG_NOSYSTEM", "1");
+        // A CLI may run the tests; here, the person calls.
+        command.env("DISPATCH_FAIL", "callers");
         Call { command, input: Vec::new(), redactions: self.redactions() }
+    }
+
+    /// A command in a shell that a script named `claude` starts, as Claude Code does.
+    pub(crate) fn by_claude(&self, options: &str, command: &str) -> Call {
+        let eval = command.replace('\'', r"'\''");
+        let cli = self.script("claude", "bash -c \"eval '$COMMAND' && :\"; exit $?");
+        let call = self.program("sh").args(&["-c", &format!("{cli} {options}; exit $?")]);
+        call.env("COMMAND", eval).env("DISPATCH_FAIL", "")
     }
 
     /// Calls a helper in the project and waits for its end.
