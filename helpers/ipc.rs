@@ -12,6 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Refusal;
+use crate::exit::Exit;
 use crate::fault;
 use crate::files;
 use crate::text::lossy;
@@ -45,11 +47,18 @@ pub struct IpcText {
     pub is_whole: bool,
 }
 
+/// How many bytes of a question or an answer are read to show it, and the longest question of `ask`.
+const LONGEST: u64 = 2 << 20;
+
+/// How many bytes of a summary are read.
+const LONGEST_FINISH: u64 = 64 << 10;
+
 impl IpcText {
-    fn read(path: &Path) -> Result<Option<Self>> {
-        let Some((bytes, is_open)) = files::read_growing(path)? else { return Ok(None) };
+    fn read(path: &Path, most: u64) -> Result<Option<Self>> {
+        let Some((bytes, is_open)) = files::read_growing(path, most)? else { return Ok(None) };
+        let is_cut = bytes.len() as u64 == most;
         let text = lossy(bytes);
-        let is_open = is_open.unwrap_or(!text.is_empty() && !text.ends_with('\n'));
+        let is_open = is_open.unwrap_or(!text.is_empty() && !is_cut && !text.ends_with('\n'));
         // An empty file is nothing, unless its text is still to come.
         Ok(Some(Self { text, is_whole: !is_open }).filter(|it| is_open || !it.is_empty()))
     }
@@ -138,6 +147,12 @@ impl Ipc {
     /// was killed calls again.
     pub fn ask(&self, text: &str) -> Result<String> {
         files::create_task_directory(&self.directory)?;
+        if text.len() as u64 >= LONGEST {
+            return Err(Refusal::new(Exit::Data, "the question is too long")
+                .place(format!("it has {} MiB", text.len() >> 20))
+                .next("put the details into the report, and ask a short question")
+                .into());
+        }
         loop {
             let questions = self.questions()?;
             for question in questions.iter().filter(|question| !question.received) {
@@ -157,12 +172,17 @@ impl Ipc {
 
     /// The text of a question; `None` without a text.
     pub fn question(&self, name: &str) -> Result<Option<IpcText>> {
-        IpcText::read(&self.question_path(name))
+        IpcText::read(&self.question_path(name), LONGEST)
     }
 
     /// The text of the answer to a question; `None` without a text.
     pub fn answer(&self, name: &str) -> Result<Option<IpcText>> {
-        IpcText::read(&self.answer_path(name))
+        IpcText::read(&self.answer_path(name), files::LARGEST)
+    }
+
+    /// The beginning of an answer, to be shown.
+    pub fn shown_answer(&self, name: &str) -> Result<Option<IpcText>> {
+        IpcText::read(&self.answer_path(name), LONGEST)
     }
 
     /// The file of the answer to a question.
@@ -182,7 +202,7 @@ impl Ipc {
 
     /// Returns true if there is an answer with a text, or one that cannot be read.
     pub fn has_answer(&self, name: &str) -> bool {
-        !matches!(self.answer(name), Ok(None))
+        !matches!(self.shown_answer(name), Ok(None))
     }
 
     /// Returns true if the worker said that it has read the answer to a question.
@@ -221,7 +241,7 @@ impl Ipc {
     /// The summary in the finish marker, empty if the worker only touched the file; `None` if the task
     /// is not finished.
     pub fn finished(&self) -> Result<Option<String>> {
-        Ok(files::read_foreign(&self.directory.join(".done"))?
+        Ok(files::read_start(&self.directory.join(".done"), LONGEST_FINISH)?
             .map(lossy)
             .map(|text| text.trim().into()))
     }

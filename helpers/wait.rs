@@ -23,6 +23,9 @@ pub use live::LiveTasks;
 /// How long a batch of news may grow before it is delivered.
 const LONGEST_BATCH: Duration = Duration::from_secs(3);
 
+/// How long further messages of a worker wait for other news after one has woken the host.
+const TELL_RATE: Duration = Duration::from_secs(60);
+
 /// A process's wait for news of tasks.
 pub struct Waiter {
     tasks: LiveTasks,
@@ -177,9 +180,8 @@ impl Waiter {
                 found.is_whole = self.growing.takes(ipc.question_path(&question.name), found);
             }
             let Some(Ok(view)) = self.tasks.get(&id) else { continue };
-            let holds_back = may_resume(view);
-            match self.news_of(view, holds_back) {
-                Ok(events) => {
+            match self.news_of(view, may_resume(view)) {
+                Ok((events, holds_back)) => {
                     if events.is_empty() && !holds_back {
                         // After an error, the next hook reads the task once more.
                         let _ = self.tasks.host.as_ref().map_or(Ok(()), |it| set_heard(it, view));
@@ -198,15 +200,26 @@ impl Waiter {
         Ok(news)
     }
 
-    /// The news of a task, recorded as delivered; without its end if that `may_resume`.
-    fn news_of(&self, view: &View, may_resume: bool) -> Result<Vec<Event>> {
+    /// The news of a task, recorded as delivered, and whether some was held back: its end if that
+    /// `may_resume`, and messages alone that come soon after others that woke the host.
+    fn news_of(&self, view: &View, may_resume: bool) -> Result<(Vec<Event>, bool)> {
         let mut events = news::events(view)?;
         // The host program reports the end of its own agent; if that is dropped, it is printed later.
         let host_reports = self.tasks.host.is_some() && host_report_time_left(view).is_some();
         events.retain(|event| !(event.is_end() && (may_resume || host_reports)));
         let is_foreign = self.belongs_to_other_host(view);
         let target = if is_foreign { Delivery::Shown } else { Delivery::Delivered };
-        ledger::take_new(&view.task, events, target, self.tasks.host.as_ref())
+        if self.tasks.host.is_some() && events.iter().any(Event::is_tell) {
+            let told = ledger::read(&view.task)?;
+            let is_new = |it: &&Event| told.get(&it.id).is_none_or(|step| *step < target);
+            let rate = fault::limit("DISPATCH_TELL_MS", TELL_RATE);
+            let is_soon = ledger::time_since_tell(&view.task)?.is_some_and(|it| it < rate);
+            if is_soon && events.iter().filter(is_new).all(Event::is_tell) {
+                return Ok((Vec::new(), events.iter().any(|it| is_new(&it)) || may_resume));
+            }
+        }
+        let events = ledger::take_new(&view.task, events, target, self.tasks.host.as_ref())?;
+        Ok((events, may_resume))
     }
 
     /// Returns true if the task belongs to a running host that does not read this output.

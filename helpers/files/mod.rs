@@ -28,8 +28,10 @@ use crate::exit::Exit;
 use crate::process::open_without_symlinks;
 
 pub use lock::Lock;
-pub use publish::{publish, publish_new, publish_numbered, read_numbered, remove_leftovers};
-pub use read::{LARGEST, copy_foreign, decode, read, read_foreign, read_growing, tail};
+pub use publish::{
+    numbered_names, publish, publish_new, publish_numbered, read_numbered, remove_leftovers,
+};
+pub use read::{LARGEST, copy_foreign, decode, read, read_foreign, read_growing, read_start, tail};
 
 /// The names in a directory in a worker's reach, each with whether it is a symlink; none if there is
 /// no such directory.

@@ -141,7 +141,7 @@ pub fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
 }
 
 /// The names in a directory that are numbers, in their order.
-fn numbered_names(directory: &Path) -> Result<Vec<String>> {
+pub fn numbered_names(directory: &Path) -> Result<Vec<String>> {
     let entries = entries(directory)?.into_iter();
     let mut names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
     names.retain(|name| parse_number(name).is_some());

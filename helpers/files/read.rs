@@ -37,22 +37,32 @@ pub fn read(path: &Path) -> Result<Option<String>> {
 /// [`Exit::Data`] for a symlink, for anything that is not a regular file, and for more than 64 MiB.
 pub fn read_foreign(path: &Path) -> Result<Option<Vec<u8>>> {
     let Some((file, length)) = open_foreign(path)? else { return Ok(None) };
-    read_open(&file, length, path).map(Some)
+    read_open(&file, length, LARGEST, path).map(Some)
 }
 
-/// The bytes of such a file, and whether a process has the file open to write; `None` for the second
-/// if the system cannot tell.
+/// The first bytes of such a file, at most `most`; `None` if there is no such file.
 ///
 /// # Errors
-/// The errors of [`read_foreign`].
-pub fn read_growing(path: &Path) -> Result<Option<(Vec<u8>, Option<bool>)>> {
+/// The errors of [`read_foreign`], but none for a long file.
+pub fn read_start(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
+    let Some((file, length)) = open_foreign(path)? else { return Ok(None) };
+    read_open(&file, length.min(most), most, path).map(Some)
+}
+
+/// The first bytes of such a file, and whether a process has the file open to write; `None` for the
+/// second if the system cannot tell.
+///
+/// # Errors
+/// The errors of [`read_start`].
+pub fn read_growing(path: &Path, most: u64) -> Result<Option<(Vec<u8>, Option<bool>)>> {
     let Some((file, length)) = open_foreign(path)? else { return Ok(None) };
     // Ask before reading: until the file is closed, new writers wait.
     let is_open = process::is_open_for_writing(&file);
-    Ok(Some((read_open(&file, length, path)?, is_open)))
+    let length = if most < LARGEST { length.min(most) } else { length };
+    Ok(Some((read_open(&file, length, most, path)?, is_open)))
 }
 
-fn read_open(file: &File, length: u64, path: &Path) -> Result<Vec<u8>> {
+fn read_open(file: &File, length: u64, most: u64, path: &Path) -> Result<Vec<u8>> {
     if length > LARGEST {
         let (mebibytes, largest) = (length >> 20, LARGEST >> 20);
         return Err(Refusal::new(Exit::Data, format!("{} is too large", path.display()))
@@ -62,7 +72,7 @@ fn read_open(file: &File, length: u64, path: &Path) -> Result<Vec<u8>> {
     }
     let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1);
     // The limit also holds for a file that grows meanwhile.
-    file.take(LARGEST).read_to_end(&mut bytes).with_context(|| cannot_read(path))?;
+    file.take(most).read_to_end(&mut bytes).with_context(|| cannot_read(path))?;
     Ok(bytes)
 }
 

@@ -160,6 +160,16 @@ pub fn read(task: &Task) -> Result<BTreeMap<String, Delivery>> {
     Ok(parse(&files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default()))
 }
 
+/// The time since a message of the worker was last delivered to its host; `None` if that never happened,
+/// or the clock was set back since.
+pub fn time_since_tell(task: &Task) -> Result<Option<Duration>> {
+    let ledger = files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default();
+    let of_tell = |line: &&str| line.contains(" delivered ") && line.contains(" tell/");
+    let time = ledger.lines().rfind(of_tell).and_then(|line| line.split(' ').next());
+    let time = time.and_then(|time| humantime::parse_rfc3339(time).ok());
+    Ok(time.and_then(|time| time.elapsed().ok()))
+}
+
 /// Returns true if the text of a question is the one that the host was told last; `None` if it was told none.
 pub fn was_told(task: &Task, question: &str, text: &str) -> Result<Option<bool>> {
     let ledger = files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default();

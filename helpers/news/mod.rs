@@ -26,6 +26,9 @@ use crate::tools;
 /// How long a host program may take to report its agent's end.
 const HOST_REPORT_LIMIT: Duration = Duration::from_secs(60);
 
+/// How many messages of a worker are news at one time. Older ones are counted.
+pub const MOST_TELLS: usize = 20;
+
 /// A piece of news about a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -49,6 +52,11 @@ impl Event {
         self.key.starts_with("question/")
     }
 
+    /// Returns true if the event is a message that waits for nothing.
+    pub fn is_tell(&self) -> bool {
+        self.key.starts_with("tell/")
+    }
+
     /// Returns true if the event is the end of an attempt.
     pub fn is_end(&self) -> bool {
         self.key.starts_with("end/")
@@ -62,8 +70,15 @@ impl Event {
 pub fn events(view: &View) -> Result<Vec<Event>> {
     let mut events = Vec::new();
     let (id, name) = (view.task.id(), view.task.name());
-    for (number, text) in view.task.side().tells()? {
-        let line = format!("{name} says: {}", quoted(&text));
+    let (older, tells) = view.task.side().tells(MOST_TELLS)?;
+    for (index, (number, text)) in tells.into_iter().enumerate() {
+        let before = match older {
+            1.. if index == 0 => {
+                format!(" (after {older} more, in {})", view.task.side().tells_dir().display())
+            }
+            _ => String::new(),
+        };
+        let line = format!("{name} says{before}: {}", quoted(&text));
         events.push(Event::new(view, format!("tell/{number}"), line, "tell the user".into()));
     }
     // Nobody waits for answers after a stop or a finish.

@@ -26,6 +26,9 @@ pub struct WorkerSide {
     directory: PathBuf,
 }
 
+/// How many bytes of a message are read.
+const LONGEST_TELL: u64 = 64 << 10;
+
 impl WorkerSide {
     pub(crate) fn new(directory: PathBuf) -> Self {
         Self { directory }
@@ -280,15 +283,23 @@ impl WorkerSide {
     /// Sends a message to the dispatcher without waiting. A text repeated in a row is one message, because
     /// a worker repeats a call that was killed.
     pub fn tell(&self, text: &str) -> Result<()> {
-        if self.tells()?.last().is_none_or(|(_, last)| last != text) {
+        if self.tells(1)?.1.last().is_none_or(|(_, last)| last != text) {
             files::publish_numbered(&self.tells_dir(), text)?;
         }
         Ok(())
     }
 
-    /// The worker's messages, oldest first, as pairs of file name and text.
-    pub fn tells(&self) -> Result<Vec<(String, String)>> {
-        files::read_numbered(&self.tells_dir())
+    /// The worker's newest messages, at most `most`, oldest first, as pairs of file name and text; and
+    /// how many older ones there are. A long message is cut.
+    pub fn tells(&self, most: usize) -> Result<(usize, Vec<(String, String)>)> {
+        let directory = self.tells_dir();
+        let mut names = files::numbered_names(&directory)?;
+        let older = names.len().saturating_sub(most);
+        let text = |name: String| {
+            let text = files::read_start(&directory.join(&name), LONGEST_TELL)?;
+            Ok((name, text.map(lossy).unwrap_or_default()))
+        };
+        Ok((older, names.drain(older..).map(text).collect::<Result<_>>()?))
     }
 }
 

@@ -79,7 +79,7 @@ impl Try {
         let changes = [
             // Codex adds the date if the hour is in the next day.
             (
-                "[0-9]{4}-[0-9T:-]+Z|([A-Z][a-z]{2} [0-9]+[a-z]{2}, [0-9]{4} )?[0-9]+:[0-9]{2} ?[APap][Mm]( \\([A-Za-z/_]+\\))?",
+                "[0-9]{4}-[0-9T:-]+Z|([A-Z][a-z]{2} [0-9]+[a-z]{2}, [0-9]{4} )?[0-9]+(:[0-9]{2})? ?[APap][Mm]( \\([A-Za-z/_]+\\))?",
                 "TIME",
             ),
             ("https?://[^ ,)\"\n]+", "PAGE"),

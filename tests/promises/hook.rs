@@ -345,6 +345,26 @@ exit 2
 "#]]);
 }
 
+/// The first message wakes at once. Later ones wait for a while, or until there is other news.
+#[test]
+fn further_messages_wake_together() {
+    let (sandbox, host) = with_host();
+    fs::create_dir_all(sandbox.task("x", "tells")).expect("made");
+    let hook = |rate: &str| hook(&sandbox, &host).env("DISPATCH_TELL_MS", rate);
+    publish(&sandbox, "x", "tells/001", "One.");
+    assert!(hook("1000000").run().err.contains("\"One.\""));
+    publish(&sandbox, "x", "tells/002", "Two.");
+    let mut waits = hook("1000000").start();
+    waits.until_it_watches();
+    publish(&sandbox, "x", "tells/003", "Three.");
+    assert!(!waits.has_ended());
+    sandbox.worker("x", &["ask", "Which?"]).env("DISPATCH_WAIT_MS", "0").run();
+    let told = waits.end().err;
+    assert!(["\"Two.\"", "\"Three.\"", "\"Which?\""].iter().all(|it| told.contains(it)), "{told}");
+    publish(&sandbox, "x", "tells/004", "Four.");
+    assert!(hook("1").run().err.contains("\"Four.\""));
+}
+
 /// The directories are copies of one task, so that all can end within a moment.
 #[test]
 fn hundred_simultaneous_ends_make_one_short_wake() {

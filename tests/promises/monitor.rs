@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use snapbox::str;
 
 use crate::support::process::{kill_and_wait, signal};
-use crate::support::{Running, Sandbox};
+use crate::support::{Running, Sandbox, binary};
 
 /// A project with 'x' running.
 fn running() -> Sandbox {
@@ -66,20 +66,46 @@ fn long_question_is_shortened_to_one_line() {
     assert!(said.contains("ä ⏎ bbb") && said.contains("b…\" → "), "{said}");
 }
 
-#[test]
-fn thousand_messages_are_a_short_output_that_counts_the_rest() {
-    let sandbox = running();
+/// Puts that many messages into the task.
+fn say_often(sandbox: &Sandbox, messages: usize) {
     fs::create_dir(sandbox.task("x", "tells")).expect("made");
-    for number in 1..=1000 {
+    for number in 1..=messages {
         let path = sandbox.task("x", &format!("tells/{number:03}"));
         fs::write(path, "One more thing to know.\n").expect("written");
     }
+}
+
+#[test]
+fn messages_are_a_short_output_that_counts_the_rest() {
+    let sandbox = running();
+    say_often(&sandbox, 5000);
     let told = sandbox.ok("dispatch-monitor", &["x"]);
-    assert!(told.len() <= 2000, "{}: {told}", told.len());
-    let lines = told.lines().count();
-    let rest = format!("… and {} more events: ", 1000 - (lines - 1));
-    assert!(lines > 10 && told.contains(&rest), "{told}");
+    assert!(told.len() <= 2000 && told.lines().count() > 10, "{}: {told}", told.len());
+    assert!(told.contains(" x says (after 4980 more, in "), "{told}");
     assert_no_news(&sandbox, &["x"]);
+}
+
+/// A helper that read them whole would need more memory than it gets.
+#[test]
+fn endless_words_of_a_worker_take_little_memory_and_few_bytes() {
+    let sandbox = running();
+    say_often(&sandbox, 20_000);
+    let long = ["tells/19990", "ipc/001.question", "ipc/002.question", "ipc/003.question"];
+    for path in long.into_iter().chain(["ipc/.done"]) {
+        let file = fs::File::create(sandbox.task("x", path)).expect("made");
+        file.set_len(60 << 20).expect("long");
+    }
+    for (helper, args, most) in [
+        ("dispatch-config", "brief", 1500),
+        ("dispatch-reconcile", "status", 4500),
+        ("dispatch-reconcile", "show x", 15_000),
+        ("dispatch-monitor", "x", 2000),
+    ] {
+        let call = format!("ulimit -v 90000; exec {} {args}", binary(helper).display());
+        let ran = sandbox.program("sh").args(&["-c", &call]).run();
+        assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{helper}: {ran:?}");
+        assert!(!ran.out.is_empty() && ran.out.len() <= most, "{helper}: {}", ran.out);
+    }
 }
 
 #[test]

@@ -248,7 +248,9 @@ fn host_variables_are_removed_from_the_workers_environment() {
         environment.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
     names.sort();
     // Variables of the shell and of this test do not count.
-    names.retain(|name| !matches!(*name, "PWD" | "OLDPWD" | "SHLVL" | "_" | "DISPATCH_FAIL"));
+    names.retain(|name| {
+        !matches!(*name, "PWD" | "OLDPWD" | "SHLVL" | "_" | "DISPATCH_FAIL" | "DISPATCH_TELL_MS")
+    });
     same(
         &names.join("\n"),
         str![[r#"

@@ -1,9 +1,11 @@
 //! `dispatch-reconcile show`: everything about one task.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use crate::cli::reconcile::status::as_json;
-use crate::cli::say;
+use crate::cli::{fit, say};
 use crate::exit::Exit;
 use crate::files;
 use crate::ipc::{IpcText, Question};
@@ -13,6 +15,19 @@ use crate::process::calling_host;
 use crate::task::{Answer, Attempt, ExitRecord, State, Task, View, output};
 use crate::text::{lossy, one_line, quoted, sanitize, short_duration, shorten};
 use crate::worker::sandbox;
+
+/// The most bytes of the items, the questions, the notes and the attempts each.
+const PART: usize = 3000;
+
+/// How many of the newest questions, and of the newest attempts, are shown.
+const QUESTIONS: usize = 10;
+const ATTEMPTS: usize = 10;
+
+/// How many of the worker's newest messages are shown.
+const TELLS: usize = 5;
+
+/// How many of the newest questions, and of the newest messages, are in the Markdown.
+const MARKDOWN_MOST: usize = 100;
 
 /// How many lines of the worker's output are shown.
 const LAST_LINES: usize = 3;
@@ -26,15 +41,31 @@ fn acknowledge_shown(view: &View) -> Result<()> {
     let Some(host) = calling_host().filter(|host| view.record.owner.as_ref() == Some(host)) else {
         return Ok(());
     };
-    let told = ledger::read(&view.task)?;
-    for event in events(view)? {
-        if told.get(&event.id) != Some(&Delivery::Acknowledged) {
-            let mut ledger = Ledger::open(&view.task)?;
-            ledger.deliver(&event, Some(&host))?;
-            ledger.acknowledge(&event.id)?;
-        }
+    let (told, mut events) = (ledger::read(&view.task)?, events(view)?);
+    events.retain(|event| told.get(&event.id) != Some(&Delivery::Acknowledged));
+    if events.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let mut ledger = Ledger::open(&view.task)?;
+    events.iter().try_for_each(|event| {
+        ledger.deliver(event, Some(&host))?;
+        ledger.acknowledge(&event.id)
+    })
+}
+
+/// Prints the lines that fit into a part's bytes, and counts the others, which are in a file or directory.
+fn say_part(lines: impl Iterator<Item = String>, what: &str, place: &Path) {
+    let (text, more) = fit(lines.map(|line| sanitize(&line)), PART);
+    if !text.is_empty() {
+        say(text);
+    }
+    say_more(more, what, place);
+}
+
+fn say_more(more: usize, what: &str, place: &Path) {
+    if more > 0 {
+        say(format!("… and {more} more {what}: {}", place.display()));
+    }
 }
 
 fn whole(text: String) -> Option<IpcText> {
@@ -127,13 +158,13 @@ fn markdown(view: &View) -> Result<String> {
     let said = |text: &str| if text.is_empty() { String::new() } else { block(text) };
     text += &format!("\n{}## Plan\n\n", said(view.summary.as_deref().unwrap_or_default()));
     text += &block(&view.plan.to_string());
-    for (name, asked, answer, recorded) in exchanges(task)? {
+    for (name, asked, answer, recorded) in exchanges(task, MARKDOWN_MOST)?.1 {
         let answer = recorded.or(answer.map(|it| it.text));
         for (what, found) in [("Question", asked.map(|it| it.text)), ("Answer", answer)] {
             text.extend(found.map(|it| format!("## {what} {name}\n\n{}", block(&it))));
         }
     }
-    for (number, message) in task.side().tells().unwrap_or_default() {
+    for (number, message) in task.side().tells(MARKDOWN_MOST).unwrap_or_default().1 {
         text += &format!("## Message {number}\n\n{}", block(&message));
     }
     if let Some(own) = &record.worktree {
@@ -151,8 +182,8 @@ fn markdown(view: &View) -> Result<String> {
 /// A question by number, as it was asked, with an unrecorded answer and the person's.
 type Exchange = (String, Option<IpcText>, Option<IpcText>, Option<String>);
 
-/// The questions and answers of a task.
-fn exchanges(task: &Task) -> Result<Vec<Exchange>> {
+/// The newest questions of a task with their answers, and how many older ones there are.
+fn exchanges(task: &Task, most: usize) -> Result<(usize, Vec<Exchange>)> {
     let (ipc, answers) = (task.side().ipc(), task.answers()?);
     let exchange = |question: Question| {
         let name = question.name;
@@ -160,12 +191,14 @@ fn exchanges(task: &Task) -> Result<Vec<Exchange>> {
         match recorded {
             Some(Answer { question, answer }) => (name, whole(question), None, Some(answer)),
             None => {
-                let (asked, answer) = (ipc.question(&name), ipc.answer(&name));
+                let (asked, answer) = (ipc.question(&name), ipc.shown_answer(&name));
                 (name, asked.ok().flatten(), answer.ok().flatten(), None)
             }
         }
     };
-    Ok(ipc.questions().unwrap_or_default().into_iter().map(exchange).collect())
+    let questions = ipc.questions().unwrap_or_default();
+    let older = questions.len().saturating_sub(most);
+    Ok((older, questions.into_iter().skip(older).map(exchange).collect()))
 }
 
 pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
@@ -211,14 +244,14 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
     let collisions = files::read(&task.collisions_path())?.unwrap_or_default();
     collisions.lines().for_each(|line| say(format!("conflicts with {line}")));
     let words = person.words();
-    for item in view.plan.items() {
+    let items = view.plan.items().iter().map(|item| {
         let (text, notes) = words.attributed(item);
-        say(format!("{}. {} {text}", item.number, item.marker));
-        notes.iter().for_each(|note| say(format!("      {note}")));
-    }
-    for doubt in view.plan.doubts() {
-        say(format!("{doubt}: {}", quoted(&doubt.text)));
-    }
+        let notes = notes.iter().map(|note| format!("\n      {note}")).collect::<String>();
+        format!("{}. {} {text}{notes}", item.number, item.marker)
+    });
+    let doubts = view.plan.doubts().iter();
+    let doubts = doubts.map(|doubt| format!("{doubt}: {}", quoted(&doubt.text)));
+    say_part(items.chain(doubts), "items", &task.side().plan_path());
     if !view.plan.lost().is_empty() {
         let (id, skip) = (task.id(), view.plan.skip_lost());
         say(format!(
@@ -226,25 +259,32 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
             view.plan.lost_words(Some(&person))
         ));
     }
-    for (name, asked, answer, recorded) in exchanges(task)? {
+    let (older, exchanges) = exchanges(task, QUESTIONS)?;
+    let mut exchange = Vec::new();
+    for (name, asked, answer, recorded) in exchanges {
         for (what, found) in [("question", asked), ("answer", answer)] {
             let Some(found) = found else { continue };
-            say(format!("{what} {name}{}: {}", found.remark(), quoted(&found.text)));
+            exchange.push(format!("{what} {name}{}: {}", found.remark(), quoted(&found.text)));
         }
         // An answer that is not recorded may be the worker's own words.
-        recorded.iter().for_each(|it| say(format!("answer {name}: {}", one_line(it))));
+        exchange.extend(recorded.iter().map(|it| format!("answer {name}: {}", one_line(it))));
     }
-    for (_, note) in task.notes()? {
-        say(format!("note: {}", one_line(&note)));
-    }
-    for (_, message) in task.side().tells().unwrap_or_default() {
-        say(format!("said: {}", quoted(&message)));
-    }
+    let ipc = task.side().ipc();
+    say_more(older, "questions", ipc.directory());
+    say_part(exchange.into_iter(), "lines", ipc.directory());
+    let notes = task.notes()?.into_iter().map(|(_, note)| format!("note: {}", one_line(&note)));
+    say_part(notes, "notes", &task.side().plan_path());
+    let (older, tells) = task.side().tells(TELLS).unwrap_or_default();
+    say_more(older, "messages", &task.side().tells_dir());
+    tells.iter().for_each(|(_, message)| say(format!("said: {}", quoted(message))));
     if let Some(summary) = view.summary.as_deref().filter(|summary| !summary.is_empty()) {
         say(format!("summary: {}", quoted(summary)));
     }
     let at_work = view.attempt.as_ref().filter(|_| view.is_alive() && view.state != State::Done);
-    for attempt in task.attempts()? {
+    let attempts = task.attempts()?;
+    let older = attempts.len().saturating_sub(ATTEMPTS);
+    say_more(older, "attempts", &task.attempts_dir());
+    for attempt in attempts.into_iter().skip(older) {
         let end = end_of(&attempt, at_work.is_some_and(|it| it.number == attempt.number))?;
         let log = attempt.log_path();
         let log = if log.is_file() { format!(", log {}", log.display()) } else { String::new() };

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::cli::reconcile::table::{Columns, TaskRow};
 use crate::cli::reconcile::watch::follow;
-use crate::cli::say;
+use crate::cli::{fit, say};
 use crate::domain::{TaskId, Usage};
 use crate::exit::Exit;
 use crate::news::Remedy;
@@ -26,6 +26,9 @@ const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How many bytes a line has at most, unless its command alone is longer.
 const LINE: usize = 100;
+
+/// How many bytes the lines have at most together, without `--all` and off a terminal.
+const STATUS: usize = 4000;
 
 /// How many bytes the line about repairs has at most.
 const REPAIRS: usize = 200;
@@ -94,12 +97,18 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     if views.is_empty() && broken.is_empty() && hidden == 0 && notice.is_none() {
         say(format!("no tasks in {}", project.root().display()));
     }
-    broken.iter().for_each(|it| say(broken_line(it)));
+    let broken = broken.iter().map(broken_line);
     match std::io::stdout().is_terminal() {
         false if args.color != ColorChoice::Always => {
-            views.iter().for_each(|view| say(status_line(view)));
+            let most = if args.all { usize::MAX } else { STATUS };
+            let (text, more) = fit(broken.chain(views.iter().map(status_line)), most);
+            Some(text).filter(|text| !text.is_empty()).iter().for_each(say);
+            if more > 0 {
+                say(format!("… and {more} more, less urgent: dispatch-reconcile status --all"));
+            }
         }
         terminal => {
+            broken.for_each(say);
             let size = terminal.then(crossterm::terminal::size).and_then(Result::ok);
             let width = size.map(|(columns, _)| columns.into()).filter(|it| *it > 0);
             print_table(&views, width.unwrap_or(TABLE), args.color);

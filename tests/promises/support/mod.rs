@@ -183,8 +183,8 @@ impl Sandbox {
         command.env_clear().env("HOME", self.home()).current_dir(self.project());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("TMPDIR", self.temporary()).env("GIT_CONFIG_NOSYSTEM", "1");
-        // A CLI may run the tests; here, the person calls.
-        command.env("DISPATCH_FAIL", "callers");
+        // A CLI may run the tests; here, the person calls, and messages wake at once.
+        command.env("DISPATCH_FAIL", "callers").env("DISPATCH_TELL_MS", "0");
         Call { command, input: Vec::new(), redactions: self.redactions() }
     }
 
