@@ -200,7 +200,7 @@ fn dry_run(prepared: &Prepared, json: bool) -> Result<Exit> {
         prepared.worktree.iter().for_each(|own| say(format!("worktree: {}", own.worktree)));
     }
     say(match &prepared.call {
-        None => agent::call(task, record, prompt)?,
+        None => agent::call(record, prompt)?,
         Some(call) if json => {
             let argv = call.with_prompt(prompt, &stdin);
             let argv: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();

@@ -87,7 +87,7 @@ fn note_ended_agent(task: &Task, host: &Identity, running: &[BackgroundTask]) ->
     if attempt.identity()?.as_ref() != Some(host) {
         return Ok(());
     }
-    let (name, known) = (description(task.id()), attempt.session()?);
+    let (name, known) = (description(&view.record), attempt.session()?);
     let is_it = |agent: &&BackgroundTask| {
         let same = known.as_ref().is_some_and(|session| session.id == agent.id);
         let over = matches!(agent.status.as_str(), "completed" | "failed" | "killed");
@@ -116,7 +116,7 @@ fn acknowledge_task(task: &Task, host: &Identity, shown: &[String], ids: &[&str]
     }
     let (told, view) = (ledger::read(task)?, task.view()?);
     if let Some(attempt) = view.attempt.as_ref().filter(|_| view.record.route == Route::Agent) {
-        let usage = shown.iter().rev().find_map(|text| agent::usage_in(text, task.id()));
+        let usage = shown.iter().rev().find_map(|text| agent::usage_in(text, &view.record));
         // The transcript still shows the usage of earlier attempts.
         let before = task.attempts()?.into_iter().filter(|it| it.number < attempt.number);
         let before: Vec<_> = before.filter_map(|it| it.usage().ok()?).collect();
@@ -140,7 +140,7 @@ fn acknowledge_notified_end(view: &View, host: &Identity, shown: &[String]) -> R
     let Some(finished) = task.side().ipc().finished_at().filter(|_| is_done_agent) else {
         return Ok(());
     };
-    if !shown.iter().any(|text| notifies_since(text, task.id(), finished)) {
+    if !shown.iter().any(|text| notifies_since(text, &view.record, finished)) {
         return Ok(());
     }
     for event in events(view)?.into_iter().filter(Event::is_end) {

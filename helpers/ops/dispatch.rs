@@ -169,6 +169,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         created: now(),
         stop: false,
         may_dispatch: request.may_dispatch,
+        is_elsewhere: project.is_elsewhere(),
     };
     if record.may_dispatch && (record.access != Access::Full || route == Route::Agent) {
         return Err(Refusal::new(Exit::Usage, "only a process at full access can dispatch tasks")

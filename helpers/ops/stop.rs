@@ -102,7 +102,7 @@ fn stop_agent(view: &View) -> Result<String> {
         ),
         _ if view.is_alive() => format!(
             "{id} stopped. Its agent \"{}\" runs until its host ends it: the list of agents there",
-            description(id)
+            description(&view.record)
         ),
         _ => format!("{id} stopped"),
     })

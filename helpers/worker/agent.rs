@@ -1,12 +1,13 @@
 //! The agent route: the host program runs the worker, and dispatch prints the tool call that the host's
 //! model has to make.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::domain::{TaskId, Usage};
+use crate::domain::Usage;
 use crate::files;
 use crate::news::command_for;
 use crate::process::calling_host;
@@ -15,14 +16,20 @@ use crate::text::lossy;
 use crate::tools::claude;
 use crate::worker::run;
 
-/// The description of a task's agent, by which the host program names it.
-pub fn description(task: &TaskId) -> String {
-    format!("dispatch {task}")
+/// The description of a task's agent, by which the host program names it. The project tells apart tasks
+/// of one name that a host has in several.
+pub fn description(record: &Record) -> String {
+    let name = |above| {
+        let directory = record.task_directory.ancestors().nth(above).and_then(Path::file_name);
+        directory.unwrap_or_default().to_string_lossy().into_owned()
+    };
+    let project = if record.is_elsewhere { format!(" in {}", name(3)) } else { String::new() };
+    format!("dispatch {}{project}", name(0))
 }
 
 /// The host program's notifications of the ends of a task's agents in a text.
-fn notifications<'a>(shown: &'a str, task: &TaskId) -> impl Iterator<Item = &'a str> {
-    let name = description(task);
+fn notifications<'a>(shown: &'a str, record: &Record) -> impl Iterator<Item = &'a str> {
+    let name = description(record);
     shown.split("<task-notification>").skip(1).filter(move |notification| {
         let summary = notification.split_once("<summary>").map_or("", |(_, summary)| summary);
         let summary = summary.split("</summary>").next().unwrap_or_default();
@@ -33,16 +40,16 @@ fn notifications<'a>(shown: &'a str, task: &TaskId) -> impl Iterator<Item = &'a 
 
 /// Returns true if a line of the host's transcript, or its prompt of this moment, notifies the model of
 /// an end of the task's agent at or after a time.
-pub fn notifies_since(shown: &str, task: &TaskId, since: SystemTime) -> bool {
+pub fn notifies_since(shown: &str, record: &Record, since: SystemTime) -> bool {
     let line: Option<serde_json::Value> = serde_json::from_str(shown).ok();
     let time = line.as_ref().and_then(|line| line["timestamp"].as_str());
     let time = time.and_then(|time| humantime::parse_rfc3339(time).ok());
-    time.is_none_or(|time| time >= since) && notifications(shown, task).next().is_some()
+    time.is_none_or(|time| time >= since) && notifications(shown, record).next().is_some()
 }
 
 /// The usage of a task's agent, from the last notification of its end that the host's model was shown.
-pub fn usage_in(shown: &str, task: &TaskId) -> Option<Usage> {
-    notifications(shown, task).filter_map(usage_of).last()
+pub fn usage_in(shown: &str, record: &Record) -> Option<Usage> {
+    notifications(shown, record).filter_map(usage_of).last()
 }
 
 fn usage_of(notification: &str) -> Option<Usage> {
@@ -52,9 +59,9 @@ fn usage_of(notification: &str) -> Option<Usage> {
 }
 
 /// The Agent call that starts the worker with this prompt, as JSON in one line.
-pub fn call(task: &Task, record: &Record, prompt: &str) -> Result<String> {
+pub fn call(record: &Record, prompt: &str) -> Result<String> {
     let mut call = json!({
-        "description": description(task.id()),
+        "description": description(record),
         "subagent_type": "general-purpose",
         "run_in_background": true,
         "prompt": prompt,
@@ -80,7 +87,7 @@ pub fn start(task: &Task, record: &Record) -> Result<String> {
     let host = calling_host();
     let attempt = run::prepare(task, record, false, host.as_ref())?;
     host.map_or(Ok(false), |host| task.adopt(&host, |owner| *owner != host))?;
-    let call = call(task, record, &prompt_for_host(&attempt)?)?;
+    let call = call(record, &prompt_for_host(&attempt)?)?;
     Ok(format!("make this Agent call now: {call}"))
 }
 

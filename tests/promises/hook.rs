@@ -611,6 +611,29 @@ exit 2
     });
 }
 
+/// The host knows its agents by their descriptions until a hook has told their ids.
+#[test]
+fn agents_of_one_id_in_two_projects_are_told_apart() {
+    let sandbox = project();
+    sandbox.config("default: opus\nmodels: { opus: { backend: claude } }\n");
+    let host = Host::new(&sandbox);
+    dispatch(&sandbox, &host, "x");
+    let other = Other(&sandbox, "shop");
+    other.dispatch(&host, "x", "opus");
+    let agent = |id: &str, description: &str| {
+        format!(r#"{{"id":"{id}","status":"running","description":"{description}"}}"#)
+    };
+    let running = [agent("a2", "dispatch x in shop"), agent("a1", "dispatch x")].join(",");
+    let more = format!(r#","background_tasks":[{running}]"#);
+    let mut waits = hook(&sandbox, &host).input(input(&sandbox, &more)).start();
+    waits.until_it_watches();
+    for (root, id) in [(sandbox.project(), "a1"), (other.root(), "a2")] {
+        let stop = host.calls(sandbox.call("dispatch-reconcile", &["stop", "x", "-C"]).arg(root));
+        let said = stop.run().ok();
+        assert!(said.contains(&format!(r#"{{"task_id":"{id}"}}"#)), "{said}");
+    }
+}
+
 #[test]
 fn task_in_a_nested_repository_wakes_the_host() {
     let sandbox = Sandbox::with_git();
