@@ -84,6 +84,9 @@ pub struct Args {
     /// Print the command as JSON
     #[arg(long, requires = "dry_run")]
     json: bool,
+    /// Keep what the finished worker leaves running, until `stop` or `clean TASK`
+    #[arg(long, conflicts_with_all = ["resume", "check"])]
+    keep: bool,
     /// Let the worker dispatch tasks of its own (only at full access)
     #[arg(long)]
     may_dispatch: bool,
@@ -161,6 +164,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         continue_branch: args.continue_branch,
         may_dispatch: args.may_dispatch,
         agent: args.agent,
+        keep: args.keep,
         checks: args.check.clone(),
         review: args.review.clone(),
         budget: args.budget,

@@ -192,12 +192,6 @@ impl Worktree {
             .next(format!("{} and resolve them, or let a new task do it", by_hand(&self.branch)))
     }
 
-    /// The files that differ between two commits or trees.
-    pub fn changed(&self, from: &str, to: &str) -> Result<Vec<String>> {
-        let list = self.git("diff-tree -r -z --name-only --no-renames").args([from, to]);
-        list.records("cannot compare the branches")
-    }
-
     /// The size of the difference between two commits, a line for each file, as git shows it.
     pub fn diff_stat(&self, from: &str, to: &str) -> Result<String> {
         self.git("diff-tree -r --stat --no-renames").args([from, to]).said()

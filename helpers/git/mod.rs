@@ -297,12 +297,6 @@ impl Worktree {
         Ok(())
     }
 
-    /// The difference between the task's base and a commit, as git shows it.
-    pub fn difference(&self, commit: &str) -> Result<String> {
-        let show = self.git("diff --no-ext-diff --no-textconv --no-color").arg(&self.base);
-        show.arg(commit).text("cannot compare the commits")
-    }
-
     /// Returns true if [`Worktree::ensure`] has nothing to create.
     pub fn exists(&self) -> bool {
         self.has_own_repository() && !self.incomplete().exists()

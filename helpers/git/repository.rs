@@ -67,6 +67,18 @@ impl Worktree {
         Ok(urls.lines().filter_map(|it| Some(it.split_once(' ')?.1.to_owned())).collect())
     }
 
+    /// The files that differ between two commits or trees.
+    pub fn changed(&self, from: &str, to: &str) -> Result<Vec<String>> {
+        let list = self.git("diff-tree -r -z --name-only --no-renames").args([from, to]);
+        list.records("cannot compare the branches")
+    }
+
+    /// The difference between the task's base and a commit, as git shows it.
+    pub fn difference(&self, commit: &str) -> Result<String> {
+        let show = self.git("diff --no-ext-diff --no-textconv --no-color").arg(&self.base);
+        show.arg(commit).text("cannot compare the commits")
+    }
+
     pub(super) fn foreign(&self) -> Foreign {
         Foreign {
             tree: self.path.clone(),

@@ -42,6 +42,8 @@ pub struct Request {
     pub may_dispatch: bool,
     /// True if the worker has to be an agent of the host.
     pub agent: bool,
+    /// True if what the worker leaves running stays when it has finished.
+    pub keep: bool,
     /// The commands that must succeed before the task is done.
     pub checks: Vec<String>,
     /// The most that the task may use before the person is asked; `None` for the config's.
@@ -126,9 +128,9 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     let worktree = request.worktree || after.iter().any(|before| before.branch.is_some());
     let route = match choice.settings.route {
         // Refused below, in other words.
-        Some(route) if request.may_dispatch => route,
+        Some(route) if request.may_dispatch || request.keep => route,
         _ => {
-            let own = worktree || request.may_dispatch;
+            let own = worktree || request.may_dispatch || request.keep;
             let is_checked = !checks.is_empty() || request.review.is_some();
             let needs = [is_checked, !budget.is_none(), own, !after.is_empty()];
             ops::route(choice, request.agent, needs)?
@@ -169,6 +171,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         created: now(),
         stop: false,
         may_dispatch: request.may_dispatch,
+        keep: request.keep,
         is_elsewhere: project.is_elsewhere(),
     };
     if record.may_dispatch && (record.access != Access::Full || route == Route::Agent) {
@@ -178,6 +181,15 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
                 Route::Cli => format!("'{id}' would work at {}", record.access),
             })
             .next("leave out --may-dispatch, or dispatch it to a CLI with --access full")
+            .into());
+    }
+    if record.keep && (route == Route::Agent || record.first_check().is_some()) {
+        return Err(Refusal::new(Exit::Usage, "nothing can be kept running for this task")
+            .place(match route {
+                Route::Agent => "an agent's processes belong to its host",
+                Route::Cli => "a check runs when everything of the worker has ended",
+            })
+            .next("leave out --keep, or dispatch it to a CLI without checks")
             .into());
     }
     let call = worker::check_start(&task, &mut record, &choice.settings)?;

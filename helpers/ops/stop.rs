@@ -30,6 +30,10 @@ pub fn stop(task: &Task) -> Result<String> {
     let record = &view.record;
     let is_open = view.state.is_waiting() || view.is_checking();
     if view.exit.is_some() && view.processes.is_empty() && !is_open {
+        let kept = worker::end_kept(task, record)?;
+        if kept > 0 {
+            return Ok(format!("{id} is {}; {kept} processes that it left have ended", view.state));
+        }
         return Ok(format!("{id} has ended already: {}", view.state));
     }
     if record.route == Route::Agent {

@@ -123,6 +123,12 @@ impl ProcessTree {
         }
     }
 
+    /// The processes of the tree that run now, each with its command line.
+    pub fn running(&mut self) -> Result<Vec<(Identity, String)>> {
+        let found = self.scan()?.into_iter().map(|it| it.identity);
+        Ok(found.map(|it| (it.clone(), os::command_line(it.pid).join(" "))).collect())
+    }
+
     /// The processes of the tree that run now.
     fn scan(&mut self) -> Result<Vec<Process>> {
         let all = os::processes()?;

@@ -86,6 +86,9 @@ pub struct Record {
     /// `true` if the person let the worker dispatch tasks of its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub may_dispatch: bool,
+    /// `true` if what the worker leaves running stays when it has finished.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
     /// `true` if the person dispatched the task from another project.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_elsewhere: bool,

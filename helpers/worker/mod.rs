@@ -50,6 +50,33 @@ pub fn tree(
     Ok(ProcessTree::new(supervisor, attempt.identity()?, mark))
 }
 
+/// The processes that a finished worker left running, for a task that keeps them.
+pub fn kept(task: &Task, record: &Record) -> Result<Vec<(Identity, String)>> {
+    match task.last_attempt().filter(|_| record.keep) {
+        Some(attempt) if attempt.exit()?.is_some() => tree(None, record, &attempt)?.running(),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Ends what a worker left running. Returns how many processes that were, for a line; 0 for none.
+///
+/// # Errors
+/// [`Exit::TryAgain`] if a process is left.
+pub fn end_kept(task: &Task, record: &Record) -> Result<usize> {
+    let count = kept(task, record)?.len();
+    let Some(attempt) = task.last_attempt().filter(|_| count > 0) else { return Ok(0) };
+    let left = tree(None, record, &attempt)?.terminate(termination_grace(), || ())?;
+    if !left.is_empty() {
+        let id = task.id();
+        return Err(Refusal::new(Exit::TryAgain, format!("processes of '{id}' are still running"))
+            .place(format!("{} of {count}", left.len()))
+            .next(format!("try again: dispatch-reconcile stop {id}"))
+            .into());
+    }
+    sandbox::release_places(task)?;
+    Ok(count)
+}
+
 /// The record after its worktree was made, and set up, if necessary. Falls back to the worktree's root if
 /// the working directory is missing.
 fn with_worktree(

@@ -105,7 +105,12 @@ fn limits(record: &Record) -> String {
              them, and git may list files that are not there. Do not look for a way around it."
         }
     };
-    let ended = "\nProcesses that you leave running are ended when you stop.";
+    let ended = match record.keep {
+        true => {
+            "\nWhat you leave running stays when you have finished: start it with setsid, and its output in a file."
+        }
+        false => "\nProcesses that you leave running are ended when you stop.",
+    };
     if record.route == Route::Cli { format!("{sandbox}{ended}") } else { String::new() }
 }
 

@@ -154,6 +154,7 @@ pub(super) fn watch_over(
         log: Log::reopen(&attempt)?,
         listener: listener_of(&record),
         session: None,
+        keeps: record.keep,
     };
     let (_, stop_reason) = worker.wait_for_end(task, watch)?;
     let exit = unseen_end(task, &record, &attempt);
@@ -397,6 +398,7 @@ fn launch(
         log,
         listener: listener(&record.backend, &settings),
         session: None,
+        keeps: record.keep,
     })
 }
 

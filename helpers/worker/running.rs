@@ -59,6 +59,8 @@ pub(super) struct RunningWorker {
     pub(super) listener: Listener,
     /// The session id that was recorded last.
     pub(super) session: Option<String>,
+    /// True if what the worker leaves running stays when it has finished.
+    pub(super) keeps: bool,
 }
 
 impl Worker {
@@ -125,8 +127,14 @@ impl RunningWorker {
             }
         };
         fault::point("supervisor", "ends");
+        let has_finished = self.keeps && task.side().ipc().finished_at().is_some();
+        let kept =
+            if has_finished && stop_reason.is_none() { self.worker.try_wait()? } else { None };
         let Self { worker, tree, log, listener, .. } = self;
         let status = loop {
+            if let Some(status) = kept {
+                break status;
+            }
             tree.terminate(termination_grace(), || {
                 worker.reap_adopted();
                 let _ = log.follow(listener);

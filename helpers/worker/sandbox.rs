@@ -28,6 +28,7 @@ use crate::project::{change_excluded, repositories_around, with_line};
 use crate::task::{Record, Task};
 use crate::text::lossy;
 use crate::tools;
+use crate::worker::tree;
 
 /// The keys, logins and sessions of the person, below the home directory.
 const SECRETS: &[&str] = &[
@@ -614,9 +615,11 @@ pub(super) fn release_places(task: &Task) -> Result<()> {
         let other = task.sibling(id);
         let worker = other.last_attempt().and_then(|attempt| attempt.identity().ok().flatten());
         Lock::is_held(&other.run_lock_path()).unwrap_or(true)
+            || has_kept(&other)
             || worker.is_some_and(|worker| worker.life() != Life::Dead)
     };
-    if !Placeholders::path(task)?.exists() {
+    // Processes that a worker left running are still in its sandbox.
+    if !Placeholders::path(task)?.exists() || has_kept(task) {
         return Ok(());
     }
     let (mut all, _lock) = Placeholders::lock(task)?;
@@ -638,6 +641,14 @@ pub(super) fn release_places(task: &Task) -> Result<()> {
         })?;
     }
     all.save(task)
+}
+
+/// Returns true if something runs that the task's worker left, or that cannot be told.
+fn has_kept(task: &Task) -> bool {
+    let Ok(Some(record)) = task.record() else { return false };
+    let Some(attempt) = task.last_attempt().filter(|_| record.keep) else { return false };
+    let running = tree(None, &record, &attempt).and_then(|mut tree| tree.running());
+    running.map_or(true, |running| !running.is_empty())
 }
 
 /// Keeps empty files from being shown and committed by git, which does not see empty directories.

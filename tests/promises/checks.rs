@@ -1,4 +1,6 @@
 //! A task with `--check` is done when the person's commands have succeeded after its worker's end.
+//!
+//! Longer than 500 lines because a check and a review are one gate, with the same workers.
 
 use std::fs;
 
@@ -512,5 +514,19 @@ exit 69
 ! dispatch-spawn: --review: gpt's workers cannot be held to reading
 !   bubblewrap (bwrap) is not installed
 !   next: install it; or name a model of another backend
+"#]]);
+}
+
+#[test]
+fn nothing_is_kept_running_for_a_task_with_checks() {
+    let sandbox = project();
+    let config = fs::read_to_string(sandbox.config_path()).expect("readable");
+    let alias = "aliases: { sure: { model: works, check: test -e fixed } }\n";
+    sandbox.config(&format!("{config}{alias}"));
+    spawn(&sandbox, "x", &["--model", "sure", "--keep"]).run().shows(str![[r#"
+exit 64
+! dispatch-spawn: nothing can be kept running for this task
+!   a check runs when everything of the worker has ended
+!   next: leave out --keep, or dispatch it to a CLI without checks
 "#]]);
 }

@@ -403,6 +403,9 @@ Options:
       --json
           Print the command as JSON
 
+      --keep
+          Keep what the finished worker leaves running, until `stop` or `clean TASK`
+
       --may-dispatch
           Let the worker dispatch tasks of its own (only at full access)
 

@@ -493,6 +493,31 @@ fn stop_without_a_supervisor_ends_everything_in_the_sandbox() {
     assert!(!runs(left), "a process survived");
 }
 
+/// A server that the worker started stays in the worker's sandbox.
+#[test]
+fn kept_server_runs_until_the_person_ends_it() {
+    const SERVES: &str = "\"$HELPER\" tick 1; \"$HELPER\" tick 2; \"$HELPER\" finish Served.\n\
+        setsid sh -c 'while [ ! -e stop ]; do mkdir -p .claude/x .mcp.json && touch open; sleep 0.1; done; sleep 1000.6' >/dev/null 2>&1 &\n";
+    for (access, ends) in [("write", "stop"), ("full", "clean"), ("write", "clean")] {
+        let Some(world) = World::new(access, SERVES) else { return };
+        world.dispatch(&["--keep"]);
+        let sandbox = &world.sandbox;
+        sandbox.wait_for_state("x", "done");
+        wait_until("its supervisor ends", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
+        assert!(sandbox.project().join(".mcp.json").exists() || access == "full");
+        fs::write(sandbox.project().join("stop"), "").expect("written");
+        let server = wait_until("the server runs", || process_with("1000.6"));
+        assert_eq!(sandbox.project().join("open").exists(), access == "full", "{access}");
+        let shown = sandbox.ok("dispatch-reconcile", &["show", "x"]);
+        assert!(shown.contains("left running: "), "{shown}");
+        let kept = sandbox.ok("dispatch-reconcile", &["clean"]);
+        assert!(kept.starts_with("kept x: ") && runs(server), "{kept}");
+        let ended = sandbox.ok("dispatch-reconcile", &[ends, "x"]);
+        assert!(!runs(server), "{ended}");
+        assert!(!sandbox.project().join(".mcp.json").is_file(), "a placeholder is left");
+    }
+}
+
 #[test]
 fn end_of_the_worker_is_the_end_of_everything_in_the_sandbox() {
     let Some(world) = World::new("write", "setsid sleep 1000.5 &\nkill -USR1 $$") else { return };

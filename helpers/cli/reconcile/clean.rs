@@ -22,7 +22,7 @@ use crate::project::{Project, TaskList};
 use crate::repair::{all_artifacts, orphans};
 use crate::task::{State, Task, View};
 use crate::text::short_duration;
-use crate::worker::sandbox;
+use crate::worker::{self, sandbox};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CleanArgs {
@@ -146,6 +146,7 @@ fn clean_task(
         return Ok(None);
     }
     ensure!(held.state == view.state, "it is {} now", held.state);
+    worker::end_kept(task, &held.record)?;
     held.record.worktree.as_ref().map_or(Ok(()), Worktree::remove)?;
     let report = keep_report(project, task, false)?;
     fault::point("clean", "report");
@@ -179,6 +180,8 @@ fn is_removable(view: &View, args: &CleanArgs, awaited: &BTreeMap<String, TaskId
     if let Some(other) = awaited.get(&view.record.nonce) {
         bail!("'{other}' starts when it is done");
     }
+    let kept = if named { 0 } else { worker::kept(&view.task, &view.record)?.len() };
+    ensure!(kept == 0, "{kept} processes that it left are running; name it to end them");
     ensure!(named || !is_untold(view)?, "its session has not been told yet that it ended");
     Ok(true)
 }

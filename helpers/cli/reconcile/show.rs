@@ -14,7 +14,7 @@ use crate::news::{Remedy, changed_tests, events};
 use crate::process::calling_host;
 use crate::task::{Answer, Attempt, ExitRecord, State, Task, View, output};
 use crate::text::{lossy, one_line, quoted, sanitize, short_duration, shorten};
-use crate::worker::sandbox;
+use crate::worker::{self, sandbox};
 
 /// The most bytes of the items, the questions, the notes and the attempts each.
 const PART: usize = 3000;
@@ -303,6 +303,14 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
     }
     for line in view.attempt.iter().flat_map(|attempt| output::last_lines(attempt, LAST_LINES)) {
         say(format!("output: {}", quoted(&line)));
+    }
+    let kept = worker::kept(task, record)?;
+    if let Some((_, command)) = kept.last() {
+        let (count, id) = (kept.len(), task.id());
+        let command = quoted(command);
+        say(format!(
+            "left running: {count} processes ({command}); dispatch-reconcile stop {id} ends them"
+        ));
     }
     let report = task.side().report_path();
     if report.is_file() {
