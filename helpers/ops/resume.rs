@@ -75,10 +75,12 @@ pub fn resume(
             .into());
     }
     let (mut record, mut remark) = (view.record, None);
-    if request.model.is_some() || request.access.is_some() {
+    record.budget = request.budget.unwrap_or(record.budget);
+    // Only a process is held to a budget.
+    let becomes_process = request.budget.is_some() && record.route == Route::Agent;
+    if request.model.is_some() || request.access.is_some() || becomes_process {
         (record, remark) = change_worker(task, record, request)?;
     }
-    record.budget = request.budget.unwrap_or(record.budget);
     let (usage, time) = task.spent(&record, u32::MAX)?;
     let is_used_up = record.budget.parts(&usage, time).iter().any(|(_, is_used_up)| *is_used_up);
     if request.budget.is_some() {

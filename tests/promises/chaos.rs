@@ -67,12 +67,14 @@ impl World {
         }
         let script = "for id in \"$@\"; do
             [ -e .dispatch/tasks/$id/record.yaml ] ||
-            CLAUDE_PID=$$ \"$SPAWN\" $id --model works --worktree --plan \"$PLAN\" </dev/null >&2
+            CLAUDE_PID=$$ \"$SPAWN\" $id --model works --worktree --budget 3s \\
+                --check \"echo checked >>'$TRUTH/$id'\" --plan \"$PLAN\" </dev/null >&2
         done; exec sleep 1000";
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
         let call = self.sandbox.program("sh").args(&["-c", script, "host"]).args(&ids);
         let plan: PathBuf = self.sandbox.top().join("plan.md");
-        call.env("SPAWN", binary("dispatch-spawn")).env("PLAN", plan).env(GRACE.0, GRACE.1).start()
+        let call = call.env("SPAWN", binary("dispatch-spawn")).env("PLAN", plan);
+        call.env("TRUTH", self.sandbox.top().join("truth")).env(GRACE.0, GRACE.1).start()
     }
 
     /// The state of every task by name, after `dispatch-reconcile` has repaired them.
@@ -86,7 +88,7 @@ impl World {
     /// Resumes every task that stopped.
     fn resume(&self, states: &BTreeMap<String, String>) {
         for (id, state) in states {
-            if matches!(state.as_str(), "failed" | "lost" | "incomplete" | "stopped") {
+            if matches!(state.as_str(), "failed" | "lost" | "incomplete" | "stopped" | "blocked") {
                 // A supervisor that is about to end may still hold the lock (75); the next round
                 // tries again.
                 let spawn = self.sandbox.call("dispatch-spawn", &[id, "--resume"]);
@@ -148,7 +150,7 @@ impl World {
                     let call = ["merge-base", "--is-ancestor", which, &branch];
                     self.sandbox.git(&call);
                 }
-                _ => assert_eq!(fact, "finished"),
+                _ => assert!(matches!(what, "finished" | "checked"), "{fact}"),
             }
         }
     }
@@ -227,6 +229,7 @@ fn play(seed: u64, kills: u64) {
     for id in &world.ids {
         world.check(id);
         let truth = world.truth(id);
+        assert_eq!(truth.last().map(String::as_str), Some("checked"), "{id}: {truth:?}");
         for n in 1..=3 {
             assert!(truth.contains(&format!("ticked {n}")), "{id}: {truth:?}");
         }

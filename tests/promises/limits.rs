@@ -8,7 +8,7 @@ use snapbox::str;
 use crate::sequence::WORKS;
 use crate::support::process::{kill_and_wait, runs};
 use crate::support::text::{names, same};
-use crate::support::{Call, PLAN, Ran, Sandbox, wait_until};
+use crate::support::{Call, Host, PLAN, Ran, Sandbox, wait_until};
 use crate::worktrees::until_over;
 
 fn limited(limit: usize) -> Sandbox {
@@ -382,6 +382,19 @@ exec sleep 1000"#;
     sandbox.plan("x", PLAN);
     spawn_spends(&sandbox, &["--budget", "1ktok,1h"]).ok();
     assert_eq!(sandbox.state("x"), "blocked: budget: 1.1k of 1ktok used");
+}
+
+#[test]
+fn budget_makes_a_process_of_the_hosts_agent() {
+    let sandbox = spends("");
+    let host = Host::new(&sandbox);
+    host.calls(sandbox.on_machine("dispatch-spawn", &["x"])).run().ok();
+    assert!(sandbox.read("x", "record.yaml").contains("\nroute: agent\n"));
+    host.die();
+    let resume = sandbox.on_machine("dispatch-spawn", &["x", "--resume", "--budget", "0.3usd"]);
+    Host::new(&sandbox).calls(resume).run().ok();
+    assert!(sandbox.read("x", "record.yaml").contains("\nroute: cli\n"));
+    sandbox.wait_for_state("x", "blocked: budget: 0.30 of 0.3usd used");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::cli::reconcile::status::as_json;
 use crate::cli::{fit, say};
+use crate::domain::Worktree;
 use crate::exit::Exit;
 use crate::files;
 use crate::ipc::{IpcText, Question};
@@ -167,9 +168,8 @@ fn markdown(view: &View) -> Result<String> {
     for (number, message) in task.side().tells(MARKDOWN_MOST).unwrap_or_default().1 {
         text += &format!("## Message {number}\n\n{}", block(&message));
     }
-    if let Some(own) = &record.worktree {
-        let tip = own.look().ok().flatten().map(|contents| contents.tip);
-        let stat = tip.and_then(|tip| own.diff_stat(&own.base, &tip).ok()).unwrap_or_default();
+    let stat = |own: &Worktree| own.diff_stat(&own.base, &own.look().ok()??.tip).ok();
+    if let Some(stat) = record.worktree.as_ref().and_then(stat).filter(|it| !it.is_empty()) {
         let stat = shorten(&sanitize(&stat), LONGEST_BLOCK);
         // An indented block shows all as it is.
         let lines: String = stat.lines().map(|line| format!("    {line}\n")).collect();
