@@ -79,7 +79,7 @@ pub fn shell_word(word: &str) -> String {
 /// The commands of a shell text, as words. A word that the shell would change, or a redirection, is
 /// `None`. Comments and here-documents hold no commands.
 pub fn shell_commands(text: &str) -> Vec<Vec<Option<String>>> {
-    let (mut commands, mut delimiters) = (vec![Vec::new()], Vec::<Option<String>>::new());
+    let (mut commands, mut delimiters) = (vec![Vec::new()], Vec::<String>::new());
     let mut rest = text.chars();
     while let Some(c) = rest.clone().next() {
         match c {
@@ -91,7 +91,7 @@ pub fn shell_commands(text: &str) -> Vec<Vec<Option<String>>> {
                 let documents = if c == '\n' { std::mem::take(&mut delimiters) } else { vec![] };
                 for delimiter in documents {
                     let mut lines = rest.as_str().split('\n');
-                    let is_inside = |line: &&str| delimiter.as_deref() != Some(line.trim());
+                    let is_inside = |line: &&str| *line != delimiter;
                     let size =
                         lines.by_ref().take_while(is_inside).map(|line| line.len() + 1).sum();
                     rest = rest.as_str().get(size..).unwrap_or_default().chars();
@@ -99,8 +99,11 @@ pub fn shell_commands(text: &str) -> Vec<Vec<Option<String>>> {
                 }
             }
             '<' if rest.as_str().starts_with("<<") => {
-                rest = rest.as_str()[2..].trim_start_matches(['-', ' ']).chars();
-                delimiters.push(shell_part(&mut rest));
+                rest = rest.as_str()[2..].trim_start_matches(' ').chars();
+                match shell_part(&mut rest) {
+                    Some(delimiter) if !delimiter.starts_with('-') => delimiters.push(delimiter),
+                    _ => commands.push(vec![None]),
+                }
             }
             _ => {
                 commands.last_mut().into_iter().for_each(|words| words.push(shell_part(&mut rest)))
@@ -298,7 +301,8 @@ mod tests {
             (r#"a 'b'"'"'c' "d\"e" f\ g"#, &["a|b'c|d\"e|f g"]),
             ("a $b \"$c\" `d` e* {f,g} ~ ''", &["a|?|?|?|?|?|?|"]),
             ("a # b; c\nd", &["a", "d"]),
-            ("a - <<'END'\nb c\nEND\nd <<E\ne\n E\nf", &["a|-", "d", "f"]),
+            ("a - <<'END'\nb c\nEND\nd <<E\ne\n E\nE\nf", &["a|-", "d", "f"]),
+            ("a <<-E\nb\nE\nc <<<d", &["a", "?", "b", "E", "c", "?"]),
             ("a <<E\nb", &["a"]),
             ("f() { a; }; echo 'b; c'", &["?|?|a", "?", "echo|b; c"]),
             ("a 'b", &["a|?"]),

@@ -162,8 +162,9 @@ pub fn refuse_undecided(what: &str) -> Result<(), Refusal> {
     } else {
         let lasting = format!("{} allow, after which Claude Code asks", shell_word(&path(CONFIG)));
         // A text on standard input would be missing.
-        let is_whole = caller != CLAUDE || words.iter().all(|word| word != "-");
-        let ways = [(is_whole, call), (caller == CLAUDE, lasting)];
+        let can_ask = caller == CLAUDE && !has_other_settings();
+        let is_whole = !can_ask || words.iter().all(|word| word != "-");
+        let ways = [(is_whole, call), (can_ask, lasting)];
         let ways: Vec<_> = ways.into_iter().filter(|way| way.0).map(|way| way.1).collect();
         let next = format!("let the user type in a terminal: {}", ways.join("; or "));
         (" without asking the user", next)
@@ -171,6 +172,12 @@ pub fn refuse_undecided(what: &str) -> Result<(), Refusal> {
     Err(Refusal::new(Exit::Usage, format!("only a person may decide this: {what}"))
         .place(format!("{caller} called this{why}"))
         .next(next))
+}
+
+/// Returns true if the settings here may be others than the host's: a project's settings can set this
+/// variable.
+fn has_other_settings() -> bool {
+    std::env::var_os("CLAUDE_CONFIG_DIR").is_some()
 }
 
 /// The name by which this program was called.
@@ -195,8 +202,7 @@ fn has_asked(callers: &[Vec<String>]) -> bool {
     let [shell, host, above @ ..] = callers else { return false };
     let ignores = |word: &String| WITHOUT_SETTINGS.iter().any(|option| word.starts_with(option));
     let is_supervisor = |words: &Vec<String>| words[..].contains(&"--supervise".into());
-    // A project's settings can set the variable, which then names other settings than the host's.
-    let other = std::env::var_os("CLAUDE_CONFIG_DIR").is_some();
+    let other = has_other_settings();
     let is_claude = tools::called_by(host) == Some(CLAUDE);
     if !is_claude || other || host.iter().any(ignores) || above.iter().any(is_supervisor) {
         return false;
@@ -223,15 +229,15 @@ fn asked_launcher<'a>(rule: &'a Rule, words: &[String]) -> Option<&'a str> {
     known.split('*').all(takes).then_some(path)
 }
 
-/// Returns true if the text of Claude Code's shell has a command with exactly these words.
+/// Returns true if the text of Claude Code's shell has a command with exactly these words, and nothing that
+/// the two could read differently.
 fn spells_out(text: &str, launcher: &str, words: &[String]) -> bool {
-    let call: Vec<_> = [launcher].into_iter().chain(words.iter().map(String::as_str)).collect();
-    let is_call = |it: Vec<Option<String>>| {
-        it.iter().map(Option::as_deref).eq(call.iter().copied().map(Some))
-    };
+    let call = [launcher].into_iter().chain(words.iter().map(String::as_str));
+    let call: Vec<_> = call.map(|word| Some(word.to_owned())).collect();
     shell_commands(text).into_iter().any(|command| match command.as_slice() {
         [Some(eval), Some(text), ..] if eval == "eval" => {
-            shell_commands(text).into_iter().any(is_call)
+            let commands = shell_commands(text);
+            commands.contains(&call) && commands.iter().flatten().all(Option::is_some)
         }
         _ => false,
     })
@@ -269,6 +275,8 @@ mod tests {
             (format!("echo \"; {bare}\""), false),
             (format!("cat <<E\n{bare}\nE"), false),
             (format!("{bare} more"), false),
+            (format!("{bare}; echo $x"), false),
+            (format!("echo $\"a\" && {bare}"), false),
             (format!("{path} adopt $x"), false),
             ("/t/dispatch-reconcile adopt x=full".into(), false),
         ] {

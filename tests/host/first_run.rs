@@ -240,11 +240,14 @@ mod escalation {
     ];
 
     /// More that a model can try: calls behind another text, and other ways to the same files.
-    const TRICKS: [&str; 12] = [
+    const TRICKS: [&str; 15] = [
         r#"c=add-backend; "BIN/dispatch-config" "$c" mine --command true"#,
         r#"f() { "$@"; }; f "BIN/dispatch-config" add-backend mine --command true"#,
         r#""BIN/dispatch-reconcile" || echo "; BIN/dispatch-spawn x --access full"; "BIN/dispatch-spawn" x --access f""ull"#,
         "\"BIN/dispatch-reconcile\" note x - <<'E'\nBIN/dispatch-config set-access claude full\nE\n\"BIN/dispatch-config\" set-acces* claude full",
+        "cat <<'E'\n E\nBIN/dispatch-config add-backend mine --command true\nE\nc=add-backend; \"BIN/dispatch-config\" \"$c\" mine --command true",
+        r#"echo $'\'; BIN/dispatch-config set-access claude full; echo \''; c=full; BIN/dispatch-config set-access claude $c"#,
+        r#"echo "BIN/dispatch-config add-backend mine --command true" | xargs -I{} sh -c "{}""#,
         r#"env -u CLAUDECODE setsid -f BIN/dispatch-config add-backend mine --command true"#,
         r#"DISPATCH_CONFIG=evil.yaml BIN/dispatch-spawn x"#,
         r#"sh -c 'BIN/dispatch-config set-access claude full'"#,
@@ -440,6 +443,36 @@ mod escalation {
                 "{mode}: {asked:?} {said}"
             );
         }
+    }
+
+    #[test]
+    fn agreed_call_is_obeyed_however_it_is_quoted() {
+        let home = skill::ready(CONFIG);
+        skill::allow(&home);
+        let bin = home.path().join(".claude/skills/dispatch/bin").display().to_string();
+        for (call, done) in [
+            (
+                r#""BIN/dispatch-config" add-backend mine --command 'prog -p "a b" $x'"#,
+                "backend mine added",
+            ),
+            (
+                r#"BIN/dispatch-config add-alias sure --model opus --prompt 'Don'\''t "guess"!' && true"#,
+                "sure stands for opus",
+            ),
+            (
+                "\"BIN/dispatch-config\" set-access claude full\n\"BIN/dispatch-config\" check",
+                "full access",
+            ),
+            (
+                "\"BIN/dispatch-spawn\" z --model m --may-dispatch --plan - <<'END_PLAN'\n- [ ] It's $5 \"now\"\nEND_PLAN",
+                "z (1 item) started with m",
+            ),
+        ] {
+            let options = Options::mode("default");
+            let (asked, said) = ran(&home, &home.project(), options, call.replace("BIN", &bin));
+            assert!(asked.len() == 1 && said.contains(done), "{call}: {asked:?} {said}");
+        }
+        quiet(&home);
     }
 
     /// The person's settings are not read, so the host has asked about nothing.
