@@ -13,7 +13,6 @@ mod os;
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 compile_error!("dispatch runs on Linux and macOS");
 
-mod capture;
 mod environment;
 mod identity;
 mod sandbox;
@@ -23,7 +22,6 @@ mod watch;
 
 pub use nix::sys::signal::Signal;
 
-pub use capture::{CaptureError, capture};
 pub use environment::{ANSWERS, ATTEMPT, PATIENCE, TASK_DIR, calling_host, is_host_variable};
 pub use environment::{
     HELPERS, calling_shell, find_program, find_program_in, is_interactive, launcher, worker_helper,
@@ -32,7 +30,8 @@ pub use identity::{Identity, Life, boot_id, machine};
 pub use os::{adopt_descendants, open_without_symlinks, reap_adopted, time_since_boot};
 pub use os::{deny_abstract_sockets, is_open_for_writing, is_remote};
 pub use sandbox::{Holder, Rule, Sandbox, code_or_signal, probe};
-pub use start::{detach, lead_own_group, reset_child_signal, signal_group, spawn_recorded};
+pub use start::{CaptureError, capture, detach, lead_own_group, reset_child_signal};
+pub use start::{signal_group, spawn_recorded};
 pub use tree::{ProcessTree, callers};
 pub use watch::{Source, Watch, Woken};
 
