@@ -72,14 +72,14 @@ pub fn offers(found: &[InstalledCli], listings: &[Listing]) -> Vec<Offer> {
 
 /// The CLIs that cannot restrict their workers to the access of a task, with the reason.
 pub fn gaps(found: &[InstalledCli]) -> Vec<(&str, String)> {
-    let gap = |backend: &str| holder(backend, &Backend::default(), Access::Write).err();
+    let gap = |backend: &str| holder(backend, &Backend::default(), Access::Write, true).err();
     let backends = found.iter().map(|found| found.backend.as_str());
     backends.filter_map(|backend| Some((backend, gap(backend)?.to_string()))).collect()
 }
 
 /// Returns true if Claude Code is installed, and its workers can be held as processes.
 pub fn holds_claude(found: &[InstalledCli]) -> bool {
-    let is_held = || holder("claude", &Backend::default(), Access::Write).is_ok();
+    let is_held = || holder("claude", &Backend::default(), Access::Write, false).is_ok();
     found.iter().any(|found| found.backend == "claude") && is_held()
 }
 

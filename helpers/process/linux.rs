@@ -9,12 +9,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -23,7 +20,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-use nix::sys::prctl::{set_child_subreaper, set_no_new_privs};
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::kill;
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{Statfs, fstatfs, statfs};
@@ -33,9 +30,10 @@ use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::fault;
+pub(super) use crate::process::landlock::{deny_abstract_sockets, restrict, scopes_signals};
 use crate::process::tree::Process;
 use crate::process::watch::Added;
-use crate::process::{Identity, Life, Signal, SignalPipe, Source, find_program};
+use crate::process::{Identity, Life, Signal, SignalPipe, Source};
 
 /// The most bytes of an environment that are read; the system's usual limit is twice that.
 const LONGEST_ENVIRONMENT: u64 = 1 << 20;
@@ -168,35 +166,6 @@ pub(super) fn socket_paths() -> BTreeSet<PathBuf> {
         Some(PathBuf::from(OsStr::from_bytes(&line[start..])))
     };
     table.split(|&byte| byte == b'\n').filter_map(path).collect()
-}
-
-/// Keeps a program from connecting to sockets without a path, such as X11's and D-Bus's, where the
-/// kernel can (Landlock, Linux 6.12). No file access is limited, so that the program can still mount.
-pub fn deny_abstract_sockets(command: &mut Command) {
-    // Such a program would lose its privileges, and with them its purpose.
-    let program = find_program(command.get_program()).and_then(|path| path.metadata().ok());
-    if program.is_none_or(|meta| meta.mode() & 0o4000 != 0) {
-        return;
-    }
-    // `struct landlock_ruleset_attr`: no files, no network, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET.
-    let attributes = [0_u64, 0, 1];
-    let call = nix::libc::SYS_landlock_create_ruleset;
-    // SAFETY: the pointer is to a live value of the size that is given.
-    let made = unsafe {
-        nix::libc::syscall(call, attributes.as_ptr(), std::mem::size_of_val(&attributes), 0)
-    };
-    let Ok(fd @ 0..) = i32::try_from(made) else { return };
-    // SAFETY: the kernel has just made this descriptor, with close-on-exec.
-    let rules = unsafe { OwnedFd::from_raw_fd(fd) };
-    let restrict = move || {
-        set_no_new_privs()?;
-        let call = nix::libc::SYS_landlock_restrict_self;
-        // SAFETY: the call takes two numbers, the first an open descriptor.
-        Errno::result(unsafe { nix::libc::syscall(call, rules.as_raw_fd(), 0) })?;
-        Ok(())
-    };
-    // SAFETY: the closure runs in the forked child, makes two system calls and allocates nothing.
-    unsafe { command.pre_exec(restrict) };
 }
 
 /// The id of this installation (machine-id(5)); `None` if there is none.
@@ -442,7 +411,8 @@ pub(super) fn keep_only_stdio() {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::os::unix::fs::symlink;
-    use std::process::Stdio;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
 
     use nix::sys::signal::{SigHandler, SigSet};
     use nix::unistd::{getpid, getsid};

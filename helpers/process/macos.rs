@@ -10,6 +10,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -26,7 +27,7 @@ use nix::unistd::Pid;
 
 use crate::process::tree::Process;
 use crate::process::watch::Added;
-use crate::process::{Identity, Life, Signal, SignalPipe, Source};
+use crate::process::{Identity, Life, Rule, Signal, SignalPipe, Source};
 
 /// The start time of a live process in microseconds since 1970.
 pub(super) fn start_of(pid: u32) -> Result<Option<u64>> {
@@ -103,7 +104,17 @@ pub(super) fn namespace_of(_pid: u32) -> Option<OsString> {
 }
 
 /// macOS has no such sockets.
-pub fn deny_abstract_sockets(_command: &mut std::process::Command) {}
+pub(super) fn deny_abstract_sockets(_: &mut Command) {}
+
+/// macOS has no Landlock.
+pub(super) fn restrict(_: &mut Command, _: &[(PathBuf, Rule)], _: bool) -> Result<()> {
+    bail!("macOS has no Landlock")
+}
+
+/// macOS has no Landlock.
+pub(super) fn scopes_signals() -> bool {
+    false
+}
 
 /// No sockets by name: the sandbox denies all of them.
 pub(super) fn socket_paths() -> BTreeSet<PathBuf> {
@@ -112,9 +123,7 @@ pub(super) fn socket_paths() -> BTreeSet<PathBuf> {
 
 /// The words of a process's command line, as ps(1) prints it; empty if it has ended.
 pub(super) fn command_line(pid: u32) -> Vec<String> {
-    let ps = std::process::Command::new("/bin/ps")
-        .args(["-o", "args=", "-p", &pid.to_string()])
-        .output();
+    let ps = Command::new("/bin/ps").args(["-o", "args=", "-p", &pid.to_string()]).output();
     let line = ps.map(|it| String::from_utf8_lossy(&it.stdout).into_owned()).unwrap_or_default();
     line.split_whitespace().map(str::to_owned).collect()
 }

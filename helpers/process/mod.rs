@@ -15,6 +15,8 @@ compile_error!("dispatch runs on Linux and macOS");
 
 mod environment;
 mod identity;
+#[cfg(target_os = "linux")]
+mod landlock;
 mod sandbox;
 mod start;
 mod tree;
@@ -28,7 +30,7 @@ pub use environment::{
 };
 pub use identity::{Identity, Life, boot_id, machine};
 pub use os::{adopt_descendants, open_without_symlinks, reap_adopted, time_since_boot};
-pub use os::{deny_abstract_sockets, is_open_for_writing, is_remote};
+pub use os::{is_open_for_writing, is_remote};
 pub use sandbox::{Holder, Rule, Sandbox, code_or_signal, probe};
 pub use start::{CaptureError, capture, detach, lead_own_group, reset_child_signal};
 pub use start::{signal_group, spawn_recorded};

@@ -1,5 +1,5 @@
-//! The sandbox around a worker's process and everything that it starts: bubblewrap on Linux, Seatbelt
-//! (`sandbox-exec`) on macOS.
+//! The sandbox around a worker's process and everything that it starts: bubblewrap on Linux, or Landlock
+//! where that cannot start; Seatbelt (`sandbox-exec`) on macOS.
 //!
 //! A sandbox is a list of rules for real paths; the rule of the nearest path above a file counts.
 //! Everything without a rule can be read and not written. A path with a rule cannot be moved away, nor
@@ -8,12 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Write as _};
+use std::ops::Bound;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,9 @@ pub enum Holder {
     Bubblewrap,
     /// Namespaces made by `bwrap`, in which no CLI starts a sandbox of its own.
     BubblewrapAlone,
+    /// Landlock and seccomp, in which no other sandbox starts. A rule below a writable directory cannot
+    /// be held, so a worker that writes needs a worktree.
+    Landlock,
     /// macOS's `sandbox-exec`, in which no other one starts.
     Seatbelt,
 }
@@ -47,12 +51,26 @@ impl Holder {
     pub fn nests(self) -> bool {
         self == Self::Bubblewrap
     }
+
+    /// The acts outside that remain possible, as the rest of a line; empty if none do.
+    pub fn leaves_open(self) -> &'static str {
+        match self {
+            Self::Landlock if os::scopes_signals() => {
+                "; can see other processes, change modes of files, leave processes behind"
+            }
+            Self::Landlock => {
+                "; can see and signal other processes, change modes of files, leave processes behind"
+            }
+            _ => "",
+        }
+    }
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Bubblewrap | Self::BubblewrapAlone => "bubblewrap",
+            Self::Landlock => "landlock",
             Self::Seatbelt => "sandbox-exec",
         })
     }
@@ -64,8 +82,15 @@ impl fmt::Display for Holder {
 const BUBBLEWRAP: &str = "--unshare-user --unshare-pid --unshare-ipc --cap-drop ALL --new-session \
                           --ro-bind / / --dev /dev --proc /proc";
 
-/// Says `held` if the file is seen and cannot be written.
-const PROOF: &str = r#"[ -f "$1" ] && ! (echo x >>"$1") 2>/dev/null && echo held"#;
+/// The devices that every program may use.
+const DEVICES: &[&str] =
+    &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
+
+/// How many paths are allowed one by one.
+const MOST_ENTRIES: usize = 20_000;
+
+/// Says `held` if the first file is seen and cannot be written, and nothing is seen in the second.
+const PROOF: &str = r#"[ "$(cat "$1")" ] && ! (echo x >>"$1") 2>/dev/null && ! [ "$(cat "$2" 2>/dev/null)" ] && echo held"#;
 
 /// The beginning of each profile on macOS: no access to programs that act for a process outside of its
 /// sandbox.
@@ -121,29 +146,76 @@ impl Sandbox {
         }
     }
 
-    /// The command line that runs `argv` in this sandbox and in `directory`.
+    /// The command that runs `argv` in this sandbox and in `directory`.
     ///
     /// # Errors
-    /// The program that makes the sandbox is not installed.
-    pub fn command(
-        &self,
-        holder: Holder,
-        directory: &Path,
-        argv: &[OsString],
-    ) -> Result<Vec<OsString>> {
-        let name = if holder == Holder::Seatbelt { "sandbox-exec" } else { "bwrap" };
+    /// The program that makes the sandbox is not installed, or Landlock cannot hold the rules.
+    pub fn command(&self, holder: Holder, directory: &Path, argv: &[OsString]) -> Result<Command> {
+        let words = self.words(holder, directory, argv)?;
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).current_dir(directory);
+        match holder {
+            Holder::Landlock => os::restrict(&mut command, &self.grants()?, self.closes_network)?,
+            _ => os::deny_abstract_sockets(&mut command),
+        }
+        Ok(command)
+    }
+
+    /// The command line of the command.
+    fn words(&self, holder: Holder, directory: &Path, argv: &[OsString]) -> Result<Vec<OsString>> {
+        let name = match holder {
+            Holder::Landlock => return Ok(argv.to_vec()),
+            Holder::Bubblewrap | Holder::BubblewrapAlone => "bwrap",
+            Holder::Seatbelt => "sandbox-exec",
+        };
         let program = find_program(OsStr::new(name));
         let program = program.with_context(|| format!("{name} is not installed any more"))?;
         let mut command = vec![program.into_os_string()];
-        match holder {
-            Holder::Seatbelt => command.extend(["-p".into(), self.profile().into()]),
-            Holder::Bubblewrap | Holder::BubblewrapAlone => {
-                command.extend(self.mounts());
-                command.extend(["--chdir".into(), directory.into(), "--".into()]);
-            }
+        if holder == Holder::Seatbelt {
+            command.extend(["-p".into(), self.profile().into()]);
+        } else {
+            command.extend(self.mounts());
+            command.extend(["--chdir".into(), directory.into(), "--".into()]);
         }
         command.extend_from_slice(argv);
         Ok(command)
+    }
+
+    /// The paths that Landlock has to allow, which can only allow everything below a path. A directory
+    /// with a hidden path below it is not allowed; what else it contains now is.
+    fn grants(&self) -> Result<Vec<(PathBuf, Rule)>> {
+        let mut rules = self.rules.clone();
+        rules.entry("/".into()).or_insert(Rule::ReadOnly);
+        // Without mounts, these are the system's own: devices, terminals, memory that processes share.
+        rules.insert("/dev".into(), Rule::Hidden);
+        rules.extend(DEVICES.iter().map(|path| (path.into(), Rule::Writable)));
+        let mut grants = Vec::new();
+        let mut open: Vec<_> = rules.clone().into_iter().collect();
+        while let Some((path, rule)) = open.pop() {
+            if rule == Rule::Writable
+                && below(&rules, &path).any(|(_, rule)| *rule != Rule::Writable)
+            {
+                bail!("landlock cannot protect what lies below {}", path.display());
+            }
+            if rule != Rule::ReadOnly || below(&rules, &path).all(|(_, rule)| *rule != Rule::Hidden)
+            {
+                grants.push((path, rule));
+                continue;
+            }
+            // A directory that cannot be listed leads to the rules below it all the same.
+            let names = below(&rules, &path)
+                .filter_map(|(it, _)| it.strip_prefix(&path).ok()?.iter().next());
+            let mut entries: BTreeSet<_> = names.map(|name| path.join(name)).collect();
+            let listed = path.read_dir().into_iter().flatten().flatten();
+            let listed = listed.filter(|it| it.file_type().is_ok_and(|kind| !kind.is_symlink()));
+            entries.extend(listed.map(|it| it.path()));
+            let entries = entries.into_iter().filter(|it| !rules.contains_key(it));
+            open.extend(entries.map(|path| (path, Rule::ReadOnly)));
+            if open.len() > MOST_ENTRIES {
+                bail!("{} has too many entries for landlock", path.display());
+            }
+        }
+        Ok(grants)
     }
 
     /// The writable directories above a path that is not, below the top of what is writable: moved away,
@@ -212,6 +284,15 @@ impl Sandbox {
     }
 }
 
+/// The rules below a path.
+fn below<'a>(
+    rules: &'a BTreeMap<PathBuf, Rule>,
+    path: &'a Path,
+) -> impl Iterator<Item = (&'a PathBuf, &'a Rule)> {
+    let after = (Bound::Excluded(path), Bound::Unbounded);
+    rules.range::<Path, _>(after).take_while(move |(other, _)| other.starts_with(path))
+}
+
 /// The means that really hold a process here: a process in them could not write to a file that this one
 /// has made in the first of `directories` that it can write in. With `nested`, a sandbox inside another
 /// one is tried too.
@@ -221,56 +302,61 @@ impl Sandbox {
 pub fn probe(directories: &[PathBuf], nested: bool) -> Result<Holder, String> {
     let name = format!(".dispatch-probe-{}", std::process::id());
     let paths = directories.iter().filter_map(|directory| directory.canonicalize().ok());
-    let made = |path: &PathBuf| std::fs::write(path, "").is_ok();
+    let made = |path: &PathBuf| std::fs::write(path, "seen").is_ok();
     let Some(path) = paths.map(|directory| directory.join(&name)).find(made) else {
         return Err("there is no writable directory to try a sandbox in".into());
     };
-    let holder = holder_that_protects(&path, nested);
-    let _ = std::fs::remove_file(&path);
+    let hidden = path.with_extension("hidden");
+    let holder = match std::fs::write(&hidden, "secret") {
+        Ok(()) => holder_that_protects(&path, &hidden, nested),
+        Err(error) => Err(format!("cannot write {}: {error}", hidden.display())),
+    };
+    let _ = (std::fs::remove_file(&path), std::fs::remove_file(&hidden));
     holder
 }
 
-/// The means in which a process cannot write to this file.
-fn holder_that_protects(path: &Path, nested: bool) -> Result<Holder, String> {
+/// The means in which a process cannot write to the first file, and see what is in the second.
+fn holder_that_protects(path: &Path, hidden: &Path, nested: bool) -> Result<Holder, String> {
     let proof = ["sh", "-c", PROOF, "sh"].map(OsString::from);
-    let proof: Vec<_> = proof.into_iter().chain([path.into()]).collect();
-    let plain = Sandbox::default();
-    let holds = |holder, argv: &[OsString]| -> Result<(), String> {
-        let words = plain.command(holder, Path::new("/"), argv).map_err(|it| it.to_string())?;
-        let mut command = Command::new(&words[0]);
-        // As for a worker: where the program would lose its privileges, it must work without them.
-        os::deny_abstract_sockets(command.args(&words[1..]));
+    let proof: Vec<_> = proof.into_iter().chain([path.into(), hidden.into()]).collect();
+    let mut plain = Sandbox::default();
+    plain.rule(hidden, Rule::Hidden);
+    let holds = |holder, argv: &[OsString]| -> Result<Holder, String> {
+        let command = plain.command(holder, Path::new("/"), argv);
+        let mut command = command.map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_secs(5);
         let output = capture(&mut command, deadline, 64 << 10);
         let output = output.map_err(|error| format!("{holder} does not work: {error:?}"))?;
-        if path.metadata().is_ok_and(|meta| meta.len() > 0) {
+        if std::fs::read(path).is_ok_and(|text| text != b"seen") {
             return Err(format!("{holder} does not keep a process from writing"));
         }
         if output.stdout == b"held\n" {
-            return Ok(());
+            return Ok(holder);
         }
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.lines().next().unwrap_or("no error");
         Err(format!("{holder} cannot start: {said}"))
     };
     if cfg!(target_os = "macos") {
-        return holds(Holder::Seatbelt, &proof).map(|()| Holder::Seatbelt);
+        return holds(Holder::Seatbelt, &proof);
     }
-    if find_program(OsStr::new("bwrap")).is_none() {
-        return Err("bubblewrap (bwrap) is not installed".into());
-    }
-    let within = plain.command(Holder::Bubblewrap, Path::new("/"), &proof);
-    if nested && within.is_ok_and(|within| holds(Holder::Bubblewrap, &within).is_ok()) {
-        return Ok(Holder::Bubblewrap);
-    }
-    holds(Holder::BubblewrapAlone, &proof).map(|()| Holder::BubblewrapAlone)
+    let bubblewrap = match plain.words(Holder::Bubblewrap, Path::new("/"), &proof) {
+        Ok(within) if nested && holds(Holder::Bubblewrap, &within).is_ok() => {
+            return Ok(Holder::Bubblewrap);
+        }
+        Ok(_) => holds(Holder::BubblewrapAlone, &proof),
+        Err(_) => Err("bubblewrap (bwrap) is not installed".into()),
+    };
+    bubblewrap.or_else(|why| {
+        holds(Holder::Landlock, &proof).map_err(|landlock| format!("{landlock}; {why}"))
+    })
 }
 
-/// The exit code, or the signal, of a program that a sandbox ran. `bwrap` reports a signal as a shell
-/// does.
-pub fn code_or_signal(status: ExitStatus) -> (Option<i32>, Option<i32>) {
+/// The exit code, or the signal, of a program that was held. `bwrap` reports a signal as a shell does.
+pub fn code_or_signal(holder: Option<Holder>, status: ExitStatus) -> (Option<i32>, Option<i32>) {
+    let is_bubblewrap = matches!(holder, Some(Holder::Bubblewrap | Holder::BubblewrapAlone));
     match status.code() {
-        Some(code @ 129..=192) => (None, Some(code - 128)),
+        Some(code @ 129..=192) if is_bubblewrap => (None, Some(code - 128)),
         code => (code, std::os::unix::process::ExitStatusExt::signal(&status)),
     }
 }
@@ -294,8 +380,8 @@ mod tests {
         let Ok(holder) = probe(&[directory.path().into()], false) else { return };
         let sandbox = Sandbox { closes_network: true, ..Sandbox::default() };
         let argv = ["readlink", "/proc/self/ns/net"].map(OsString::from);
-        let words = sandbox.command(holder, Path::new("/"), &argv).expect("a command");
-        let output = Command::new(&words[0]).args(&words[1..]).output().expect("it runs");
+        let command = sandbox.command(holder, Path::new("/"), &argv);
+        let output = command.expect("a command").output().expect("it runs");
         let said = String::from_utf8_lossy(&output.stdout);
         let own = std::fs::read_link("/proc/self/ns/net").expect("there");
         assert!(said.starts_with("net:["), "{}", String::from_utf8_lossy(&output.stderr));
@@ -320,5 +406,39 @@ mod tests {
         }
         let pinned: Vec<_> = sandbox.pinned().into_iter().map(Path::to_path_buf).collect();
         assert_eq!(pinned, [top.join("a"), top.join("a/b")]);
+    }
+
+    #[test]
+    fn landlock_allows_the_neighbours_of_hidden_paths_and_not_their_parents() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let top = directory.path().canonicalize().expect("a path");
+        for path in ["a/hidden/seen", "a/hidden/other", "a/b/c", "d/own", "e"] {
+            std::fs::create_dir_all(top.join(path)).expect("made");
+        }
+        std::os::unix::fs::symlink("/", top.join("link")).expect("linked");
+        let mut sandbox = Sandbox::default();
+        for (path, rule) in [
+            ("", Rule::ReadOnly),
+            ("a/hidden", Rule::Hidden),
+            ("a/hidden/seen", Rule::ReadOnly),
+            ("d/own", Rule::Writable),
+        ] {
+            sandbox.rule(&top.join(path), rule);
+        }
+        let mut grants = sandbox.grants().expect("rules that it can hold");
+        grants.retain(|(path, rule)| path.starts_with(&top) && *rule != Rule::Hidden);
+        grants.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let expected = [
+            ("a/b", Rule::ReadOnly),
+            ("a/hidden/seen", Rule::ReadOnly),
+            ("d", Rule::ReadOnly),
+            ("d/own", Rule::Writable),
+            ("e", Rule::ReadOnly),
+        ];
+        assert_eq!(grants, expected.map(|(path, rule)| (top.join(path), rule)));
+        sandbox.rule(&top.join("d"), Rule::Writable);
+        sandbox.rule(&top.join("d/own"), Rule::ReadOnly);
+        let error = sandbox.grants().expect_err("part of a writable directory");
+        assert!(error.to_string().starts_with("landlock cannot protect what lies below "));
     }
 }

@@ -56,6 +56,9 @@ pub static KNOWN: &[&WorkerCli] = &[
 /// The longest argument on Linux, in bytes (MAX_ARG_STRLEN); a longer prompt goes by file.
 const LONGEST_ARGUMENT: usize = 128 * 1024 - 1;
 
+/// Why Landlock does not hold a worker that writes in a project.
+const NEEDS_WORKTREE: &str = "without bubblewrap, access to write needs a worktree";
+
 /// The circumstances in which a worker is started.
 #[derive(Clone, Debug)]
 pub struct Job<'a> {
@@ -245,13 +248,18 @@ pub fn listener(name: &str, settings: &Backend) -> Listener {
 ///
 /// # Errors
 /// Why they cannot be held to it.
-pub fn holder(name: &str, settings: &Backend, access: Access) -> Result<Option<Holder>, Unheld> {
+pub fn holder(
+    name: &str,
+    settings: &Backend,
+    access: Access,
+    in_worktree: bool,
+) -> Result<Option<Holder>, Unheld> {
     let cli = by_name(name).filter(|_| settings.command.is_none());
     if access == Access::Full || cli.is_some_and(|cli| !cli.is_installed()) {
         return Ok(None);
     }
     let nested = cli.is_some_and(|cli| cli.nests && (cli.own_sandbox)(access).is_some());
-    let sandbox = match sandbox(nested) {
+    let sandbox = match sandbox(access, in_worktree, nested) {
         Ok(holder) => return Ok(Some(holder)),
         Err(sandbox) => sandbox,
     };
@@ -279,7 +287,11 @@ impl Unheld {
 
 /// The remedy for a sandbox that does not work, as the beginning of a sentence that names another way.
 pub fn remedy(why: &str) -> &'static str {
-    if why.ends_with("not installed") { "install it; or " } else { "" }
+    match why {
+        NEEDS_WORKTREE => "add --worktree; or ",
+        why if why.ends_with("not installed") => "install it; or ",
+        _ => "",
+    }
 }
 
 impl std::fmt::Display for Unheld {
@@ -293,7 +305,11 @@ impl std::fmt::Display for Unheld {
 pub fn holders() -> Vec<String> {
     let line = |cli: &WorkerCli| {
         let by = [Access::Read, Access::Write].map(|access| {
-            match holder(cli.name, &Backend::default(), access) {
+            let in_project = holder(cli.name, &Backend::default(), access, false);
+            match in_project.or_else(|_| holder(cli.name, &Backend::default(), access, true)) {
+                Ok(Some(Holder::Landlock)) if access == Access::Write => {
+                    format!("{access} with --worktree by landlock")
+                }
                 Ok(Some(holder)) => format!("{access} by {holder}"),
                 Ok(None) => format!("{access} by itself"),
                 Err(why) => format!("{access} refused ({why})"),
@@ -304,15 +320,21 @@ pub fn holders() -> Vec<String> {
     KNOWN.iter().copied().filter(|cli| cli.is_installed()).map(line).collect()
 }
 
-/// The sandbox that works on this machine.
+/// The sandbox that holds a worker to an access level on this machine.
 ///
 /// # Errors
 /// Why there is none.
-pub fn sandbox(nested: bool) -> Result<Holder, String> {
+pub fn sandbox(access: Access, in_worktree: bool, nested: bool) -> Result<Holder, String> {
     static SANDBOX: [OnceLock<Result<Holder, String>>; 2] = [const { OnceLock::new() }; 2];
     let directories = || [std::env::home_dir(), dirs::state_root().ok()].into_iter().flatten();
     let probe = || probe(&directories().collect::<Vec<_>>(), nested);
-    SANDBOX[usize::from(nested)].get_or_init(probe).clone()
+    match SANDBOX[usize::from(nested)].get_or_init(probe) {
+        // The places of a project that git and hosts obey lie below the directory that it writes in.
+        Ok(Holder::Landlock) if access == Access::Write && !in_worktree => {
+            Err(NEEDS_WORKTREE.into())
+        }
+        found => found.clone(),
+    }
 }
 
 /// True if the backend's CLI holds its workers to a level itself, within the sandbox of `holder`: its

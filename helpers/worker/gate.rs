@@ -5,7 +5,6 @@
 //! process behind. A supervisor that died meanwhile is replaced, and the checks run again.
 
 use std::ffi::OsString;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -347,11 +346,7 @@ impl Errand<'_> {
         if is_asked {
             return Ok(None);
         }
-        let status = match holder {
-            Some(_) => process::code_or_signal(status),
-            None => (status.code(), status.signal()),
-        };
-        Ok(Some(match status {
+        Ok(Some(match process::code_or_signal(*holder, status) {
             _ if is_late => Some(format!("no end within {}", short_duration(*limit))),
             (Some(0), _) => None,
             (Some(code), _) => Some(format!("exit code {code}")),

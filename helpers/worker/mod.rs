@@ -132,7 +132,8 @@ pub fn check_start(
     }
     refuse_unmeasured(record, settings)?;
     let backend = &record.backend;
-    record.holder = tools::holder(backend, settings, record.access).map_err(|why| {
+    let in_worktree = record.worktree.is_some();
+    record.holder = tools::holder(backend, settings, record.access, in_worktree).map_err(|why| {
         let (access, first) = (record.access, why.remedy());
         let what = format!("{backend}'s workers cannot be held to '{access}' access");
         let next = format!(

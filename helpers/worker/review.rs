@@ -50,7 +50,7 @@ pub(super) enum Verdict {
 pub fn reviewer(task: &Task, record: &Record, name: &str) -> Result<(Record, Chosen)> {
     let chosen = choose::by_name(&Config::load()?, Some(name))?;
     let choice = &chosen.choice;
-    let holder = tools::holder(&choice.backend, &choice.settings, Access::Read);
+    let holder = tools::holder(&choice.backend, &choice.settings, Access::Read, false);
     let holder = holder.map_err(|why| {
         let what = format!("--review: {}'s workers cannot be held to reading", choice.backend);
         let next = format!("{}name a model of another backend", why.remedy());

@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -112,10 +111,7 @@ pub(super) fn run(
     let sandbox_failure = started.sandbox_failure(&record, status);
     // Unreadable usage must not leave the end unrecorded.
     let usage = usage(task, &attempt, &observed).unwrap_or_default();
-    let (code, signal) = match record.holder {
-        Some(_) => process::code_or_signal(status),
-        None => (status.code(), status.signal()),
-    };
+    let (code, signal) = process::code_or_signal(record.holder, status);
     let _ = sandbox::release_places(task);
     let failure = observed.confirmed_failure(code != Some(0)).or(sandbox_failure);
     if failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Auth) {

@@ -23,7 +23,7 @@ use crate::exit::Exit;
 use crate::files::{self, Lock};
 use crate::git;
 use crate::ids::short_hash;
-use crate::process::{self, Holder, Life, Rule, Sandbox, find_program, launcher, worker_helper};
+use crate::process::{Holder, Life, Rule, Sandbox, find_program, launcher, worker_helper};
 use crate::project::{change_excluded, repositories_around, with_line};
 use crate::task::{Record, Task};
 use crate::text::lossy;
@@ -137,7 +137,8 @@ pub fn description(record: &Record) -> Option<String> {
         (Route::Cli, Some(holder)) => {
             let is_open = !tools::holds_itself_within(&record.backend, access, holder);
             let network = if is_open { "; network open" } else { "" };
-            format!("{access}: {holder}; writes in {place}its task, its home{network}")
+            let open = holder.leaves_open();
+            format!("{access}: {holder}; writes in {place}its task, its home{open}{network}")
         }
         (Route::Cli, None) if access == Access::Full => format!("{access}: nothing holds it"),
         (Route::Cli, None) => format!("{access}: {}'s own rules", record.backend),
@@ -179,7 +180,9 @@ pub(super) fn temporary(task: &Task, record: &Record) -> Result<PathBuf> {
 /// Why there is none on this machine.
 pub fn holder_of_commands(record: &Record) -> Result<Option<Holder>, String> {
     match record.holder {
-        None if record.access != Access::Full => tools::sandbox(false).map(Some),
+        None if record.access != Access::Full => {
+            tools::sandbox(record.access, record.worktree.is_some(), false).map(Some)
+        }
         holder => Ok(holder),
     }
 }
@@ -495,15 +498,18 @@ pub(super) fn command(
             .into());
     }
     prompt.iter().for_each(|prompt| sandbox.rule(prompt, Rule::ReadOnly));
-    sandbox.hide_sockets(NAME_SERVICES);
+    match holder {
+        // A new list of name servers replaces the file; no socket can be reached.
+        Holder::Landlock => {
+            real(Path::new(NEEDED[0])).parent().iter().for_each(|it| sandbox.reveal(it))
+        }
+        _ => sandbox.hide_sockets(NAME_SERVICES),
+    }
     let mut argv = argv.to_vec();
     if let Some(program) = find_program(&argv[0]) {
         argv[0] = std::path::absolute(program)?.into();
     }
-    let words = sandbox.command(holder, &record.directory, &argv)?;
-    let mut command = Command::new(&words[0]);
-    command.args(&words[1..]);
-    process::deny_abstract_sockets(&mut command);
+    let mut command = sandbox.command(holder, &record.directory, &argv)?;
     for name in SESSION {
         command.env_remove(name);
     }
@@ -511,7 +517,8 @@ pub(super) fn command(
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::split_paths(&path).filter_map(|it| it.canonicalize().ok());
     command.env("PATH", std::env::join_paths(path)?);
-    let tmp = if SHARED.is_empty() { home.join("tmp") } else { "/tmp".into() };
+    let has_own_tmp = !SHARED.is_empty() && holder != Holder::Landlock;
+    let tmp = if has_own_tmp { "/tmp".into() } else { home.join("tmp") };
     command.env("TMPDIR", tmp).env("XDG_CACHE_HOME", home.join("cache"));
     for place in places.iter().filter(|_| prompt.is_some()) {
         command.env(place.variable, home.join(place.variable));

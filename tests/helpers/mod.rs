@@ -1,5 +1,6 @@
 //! The helpers of this build, for all tests and benchmarks.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,18 @@ fn linked(name: &str) -> PathBuf {
         fs::rename(new, &path).expect("in place");
     }
     path
+}
+
+/// Fills a directory with links to the programs of a `PATH`, without bubblewrap. A helper with this directory
+/// as its `PATH` holds workers by Landlock.
+#[allow(dead_code)]
+pub(crate) fn link_all_but_bubblewrap(path: &OsStr, directory: &Path) {
+    fs::create_dir_all(directory).expect("made");
+    let programs = std::env::split_paths(path).filter_map(|it| fs::read_dir(it).ok());
+    for program in programs.flatten().flatten().filter(|program| program.file_name() != "bwrap") {
+        // The first program of a name counts.
+        let _ = symlink(program.path(), directory.join(program.file_name()));
+    }
 }
 
 /// Installs the helpers below `home` as install.sh does.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -222,6 +221,12 @@ impl Person {
         person
     }
 
+    fn hide_bubblewrap(&mut self) {
+        let programs = self.home.path().join("programs");
+        helpers::link_all_but_bubblewrap(self.path.as_ref(), &programs);
+        self.path = programs.display().to_string();
+    }
+
     fn git(&self, args: &[&str]) -> String {
         self.call(Path::new("git"), args, "")
     }
@@ -256,13 +261,18 @@ impl Person {
     }
 }
 
-/// Dispatches a task with a worktree to `name`, waits for its end and checks the commit.
-fn commits_in_its_worktree(name: &str) {
-    let person = Person::new(commits);
+/// Dispatches a task with a worktree to `name`, held `by` a sandbox, waits for its end and checks the commit.
+fn commits_in_its_worktree(name: &str, by: &str) {
+    let mut person = Person::new(commits);
+    if by == "landlock" {
+        person.hide_bubblewrap();
+    }
     let check =
         "test -e dependency && grep -q A=1 .env && { test -e more || { echo nothing; exit 1; }; }";
     person.spawn(&["x", "--model", name, "--worktree", "--check", check, "--plan", "-"]);
     assert_eq!(person.wait_for_end().0, "done");
+    let shown = person.call(helpers::path("dispatch-reconcile"), &["show", "x"], "");
+    assert!(shown.contains(&format!("\nwrite: {by}; ")), "{shown}");
     let log = person.git(&["log", "--format=%s", "dispatch/x"]);
     let said = file(state(&person.home, "x").join("attempts/1/log"));
     assert_eq!(log, "More\nWork\nBegin\n", "{said}");
@@ -273,12 +283,22 @@ fn commits_in_its_worktree(name: &str) {
 
 #[test]
 fn codex_commits_in_its_worktree() {
-    commits_in_its_worktree("gpt-5.5");
+    commits_in_its_worktree("gpt-5.5", "bubblewrap");
 }
 
 #[test]
 fn claude_commits_in_its_worktree() {
-    commits_in_its_worktree("opus");
+    commits_in_its_worktree("opus", "bubblewrap");
+}
+
+#[test]
+fn codex_commits_in_its_worktree_without_bubblewrap() {
+    commits_in_its_worktree("gpt-5.5", "landlock");
+}
+
+#[test]
+fn claude_commits_in_its_worktree_without_bubblewrap() {
+    commits_in_its_worktree("opus", "landlock");
 }
 
 /// Dispatches a task to `name` with a budget that is used up early, and lets it continue.
@@ -370,7 +390,7 @@ const TRIES: &str = "for f in .claude/settings.local.json .claude/new/x .mcp.jso
 
 /// Runs a task on a machine without bubblewrap, where Codex brings its own; returns what
 /// git shows in the project, and the home.
-fn held_by_codex_alone(more: &[&str]) -> (String, Home) {
+fn held_by_codex_alone() -> (String, Home) {
     let home = skill::ready(WORKTREE_CONFIG);
     let other = home.project().display().to_string();
     let model = Model::start(move |request| match request.turns() {
@@ -379,22 +399,8 @@ fn held_by_codex_alone(more: &[&str]) -> (String, Home) {
         2 => run(request, "finish Worked."),
         _ => Reply::say("That is all."),
     });
-    let programs = home.path().join("programs");
-    fs::create_dir_all(&programs).expect("a directory");
-    for directory in ["/bin", "/usr/bin"] {
-        for entry in fs::read_dir(directory).expect("a directory").flatten() {
-            if entry.file_name() != "bwrap" {
-                let _ = symlink(entry.path(), programs.join(entry.file_name()));
-            }
-        }
-    }
-    let path = path()
-        .split(':')
-        .filter(|it| !["/bin", "/usr/bin"].contains(it))
-        .collect::<Vec<_>>()
-        .join(":");
-    let path = format!("{path}:{}", programs.display());
-    let person = Person::without_files(home, model, path);
+    let mut person = Person::without_files(home, model, path());
+    person.hide_bubblewrap();
     // An older setting of the person must not count.
     let settings = person.home.path().join(".codex/config.toml");
     let text = format!("sandbox_mode = \"danger-full-access\"\n{}", file(settings.clone()));
@@ -406,7 +412,7 @@ fn held_by_codex_alone(more: &[&str]) -> (String, Home) {
     fs::create_dir_all(home.project().join("below")).expect("a directory");
     git(&["add", "."]);
     git(&["commit", "-q", "-m", "Begin"]);
-    let args = [&["x", "--model", "gpt-5.5", "--plan", "-"], more].concat();
+    let args = ["x", "--model", "gpt-5.5", "--plan", "-"];
     person.call(helpers::path("dispatch-spawn"), &args, "# Title\n- [ ] Work\n");
     wait_until(DEADLINE, "the worker ends", || {
         state(home, "x").join("attempts/1/exit").exists().then_some(())
@@ -414,7 +420,7 @@ fn held_by_codex_alone(more: &[&str]) -> (String, Home) {
     let shown = person.call(helpers::path("dispatch-reconcile"), &["show", "x"], "");
     assert!(shown.contains(": codex's own rules") && shown.contains("done"), "{shown}");
     let wrote = git(&["status", "--porcelain", "--ignored"]);
-    let log = git(&["log", "--format=%s", if more.is_empty() { "main" } else { "dispatch/x" }]);
+    let log = git(&["log", "--format=%s", "main"]);
     assert_eq!(git(&["config", "--get", "--default", "none", "x.y"]), "none\n");
     quiet(home);
     (wrote + &log, person.home)
@@ -422,16 +428,9 @@ fn held_by_codex_alone(more: &[&str]) -> (String, Home) {
 
 #[test]
 fn codex_without_bubblewrap_writes_nothing_that_others_obey() {
-    let (wrote, home) = held_by_codex_alone(&[]);
+    let (wrote, home) = held_by_codex_alone();
     let log = file(state(&home, "x").join("attempts/1/log"));
     assert_eq!(file(home.project().join("found")), "below/.git/x\n", "{log}");
     assert_eq!(wrote, "?? errors\n?? found\n?? work\n!! .dispatch/\nBegin\n", "{log}");
     assert!(log.contains(".dispatch/homes/"), "its own temporary directory: {log}");
-}
-
-#[test]
-fn codex_without_bubblewrap_commits_in_its_worktree() {
-    let (wrote, home) = held_by_codex_alone(&["--worktree"]);
-    let log = file(state(&home, "x").join("attempts/1/log"));
-    assert_eq!(wrote, "!! .dispatch/\nWork\nBegin\n", "{log}");
 }

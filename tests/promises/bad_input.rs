@@ -214,13 +214,13 @@ fn cli_without_sandbox_is_refused_for_restricted_access() {
     refused(&sandbox, spawn(&["--model", "g"])).shows(str![[r#"
 exit 69
 ! dispatch-spawn: gemini's workers cannot be held to 'write' access
-!   bubblewrap (bwrap) is not installed; it holds its own edits to the project, but not the commands that it runs
+!   landlock needs Linux 6.2; bubblewrap (bwrap) is not installed; it holds its own edits to the project, but not the commands that it runs
 !   next: install it; or if the user lets them do anything: dispatch-config set-access gemini full
 "#]]);
     refused(&sandbox, spawn(&["--model", "d", "--access", "read"])).shows(str![[r#"
 exit 69
 ! dispatch-spawn: droid's workers cannot be held to 'read' access
-!   bubblewrap (bwrap) is not installed; it lets the model itself say how risky each of its commands is
+!   landlock needs Linux 6.2; bubblewrap (bwrap) is not installed; it lets the model itself say how risky each of its commands is
 !   next: install it; or if the user lets them do anything: dispatch-config set-access droid full
 "#]]);
     assert!(!sandbox.task("x", "record.yaml").exists());

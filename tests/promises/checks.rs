@@ -366,10 +366,13 @@ fn check_that_nothing_holds_is_refused() {
     }
     std::os::unix::fs::symlink(binary("dispatch-worker"), bin.join("codex")).expect("linked");
     sandbox.config("default: gpt\nmodels: { gpt: { backend: codex } }\n");
-    let refused = |options: &[&str]| spawn(&sandbox, "x", options).env("PATH", &bin).run();
+    let refused = |options: &[&str]| {
+        let spawn = spawn(&sandbox, "x", options).env("PATH", &bin);
+        spawn.env("DISPATCH_FAIL", "landlock").run()
+    };
     refused(&["--check", "true"]).shows(str![[r#"
 exit 69
-! dispatch-spawn: --check: nothing holds a command to 'write' access here: bubblewrap (bwrap) is not installed (install it; or leave --check out, or add --access full)
+! dispatch-spawn: --check: nothing holds a command to 'write' access here: landlock needs Linux 6.2; bubblewrap (bwrap) is not installed (install it; or leave --check out, or add --access full)
 "#]]);
     refused(&["--check", ""]).shows(str![[r#"
 exit 64
@@ -509,10 +512,11 @@ exit 65
     let shell = dispatch::process::find_program("sh".as_ref()).expect("installed");
     std::os::unix::fs::symlink(shell, none.join("sh")).expect("linked");
     let options = ["--model", "ignores", "--review", "gpt"];
-    spawn(&sandbox, "x", &options).env("PATH", none).run().shows(str![[r#"
+    let call = spawn(&sandbox, "x", &options).env("PATH", none);
+    call.env("DISPATCH_FAIL", "landlock").run().shows(str![[r#"
 exit 69
 ! dispatch-spawn: --review: gpt's workers cannot be held to reading
-!   bubblewrap (bwrap) is not installed
+!   landlock needs Linux 6.2; bubblewrap (bwrap) is not installed
 !   next: install it; or name a model of another backend
 "#]]);
 }

@@ -21,7 +21,7 @@ fn json_lists_clis_models_and_defaults() {
     let sandbox = machine();
     sandbox.configure(&["setup", "--json"]).run().shows(str![[r#"
 exit 0
-{"ask_route":true,"defaults":[{"name":"opus","why":"Claude, for hard tasks"},{"name":"sonnet","why":"Claude, fast and capable"},{"name":"gpt-6-codex","why":"OpenAI, first in its list"},{"name":"gemini-3.1-pro","why":"Gemini, first in its list"}],"found":[{"backend":"claude","logged_in":true,"problem":null,"program":"TOP/clis/claude","version":"2.1.329"},{"backend":"codex","logged_in":true,"problem":null,"program":"TOP/clis/codex","version":"0.169.0"},{"backend":"cursor","logged_in":true,"problem":null,"program":"TOP/clis/cursor-agent","version":"2026.01.28-fd13201"}],"full_only":[{"backend":"cursor","why":"bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say"}],"models":[{"backend":"claude","count":4,"notable":["opus","sonnet","haiku","fable"]},{"backend":"codex","count":3,"notable":["gpt-6-codex","gpt-6","gpt-5.3-codex"]},{"backend":"cursor","count":5,"notable":["auto","gpt-5.3-codex-low","claude-opus-5-thinking-high","gemini-3.1-pro"]}]}
+{"ask_route":true,"defaults":[{"name":"opus","why":"Claude, for hard tasks"},{"name":"sonnet","why":"Claude, fast and capable"},{"name":"gpt-6-codex","why":"OpenAI, first in its list"},{"name":"gemini-3.1-pro","why":"Gemini, first in its list"}],"found":[{"backend":"claude","logged_in":true,"problem":null,"program":"TOP/clis/claude","version":"2.1.329"},{"backend":"codex","logged_in":true,"problem":null,"program":"TOP/clis/codex","version":"0.169.0"},{"backend":"cursor","logged_in":true,"problem":null,"program":"TOP/clis/cursor-agent","version":"2026.01.28-fd13201"}],"full_only":[{"backend":"cursor","why":"landlock needs Linux 6.2; bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say"}],"models":[{"backend":"claude","count":4,"notable":["opus","sonnet","haiku","fable"]},{"backend":"codex","count":3,"notable":["gpt-6-codex","gpt-6","gpt-5.3-codex"]},{"backend":"cursor","count":5,"notable":["auto","gpt-5.3-codex-low","claude-opus-5-thinking-high","gemini-3.1-pro"]}]}
 "#]]);
     assert!(!sandbox.config_path().exists());
 }
@@ -62,8 +62,8 @@ claude 2.1.329, logged in (TOP/clis/claude)
 codex 0.169.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 opencode 1.18.33 (TOP/clis/opencode)
-cursor cannot restrict its workers to the project: bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say
-opencode cannot restrict its workers to the project: bubblewrap cannot start: no error; it holds its own edits to the project, but not the commands that it runs
+cursor cannot restrict its workers to the project: landlock needs Linux 6.2; bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say
+opencode cannot restrict its workers to the project: landlock needs Linux 6.2; bubblewrap cannot start: no error; it holds its own edits to the project, but not the commands that it runs
 HOME/.dispatch/config.yaml written: 13 models, default opus.
 "#]]);
     same(
@@ -139,7 +139,7 @@ exit 64
 claude 2.1.329, logged in (TOP/clis/claude)
 codex 0.169.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
-cursor cannot restrict its workers to the project: bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say
+cursor cannot restrict its workers to the project: landlock needs Linux 6.2; bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say
 "#]]);
     for unknown in ["opos", "auto"] {
         let ran = sandbox.configure(&["setup", "--default", unknown, "--yes"]).run();
@@ -182,7 +182,7 @@ Default model? [1]
         same(
             shown.split_once('\n').expect("two lines").1,
             str![[r#"
-cursor cannot restrict its workers to the project: bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say
+cursor cannot restrict its workers to the project: landlock needs Linux 6.2; bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say
 Let workers of cursor do anything without asking? [y/N] 
 "#]],
         );
@@ -279,7 +279,7 @@ claude 2.1.329, logged in (TOP/clis/claude)
 codex: slow: `codex --version` did not answer in SECONDS (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 gemini: slow: `gemini --version` did not answer in SECONDS (TOP/clis/gemini)
-cursor cannot restrict its workers to the project: bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say
+cursor cannot restrict its workers to the project: landlock needs Linux 6.2; bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say
 HOME/.dispatch/config.yaml written: 8 models, default opus.
 
 "#]],

@@ -1,18 +1,20 @@
-//! A worker is held by bubblewrap: what it may write and see, and how it ends.
+//! A worker is held by bubblewrap, or by Landlock: what it may write and see, and how it ends.
 //!
 //! Longer than 500 lines because the acts of the tests are lists.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
+use nix::libc;
 use nix::sys::signal::Signal;
 use snapbox::str;
 
+use crate::support::made::Random;
 use crate::support::process::{kill_and_wait, runs, signal};
-use crate::support::text::same;
+use crate::support::text::{same, tree};
 use crate::support::{PLAN, Sandbox, binary, wait_until};
 use crate::worktrees::{worktree_of, write_program};
 
@@ -25,10 +27,13 @@ act() {
 
 /// Acts that no worker may do. `OUTSIDE` is a process, and `STATE` the person's side.
 const FORBIDDEN: &str = r#"
+cd ~/project
 act 'write in the home directory' 'echo x >~/outside'
 act 'change a file outside' 'echo x >>~/.gitconfig'
-act 'change the mode of a file outside' 'chmod 777 ~/.gitconfig'
-act 'link a file outside' 'ln ~/.gitconfig linked'
+act 'truncate a file outside' 'truncate -s 0 ~/.gitconfig'
+act 'link a file outside' 'ln ~/.gitconfig "$DISPATCH_TASK_DIR/linked"'
+act 'take a file from outside' 'perl -e "exit !rename q($HOME/.gitconfig), q($DISPATCH_TASK_DIR/taken)"'
+act 'put a file outside' 'echo x >"$XDG_CACHE_HOME/x" && perl -e "exit !rename q($XDG_CACHE_HOME/x), q($HOME/put)"'
 act 'write a git hook' 'echo x >.git/hooks/pre-commit'
 act 'write git settings' 'git config core.fsmonitor x'
 act 'move .git away' 'mv .git elsewhere'
@@ -41,22 +46,41 @@ act 'see the record' 'cat "$STATE"/x/record.yaml'
 act 'see the config' 'cat ~/.dispatch/config.yaml'
 act 'see keys' 'cat ~/.ssh/id'
 act 'see the login of another CLI' 'cat ~/.codex/auth.json'
-act 'reach a socket' 'test -S ~/socket'
-act 'reach the session' 'test -e /run/user || test -n "$DBUS_SESSION_BUS_ADDRESS$SSH_AUTH_SOCK"'
+act 'reach a socket' 'perl -MSocket -e "socket(S,AF_UNIX,SOCK_STREAM,0) && connect(S,pack_sockaddr_un(q($HOME/socket))) or exit 1"'
+act 'reach a socket by a pair' 'perl -MSocket -e "socketpair(S,T,AF_UNIX,SOCK_DGRAM,0) && connect(S,pack_sockaddr_un(q($HOME/datagrams))) or exit 1"'
+act 'reach the session' 'ls /run/user || test -n "$DBUS_SESSION_BUS_ADDRESS$SSH_AUTH_SOCK"'
 act 'see temporary files of others' 'ls "$OTHER_TMP"/* /tmp/*/home/../tmp/*'
-act 'see a process outside' 'kill -0 $OUTSIDE'
-act 'enter a process outside' 'ls /proc/$OUTSIDE/root'
+act 'enter a process outside' 'ls /proc/$OUTSIDE/root || readlink /proc/$OUTSIDE/fd/0 || cat /proc/$OUTSIDE/environ || head -c 1 /proc/$OUTSIDE/mem'
+act 'trace a process outside' 'perl -e "exit(0 != syscall(PTRACE, 0x4206, $OUTSIDE, 0, 0))"'
+act 'limit a process outside' 'perl -e "exit(0 != syscall(PRLIMIT, $OUTSIDE, 0, 0, 0))"'
 act 'have a capability' '! grep -q "^CapEff:.0000000000000000" /proc/self/status'
 act 'have another descriptor' 'sh -c "ls /proc/\$\$/fd" | grep -vx "[012]"'
 act 'change a mount' 'unshare -Urm sh -c "umount ~/.dispatch || mount -o remount,rw,bind ~ || umount .git"'
 act 'write past a mount of its own' 'unshare -Urm sh -c "mkdir m && mount --bind ~ m && echo x >m/outside"'
 "#;
 
+const SIGNAL: &str = "act 'see a process outside' 'kill -0 $OUTSIDE'\n";
+const FORBIDDEN_BY_MOUNTS: &str =
+    "act 'change the mode of a file outside' 'chmod 777 ~/.gitconfig'\n";
+
+/// More acts that a worker may not do, where Landlock holds it. In namespaces, they reach nothing outside.
+const FORBIDDEN_WITHOUT_MOUNTS: &str = r#"
+act 'list shared directories' 'ls ~ || ls /tmp || ls /dev/shm || ls /dev/pts'
+act 'open the log' ': >/proc/$$/fd/2'
+act 'make a user namespace' 'unshare -U true'
+act 'use io_uring' 'perl -e "exit(0 > syscall(IO_URING, 1, q(x) x 120))"'
+act 'use keys' 'perl -e "exit(0 > syscall(KEYCTL, 0, -3, 1))"'
+act 'share memory' 'perl -e "exit !defined shmget(0, 100, 0600)"'
+act 'make a snapshot' 'perl -e "open F,q(<),q(.); ioctl(F, 0x5000940e, q(x) x 4096); exit(1 == \$!)"'
+"#;
+
 /// Acts that every worker has to do.
 const NEEDED: &str = r#"
-act 'read the project' 'cat README'
-act 'read another task' 'cat .dispatch/tasks/other/plan.md'
+act 'read the project' 'cat ~/project/README'
+act 'read another task' 'cat ~/project/.dispatch/tasks/other/plan.md'
 act 'write a temporary file' 'mktemp && mktemp -d'
+act 'use the network' 'perl -MIO::Socket::INET -e "\$s = IO::Socket::INET->new(Listen => 1, LocalAddr => q(127.0.0.1)) and IO::Socket::INET->new(PeerAddr => q(127.0.0.1), PeerPort => \$s->sockport) or exit 1"'
+act 'end a process of its own' 'sleep 1000 & kill $!'
 act 'keep files of its CLI' 'echo x >"$XDG_CACHE_HOME/x"'
 act 'tick' '"$HELPER" tick 1'
 act 'tick without the helper' 'cd "$DISPATCH_TASK_DIR" && sed "s/\[ \] Second/[x] Second/" plan.md >plan.md.new && mv plan.md.new plan.md'
@@ -65,22 +89,87 @@ act 'ask and hear the answer' 'test "$("$HELPER" ask "Which?")" = "This."'
 act 'finish' '"$HELPER" finish All.'
 "#;
 
+/// Each means that holds a worker on Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tier {
+    Bubblewrap,
+    Landlock,
+}
+const TIERS: [Tier; 2] = [Tier::Bubblewrap, Tier::Landlock];
+
+impl Tier {
+    /// The acts that a worker may not do.
+    fn forbidden(self) -> String {
+        let acts = match self {
+            Self::Bubblewrap => format!("{FORBIDDEN}{SIGNAL}{FORBIDDEN_BY_MOUNTS}"),
+            Self::Landlock if scopes() => format!("{FORBIDDEN}{SIGNAL}{FORBIDDEN_WITHOUT_MOUNTS}"),
+            Self::Landlock => format!("{FORBIDDEN}{FORBIDDEN_WITHOUT_MOUNTS}"),
+        };
+        let numbers = [
+            ("PTRACE", libc::SYS_ptrace),
+            ("PRLIMIT", libc::SYS_prlimit64),
+            ("IO_URING", libc::SYS_io_uring_setup),
+            ("KEYCTL", libc::SYS_keyctl),
+        ];
+        let with_number =
+            |acts: String, (name, number): (&str, _)| acts.replace(name, &format!("{number}"));
+        numbers.into_iter().fold(acts, with_number)
+    }
+
+    /// The options of a dispatch at `write`.
+    fn args(self) -> &'static [&'static str] {
+        if self == Self::Landlock { &["--worktree"] } else { &[] }
+    }
+}
+
+/// Returns true if the kernel keeps signals and abstract sockets in a sandbox of Landlock.
+fn scopes() -> bool {
+    kernel() >= (6, 12)
+}
+
+/// The first two numbers of the kernel's version.
+fn kernel() -> (u32, u32) {
+    let name = nix::sys::utsname::uname().expect("a name");
+    let release = name.release().to_string_lossy();
+    let mut numbers = release.split('.').map(|number| number.parse().unwrap_or_default());
+    (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
+}
+
+/// The names of the acts of a script, each with that result.
+fn named(acts: &str, result: &str) -> Vec<String> {
+    let names = acts.lines().filter_map(|line| line.strip_prefix("act '")?.split('\'').next());
+    names.map(|name| format!("{name}: {result}")).collect()
+}
+
 /// A repository with a backend `held` that runs a script at a level, and a task that it could disturb.
 struct World {
     sandbox: Sandbox,
+    tier: Tier,
     script: PathBuf,
-    _socket: UnixListener,
+    _sockets: (UnixListener, UnixDatagram),
 }
 
 impl World {
     /// `None` where bubblewrap is missing, which in CI is an error.
     fn new(access: &str, script: &str) -> Option<Self> {
-        if dispatch::process::find_program("bwrap".as_ref()).is_none() {
-            assert!(std::env::var_os("CI").is_none(), "bubblewrap is not installed");
-            eprintln!("SKIPPED: bubblewrap is not installed");
+        Self::held_by(Tier::Bubblewrap, access, script)
+    }
+
+    /// `None` where the machine cannot hold a worker so, which in CI is an error.
+    fn held_by(tier: Tier, access: &str, script: &str) -> Option<Self> {
+        let mut sandbox = Sandbox::with_git();
+        let has_tier = match tier {
+            Tier::Bubblewrap => dispatch::process::find_program("bwrap".as_ref()).is_some(),
+            Tier::Landlock => kernel() >= (6, 2),
+        };
+        if !has_tier {
+            assert!(std::env::var_os("CI").is_none(), "{tier:?} cannot hold a worker here");
+            eprintln!("SKIPPED: {tier:?} cannot hold a worker here");
             return None;
         }
-        let sandbox = Sandbox::with_git();
+        if tier == Tier::Landlock {
+            sandbox.hide_bubblewrap();
+        }
         let home = sandbox.home();
         for (path, text) in [
             ("bin/held", script),
@@ -94,11 +183,20 @@ impl World {
             fs::create_dir_all(home.join(path).parent().expect("a directory")).expect("made");
             fs::write(home.join(path), text).expect("written");
         }
-        let socket = UnixListener::bind(home.join("socket")).expect("a socket");
+        let stream = UnixListener::bind(home.join("socket")).expect("a socket");
+        let datagrams = UnixDatagram::bind(home.join("datagrams")).expect("a socket");
         let script = home.join("bin/held");
-        let world = Self { sandbox, script, _socket: socket };
+        let world = Self { sandbox, tier, script, _sockets: (stream, datagrams) };
         world.config(access);
         Some(world)
+    }
+
+    /// Where a worker at `write` works.
+    fn place(&self) -> PathBuf {
+        match self.tier {
+            Tier::Bubblewrap => self.sandbox.project(),
+            Tier::Landlock => worktree_of(&self.sandbox, "x").0,
+        }
     }
 
     /// The worker stands in the home directory, because it does not see the temporary one.
@@ -129,7 +227,7 @@ impl World {
 
     /// Waits for a file of the worker's.
     fn wait_for(&self, path: &str) {
-        let path = self.sandbox.project().join(path);
+        let path = self.place().join(path);
         wait_until(&format!("{} is there", path.display()), || path.exists().then_some(()));
     }
 }
@@ -160,20 +258,23 @@ fn process_with(word: &str) -> Option<u32> {
 #[test]
 fn worker_at_write_changes_its_project_and_nothing_else() {
     let script = format!(
-        "{ACTS}{FORBIDDEN}act 'edit' 'echo x >>README'\nact 'run a program it made' \
-         'echo true >run && sh run'\n{NEEDED}"
+        "{ACTS}{}act 'edit' 'echo x >>README'\nact 'run a program it made' \
+         'echo true >run && sh run'\n{NEEDED}",
+        Tier::Bubblewrap.forbidden()
     );
     let Some(world) = World::new("write", &script) else { return };
-    let expected = FORBIDDEN.lines().filter(|it| it.starts_with("act")).count();
     let acts = acts(&world, &[]);
-    assert_eq!(acts.matches(": refused").count(), expected, "{acts}");
+    let refused: Vec<_> = acts.lines().filter(|it| it.ends_with(": refused")).collect();
+    assert_eq!(refused, named(&Tier::Bubblewrap.forbidden(), "refused"), "{acts}");
     same(
         &acts,
         str![[r#"
 write in the home directory: refused
 change a file outside: refused
-change the mode of a file outside: refused
+truncate a file outside: refused
 link a file outside: refused
+take a file from outside: refused
+put a file outside: refused
 write a git hook: refused
 write git settings: refused
 move .git away: refused
@@ -187,19 +288,25 @@ see the config: refused
 see keys: refused
 see the login of another CLI: refused
 reach a socket: refused
+reach a socket by a pair: refused
 reach the session: refused
 see temporary files of others: refused
-see a process outside: refused
 enter a process outside: refused
+trace a process outside: refused
+limit a process outside: refused
 have a capability: refused
 have another descriptor: refused
 change a mount: refused
 write past a mount of its own: refused
+see a process outside: refused
+change the mode of a file outside: refused
 edit: done
 run a program it made: done
 read the project: done
 read another task: done
 write a temporary file: done
+use the network: done
+end a process of its own: done
 keep files of its CLI: done
 tick: done
 tick without the helper: done
@@ -217,37 +324,27 @@ finish: done
 }
 
 #[test]
-fn worker_at_read_changes_its_task_only() {
-    let script = format!("{ACTS}{FORBIDDEN}act 'edit' 'echo x >>README'\n{NEEDED}");
-    let Some(world) = World::new("read", &script) else { return };
-    let expected = FORBIDDEN.lines().filter(|it| it.starts_with("act")).count() + 1;
-    let acts = acts(&world, &[]);
-    assert_eq!(acts.matches(": refused").count(), expected, "{acts}");
-    assert!(acts.contains("edit: refused\n"), "{acts}");
-}
-
-#[test]
-fn worker_commits_in_its_worktree_and_nowhere_else() {
-    let script = format!(
-        "{ACTS}act 'commit' 'echo x >new && git add new && git commit -q -m Work'\n\
-         act 'write in the project' 'echo x >~/project/README'\n\
-         act 'write a git hook' 'echo x >~/project/.git/hooks/pre-commit'\n\
-         act 'write git settings' 'git -C ~/project config core.fsmonitor x'\n{NEEDED}"
-    );
-    let Some(world) = World::new("write", &script) else { return };
-    let acts = acts(&world, &["--worktree"]);
-    let refused: Vec<_> = acts.lines().filter(|it| it.ends_with(": refused")).collect();
-    assert_eq!(
-        refused,
-        [
-            "write in the project: refused",
-            "write a git hook: refused",
-            "write git settings: refused",
-            "read another task: refused"
-        ],
-        "{acts}"
-    );
-    assert_eq!(world.sandbox.git(&["log", "--format=%s", "dispatch/x"]), "Work\nBegin\n");
+fn worker_is_held_alike_in_each_tier() {
+    for (tier, access, args) in [
+        (Tier::Bubblewrap, "read", &[][..]),
+        (Tier::Landlock, "read", &[]),
+        (Tier::Bubblewrap, "write", &["--worktree"]),
+        (Tier::Landlock, "write", &["--worktree"]),
+    ] {
+        let forbidden = tier.forbidden();
+        let own = "cd \"$here\"\nact 'edit' 'echo x >>README'\n\
+                   act 'commit' 'git add README && git commit -q -m Work'\n";
+        let script = format!("{ACTS}here=$PWD\n{forbidden}{own}{NEEDED}");
+        let Some(world) = World::held_by(tier, access, &script) else { return };
+        let acts = acts(&world, args);
+        let of_own = if access == "read" { "refused" } else { "done" };
+        let expected = [named(&forbidden, "refused"), named(own, of_own), named(NEEDED, "done")];
+        assert_eq!(acts.lines().collect::<Vec<_>>(), expected.concat(), "{tier:?} {access}");
+        if access == "write" {
+            let log = world.sandbox.git(&["log", "--format=%s", "dispatch/x"]);
+            assert_eq!(log, "Work\nBegin\n");
+        }
+    }
 }
 
 /// Stands in the place of `bwrap` and fails as it does where a socket vanishes, so many times.
@@ -407,26 +504,25 @@ fn excluded_file_of_the_person_stays_excluded() {
 
 #[test]
 fn abstract_socket_is_refused() {
-    let kernel = nix::sys::utsname::uname().expect("a name");
-    let kernel = kernel.release().to_string_lossy().into_owned();
-    let mut numbers = kernel.split('.').map(|number| number.parse::<u32>().unwrap_or_default());
-    if (numbers.next(), numbers.next()) < (Some(6), Some(12)) {
-        eprintln!("SKIPPED: only Linux 6.12 can refuse them");
-        return;
-    }
     let name = format!("dispatch-test-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(&name).expect("an address");
     let _socket = UnixListener::bind_addr(&address).expect("a socket");
     let connect = format!(
         r#"perl -MSocket -e 'socket(S,AF_UNIX,SOCK_STREAM,0); connect(S,pack("S a*",AF_UNIX,"\0{name}")) or exit(1)'"#
     );
-    let Some(world) = World::new("write", &format!("{connect}; echo $? >reached")) else { return };
-    assert_eq!(world.sandbox.program("sh").args(&["-c", &connect]).run().code, Some(0));
-    world.dispatch(&[]);
-    let reached = world.sandbox.project().join("reached");
-    let said =
-        wait_until("it tries", || fs::read_to_string(&reached).ok().filter(|it| !it.is_empty()));
-    assert_eq!(said, "1\n");
+    for tier in TIERS {
+        if tier == Tier::Bubblewrap && !scopes() {
+            eprintln!("SKIPPED: only Linux 6.12 can refuse them");
+            continue;
+        }
+        let script = format!("{connect}; echo $? >reached");
+        let Some(world) = World::held_by(tier, "write", &script) else { return };
+        assert_eq!(world.sandbox.program("sh").args(&["-c", &connect]).run().code, Some(0));
+        world.dispatch(tier.args());
+        let reached = || fs::read_to_string(world.place().join("reached")).ok();
+        let said = wait_until("it tries", || reached().filter(|it| !it.is_empty()));
+        assert_eq!(said, "1\n", "{tier:?}");
+    }
 }
 
 #[test]
@@ -452,21 +548,96 @@ fn holder_is_told_at_dispatch_and_later() {
 }
 
 #[test]
+fn landlock_holds_a_worker_that_writes_in_a_worktree_only() {
+    let Some(world) = World::held_by(Tier::Landlock, "write", "exec sleep 1000") else { return };
+    let sandbox = &world.sandbox;
+    sandbox.plan("x", PLAN);
+    sandbox.run("dispatch-spawn", &["x"]).shows(str![[r#"
+exit 69
+! dispatch-spawn: held's workers cannot be held to 'write' access
+!   without bubblewrap, access to write needs a worktree
+!   next: add --worktree; or if the user lets them do anything: dispatch-config set-access held full
+"#]]);
+    let signals = if scopes() { "" } else { " and signal" };
+    let open = format!(
+        "landlock; writes in the worktree, its task, its home; can see{signals} other processes, \
+         change modes of files, leave processes behind; network open\n"
+    );
+    sandbox.ok("dispatch-spawn", &["x", "--worktree"]);
+    let shown = sandbox.ok("dispatch-reconcile", &["show", "x"]);
+    assert!(shown.contains(&format!("\nwrite: {open}")), "{shown}");
+}
+
+/// Changes and looks of all kinds, at all kinds of places outside, that nobody has thought of one by one.
+#[test]
+fn no_sequence_of_acts_changes_anything_outside() {
+    const ACTS: [&str; 14] = [
+        "echo x >P",
+        "echo x >>P",
+        "truncate -s 0 P",
+        "rm -rf P",
+        "rmdir P",
+        "mv P own-NUMBER",
+        "mv own P",
+        "mkdir P/made",
+        "ln -s /etc/passwd P/made",
+        "ln own P/made",
+        "ln P own-NUMBER && echo x >own-NUMBER",
+        "mkfifo P/made",
+        "sed -i s/^/x/ P",
+        "perl -e 'open F, q(+<), q(P) and print F q(x)'",
+    ];
+    let seed = u64::from(std::process::id());
+    for tier in TIERS {
+        let mut random = Random(seed);
+        let Some(world) = World::held_by(tier, "write", "") else { return };
+        let sandbox = &world.sandbox;
+        let top = sandbox.home();
+        let places: Vec<_> = tree(std::slice::from_ref(&top)).into_keys().collect();
+        let mut script = String::from("echo own >own\n");
+        for number in 0..200 {
+            let act = random.of(&ACTS).replace("NUMBER", &number.to_string());
+            let place = random.of(&places).display().to_string();
+            script
+                .push_str(&format!("({}) >/dev/null 2>&1 </dev/null\n", act.replace('P', &place)));
+        }
+        fs::write(&world.script, format!("{script}touch up; exec sleep 1000\n")).expect("written");
+        world.dispatch(&["--worktree"]);
+        let is_own = |path: &Path| {
+            let own = [".dispatch", "project/.dispatch", "project/.git"].map(|it| top.join(it));
+            own.iter().any(|own| path.starts_with(own))
+        };
+        let outside = || {
+            let mut all = tree(std::slice::from_ref(&top));
+            all.retain(|path, _| !is_own(path));
+            all
+        };
+        let before = outside();
+        let worktree = worktree_of(sandbox, "x").0;
+        wait_until("it has tried", || worktree.join("up").exists().then_some(()));
+        assert!(outside() == before, "{tier:?}, seed {seed}:\n{script}");
+    }
+}
+
+#[test]
 fn stop_ends_everything_in_the_sandbox() {
-    let script = "env -i setsid sleep 1000.1 &\nsetsid sh -c 'trap : TERM; sleep 1000.2; sleep 1000.3' &\ntouch up\nwait\nsleep 1000";
-    let Some(world) = World::new("write", script) else { return };
-    world.dispatch(&[]);
-    world.wait_for("up");
-    let left = wait_until("both run", || Some([process_with("1000.1")?, process_with("1000.2")?]));
-    world
-        .sandbox
-        .call("dispatch-reconcile", &["stop", "x"])
-        .env("DISPATCH_GRACE_MS", "50")
-        .run()
-        .ok();
-    assert_eq!(world.sandbox.state("x"), "stopped");
-    assert!(!left.into_iter().any(runs), "a process survived");
-    assert_eq!(process_with("1000.3"), None);
+    for tier in TIERS {
+        let script = "env -i setsid sleep 1000.1 &\nsetsid sh -c 'trap : TERM; sleep 1000.2; sleep 1000.3' &\ntouch up\nwait\nsleep 1000";
+        let Some(world) = World::held_by(tier, "write", script) else { return };
+        world.dispatch(tier.args());
+        world.wait_for("up");
+        let left =
+            wait_until("both run", || Some([process_with("1000.1")?, process_with("1000.2")?]));
+        world
+            .sandbox
+            .call("dispatch-reconcile", &["stop", "x"])
+            .env("DISPATCH_GRACE_MS", "50")
+            .run()
+            .ok();
+        assert_eq!(world.sandbox.state("x"), "stopped");
+        assert!(!left.into_iter().any(runs), "a process survived");
+        assert_eq!(process_with("1000.3"), None);
+    }
 }
 
 #[test]
@@ -520,23 +691,30 @@ fn kept_server_runs_until_the_person_ends_it() {
 
 #[test]
 fn end_of_the_worker_is_the_end_of_everything_in_the_sandbox() {
-    let Some(world) = World::new("write", "setsid sleep 1000.5 &\nkill -USR1 $$") else { return };
-    world.dispatch(&[]);
-    world.sandbox.wait_for_state("x", "failed: ended by signal 10");
-    assert_eq!(process_with("1000.5"), None);
+    for tier in TIERS {
+        let Some(world) = World::held_by(tier, "write", "setsid sleep 1000.5 &\nkill -USR1 $$")
+        else {
+            return;
+        };
+        world.dispatch(tier.args());
+        world.sandbox.wait_for_state("x", "failed: ended by signal 10");
+        assert_eq!(process_with("1000.5"), None);
+    }
 }
 
 #[test]
 fn worker_in_a_sandbox_may_end_in_its_own_way() {
-    let script = "trap 'touch bye; exit 7' TERM\ntouch up\nwhile :; do sleep 0.01; done";
-    let Some(world) = World::new("write", script) else { return };
-    world.dispatch(&[]);
-    world.wait_for("up");
-    signal(world.sandbox.supervisor_of("x"), Signal::SIGTERM);
-    world.wait_for("bye");
-    let exit = world.sandbox.task("x", "attempts/1/exit");
-    wait_until("its end is recorded", || exit.exists().then_some(()));
-    assert!(world.sandbox.read("x", "attempts/1/exit").starts_with("code: 7\n"));
+    for tier in TIERS {
+        let script = "trap 'touch bye; exit 7' TERM\ntouch up\nwhile :; do sleep 0.01; done";
+        let Some(world) = World::held_by(tier, "write", script) else { return };
+        world.dispatch(tier.args());
+        world.wait_for("up");
+        signal(world.sandbox.supervisor_of("x"), Signal::SIGTERM);
+        world.wait_for("bye");
+        let exit = world.sandbox.task("x", "attempts/1/exit");
+        wait_until("its end is recorded", || exit.exists().then_some(()));
+        assert!(world.sandbox.read("x", "attempts/1/exit").starts_with("code: 7\n"));
+    }
 }
 
 #[test]
@@ -571,16 +749,19 @@ fn places_are_kept_as_long_as_a_worker_needs_them() {
 
 #[test]
 fn prompt_on_standard_input_cannot_be_changed() {
-    let Some(world) = World::new("write", "echo forged >/proc/self/fd/0\ncat >/dev/null\ntouch up")
-    else {
-        return;
-    };
-    let config = fs::read_to_string(world.sandbox.config_path()).expect("a config");
-    world.sandbox.config(&config.replace("access: write", "access: write, prompt: stdin"));
-    world.dispatch(&[]);
-    world.wait_for("up");
-    let prompt = world.sandbox.read("x", "attempts/1/prompt.md");
-    assert!(prompt.starts_with("You are the worker of one task"), "{prompt}");
+    for tier in TIERS {
+        let Some(world) =
+            World::held_by(tier, "write", "echo forged >/proc/self/fd/0\ncat >/dev/null\ntouch up")
+        else {
+            return;
+        };
+        let config = fs::read_to_string(world.sandbox.config_path()).expect("a config");
+        world.sandbox.config(&config.replace("access: write", "access: write, prompt: stdin"));
+        world.dispatch(tier.args());
+        world.wait_for("up");
+        let prompt = world.sandbox.read("x", "attempts/1/prompt.md");
+        assert!(prompt.starts_with("You are the worker of one task"), "{prompt}");
+    }
 }
 
 #[test]
@@ -707,52 +888,55 @@ fn project_with_a_deciding_directory_is_refused() {
 
 #[test]
 fn login_that_its_cli_would_obey_is_read_only() {
-    let script = r#"#!/bin/sh
-cat "$XDG_DATA_HOME/opencode/auth.json" >>"$DISPATCH_TASK_DIR/output.md"
-(echo '{"https://x":{"type":"wellknown"}}' >"$XDG_DATA_HOME/opencode/auth.json") 2>/dev/null
-exit 1"#;
-    let Some(world) = World::new("write", "") else { return };
-    let program = world.script.with_file_name("opencode");
-    let run = "cat >\"$1.new\" && chmod +x \"$1.new\" && mv \"$1.new\" \"$1\"";
-    let call = world.sandbox.program("sh").args(&["-c", run, "sh"]).arg(&program);
-    call.input(script).run().ok();
-    let login = world.sandbox.home().join(".local/share/opencode/auth.json");
-    fs::create_dir_all(login.parent().expect("a directory")).expect("made");
-    fs::write(&login, "a login\n").expect("written");
-    world.sandbox.config(&format!(
-        "default: held\nbackends:\n  held: {{ command: {}, access: write }}\nmodels:\n  held: {{ backend: held }}\n",
-        program.display()
-    ));
-    world.dispatch(&[]);
-    world.sandbox.wait_for_state("x", "failed: exit code 1");
-    assert_eq!(world.sandbox.read("x", "output.md"), "a login\n");
-    assert_eq!(fs::read_to_string(login).expect("there"), "a login\n");
+    for tier in TIERS {
+        let script = r#"#!/bin/sh
+    cat "$XDG_DATA_HOME/opencode/auth.json" >>"$DISPATCH_TASK_DIR/output.md"
+    (echo '{"https://x":{"type":"wellknown"}}' >"$XDG_DATA_HOME/opencode/auth.json") 2>/dev/null
+    exit 1"#;
+        let Some(world) = World::held_by(tier, "write", "") else { return };
+        let program = world.script.with_file_name("opencode");
+        let run = "cat >\"$1.new\" && chmod +x \"$1.new\" && mv \"$1.new\" \"$1\"";
+        let call = world.sandbox.program("sh").args(&["-c", run, "sh"]).arg(&program);
+        call.input(script).run().ok();
+        let login = world.sandbox.home().join(".local/share/opencode/auth.json");
+        fs::create_dir_all(login.parent().expect("a directory")).expect("made");
+        fs::write(&login, "a login\n").expect("written");
+        world.sandbox.config(&format!(
+            "default: held\nbackends:\n  held: {{ command: {}, access: write }}\nmodels:\n  held: {{ backend: held }}\n",
+            program.display()
+        ));
+        world.dispatch(tier.args());
+        world.sandbox.wait_for_state("x", "failed: exit code 1");
+        assert_eq!(world.sandbox.read("x", "output.md"), "a login\n");
+        assert_eq!(fs::read_to_string(login).expect("there"), "a login\n");
+    }
 }
 
 /// A check may do what the worker's commands may, and write nothing of the task.
 #[test]
 fn check_is_held_like_the_worker() {
-    let works = "\"$HELPER\" tick 1 && \"$HELPER\" tick 2 && \"$HELPER\" finish Fine.";
-    let Some(world) = World::new("write", works) else { return };
-    let check = r#"act() { if (eval "$2") >/dev/null 2>&1; then echo "$1: done"; else echo "$1: refused"; fi >>acts; }
-act 'edit' 'echo x >>README'
-act 'write a temporary file' 'mktemp'
-act 'read the plan' 'cat "$DISPATCH_TASK_DIR/plan.md"'
-act 'write the plan' 'echo "- [ ] More" >>"$DISPATCH_TASK_DIR/plan.md"'
-act 'write a git hook' 'echo x >.git/hooks/pre-commit'
-act 'write in the home directory' 'echo x >~/outside'
-act 'see the record' 'cat ~/.dispatch/state/*/x/record.yaml'
-act 'see keys' 'cat ~/.ssh/id'
-act 'see a login' 'cat ~/.claude/.credentials.json'
-readlink /proc/self/ns/net >network"#;
-    world.dispatch(&["--check", check]);
-    world.sandbox.wait_for_state("x", "done");
-    let read = |path| fs::read_to_string(world.sandbox.project().join(path)).expect("there");
-    let own = fs::read_link("/proc/self/ns/net").expect("Linux");
-    assert_eq!(read("network").trim(), own.display().to_string());
-    same(
-        &read("acts"),
-        str![[r#"
+    for tier in TIERS {
+        let works = "\"$HELPER\" tick 1 && \"$HELPER\" tick 2 && \"$HELPER\" finish Fine.";
+        let Some(world) = World::held_by(tier, "write", works) else { return };
+        let check = r#"act() { if (eval "$2") >/dev/null 2>&1; then echo "$1: done"; else echo "$1: refused"; fi >>acts; }
+    act 'edit' 'echo x >>README'
+    act 'write a temporary file' 'mktemp'
+    act 'read the plan' 'cat "$DISPATCH_TASK_DIR/plan.md"'
+    act 'write the plan' 'echo "- [ ] More" >>"$DISPATCH_TASK_DIR/plan.md"'
+    act 'write a git hook' 'echo x >.git/hooks/pre-commit'
+    act 'write in the home directory' 'echo x >~/outside'
+    act 'see the record' 'cat ~/.dispatch/state/*/x/record.yaml'
+    act 'see keys' 'cat ~/.ssh/id'
+    act 'see a login' 'cat ~/.claude/.credentials.json'
+    readlink /proc/self/ns/net >network"#;
+        world.dispatch(&[tier.args(), &["--check", check]].concat());
+        world.sandbox.wait_for_state("x", "done");
+        let read = |path| fs::read_to_string(world.place().join(path)).expect("there");
+        let own = fs::read_link("/proc/self/ns/net").expect("Linux");
+        assert_eq!(read("network").trim(), own.display().to_string());
+        same(
+            &read("acts"),
+            str![[r#"
 edit: done
 write a temporary file: done
 read the plan: done
@@ -764,7 +948,8 @@ see keys: refused
 see a login: refused
 
 "#]],
-    );
+        );
+    }
 }
 
 /// A new worktree is set up in the task's sandbox, with access to write there even for a worker at `read`.
@@ -778,8 +963,8 @@ act 'write in the home directory' 'echo x >~/outside'
 act 'write the plan' 'echo x >>"$DISPATCH_TASK_DIR/plan.md"'
 act 'see keys' 'cat ~/.ssh/id'
 "#;
-    for access in ["read", "write"] {
-        let Some(world) = World::new(access, works) else { return };
+    for (tier, access) in TIERS.iter().flat_map(|tier| [(*tier, "read"), (*tier, "write")]) {
+        let Some(world) = World::held_by(tier, access, works) else { return };
         let sandbox = &world.sandbox;
         let hook = sandbox.project().join(".git/hooks/post-checkout");
         write_program(sandbox, &hook, &format!("{acts}echo \"hook $3\" >>acts"));

@@ -531,7 +531,8 @@ fn set_up_never_runs_a_workers_files_unheld() {
     write_program(&sandbox, &hook, "echo hook >>~/ran");
     sandbox.config("default: gpt\nmodels: { gpt: { backend: codex } }\n");
     let dispatch = |id: &str, options: &[&str]| {
-        let call = spawn(&sandbox, id, "gpt").args(options).env("PATH", &bin).run();
+        let call = spawn(&sandbox, id, "gpt").args(options).env("PATH", &bin);
+        let call = call.env("DISPATCH_FAIL", "landlock").run();
         assert_eq!(call.code, Some(0), "{}", call.err);
     };
     dispatch("own", &[]);
@@ -539,8 +540,8 @@ fn set_up_never_runs_a_workers_files_unheld() {
     assert_eq!(sandbox.last_of("ran", 1), "hook");
     dispatch("hook", &["--after", "own"]);
     sandbox.wait_for_state("hook", "done");
-    let why =
-        "not run without a sandbox on what a worker wrote: bubblewrap (bwrap) is not installed";
+    let why = "not run without a sandbox on what a worker wrote: landlock needs Linux 6.2; \
+               bubblewrap (bwrap) is not installed";
     assert_eq!(sandbox.read("hook", "tells/001"), format!("post-checkout hook {why}"));
     sandbox.set_up("{ setup: echo set-up >>~/ran }");
     dispatch("set-up", &["--after", "own"]);
@@ -883,8 +884,13 @@ fn sandboxed_cli_may_write_to_no_directory_of_the_persons_repository() {
     let sandbox = Sandbox::with_git();
     sandbox.config("backends: { codex: {} }\nmodels: { gpt: { backend: codex } }\n");
     let path = path_with(&sandbox, "codex", "exec sleep 1000");
-    spawn(&sandbox, "x", "gpt").env("PATH", &path).run().ok();
-    spawn(&sandbox, "y", "gpt").args(&["--access", "read"]).env("PATH", &path).run().ok();
+    spawn(&sandbox, "x", "gpt").env("PATH", &path).env("DISPATCH_FAIL", "landlock").run().ok();
+    spawn(&sandbox, "y", "gpt")
+        .args(&["--access", "read"])
+        .env("PATH", &path)
+        .env("DISPATCH_FAIL", "landlock")
+        .run()
+        .ok();
     let prompt = sandbox.read("y", "prompt.md");
     assert!(prompt.contains("branch dispatch/y: never\npush"), "{prompt}");
     let calls = wait_until("both are called", || {
@@ -917,7 +923,7 @@ fn forged_git_file_opens_no_directory_to_the_worker() {
     let sandbox = Sandbox::with_git();
     sandbox.config("backends: { codex: {} }\nmodels: { gpt: { backend: codex } }\n");
     let path = path_with(&sandbox, "codex", "exit 7");
-    spawn(&sandbox, "x", "gpt").env("PATH", &path).run().ok();
+    spawn(&sandbox, "x", "gpt").env("PATH", &path).env("DISPATCH_FAIL", "landlock").run().ok();
     sandbox.wait_for_state("x", "failed: exit code 7");
     until_over(&sandbox, "x");
     let secret = sandbox.home().join("secret");
@@ -926,7 +932,11 @@ fn forged_git_file_opens_no_directory_to_the_worker() {
     let text = format!("gitdir: {}\n", secret.display());
     fs::remove_dir_all(path_of_x.join(".git")).expect("removed");
     fs::write(path_of_x.join(".git"), text).expect("written");
-    let ran = sandbox.call("dispatch-spawn", &["x", "--resume"]).env("PATH", &path).run();
+    let ran = sandbox
+        .call("dispatch-spawn", &["x", "--resume"])
+        .env("PATH", &path)
+        .env("DISPATCH_FAIL", "landlock")
+        .run();
     assert_eq!(ran.code, Some(73), "{}", ran.err);
     let calls = fs::read_to_string(sandbox.top().join("calls")).expect("called");
     assert!(!calls.contains("secret"), "{calls}");

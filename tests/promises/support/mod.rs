@@ -49,6 +49,8 @@ pub(crate) fn repository(path: &str) -> PathBuf {
 /// A temporary home with a project.
 pub(crate) struct Sandbox {
     top: PathBuf,
+    /// The `PATH` of the helpers and programs.
+    path: OsString,
     // Removed after `drop` has ended all processes that could still write into it.
     _directory: tempfile::TempDir,
 }
@@ -58,7 +60,8 @@ impl Sandbox {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let top = directory.path().canonicalize().expect("its real path");
-        let sandbox = Self { top, _directory: directory };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let sandbox = Self { top, path, _directory: directory };
         for path in [sandbox.project(), sandbox.scripts(), sandbox.temporary()] {
             fs::create_dir_all(path).expect("a directory");
         }
@@ -75,6 +78,14 @@ impl Sandbox {
         sandbox.git(&["add", "."]);
         sandbox.git(&["commit", "-q", "-m", "Begin"]);
         sandbox
+    }
+
+    /// Hides bubblewrap from the helpers.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn hide_bubblewrap(&mut self) {
+        let programs = self.top.join("programs");
+        helpers::link_all_but_bubblewrap(&self.path, &programs);
+        self.path = programs.into();
     }
 
     /// Runs git in the project and returns its output.
@@ -181,7 +192,7 @@ impl Sandbox {
     pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Call {
         let mut command = Command::new(program);
         command.env_clear().env("HOME", self.home()).current_dir(self.project());
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("PATH", &self.path);
         command.env("TMPDIR", self.temporary()).env("GIT_CONFIG_NOSYSTEM", "1");
         // A CLI may run the tests; here, the person calls, and messages wake at once.
         command.env("DISPATCH_FAIL", "callers").env("DISPATCH_TELL_MS", "0");
