@@ -566,6 +566,17 @@ exit 69
     sandbox.ok("dispatch-spawn", &["x", "--worktree"]);
     let shown = sandbox.ok("dispatch-reconcile", &["show", "x"]);
     assert!(shown.contains(&format!("\nwrite: {open}")), "{shown}");
+    // Neither a bubblewrap that cannot start nor a kernel without Landlock holds anything.
+    write_program(sandbox, &sandbox.top().join("programs/bwrap"), "echo 'bwrap: No' >&2; exit 1");
+    let dry = || sandbox.call("dispatch-spawn", &["y", "--dry-run", "--worktree", "--plan", "-"]);
+    let told = dry().input(PLAN).run().ok();
+    assert!(told.ends_with(&format!("\n# write: {open}")), "{told}");
+    dry().input(PLAN).env("DISPATCH_FAIL", "landlock").run().shows(str![[r#"
+exit 69
+! dispatch-spawn: held's workers cannot be held to 'write' access
+!   landlock needs Linux 6.2; bubblewrap cannot start: bwrap: No
+!   next: if the user lets them do anything: dispatch-config set-access held full
+"#]]);
 }
 
 /// Changes and looks of all kinds, at all kinds of places outside, that nobody has thought of one by one.
