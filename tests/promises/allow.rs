@@ -239,6 +239,10 @@ exit 64
 !   a worker called this
 !   next: leave this to the session that dispatched the task
 "#]]);
+    let new = Sandbox::new();
+    let ran =
+        new.by_claude("", &command("BIN/dispatch-config setup --default m --full codex --yes"));
+    assert!(ran.run().err.contains("only a person may decide this: workers that may do anything"));
     for free in [
         "set-default held",
         "add-alias quick --model held",
