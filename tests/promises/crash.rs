@@ -439,6 +439,7 @@ supervisor:ends
 supervisor:locked
 supervisor:prepared
 supervisor:reaped
+supervisor:review
 supervisor:started
 "#]],
     );

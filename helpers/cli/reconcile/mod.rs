@@ -203,8 +203,9 @@ pub fn main() -> ExitCode {
             ReconcileCommand::Adopt { tasks } => adopt(&project()?, tasks),
             ReconcileCommand::Note { task: id, text } => {
                 let (task, text) = (subject(id)?, some_text(text, "the note")?);
+                let is_checked = task.record()?.is_some_and(|it| it.first_check().is_some());
                 // The lock excludes the end of the checks, after which nobody reads the note.
-                let _lock = task.lock()?;
+                let _lock = is_checked.then(|| task.lock()).transpose()?;
                 if task.view()?.state == State::Done {
                     return Err(Refusal::new(Exit::Data, format!("'{id}' is done"))
                         .next("dispatch a new task for further work")
