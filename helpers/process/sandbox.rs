@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use crate::process::{capture, find_program, os};
+use crate::process::{CaptureError, capture, find_program, os};
 
 /// The access of a sandboxed process to a path and everything below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -326,7 +326,10 @@ fn holder_that_protects(path: &Path, hidden: &Path, nested: bool) -> Result<Hold
         let mut command = command.map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_secs(5);
         let output = capture(&mut command, deadline, 64 << 10);
-        let output = output.map_err(|error| format!("{holder} does not work: {error:?}"))?;
+        let output = output.map_err(|error| match error {
+            CaptureError::NotStarted(error) => format!("{holder} cannot start: {error}"),
+            error => format!("{holder} does not work: {error:?}"),
+        })?;
         if std::fs::read(path).is_ok_and(|text| text != b"seen") {
             return Err(format!("{holder} does not keep a process from writing"));
         }
@@ -386,6 +389,20 @@ mod tests {
         let own = std::fs::read_link("/proc/self/ns/net").expect("there");
         assert!(said.starts_with("net:["), "{}", String::from_utf8_lossy(&output.stderr));
         assert_ne!(said.trim(), own.to_string_lossy());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn landlock_closes_the_network_by_denying_sockets() {
+        let script = "socket(S, PF_INET, SOCK_STREAM, 0) or exit 1";
+        let argv = ["perl", "-MSocket", "-e", script].map(OsString::from);
+        for closes_network in [false, true] {
+            let sandbox = Sandbox { closes_network, ..Sandbox::default() };
+            let command = sandbox.command(Holder::Landlock, Path::new("/"), &argv);
+            // An older kernel has no Landlock.
+            let Ok(mut command) = command else { return };
+            assert_eq!(command.status().expect("it runs").success(), !closes_network);
+        }
     }
 
     #[test]
