@@ -426,6 +426,10 @@ fn dispatch_stays_within_the_budget() {
     let table = table(&ours, &original);
     compare_with_page(&table);
 
+    let checked = cost(Side::Skill, story::FIVE_CHECKED);
+    let more = checked.bytes - ours.five.bytes;
+    assert!(more <= CHECKS && checked.requests == ours.five.requests, "{more} bytes: {checked:?}");
+
     let text = include_str!("../../SKILL.md").splitn(3, "---\n").nth(2).expect("a body");
     assert!(text.len() <= SKILL, "SKILL.md has {} bytes after its frontmatter", text.len());
     assert!(ours.command.skill <= SKILL_WITH_BRIEF, "{table}");
@@ -447,6 +451,8 @@ const COMMAND_CALLS: usize = 1;
 const AGENT_CALLS: usize = 2;
 const TASK: usize = 1_500;
 const QUESTION: usize = 1_600;
+/// Two checks in the story of five tasks.
+const CHECKS: usize = 300;
 
 /// The table for people.
 fn table(ours: &Costs, original: &Costs) -> String {

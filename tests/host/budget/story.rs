@@ -124,6 +124,26 @@ pub(super) const FIVE: &[Scene] = &[
     Scene::Ends(&REVIEW),
 ];
 
+/// The five tasks, two of them with a check.
+pub(super) const FIVE_CHECKED: &[Scene] = &[
+    Scene::Dispatch(
+        "/dispatch before the release: 1) opus reviews the error handling in src/api 2) sonnet \
+         looks for slow queries 3) sonnet in a worktree moves the settings to TOML 4) gpt-5.5 adds \
+         a test for the parser 5) demo greets everybody",
+        ALL_CHECKED,
+    ),
+    Scene::Asks(&CHECKED_PARSER),
+    Scene::Answer(&CHECKED_PARSER),
+    Scene::Status(ALL_CHECKED),
+    Scene::Ends(&QUERIES),
+    Scene::Ends(&CHECKED_PARSER),
+    Scene::Ends(&CHECKED_GREET),
+    Scene::Ends(&SETTINGS),
+    Scene::Ends(&REVIEW),
+];
+
+const ALL_CHECKED: &[&Work] = &[&REVIEW, &QUERIES, &SETTINGS, &CHECKED_PARSER, &CHECKED_GREET];
+
 const ALL: &[&Work] = &[&REVIEW, &QUERIES, &SETTINGS, &PARSER, &GREET];
 
 /// A task of a command, from the request to the report.
@@ -239,6 +259,11 @@ static GREET: Work = Work {
     error: None,
     end: "greet is done: everybody is greeted.",
 };
+
+static CHECKED_PARSER: Work =
+    Work { job: Job { model: "gpt-5.5 --check 'test -d .'", ..PARSER.job }, ..PARSER };
+static CHECKED_GREET: Work =
+    Work { job: Job { model: "demo --check 'test -d .'", ..GREET.job }, ..GREET };
 
 static AGAIN: Work = Work {
     job: Job { id: "thank", ..GREET.job },
