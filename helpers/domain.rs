@@ -290,6 +290,9 @@ pub struct Usage {
     pub cost_usd: Option<f64>,
 }
 
+/// The advice on how to write a budget.
+pub const BUDGETS: &str = "write 5usd, 2Mtok or 90m, or several with commas";
+
 /// The most that a task may use before a person is asked. A part that is `None` has no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -344,8 +347,8 @@ impl FromStr for Budget {
                 budget.tokens = Some(count as u64);
             } else {
                 let time = humantime::parse_duration(part).ok().filter(|time| !time.is_zero());
-                let expected = || format!("no budget is '{part}', expected 5usd, 2Mtok or 90m");
-                budget.time = Some(time.ok_or_else(expected)?);
+                let wrong = || format!("'{part}' is no budget");
+                budget.time = Some(time.ok_or_else(wrong)?);
             }
         }
         Ok(budget)
@@ -368,15 +371,16 @@ impl From<Budget> for String {
 
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let usd = self.usd.map(|usd| format!("{usd}usd"));
+        let usd = self.usd.map(|usd| format!("{usd:.6}"));
+        let usd = usd.map(|usd| format!("{}usd", usd.trim_end_matches('0').trim_end_matches('.')));
         let tokens = self.tokens.map(|count| match count {
             count if count % 1_000_000 == 0 => format!("{}Mtok", count / 1_000_000),
             count if count % 1000 == 0 => format!("{}ktok", count / 1000),
             count => format!("{count}tok"),
         });
-        let time = self.time.map(|time| match (time.as_secs() % 60, time.subsec_nanos()) {
-            (0, 0) => format!("{}m", time.as_secs() / 60),
-            _ => humantime::format_duration(time).to_string(),
+        let time = self.time.map(|time| match time.as_millis() as u64 {
+            ms if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
+            ms => format!("{ms}ms"),
         });
         let parts: Vec<_> = [usd, tokens, time].into_iter().flatten().collect();
         f.write_str(&parts.join(","))
@@ -463,7 +467,7 @@ mod tests {
             ("0.50 usd, 90m", "0.5usd,90m"),
             ("2Mtok", "2Mtok"),
             ("1.5Mtok,2h", "1500ktok,120m"),
-            ("12tok, 30s", "12tok,30s"),
+            ("12tok, 30s", "12tok,30000ms"),
         ];
         for (given, written) in rows {
             let budget: Budget = given.parse().expect(given);

@@ -8,7 +8,7 @@ use clap::Parser;
 use serde_json::json;
 
 use crate::cli::{directory, done, project, refuse_elsewhere, run, say, text};
-use crate::domain::{Access, Budget, PromptVia, TaskId};
+use crate::domain::{Access, BUDGETS, Budget, PromptVia, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::host::refuse_undecided;
@@ -62,7 +62,7 @@ pub struct Args {
     check: Vec<String>,
     /// Ask before the task uses more than LIMIT, as 5usd,2Mtok,90m [default: the config's]
     #[arg(long, value_name = "LIMIT")]
-    budget: Option<Budget>,
+    budget: Option<String>,
     /// Count the task as done only if NAME, a model that reads the work, has no findings
     #[arg(long, value_name = "NAME")]
     review: Option<String>,
@@ -167,7 +167,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         keep: args.keep,
         checks: args.check.clone(),
         review: args.review.clone(),
-        budget: args.budget,
+        budget: budget(args)?,
         after: args.after.iter().map(|id| id.parse()).collect::<Result<_, _>>()?,
         plan,
         directory: here,
@@ -180,6 +180,12 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     let dispatched = prepared.start(project)?;
     dispatched.remarks.iter().for_each(say);
     done(start_line(&task, &name, Some(&dispatched.summary), dispatched.start?))
+}
+
+/// The budget that the person gave.
+fn budget(args: &Args) -> Result<Option<Budget>> {
+    let wrong = |error: String| Refusal::new(Exit::Usage, error).next(BUDGETS);
+    Ok(args.budget.as_deref().map(|it| it.parse().map_err(wrong)).transpose()?)
 }
 
 /// The plan's text and its source.
@@ -236,7 +242,7 @@ fn resume(args: &Args, project: &Project, task: &Task) -> Result<Exit> {
         model: args.model.clone(),
         access: args.access,
         skip: args.skip.clone(),
-        budget: args.budget,
+        budget: budget(args)?,
     };
     let (resumed, remark) = resume::resume(project, task, &request)?;
     remark.iter().for_each(say);

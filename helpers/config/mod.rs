@@ -248,9 +248,12 @@ mod tests {
             ("patience: [1]\n", "'patience' must be a single value"),
             ("max_workers: 0\n", "(expected a whole number above 0)"),
             ("stop_silent: yes\n", "(expected a boolean)"),
-            ("budget: 5 eur\n", "so budget is disabled (expected 5usd, 2Mtok or 90m)"),
             (
-                "backends: { x: { bugdet: 5m } }\n",
+                "budget: 5 eur\n",
+                "'5 eur' is no budget, so budget is disabled (write 5usd, 2Mtok or 90m, or",
+            ),
+            (
+                "backends: { x: { budgets: 5m } }\n",
                 "so backends.x is disabled (did you mean 'budget'?)",
             ),
             ("default: {a: b}\n", "'default' must be a single value, so default is disabled"),

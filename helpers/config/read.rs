@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::config::check::{Problem, Severity, closest};
 use crate::config::spans::{Node, NodeKind};
 use crate::config::{AliasEntry, Config, Entries};
-use crate::domain::Backend;
+use crate::domain::{BUDGETS, Backend, Budget};
 use crate::tools::models::provider;
 
 /// The keys of a config.
@@ -42,7 +42,7 @@ pub(super) fn read(text: &str, root: &Node) -> Config {
         max_workers: reader.value(&fields, "max_workers").map(NonZeroUsize::get),
         wait_for_limit: reader.value(&fields, "wait_for_limit"),
         check_limit: reader.value(&fields, "check_limit").map(NonZeroU64::get),
-        budget: reader.value(&fields, "budget"),
+        budget: reader.budget(&fields),
         notify: reader.text(&fields, "notify"),
         ..Config::default()
     };
@@ -196,7 +196,7 @@ impl<'a> Reader<'a> {
             route: self.value(&fields, "route"),
             prompt: self.value(&fields, "prompt"),
             access: self.value(&fields, "access"),
-            budget: self.value(&fields, "budget"),
+            budget: self.budget(&fields),
         }
     }
 
@@ -264,6 +264,12 @@ impl<'a> Reader<'a> {
             self.error(self.part.clone(), key, what, format!("add '{name}: ...'"));
         }
         self.text(fields, name).unwrap_or_default()
+    }
+
+    fn budget(&mut self, fields: &Fields<'a>) -> Option<Budget> {
+        let (text, node) = self.scalar(fields, "budget")?;
+        let wrong = |error: String| self.error(self.part_of("budget"), node, error, BUDGETS);
+        text.parse().map_err(wrong).ok()
     }
 
     /// The value of a field that is a number, a truth value or one of some words.

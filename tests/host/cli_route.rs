@@ -168,6 +168,7 @@ const WORKTREE_CONFIG: &str = "
 backends: { claude: { route: cli }, codex: {} }
 models: { opus: { backend: claude }, gpt-5.5: { backend: codex } }
 worktree: { setup: ': >dependency; echo dependency >>.git/info/exclude' }
+notify: cat >>$HOME/told
 ";
 
 /// The script of a model that has to commit, and to commit again what a check misses.
@@ -249,6 +250,15 @@ impl Person {
         self.call(helpers::path("dispatch-spawn"), args, plan);
     }
 
+    /// The first event that the person's command is told of.
+    fn told(&self) -> serde_json::Value {
+        let told = self.home.path().join("told");
+        wait_until(DEADLINE, "the person is notified", || {
+            let lines = fs::read_to_string(&told).unwrap_or_default();
+            serde_json::from_str(lines.lines().next()?).ok()
+        })
+    }
+
     /// The state of the task x and its reason, when its worker has ended.
     fn wait_for_end(&self) -> (String, String) {
         let reconcile = helpers::path("dispatch-reconcile");
@@ -273,6 +283,8 @@ fn commits_in_its_worktree(name: &str, by: &str) {
     assert_eq!(person.wait_for_end().0, "done");
     let shown = person.call(helpers::path("dispatch-reconcile"), &["show", "x"], "");
     assert!(shown.contains(&format!("\nwrite: {by}; ")), "{shown}");
+    let told = person.told();
+    assert!(told["text"].as_str().is_some_and(|it| it.contains(", checked) on branch")), "{told}");
     let log = person.git(&["log", "--format=%s", "dispatch/x"]);
     let said = file(state(&person.home, "x").join("attempts/1/log"));
     assert_eq!(log, "More\nWork\nBegin\n", "{said}");
@@ -319,6 +331,7 @@ fn asks_when_its_budget_is_used_up(name: &str, budget: &str) {
     let is_asked =
         because.starts_with("budget: ") && because.ends_with(&format!("of {budget} used"));
     assert!(state_of_x == "blocked" && is_asked, "{state_of_x}: {because}: {said}");
+    assert_eq!(person.told()["event"], "limit");
     person.spawn(&["x", "--resume", "--budget", "1h"]);
     let end = person.wait_for_end();
     let said = file(state(&person.home, "x").join("attempts/2/log"));

@@ -146,7 +146,7 @@ fn killed_supervisor_is_replaced_and_checks_again() {
     assert_eq!(sandbox.state("x"), checking);
     sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
 exit 0
-repaired: x supervised again
+repaired: x supervised again[..]
 x running 2/2 AGE fixes — checking: echo $$ >>runs; until [ -e '$HOME/project/go' ]; do sleep 0.…
 "#]]);
     sandbox.lines("runs", 2);

@@ -408,8 +408,8 @@ exit 69
 "#]]);
     spawn(&sandbox, "5 eur").run().shows(str![[r#"
 exit 64
-! dispatch-spawn: invalid value '5 eur' for '--budget <LIMIT>': no budget is '5 eur', expected 5usd, 2Mtok or 90m
-!   next: see dispatch-spawn --help
+! dispatch-spawn: '5 eur' is no budget
+!   next: write 5usd, 2Mtok or 90m, or several with commas
 "#]]);
     let workers = fs::read_to_string(sandbox.config_path()).expect("a config");
     let agents = "backends: { claude: { route: agent } }\nmodels: { slow: { backend: claude } }\n";
@@ -423,10 +423,10 @@ exit 69
 !   slow does not report the tokens that it uses
 !   next: limit the time, which always works: --budget 90m
 "#]]);
-    refused(&format!("budegt: 90m\n{workers}")).shows(str![[r#"
+    refused(&format!("budgets: 90m\n{workers}")).shows(str![[r#"
 exit 65
-! dispatch-spawn: the config is wrong: unknown key 'budegt'
-!   HOME/.dispatch/config.yaml, line 1, column 1: budegt: 90m
+! dispatch-spawn: the config is wrong: unknown key 'budgets'
+!   HOME/.dispatch/config.yaml, line 1, column 1: budgets: 90m
 !        ^ did you mean 'budget'?
 "#]]);
     refused(&format!("budget: 9usd\n{agents}")).shows(str![[r#"

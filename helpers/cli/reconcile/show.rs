@@ -152,7 +152,8 @@ fn markdown(view: &View) -> Result<String> {
     facts.extend(view.usage().map(|usage| format!("used: {usage}")));
     facts.extend((!record.budget.is_none()).then(|| format!("budget: {}", record.budget)));
     for attempt in task.attempts()? {
-        facts.push(end_of(&attempt, view.is_alive())?);
+        let is_last = view.attempt.as_ref().is_some_and(|last| last.number == attempt.number);
+        facts.push(end_of(&attempt, is_last && view.is_alive())?);
         facts.extend(checks_of(&attempt)?);
     }
     text.extend(facts.iter().map(|fact| format!("- {}\n", sanitize(fact).replace('\n', " "))));
