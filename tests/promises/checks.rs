@@ -144,11 +144,12 @@ fn killed_supervisor_is_replaced_and_checks_again() {
     assert_eq!(sandbox.state("x"), checking);
     kill_and_wait(sandbox.supervisor_of("x"));
     assert_eq!(sandbox.state("x"), checking);
-    sandbox.run("dispatch-reconcile", &["status"]).shows(str![[r#"
-exit 0
-repaired: x supervised again[..]
-x running 2/2 AGE fixes — checking: echo $$ >>runs; until [ -e '$HOME/project/go' ]; do sleep 0.…
-"#]]);
+    // On a busy machine, a look may also meet a file that the new supervisor is writing.
+    wait_until("a supervisor takes over", || {
+        let status = sandbox.ok("dispatch-reconcile", &["status"]);
+        assert!(status.contains("x running 2/2 "), "{status}");
+        status.contains("repaired: x supervised again").then_some(())
+    });
     sandbox.lines("runs", 2);
     wait_until("the first check ended", || (!runs(first.parse().expect("a pid"))).then_some(()));
     assert_eq!(sandbox.state("x"), checking);
