@@ -1112,7 +1112,7 @@ dispatch-monitor: cannot open the lock STATE/x/news.lock: Permission denied (os 
 dispatch-monitor: cannot open the lock STATE/x/lock: Permission denied (os error 13)
   next: call as the owner, or change the mode
 == dispatch-reconcile note x Mind the gap.: Some(1)
-dispatch-reconcile: cannot open the lock STATE/x/lock: Permission denied (os error 13)
+dispatch-reconcile: cannot make the directory STATE/x/notes: Permission denied (os error 13)
   next: call as the owner, or change the mode
 == dispatch-reconcile stop x: Some(1)
 dispatch-reconcile: cannot open the lock STATE/x/lock: Permission denied (os error 13)

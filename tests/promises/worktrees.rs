@@ -1365,12 +1365,15 @@ const ATTACKS: [(&str, &str); 14] = [
         "echo \"$OTHER/.git/objects\" >>.git/objects/info/alternates
          git reset -q --soft $(git -C \"$OTHER\" rev-parse HEAD)",
     ),
-    ("missing object", "git commit -q --allow-empty -m New; rm -rf .git/objects/[0-9a-f][0-9a-f]"),
+    (
+        "missing object",
+        "git commit -q --allow-empty -m Missing; rm -rf .git/objects/[0-9a-f][0-9a-f]",
+    ),
     ("linked .git", "mv .git ../git-of-x; ln -s ../git-of-x .git"),
     ("file .git", "rm -rf .git; echo \"gitdir: $PROJECT/.git\" >.git"),
     (
         "linked objects",
-        "git commit -q --allow-empty -m New; rm -rf .git/objects; ln -s \"$OTHER/.git/objects\" .git/objects",
+        "git commit -q --allow-empty -m Linked; rm -rf .git/objects; ln -s \"$OTHER/.git/objects\" .git/objects",
     ),
     ("linked references", "rm -rf .git/refs; ln -s \"$OTHER/.git/refs\" .git/refs"),
     (
