@@ -399,7 +399,7 @@ fn codex_reviews_the_work_of_claude() {
 const TRIES: &str = "for f in .claude/settings.local.json .claude/new/x .mcp.json CLAUDE.md .husky/x \
     .codex/config.toml .agents/x .vscode/tasks.json .git/config .git/hooks/post-merge .git/index below/.git/x \
     /tmp/dispatch-host-test; do mkdir -p $(dirname $f); (echo x >>$f) && echo $f; done >found 2>errors; \
-    mktemp && touch work; git add work && git commit -q -m Work; git -C OTHER config x.y z >>found";
+    mktemp >made && touch work; git add work && git commit -q -m Work; git -C OTHER config x.y z >>found";
 
 /// Runs a task on a machine without bubblewrap, where Codex brings its own; returns what
 /// git shows in the project, and the home.
@@ -444,6 +444,7 @@ fn codex_without_bubblewrap_writes_nothing_that_others_obey() {
     let (wrote, home) = held_by_codex_alone();
     let log = file(state(&home, "x").join("attempts/1/log"));
     assert_eq!(file(home.project().join("found")), "below/.git/x\n", "{log}");
-    assert_eq!(wrote, "?? errors\n?? found\n?? work\n!! .dispatch/\nBegin\n", "{log}");
-    assert!(log.contains(".dispatch/homes/"), "its own temporary directory: {log}");
+    assert_eq!(wrote, "?? errors\n?? found\n?? made\n?? work\n!! .dispatch/\nBegin\n", "{log}");
+    let made = file(home.project().join("made"));
+    assert!(made.contains("/.dispatch/homes/"), "its own temporary directory: {made}");
 }
