@@ -171,18 +171,11 @@ fn change_worker(
         )?,
         access,
         role: choice.prompt.clone(),
+        limited: Vec::new(),
         ..record
     };
     worker::check_start(task, &mut new, &choice.settings)?;
     ops::refuse_logged_out(&config, &new, &chosen)?;
-    task.change_record(|record| {
-        record.name.clone_from(&new.name);
-        record.model.clone_from(&new.model);
-        record.backend.clone_from(&new.backend);
-        record.route = new.route;
-        record.role.clone_from(&new.role);
-        record.access = new.access;
-        record.holder = new.holder;
-    })?;
+    task.change_record(|record| record.set_worker(new.clone()))?;
     Ok((new, chosen.note))
 }

@@ -110,6 +110,13 @@ impl Record {
         self.worktree.is_some() && self.access != Access::Read
     }
 
+    /// Gives the task the worker of another record: its model, access and what holds it.
+    pub fn set_worker(&mut self, new: Self) {
+        let Self { name, model, backend, role, route, access, holder, limited, .. } = new;
+        (self.name, self.model, self.backend, self.role) = (name, model, backend, role);
+        (self.route, self.access, self.holder, self.limited) = (route, access, holder, limited);
+    }
+
     /// The access level of the private directory that holds the worker's sessions; `None` for the
     /// person's own.
     pub fn home(&self) -> Option<Access> {

@@ -141,14 +141,11 @@ pub(super) fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<
     let is_short = stated.is_some_and(|until| until - now <= longest);
     let fallback = config.resolve(Some(&record.name)).ok().and_then(|choice| choice.fallback);
     let is_new = |name: &String| *name != record.name && !record.limited.contains(name);
-    let fallback = fallback.filter(|name| !is_short && is_new(name));
+    let fallback = fallback.filter(|name| !is_short && times <= MOST_PARKS && is_new(name));
     if fallback.is_none() && (is_overload || stated.is_none() && times > MOST_PARKS) {
         return Ok(None);
     }
-    let until = match fallback {
-        Some(_) => now,
-        None => stated.unwrap_or(now + back_off(times).as_secs()),
-    };
+    let until = stated.unwrap_or(now + back_off(times).as_secs());
     Ok(Some(Wait::Parked { until, stated: stated.is_some(), times, said, fallback }))
 }
 
@@ -159,28 +156,38 @@ fn back_off(times: u32) -> Duration {
 
 /// Gives a task whose worker is at its limit to the fallback, and tells the host so.
 fn fall_back(task: &Task) -> Result<()> {
-    let Some(Wait::Parked { fallback: Some(name), stated, times, said, .. }) = task.wait()? else {
+    let Some(Wait::Parked { until, stated, times, said, fallback: Some(name) }) = task.wait()?
+    else {
         return Ok(());
     };
     let record = task.record()?.context("the task has no record")?;
     let before = record.name.clone();
-    if before == name {
-        return Ok(());
-    }
-    match replaced(task, record, &name) {
+    // A supervisor that died may have recorded the fallback.
+    let new = (before != name).then(|| replaced(task, record, &name)).transpose();
+    let (until, fallback) = match new {
         Ok(new) => {
-            task.side().tell(&format!("{before} is at its limit ({said}): {name} continues"))?;
-            task.change_record(|record| *record = Record { stop: record.stop, ..new })
+            if let Some(new) = new {
+                task.side()
+                    .tell(&format!("{before} is at its limit ({said}): {name} continues"))?;
+                // A person may have named another worker meanwhile.
+                let set = |record: &mut Record| record.set_worker(new);
+                task.change_record(|it| {
+                    if it.name == before {
+                        set(it)
+                    }
+                })?;
+            }
+            (unix_seconds(), Some(name))
         }
         Err(error) => {
             let why = error.to_string();
             let why = why.lines().next().unwrap_or_default();
             task.side()
                 .tell(&format!("{before} is at its limit, and {name} cannot continue: {why}"))?;
-            let until = unix_seconds() + back_off(times).as_secs();
-            task.set_wait(Some(&Wait::Parked { until, stated, times, said, fallback: None }))
+            (until, None)
         }
-    }
+    };
+    task.set_wait(Some(&Wait::Parked { until, stated, times, said, fallback }))
 }
 
 /// The record for another worker, which gets no more access than the one before.
@@ -319,8 +326,8 @@ impl QueuePlace {
     }
 }
 
-/// A number in the queue, from 1 on; lower numbers go first, and a worker that runs already takes one below. A ticket counts while its file is locked, so nobody
-/// waits for a dead holder.
+/// A number in the queue; lower numbers go first, and a worker that runs already takes one below all.
+/// A ticket counts while its file is locked, so nobody waits for a dead holder.
 struct Ticket {
     number: i64,
     path: PathBuf,

@@ -181,8 +181,8 @@ fn living(task: &Task) -> Result<Option<Attempt>> {
     Ok(lives.then_some(attempt))
 }
 
-/// Takes the run lock, which a finishing supervisor may still hold for a moment; `None` if the lock is
-/// reason to take it is over, for example because another supervisor has passed an answer on.
+/// Takes the run lock, which a finishing supervisor may still hold for a moment; `None` if the reason to
+/// take it is over, for example because another supervisor has passed an answer on.
 fn take_run_lock(task: &Task, only_if: Option<Only>) -> Result<Option<Lock>> {
     let path = task.run_lock_path();
     let begin = Instant::now();

@@ -387,16 +387,33 @@ fn fallback_at_its_own_limit_or_without_its_program_leaves_the_task_parked() {
     spawn(&sandbox).run().ok();
     wait_until_parked(&sandbox, 2);
     assert!(sandbox.read("x", "record.yaml").contains("name: gpt\n"));
+    for (resets, state) in [(None, "parked: rate limit, tries again at "), (Some(7200), PARKED)] {
+        let sandbox = with_fallback(resets, CODEX, "");
+        sandbox.remove_cli("codex");
+        spawn(&sandbox).run().ok();
+        wait_until_parked(&sandbox, 1);
+        let told = sandbox.read("x", "tells/001");
+        assert_eq!(
+            told,
+            "opus is at its limit, and gpt cannot continue: the CLI of backend 'codex' is not installed"
+        );
+        assert!(sandbox.read("x", "record.yaml").contains("name: opus\n"));
+        assert!(sandbox.state("x").starts_with(state.split("TIME").next().expect("words")));
+        let wait: serde_json::Value =
+            serde_json::from_str(&sandbox.read("x", "wait")).expect("JSON");
+        let until = wait["parked"]["until"].as_u64().expect("seconds");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_secs();
+        let left = until.saturating_sub(now);
+        assert_eq!(left > 3600, resets.is_some(), "{left}");
+    }
+}
+
+#[test]
+fn fallback_that_can_never_start_does_not_park_the_task_forever() {
     let sandbox = with_fallback(None, CODEX, "");
     sandbox.remove_cli("codex");
-    spawn(&sandbox).run().ok();
-    wait_until_parked(&sandbox, 1);
-    let told = sandbox.read("x", "tells/001");
-    assert_eq!(
-        told,
-        "opus is at its limit, and gpt cannot continue: the CLI of backend 'codex' is not installed"
-    );
-    assert!(sandbox.read("x", "record.yaml").contains("name: opus\n"));
+    spawn(&sandbox).env("DISPATCH_PARK_MS", "1").run().ok();
+    sandbox.wait_for_state("x", "failed: rate limit: \"API Error: Request rejected (429)\"");
 }
 
 #[test]
