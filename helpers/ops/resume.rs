@@ -165,7 +165,7 @@ fn change_worker(
             [
                 record.first_check().is_some(),
                 !record.budget.is_none(),
-                record.worktree.is_some(),
+                record.worktree.is_some() || record.may_dispatch || record.keep,
                 !record.after.is_empty(),
             ],
         )?,

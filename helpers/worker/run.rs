@@ -428,10 +428,10 @@ pub(super) fn input(attempt: &Attempt, prompt: &str) -> Result<File> {
     Ok(file)
 }
 
-/// Terminates processes of an attempt whose supervisor died before its worker.
+/// Terminates processes of an attempt whose supervisor died before its worker, and what it kept running.
 fn terminate_leftovers(task: &Task, record: &Record, number: u32) -> Result<()> {
     let last = task.attempt(number);
-    if number > 0 && last.exit()?.is_none_or(|exit| exit.is_unseen()) {
+    if number > 0 && (record.keep || last.exit()?.is_none_or(|exit| exit.is_unseen())) {
         tree(None, record, &last)?.terminate(termination_grace(), || ())?;
     }
     Ok(())

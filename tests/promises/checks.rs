@@ -523,6 +523,26 @@ exit 69
 }
 
 #[test]
+fn resume_ends_what_the_last_worker_left_running() {
+    let sandbox = project();
+    sandbox.script(
+        "works",
+        r#"setsid sleep 1000.8 >/dev/null 2>&1 & echo $! >>servers
+: >"$DISPATCH_TASK_DIR/ipc/.done""#,
+    );
+    spawn(&sandbox, "x", &["--model", "works", "--keep"]).run().ok();
+    until_over(&sandbox, "x");
+    let server = |number: usize| sandbox.lines("servers", number)[number - 1].parse().expect("pid");
+    let first = server(1);
+    assert!(runs(first));
+    sandbox.run("dispatch-spawn", &["x", "--resume"]).ok();
+    until_over(&sandbox, "x");
+    assert!(!runs(first) && runs(server(2)));
+    sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+    assert!(!runs(server(2)));
+}
+
+#[test]
 fn nothing_is_kept_running_for_a_task_with_checks() {
     let sandbox = project();
     let config = fs::read_to_string(sandbox.config_path()).expect("readable");
