@@ -75,6 +75,8 @@ pub struct Prepared {
     /// `true` if `plan` came with the request, so that it replaces the task's plan.md.
     replaces_plan: bool,
     chosen: Chosen,
+    /// A remark about the reviewer.
+    note: Option<String>,
     config: Config,
 }
 
@@ -112,10 +114,11 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     }
     let after = predecessors(project, &id, &request.after)?;
     let config = Config::load()?;
-    let chosen = match discover {
-        true => choose::by_name(&config, request.model.as_deref())?,
-        false => choose::known(config.resolve(request.model.as_deref())?),
+    let choose = |name: Option<&str>| match discover {
+        true => choose::by_name(&Config::load()?, name),
+        false => Ok(choose::known(config.resolve(name)?)),
     };
+    let chosen = choose(request.model.as_deref())?;
     let choice = &chosen.choice;
     let (usual, outer) = (choice.settings.usual_access(), calling_task()?);
     let access = request.access.unwrap_or(usual);
@@ -196,15 +199,17 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     if discover {
         ops::refuse_logged_out(&config, &record, &chosen)?;
     }
+    let mut note = None;
     if let Some(name) = record.review.take() {
-        let (reviewer, chosen) = review::reviewer(&task, &record, &name)?;
+        let chosen = choose(Some(&name))?;
+        let reviewer = review::reviewer(&task, &record, &chosen.choice)?;
         if discover {
             ops::refuse_logged_out(&config, &reviewer, &chosen)?;
         }
-        record.review = Some(reviewer.name);
+        (record.review, note) = (Some(reviewer.name), chosen.note);
     }
     let prompt = prompt::first(&task, &record, &plan)?;
-    Ok(Prepared { task, record, prompt, call, worktree, plan, replaces_plan, chosen, config })
+    Ok(Prepared { task, record, prompt, call, worktree, plan, replaces_plan, chosen, note, config })
 }
 
 /// The record of the task whose worker called this helper; `None` if none did.
@@ -263,7 +268,8 @@ impl Prepared {
             .call
             .as_ref()
             .map_or_else(Vec::new, |_| obsolete_flags(&self.config, &self.chosen.choice));
-        let remarks = note.into_iter().chain(flags).chain(remarks).collect();
+        let remarks =
+            note.into_iter().chain(self.note.clone()).chain(flags).chain(remarks).collect();
         Ok(Dispatched { start: ops::launch(task, record), summary: self.summary(), remarks })
     }
 

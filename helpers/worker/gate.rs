@@ -104,12 +104,14 @@ pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Resu
         gate.checking = Some(reviewed.clone());
         attempt.set_gate(&gate)?;
         fault::point("supervisor", "review");
-        let record = &with_worktree(task, &view.record, &attempt, watch)?;
-        if gate.commit.is_none() {
-            gate.commit = tip(record);
-        }
-        let commit = gate.commit.as_deref();
-        match review::run(task, record, &attempt, name, commit, watch)? {
+        let mut review = || {
+            let record = &with_worktree(task, &view.record, &attempt, watch)?;
+            if gate.commit.is_none() {
+                gate.commit = tip(record);
+            }
+            review::run(task, record, &attempt, name, gate.commit.as_deref(), watch)
+        };
+        match review().unwrap_or_else(|error| Some(Verdict::None(format!("{error:#}")))) {
             None => return Ok(false),
             Some(Verdict::Pass) => gate.review = Some(format!("reviewed by {name}")),
             Some(Verdict::None(why)) => {

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::config::Config;
-use crate::config::choose::{self, Chosen};
-use crate::domain::{Access, PromptVia, Route};
+use crate::config::{Choice, Config};
+use crate::domain::{Access, Budget, PromptVia, Route};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -46,10 +45,8 @@ pub(super) enum Verdict {
 /// The worker that reviews a task, as a record of its own.
 ///
 /// # Errors
-/// No such model; its CLI cannot be held to reading, or is missing.
-pub fn reviewer(task: &Task, record: &Record, name: &str) -> Result<(Record, Chosen)> {
-    let chosen = choose::by_name(&Config::load()?, Some(name))?;
-    let choice = &chosen.choice;
+/// Its CLI cannot be held to reading, or is missing.
+pub fn reviewer(task: &Task, record: &Record, choice: &Choice) -> Result<Record> {
     let holder = tools::holder(&choice.backend, &choice.settings, Access::Read, false);
     let holder = holder.map_err(|why| {
         let what = format!("--review: {}'s workers cannot be held to reading", choice.backend);
@@ -64,14 +61,19 @@ pub fn reviewer(task: &Task, record: &Record, name: &str) -> Result<(Record, Cho
         route: Route::Cli,
         access: Access::Read,
         holder,
+        // The worker may have used up what the person allowed.
+        budget: Budget::default(),
         ..record.clone()
     };
     let session = random_uuid()?;
     run::call(task, &reviewer, &choice.settings, &worker_helper()?, Session::New(&session))?;
-    Ok((reviewer, chosen))
+    Ok(reviewer)
 }
 
 /// Has the work of an attempt reviewed. `None` if a signal to this process ended the review.
+///
+/// # Errors
+/// The review cannot begin.
 pub(super) fn run(
     task: &Task,
     record: &Record,
@@ -80,11 +82,9 @@ pub(super) fn run(
     commit: Option<&str>,
     watch: &mut Watch,
 ) -> Result<Option<Verdict>> {
-    let (reviewer, chosen) = match reviewer(task, record, name) {
-        Ok(found) => found,
-        Err(error) => return Ok(Some(Verdict::None(format!("{error:#}")))),
-    };
-    let (own, settings) = (attempt.errand("review"), &chosen.choice.settings);
+    let choice = Config::load()?.resolve(Some(name))?;
+    let reviewer = reviewer(task, record, &choice)?;
+    let (own, settings) = (attempt.errand("review"), &choice.settings);
     let word = random_hex()?.chars().take(8).collect::<String>();
     let limit = fault::limit("DISPATCH_REVIEW_MS", LIMIT);
     let errand =
@@ -106,11 +106,7 @@ pub(super) fn run(
         });
         Ok(command)
     });
-    let end = match ended {
-        Ok(None) => return Ok(None),
-        Ok(Some(end)) => end,
-        Err(error) => Some(format!("{error:#}")),
-    };
+    let Some(end) = ended? else { return Ok(None) };
     Ok(Some(verdict(&own.log_end(), &word).unwrap_or_else(|| {
         Verdict::None(end.unwrap_or_else(|| "it ended without a verdict".into()))
     })))
@@ -122,7 +118,7 @@ fn verdict(log: &str, word: &str) -> Option<Verdict> {
     let form = format!("VERDICT {word} ");
     let at = texts.iter().rposition(|text| text.contains(&form))?;
     let (above, said) = texts[at].rsplit_once(&form)?;
-    let said = said.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    let said = said.split(|c: char| !c.is_ascii_alphabetic()).find(|it| !it.is_empty())?;
     match said.to_ascii_lowercase().as_str() {
         "pass" => Some(Verdict::Pass),
         "findings" => {
@@ -181,6 +177,7 @@ mod tests {
                 findings("- a.rs:3 is wrong\n"),
             ),
             ("VERDICT x1 findings\nVERDICT x1 PASS", Some(Verdict::Pass)),
+            ("VERDICT x1 `pass`", Some(Verdict::Pass)),
             ("VERDICT x2 pass", None),
             ("VERDICT x1 maybe", None),
             ("", None),

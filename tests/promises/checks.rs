@@ -471,6 +471,16 @@ fn reviewer_without_a_verdict_blocks_nothing() {
 }
 
 #[test]
+fn review_that_cannot_begin_blocks_nothing() {
+    let Some(sandbox) = with_reviewers(&[("gpt", REVIEWS)]) else { return };
+    sandbox.script("ignores", &format!("mkdir \"$DISPATCH_TASK_DIR/output.md\"\n{FIXES}"));
+    spawn(&sandbox, "x", &["--model", "ignores", "--review", "gpt"]).run().ok();
+    sandbox.wait_for_state("x", "done");
+    let news = sandbox.ok("dispatch-monitor", &[]);
+    assert!(news.contains(", not reviewed: gpt: ") && news.contains("output.md"), "{news}");
+}
+
+#[test]
 fn reviewer_gets_plan_commits_and_report_as_data() {
     let Some(sandbox) = with_reviewers(&[("gpt", REVIEWS)]) else { return };
     let worker = binary("dispatch-worker").display();

@@ -398,6 +398,47 @@ fn budget_makes_a_process_of_the_hosts_agent() {
 }
 
 #[test]
+fn task_that_keeps_a_server_is_never_given_to_an_agent() {
+    let sandbox = spends("");
+    let host = Host::new(&sandbox);
+    host.calls(sandbox.on_machine("dispatch-spawn", &["x", "--keep"])).run().ok();
+    until_over(&sandbox, "x");
+    let resume = sandbox.on_machine("dispatch-spawn", &["x", "--resume", "--model", "opus"]);
+    host.calls(resume).run().ok();
+    assert!(sandbox.read("x", "record.yaml").contains("\nroute: cli\n"));
+    until_over(&sandbox, "x");
+}
+
+/// The reviewer is Claude Code too, with a prompt that asks for a verdict.
+#[test]
+fn reviewer_is_not_held_to_what_the_worker_left_of_the_budget() {
+    if dispatch::process::find_program("bwrap".as_ref()).is_none() {
+        return;
+    }
+    const REVIEWS: &str = r#"case "$*" in 'auth status'*) echo '{"loggedIn": true}'; exit ;; esac
+word=
+while read -r line; do
+    case $line in *'VERDICT, then '*) word=${line#*VERDICT, then }; word=${word%%,*} ;; esac
+done
+echo "$*"
+if test -n "$word"; then echo "VERDICT $word pass"; exit; fi
+printf '# Title\n\n- [x] First\n- [x] Second\n' >"$DISPATCH_TASK_DIR/plan.md"
+: >"$DISPATCH_TASK_DIR/ipc/.done"
+echo '{"type":"result","subtype":"success","is_error":false,"result":"done","model_usage_since_last_result":{"m":{"inputTokens":10,"outputTokens":10,"costUSD":0.3}}}'"#;
+    let sandbox = spends("");
+    sandbox.add_cli("claude", REVIEWS);
+    spawn_spends(&sandbox, &["--budget", "0.2usd", "--review", "opus"]).ok();
+    let news = sandbox.ok("dispatch-monitor", &[]);
+    assert!(
+        news.contains(", reviewed by opus)"),
+        "{news}{}",
+        sandbox.read("x", "attempts/1/review/log")
+    );
+    assert!(sandbox.read("x", "attempts/1/log").contains("--max-budget-usd"));
+    assert!(!sandbox.read("x", "attempts/1/review/log").contains("--max-budget-usd"));
+}
+
+#[test]
 fn budget_that_nothing_measures_is_refused() {
     let sandbox = slow();
     spawn(&sandbox, "5usd").run().shows(str![[r#"
