@@ -249,13 +249,7 @@ impl Errand<'_> {
         argv: &[OsString],
     ) -> Result<Command> {
         let Self { task, record, own, .. } = self;
-        let mut command = match self.holder {
-            Some(holder) => sandbox::command(task, record, runs, settings, holder, argv)?,
-            None => Command::new(&argv[0]),
-        };
-        if self.holder.is_none() {
-            command.args(&argv[1..]);
-        }
+        let mut command = sandbox::command(task, record, runs, settings, self.holder, argv)?;
         run::set_variables(&mut command, task, record, own);
         Ok(command)
     }

@@ -358,19 +358,8 @@ fn launch(
     let text = files::read_foreign(&prompt_path)?.map(lossy).unwrap_or_default();
     let argv = call.with_prompt(&text, &prompt_path);
     let log = Log::open(attempt)?;
-    let mut command = match record.holder {
-        Some(holder) => {
-            sandbox::command(task, record, Runs::Worker(&prompt_path), &settings, holder, &argv)?
-        }
-        None => {
-            let mut command = Command::new(&argv[0]);
-            command.args(&argv[1..]);
-            if record.access != Access::Full {
-                command.env("TMPDIR", sandbox::temporary(task, record)?);
-            }
-            command
-        }
-    };
+    let runs = Runs::Worker(&prompt_path);
+    let mut command = sandbox::command(task, record, runs, &settings, record.holder, &argv)?;
     command.current_dir(&record.directory);
     command.stdin(match call.prompt {
         PromptVia::Stdin => input(attempt, &text)?.into(),

@@ -166,13 +166,6 @@ pub(super) fn kept(task: &Task, record: &Record) -> Result<Vec<PathBuf>> {
     Ok(Vec::from_iter(obeyed.paths().cloned().collect::<BTreeSet<_>>()))
 }
 
-/// The private temporary directory of a worker that its CLI holds.
-pub(super) fn temporary(task: &Task, record: &Record) -> Result<PathBuf> {
-    let directory = home_of(task, record, Runs::Worker(Path::new("")))?.with_extension("tmp");
-    files::create_private_directory(&directory)?;
-    Ok(directory)
-}
-
 /// The sandbox of the person's checks and set-up: the task's, or one of dispatch's where the CLI itself
 /// holds the worker; `None` at `full`, where nothing has to hold them.
 ///
@@ -468,16 +461,27 @@ pub(super) enum Runs<'a> {
     SetUp,
 }
 
-/// The command that runs `argv` for a task, held by `holder`.
+/// The command that runs `argv` for a task, held by `holder`. A CLI that holds itself has a private
+/// temporary directory.
 pub(super) fn command(
     task: &Task,
     record: &Record,
     runs: Runs<'_>,
     settings: &Backend,
-    holder: Holder,
+    holder: Option<Holder>,
     argv: &[OsString],
 ) -> Result<Command> {
     let home = home_of(task, record, runs)?;
+    let Some(holder) = holder else {
+        let mut command = Command::new(&argv[0]);
+        if record.access != Access::Full && matches!(runs, Runs::Worker(_) | Runs::Reviewer(_)) {
+            let directory = home.with_extension("tmp");
+            files::create_private_directory(&directory)?;
+            command.env("TMPDIR", directory);
+        }
+        command.args(&argv[1..]);
+        return Ok(command);
+    };
     let (places, _) = tools::places(&record.backend, settings);
     make_home(&home, places)?;
     let obeyed = Obeyed::of(task, record)?;
