@@ -6,6 +6,7 @@ use std::fs;
 
 use snapbox::str;
 
+use crate::sandbox::{kernel, process_with};
 use crate::sequence::WORKS;
 use crate::support::process::{kill_and_wait, runs};
 use crate::support::text::names;
@@ -420,29 +421,39 @@ fn with_reviewers(reviewers: &[(&str, &str)]) -> Option<Sandbox> {
 
 #[test]
 fn worker_continues_with_the_findings_of_a_review() {
-    let Some(sandbox) = with_reviewers(&[("gpt", REVIEWS)]) else { return };
-    spawn(&sandbox, "x", &["--model", "fixes", "--check", "true", "--review", "gpt"]).run().ok();
-    sandbox.wait_for_state("x", "done");
-    assert_eq!(attempts(&sandbox), 2);
-    let told = sandbox.read("x", "attempts/2/prompt.md");
-    assert!(
-        told.contains("# A review has findings\n") && told.contains("\n| - a.rs:3: wrong\n"),
-        "{told}"
-    );
-    assert!(!sandbox.project().join("stolen").exists());
-    assert!(!sandbox.read("x", "plan.md").ends_with("x\n"));
-    sandbox.run("dispatch-monitor", &[]).shows(str![[r#"
+    for is_landlock in [false, true] {
+        let Some(mut sandbox) = with_reviewers(&[("gpt", REVIEWS)]) else { return };
+        if is_landlock {
+            if kernel() < (6, 2) {
+                return;
+            }
+            sandbox.hide_bubblewrap();
+        }
+        spawn(&sandbox, "x", &["--model", "fixes", "--check", "true", "--review", "gpt"])
+            .run()
+            .ok();
+        sandbox.wait_for_state("x", "done");
+        assert_eq!(attempts(&sandbox), 2);
+        let told = sandbox.read("x", "attempts/2/prompt.md");
+        assert!(
+            told.contains("# A review has findings\n") && told.contains("\n| - a.rs:3: wrong\n"),
+            "{told}"
+        );
+        assert!(!sandbox.project().join("stolen").exists());
+        assert!(!sandbox.read("x", "plan.md").ends_with("x\n"));
+        sandbox.run("dispatch-monitor", &[]).shows(str![[r#"
 exit 0
 #ID x done (2/2, AGE, checked, reviewed by gpt): "Fine." → tell the user
 "#]]);
-    let shown = sandbox.ok("dispatch-reconcile", &["show", "x"]);
-    let lines: Vec<_> = shown.lines().filter(|line| line.starts_with("check")).collect();
-    assert_eq!(lines.len(), 2, "{shown}");
-    assert!(
-        lines[0].starts_with("check: review by gpt: findings: \"- a.rs:3: wrong\", log "),
-        "{shown}"
-    );
-    assert_eq!(lines[1], "checks: passed; reviewed by gpt");
+        let shown = sandbox.ok("dispatch-reconcile", &["show", "x"]);
+        let lines: Vec<_> = shown.lines().filter(|line| line.starts_with("check")).collect();
+        assert_eq!(lines.len(), 2, "{shown}");
+        assert!(
+            lines[0].starts_with("check: review by gpt: findings: \"- a.rs:3: wrong\", log "),
+            "{shown}"
+        );
+        assert_eq!(lines[1], "checks: passed; reviewed by gpt");
+    }
 }
 
 #[test]
@@ -507,6 +518,27 @@ fn killed_supervisor_is_replaced_and_reviews_again() {
         (sandbox.state("x") == "done").then_some(())
     });
     assert_eq!(attempts(&sandbox), 2);
+}
+
+#[test]
+fn stop_ends_a_review_and_clean_removes_what_it_left() {
+    for is_killed in [false, true] {
+        let Some(sandbox) = with_reviewers(&[("gpt", "exec sleep 1000.9")]) else { return };
+        spawn(&sandbox, "x", &["--model", "ignores", "--review", "gpt"]).run().ok();
+        let reviewer = wait_until("the review runs", || process_with("1000.9"));
+        if is_killed {
+            kill_and_wait(sandbox.supervisor_of("x"));
+        }
+        sandbox.ok("dispatch-reconcile", &["stop", "x"]);
+        assert!(!runs(reviewer));
+        assert_eq!(sandbox.state("x"), "stopped");
+        let project = sandbox.state_directory();
+        let homes = sandbox.home().join(".dispatch/homes").join(project.file_name().expect("one"));
+        let of_task = fs::read_dir(&homes).expect("a home").next().expect("one").expect("readable");
+        assert!(names(&of_task.path()).iter().any(|it| it.starts_with("review-")));
+        sandbox.ok("dispatch-reconcile", &["clean", "x"]);
+        assert!(!of_task.path().exists());
+    }
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn scopes() -> bool {
 }
 
 /// The first two numbers of the kernel's version.
-fn kernel() -> (u32, u32) {
+pub(crate) fn kernel() -> (u32, u32) {
     let name = nix::sys::utsname::uname().expect("a name");
     let release = name.release().to_string_lossy();
     let mut numbers = release.split('.').map(|number| number.parse().unwrap_or_default());
@@ -245,7 +245,7 @@ fn acts(world: &World, args: &[&str]) -> String {
 }
 
 /// The running process whose command line has this word.
-fn process_with(word: &str) -> Option<u32> {
+pub(crate) fn process_with(word: &str) -> Option<u32> {
     let has = |pid: &u32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split(|&byte| byte == 0).any(|it| it == word.as_bytes())
