@@ -230,9 +230,8 @@ fn dry_run(prepared: &Prepared, json: bool) -> Result<Exit> {
         }
         Some(call) => call.shell_line(prompt, &stdin),
     });
-    if let Some(held) = sandbox::description(record).filter(|_| !json) {
-        say(format!("# {held}"));
-    }
+    let remarks = sandbox::description(record).into_iter().chain(record.demands());
+    remarks.filter(|_| !json).for_each(|remark| say(format!("# {remark}")));
     Ok(Exit::Ok)
 }
 

@@ -21,7 +21,7 @@ use crate::files;
 use crate::ids::utc;
 use crate::process::{ATTEMPT, Holder, Identity, TASK_DIR, worker_helper};
 use crate::task::{Task, broken};
-use crate::text::{quoted, shell_word};
+use crate::text::{one_line, quoted, shell_word};
 
 /// The format number that this version writes.
 pub const FORMAT: u32 = 1;
@@ -103,6 +103,16 @@ impl Record {
     pub fn first_check(&self) -> Option<String> {
         let review = || self.review.as_ref().map(|name| format!("review by {name}"));
         self.checks.first().cloned().or_else(review)
+    }
+
+    /// The person's demands beside the plan, for a line; `None` without any.
+    pub fn demands(&self) -> Option<String> {
+        let checks = self.checks.iter().map(|it| format!("check {}", one_line(it)));
+        let review = self.review.iter().map(|name| format!("review by {name}"));
+        let budget = (!self.budget.is_none()).then(|| format!("budget {}", self.budget));
+        let keep = self.keep.then(|| "keep what it leaves running".into());
+        let all: Vec<_> = checks.chain(review).chain(budget).chain(keep).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// Returns true if the worker commits: the task has a worktree, and access to write there.

@@ -304,6 +304,7 @@ exit 0
 - worker: reports (reports, full)
 - dispatched: TIME
 - branch: dispatch/x
+- asked: check grep -q ''findings': .1' '$DISPATCH_TASK_DIR/output.md'
 - attempt 1: exit code 0 at TIME
 - checks of COMMIT: passed
 
@@ -446,6 +447,7 @@ exit 0
 #ID x done (2/2, AGE, checked, reviewed by gpt): "Fine." → tell the user
 "#]]);
         let shown = sandbox.ok("dispatch-reconcile", &["show", "x"]);
+        assert!(shown.contains("\nasked: check true; review by gpt\n"), "{shown}");
         let lines: Vec<_> = shown.lines().filter(|line| line.starts_with("check")).collect();
         assert_eq!(lines.len(), 2, "{shown}");
         assert!(

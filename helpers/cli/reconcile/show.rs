@@ -150,7 +150,7 @@ fn markdown(view: &View) -> Result<String> {
     ];
     facts.extend(record.worktree.iter().map(|own| format!("branch: {}", own.branch)));
     facts.extend(view.usage().map(|usage| format!("used: {usage}")));
-    facts.extend((!record.budget.is_none()).then(|| format!("budget: {}", record.budget)));
+    facts.extend(record.demands().map(|it| format!("asked: {it}")));
     for attempt in task.attempts()? {
         let is_last = view.attempt.as_ref().is_some_and(|last| last.number == attempt.number);
         facts.push(end_of(&attempt, is_last && view.is_alive())?);
@@ -226,6 +226,7 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
         say(format!("next: {}", remedy.command(task)));
     }
     sandbox::description(record).into_iter().for_each(say);
+    record.demands().iter().for_each(|it| say(format!("asked: {it}")));
     let (usage, time) = task.spent(record, u32::MAX)?;
     for (part, _) in record.budget.parts(&usage, time) {
         say(format!("budget: {part} used by ended workers"));
