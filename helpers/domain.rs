@@ -380,6 +380,7 @@ impl fmt::Display for Budget {
         });
         let time = self.time.map(|time| match time.as_millis() as u64 {
             ms if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
+            ms if ms % 1000 == 0 => format!("{}s", ms / 1000),
             ms => format!("{ms}ms"),
         });
         let parts: Vec<_> = [usd, tokens, time].into_iter().flatten().collect();
@@ -467,7 +468,7 @@ mod tests {
             ("0.50 usd, 90m", "0.5usd,90m"),
             ("2Mtok", "2Mtok"),
             ("1.5Mtok,2h", "1500ktok,120m"),
-            ("12tok, 30s", "12tok,30000ms"),
+            ("12tok, 30s", "12tok,30s"),
         ];
         for (given, written) in rows {
             let budget: Budget = given.parse().expect(given);

@@ -439,6 +439,20 @@ exit 65
 }
 
 #[test]
+fn removal_loses_no_fallback() {
+    let sandbox = sandbox();
+    let fallback = CONFIG.replace("default:   opus", "default: sonnet")
+        + "  sure: { model: opus, fallback: reviewer }\n";
+    sandbox.config(&fallback);
+    refused(&sandbox, &["remove-alias", "reviewer"]).shows(str![[r#"
+exit 65
+! dispatch-config: 'reviewer' is the fallback of 'sure'
+!   next: name another one there first: HOME/.dispatch/config.yaml
+"#]]);
+    assert_eq!(sandbox.ok("dispatch-config", &["remove-alias", "sure"]), "alias sure removed\n");
+}
+
+#[test]
 fn default_alias_is_not_removed() {
     let sandbox = sandbox();
     sandbox.config(&CONFIG.replace("default:   opus", "default: reviewer"));

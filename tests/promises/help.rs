@@ -874,7 +874,7 @@ Example: dispatch-config add-alias reviewer --model opus --prompt 'Find bugs.'
 ==== dispatch-config remove-alias
 Remove an alias
 
-An alias that is the default is kept.
+An alias that is the default or a fallback is kept.
 
 Usage: dispatch-config remove-alias [OPTIONS] <NAME>
 
@@ -889,8 +889,7 @@ Options:
   -h, --help
           Print help (see a summary with '-h')
 
-Exit codes: 0 removed, 64 wrong arguments, 65 no such alias, or it is the
-default
+Exit codes: 0 removed, 64 wrong arguments, 65 no such alias, or it is in use
 
 Example: dispatch-config remove-alias reviewer
 

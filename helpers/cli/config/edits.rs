@@ -5,7 +5,7 @@ use clap::Subcommand;
 
 use crate::cli::{done, say};
 use crate::config::edit::{self, Edit};
-use crate::config::{Choice, Config, choose, setup};
+use crate::config::{AliasEntry, Choice, Config, choose, setup};
 use crate::domain::{Access, PromptVia};
 use crate::error::{Exit, Refusal};
 use crate::host::refuse_undecided;
@@ -115,9 +115,9 @@ pub(super) enum EditCommand {
     },
     /// Remove an alias
     ///
-    /// An alias that is the default is kept.
+    /// An alias that is the default or a fallback is kept.
     ///
-    /// Exit codes: 0 removed, 64 wrong arguments, 65 no such alias, or it is the default
+    /// Exit codes: 0 removed, 64 wrong arguments, 65 no such alias, or it is in use
     ///
     /// Example: dispatch-config remove-alias reviewer
     RemoveAlias {
@@ -182,7 +182,7 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
         }
         EditCommand::RemoveModel { id } => {
             refuse_used(&config, &id)?;
-            let old = config.models.get(&id);
+            let old = config.models.get(&id).filter(|_| !config.fallbacks.contains_key(&id));
             let undo = old.map(|old| format!("add-model {} --backend {old}", shell_word(&id)));
             (vec![Edit::remove("models", &id)], with_undo(format!("{id} removed"), undo))
         }
@@ -223,10 +223,12 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             (vec![Edit::add("aliases", &name, &fields)], report)
         }
         EditCommand::RemoveAlias { name } => {
-            refuse_default(&config, &name)?;
-            // A prompt may be long: config.yaml.bak has it.
-            let old =
-                config.aliases.get(&name).filter(|it| it.prompt.is_none() && it.check.is_none());
+            refuse_needed(&config, &name)?;
+            // config.yaml.bak has what no command can say.
+            let is_whole = |it: &&AliasEntry| {
+                it.prompt.is_none() && it.check.is_none() && !config.fallbacks.contains_key(&name)
+            };
+            let old = config.aliases.get(&name).filter(is_whole);
             let undo =
                 old.map(|old| format!("add-alias {} --model {}", shell_word(&name), old.model));
             (vec![Edit::remove("aliases", &name)], with_undo(format!("alias {name} removed"), undo))
@@ -296,9 +298,9 @@ fn backend_if_missing(config: &Config, backend: &str) -> Result<Vec<Edit>, Refus
         .next(format!("add it first: dispatch-config add-backend {backend} --command '...'")))
 }
 
-/// Refuses to remove a model that an alias or the default stands for.
+/// Refuses to remove a model that an alias stands for, or that is needed otherwise.
 fn refuse_used(config: &Config, id: &str) -> Result<(), Refusal> {
-    refuse_default(config, id)?;
+    refuse_needed(config, id)?;
     let Some((alias, _)) = config.aliases.iter().find(|(_, alias)| alias.model == id) else {
         return Ok(());
     };
@@ -306,10 +308,17 @@ fn refuse_used(config: &Config, id: &str) -> Result<(), Refusal> {
         .next(format!("remove it first: dispatch-config remove-alias {alias}")))
 }
 
-fn refuse_default(config: &Config, name: &str) -> Result<(), Refusal> {
-    if config.default.as_deref() != Some(name) {
-        return Ok(());
+/// Refuses to remove the default, and the fallback of another model or alias.
+fn refuse_needed(config: &Config, name: &str) -> Result<(), Refusal> {
+    if config.default.as_deref() == Some(name) {
+        return Err(Refusal::new(Exit::Data, format!("'{name}' is the default"))
+            .next("choose another one first: dispatch-config set-default NAME"));
     }
-    Err(Refusal::new(Exit::Data, format!("'{name}' is the default"))
-        .next("choose another one first: dispatch-config set-default NAME"))
+    match config.fallbacks.iter().find(|(_, fallback)| *fallback == name) {
+        None => Ok(()),
+        Some((other, _)) => {
+            Err(Refusal::new(Exit::Data, format!("'{name}' is the fallback of '{other}'"))
+                .next(format!("name another one there first: {}", config.path().display())))
+        }
+    }
 }
