@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::config::choose::{self, Chosen, How};
 use crate::config::{Choice, Config};
-use crate::domain::{Access, Budget, Route, TaskId};
+use crate::domain::{Access, Budget, TaskId};
 use crate::error::Refusal;
 use crate::exit::Exit;
 use crate::fault;
@@ -129,16 +129,14 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     let budget = request.budget.map_or_else(|| config.budget_of(&choice.settings), Ok)?;
     // A task after one with a worktree starts from that task's branch.
     let worktree = request.worktree || after.iter().any(|before| before.branch.is_some());
-    let route = match choice.settings.route {
-        // Refused below, in other words.
-        Some(route) if request.may_dispatch || request.keep => route,
-        _ => {
-            let own = worktree || request.may_dispatch || request.keep;
-            let is_checked = !checks.is_empty() || request.review.is_some();
-            let needs = [is_checked, !budget.is_none(), own, !after.is_empty()];
-            ops::route(choice, request.agent, needs)?
-        }
-    };
+    let needs = [
+        !checks.is_empty() || request.review.is_some(),
+        !budget.is_none(),
+        worktree,
+        !after.is_empty(),
+        request.may_dispatch || request.keep,
+    ];
+    let route = ops::route(choice, request.agent, needs)?;
     let planned = worktree.then(|| git::plan_worktree(&id, &directory, request.with_changes));
     let mut worktree = planned.transpose()?;
     if request.continue_branch {
@@ -177,22 +175,16 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         keep: request.keep,
         is_elsewhere: project.is_elsewhere(),
     };
-    if record.may_dispatch && (record.access != Access::Full || route == Route::Agent) {
+    if record.may_dispatch && record.access != Access::Full {
         return Err(Refusal::new(Exit::Usage, "only a process at full access can dispatch tasks")
-            .place(match route {
-                Route::Agent => format!("'{id}' would be an agent of the host"),
-                Route::Cli => format!("'{id}' would work at {}", record.access),
-            })
-            .next("leave out --may-dispatch, or dispatch it to a CLI with --access full")
+            .place(format!("'{id}' would work at {}", record.access))
+            .next("leave out --may-dispatch, or add --access full")
             .into());
     }
-    if record.keep && (route == Route::Agent || record.first_check().is_some()) {
+    if record.keep && record.first_check().is_some() {
         return Err(Refusal::new(Exit::Usage, "nothing can be kept running for this task")
-            .place(match route {
-                Route::Agent => "an agent's processes belong to its host",
-                Route::Cli => "a check runs when everything of the worker has ended",
-            })
-            .next("leave out --keep, or dispatch it to a CLI without checks")
+            .place("a check or a review begins when everything of the worker has ended")
+            .next("leave out --keep, or dispatch it without checks and a review")
             .into());
     }
     let call = worker::check_start(&task, &mut record, &choice.settings)?;

@@ -60,11 +60,11 @@ fn refuse_logged_out(config: &Config, record: &Record, chosen: &Chosen) -> Resul
 }
 
 /// The options that need a process, which dispatch watches: why an agent of the host is refused.
-const NEEDS: [[&str; 3]; 4] = [
+const NEEDS: [[&str; 3]; 5] = [
     [
         "the work of an agent of the host cannot be checked",
-        "only a supervisor runs checks, and an agent has none",
-        "--check",
+        "only a supervisor runs checks and reviews, and an agent has none",
+        "--check and --review",
     ],
     [
         "an agent of the host cannot be held to a budget",
@@ -81,6 +81,11 @@ const NEEDS: [[&str; 3]; 4] = [
         "only the host starts one, and it does not wait",
         "--after",
     ],
+    [
+        "an agent of the host keeps nothing running, and dispatches nothing",
+        "its processes belong to the host",
+        "--keep and --may-dispatch",
+    ],
 ];
 
 /// Returns true for Claude inside Claude Code, which has its own agents.
@@ -90,7 +95,7 @@ fn has_agents(backend: &str) -> bool {
 
 /// The route: `agent` if the person `asked_for_agent`, else by the config, else `agent` where the host has
 /// agents. `needs` says which of [`NEEDS`] the task has.
-fn route(choice: &Choice, asked_for_agent: bool, needs: [bool; 4]) -> Result<Route> {
+fn route(choice: &Choice, asked_for_agent: bool, needs: [bool; 5]) -> Result<Route> {
     let backend = &choice.backend;
     let need = NEEDS.iter().zip(needs).find(|(_, is_needed)| *is_needed);
     let configured = choice.settings.route;

@@ -165,8 +165,9 @@ fn change_worker(
             [
                 record.first_check().is_some(),
                 !record.budget.is_none(),
-                record.worktree.is_some() || record.may_dispatch || record.keep,
+                record.worktree.is_some(),
                 !record.after.is_empty(),
+                record.may_dispatch || record.keep,
             ],
         )?,
         access,

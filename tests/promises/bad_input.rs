@@ -423,7 +423,7 @@ exit 64
 exit 64
 ! dispatch-spawn: only a process at full access can dispatch tasks
 !   'z' would work at write
-!   next: leave out --may-dispatch, or dispatch it to a CLI with --access full
+!   next: leave out --may-dispatch, or add --access full
 "#]]);
 }
 

@@ -595,7 +595,7 @@ fn nothing_is_kept_running_for_a_task_with_checks() {
     spawn(&sandbox, "x", &["--model", "sure", "--keep"]).run().shows(str![[r#"
 exit 64
 ! dispatch-spawn: nothing can be kept running for this task
-!   a check runs when everything of the worker has ended
-!   next: leave out --keep, or dispatch it to a CLI without checks
+!   a check or a review begins when everything of the worker has ended
+!   next: leave out --keep, or dispatch it without checks and a review
 "#]]);
 }
