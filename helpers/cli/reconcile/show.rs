@@ -291,11 +291,12 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
         let log = attempt.log_path();
         let log = if log.is_file() { format!(", log {}", log.display()) } else { String::new() };
         say(format!("{end}{log}"));
-        let failed = attempt.gate()?.and_then(|gate| gate.failed);
-        let log = failed.map_or_else(String::new, |check| {
-            let log = if check.is_review { "review/log" } else { "check-*/log" };
-            format!(", log {}", attempt.directory().join(log).display())
-        });
+        let review = attempt.errand("review").log_path();
+        let log = match attempt.gate()?.and_then(|gate| gate.failed) {
+            Some(check) if !check.is_review => Some(attempt.directory().join("check-*/log")),
+            _ => Some(review).filter(|log| log.is_file()),
+        };
+        let log = log.map_or_else(String::new, |log| format!(", log {}", log.display()));
         checks_of(&attempt)?.iter().for_each(|checks| say(format!("{checks}{log}")));
     }
     if let Some(usage) =
