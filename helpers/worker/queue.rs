@@ -156,7 +156,8 @@ fn back_off(times: u32) -> Duration {
 
 /// Gives a task whose worker is at its limit to the fallback, and tells the host so.
 fn fall_back(task: &Task) -> Result<()> {
-    let Some(Wait::Parked { until, stated, times, said, fallback: Some(name) }) = task.wait()?
+    let wait = task.wait()?;
+    let Some(Wait::Parked { until, stated, times, said, fallback: Some(name) }) = wait.clone()
     else {
         return Ok(());
     };
@@ -164,18 +165,16 @@ fn fall_back(task: &Task) -> Result<()> {
     let before = record.name.clone();
     // A supervisor that died may have recorded the fallback.
     let new = (before != name).then(|| replaced(task, record, &name)).transpose();
+    // A person may have resumed the task meanwhile.
+    if task.wait()? != wait {
+        return Ok(());
+    }
     let (until, fallback) = match new {
         Ok(new) => {
             if let Some(new) = new {
                 task.side()
                     .tell(&format!("{before} is at its limit ({said}): {name} continues"))?;
-                // A person may have named another worker meanwhile.
-                let set = |record: &mut Record| record.set_worker(new);
-                task.change_record(|it| {
-                    if it.name == before {
-                        set(it)
-                    }
-                })?;
+                task.change_record(|record| record.set_worker(new))?;
             }
             (unix_seconds(), Some(name))
         }
