@@ -129,8 +129,10 @@ pub(super) fn park(task: &Task, exit: &ExitRecord, times: u32) -> Result<Option<
     let Some(Failure { kind, said, resets }) = exit.failure.clone() else { return Ok(None) };
     let is_limit = kind == FailureKind::Quota;
     let is_overload = kind == FailureKind::Crash && said.to_lowercase().contains("overloaded");
-    let complete = task.plan().is_ok_and(|plan| plan.complete());
-    let record = task.record()?.filter(|record| !record.stop && !complete);
+    // A worker that corrects its work after a check has all items ticked.
+    let has_finished = task.side().ipc().finished_at().is_some();
+    let is_over = has_finished && task.plan().is_ok_and(|plan| plan.complete());
+    let record = task.record()?.filter(|record| !record.stop && !is_over);
     let Some(record) = record.filter(|_| is_limit || is_overload) else { return Ok(None) };
     let now = unix_seconds();
     // Ignore a reset in the past (it did not help) or in the far future (a parse error).

@@ -313,6 +313,22 @@ fn parked_task_frees_its_place_in_the_queue() {
     sandbox.wait_for_state("y", "done");
 }
 
+#[test]
+fn worker_at_a_limit_after_a_failed_check_is_parked() {
+    let sandbox = limited(Some(9000));
+    sandbox.add_cli("claude", &CLAUDE.replace("[ ] Second", "[x] Second"));
+    end_limit(&sandbox);
+    let check = "test -e fixed || { : >limited; false; }";
+    let options = ["x", "--access", "full", "--check", check];
+    sandbox.on_machine("dispatch-spawn", &options).run().ok();
+    wait_until_parked(&sandbox, 2);
+    end_limit(&sandbox);
+    fs::write(sandbox.project().join("fixed"), "").expect("written");
+    resume(&sandbox).ok();
+    sandbox.wait_for_state("x", "done");
+    assert!(sandbox.read("x", "attempts/3/prompt.md").contains("# A check failed"));
+}
+
 /// Does the second item as Codex would.
 const CODEX: &str = r#"cat >/dev/null; echo "$*" >>codex
 printf '# Title\n\n- [x] First\n- [x] Second\n' >"$DISPATCH_TASK_DIR/plan.md"
