@@ -126,6 +126,11 @@ the default is gpt-6 (undo: dispatch-config set-default opus)
 
 "#]],
     );
+    let before = sandbox.config_text();
+    let args = ["x", "--dry-run", "--access", "full", "--review", "gpt-5.5", "--plan", "-"];
+    let dry = sandbox.on_machine("dispatch-spawn", &args).input("- [ ] One\n").run();
+    assert!(dry.err.contains("model 'gpt-5.5' is not in the config"), "{}", dry.err);
+    assert_eq!(sandbox.config_text(), before);
     // A provider stands for its newest model.
     sandbox.configure(&["add-model", "gemini-3.1-pro"]).run().ok();
     sandbox.configure(&["set-default", "gemini"]).run().shows(str![[r#"
