@@ -6,6 +6,7 @@ use std::fs;
 
 use snapbox::str;
 
+#[cfg(target_os = "linux")]
 use crate::sandbox::{kernel, process_with};
 use crate::sequence::WORKS;
 use crate::support::process::{kill_and_wait, runs};
@@ -420,6 +421,7 @@ fn with_reviewers(reviewers: &[(&str, &str)]) -> Option<Sandbox> {
     Some(sandbox)
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn worker_continues_with_the_findings_of_a_review() {
     for is_landlock in [false, true] {
@@ -522,6 +524,7 @@ fn killed_supervisor_is_replaced_and_reviews_again() {
     assert_eq!(attempts(&sandbox), 2);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn stop_ends_a_review_and_clean_removes_what_it_left() {
     for is_killed in [false, true] {
