@@ -53,7 +53,7 @@ pub static KNOWN: &[&WorkerCli] = &[
     &droid::CLI,
 ];
 
-/// The longest argument on Linux, in bytes (MAX_ARG_STRLEN); a longer prompt goes by file.
+/// The longest argument on Linux, in bytes (MAX_ARG_STRLEN).
 const LONGEST_ARGUMENT: usize = 128 * 1024 - 1;
 
 /// Why Landlock does not hold a worker that writes in a project.
@@ -107,7 +107,7 @@ impl Invocation {
     pub fn with_prompt(&self, text: &str, file: &Path) -> Vec<OsString> {
         let prompt = match self.prompt {
             PromptVia::Stdin => None,
-            PromptVia::Arg if text.len() <= LONGEST_ARGUMENT => Some(text.into()),
+            PromptVia::Arg if fits_argument(text) => Some(text.into()),
             PromptVia::Arg | PromptVia::File => {
                 Some(format!("Read and follow {}", file.display()).into())
             }
@@ -120,7 +120,7 @@ impl Invocation {
         let path = shell_word(&file.display().to_string());
         let (args, end) = match self.prompt {
             PromptVia::Stdin => (self.argv.clone(), format!(" < {path}")),
-            PromptVia::Arg if prompt.len() <= LONGEST_ARGUMENT => {
+            PromptVia::Arg if fits_argument(prompt) => {
                 (self.argv.clone(), format!(" \"$(cat {path})\""))
             }
             PromptVia::Arg | PromptVia::File => (self.with_prompt(prompt, file), String::new()),
@@ -128,6 +128,11 @@ impl Invocation {
         let words: Vec<_> = args.iter().map(|word| shell_word(&word.to_string_lossy())).collect();
         words.join(" ") + &end
     }
+}
+
+/// Returns true for a text that can be one argument; another prompt goes by file.
+fn fits_argument(text: &str) -> bool {
+    text.len() <= LONGEST_ARGUMENT && !text.contains('\0')
 }
 
 /// True if a backend of that name can be used without a command.

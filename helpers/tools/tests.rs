@@ -214,10 +214,13 @@ fn merge_asks_about_every_file_that_a_cli_obeys() {
 }
 
 #[test]
-fn prompt_too_long_for_an_argument_goes_by_file() {
+fn prompt_that_cannot_be_one_argument_goes_by_file() {
     let call = Invocation { argv: os_args(&["x"]), prompt: PromptVia::Arg };
     let file = Path::new("/p/prompt.md");
     assert_eq!(call.with_prompt("short", file), os_args(&["x", "short"]));
-    let long = "y".repeat(LONGEST_ARGUMENT + 1);
-    assert_eq!(call.with_prompt(&long, file), os_args(&["x", "Read and follow /p/prompt.md"]));
+    for other in ["y".repeat(LONGEST_ARGUMENT + 1), "a\0b".into()] {
+        let by_file = os_args(&["x", "Read and follow /p/prompt.md"]);
+        assert_eq!(call.with_prompt(&other, file), by_file);
+        assert_eq!(call.shell_line(&other, file), "x \"Read and follow /p/prompt.md\"");
+    }
 }

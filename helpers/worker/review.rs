@@ -2,7 +2,7 @@
 //! session of its own, at `read`.
 //!
 //! Invariant: only a line with a word that this review alone was given counts as a verdict. A reviewer
-//! that gives none blocks nothing.
+//! that gives none blocks nothing, and nothing that the worker left keeps a review from beginning.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -45,7 +45,7 @@ pub(super) enum Verdict {
 /// The worker that reviews a task, as a record of its own.
 ///
 /// # Errors
-/// Its CLI cannot be held to reading, or is missing.
+/// The CLI of the reviewer cannot be held to reading, or is missing.
 pub fn reviewer(task: &Task, record: &Record, choice: &Choice) -> Result<Record> {
     let holder = tools::holder(&choice.backend, &choice.settings, Access::Read, false);
     let holder = holder.map_err(|why| {
@@ -148,10 +148,16 @@ fn prompt(task: &Task, record: &Record, commit: Option<&str>, word: &str) -> Res
     );
     if let (Some(worktree), Some(commit)) = (&record.worktree, commit) {
         let rest = "\n(cut: read the files for the rest)";
-        let difference = bounded(worktree.difference(commit)?, rest);
-        text += &format!("\nWhat was committed:\n\n{difference}\n");
+        let unreadable = |error| format!("(cannot be shown: {error:#})");
+        let difference = worktree.difference(commit).unwrap_or_else(unreadable);
+        text += &format!("\nWhat was committed:\n\n{}\n", bounded(difference, rest));
     }
-    if let Some(report) = files::read_foreign(&task.side().report_path())?.map(lossy) {
+    let most = TEXT_LIMIT as u64 + 1;
+    let report = match files::read_start(&task.side().report_path(), most) {
+        Ok(report) => report.map(lossy),
+        Err(error) => Some(format!("(cannot be read: {error:#})")),
+    };
+    if let Some(report) = report {
         text += &format!("\nIts report:\n\n{}\n", bounded(report, "\n(cut)"));
     }
     text += &format!(

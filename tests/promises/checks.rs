@@ -387,7 +387,11 @@ exit 64
 
 /// A reviewer that tries to write, and has findings until the file `fixed` is there.
 const REVIEWS: &str = r#"{ echo x >stolen; echo x >>.dispatch/tasks/x/plan.md; } 2>/dev/null
-word=$(printf %s "$*" | sed -n 's/.*then \([0-9a-f]*\), then .*/\1/p')
+case $* in
+"Read and follow "*) prompt=$(tr -d '\0' <"${*#Read and follow }") ;;
+*) prompt=$* ;;
+esac
+word=$(printf %s "$prompt" | sed -n 's/.*then \([0-9a-f]*\), then .*/\1/p')
 [ -z "$DISPATCH_TASK_DIR" ] || exit 5
 if [ -e fixed ]; then echo "VERDICT $word pass"; exit 0; fi
 echo '- a.rs:3: wrong'
@@ -488,11 +492,26 @@ fn reviewer_without_a_verdict_blocks_nothing() {
 #[test]
 fn review_that_cannot_begin_blocks_nothing() {
     let Some(sandbox) = with_reviewers(&[("gpt", REVIEWS)]) else { return };
-    sandbox.script("ignores", &format!("mkdir \"$DISPATCH_TASK_DIR/output.md\"\n{FIXES}"));
+    let forget = format!("sed -i /gpt/d {}", sandbox.config_path().display());
+    sandbox.script("ignores", &format!("{forget}\n{FIXES}"));
     spawn(&sandbox, "x", &["--model", "ignores", "--review", "gpt"]).run().ok();
     sandbox.wait_for_state("x", "done");
     let news = sandbox.ok("dispatch-monitor", &[]);
-    assert!(news.contains(", not reviewed: gpt: ") && news.contains("output.md"), "{news}");
+    assert!(news.contains(", not reviewed: gpt: model 'gpt' is not in the config"), "{news}");
+}
+
+#[test]
+fn worker_escapes_no_review_by_an_unreadable_or_endless_report() {
+    for report in ["mkdir", "mkfifo", "ln -s /etc/passwd", "truncate -s 100M"] {
+        let Some(sandbox) = with_reviewers(&[("gpt", REVIEWS)]) else { return };
+        let report = format!("{report} \"$DISPATCH_TASK_DIR/output.md\" 2>/dev/null");
+        sandbox.script("ignores", &format!("{report}\n{FIXES}"));
+        spawn(&sandbox, "x", &["--model", "ignores", "--review", "gpt"]).run().ok();
+        sandbox.wait_for_state("x", "failed: review by gpt: findings");
+        let prompt = sandbox.read("x", "attempts/1/review/prompt.md");
+        assert!(prompt.contains("\nIts report:\n\n| ") && prompt.len() < 100_000, "{report}");
+        assert!(!prompt.contains("root:"), "{report}");
+    }
 }
 
 #[test]
