@@ -171,11 +171,12 @@ fn fall_back(task: &Task) -> Result<()> {
     if task.wait()? != wait {
         return Ok(());
     }
+    // The worker's side may refuse the message; the task continues all the same.
+    let tell = |text: String| drop(task.side().tell(&text));
     let (until, fallback) = match new {
         Ok(new) => {
             if let Some(new) = new {
-                task.side()
-                    .tell(&format!("{before} is at its limit ({said}): {name} continues"))?;
+                tell(format!("{before} is at its limit ({said}): {name} continues"));
                 task.change_record(|record| record.set_worker(new))?;
             }
             (unix_seconds(), Some(name))
@@ -183,8 +184,7 @@ fn fall_back(task: &Task) -> Result<()> {
         Err(error) => {
             let why = error.to_string();
             let why = why.lines().next().unwrap_or_default();
-            task.side()
-                .tell(&format!("{before} is at its limit, and {name} cannot continue: {why}"))?;
+            tell(format!("{before} is at its limit, and {name} cannot continue: {why}"));
             (until, None)
         }
     };
