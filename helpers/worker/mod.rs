@@ -160,10 +160,12 @@ pub fn check_start(
 pub fn refuse_unmeasured(record: &Record, settings: &Backend) -> Result<(), Refusal> {
     let (backend, budget) = (&record.backend, record.budget);
     let reports = tools::reports(backend, settings);
-    let part = match () {
-        () if budget.usd.is_some() && reports < Reports::Money => "money",
-        () if budget.tokens.is_some() && reports < Reports::Tokens => "tokens",
-        () => return Ok(()),
+    let part = if budget.usd.is_some() && reports < Reports::Money {
+        "money"
+    } else if budget.tokens.is_some() && reports < Reports::Tokens {
+        "tokens"
+    } else {
+        return Ok(());
     };
     Err(Refusal::new(Exit::Unavailable, format!("a budget of {budget} cannot be kept"))
         .place(format!("{backend} does not report the {part} that it uses"))

@@ -84,9 +84,10 @@ pub(super) struct Form {
     markdown: bool,
 }
 
-/// A report, if there is a readable one.
+/// The beginning of a report, if there is a readable one: a little more than is shown.
 fn report(task: &Task) -> Option<String> {
-    files::read_foreign(&task.side().report_path()).ok().flatten().map(lossy)
+    let most = LONGEST_TEXT as u64 + 1;
+    files::read_start(&task.side().report_path(), most).ok().flatten().map(lossy)
 }
 
 /// How an attempt ended, and what it used.
@@ -202,6 +203,7 @@ fn exchanges(task: &Task, most: usize) -> Result<(usize, Vec<Exchange>)> {
     Ok((older, questions.into_iter().skip(older).map(exchange).collect()))
 }
 
+/// Shows a task in one of the forms.
 pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
     let view = task.view()?;
     if form.json {
