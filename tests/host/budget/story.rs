@@ -107,43 +107,35 @@ pub(super) const TWO: &[Scene] = &[
 
 /// Five tasks in one request: three of Claude, one of which in a worktree, one of Codex and one of a
 /// command. One asks, one fails.
-pub(super) const FIVE: &[Scene] = &[
-    Scene::Dispatch(
-        "/dispatch before the release: 1) opus reviews the error handling in src/api 2) sonnet \
-         looks for slow queries 3) sonnet in a worktree moves the settings to TOML 4) gpt-5.5 adds \
-         a test for the parser 5) demo greets everybody",
-        ALL,
-    ),
-    Scene::Asks(&PARSER),
-    Scene::Answer(&PARSER),
-    Scene::Status(ALL),
-    Scene::Ends(&QUERIES),
-    Scene::Ends(&PARSER),
-    Scene::Ends(&GREET),
-    Scene::Ends(&SETTINGS),
-    Scene::Ends(&REVIEW),
-];
+pub(super) const FIVE: &[Scene] = &five(ALL, &PARSER, &GREET);
 
 /// The five tasks, two of them with a check.
-pub(super) const FIVE_CHECKED: &[Scene] = &[
-    Scene::Dispatch(
-        "/dispatch before the release: 1) opus reviews the error handling in src/api 2) sonnet \
-         looks for slow queries 3) sonnet in a worktree moves the settings to TOML 4) gpt-5.5 adds \
-         a test for the parser 5) demo greets everybody",
-        ALL_CHECKED,
-    ),
-    Scene::Asks(&CHECKED_PARSER),
-    Scene::Answer(&CHECKED_PARSER),
-    Scene::Status(ALL_CHECKED),
-    Scene::Ends(&QUERIES),
-    Scene::Ends(&CHECKED_PARSER),
-    Scene::Ends(&CHECKED_GREET),
-    Scene::Ends(&SETTINGS),
-    Scene::Ends(&REVIEW),
-];
+pub(super) const FIVE_CHECKED: &[Scene] = &five(ALL_CHECKED, &CHECKED_PARSER, &CHECKED_GREET);
+
+const fn five(
+    all: &'static [&'static Work],
+    parser: &'static Work,
+    greet: &'static Work,
+) -> [Scene; 9] {
+    [
+        Scene::Dispatch(
+            "/dispatch before the release: 1) opus reviews the error handling in src/api 2) sonnet \
+             looks for slow queries 3) sonnet in a worktree moves the settings to TOML 4) gpt-5.5 adds \
+             a test for the parser 5) demo greets everybody",
+            all,
+        ),
+        Scene::Asks(parser),
+        Scene::Answer(parser),
+        Scene::Status(all),
+        Scene::Ends(&QUERIES),
+        Scene::Ends(parser),
+        Scene::Ends(greet),
+        Scene::Ends(&SETTINGS),
+        Scene::Ends(&REVIEW),
+    ]
+}
 
 const ALL_CHECKED: &[&Work] = &[&REVIEW, &QUERIES, &SETTINGS, &CHECKED_PARSER, &CHECKED_GREET];
-
 const ALL: &[&Work] = &[&REVIEW, &QUERIES, &SETTINGS, &PARSER, &GREET];
 
 /// A task of a command, from the request to the report.
