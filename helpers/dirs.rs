@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 
 /// The path of the config: `$DISPATCH_CONFIG`, else `~/.dispatch/config.yaml`.
 pub fn config_path() -> Result<PathBuf> {
@@ -19,10 +18,9 @@ pub fn config_path() -> Result<PathBuf> {
 pub fn dispatch_home() -> Result<PathBuf> {
     let home = std::env::home_dir().context("there is no home directory: HOME is not set")?;
     if home.is_relative() {
-        return Err(Refusal::new(Exit::Data, "HOME is not an absolute path")
+        return Refusal::new(Exit::Data, "HOME is not an absolute path")
             .place(format!("it is {:?}", home.display().to_string()))
-            .next("set HOME to the absolute path of your home directory")
-            .into());
+            .refuse("set HOME to the absolute path of your home directory");
     }
     Ok(home.join(".dispatch"))
 }

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::text::short_duration;
 
 /// Names of files and directories, in lower case, that a host, git, an editor or CI executes or obeys
@@ -84,9 +83,9 @@ impl FromStr for TaskId {
         if text.len() <= 40 && text.split('-').all(word) {
             return Ok(Self(text.into()));
         }
-        Err(Refusal::new(Exit::Usage, format!("{text:?} cannot be a task id"))
+        Refusal::new(Exit::Usage, format!("{text:?} cannot be a task id"))
             .place("an id is lower-case words joined by '-', at most 40 characters")
-            .next(format!("use an id like '{}'", suggest_id(text))))
+            .refuse(format!("use an id like '{}'", suggest_id(text)))
     }
 }
 

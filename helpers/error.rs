@@ -1,11 +1,49 @@
-//! Errors as a person reads them: what went wrong, where, and what to do next.
+//! Exit codes, and errors as a person reads them: what went wrong, where, and what to do next.
 //!
 //! Anything may fail with an [`anyhow::Error`]; a [`Refusal`] in its chain decides the exit code
 //! and the lines that are printed.
 
 use std::fmt;
 
-pub use crate::exit::Exit;
+/// How a helper ends. The codes are a public interface that scripts, hooks and the host's model read;
+/// those from 64 up are of `sysexits.h`. README.md has the same table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// The helper did what it was asked, or printed news.
+    Ok = 0,
+    /// The helper failed for a reason without a code of its own.
+    Failed = 1,
+    /// News is on standard error and the model is to be woken; `dispatch-monitor --hook` only.
+    Wake = 2,
+    /// The time limit passed without news.
+    NothingNew = 3,
+    /// The command line is wrong.
+    Usage = 64,
+    /// A file that a person or a model wrote (config, plan) is wrong, or lacks the named thing.
+    Data = 65,
+    /// A helper, a worker CLI or a toolchain is missing.
+    Unavailable = 69,
+    /// Something cannot be created, for example because the task id is taken.
+    CannotCreate = 73,
+    /// No answer yet, or another process holds a lock: the same call may succeed later.
+    TryAgain = 75,
+}
+
+impl Exit {
+    /// The exit with this code; [`Exit::Failed`] for a code that no helper uses.
+    pub fn from_code(code: u8) -> Self {
+        use Exit::*;
+        let all = [Ok, Failed, Wake, NothingNew, Usage, Data, Unavailable, CannotCreate, TryAgain];
+        all.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Failed)
+    }
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
 
 /// A failure with an exit code and a remedy. Prints as at most three lines.
 #[derive(Debug)]
@@ -34,6 +72,11 @@ impl Refusal {
     pub fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());
         self
+    }
+
+    /// Fails with this refusal and what to do next.
+    pub fn refuse<T, E: From<Self>>(self, next: impl Into<String>) -> Result<T, E> {
+        Err(self.next(next).into())
     }
 }
 

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::text::lossy;
@@ -148,10 +147,9 @@ impl Ipc {
     pub fn ask(&self, text: &str) -> Result<String> {
         files::create_task_directory(&self.directory)?;
         if text.len() as u64 >= LONGEST {
-            return Err(Refusal::new(Exit::Data, "the question is too long")
+            return Refusal::new(Exit::Data, "the question is too long")
                 .place(format!("it has {} MiB", text.len() >> 20))
-                .next("put the details into the report, and ask a short question")
-                .into());
+                .refuse("put the details into the report, and ask a short question");
         }
         loop {
             let questions = self.questions()?;

@@ -10,7 +10,6 @@ pub mod config;
 pub mod dirs;
 pub mod domain;
 pub mod error;
-pub mod exit;
 pub mod fault;
 pub mod files;
 pub mod git;

@@ -42,8 +42,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::text::{quoted, sanitize, shorten};
 use lines::{Why, plain};
 pub use numbers::LostItem;
@@ -215,24 +214,24 @@ impl Plan {
         let path = path.display();
         if let Some(before) = text.find('\0').map(|at| &text[..at]) {
             let line = before.matches('\n').count() + 1;
-            return Err(Refusal::new(Exit::Data, "the plan holds a zero byte")
+            return Refusal::new(Exit::Data, "the plan holds a zero byte")
                 .place(format!("{path}, line {line}"))
-                .next("take it out and call again; no program can be given one"));
+                .refuse("take it out and call again; no program can be given one");
         }
         if let Some(doubt) = plan.doubts.first() {
-            return Err(Refusal::new(Exit::Data, doubt.to_string())
+            return Refusal::new(Exit::Data, doubt.to_string())
                 .place(format!("{path}: {}", shown(&doubt.text)))
-                .next(format!("{}; then call again", doubt.remedy())));
+                .refuse(format!("{}; then call again", doubt.remedy()));
         }
         if plan.items.is_empty() {
-            return Err(Refusal::new(Exit::Data, "the plan has no items")
+            return Refusal::new(Exit::Data, "the plan has no items")
                 .place(format!("{path}: no line like '- [ ] A concrete step'"))
-                .next("write the steps as checklist items and call again"));
+                .refuse("write the steps as checklist items and call again");
         }
         if let Some(item) = plan.items.iter().find(|item| item.text.is_empty()) {
-            return Err(Refusal::new(Exit::Data, "the plan has an item without words")
+            return Refusal::new(Exit::Data, "the plan has an item without words")
                 .place(format!("{path}, line {}", item.line + 1))
-                .next("say what is to be done and call again"));
+                .refuse("say what is to be done and call again");
         }
         Ok(plan)
     }

@@ -16,8 +16,7 @@ use anyhow::{Context, Error, Result};
 
 use crate::dirs;
 use crate::domain::TaskId;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::ids::{long_hash, random_hex};
 use crate::process::TASK_DIR;

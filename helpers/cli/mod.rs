@@ -109,10 +109,9 @@ fn refuse_pattern(helper: &str) -> Result<()> {
     };
     let Some(word) = words.find(hidden) else { return Ok(()) };
     let word = word.display();
-    Err(Refusal::new(Exit::Usage, format!("'{word}' is also the name of a file here"))
+    Refusal::new(Exit::Usage, format!("'{word}' is also the name of a file here"))
         .place("a shell may have put it in place of a pattern, unseen by permission rules")
-        .next("call from a directory without that file")
-        .into())
+        .refuse("call from a directory without that file")
 }
 
 /// Returns true if the system denied this user something.
@@ -186,10 +185,9 @@ fn agree(question: &str, next: &str) -> Result<bool> {
         _ => (!io::stdin().is_terminal()).then(|| "there is no terminal".into()),
     };
     if let Some(why) = why {
-        return Err(Refusal::new(Exit::Usage, "only a person may do this")
+        return Refusal::new(Exit::Usage, "only a person may do this")
             .place(why)
-            .next(format!("call it in a terminal of your own{next}"))
-            .into());
+            .refuse(format!("call it in a terminal of your own{next}"));
     }
     Ok(matches!(ask(&format!("{question} [y/N] "))?.as_str(), "y" | "Y" | "yes"))
 }
@@ -252,14 +250,12 @@ fn text(argument: &str) -> Result<String> {
 fn some_text(argument: &str, what: &str) -> Result<String> {
     let text = text(argument)?;
     if text.contains('\0') {
-        return Err(Refusal::new(Exit::Data, format!("{what} contains a NUL byte"))
-            .next("send the text without NUL bytes")
-            .into());
+        return Refusal::new(Exit::Data, format!("{what} contains a NUL byte"))
+            .refuse("send the text without NUL bytes");
     }
     if text.trim().is_empty() {
-        return Err(Refusal::new(Exit::Usage, format!("{what} is empty"))
-            .next("give the text, or - and the text on standard input")
-            .into());
+        return Refusal::new(Exit::Usage, format!("{what} is empty"))
+            .refuse("give the text, or - and the text on standard input");
     }
     Ok(text)
 }

@@ -10,7 +10,7 @@ use clap::Parser;
 
 use crate::cli::{complain, directory, done, fit, project, refuse_elsewhere, run, say, some_text};
 use crate::domain::TaskId;
-use crate::exit::Exit;
+use crate::error::Exit;
 use crate::files::{self, Lock};
 use crate::host::hook::HookInput;
 use crate::news::{Event, command, command_for};

@@ -180,9 +180,9 @@ fn refuse_other_task(directory: &Path) -> Result<(), Refusal> {
     let own = std::env::var_os(TASK_DIR).map(PathBuf::from);
     match own.filter(|own| own.components().ne(directory.components())) {
         None => Ok(()),
-        Some(own) => Err(Refusal::new(Exit::Usage, "a worker speaks only for its own task")
+        Some(own) => Refusal::new(Exit::Usage, "a worker speaks only for its own task")
             .place(format!("{} belongs to another task", directory.display()))
-            .next(format!("use --task-dir {}", shell_word(&own.display().to_string())))),
+            .refuse(format!("use --task-dir {}", shell_word(&own.display().to_string()))),
     }
 }
 
@@ -195,9 +195,8 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
         }
         WorkerCommand::Wait { number } => {
             if !side.ipc().has_question(&number) {
-                return Err(Refusal::new(Exit::Data, format!("there is no question {number}"))
-                    .next("ask first; the number is in the name of the question's file in ipc/")
-                    .into());
+                return Refusal::new(Exit::Data, format!("there is no question {number}"))
+                    .refuse("ask first; the number is in the name of the question's file in ipc/");
             }
             print_answer(side, &number)
         }
@@ -230,7 +229,7 @@ fn act(side: &WorkerSide, command: WorkerCommand) -> Result<Exit> {
             if let Some(it) = questions.iter().find(unread) {
                 let what = format!("the answer to question {} is there", it.name);
                 let next = format!("read it with wait {}, then continue", it.name);
-                return Err(Refusal::new(Exit::Data, what).next(next).into());
+                return Refusal::new(Exit::Data, what).refuse(next);
             }
             let number = set(side, &item, Marker::Blocked, &text)?;
             let context = side.context_path();
@@ -270,21 +269,18 @@ fn finish(side: &WorkerSide, summary: &str) -> Result<Exit> {
     if let Some(item) = plan.current() {
         let number = &item.number;
         let what = format!("item {number} is {}, not ticked", item.marker);
-        return Err(Refusal::new(Exit::Data, what)
-            .place(item.text.clone())
-            .next(format!("do it and tick {number}; or block {number} or fail {number}, and stop"))
-            .into());
+        return Refusal::new(Exit::Data, what).place(item.text.clone()).refuse(format!(
+            "do it and tick {number}; or block {number} or fail {number}, and stop"
+        ));
     }
     if let Some(doubt) = plan.doubts().first() {
-        return Err(Refusal::new(Exit::Data, doubt.to_string())
+        return Refusal::new(Exit::Data, doubt.to_string())
             .place(sanitize(&doubt.text))
-            .next(format!("{}; then finish again", doubt.remedy()))
-            .into());
+            .refuse(format!("{}; then finish again", doubt.remedy()));
     }
     if print_new_notes(side, true)? {
-        return Err(Refusal::new(Exit::Data, "the person sent a note that you had not read")
-            .next("do what the note says; then finish again")
-            .into());
+        return Refusal::new(Exit::Data, "the person sent a note that you had not read")
+            .refuse("do what the note says; then finish again");
     }
     let given = summary.trim();
     let mut summary = whole_sentences(given, LONGEST_SUMMARY).to_owned();

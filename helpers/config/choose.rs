@@ -136,9 +136,8 @@ fn discovered(config: &Config, id: &str) -> Result<Option<Chosen>> {
     let Some(backend) = backend.filter(|_| listed || of_a_family) else { return Ok(None) };
     if config.is_unused_full(&backend) {
         let what = format!("'{id}' would be the first model of '{backend}', at full access");
-        return Err(Refusal::new(Exit::Data, what)
-            .next(format!("add it first: dispatch-config add-model {id} --backend {backend}"))
-            .into());
+        return Refusal::new(Exit::Data, what)
+            .refuse(format!("add it first: dispatch-config add-model {id} --backend {backend}"));
     }
     let is_new = !config.backends.contains_key(&backend);
     let missing = is_new.then(|| Edit::add_backend(&backend, None));

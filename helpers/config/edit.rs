@@ -118,7 +118,7 @@ impl Edit {
             ),
             _ => return Ok(()),
         };
-        Err(Refusal::new(Exit::Data, format!("cannot {}", self.what)).place(place).next(next))
+        Refusal::new(Exit::Data, format!("cannot {}", self.what)).place(place).refuse(next)
     }
 
     /// The path of the entry that changes, or of the default.

@@ -40,9 +40,9 @@ impl Config {
         let Some(name) = name.or(self.default.as_deref()) else {
             self.refuse_disabled(&["default".into()])?;
             let what = "no model is named and the config has no default";
-            return Err(Refusal::new(Exit::Data, what)
+            return Refusal::new(Exit::Data, what)
                 .place(self.path().display().to_string())
-                .next(self.listed_names()));
+                .refuse(self.listed_names());
         };
         if let Some(alias) = self.aliases.get(name) {
             let why = format!("the alias '{name}' stands for '{}'", alias.model);

@@ -12,8 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::read::{open_foreign, read_foreign};
 use super::{cannot_write, open_private, refuse_symlinks};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::process::{HELPERS, Identity, Life, machine};
 
 /// How long [`Lock::is_held`] of other processes may keep a lock from being taken.
@@ -38,10 +37,9 @@ impl Lock {
                 return Ok(lock);
             }
             if start.elapsed() >= limit {
-                return Err(Refusal::new(Exit::TryAgain, format!("{} is held", path.display()))
+                return Refusal::new(Exit::TryAgain, format!("{} is held", path.display()))
                     .place(format!("by {}", holder(path)))
-                    .next("try again when it has ended")
-                    .into());
+                    .refuse("try again when it has ended");
             }
             // Waiters look less and less often, so that a hundred of them do not slow the holder.
             let pause = start.elapsed() / 20;

@@ -23,8 +23,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::process::open_without_symlinks;
 
 pub use lock::Lock;
@@ -63,9 +62,9 @@ pub fn entries(path: &Path) -> Result<Vec<(OsString, bool)>> {
 /// Refuses a symlink in the place of a file or directory of dispatch.
 pub fn refuse_symlink(path: &Path) -> Result<(), Refusal> {
     match fs::read_link(path) {
-        Ok(target) => Err(Refusal::new(Exit::Data, format!("{} is a symlink", path.display()))
+        Ok(target) => Refusal::new(Exit::Data, format!("{} is a symlink", path.display()))
             .place(format!("to {}; dispatch follows none in its own directories", target.display()))
-            .next("remove it, or put what it leads to in its place")),
+            .refuse("remove it, or put what it leads to in its place"),
         Err(_) => Ok(()),
     }
 }

@@ -9,8 +9,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
 use super::{open, refuse_symlinks, wrong_kind};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::process;
 
 /// The largest file in a worker's reach that is read whole, in bytes.
@@ -65,10 +64,9 @@ pub fn read_growing(path: &Path, most: u64) -> Result<Option<(Vec<u8>, Option<bo
 fn read_open(file: &File, length: u64, most: u64, path: &Path) -> Result<Vec<u8>> {
     if length > LARGEST {
         let (mebibytes, largest) = (length >> 20, LARGEST >> 20);
-        return Err(Refusal::new(Exit::Data, format!("{} is too large", path.display()))
+        return Refusal::new(Exit::Data, format!("{} is too large", path.display()))
             .place(format!("it has {mebibytes} MiB, and no file of a task needs {largest}"))
-            .next("move it away, or make it shorter")
-            .into());
+            .refuse("move it away, or make it shorter");
     }
     let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1);
     // The limit also holds for a file that grows meanwhile.
@@ -97,10 +95,9 @@ pub fn copy_foreign(from: &Path, to: &Path, most: u64) -> Result<u64> {
     let copied = std::io::copy(&mut file.take(most.saturating_add(1)), &mut copy)
         .with_context(|| format!("cannot copy {}", from.display()))?;
     if copied > most {
-        return Err(Refusal::new(Exit::Data, format!("{} is too large", from.display()))
+        return Refusal::new(Exit::Data, format!("{} is too large", from.display()))
             .place(format!("{} MiB is the limit for this copy", most >> 20))
-            .next("move it away, or make it shorter")
-            .into());
+            .refuse("move it away, or make it shorter");
     }
     Ok(copied)
 }

@@ -8,8 +8,7 @@ use anyhow::{Context, Result, bail};
 use walkdir::WalkDir;
 
 use crate::domain::{EXECUTED, TaskId, Worktree};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::git::command::unfinished;
@@ -56,10 +55,9 @@ impl Worktree {
         refuse_unfinished(&top)?;
         let (into, before) = branch_and_commit(&top)?;
         if into == self.branch {
-            return Err(Refusal::new(Exit::Data, format!("{into} is what is checked out"))
+            return Refusal::new(Exit::Data, format!("{into} is what is checked out"))
                 .place(top.display().to_string())
-                .next(format!("git -C {} switch BRANCH, and try again", top.display()))
-                .into());
+                .refuse(format!("git -C {} switch BRANCH, and try again", top.display()));
         }
         if !self.snapshot {
             refuse_changes(&top, &into)?;
@@ -121,10 +119,9 @@ impl Worktree {
         };
         let branch = &self.branch;
         let what = format!("{branch} has commits that are neither the task's nor in {}", plan.into);
-        Err(Refusal::new(Exit::Data, what)
+        Refusal::new(Exit::Data, what)
             .place(format!("{}{more}", sanitize(&first)))
-            .next(format!("dispatch-reconcile merge {task} --onto takes only the task's commits"))
-            .into())
+            .refuse(format!("dispatch-reconcile merge {task} --onto takes only the task's commits"))
     }
 
     /// The commit that has the task's own commits after `before` (as `git rebase --onto` makes it).
@@ -133,10 +130,9 @@ impl Worktree {
         let merges = count(&self.repository, &[&["--merges"], &range[..]].concat())?;
         if merges > 0 {
             let what = format!("{} has merge commits, which cannot be taken over", self.branch);
-            return Err(Refusal::new(Exit::Data, what)
+            return Refusal::new(Exit::Data, what)
                 .place(format!("{merges} since {}", self.trunk()))
-                .next(format!("git rebase --onto {into} {} {}", self.trunk(), self.branch))
-                .into());
+                .refuse(format!("git rebase --onto {into} {} {}", self.trunk(), self.branch));
         }
         let list = self.git("rev-list --reverse --topo-order").args(range);
         let list = list.text("cannot list the task's commits")?;
@@ -178,10 +174,9 @@ impl Worktree {
         match tried.status.code() {
             Some(0) => printed.next().context("git printed no tree"),
             Some(1) => Err(self.conflict(into, &printed.skip(1).collect::<Vec<_>>()).into()),
-            _ => Err(Refusal::new(Exit::Unavailable, "this git cannot take over commits")
+            _ => Refusal::new(Exit::Unavailable, "this git cannot take over commits")
                 .place(error_line(&tried))
-                .next("install git 2.40 or newer")
-                .into()),
+                .refuse("install git 2.40 or newer"),
         }
     }
 
@@ -221,7 +216,7 @@ impl Worktree {
         let _lock = self.lock()?;
         if branch_and_commit(top)? != (into.clone(), before.clone()) {
             let what = format!("{into} changed meanwhile");
-            return Err(Refusal::new(Exit::TryAgain, what).next("try again").into());
+            return Refusal::new(Exit::TryAgain, what).refuse("try again");
         }
         refuse_unfinished(top)?;
         if !self.snapshot {
@@ -256,10 +251,9 @@ impl Worktree {
         if !merged.status.success() {
             let is_unchanged = branch_and_commit(top)? == (into.clone(), before.clone());
             let now = if is_unchanged { "nothing was changed" } else { "look at git status" };
-            return Err(Refusal::new(Exit::Failed, format!("{what}; {now}"))
+            return Refusal::new(Exit::Failed, format!("{what}; {now}"))
                 .place(why(&merged))
-                .next(merge_remedy(&merged, task))
-                .into());
+                .refuse(merge_remedy(&merged, task));
         }
         Ok(commit_id(top, "HEAD")?.as_ref() == Some(tip))
     }
@@ -302,10 +296,9 @@ impl Worktree {
                         && !place.starts_with(&self.repository) =>
                     {
                         let what = "the config of git says that this checkout is none";
-                        return Err(Refusal::new(Exit::Data, what)
+                        return Refusal::new(Exit::Data, what)
                             .place(format!("core.bare is true in {}", place.display()))
-                            .next(format!("git -C {} config core.bare false", place.display()))
-                            .into());
+                            .refuse(format!("git -C {} config core.bare false", place.display()));
                     }
                     _ => {}
                 }
@@ -313,10 +306,9 @@ impl Worktree {
         }
         let (branch, repository) = (&self.branch, self.repository.display());
         let what = format!("there is nowhere to merge {branch} into");
-        Err(Refusal::new(Exit::Data, what)
+        Refusal::new(Exit::Data, what)
             .place(format!("not inside a checkout of {repository}"))
-            .next("try again in a checkout of yours, made by: git worktree add")
-            .into())
+            .refuse("try again in a checkout of yours, made by: git worktree add")
     }
 }
 
@@ -336,10 +328,9 @@ fn merge_remedy(merged: &Output, task: &TaskId) -> String {
 fn branch_and_commit(top: &Path) -> Result<(String, String)> {
     let head = git(top, "symbolic-ref --quiet HEAD").said()?;
     let Some(branch) = head.strip_prefix("refs/heads/") else {
-        return Err(Refusal::new(Exit::Data, "there is no branch to merge into")
+        return Refusal::new(Exit::Data, "there is no branch to merge into")
             .place(format!("HEAD of {} is detached", top.display()))
-            .next(format!("git -C {} switch BRANCH, and try again", top.display()))
-            .into());
+            .refuse(format!("git -C {} switch BRANCH, and try again", top.display()));
     };
     let before = commit_id(top, "HEAD")?.ok_or_else(|| {
         Refusal::new(Exit::Data, format!("the branch {branch} has no commit to merge into"))
@@ -355,10 +346,9 @@ fn refuse_unfinished(top: &Path) -> Result<()> {
     let Some(what) = unfinished(path(&git_dir)) else { return Ok(()) };
     let end =
         if what == "bisect" { "git bisect reset".into() } else { format!("git {what} --abort") };
-    Err(Refusal::new(Exit::Data, format!("a {what} is not finished in the checkout"))
+    Refusal::new(Exit::Data, format!("a {what} is not finished in the checkout"))
         .place(top.display().to_string())
-        .next(format!("finish it, or end it with {end}; then try again"))
-        .into())
+        .refuse(format!("finish it, or end it with {end}; then try again"))
 }
 
 /// Refuses a checkout with work in it that a merge could overwrite.
@@ -367,10 +357,9 @@ fn refuse_changes(top: &Path, branch: &str) -> Result<()> {
     if changed.is_empty() {
         return Ok(());
     }
-    Err(Refusal::new(Exit::Data, format!("{branch} has uncommitted changes"))
+    Refusal::new(Exit::Data, format!("{branch} has uncommitted changes"))
         .place(format!("{} in {}", first_paths(&changed), top.display()))
-        .next("commit or stash them, and try again")
-        .into())
+        .refuse("commit or stash them, and try again")
 }
 
 /// The directory, which need not exist, that `core.hooksPath` names for a checkout.
@@ -472,10 +461,9 @@ fn undo(top: &Path, before: &str, tip: &str) -> Result<()> {
     git(top, "merge --quit").run()?;
     if !changes(git(top, STATUS).words(TRACKED))?.is_empty() {
         let what = format!("cannot undo the merge in {}", top.display());
-        return Err(Refusal::new(Exit::Failed, what)
+        return Refusal::new(Exit::Failed, what)
             .place(why(&undone))
-            .next(format!("git -C {} reset --merge", top.display()))
-            .into());
+            .refuse(format!("git -C {} reset --merge", top.display()));
     }
     Ok(())
 }

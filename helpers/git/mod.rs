@@ -19,8 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::domain::{TaskId, Worktree};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::ids::short_hash;
 use crate::text::sanitize;
@@ -68,21 +67,16 @@ pub struct PlannedWorktree {
 pub fn plan_worktree(task: &TaskId, here: &Path, with_changes: bool) -> Result<PlannedWorktree> {
     require_version()?;
     if is_in_worktree(here) {
-        return Err(Refusal::new(
-            Exit::Usage,
-            "a worktree cannot begin in another task's worktree",
-        )
-        .place(here.display().to_string())
-        .next("dispatch from a checkout of yours")
-        .into());
+        return Refusal::new(Exit::Usage, "a worktree cannot begin in another task's worktree")
+            .place(here.display().to_string())
+            .refuse("dispatch from a checkout of yours");
     }
     let ask = git(here, "rev-parse --path-format=absolute");
     let asked = ask.words("--is-inside-work-tree --show-prefix --git-common-dir").run()?;
     if error_line(&asked).contains("not a git repository") {
-        return Err(Refusal::new(Exit::CannotCreate, "there is no repository for a worktree")
+        return Refusal::new(Exit::CannotCreate, "there is no repository for a worktree")
             .place(format!("{} is not in one", here.display()))
-            .next("dispatch without --worktree, or make one: git init, git add, git commit")
-            .into());
+            .refuse("dispatch without --worktree, or make one: git init, git add, git commit");
     }
     let answer = succeeded(asked, "cannot look at the repository")?;
     let mut lines = answer.splitn(3, |&byte| byte == b'\n').map(path);
@@ -279,7 +273,7 @@ impl Worktree {
         let reserve = || self.git("update-ref").args([&reference, &self.base, ""]).run();
         if !free || !retry(reserve)?.status.success() {
             let what = format!("the branch {} was taken meanwhile", self.branch);
-            return Err(Refusal::new(Exit::TryAgain, what).next("try again").into());
+            return Refusal::new(Exit::TryAgain, what).refuse("try again");
         }
         let directory = self.path.parent().context("a worktree without a parent")?;
         files::create_private_directory(directory)?;
@@ -310,20 +304,18 @@ impl Worktree {
             return Ok(());
         }
         let what = "something else is in the place of the task's worktree";
-        Err(Refusal::new(Exit::CannotCreate, what)
+        Refusal::new(Exit::CannotCreate, what)
             .place(self.path.display().to_string())
-            .next("move it away, and try again")
-            .into())
+            .refuse("move it away, and try again")
     }
 
     fn check_repository(&self) -> Result<()> {
         if self.repository.is_dir() {
             return Ok(());
         }
-        Err(Refusal::new(Exit::Data, "the repository of the worktree is gone")
+        Refusal::new(Exit::Data, "the repository of the worktree is gone")
             .place(format!("{} does not exist", self.repository.display()))
-            .next("put it back there, or dispatch the plan again as a new task")
-            .into())
+            .refuse("put it back there, or dispatch the plan again as a new task")
     }
 
     /// Creates the worktree if it does not exist: at the last commit that was fetched from it, else at

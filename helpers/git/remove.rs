@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::domain::Worktree;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::git::command::{count, git_on, retry, succeeded, trim, unfinished};
@@ -65,9 +64,8 @@ impl Worktree {
         }
         if !self.has_own_repository() {
             let what = format!("{} is no longer the worktree", self.path.display());
-            return Err(Refusal::new(Exit::Data, what)
-                .next("restore its .git, or move it away and try again")
-                .into());
+            return Refusal::new(Exit::Data, what)
+                .refuse("restore its .git, or move it away and try again");
         }
         let foreign = self.foreign();
         let mut changed = self.changes_of(&foreign)?;

@@ -10,8 +10,7 @@ use anyhow::{Context, Result, ensure};
 use walkdir::WalkDir;
 
 use crate::domain::Worktree;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::git::command::{
@@ -147,10 +146,9 @@ impl Worktree {
         }
         if is_persons && !self.is_ancestor(&branch.commit, &own)? {
             let what = format!("{} and its worktree have different commits", self.branch);
-            return Err(Refusal::new(Exit::Data, what)
+            return Refusal::new(Exit::Data, what)
                 .place(format!("the worktree is at {own}"))
-                .next(format!("git branch -m {} NAME keeps yours; then try again", self.branch))
-                .into());
+                .refuse(format!("git branch -m {} NAME keeps yours; then try again", self.branch));
         }
         // The files of a checkout would not follow.
         if branch.checkout.is_none() {
@@ -310,10 +308,10 @@ impl Foreign {
         let fetched = retry(fetch)?;
         if !fetched.status.success() {
             let what = format!("cannot fetch {commit} of the worktree");
-            return Err(Refusal::new(Exit::Data, what)
-                .place(error_line(&fetched))
-                .next(format!("look at {}: its worker may have damaged it", self.tree.display()))
-                .into());
+            return Refusal::new(Exit::Data, what).place(error_line(&fetched)).refuse(format!(
+                "look at {}: its worker may have damaged it",
+                self.tree.display()
+            ));
         }
         Ok(())
     }

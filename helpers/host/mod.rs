@@ -169,9 +169,9 @@ pub fn refuse_undecided(what: &str) -> Result<(), Refusal> {
         let next = format!("let the user type in a terminal: {}", ways.join("; or "));
         (" without asking the user", next)
     };
-    Err(Refusal::new(Exit::Usage, format!("only a person may decide this: {what}"))
+    Refusal::new(Exit::Usage, format!("only a person may decide this: {what}"))
         .place(format!("{caller} called this{why}"))
-        .next(next))
+        .refuse(next)
 }
 
 /// Returns true if the settings here may be others than the host's: a project's settings can set this

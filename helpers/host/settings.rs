@@ -12,8 +12,7 @@ use jsonc_parser::common::{Range, Ranged};
 use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 use serde_json::{Value, json};
 
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::host::{Rule, RuleList, names_dispatch};
 use crate::text::line_and_column;
 use crate::tools::claude::settings_path;

@@ -3,8 +3,7 @@
 use anyhow::{Error, Result};
 
 use crate::domain::Route;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::ipc::IpcText;
 use crate::news::ledger::{self, Ledger};
@@ -64,7 +63,7 @@ pub fn find_question(project: &Project, target: &str) -> Result<(Task, String)> 
         format!("it asked {}", names.join(", "))
     };
     let next = format!("dispatch-reconcile show {id}");
-    Err(Refusal::new(Exit::Data, what).place(place).next(next).into())
+    Refusal::new(Exit::Data, what).place(place).refuse(next)
 }
 
 /// Records and publishes an answer, and resumes the task if its worker has ended.
@@ -106,17 +105,15 @@ fn post(task: &Task, question: &str, text: &str, over: bool) -> Result<()> {
     let (id, ipc) = (task.id(), task.side().ipc());
     let show = format!("dispatch-reconcile show {id}");
     if text.trim().is_empty() {
-        return Err(Refusal::new(Exit::Data, "the answer is empty")
-            .next("give the text, or - and the text on standard input")
-            .into());
+        return Refusal::new(Exit::Data, "the answer is empty")
+            .refuse("give the text, or - and the text on standard input");
     }
     // The lock excludes a resume, which passes answers on.
     let _lock = task.lock()?;
     let Some(IpcText { text: asked, is_whole }) = ipc.question(question)? else {
-        return Err(Refusal::new(Exit::Data, format!("there is no question {question}"))
+        return Refusal::new(Exit::Data, format!("there is no question {question}"))
             .place(format!("in {}", ipc.directory().display()))
-            .next(show)
-            .into());
+            .refuse(show);
     };
     let has_answer = || {
         Refusal::new(Exit::Data, format!("question {question} has an answer already"))
@@ -136,9 +133,8 @@ fn post(task: &Task, question: &str, text: &str, over: bool) -> Result<()> {
     }
     if ipc.was_received(question) {
         let what = format!("nobody waits for an answer to {id}/{question} any more");
-        return Err(Refusal::new(Exit::Data, what)
-            .next(format!("tell the worker with dispatch-reconcile note {id} -"))
-            .into());
+        return Refusal::new(Exit::Data, what)
+            .refuse(format!("tell the worker with dispatch-reconcile note {id} -"));
     }
     let obstacle = match ledger::was_told(task, question, &asked)? {
         Some(false) => Some("has changed since it was told"),
@@ -151,10 +147,9 @@ fn post(task: &Task, question: &str, text: &str, over: bool) -> Result<()> {
         let key = question_key(question, &asked);
         let event = events(&task.view()?)?.into_iter().find(|event| event.key == key);
         event.map_or(Ok(()), |event| Ledger::open(task)?.show(&event))?;
-        return Err(Refusal::new(Exit::Data, what)
+        return Refusal::new(Exit::Data, what)
             .place(format!("it is now: {}", quoted(&asked)))
-            .next(format!("{show}, then answer what it asks"))
-            .into());
+            .refuse(format!("{show}, then answer what it asks"));
     }
     let answer = Answer { question: asked, answer: text.into() };
     if !task.record_answer(question, &answer)? {

@@ -7,8 +7,7 @@ use anyhow::{Context, Result};
 use crate::config::choose::{self, Chosen, How};
 use crate::config::{Choice, Config};
 use crate::domain::{Access, Budget, TaskId};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::git::{self, PlannedWorktree};
@@ -107,10 +106,9 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     };
     Plan::parse_new(&plan, &source)?;
     if !replaces_plan && project.repository().is_some() && git::is_tracked(&source) {
-        return Err(Refusal::new(Exit::Data, format!("git tracks the plan of '{id}'"))
+        return Refusal::new(Exit::Data, format!("git tracks the plan of '{id}'"))
             .place(format!("{} came with the repository", source.display()))
-            .next(format!("read it, then dispatch it with --plan {}", source.display()))
-            .into());
+            .refuse(format!("read it, then dispatch it with --plan {}", source.display()));
     }
     let after = predecessors(project, &id, &request.after)?;
     let config = Config::load()?;
@@ -176,16 +174,14 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         is_elsewhere: project.is_elsewhere(),
     };
     if record.may_dispatch && record.access != Access::Full {
-        return Err(Refusal::new(Exit::Usage, "only a process at full access can dispatch tasks")
+        return Refusal::new(Exit::Usage, "only a process at full access can dispatch tasks")
             .place(format!("'{id}' would work at {}", record.access))
-            .next("leave out --may-dispatch, or add --access full")
-            .into());
+            .refuse("leave out --may-dispatch, or add --access full");
     }
     if record.keep && record.first_check().is_some() {
-        return Err(Refusal::new(Exit::Usage, "nothing can be kept running for this task")
+        return Refusal::new(Exit::Usage, "nothing can be kept running for this task")
             .place("a check or a review begins when everything of the worker has ended")
-            .next("leave out --keep, or dispatch it without checks and a review")
-            .into());
+            .refuse("leave out --keep, or dispatch it without checks and a review");
     }
     let call = worker::check_start(&task, &mut record, &choice.settings)?;
     if discover {
@@ -217,10 +213,9 @@ pub fn calling_task() -> Result<Option<Record>> {
     let outer = outer().ok().flatten();
     match outer.filter(|outer| outer.may_dispatch && outer.access == Access::Full) {
         Some(outer) => Ok(Some(outer)),
-        None => Err(Refusal::new(Exit::Usage, "this worker may not start workers")
+        None => Refusal::new(Exit::Usage, "this worker may not start workers")
             .place(format!("'{}' was dispatched without --may-dispatch", sanitize(&name)))
-            .next("do the work yourself")
-            .into()),
+            .refuse("do the work yourself"),
     }
 }
 
@@ -296,9 +291,7 @@ fn predecessors(project: &Project, id: &TaskId, names: &[TaskId]) -> Result<Vec<
     for other in names {
         if other == id {
             let what = format!("'{id}' cannot wait for itself");
-            return Err(Refusal::new(Exit::Usage, what)
-                .next("name another task after --after")
-                .into());
+            return Refusal::new(Exit::Usage, what).refuse("name another task after --after");
         }
         let record = project.existing_task(other)?.record()?.context("the task has no record")?;
         let branch = record.worktree.map(|worktree| worktree.branch);
@@ -343,13 +336,12 @@ fn refuse_taken(task: &Task) -> Result<()> {
         .find(|other| !side.directory().with_file_name(other).exists());
     let free = free.unwrap_or_default();
     if !is_there {
-        return Err(Refusal::new(Exit::CannotCreate, format!("'{id}' has files of another task"))
+        return Refusal::new(Exit::CannotCreate, format!("'{id}' has files of another task"))
             .place(format!(
                 "{}: it came with the project, or was copied",
                 side.directory().display()
             ))
-            .next(format!("use '{free}', or move that directory away"))
-            .into());
+            .refuse(format!("use '{free}', or move that directory away"));
     }
     let view = task.view().ok();
     let state = view.as_ref().map_or("there".into(), |view| view.state.to_string());
@@ -360,10 +352,9 @@ fn refuse_taken(task: &Task) -> Result<()> {
         true => format!(", or dispatch-spawn {id} --resume for what is left of it"),
         false => String::new(),
     };
-    Err(Refusal::new(Exit::CannotCreate, format!("the task id '{id}' is taken"))
+    Refusal::new(Exit::CannotCreate, format!("the task id '{id}' is taken"))
         .place(format!("{} is {state}", side.directory().display()))
-        .next(format!("use '{free}'{resume}"))
-        .into())
+        .refuse(format!("use '{free}'{resume}"))
 }
 
 /// Removes the person's side of an earlier task whose directory in the project was deleted.

@@ -15,8 +15,7 @@ use anyhow::Result;
 use crate::config::choose::{Chosen, How, replacements};
 use crate::config::{Choice, Config};
 use crate::domain::Route;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::process::calling_host;
 use crate::task::{Record, Task};
 use crate::tools::detect::logged_out;
@@ -53,10 +52,9 @@ fn refuse_logged_out(config: &Config, record: &Record, chosen: &Chosen) -> Resul
         _ => String::new(),
     };
     let what = format!("{} is not logged in", record.backend);
-    Err(Refusal::new(Exit::Unavailable, what)
+    Refusal::new(Exit::Unavailable, what)
         .place(format!("{call} says so{added}"))
-        .next(format!("{login}{other}; if it needs no login, call again"))
-        .into())
+        .refuse(format!("{login}{other}; if it needs no login, call again"))
 }
 
 /// The options that need a process, which dispatch watches: why an agent of the host is refused.
@@ -107,13 +105,12 @@ fn route(choice: &Choice, asked_for_agent: bool, needs: [bool; 5]) -> Result<Rou
             false => format!("take 'route: agent' out of backend '{backend}'"),
         };
         let next = format!("dispatch without {option}, or {agent}");
-        return Err(Refusal::new(Exit::Usage, *what).place(*place).next(next).into());
+        return Refusal::new(Exit::Usage, *what).place(*place).refuse(next);
     }
     if asked_for_agent && !has_agents(backend) {
-        return Err(Refusal::new(Exit::Usage, "the host has no agent for this task")
+        return Refusal::new(Exit::Usage, "the host has no agent for this task")
             .place(format!("{} is no model of a Claude Code that calls this", choice.name))
-            .next("leave out --agent")
-            .into());
+            .refuse("leave out --agent");
     }
     let usual = if has_agents(backend) && need.is_none() { Route::Agent } else { Route::Cli };
     Ok(if asked_for_agent { Route::Agent } else { configured.unwrap_or(usual) })

@@ -4,8 +4,7 @@ use anyhow::Result;
 
 use crate::config::{Config, choose};
 use crate::domain::{Access, Budget, Route};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::host::refuse_undecided;
 use crate::ops::{self, Start};
 use crate::plan::{Marker, Plan};
@@ -52,16 +51,14 @@ pub fn resume(
     let running = view.attempt.is_some() && !ended && !waits;
     let alive = view.processes.iter().any(|process| process.life() != Life::Dead);
     if view.record.route == Route::Cli && running && alive {
-        return Err(Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
+        return Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
             .place(format!("dispatch-reconcile show {id} says what it does"))
-            .next("answer or note what it should know, or wait until it ends")
-            .into());
+            .refuse("answer or note what it should know, or wait until it ends");
     }
     supervise::refuse_queued(&view)?;
     if view.state == State::Done {
-        return Err(Refusal::new(Exit::Data, format!("'{id}' is already done"))
-            .next("dispatch a new task for further work")
-            .into());
+        return Refusal::new(Exit::Data, format!("'{id}' is already done"))
+            .refuse("dispatch a new task for further work");
     }
     // The person may have edited the plan since the end.
     let mut left = task.plan()?;
@@ -69,10 +66,9 @@ pub fn resume(
     skip(&mut left, &request.skip)?;
     let nothing_left = !request.skip.is_empty() && left.complete();
     if nothing_left && waits {
-        return Err(Refusal::new(Exit::Data, format!("nothing would be left of '{id}'"))
+        return Refusal::new(Exit::Data, format!("nothing would be left of '{id}'"))
             .place("the task waits and would start anyway")
-            .next(format!("stop it: dispatch-reconcile stop {id}"))
-            .into());
+            .refuse(format!("stop it: dispatch-reconcile stop {id}"));
     }
     let (mut record, mut remark) = (view.record, None);
     record.budget = request.budget.unwrap_or(record.budget);
@@ -126,8 +122,8 @@ fn skip(plan: &mut Plan, items: &[String]) -> Result<(), Refusal> {
     for name in items {
         let item = plan.item(name)?;
         if item.marker == Marker::Done {
-            return Err(Refusal::new(Exit::Data, format!("item {} is done already", item.number))
-                .next("call again without it"));
+            return Refusal::new(Exit::Data, format!("item {} is done already", item.number))
+                .refuse("call again without it");
         }
     }
     let mut items = items.iter();

@@ -6,8 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::domain::Route;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::Lock;
 use crate::process::{Identity, Life, Signal, Watch};
@@ -45,10 +44,9 @@ pub fn stop(task: &Task) -> Result<String> {
     let lives = |it: &Identity| !is_far(it) || Lock::is_held(&run_lock).unwrap_or(true);
     let supervisor = Lock::last_holder(&run_lock)?.filter(lives);
     if let Some(far) = supervisor.as_ref().filter(|it| is_far(it)) {
-        return Err(Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is out of reach"))
+        return Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is out of reach"))
             .place(format!("it runs in another container, or on another machine ({})", far.machine))
-            .next(format!("call there: dispatch-reconcile stop {id}"))
-            .into());
+            .refuse(format!("call there: dispatch-reconcile stop {id}"));
     }
     let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
     // Judge the supervisor before the record tells it to stop: one that only waits ends at once.
@@ -77,10 +75,9 @@ pub fn stop(task: &Task) -> Result<String> {
             .terminate(worker::termination_grace(), || ())?;
         if !left.is_empty() {
             let (count, age) = (left.len(), short_duration(begin.elapsed()));
-            return Err(Refusal::new(Exit::TryAgain, format!("'{id}' is still running"))
+            return Refusal::new(Exit::TryAgain, format!("'{id}' is still running"))
                 .place(format!("processes left {age} after the first signal: {count}"))
-                .next(format!("try again: dispatch-reconcile stop {id}"))
-                .into());
+                .refuse(format!("try again: dispatch-reconcile stop {id}"));
         }
     }
     if let Some(supervisor) = alive() {

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::text::strip_escapes;
 
 use super::lines::{self, is_blank, plain};
@@ -96,9 +95,9 @@ impl Plan {
             || new.items.len() + own.len() != all.len()
             || !self.differs_only(&new, None, |_, item| item.marker)
         {
-            return Err(Refusal::new(Exit::Data, "the lost items cannot be put back")
+            return Refusal::new(Exit::Data, "the lost items cannot be put back")
                 .place(self.lost_words(None))
-                .next("put their lines back by hand, above the other items"));
+                .refuse("put their lines back by hand, above the other items");
         }
         new.items = all;
         *self = new;
@@ -157,9 +156,9 @@ impl Plan {
     ) -> Result<(), Refusal> {
         let new = self.read(lines);
         if !self.differs_only(&new, noted, wanted) {
-            return Err(Refusal::new(Exit::Data, "the change would reach more than that item")
+            return Refusal::new(Exit::Data, "the change would reach more than that item")
                 .place("a code fence or comment of the plan would end elsewhere")
-                .next("say it in one line of plain words"));
+                .refuse("say it in one line of plain words");
         }
         *self = new;
         Ok(())

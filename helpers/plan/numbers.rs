@@ -5,8 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::lines::plain;
 use super::{Item, Plan, shown};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::text::{quoted, sanitize};
 
 /// How many items a refusal names.
@@ -135,15 +134,15 @@ impl Plan {
         let name = shown(name);
         match found[..] {
             [index] => Ok(index),
-            [] => Err(Refusal::new(Exit::Data, format!("the plan has no item '{name}'"))
-                .next("name an item by its number or by its own words")),
+            [] => Refusal::new(Exit::Data, format!("the plan has no item '{name}'"))
+                .refuse("name an item by its number or by its own words"),
             _ => {
                 let shown = |item: &Item| format!("{}: {}", item.number, shown(&item.text));
                 let some = found.iter().take(CANDIDATES).map(|at| shown(&self.items[*at]));
                 let some: Vec<_> = some.collect();
-                Err(Refusal::new(Exit::Data, format!("'{name}' may be {} items", found.len()))
+                Refusal::new(Exit::Data, format!("'{name}' may be {} items", found.len()))
                     .place(some.join("; "))
-                    .next("name the item by its number"))
+                    .refuse("name the item by its number")
             }
         }
     }

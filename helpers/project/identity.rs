@@ -16,8 +16,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::dirs;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::git;
 use crate::ids::random_hex;

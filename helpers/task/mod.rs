@@ -17,8 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 
 use crate::domain::{Route, TaskId};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::plan::Plan;
 use crate::text::lossy;

@@ -11,8 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::domain::TaskId;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::ipc::Ipc;
 use crate::plan::Plan;

@@ -181,10 +181,9 @@ pub fn invocation(name: &str, settings: &Backend, job: &Job) -> Result<Invocatio
     let cli = by_backend(name, settings);
     if let Some(program) = missing_program(name, settings) {
         let what = format!("the CLI of backend '{name}' is not installed");
-        return Err(Refusal::new(Exit::Unavailable, what)
+        return Refusal::new(Exit::Unavailable, what)
             .place(format!("'{program}' is not in PATH"))
-            .next(format!("install {program}, or name a model of another backend"))
-            .into());
+            .refuse(format!("install {program}, or name a model of another backend"));
     }
     let (argv, usual) = match (settings.command.as_deref().map(str::trim_end), cli) {
         (None, None) => return Err(no_command(name).into()),

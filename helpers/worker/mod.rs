@@ -18,8 +18,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::domain::{Backend, Route, Worktree};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::git::first_paths;
@@ -68,10 +67,9 @@ pub fn end_kept(task: &Task, record: &Record) -> Result<usize> {
     let left = tree(None, record, &attempt)?.terminate(termination_grace(), || ())?;
     if !left.is_empty() {
         let id = task.id();
-        return Err(Refusal::new(Exit::TryAgain, format!("processes of '{id}' are still running"))
+        return Refusal::new(Exit::TryAgain, format!("processes of '{id}' are still running"))
             .place(format!("{} of {count}", left.len()))
-            .next(format!("try again: dispatch-reconcile stop {id}"))
-            .into());
+            .refuse(format!("try again: dispatch-reconcile stop {id}"));
     }
     sandbox::release_places(task)?;
     Ok(count)
@@ -167,7 +165,7 @@ pub fn refuse_unmeasured(record: &Record, settings: &Backend) -> Result<(), Refu
     } else {
         return Ok(());
     };
-    Err(Refusal::new(Exit::Unavailable, format!("a budget of {budget} cannot be kept"))
+    Refusal::new(Exit::Unavailable, format!("a budget of {budget} cannot be kept"))
         .place(format!("{backend} does not report the {part} that it uses"))
-        .next("limit the time, which always works: --budget 90m"))
+        .refuse("limit the time, which always works: --budget 90m")
 }

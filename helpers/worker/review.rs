@@ -11,8 +11,7 @@ use anyhow::Result;
 
 use crate::config::{Choice, Config};
 use crate::domain::{Access, Budget, PromptVia, Route};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::ids::{random_hex, random_uuid};

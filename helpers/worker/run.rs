@@ -12,8 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::config::Config;
 use crate::domain::{Access, Backend, FailureKind, PromptVia, Route, Usage, Worktree};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::git::selects_for_git;
@@ -214,10 +213,9 @@ pub fn prepare(
         let alive = last.identity()?.is_some_and(|worker| worker.life() != Life::Dead);
         if last.exit()?.is_none() && alive && record.route == Route::Cli {
             let what = format!("the worker of '{}' is still running", task.id());
-            return Err(Refusal::new(Exit::TryAgain, what)
+            return Refusal::new(Exit::TryAgain, what)
                 .place(format!("in {}", last.directory().display()))
-                .next(format!("dispatch-reconcile show {}", task.id()))
-                .into());
+                .refuse(format!("dispatch-reconcile show {}", task.id()));
         }
         if let Some(summary) = task.side().ipc().finished()? {
             files::publish(&last.summary_path(), summary.as_bytes())?;
@@ -341,10 +339,9 @@ fn launch(
 ) -> Result<RunningWorker> {
     let record = &with_worktree(task, record, attempt, watch)?;
     if !record.directory.is_dir() {
-        return Err(Refusal::new(Exit::Data, "the directory of the task is gone")
+        return Refusal::new(Exit::Data, "the directory of the task is gone")
             .place(record.directory.display().to_string())
-            .next("put it back there, or dispatch the plan again as a new task")
-            .into());
+            .refuse("put it back there, or dispatch the plan again as a new task");
     }
     sandbox::refuse_replaced(record)?;
     let fresh = random_uuid()?;

@@ -18,8 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dirs;
 use crate::domain::{Access, Backend, EXECUTED, Failure, FailureKind, Route, TaskId, Worktree};
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::git;
 use crate::ids::short_hash;

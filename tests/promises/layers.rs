@@ -82,8 +82,8 @@ fn upward_use_is_found() {
     assert_eq!(edges("let exit = crate::cli::run();"), ["files uses cli"]);
     assert_eq!(edges("use super::super::cli;"), ["files uses cli"]);
     assert!(edges("use super::cli;").is_empty(), "a module of the same folder");
-    assert_eq!(edges("use crate::{exit::Exit, cli};"), ["files uses cli"]);
-    assert!(edges("use crate::exit::Exit;\nuse crate::files::read;").is_empty());
+    assert_eq!(edges("use crate::{error::Exit, cli};"), ["files uses cli"]);
+    assert!(edges("use crate::error::Exit;\nuse crate::files::read;").is_empty());
 }
 
 /// Words that open a comment without naming its subject.

@@ -42,10 +42,9 @@ pub(super) fn allow(bins: &[PathBuf], consent: Consent) -> Result<Exit> {
     let real = |bin: &Path| bin.canonicalize().or_else(|_| std::path::absolute(bin));
     let is_own = |bin: &Path| matches!((real(bin), real(&own)), (Ok(bin), Ok(own)) if bin == own);
     if let Some(other) = bins.iter().find(|bin| !is_own(bin)) {
-        return Err(Refusal::new(Exit::Usage, "--bin is not the directory of these launchers")
+        return Refusal::new(Exit::Usage, "--bin is not the directory of these launchers")
             .place(other.display().to_string())
-            .next("call the launcher that is in that directory, with allow and no --bin")
-            .into());
+            .refuse("call the launcher that is in that directory, with allow and no --bin");
     }
     // Claude Code keeps the path of a skill that is a link, and compares paths as they are typed.
     let linked = settings_path().with_file_name("skills/dispatch/bin");
@@ -117,10 +116,9 @@ fn settings() -> Result<(PathBuf, Option<String>)> {
     let real = match path.canonicalize() {
         Err(_) if path.is_symlink() => {
             let target = std::fs::read_link(&path).unwrap_or_default();
-            return Err(Refusal::new(Exit::Data, "the settings are a link that leads nowhere")
+            return Refusal::new(Exit::Data, "the settings are a link that leads nowhere")
                 .place(format!("{} -> {}", path.display(), target.display()))
-                .next("restore the target or remove the link, then try again")
-                .into());
+                .refuse("restore the target or remove the link, then try again");
         }
         real => real.unwrap_or(path),
     };
@@ -136,9 +134,9 @@ fn refuse_read_only(path: &Path, rules: &[Rule], verb: &str) -> Result<(), Refus
     if !read_only && directory.is_none_or(|it| access(it, AccessFlags::W_OK).is_ok()) {
         return Ok(());
     }
-    Err(Refusal::new(Exit::CannotCreate, format!("{} is read-only", path.display()))
+    Refusal::new(Exit::CannotCreate, format!("{} is read-only", path.display()))
         .place("another program seems to manage it, such as Nix; nothing was changed")
-        .next(format!("{verb} the rules in that program's source: {}", settings::snippet(rules))))
+        .refuse(format!("{verb} the rules in that program's source: {}", settings::snippet(rules)))
 }
 
 /// The lock on the settings, which still have that text; `None` if the person does not agree.
@@ -153,10 +151,9 @@ fn begin(path: &Path, text: &Option<String>, given: Consent) -> Result<Option<st
     let locked = std::fs::File::open(directory).and_then(|it| it.lock().map(|()| it));
     let lock = locked.with_context(|| format!("cannot lock {}", directory.display()))?;
     if files::read(path)? != *text {
-        return Err(Refusal::new(Exit::TryAgain, "the settings were changed meanwhile")
+        return Refusal::new(Exit::TryAgain, "the settings were changed meanwhile")
             .place(path.display().to_string())
-            .next("try again")
-            .into());
+            .refuse("try again");
     }
     Ok(Some(lock))
 }

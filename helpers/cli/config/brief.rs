@@ -9,7 +9,7 @@ use crate::cli::reconcile::{broken_line, status_line};
 use crate::cli::{fit, say};
 use crate::config::Config;
 use crate::config::check::Problem;
-use crate::exit::Exit;
+use crate::error::Exit;
 use crate::fault;
 use crate::files::{self, Lock};
 use crate::news::ledger::{self, Delivery, Ledger};

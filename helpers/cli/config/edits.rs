@@ -142,10 +142,9 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
         matches!(command, SetDefault { .. } | AddBackend { .. } | Migrate)
     };
     if config.is_old_format() && !fits(&command) {
-        return Err(Refusal::new(Exit::Data, "a config of the old format has no such entries")
+        return Refusal::new(Exit::Data, "a config of the old format has no such entries")
             .place(format!("{} has only 'agents:'", config.path().display()))
-            .next("call 'dispatch-config migrate', then try again")
-            .into());
+            .refuse("call 'dispatch-config migrate', then try again");
     }
     let (edits, report) = match command {
         EditCommand::SetDefault { name } => {
@@ -159,10 +158,9 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             let (preferred, listed) = choose::runs(&config, &id)?;
             let Some(backend) = backend.or(preferred) else {
                 let what = format!("no CLI on this machine has a model '{id}'");
-                return Err(Refusal::new(Exit::Data, what)
+                return Refusal::new(Exit::Data, what)
                     .place("your subscription may not have it; dispatch-config models lists them")
-                    .next(format!("name its backend: add-model {id} --backend NAME"))
-                    .into());
+                    .refuse(format!("name its backend: add-model {id} --backend NAME"));
             };
             refuse_first_model(&config, &id, &backend)?;
             let mut edits = backend_if_missing(&config, &backend)?;
@@ -188,9 +186,8 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
         }
         EditCommand::AddBackend { name, command, prompt } => {
             if command.is_none() && !is_known(&name) {
-                return Err(Refusal::new(Exit::Usage, format!("'{name}' is not a known CLI"))
-                    .next(format!("give its command: add-backend {name} --command '...'"))
-                    .into());
+                return Refusal::new(Exit::Usage, format!("'{name}' is not a known CLI"))
+                    .refuse(format!("give its command: add-backend {name} --command '...'"));
             }
             refuse_undecided(&format!("another program for workers, '{name}'"))?;
             let command = command.as_deref().map(|command| (command, prompt));
@@ -246,12 +243,11 @@ fn migrate(config: &Config) -> Result<Exit> {
     }
     let (found, listings) = choose::machine(Some(config))?;
     if found.is_empty() {
-        return Err(Refusal::new(
+        return Refusal::new(
             Exit::Unavailable,
             "no worker CLI is installed, so nothing was added",
         )
-        .next("install one and try again; or call dispatch-config add-backend NAME --command '...'")
-        .into());
+        .refuse("install one and try again; or call dispatch-config add-backend NAME --command '...'");
     }
     edit::change(&setup::migration(config, &found, &listings))?;
     let count = Config::load()?.models.len();
@@ -293,9 +289,9 @@ fn backend_if_missing(config: &Config, backend: &str) -> Result<Vec<Edit>, Refus
         return Ok(vec![Edit::add_backend(backend, None)]);
     }
     let names: Vec<&str> = config.backends.keys().map(String::as_str).collect();
-    Err(Refusal::new(Exit::Data, format!("there is no backend '{backend}'"))
+    Refusal::new(Exit::Data, format!("there is no backend '{backend}'"))
         .place(format!("the config has {}", names.join(", ")))
-        .next(format!("add it first: dispatch-config add-backend {backend} --command '...'")))
+        .refuse(format!("add it first: dispatch-config add-backend {backend} --command '...'"))
 }
 
 /// Refuses to remove a model that an alias stands for, or that is needed otherwise.
@@ -304,21 +300,21 @@ fn refuse_used(config: &Config, id: &str) -> Result<(), Refusal> {
     let Some((alias, _)) = config.aliases.iter().find(|(_, alias)| alias.model == id) else {
         return Ok(());
     };
-    Err(Refusal::new(Exit::Data, format!("the alias '{alias}' stands for '{id}'"))
-        .next(format!("remove it first: dispatch-config remove-alias {alias}")))
+    Refusal::new(Exit::Data, format!("the alias '{alias}' stands for '{id}'"))
+        .refuse(format!("remove it first: dispatch-config remove-alias {alias}"))
 }
 
 /// Refuses to remove the default, and the fallback of another model or alias.
 fn refuse_needed(config: &Config, name: &str) -> Result<(), Refusal> {
     if config.default.as_deref() == Some(name) {
-        return Err(Refusal::new(Exit::Data, format!("'{name}' is the default"))
-            .next("choose another one first: dispatch-config set-default NAME"));
+        return Refusal::new(Exit::Data, format!("'{name}' is the default"))
+            .refuse("choose another one first: dispatch-config set-default NAME");
     }
     match config.fallbacks.iter().find(|(_, fallback)| *fallback == name) {
         None => Ok(()),
         Some((other, _)) => {
-            Err(Refusal::new(Exit::Data, format!("'{name}' is the fallback of '{other}'"))
-                .next(format!("name another one there first: {}", config.path().display())))
+            Refusal::new(Exit::Data, format!("'{name}' is the fallback of '{other}'"))
+                .refuse(format!("name another one there first: {}", config.path().display()))
         }
     }
 }

@@ -263,10 +263,9 @@ fn resolve(name: Option<&str>, request: Option<&str>, json: bool) -> Result<Exit
 fn replacements(name: &str, json: bool) -> Result<Exit> {
     let rest = choose::replacements(&Config::load()?, name)?;
     if rest.is_empty() {
-        return Err(Refusal::new(Exit::Unavailable, format!("no replacement for '{name}'"))
+        return Refusal::new(Exit::Unavailable, format!("no replacement for '{name}'"))
             .place("no other model of the config has a CLI that is installed and logged in")
-            .next("install or log in to claude, codex or cursor-agent; dispatch-config detect")
-            .into());
+            .refuse("install or log in to claude, codex or cursor-agent; dispatch-config detect");
     }
     if json {
         let rows = rest.iter().map(|(id, on)| serde_json::json!({ "model": id, "backend": on }));
@@ -280,7 +279,7 @@ fn replacements(name: &str, json: bool) -> Result<Exit> {
 fn consent(question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         let what = "cannot ask for confirmation: no terminal";
-        return Err(Refusal::new(Exit::Usage, what).next("add --yes").into());
+        return Refusal::new(Exit::Usage, what).refuse("add --yes");
     }
     Ok(matches!(ask(&format!("{question} [y/N] "))?.as_str(), "y" | "Y" | "yes"))
 }

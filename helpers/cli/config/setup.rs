@@ -126,10 +126,9 @@ pub(super) fn setup(
     let offers = offers(&found, &listings);
     all.iter().for_each(|found| say(described(found)));
     if found.is_empty() {
-        return Err(Refusal::new(Exit::Unavailable, "no worker CLI on this machine works")
+        return Refusal::new(Exit::Unavailable, "no worker CLI on this machine works")
             .place("those listed above do not print their version")
-            .next("repair or install one and try again; dispatch-config detect lists them")
-            .into());
+            .refuse("repair or install one and try again; dispatch-config detect lists them");
     }
     let names: Vec<&str> = offers.iter().map(|offer| offer.name.as_str()).collect();
     let sensible = format!("sensible: {}", names.join(", "));
@@ -137,18 +136,16 @@ pub(super) fn setup(
         Some(default) => default.to_owned(),
         None if std::io::stdin().is_terminal() => ask_default(&offers)?,
         None => {
-            return Err(Refusal::new(Exit::Usage, "no default model is named")
+            return Refusal::new(Exit::Usage, "no default model is named")
                 .place(sensible)
-                .next("add --default MODEL --yes")
-                .into());
+                .refuse("add --default MODEL --yes");
         }
     };
     if models_of(&found, &listings).values().all(|models| !models.contains_key(&default)) {
         let what = format!("no CLI on this machine has a model '{default}'");
-        return Err(Refusal::new(Exit::Data, what)
+        return Refusal::new(Exit::Data, what)
             .place(sensible)
-            .next("dispatch-config models lists all of them")
-            .into());
+            .refuse("dispatch-config models lists all of them");
     }
     full.extend(ask_full_access(&found, &full, yes)?);
     let route = match route {

@@ -10,7 +10,7 @@ use crate::cli::reconcile::merge::{at_rest, at_work, refuse_worker};
 use crate::cli::{agree, say};
 use crate::dirs;
 use crate::domain::{TaskId, Worktree};
-use crate::exit::Exit;
+use crate::error::Exit;
 use crate::fault;
 use crate::files;
 use crate::git;

@@ -6,8 +6,7 @@ use anyhow::Result;
 
 use crate::cli::{agree, say};
 use crate::domain::Route;
-use crate::error::Refusal;
-use crate::exit::Exit;
+use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::git::{by_hand, first_paths};
 use crate::process::TASK_DIR;
@@ -35,20 +34,18 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
     let id = task.id();
     let (view, _run_lock) = at_rest(task)?;
     let Some(worktree) = &view.record.worktree else {
-        return Err(Refusal::new(Exit::Data, format!("'{id}' has no branch of its own to merge"))
+        return Refusal::new(Exit::Data, format!("'{id}' has no branch of its own to merge"))
             .place(format!("it worked in {}", view.record.directory.display()))
-            .next("nothing to do: its changes are in that directory")
-            .into());
+            .refuse("nothing to do: its changes are in that directory");
     };
     let path = worktree.path.display();
     if let Some(what) = worktree.unfinished() {
-        return Err(Refusal::new(Exit::Data, format!("a {what} is not finished in the worktree"))
+        return Refusal::new(Exit::Data, format!("a {what} is not finished in the worktree"))
             .place(path.to_string())
-            .next(match view.state {
+            .refuse(match view.state {
                 State::Done => format!("{}: what was committed", by_hand(&worktree.branch)),
                 _ => format!("dispatch-spawn {id} --resume"),
-            })
-            .into());
+            });
     }
     let mut tip = worktree.fetch()?.ok_or_else(|| {
         let branch = &worktree.branch;
@@ -61,10 +58,11 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
         tip = worktree.commit_rest(&tip, &format!("What the worker of {id} left uncommitted"))?;
     } else if !changed.is_empty() {
         let what = format!("the worktree of '{id}' has changes that are not committed");
-        return Err(Refusal::new(Exit::Data, what)
+        return Refusal::new(Exit::Data, what)
             .place(format!("{} in {path}", first_paths(&changed)))
-            .next(format!("dispatch-reconcile merge {id} --uncommitted commits and merges them"))
-            .into());
+            .refuse(format!(
+                "dispatch-reconcile merge {id} --uncommitted commits and merges them"
+            ));
     }
     let plan = worktree.plan_merge(id, &[here, project.root()], &tip, args.onto)?;
     let (branch, into) = (&worktree.branch, &plan.into);
@@ -127,8 +125,8 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
 /// Refuses a worker: merging and cleaning change what other tasks and the person work on.
 pub(super) fn refuse_worker() -> Result<(), Refusal> {
     match std::env::var_os(TASK_DIR) {
-        Some(_) => Err(Refusal::new(Exit::Usage, "a worker may not merge or clean")
-            .next("leave this to the session that dispatched the task")),
+        Some(_) => Refusal::new(Exit::Usage, "a worker may not merge or clean")
+            .refuse("leave this to the session that dispatched the task"),
         None => Ok(()),
     }
 }

@@ -178,7 +178,7 @@ pub fn main() -> ExitCode {
         };
         if args.command.is_some() && args.status != StatusArgs::default() {
             let what = "an option of a command was given before the command";
-            return Err(Refusal::new(Exit::Usage, what).next("put it after the command").into());
+            return Refusal::new(Exit::Usage, what).refuse("put it after the command");
         }
         match args.command.as_ref().unwrap_or(&ReconcileCommand::Status(args.status)) {
             ReconcileCommand::Status(args) => status::status(&project()?, args),
@@ -207,9 +207,8 @@ pub fn main() -> ExitCode {
                 // The lock excludes the end of the checks, after which nobody reads the note.
                 let _lock = is_checked.then(|| task.lock()).transpose()?;
                 if task.view()?.state == State::Done {
-                    return Err(Refusal::new(Exit::Data, format!("'{id}' is done"))
-                        .next("dispatch a new task for further work")
-                        .into());
+                    return Refusal::new(Exit::Data, format!("'{id}' is done"))
+                        .refuse("dispatch a new task for further work");
                 }
                 task.add_note(&text)?;
                 done(format!("noted in the plan of {id}"))
@@ -240,22 +239,17 @@ fn adopt(project: &Project, named: &[String]) -> Result<Exit> {
     let stuck = candidates.iter().find(|it| it.obstacle.is_some());
     if let (Some(stuck), Standing::Moved(_)) = (stuck, project.standing()) {
         let id = stuck.view.task.id();
-        return Err(Refusal::new(Exit::TryAgain, format!("'{id}' is running"))
+        return Refusal::new(Exit::TryAgain, format!("'{id}' is running"))
             .place("its supervisor works at the project's old place")
-            .next(format!("wait for its end, or stop it: dispatch-reconcile stop {id}"))
-            .into());
+            .refuse(format!("wait for its end, or stop it: dispatch-reconcile stop {id}"));
     }
     let free = candidates.iter().filter(|it| it.obstacle.is_none());
     let pair = free.map(|it| format!("{}={}", it.view.task.id(), it.view.record.access));
     let taken: Vec<String> = pair.collect();
     let call = format!("dispatch-reconcile adopt {}", taken.join(" "));
     if !named.is_empty() && named != taken {
-        return Err(Refusal::new(
-            Exit::Data,
-            "other tasks would be taken over than the named ones",
-        )
-        .next(format!("compare them with the list, then {call}"))
-        .into());
+        return Refusal::new(Exit::Data, "other tasks would be taken over than the named ones")
+            .refuse(format!("compare them with the list, then {call}"));
     }
     let question = format!("Take over {} task(s) into {}?", taken.len(), project.root().display());
     let asked = !named.is_empty() && decider() == Decider::Asked;

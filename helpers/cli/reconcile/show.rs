@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::cli::reconcile::status::as_json;
 use crate::cli::{fit, say};
 use crate::domain::Worktree;
-use crate::exit::Exit;
+use crate::error::Exit;
 use crate::files;
 use crate::ipc::{IpcText, Question};
 use crate::news::ledger::{self, Delivery, Ledger};

@@ -14,7 +14,7 @@ use crate::cli::reconcile::table::{Columns, TaskRow};
 use crate::cli::reconcile::watch::follow;
 use crate::cli::{fit, say};
 use crate::domain::{TaskId, Usage};
-use crate::exit::Exit;
+use crate::error::Exit;
 use crate::news::Remedy;
 use crate::project::{Broken, Project, TaskList};
 use crate::repair::{Repaired, foreign_line, orphans_line, repair};

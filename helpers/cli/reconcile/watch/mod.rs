@@ -25,7 +25,7 @@ use crate::cli::reconcile::status::{self, StatusArgs, broken_line};
 use crate::cli::reconcile::table::{TaskRow, one_line};
 use crate::cli::{complain, say};
 use crate::domain::Usage;
-use crate::exit::Exit;
+use crate::error::Exit;
 use crate::fault;
 use crate::ops::stop;
 use crate::project::Project;
