@@ -1,7 +1,9 @@
 //! Projects: the directory or repository that tasks belong to, and the list of its tasks.
 //!
 //! Invariant: an entry that should be a task is listed, as a task or as broken, and never skipped.
+//! Longer than 500 lines because finding a project and listing its tasks read the same files.
 
+mod ends;
 mod identity;
 
 use std::collections::{BTreeMap, HashSet};
@@ -20,9 +22,10 @@ use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::ids::{long_hash, random_hex};
 use crate::process::TASK_DIR;
-use crate::task::Task;
+use crate::task::{State, Task};
 use identity::{ProjectRecord, common_directory, main_worktree};
 
+pub use ends::{End, Ends};
 pub use identity::{Standing, Whereabouts, stands, whereabouts};
 
 /// How long a dispatch waits for another one that claims the directory.
@@ -33,6 +36,8 @@ const CLAIM_LIMIT: Duration = Duration::from_secs(10);
 pub struct TaskList {
     /// The dispatched tasks, sorted by name.
     pub tasks: Vec<Task>,
+    /// The tasks that the index answers for, each with its entry.
+    pub ended: Vec<(TaskId, End)>,
     /// The entries that should be tasks and cannot be read, sorted by name.
     pub broken: Vec<Broken>,
 }
@@ -306,6 +311,11 @@ impl Project {
     /// The dispatched tasks of the project, and what hides them. A task that ended and whose directory
     /// in the project was deleted is over.
     pub fn task_list(&self) -> TaskList {
+        self.list(&Ends::default())
+    }
+
+    /// The tasks as in [`Self::task_list`], without those that ended and have a valid entry in an index.
+    pub fn list(&self, ends: &Ends) -> TaskList {
         let mut list = TaskList::default();
         // With the `.`, a directory fails too that may be listed but not entered.
         let entries = match std::fs::read_dir(self.state_dir.join(".")) {
@@ -321,11 +331,19 @@ impl Project {
                 None
             }
         };
+        let present = files::entries(&self.tasks_dir()).unwrap_or_default();
+        let present: HashSet<&OsStr> = present.iter().map(|(name, _)| name.as_os_str()).collect();
         for entry in entries.into_iter().flatten().flatten() {
             let name = entry.file_name();
             let Some(Ok(id)) = name.to_str().map(TaskId::from_str) else { continue };
             let task = self.task(&id);
-            if !task.was_dispatched() {
+            if let Some(end) = ends.get(&task) {
+                // The directory of a task that is done counts without a look into it.
+                let is_done = end.state == State::Done && present.contains(name.as_os_str());
+                if is_done || task.side().has_files() {
+                    list.ended.push((id, end.clone()));
+                }
+            } else if !task.was_dispatched() {
                 let lost = task.refuse_lost_record().err();
                 list.broken.extend(lost.map(|error| Broken::from_task(&task, error.into())));
             } else if !task.is_deleted() {
@@ -343,7 +361,8 @@ impl Project {
         if matches!(self.standing, Standing::Copied(_)) {
             return Vec::new();
         }
-        let known = list.tasks.iter().map(|task| task.id().as_str());
+        let ended = list.ended.iter().map(|(id, _)| id.as_str());
+        let known = list.tasks.iter().map(|task| task.id().as_str()).chain(ended);
         let known: HashSet<&str> =
             known.chain(list.broken.iter().map(|broken| broken.name.as_str())).collect();
         let names = files::entries(&self.tasks_dir()).unwrap_or_default();
@@ -366,7 +385,7 @@ impl Project {
         if task.was_dispatched() && !task.is_deleted() {
             return Ok(task);
         }
-        let TaskList { tasks, broken } = self.task_list();
+        let TaskList { tasks, broken, .. } = self.task_list();
         if let Some(broken) = broken.into_iter().next() {
             return Err(broken.error);
         }

@@ -253,9 +253,14 @@ pub fn all_artifacts(repository: &Path) -> Result<Vec<Artifact>> {
 
 /// A line about worktrees and branches of deleted tasks; `None` if there are none. Nothing is removed,
 /// because only a person knows whether the work is still wanted.
-pub fn orphans_line(project: &Project, views: &[View]) -> Option<String> {
+/// `worktrees`: those of tasks that are there, as far as the caller knows them.
+pub fn orphans_line<'a>(
+    project: &Project,
+    worktrees: impl Iterator<Item = &'a Worktree>,
+) -> Option<String> {
+    let worktrees: Vec<_> = worktrees.collect();
     let mut artifacts = artifacts(&project.repository()?);
-    artifacts.retain(|it| !views.iter().any(|view| belongs_to(it, &view.record)));
+    artifacts.retain(|it| !worktrees.iter().any(|own| it.belongs_to(own)));
     if artifacts.is_empty() {
         return None;
     }
@@ -284,7 +289,7 @@ pub fn foreign_line(project: &Project, list: &TaskList) -> Option<String> {
 /// The artifacts that belong to no task of the project.
 pub fn orphans(project: &Project, mut artifacts: Vec<Artifact>) -> Vec<Artifact> {
     // Unreadable tasks may own any worktree, so report none.
-    let TaskList { tasks, broken } = project.task_list();
+    let TaskList { tasks, broken, .. } = project.task_list();
     let records = tasks.iter().map(Task::record).collect::<Result<Vec<_>, _>>();
     let Some(records) = records.ok().filter(|_| broken.is_empty()) else { return Vec::new() };
     artifacts.retain(|it| !records.iter().flatten().any(|record| belongs_to(it, record)));

@@ -261,7 +261,7 @@ impl LiveTasks {
                 self.watch.add_directory(&entry.path());
             }
         }
-        let TaskList { mut tasks, broken } = self.project.task_list();
+        let TaskList { mut tasks, broken, .. } = self.project.task_list();
         tasks.retain(|task| self.only.is_empty() || self.only.contains(task.id()));
         self.broken = broken;
         if let Some(host) = &self.host {

@@ -1,12 +1,15 @@
 //! The lines of `status`: one for each task, with its state, its detail and the command that helps;
 //! and the table of `status` on a terminal.
+//! Longer than 500 lines because each is compared whole.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use snapbox::str;
 
+use crate::support::made::age;
 use crate::support::process::signal;
 use crate::support::terminal::Window;
 use crate::support::text::same;
@@ -132,6 +135,88 @@ exit 0
 new-finishes done 2/2 AGE ends — "All is well."
 old-finishes done 2/2 AGE ends — "All is well."
 "#]]);
+}
+
+/// Makes all changes of the tasks that ended look a minute old, so that the index takes their ends.
+fn age_ends(sandbox: &Sandbox) {
+    for entry in walkdir::WalkDir::new(sandbox.state_directory()) {
+        let entry = entry.expect("readable");
+        if entry.file_type().is_dir() {
+            age(entry.path(), 60);
+        }
+    }
+}
+
+#[test]
+fn status_is_the_same_with_its_index_and_without_whatever_changes() {
+    let sandbox = tasks_in_all_states();
+    let done = sandbox.task("finishes", "done");
+    wait_until("the end is settled", || done.exists().then_some(()));
+    age(&done, 25 * 60 * 60);
+    let index = sandbox.state_directory().join(".ends");
+    // Only the first look tells what it repaired.
+    let lists = || -> Vec<String> {
+        let [status, line] = ["status", "statusline"]
+            .map(|list| sandbox.call("dispatch-reconcile", &[list]).input("").run().ok());
+        let text = sandbox.redactions().apply(&(status + &line));
+        text.lines().filter(|line| !line.starts_with("repaired: ")).map(String::from).collect()
+    };
+    let remove = |path: PathBuf| fs::remove_dir_all(path).expect("removed");
+    let resume = |id: &str| {
+        sandbox.ok("dispatch-spawn", &[id, "--resume"]);
+        wait_until("the attempt ends", || {
+            sandbox.task(id, "attempts/2/exit").exists().then_some(())
+        });
+    };
+    let changes: [(&str, &dyn Fn()); 9] = [
+        ("nothing", &|| ()),
+        ("a stop", &|| drop(sandbox.ok("dispatch-reconcile", &["stop", "works"]))),
+        ("another attempt", &|| resume("fails")),
+        ("the end of a config", &|| sandbox.workers(&[("other", "true")])),
+        ("its return", &|| sandbox.workers(&[("ends", &ends())])),
+        ("a record that is removed", &|| {
+            fs::remove_file(sandbox.task("marked", "record.yaml")).expect("there")
+        }),
+        ("an end that is removed", &|| {
+            fs::remove_file(sandbox.task("stops", "attempts/1/exit")).expect("there")
+        }),
+        ("worker's files that are removed", &|| remove(sandbox.task("blocks", ""))),
+        ("a task that is removed", &|| remove(sandbox.state_directory().join("finishes"))),
+    ];
+    for (what, change) in changes {
+        age_ends(&sandbox);
+        sandbox.ok("dispatch-reconcile", &[]);
+        assert!(fs::read_to_string(&index).expect("an index").contains("exit code 7"), "{what}");
+        change();
+        let with = lists();
+        let _ = fs::remove_file(&index);
+        assert_eq!(with, lists(), "{what}");
+    }
+}
+
+#[test]
+fn index_answers_for_task_that_ended_until_the_task_changes() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("ends", &ends())]);
+    sandbox.dispatch("fails", "ends");
+    sandbox.wait_for_state("fails", "failed: exit code 7: \"no such file: a > run: rm\"");
+    age_ends(&sandbox);
+    let index = sandbox.state_directory().join(".ends");
+    wait_until("the supervisor has ended", || {
+        sandbox.ok("dispatch-reconcile", &[]);
+        index.exists().then_some(())
+    });
+    let forged =
+        fs::read_to_string(&index).expect("an index").replace("exit code 7", "exit code 8");
+    fs::write(&index, forged).expect("written");
+    assert!(sandbox.ok("dispatch-reconcile", &[]).contains("exit code 8"));
+    sandbox.ok("dispatch-spawn", &["fails", "--resume"]);
+    let second = sandbox.task("fails", "attempts/2/exit");
+    wait_until("the next attempt ends", || second.exists().then_some(()));
+    assert!(sandbox.ok("dispatch-reconcile", &[]).contains("exit code 7"));
+    // A broken index is made again.
+    fs::write(&index, "{").expect("written");
+    assert!(sandbox.ok("dispatch-reconcile", &[]).contains("exit code 7"));
 }
 
 #[test]

@@ -74,7 +74,7 @@ pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
             say(format!("orphaned: {}", orphan.remedy(fetched.as_ref())));
             printed = true;
         }
-        let TaskList { tasks, broken } = project.task_list();
+        let TaskList { tasks, broken, .. } = project.task_list();
         let records = tasks.iter().map(|task| task.record().ok().flatten());
         // A task without a record is broken, or has just reserved the names of its worktree.
         if let Some(records) = records.collect::<Option<Vec<_>>>().filter(|_| broken.is_empty())

@@ -16,7 +16,7 @@ use crate::cli::{fit, say};
 use crate::domain::{TaskId, Usage};
 use crate::error::Exit;
 use crate::news::Remedy;
-use crate::project::{Broken, Project, TaskList};
+use crate::project::{Broken, Ends, Project, TaskList};
 use crate::repair::{Repaired, foreign_line, orphans_line, repair};
 use crate::task::{Reason, State, Task, View};
 use crate::text::{quoted, sanitize, short_duration, shorten};
@@ -72,17 +72,24 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     if args.follow {
         return follow(project);
     }
-    let mut found = project.task_list();
-    let is_shown = |task: &Task| args.all || task.time_since_done().is_none_or(|it| it <= RECENT);
-    let count = found.tasks.len();
+    let is_terminal = std::io::stdout().is_terminal();
+    let has_table = is_terminal || args.color == ColorChoice::Always;
+    // The index has lines only.
+    let indexed = !args.all && !args.json && !has_table;
+    let mut ends = if indexed { Ends::load(project) } else { Ends::default() };
+    let before = SystemTime::now();
+    let mut found = project.list(&ends);
     let foreign = foreign_line(project, &found);
-    found.tasks.retain(is_shown);
-    let hidden = count - found.tasks.len();
+    let ended = std::mem::take(&mut found.ended);
+    let is_shown = |task: &Task| args.all || task.time_since_done().is_none_or(|it| it <= RECENT);
+    let (shown, old): (Vec<_>, Vec<_>) = found.tasks.into_iter().partition(is_shown);
+    found.tasks = shown;
     let Repaired { mut views, broken, repairs } = repair(project, found);
     let count = views.len();
     // The repair settled those that nobody had looked at.
     views.retain(|view| is_shown(&view.task));
-    let hidden = hidden + count - views.len();
+    let old_ends = ended.iter().filter(|(_, end)| end.state == State::Done).count();
+    let hidden = old.len() + old_ends + count - views.len();
     views.sort_by_key(|view| view.state);
     if args.json {
         let broken = broken.iter().map(broken_as_json);
@@ -94,35 +101,46 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     }
     let notice = project.notice();
     notice.iter().for_each(say);
-    if views.is_empty() && broken.is_empty() && hidden == 0 && notice.is_none() {
+    let is_empty = views.is_empty() && ended.is_empty() && broken.is_empty() && hidden == 0;
+    if is_empty && notice.is_none() {
         say(format!("no tasks in {}", project.root().display()));
     }
     let broken = broken.iter().map(broken_line);
-    match std::io::stdout().is_terminal() {
-        false if args.color != ColorChoice::Always => {
-            let most = if args.all { usize::MAX } else { STATUS };
-            let (text, more) = fit(broken.chain(views.iter().map(status_line)), most);
-            Some(text).filter(|text| !text.is_empty()).iter().for_each(say);
-            if more > 0 {
-                say(format!("… and {more} more, less urgent: dispatch-reconcile status --all"));
-            }
+    if has_table {
+        broken.for_each(say);
+        let size = is_terminal.then(crossterm::terminal::size).and_then(Result::ok);
+        let width = size.map(|(columns, _)| columns.into()).filter(|it| *it > 0);
+        print_table(&views, width.unwrap_or(TABLE), args.color);
+    } else {
+        let mut lines: Vec<(State, &TaskId, String)> = Vec::new();
+        for view in &views {
+            let line = status_line(view);
+            ends.add(view, before, || line.clone());
+            lines.push((view.state, view.task.id(), line));
         }
-        terminal => {
-            broken.for_each(say);
-            let size = terminal.then(crossterm::terminal::size).and_then(Result::ok);
-            let width = size.map(|(columns, _)| columns.into()).filter(|it| *it > 0);
-            print_table(&views, width.unwrap_or(TABLE), args.color);
+        let shown = ended.iter().filter(|(_, end)| end.state != State::Done);
+        lines.extend(shown.map(|(id, end)| (end.state, id, end.line.clone())));
+        lines.sort();
+        let most = if args.all { usize::MAX } else { STATUS };
+        let (text, more) = fit(broken.chain(lines.into_iter().map(|(_, _, line)| line)), most);
+        Some(text).filter(|text| !text.is_empty()).iter().for_each(say);
+        if more > 0 {
+            say(format!("… and {more} more, less urgent: dispatch-reconcile status --all"));
         }
     }
     if hidden > 0 {
         say(format!("{hidden} more, done over a day ago: dispatch-reconcile status --all"));
     }
     foreign.iter().for_each(say);
-    orphans_line(project, &views).iter().for_each(say);
+    let worktrees = views.iter().filter_map(|view| view.record.worktree.as_ref());
+    let worktrees = worktrees.chain(ended.iter().filter_map(|(_, end)| end.worktree.as_ref()));
+    orphans_line(project, worktrees).iter().for_each(say);
     let used = views.iter().filter_map(View::usage).reduce(Usage::with);
     if let Some(used) = used.filter(|_| args.all) {
         say(format!("in total {used}"));
     }
+    old.iter().for_each(|task| ends.add_done(task, before));
+    ends.save();
     Ok(Exit::Ok)
 }
 
@@ -247,12 +265,14 @@ fn counts(here: Option<PathBuf>) -> Result<Option<String>> {
         Some(directory) => directory,
         None => std::env::current_dir()?,
     };
-    let TaskList { tasks, broken } = Project::find(&directory)?.task_list();
+    let project = Project::find(&directory)?;
+    let TaskList { tasks, ended, broken } = project.list(&Ends::load(&project));
     let mut broken = broken.len();
     let open = tasks.iter().filter(|task| task.time_since_done().is_none());
     let mut counts: BTreeMap<State, usize> = BTreeMap::new();
-    for view in open.map(Task::view) {
-        match view.map(|view| view.state) {
+    let open = open.map(|task| task.view().map(|view| view.state));
+    for state in open.chain(ended.into_iter().map(|(_, end)| Ok(end.state))) {
+        match state {
             Ok(State::Stopped | State::Done) => {}
             Ok(state) => *counts.entry(state).or_default() += 1,
             Err(_) => broken += 1,
