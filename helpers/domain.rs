@@ -136,11 +136,7 @@ pub enum Access {
 
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::Full => "full",
-        })
+        f.pad(&format!("{self:?}").to_lowercase())
     }
 }
 
@@ -183,11 +179,7 @@ pub enum PromptVia {
 
 impl fmt::Display for PromptVia {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stdin => "stdin",
-            Self::Arg => "arg",
-            Self::File => "file",
-        })
+        f.pad(&format!("{self:?}").to_lowercase())
     }
 }
 

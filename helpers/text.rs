@@ -209,6 +209,12 @@ pub fn whole_sentences(text: &str, characters: usize) -> &str {
     text[..end].trim_end()
 }
 
+/// A number of things: `1 commit`, `2 commits`.
+pub fn count(number: usize, thing: &str) -> String {
+    let end = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{end}")
+}
+
 /// A duration in its largest unit: `12s`, `3m`, `2h`, `4d`.
 pub fn short_duration(duration: std::time::Duration) -> String {
     match duration.as_secs() {

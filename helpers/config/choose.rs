@@ -1,4 +1,7 @@
 //! Chooses the worker that a person named, also a model that only a CLI on this machine knows.
+//!
+//! A sentence names a worker by the original's rules: the last name of the config that is a whole word;
+//! else a word that looks like a model's id; else a provider.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +9,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::config::edit::Edit;
-use crate::config::pick::is_provider;
-use crate::config::{Choice, Config, Mention, edit};
+use crate::config::{Choice, Config, edit};
 use crate::domain::Backend;
 use crate::error::{Exit, Refusal};
 use crate::tools::detect::{InstalledCli, detect};
@@ -169,4 +171,207 @@ pub fn replacements(config: &Config, name: &str) -> Result<Vec<(String, String)>
     let mut providers = BTreeSet::new();
     rest.retain(|(id, _)| providers.insert(provider(id)));
     Ok(rest.into_iter().take(3).map(|(id, backend)| (id.clone(), backend.clone())).collect())
+}
+
+/// The worker that a sentence names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mention {
+    /// A name of the config.
+    Name(String),
+    /// A provider, and its newest model in the config.
+    Provider(String, String),
+    /// A word that looks like a model's id and is not in the config.
+    Unknown(String),
+    /// No worker.
+    Nothing,
+}
+
+/// Words that people say for a provider.
+const PROVIDERS: [&str; 9] =
+    ["claude", "anthropic", "openai", "gpt", "codex", "gemini", "grok", "qwen", "kimi"];
+
+/// Returns true for a name that stands for a provider and never for a model.
+pub(super) fn is_provider(name: &str) -> bool {
+    PROVIDERS.contains(&name)
+}
+
+/// Models that are named by one word without a version.
+const BARE: [&str; 8] = ["opus", "sonnet", "haiku", "fable", "o1", "o3", "o4-mini", "composer"];
+
+impl Config {
+    /// The worker that a sentence names.
+    pub fn mention(&self, sentence: &str) -> Mention {
+        let sentence = sentence.to_ascii_lowercase();
+        let mut found: Vec<(usize, usize, &str)> = Vec::new();
+        for name in self.names() {
+            let lower = name.to_ascii_lowercase();
+            found.extend(whole_words(&sentence, &lower).map(|(start, end)| (start, end, name)));
+        }
+        // A name inside a longer one was not meant.
+        let inside = |&(start, end, _): &(usize, usize, &str)| {
+            found.iter().any(|&(s, e, _)| s <= start && end <= e && e - s > end - start)
+        };
+        if let Some((_, _, name)) = found.iter().filter(|found| !inside(found)).max_by_key(|f| f.0)
+        {
+            return Mention::Name((*name).into());
+        }
+        if let Some(id) = looks_like_a_model(&sentence) {
+            return Mention::Unknown(id);
+        }
+        let last = |word: &'static str| Some((whole_words(&sentence, word).last()?, word));
+        match PROVIDERS.into_iter().filter_map(last).max_by_key(|((at, _), _)| *at) {
+            None => Mention::Nothing,
+            Some((_, word)) => match self.newest_of(word) {
+                Some(model) => Mention::Provider(word.into(), model.into()),
+                None => Mention::Unknown(word.into()),
+            },
+        }
+    }
+
+    /// The newest model of a provider: a name without a version (`opus`), else the highest version;
+    /// among equals the default, then the first in the file.
+    fn newest_of(&self, said: &str) -> Option<&str> {
+        let name = match said {
+            "anthropic" => "Claude",
+            "openai" => "OpenAI",
+            said => provider(said),
+        };
+        let ids = self.models.keys().map(String::as_str);
+        let of_provider: Vec<&str> = ids.filter(|id| provider(id) == name).collect();
+        // Prefer models that contain the word: "codex" does not stand for every model of OpenAI.
+        let called = |id: &&str| id.to_ascii_lowercase().contains(said);
+        let own: Vec<&str> = of_provider.iter().copied().filter(called).collect();
+        let models = if own.is_empty() { of_provider } else { own };
+        let rank = |id: &str| {
+            let version = version(id);
+            (version.is_empty(), version, self.default.as_deref() == Some(id))
+        };
+        // Reversed, because `max_by_key` returns the last of equal ones.
+        models.into_iter().rev().max_by_key(|id| rank(id))
+    }
+}
+
+/// The version in an id: `[5, 3]` for `gpt-5.3-codex`.
+fn version(id: &str) -> Vec<u32> {
+    let numbers = id.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty());
+    // Skip dates and sizes.
+    numbers.filter(|part| part.len() < 4).filter_map(|part| part.parse().ok()).collect()
+}
+
+/// The places of `word` as a whole word: not next to ASCII letters or digits, nor joined to them by a
+/// hyphen, a dot or a slash. Other scripts do not count as parts of a word.
+fn whole_words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = (usize, usize)> + 'a {
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let joint = |c: char| matches!(c, '-' | '.' | '/');
+    let places = text.match_indices(word).map(move |(start, _)| (start, start + word.len()));
+    places.filter(move |&(start, end)| {
+        let (before, after) = (&text[..start], &text[end..]);
+        let before = before.strip_suffix(joint).unwrap_or(before);
+        let after = after.strip_prefix(joint).unwrap_or(after);
+        !(word.is_empty() || before.ends_with(part) || after.starts_with(part))
+    })
+}
+
+/// The last word of a sentence that looks like a model's id.
+fn looks_like_a_model(sentence: &str) -> Option<String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
+    let mut words =
+        sentence.split(|c| !word(c)).map(|word| word.trim_matches(['-', '.', '_', '/']));
+    let model = |word: &&str| {
+        let versioned = word.bytes().any(|b| b.is_ascii_digit()) && provider(word) != "Other";
+        let ends = [".rs", ".py", ".md", ".ts", ".js", ".json"];
+        let of_a_file = ends.iter().any(|end| word.ends_with(end));
+        BARE.contains(word) || (versioned && !of_a_file && !word.contains('/'))
+    };
+    words.rfind(model).map(str::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Instant;
+
+    use super::Mention::{Name, Nothing, Provider, Unknown};
+    use super::*;
+
+    const CONFIG: &str = "
+default: sonnet
+models:
+  opus: { backend: claude }
+  sonnet: { backend: claude }
+  o3: { backend: codex }
+  gpt-5.2: { backend: codex }
+  gpt-5.3-codex: { backend: codex }
+  gpt-5.3-codex-spark: { backend: codex }
+  gemini-2.5-flash: { backend: cursor }
+  gemini-3.1-pro: { backend: cursor }
+aliases:
+  quick: { model: sonnet }
+  security reviewer: { model: opus }
+  reviewer: { model: opus }
+agents:
+  harvey: { command: harvey -p }
+";
+
+    #[test]
+    fn sentence_names_a_worker() {
+        let name = |name: &str| Name(name.into());
+        let provider = |word: &str, model: &str| Provider(word.into(), model.into());
+        let unknown = |id: &str| Unknown(id.into());
+        let rows = [
+            // A name of the config, as a whole word.
+            ("use opus to review this", name("opus")),
+            ("Use OPUS.", name("opus")),
+            ("(opus)", name("opus")),
+            ("用opus审查", name("opus")),
+            ("have harvey review it", name("harvey")),
+            ("do it quickly", Nothing),
+            ("do it quick", name("quick")),
+            ("fix foo3 and o30", Nothing),
+            ("let o3 think", name("o3")),
+            ("fix src/opus/mod.rs", Nothing),
+            ("the opus-like style", Nothing),
+            // The longest name at a place.
+            ("gpt-5.3-codex-spark for this", name("gpt-5.3-codex-spark")),
+            ("gpt-5.3-codex, please", name("gpt-5.3-codex")),
+            ("as a security reviewer", name("security reviewer")),
+            // The last of several.
+            ("have opus review and sonnet test", name("sonnet")),
+            ("sonnet, no: opus", name("opus")),
+            // A name beats a provider's word and what looks like a model.
+            ("use opus on the gemini client", name("opus")),
+            ("use opus to move us from gpt-4.1", name("opus")),
+            // A provider's word means its newest model.
+            ("use gemini to refactor", provider("gemini", "gemini-3.1-pro")),
+            ("let claude do it", provider("claude", "sonnet")),
+            ("codex should fix it", provider("codex", "gpt-5.3-codex")),
+            ("let openai do it", provider("openai", "gpt-5.3-codex")),
+            ("ask grok", unknown("grok")),
+            // An id that is not in the config.
+            ("use opus-4.7 here", unknown("opus-4.7")),
+            ("with gpt-5.9-codex.", unknown("gpt-5.9-codex")),
+            ("try haiku", unknown("haiku")),
+            ("edit gpt-5.py", Nothing),
+            ("edit docs/gpt-5-notes/all", Nothing),
+            // No worker.
+            ("fix the login bug", Nothing),
+            ("", Nothing),
+        ];
+        let config = Config::parse(CONFIG, Path::new("config.yaml")).expect("a good config");
+        for (sentence, mention) in rows {
+            assert_eq!(config.mention(sentence), mention, "{sentence}");
+        }
+    }
+
+    #[test]
+    fn long_sentence_and_many_names_take_milliseconds() {
+        let models: String =
+            (0..200).map(|n| format!("  model-{n}.5-x: {{ backend: b }}\n")).collect();
+        let config = Config::parse(&format!("models:\n{models}"), Path::new("c")).expect("good");
+        let request = "consider the many words of a request ".repeat(286) + "with model-77.5-x";
+        let begin = Instant::now();
+        assert_eq!(config.mention(&request), Name("model-77.5-x".into()));
+        // About 1 ms in a release build; the limit leaves room for a debug build on a busy machine.
+        assert!(begin.elapsed().as_millis() < 250, "{:?}", begin.elapsed());
+    }
 }

@@ -3,9 +3,7 @@
 pub mod check;
 pub mod choose;
 pub mod edit;
-mod pick;
 mod read;
-mod resolve;
 pub mod setup;
 mod spans;
 mod splice;
@@ -14,14 +12,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use indexmap::IndexMap;
+use serde::Serialize;
 
-use crate::domain::{Access, Backend, Budget, Worktree};
+use crate::domain::{Access, Backend, Budget, Route, Worktree};
 use crate::error::{Exit, Refusal};
 use crate::files;
-use check::{Problem, Severity};
+use check::{Problem, Severity, closest};
 
-pub use pick::Mention;
-pub use resolve::Choice;
+pub use choose::Mention;
 
 /// A short name for a model.
 #[derive(Clone, Debug)]
@@ -190,6 +188,110 @@ impl Config {
 /// A section: its entries by name, in the order of the file.
 pub type Entries<T> = IndexMap<String, T>;
 
+/// A worker that was chosen.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Choice {
+    /// The name that chose it: of a model, an alias, or an agent of the old format.
+    pub name: String,
+    /// The model's id; an agent of the old format has none.
+    pub model: Option<String>,
+    /// The backend's name.
+    pub backend: String,
+    /// The text that opens the prompt.
+    pub prompt: Option<String>,
+    /// The alias's own check, a command that must succeed before a task is done.
+    #[serde(skip)]
+    pub check: Option<String>,
+    /// The model or alias that continues a task at this one's limit.
+    #[serde(skip)]
+    pub fallback: Option<String>,
+    /// The backend as the config describes it.
+    #[serde(skip)]
+    pub settings: Backend,
+}
+
+impl Config {
+    /// The worker that `name` stands for; without a name, the default.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if the config does not have the name, with the nearest ones, or if that part
+    /// of the config holds an error, with its line.
+    pub fn resolve(&self, name: Option<&str>) -> Result<Choice, Refusal> {
+        let Some(name) = name.or(self.default.as_deref()) else {
+            self.refuse_disabled(&["default".into()])?;
+            let what = "no model is named and the config has no default";
+            return Refusal::new(Exit::Data, what)
+                .place(self.path().display().to_string())
+                .refuse(self.listed_names());
+        };
+        if let Some(alias) = self.aliases.get(name) {
+            let why = format!("the alias '{name}' stands for '{}'", alias.model);
+            let choice = self.resolve_model(&alias.model, &why)?;
+            let (prompt, check) = (alias.prompt.clone(), alias.check.clone());
+            let fallback = self.fallbacks.get(name).cloned().or(choice.fallback);
+            return Ok(Choice { name: name.into(), prompt, check, fallback, ..choice });
+        }
+        self.refuse_disabled(&[format!("aliases.{name}")])?;
+        self.resolve_model(name, "no such model")
+    }
+
+    fn resolve_model(&self, name: &str, why: &str) -> Result<Choice, Refusal> {
+        if let Some(backend) = self.models.get(name) {
+            let part = format!("backends.{backend}");
+            self.refuse_disabled(&[part, "backends".into(), String::new()])?;
+            return Ok(Choice {
+                name: name.into(),
+                model: Some(name.into()),
+                backend: backend.clone(),
+                fallback: self.fallbacks.get(name).cloned(),
+                settings: self.backends.get(backend).cloned().unwrap_or_default(),
+                ..Choice::default()
+            });
+        }
+        let Some(command) = self.agents.get(name) else {
+            let own = ["models", "agents"].map(|section| format!("{section}.{name}"));
+            let sections = ["models", "agents", "aliases", ""].map(String::from);
+            self.refuse_disabled(&[&own[..], &sections].concat())?;
+            return Err(self.unknown(name, why));
+        };
+        // The original ran an agent's command as it stands, always as a process of its own.
+        let settings = Backend {
+            command: Some(command.clone()),
+            route: Some(Route::Cli),
+            access: Some(Access::Full),
+            ..Backend::default()
+        };
+        Ok(Choice { name: name.into(), backend: name.into(), settings, ..Choice::default() })
+    }
+
+    /// Refuses if an error disables one of these parts of the config.
+    fn refuse_disabled(&self, parts: &[String]) -> Result<(), Refusal> {
+        let error = parts.iter().find_map(|part| self.errors().find(|it| it.part == *part));
+        error.map_or(Ok(()), |error| Err(error.refusal(self.path())))
+    }
+
+    fn unknown(&self, name: &str, why: &str) -> Refusal {
+        let near = closest(name, self.names());
+        let next = match near.as_slice() {
+            [] => self.listed_names(),
+            near => format!("did you mean {}", near.join(", ")),
+        };
+        Refusal::new(Exit::Data, format!("model '{name}' is not in the config"))
+            .place(format!("{}: {why}", self.path().display()))
+            .next(next + "; dispatch-config models lists what your subscriptions have")
+    }
+
+    /// The advice to use one of the first names.
+    fn listed_names(&self) -> String {
+        let names: Vec<_> = self.names().take(9).collect();
+        match names.as_slice() {
+            [] => "add a model: dispatch-config add-model ID".into(),
+            [shown @ .., _] if names.len() == 9 => format!("use one of {}, …", shown.join(", ")),
+            all => format!("use one of {}", all.join(", ")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,5 +404,49 @@ mod tests {
         assert_eq!(config.models.get("sonnet").map(String::as_str), Some("claude"));
         assert_eq!(config.models.get("x").map(String::as_str), Some("claude"));
         assert_eq!(config.aliases.get("q").map(|it| it.model.as_str()), Some("opus"));
+    }
+
+    const CONFIG: &str = "
+default: reviewer
+backends:
+  codex: { command: codex exec }
+models:
+  opus: { backend: claude }
+  gpt-5.3-codex: { backend: codex }
+aliases:
+  reviewer: { model: opus, prompt: Look twice. }
+  broken: { model: opos }
+agents:
+  harvey: { command: harvey -p }
+";
+
+    fn resolve(name: Option<&str>) -> Result<Choice, String> {
+        let config = Config::parse(CONFIG, Path::new("config.yaml")).expect("a good config");
+        config.resolve(name).map_err(|refusal| refusal.to_string())
+    }
+
+    #[test]
+    fn resolves_models_aliases_agents_and_the_default() {
+        let rows = [
+            (Some("opus"), Some("opus"), "claude", None),
+            (Some("gpt-5.3-codex"), Some("gpt-5.3-codex"), "codex", None),
+            (Some("reviewer"), Some("opus"), "claude", Some("Look twice.")),
+            (Some("harvey"), None, "harvey", None),
+            (None, Some("opus"), "claude", Some("Look twice.")),
+        ];
+        for (name, model, backend, prompt) in rows {
+            let choice = resolve(name).expect("known");
+            assert_eq!(choice.model.as_deref(), model, "{name:?}");
+            assert_eq!(choice.backend, backend, "{name:?}");
+            assert_eq!(choice.prompt.as_deref(), prompt, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_name_suggests_the_nearest() {
+        assert!(resolve(Some("oups")).expect_err("unknown").contains("did you mean opus;"));
+        assert!(
+            resolve(Some("broken")).expect_err("unknown").contains("'broken' stands for 'opos'")
+        );
     }
 }

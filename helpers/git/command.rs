@@ -31,31 +31,19 @@ const OUTPUT_LIMIT: usize = 1 << 30;
 
 /// The variables that tie a git process to another repository than that of its directory: those
 /// that `git rev-parse --local-env-vars` lists, without the person's own configuration.
-const REPOSITORY_VARIABLES: [&str; 16] = [
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_ATTR_SOURCE",
-    "GIT_COMMON_DIR",
-    "GIT_DIR",
-    "GIT_GRAFT_FILE",
-    "GIT_IMPLICIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_INTERNAL_SUPER_PREFIX",
-    "GIT_NAMESPACE",
-    "GIT_NO_REPLACE_OBJECTS",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_PREFIX",
-    "GIT_QUARANTINE_PATH",
-    "GIT_REPLACE_REF_BASE",
-    "GIT_SHALLOW_FILE",
-    "GIT_WORK_TREE",
-];
+const REPOSITORY_VARIABLES: &str = "
+GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_ATTR_SOURCE GIT_COMMON_DIR GIT_DIR GIT_GRAFT_FILE
+GIT_IMPLICIT_WORK_TREE GIT_INDEX_FILE GIT_INTERNAL_SUPER_PREFIX GIT_NAMESPACE
+GIT_NO_REPLACE_OBJECTS GIT_OBJECT_DIRECTORY GIT_PREFIX GIT_QUARANTINE_PATH GIT_REPLACE_REF_BASE
+GIT_SHALLOW_FILE GIT_WORK_TREE
+";
 
 /// Returns true if a variable chooses git's repository, index, author or configuration. A session
 /// that was started from a git hook has them, and its workers must not: they are of another call.
 pub(crate) fn selects_for_git(name: &str) -> bool {
     let others = ["GIT_CONFIG", "GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS"];
     let starts = ["GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"];
-    REPOSITORY_VARIABLES.contains(&name)
+    REPOSITORY_VARIABLES.split_whitespace().any(|it| it == name)
         || others.contains(&name)
         || starts.iter().any(|start| name.starts_with(start))
 }
@@ -99,7 +87,7 @@ pub(super) fn git_dir(repository: &Path) -> OsString {
 impl Git {
     fn new() -> Self {
         let mut command = Command::new("git");
-        for name in REPOSITORY_VARIABLES {
+        for name in REPOSITORY_VARIABLES.split_whitespace() {
             command.env_remove(name);
         }
         Self(command)
@@ -279,28 +267,17 @@ filter. i18n. index.sparse lfs. merge.conflictstyle merge.renames user.email use
 
 /// The settings of every worktree: no signing, which needs the person's key, and nothing in the
 /// background.
-const FIXED: [(&str, &str); 9] = [
-    ("commit.gpgsign", "false"),
-    ("tag.gpgsign", "false"),
-    ("core.bare", "false"),
-    ("core.fsmonitor", "false"),
-    ("core.splitindex", "false"),
-    ("core.untrackedcache", "false"),
-    ("gc.auto", "0"),
-    ("maintenance.auto", "false"),
-    ("core.logallrefupdates", "true"),
-];
+const FIXED: &str = "
+commit.gpgsign=false tag.gpgsign=false core.bare=false core.fsmonitor=false
+core.splitindex=false core.untrackedcache=false gc.auto=0 maintenance.auto=false
+core.logallrefupdates=true
+";
 
 /// The settings of a scratch repository: nothing that somebody else prepared is used.
-const SCRATCH: [(&str, &str); 7] = [
-    ("core.bare", "false"),
-    ("core.commitgraph", "false"),
-    ("core.fsmonitor", "false"),
-    ("core.hookspath", "/dev/null"),
-    ("core.multipackindex", "false"),
-    ("core.untrackedcache", "false"),
-    ("pack.usebitmaps", "false"),
-];
+const SCRATCH: &str = "
+core.bare=false core.commitgraph=false core.fsmonitor=false core.hookspath=/dev/null
+core.multipackindex=false core.untrackedcache=false pack.usebitmaps=false
+";
 
 /// The person's settings for a worktree, in git's order.
 pub(super) struct Settings(Vec<(String, String)>);
@@ -342,16 +319,14 @@ impl Settings {
             }
         }
         settings.push(("core.hookspath".into(), hooks.display().to_string()));
-        config_file(settings, &FIXED)
+        config_file(settings, FIXED)
     }
 
     /// The config file of a scratch repository.
     pub(super) fn of_scratch(&self) -> String {
         let mut settings = self.copied();
-        settings.extend(self.without_filters().into_iter().filter_map(|off| {
-            off.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()))
-        }));
-        config_file(settings, &SCRATCH)
+        settings.extend(self.without_filters().iter().filter_map(|off| setting(off)));
+        config_file(settings, SCRATCH)
     }
 
     fn copied(&self) -> Vec<(String, String)> {
@@ -418,11 +393,16 @@ impl Settings {
     }
 }
 
+/// The name and the value in `NAME=VALUE`.
+fn setting(text: &str) -> Option<(String, String)> {
+    text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()))
+}
+
 /// The text of a config file (git-config(1), "Syntax").
-fn config_file(settings: Vec<(String, String)>, fixed: &[(&str, &str)]) -> String {
+fn config_file(settings: Vec<(String, String)>, fixed: &str) -> String {
     let extended = settings.iter().any(|(key, _)| key.starts_with("extensions."));
     let mut text = format!("[core]\n\trepositoryformatversion = {}\n", u8::from(extended));
-    let fixed = fixed.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let fixed = fixed.split_whitespace().filter_map(setting);
     let escape = |text: &str| text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
     for (key, value) in settings.into_iter().chain(fixed) {
         let Some((section, name)) = key.rsplit_once('.') else { continue };

@@ -11,11 +11,11 @@ use crate::domain::{EXECUTED, TaskId, Worktree};
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
-use crate::git::command::unfinished;
 use crate::git::command::{
-    STATUS, changes, count, error_line, git, path, records, remedy, retry, succeeded,
+    Git, STATUS, changes, count, error_line, git, path, records, remedy, retry, succeeded,
+    unfinished,
 };
-use crate::git::{by_hand, commit_id, first_paths, is_in_worktree};
+use crate::git::{by_hand, commit_id, first_paths, is_in_worktree, short_id};
 use crate::text::sanitize;
 
 /// Lists only the changes that a merge could overwrite.
@@ -112,7 +112,7 @@ impl Worktree {
         let foreign = self.foreign_commits(&plan.before, &plan.tip)?;
         let Some(first) = foreign.first() else { return Ok(()) };
         let subject = self.git("log -1 --format=%s").arg(first).said()?;
-        let first = format!("{} {subject}", first.get(..10).unwrap_or(first));
+        let first = format!("{} {subject}", short_id(first));
         let more = match foreign.len() - 1 {
             0 => String::new(),
             more => format!(" and {more} more"),
@@ -140,9 +140,8 @@ impl Worktree {
         let mut end = before.to_owned();
         for commit in list.lines().filter(|commit| !foreign.iter().any(|it| it == commit)) {
             let parent = format!("--merge-base={commit}^");
-            let tried =
-                self.git("merge-tree --write-tree --name-only --no-messages -z").arg(parent);
-            let tree = self.tree_of(tried.args([end.as_str(), commit]).run()?, into)?;
+            let tried = self.merge_tree().arg(parent).args([end.as_str(), commit]).run()?;
+            let tree = self.tree_of(tried, into)?;
             if tree == self.git("rev-parse").arg(format!("{end}^{{tree}}")).said()? {
                 continue;
             }
@@ -160,15 +159,19 @@ impl Worktree {
     /// The tree that a merge would give; that of `tip` for a git before 2.38, which only tells by
     /// merging.
     fn merged_tree(&self, before: &str, tip: &str, into: &str) -> Result<String> {
-        let tried = self.git("merge-tree --write-tree --name-only --no-messages -z");
-        let tried = tried.args([before, tip]).run()?;
+        let tried = self.merge_tree().args([before, tip]).run()?;
         match tried.status.code() {
             Some(0 | 1) => self.tree_of(tried, into),
             _ => Ok(tip.into()),
         }
     }
 
-    /// The tree in the output of `git merge-tree`; conflicts are an error.
+    /// The command that tries a merge, and prints the tree, or one and the files in conflict.
+    pub(super) fn merge_tree(&self) -> Git {
+        self.git("merge-tree --write-tree --name-only --no-messages -z")
+    }
+
+    /// The tree in the output of [`Self::merge_tree`]; conflicts are an error.
     fn tree_of(&self, tried: Output, into: &str) -> Result<String> {
         let mut printed = records(&tried.stdout);
         match tried.status.code() {

@@ -32,7 +32,7 @@ use command::{
 pub(crate) use command::selects_for_git;
 pub use merge::{MergePlan, configured_hooks};
 pub use remove::{Contents, forget_removed};
-use repository::{REFERENCES_LIMIT, excluded, walk};
+use repository::{REFERENCES_LIMIT, alternates, make_repository, walk, write};
 
 /// How long a task waits while others create their worktrees of the same repository.
 const LOCK_LIMIT: Duration = Duration::from_secs(120);
@@ -251,6 +251,11 @@ pub fn by_hand(branch: &str) -> String {
     format!("read git diff HEAD...{branch}, then git merge {branch}")
 }
 
+/// The beginning of a commit's id, as people name it.
+pub fn short_id(commit: &str) -> &str {
+    commit.get(..10).unwrap_or(commit)
+}
+
 /// The first three paths, and the number of the others.
 pub fn first_paths(paths: &[String]) -> String {
     let first = paths.iter().take(3).map(|path| sanitize(path)).collect::<Vec<_>>().join(", ");
@@ -368,30 +373,17 @@ impl Worktree {
         let what = format!("cannot make the worktree {}", self.path.display());
         let settings = Settings::of(self)?;
         let own = self.git_dir();
-        for part in ["objects/info", "objects/pack", "refs/heads", "info"] {
-            files::create_private_directory(&own.join(part))?;
-        }
-        let write = |name: &str, text: String| {
-            let path = own.join(name);
-            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-        };
-        write("HEAD", format!("ref: {}\n", self.reference()))?;
         let hooks = settings.hooks(self);
-        write("config", settings.of_worktree(&hooks))?;
-        write("objects/info/alternates", self.alternates())?;
+        let head = format!("ref: {}", self.reference());
+        make_repository(&own, &self.repository, &head, &settings.of_worktree(&hooks))?;
         let listed = self.git("for-each-ref").arg("--format=%(objectname) %(refname)");
         let listed = listed.words("refs/heads refs/remotes refs/tags").text(&what)?;
         let own_branch = format!(" {}", self.reference());
         let others: Vec<_> = listed.lines().filter(|line| !line.ends_with(&own_branch)).collect();
-        write("packed-refs", format!("# pack-refs with: sorted\n{}\n", others.join("\n")))?;
-        write("info/exclude", excluded(&self.repository)?)?;
-        for name in ["info/attributes", "shallow"] {
-            if let Some(text) = files::read(&self.repository.join(name))? {
-                write(name, text)?;
-            }
-        }
+        let others = format!("# pack-refs with: sorted\n{}\n", others.join("\n"));
+        write(&own.join("packed-refs"), &others)?;
         if let Some(patterns) = settings.sparse_patterns(self)? {
-            write("info/sparse-checkout", patterns)?;
+            write(&own.join("info/sparse-checkout"), &patterns)?;
         }
 
         // A worker's commit must not run in a filter that names a file of it.
@@ -420,7 +412,7 @@ impl Worktree {
     fn refresh(&self) -> Result<()> {
         let own = self.git_dir();
         let path = own.join("objects/info/alternates");
-        let alternates = self.alternates();
+        let alternates = alternates(&self.repository);
         if files::read_foreign(&path)?.is_none_or(|text| text != alternates.as_bytes()) {
             files::publish(&path, alternates.as_bytes())?;
         }
@@ -435,10 +427,6 @@ impl Worktree {
             }
         }
         Ok(())
-    }
-
-    fn alternates(&self) -> String {
-        format!("{}\n", self.repository.join("objects").display())
     }
 
     /// Only one process at a time fetches from the worktrees of a repository, or removes one.
@@ -475,8 +463,8 @@ impl Worktree {
 
 impl fmt::Display for Worktree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let base = self.base.get(..10).unwrap_or(&self.base);
-        write!(f, "{} (branch {}, from {base})", self.path.display(), self.branch)
+        let (path, base) = (self.path.display(), short_id(&self.base));
+        write!(f, "{path} (branch {}, from {base})", self.branch)
     }
 }
 

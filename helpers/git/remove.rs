@@ -12,7 +12,7 @@ use crate::fault;
 use crate::files;
 use crate::git::command::{count, git_on, retry, succeeded, trim, unfinished};
 use crate::git::repository::{Foreign, References, walk};
-use crate::git::{first_paths, reference, references, worktrees_directory};
+use crate::git::{first_paths, reference, references, short_id, worktrees_directory};
 use crate::process::Identity;
 use crate::text::{lossy, sanitize};
 
@@ -38,7 +38,7 @@ pub struct Contents {
 
 impl fmt::Display for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tip = self.tip.get(..10).unwrap_or(&self.tip);
+        let tip = short_id(&self.tip);
         match self.commits {
             0 => write!(f, "no commits")?,
             1 => write!(f, "1 commit, {tip}")?,
@@ -103,13 +103,11 @@ impl Worktree {
         let foreign = self.foreign();
         let scratch = foreign.scratch_with_index()?;
         let check_submodules = || match scratch.submodules()?.first() {
-            None => Ok(()),
+            None => anyhow::Ok(()),
             Some(name) => {
                 let what = format!("the submodule {} is in the way", sanitize(name));
-                let refusal = Refusal::new(Exit::Data, what);
-                Err(anyhow::Error::from(
-                    refusal.next("dispatch the plan again, and let the worker commit"),
-                ))
+                Refusal::new(Exit::Data, what)
+                    .refuse("dispatch the plan again, and let the worker commit")
             }
         };
         check_submodules()?;
@@ -425,33 +423,18 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
 impl Worktree {
     /// The submodules and nested repositories that have files in the worktree.
     fn submodules(&self, top: &Foreign) -> Result<Vec<Submodule>> {
-        let (mut found, mut open) = (Vec::new(), vec![(String::new(), top.tree.clone())]);
-        let mut clones = vec![(top.git_dir.clone(), top.persons.clone())];
-        while let (Some((below, tree)), Some((git_dir, persons))) = (open.pop(), clones.pop()) {
-            let foreign = Foreign {
-                tree: tree.clone(),
-                git_dir: git_dir.clone(),
-                persons: persons.clone(),
-                scratch: top.scratch.clone(),
-            };
-            let scratch = foreign.scratch_with_index()?;
-            for name in scratch.submodules()? {
-                let inner = tree.join(&name);
-                let path = format!("{below}{name}");
-                let module = named_module(&inner, &git_dir.join("modules"));
-                let inner_git_dir = module.as_ref().map(|name| git_dir.join("modules").join(name));
-                let persons_clone = module.as_ref().map(|name| persons.join("modules").join(name));
-                let known = inner_git_dir.zip(persons_clone.filter(|clone| clone.is_dir()));
-                if let Some(known) = &known {
-                    open.push((format!("{path}/"), inner.clone()));
-                    clones.push(known.clone());
-                }
-                let foreign = known.map(|(git_dir, persons)| Foreign {
-                    tree: inner,
-                    git_dir,
-                    persons,
-                    scratch: top.scratch.clone(),
+        let (mut found, mut open) = (Vec::new(), vec![(String::new(), top.clone())]);
+        while let Some((below, outer)) = open.pop() {
+            for name in outer.scratch_with_index()?.submodules()? {
+                let (tree, path) = (outer.tree.join(&name), format!("{below}{name}"));
+                let module = named_module(&tree, &outer.git_dir.join("modules"));
+                let foreign = module.map(|module| {
+                    let of = |repository: &Path| repository.join("modules").join(&module);
+                    let (git_dir, persons) = (of(&outer.git_dir), of(&outer.persons));
+                    Foreign { tree, git_dir, persons, scratch: top.scratch.clone() }
                 });
+                let foreign = foreign.filter(|foreign| foreign.persons.is_dir());
+                open.extend(foreign.iter().map(|it| (format!("{path}/"), it.clone())));
                 found.push(Submodule { path, foreign });
             }
         }

@@ -166,8 +166,7 @@ impl Worktree {
         let listed = listed.text("cannot list the branches")?;
         let mut found = Vec::new();
         for (tip, name) in listed.lines().filter_map(|line| line.split_once(' ')) {
-            let tree = self.git("merge-tree --write-tree --name-only --no-messages -z");
-            let tried = tree.args([own.as_str(), tip]).run()?;
+            let tried = self.merge_tree().args([own.as_str(), tip]).run()?;
             if tip != own && tried.status.code() == Some(1) {
                 found.push((name.to_owned(), records(&tried.stdout).skip(1).collect()));
             }
@@ -181,6 +180,7 @@ impl Worktree {
 }
 
 /// A checkout and a repository that a worker writes: a worktree, or a submodule in it.
+#[derive(Clone)]
 pub(super) struct Foreign {
     pub(super) tree: PathBuf,
     pub(super) git_dir: PathBuf,
@@ -248,23 +248,8 @@ impl Foreign {
     pub(super) fn scratch(&self, head: &str) -> Result<Scratch> {
         files::remove_directory(&self.scratch)?;
         let scratch = Scratch { directory: self.scratch.clone(), tree: self.tree.clone() };
-        let made = &scratch.directory;
-        for part in ["objects/info", "objects/pack", "refs/heads", "info"] {
-            files::create_private_directory(&made.join(part))?;
-        }
-        let write = |name: &str, text: &str| {
-            let path = made.join(name);
-            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-        };
-        write("HEAD", &format!("{head}\n"))?;
-        write("config", &Settings::of_repository(&self.persons)?.of_scratch())?;
-        write("objects/info/alternates", &format!("{}\n", self.persons.join("objects").display()))?;
-        write("info/exclude", &excluded(&self.persons)?)?;
-        for name in ["info/attributes", "shallow"] {
-            if let Some(text) = files::read(&self.persons.join(name))? {
-                write(name, &text)?;
-            }
-        }
+        let config = Settings::of_repository(&self.persons)?.of_scratch();
+        make_repository(&scratch.directory, &self.persons, head, &config)?;
         Ok(scratch)
     }
 
@@ -425,10 +410,36 @@ pub(super) fn walk(directory: &Path) -> WalkDir {
     WalkDir::new(directory).follow_root_links(false)
 }
 
-/// The patterns of files that git ignores in a worktree of the person's repository.
-pub(super) fn excluded(repository: &Path) -> Result<String> {
-    let persons = files::read(&repository.join("info/exclude"))?.unwrap_or_default();
-    Ok(format!("{}\n{EXCLUDED}", persons.trim_end()))
+/// Makes a repository that has the objects of the person's, by alternates, and no references.
+pub(super) fn make_repository(own: &Path, persons: &Path, head: &str, config: &str) -> Result<()> {
+    for part in ["objects/info", "objects/pack", "refs/heads", "info"] {
+        files::create_private_directory(&own.join(part))?;
+    }
+    let excluded = files::read(&persons.join("info/exclude"))?.unwrap_or_default();
+    let excluded = format!("{}\n{EXCLUDED}", excluded.trim_end());
+    for (name, text) in [
+        ("HEAD", format!("{head}\n")),
+        ("config", config.to_owned()),
+        ("objects/info/alternates", alternates(persons)),
+        ("info/exclude", excluded),
+    ] {
+        write(&own.join(name), &text)?;
+    }
+    for name in ["info/attributes", "shallow"] {
+        if let Some(text) = files::read(&persons.join(name))? {
+            write(&own.join(name), &text)?;
+        }
+    }
+    Ok(())
+}
+
+/// The file by which a repository has the objects of the person's.
+pub(super) fn alternates(persons: &Path) -> String {
+    format!("{}\n", persons.join("objects").display())
+}
+
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// An object's id in full, SHA-1 or SHA-256.

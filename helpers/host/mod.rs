@@ -46,40 +46,22 @@ const ASKED: [(&str, &str); 13] = [
 /// The options of Claude Code under which it does not read the user's settings.
 const WITHOUT_SETTINGS: [&str; 4] = ["--setting-sources", "--restricted", "--bare", "--safe-mode"];
 
-/// A list in the `permissions` of the settings. A rule in both lists is asked about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RuleList {
-    /// Commands that run without prompting.
-    Allow,
-    /// Commands that Claude Code asks about.
-    Ask,
-}
-
-impl RuleList {
-    /// Both lists, in the order in which rules are added.
-    pub const BOTH: [Self; 2] = [Self::Allow, Self::Ask];
-
-    /// The key in the settings.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Allow => "allow",
-            Self::Ask => "ask",
-        }
-    }
-}
+/// The lists in the `permissions` of the settings, in the order in which rules are added: commands that
+/// run without prompting, and commands that Claude Code asks about. A rule in both is asked about.
+pub const LISTS: [&str; 2] = ["allow", "ask"];
 
 /// A permission rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// The list that holds it.
-    pub list: RuleList,
+    /// The list that holds it, one of [`LISTS`].
+    pub list: &'static str,
     /// The text of the rule.
     pub text: String,
 }
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.list.name(), self.text)
+        write!(f, "{}: {}", self.list, self.text)
     }
 }
 
@@ -96,8 +78,8 @@ pub fn rules(bin: &Path, read: &str) -> Vec<Rule> {
     let ask = ASKED.into_iter().map(|(helper, words)| format!("Bash({bin}/{helper}*{words}*)"));
     // Claude Code finds a helper behind xargs, but not the arguments that xargs adds.
     let ask = ask.chain([format!("Bash(xargs *{bin}/dispatch-*)")]);
-    let allow = allow.map(|text| Rule { list: RuleList::Allow, text });
-    allow.chain(ask.map(|text| Rule { list: RuleList::Ask, text })).collect()
+    let allow = allow.map(|text| Rule { list: "allow", text });
+    allow.chain(ask.map(|text| Rule { list: "ask", text })).collect()
 }
 
 /// Returns true if a rule's text names a helper or the skill.
@@ -190,7 +172,7 @@ fn called_as() -> String {
 fn asked_rules() -> Vec<Rule> {
     let text = std::fs::read_to_string(settings_path()).ok();
     let mut rules = settings::for_dispatch(text.as_deref());
-    rules.retain(|rule| rule.list == RuleList::Ask);
+    rules.retain(|rule| rule.list == "ask");
     rules
 }
 
@@ -252,7 +234,7 @@ mod tests {
         let read = read_rule().expect("a home");
         let all = rules(Path::new("/s/bin"), &read);
         let count = |list| all.iter().filter(|rule| rule.list == list).count();
-        assert_eq!((count(RuleList::Allow), count(RuleList::Ask)), (8, 14));
+        assert_eq!((count("allow"), count("ask")), (8, 14));
         let text = |n: usize| all[n].text.as_str();
         assert_eq!((text(1), text(5)), ("Bash(/s/bin/dispatch-spawn *)", "Skill(dispatch)"));
         assert!(all.iter().all(|rule| names_dispatch(&rule.text)), "{all:?}");
@@ -289,7 +271,7 @@ mod tests {
 
     #[test]
     fn ask_rule_is_known_by_its_launcher_and_words() {
-        let rule = |text: &str| Rule { list: RuleList::Ask, text: text.into() };
+        let rule = |text: &str| Rule { list: "ask", text: text.into() };
         let setup = "Bash(/s/dispatch-config* setup*--full*)";
         for (text, words, covers) in [
             (setup, "setup --default opus --full=codex", true),

@@ -13,7 +13,7 @@ use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 use serde_json::{Value, json};
 
 use crate::error::{Exit, Refusal};
-use crate::host::{Rule, RuleList, names_dispatch};
+use crate::host::{LISTS, Rule, names_dispatch};
 use crate::text::line_and_column;
 use crate::tools::claude::settings_path;
 
@@ -26,7 +26,7 @@ const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 /// [`Exit::Data`] with the place in the text and what to paste, if the text is not plain JSON of
 /// the known shape, or if it cannot be proved that nothing else changes.
 pub fn add(text: Option<&str>, rules: &[Rule]) -> Result<Option<String>> {
-    edit(text, rules, added, RuleList::BOTH, "add")
+    edit(text, rules, added, LISTS, "add")
 }
 
 /// The settings `text` without the `rules`; `None` if it has none of them. Rules that [`add`]
@@ -37,7 +37,7 @@ pub fn add(text: Option<&str>, rules: &[Rule]) -> Result<Option<String>> {
 /// As for [`add`].
 pub fn remove(text: Option<&str>, rules: &[Rule]) -> Result<Option<String>> {
     // In the reverse order of adding.
-    let [first, last] = RuleList::BOTH;
+    let [first, last] = LISTS;
     edit(text, rules, removed, [last, first], "remove")
 }
 
@@ -45,8 +45,8 @@ pub fn remove(text: Option<&str>, rules: &[Rule]) -> Result<Option<String>> {
 fn edit(
     text: Option<&str>,
     rules: &[Rule],
-    edit_list: impl Fn(&str, RuleList, &[String]) -> Result<Option<String>, Obstacle>,
-    lists: [RuleList; 2],
+    edit_list: impl Fn(&str, &str, &[String]) -> Result<Option<String>, Obstacle>,
+    lists: [&str; 2],
     verb: &str,
 ) -> Result<Option<String>> {
     let (mark, before) = split_mark(text);
@@ -70,7 +70,7 @@ fn split_mark(text: Option<&str>) -> (&str, &str) {
 }
 
 /// The texts of the rules in a list, each once.
-fn texts(rules: &[Rule], list: RuleList) -> Vec<String> {
+fn texts(rules: &[Rule], list: &str) -> Vec<String> {
     let texts = rules.iter().filter(|rule| rule.list == list).map(|rule| rule.text.clone());
     Vec::from_iter(texts.collect::<IndexSet<_>>())
 }
@@ -91,7 +91,7 @@ pub fn for_dispatch(text: Option<&str>) -> Vec<Rule> {
 fn there(text: Option<&str>) -> Vec<Rule> {
     let Ok(settings) = Settings::parse(split_mark(text).1) else { return Vec::new() };
     let of = |list| settings.rules(list).map(move |text| Rule { list, text: text.into() });
-    RuleList::BOTH.into_iter().flat_map(of).collect()
+    LISTS.into_iter().flat_map(of).collect()
 }
 
 /// Why a text cannot be edited, with the byte that shows it.
@@ -99,7 +99,7 @@ type Obstacle = (usize, String);
 
 /// The rules as they stand in the settings.
 pub fn snippet(rules: &[Rule]) -> String {
-    let lists = RuleList::BOTH.map(|list| (list.name(), texts(rules, list)));
+    let lists = LISTS.map(|name| (name, texts(rules, name)));
     let lists = lists.iter().filter(|(_, rules)| !rules.is_empty());
     let lists: Vec<_> =
         lists.map(|(name, rules)| format!(r#""{name}": [{}]"#, elements(rules))).collect();
@@ -116,7 +116,7 @@ fn quoted(rule: &String) -> String {
     json!(rule).to_string()
 }
 
-fn added(before: &str, list: RuleList, rules: &[String]) -> Result<Option<String>, Obstacle> {
+fn added(before: &str, list: &str, rules: &[String]) -> Result<Option<String>, Obstacle> {
     let empty = before.trim_matches(SPACE).is_empty();
     let base = if empty { "{}\n" } else { before };
     let settings = Settings::parse(base)?;
@@ -128,7 +128,7 @@ fn added(before: &str, list: RuleList, rules: &[String]) -> Result<Option<String
     let (at, piece) = settings.piece(list, &missing);
     let after = format!("{}{piece}{}", &base[..at], &base[at..]);
     let mut asked = settings.value;
-    let held = &mut asked["permissions"][list.name()];
+    let held = &mut asked["permissions"][list];
     match held.as_array_mut() {
         Some(held) => held.extend(missing.into_iter().map(Value::String)),
         None => *held = json!(missing),
@@ -139,7 +139,7 @@ fn added(before: &str, list: RuleList, rules: &[String]) -> Result<Option<String
     Ok(Some(after))
 }
 
-fn removed(before: &str, list: RuleList, rules: &[String]) -> Result<Option<String>, Obstacle> {
+fn removed(before: &str, list: &str, rules: &[String]) -> Result<Option<String>, Obstacle> {
     if before.trim_matches(SPACE).is_empty() {
         return Ok(None);
     }
@@ -163,7 +163,7 @@ fn removed(before: &str, list: RuleList, rules: &[String]) -> Result<Option<Stri
         after = without(&after, piece);
     }
     let mut asked = settings.value;
-    if let Some(held) = asked["permissions"][list.name()].as_array_mut() {
+    if let Some(held) = asked["permissions"][list].as_array_mut() {
         held.retain(|rule| !rules.iter().any(|ours| rule == ours));
     }
     if values(&after)? != asked {
@@ -221,7 +221,7 @@ impl<'a> Settings<'a> {
         if let Some(node) = permissions.filter(|node| node.as_object().is_none()) {
             return Err((node.start(), "\"permissions\" is not an object {…}".into()));
         }
-        for name in RuleList::BOTH.map(RuleList::name) {
+        for name in LISTS {
             let list = permissions.and_then(|it| last(it.as_object()?, name));
             if let Some(node) = list.filter(|node| node.as_array().is_none()) {
                 return Err((node.start(), format!("\"{name}\" is not a list […]")));
@@ -234,18 +234,18 @@ impl<'a> Settings<'a> {
         last(&self.root, "permissions")?.as_object()
     }
 
-    fn list(&self, list: RuleList) -> Option<&Array<'a>> {
-        last(self.permissions()?, list.name())?.as_array()
+    fn list(&self, list: &str) -> Option<&Array<'a>> {
+        last(self.permissions()?, list)?.as_array()
     }
 
     /// The rules in the list.
-    fn rules(&self, list: RuleList) -> impl Iterator<Item = &str> {
-        let held = self.value["permissions"][list.name()].as_array();
+    fn rules(&self, list: &str) -> impl Iterator<Item = &str> {
+        let held = self.value["permissions"][list].as_array();
         held.into_iter().flatten().filter_map(Value::as_str)
     }
 
     /// The text that adds the rules to the list, and its place.
-    fn piece(&self, list: RuleList, rules: &[String]) -> (usize, String) {
+    fn piece(&self, list: &str, rules: &[String]) -> (usize, String) {
         if let Some(held) = self.list(list) {
             let Some(last) = held.elements.last() else {
                 return (held.start() + 1, elements(rules));
@@ -263,7 +263,7 @@ impl<'a> Settings<'a> {
             format!("\"{name}\": {open}{line}{members}{newline}{margin}{close}")
         };
         let rules: Vec<String> = rules.iter().map(quoted).collect();
-        let made = |margin: &str| property(margin, list.name(), ['[', ']'], &rules);
+        let made = |margin: &str| property(margin, list, ['[', ']'], &rules);
         if let Some(permissions) = self.permissions() {
             let Some(last) = permissions.properties.last() else {
                 return (permissions.start() + 1, made(unit));
@@ -283,7 +283,7 @@ impl<'a> Settings<'a> {
 
     /// The pieces that [`Self::piece`] may have inserted for the last `count` elements of the list,
     /// largest first.
-    fn pieces(&self, list: RuleList, count: usize) -> Vec<Range> {
+    fn pieces(&self, list: &str, count: usize) -> Vec<Range> {
         let (Some(permissions), Some(held)) = (self.permissions(), self.list(list)) else {
             return Vec::new();
         };
@@ -303,7 +303,7 @@ impl<'a> Settings<'a> {
     }
 
     /// The piece with this rule, its comma and its line.
-    fn element(&self, list: RuleList, rule: &str) -> Option<Range> {
+    fn element(&self, list: &str, rule: &str) -> Option<Range> {
         let held = self.list(list)?;
         let n = held.elements.iter().position(|element| as_rule(element) == Some(rule))?;
         let (start, end) = match (n, held.elements.get(1)) {

@@ -8,17 +8,17 @@ const RULES: [&str; 2] = ["Bash(/s/bin/dispatch-spawn *)", "Skill(dispatch)"];
 
 const ASK: [&str; 2] = ["Bash(/s/bin/dispatch-spawn* -C*)", "Bash(xargs *)"];
 
-fn in_list(list: RuleList, rules: [&str; 2]) -> Vec<Rule> {
+fn in_list(list: &'static str, rules: [&str; 2]) -> Vec<Rule> {
     rules.map(|text| Rule { list, text: text.into() }).into()
 }
 
 fn two() -> Vec<Rule> {
-    in_list(RuleList::Allow, RULES)
+    in_list("allow", RULES)
 }
 
 /// Two rules for each list.
 fn four() -> Vec<Rule> {
-    [two(), in_list(RuleList::Ask, ASK)].concat()
+    [two(), in_list("ask", ASK)].concat()
 }
 
 /// `text` with `R1` and `R2` replaced by the allow rules, `A1` and `A2` by the ask rules.

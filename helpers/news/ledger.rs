@@ -58,12 +58,10 @@ impl Ledger {
         let mut text = Vec::new();
         file.read_to_end(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
         let text = String::from_utf8_lossy(&text);
-        let words = text.lines().map(|line| line.split(' ').skip(1));
-        let notified = words.filter_map(|mut words| match words.next() {
-            Some("notified") => words.next().map(str::to_owned),
-            _ => None,
-        });
-        Ok(Self { notified: notified.collect(), deliveries: parse(&text), file, _lock: lock })
+        let notified =
+            text.lines().filter_map(|line| line.split_once(" notified ")?.1.split(' ').next());
+        let notified = notified.map(str::to_owned).collect();
+        Ok(Self { notified, deliveries: parse(&text), file, _lock: lock })
     }
 
     /// How far an event has been delivered.
@@ -155,15 +153,20 @@ pub fn take_new(
     Ok(new)
 }
 
+/// The text of a task's ledger, read without the lock.
+fn text(task: &Task) -> Result<String> {
+    Ok(files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default())
+}
+
 /// The deliveries in a task's ledger by event id, read without the lock.
 pub fn read(task: &Task) -> Result<BTreeMap<String, Delivery>> {
-    Ok(parse(&files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default()))
+    text(task).map(|ledger| parse(&ledger))
 }
 
 /// The time since a message of the worker was last delivered to its host; `None` if that never happened,
 /// or the clock was set back since.
 pub fn time_since_tell(task: &Task) -> Result<Option<Duration>> {
-    let ledger = files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default();
+    let ledger = text(task)?;
     let of_tell = |line: &&str| line.contains(" delivered ") && line.contains(" tell/");
     let time = ledger.lines().rfind(of_tell).and_then(|line| line.split(' ').next());
     let time = time.and_then(|time| humantime::parse_rfc3339(time).ok());
@@ -171,9 +174,9 @@ pub fn time_since_tell(task: &Task) -> Result<Option<Duration>> {
 }
 
 /// Returns true if the text of a question is the one that the host was told last; `None` if it was told none.
-pub fn was_told(task: &Task, question: &str, text: &str) -> Result<Option<bool>> {
-    let ledger = files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default();
-    let (any, this) = (format!("question/{question}/"), question_key(question, text));
+pub fn was_told(task: &Task, question: &str, asked: &str) -> Result<Option<bool>> {
+    let ledger = text(task)?;
+    let (any, this) = (format!("question/{question}/"), question_key(question, asked));
     let mut told =
         ledger.lines().flat_map(|line| line.split(' ')).filter(|it| it.starts_with(&any));
     Ok(told.next_back().map(|last| last == this))

@@ -18,7 +18,7 @@ use crate::plan::Plan;
 use crate::process::{TASK_DIR, calling_host};
 use crate::project::Project;
 use crate::task::{self, Dependency, Record, State, Task, View};
-use crate::text::sanitize;
+use crate::text::{count, sanitize};
 use crate::tools::{self, Invocation};
 use crate::worker::{self, prompt, review};
 
@@ -262,10 +262,7 @@ impl Prepared {
 
     fn summary(&self) -> String {
         let plan = Plan::parse(&self.plan);
-        let items = match plan.items().len() {
-            1 => "1 item".into(),
-            count => format!("{count} items"),
-        };
+        let items = count(plan.items().len(), "item");
         plan.title().map_or(items.clone(), |title| format!("{title}, {items}"))
     }
 }

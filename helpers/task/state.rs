@@ -44,21 +44,7 @@ pub enum State {
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Asking => "asking",
-            Self::Blocked => "blocked",
-            Self::Failed => "failed",
-            Self::Denied => "denied",
-            Self::Silent => "silent",
-            Self::Lost => "lost",
-            Self::Incomplete => "incomplete",
-            Self::Held => "held",
-            Self::Parked => "parked",
-            Self::Running => "running",
-            Self::Queued => "queued",
-            Self::Stopped => "stopped",
-            Self::Done => "done",
-        })
+        f.pad(&format!("{self:?}").to_lowercase())
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::domain::{Access, FailureKind};
 use crate::process::{Holder, capture, find_program};
 use crate::text::shell_word;
-use crate::tools::ask::Answer;
+use crate::tools::detect::Answer;
 use crate::tools::events::Observed;
 use crate::tools::models::{Listed, Source};
 use crate::tools::{Job, Reports, Session, os_args};

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::tools::ask::Answer;
 use crate::tools::cli::prelude::*;
+use crate::tools::detect::Answer;
 
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "codex",

@@ -2,7 +2,7 @@ use std::fs;
 use std::process::Command;
 
 use super::*;
-use crate::tools::ask::Answer;
+use crate::tools::detect::Answer;
 use crate::tools::models::{Listing, Source, models};
 
 /// Longer than any fake CLI takes to answer on a busy machine.

@@ -9,7 +9,6 @@
 //! 4. `SNAPSHOTS=overwrite cargo test --lib tools::` writes its command lines and what is heard in
 //!    its output; review both. Then `cargo test --lib tools::` names each place that was forgotten.
 
-mod ask;
 pub(crate) mod claude;
 mod cli;
 mod codex;

@@ -8,10 +8,10 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::now;
-use crate::tools::ask::{Asker, in_parallel};
 use crate::tools::claude::TIERS;
 use crate::tools::cli::{Models, WorkerCli};
 use crate::tools::detect::InstalledCli;
+use crate::tools::detect::{Asker, in_parallel};
 use crate::{fault, files};
 
 /// How long a CLI may take to list its models, on a busy machine too.

@@ -15,7 +15,7 @@ use crate::dirs;
 use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::host::settings;
-use crate::host::{Rule, RuleList, refuse_undecided, rules};
+use crate::host::{LISTS, Rule, refuse_undecided, rules};
 use crate::process::launcher;
 use crate::tools::claude::{read_rule, settings_path};
 
@@ -87,7 +87,7 @@ pub(super) fn disallow(consent: Consent) -> Result<Exit> {
         say(format!("{rule} stays, because dispatch did not add it"));
     }
     let rule = |list| ours.iter().map(move |text| Rule { list, text: text.clone() });
-    let rules: Vec<Rule> = RuleList::BOTH.into_iter().flat_map(rule).collect();
+    let rules: Vec<Rule> = LISTS.into_iter().flat_map(rule).collect();
     let new = if ours.is_empty() { None } else { settings::remove(text.as_deref(), &rules)? };
     let Some(new) = new else {
         // Forget rules that the person removed: if they come back, they are the person's.

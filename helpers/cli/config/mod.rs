@@ -19,6 +19,7 @@ use crate::dirs;
 use crate::domain::{Backend, PromptVia, Route};
 use crate::error::{Exit, Refusal};
 use crate::files;
+use crate::text::count;
 use crate::tools::is_known_command;
 
 /// Find worker CLIs and models, and edit the config
@@ -222,8 +223,7 @@ fn check() -> Result<Exit> {
         shown_by_ps(&text, &path)?.iter().for_each(say);
         return Ok(Exit::Ok);
     }
-    let plural = if errors == 1 { "" } else { "s" };
-    let what = format!("{errors} problem{plural} in {}", path.display());
+    let what = format!("{} in {}", count(errors, "problem"), path.display());
     Err(Refusal::new(Exit::Data, what).into())
 }
 

@@ -8,11 +8,11 @@ use crate::cli::{agree, say};
 use crate::domain::Route;
 use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
-use crate::git::{by_hand, first_paths};
+use crate::git::{by_hand, first_paths, short_id};
 use crate::process::TASK_DIR;
 use crate::project::Project;
 use crate::task::{Gate, State, Task, View};
-use crate::text::{sanitize, shell_word};
+use crate::text::{count, sanitize, shell_word};
 use crate::worker::supervise;
 
 #[derive(Debug, clap::Args)]
@@ -89,22 +89,20 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
         ));
         return Ok(Exit::Ok);
     }
-    let short = |commit: &str| commit.get(..10).unwrap_or(commit).to_owned();
     let seen = files::read(&task.shown_path())?.filter(|seen| *seen != tip);
-    let moved = seen.map_or_else(String::new, |seen| {
-        format!(" (it was at {} when it was shown)", short(&seen))
-    });
+    let shown = |seen: String| format!(" (it was at {} when it was shown)", short_id(&seen));
+    let moved = seen.map(shown).unwrap_or_default();
     let checked = match &view.gate {
         _ if view.record.first_check().is_none() => String::new(),
         Some(Gate { failed: Some(check), .. }) => format!(" (a check failed: {})", check.end),
         Some(Gate { commit: Some(commit), checking: None, .. }) if *commit == tip => String::new(),
         Some(Gate { commit: Some(commit), checking: None, .. }) => {
-            format!(" (the checks were of {})", short(commit))
+            format!(" (the checks were of {})", short_id(commit))
         }
         _ => " (not checked)".into(),
     };
     let moved = moved + &checked;
-    let tip = short(&tip);
+    let tip = short_id(&tip);
     if plan.commits == 0 {
         say(format!(
             "{branch} at {tip}{moved}: nothing to merge, {into} has all its commits; dispatch-reconcile clean {id} removes the task"
@@ -112,10 +110,7 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
         return Ok(Exit::Ok);
     }
     let how = if worktree.merge(&plan, id)? { "fast-forward" } else { "merge commit" };
-    let commits = match plan.commits {
-        1 => "1 commit".into(),
-        commits => format!("{commits} commits"),
-    };
+    let commits = count(plan.commits, "commit");
     say(format!(
         "{branch} at {tip}{moved}: {commits} into {into} ({how}); dispatch-reconcile clean {id} removes the task"
     ));
