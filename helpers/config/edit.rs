@@ -16,7 +16,7 @@ use serde_yaml::Value;
 use crate::config::Config;
 use crate::config::read::is_null;
 use crate::config::spans::NodeKind;
-use crate::config::splice::{Document, PLAIN, Splice, nested, normal, pair, read};
+use crate::config::splice::{Document, Splice, nested, normal, pair, read};
 use crate::dirs;
 use crate::domain::PromptVia;
 use crate::error::{Exit, Refusal};
@@ -56,7 +56,8 @@ pub fn apply(text: &str, edit: &Edit) -> Result<String, Refusal> {
     if edit.asked.is_some() && at(&before.value, &edit.path) == edit.asked.as_ref() {
         return Ok(format!("{bom}{text}"));
     }
-    let splices = before.splices(edit).ok_or_else(|| edit.by_hand(&before, "it is not a map"))?;
+    let splices =
+        before.splices(edit).ok_or_else(|| edit.by_hand(&before, "it is not a map in lines"))?;
     let after = spliced(text, &splices).ok_or_else(|| edit.by_hand(&before, "edits overlap"))?;
     prove(&before, &splices, &after, edit).map_err(|why| edit.by_hand(&before, &why))?;
     Ok(format!("{bom}{after}"))
@@ -134,7 +135,7 @@ impl Edit {
             None => "the end of the config".into(),
         };
         let lines = self.asked.clone().map(|asked| nested(&self.path[1..], asked));
-        let lines = lines.map(|lines| pair(&self.path[0], &lines, Some("\n"), PLAIN));
+        let lines = lines.map(|lines| pair(&self.path[0], &lines, Some("\n")));
         let next = match (lines, entry.filter(|_| self.path.len() > 1)) {
             (None, _) => format!("remove it by hand: {place}"),
             (Some(lines), Some(_)) => {
@@ -214,8 +215,7 @@ fn prove(before: &Document, splices: &[Splice], after: &str, edit: &Edit) -> Res
         let piece = before.text[range.clone()].trim();
         let within = |whole: &Range<usize>| whole.start <= range.start && range.end <= whole.end;
         let mark = piece.strip_prefix('{').map_or(piece, str::trim_start);
-        let is_alias = piece.starts_with('*') && !piece.contains(char::is_whitespace);
-        if !within(&lines) && !is_null(mark) && !matches!(mark, "," | "}") && !is_alias {
+        if !within(&lines) && !is_null(mark) && !matches!(mark, "," | "}") {
             return Err("bytes beside it would change".into());
         }
         // A comment may go only with the entry in whose lines it stands.

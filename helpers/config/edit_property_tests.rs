@@ -19,24 +19,12 @@ const CORPUS: &[&str] = &[
     // Comments everywhere.
     "# top\n\n# over default\ndefault: opus # on default\n# under default\n\n# over backends\nbackends: # on backends\n  # first in backends\n  claude: {} # own on claude\n  # between\n  codex: # own on codex\n    # own in codex\n    command: codex exec # own on command\n    # own? no, behind: it stays\n  # last in backends\n# over models, no blank line\nmodels: # on models\n# at column 0 in models\n  # Claude\n  opus: { backend: claude } # own\n    # deep\n  sonnet: { backend: claude } # own\n # odd\n  # OpenAI\n  gpt-5.3-codex: # own\n    # own\n    backend: codex # own\n  # last in models\n\n  # after a blank line\n\n# over aliases\naliases: # on aliases\n  quick: # own\n    model: sonnet # own\n    prompt: Be quick. # own\n# end\n",
     "#c1\n#c2 # c2b\ndefault: opus\t# tab\there\nbackends:\n  codex:\t{}\t#\town tab\nmodels:\n  opus: {backend: claude}\t# own\t# own twice\n  'sonnet': {backend: 'claude'}   #own\n",
-    // Flow, on one line and over several.
-    "{default: opus, backends: {claude: {}, codex: {}}, models: {opus: {backend: claude}, o3: {backend: codex}}, aliases: {}}\n",
-    "{\"default\": \"opus\", \"backends\": {\"claude\": {}}, \"models\": {\"opus\": {\"backend\": \"claude\"}, \"gpt-5\": {\"backend\": \"codex\"}}, \"aliases\": {\"r\": {\"model\": \"opus\", \"prompt\": \"a, b: {c}\"}}}",
-    "{\n  \"default\": \"opus\",\n  \"backends\": {\n    \"claude\": {},\n    \"codex\": { \"command\": \"codex exec\" }\n  },\n  \"models\": {\n    \"opus\": { \"backend\": \"claude\" },\n    \"gpt-5\": {\n      \"backend\": \"codex\"\n    }\n  },\n  \"aliases\": {}\n}\n",
-    "default: opus\nmodels: { opus: { backend: claude }, sonnet: { backend: claude },\n          o3: { backend: codex } } # end of models\naliases: { quick: { model: sonnet } }\nbackends: { }\n",
-    "models: {\n  opus: { backend: claude },   # own, the best\n  # between\n  sonnet: { backend: claude }, # own\n  o3: {\n    backend: codex, # own\n  },\n  # last\n}\nbackends: {\n  # nothing yet\n}\ndefault: opus\naliases:\n  a: { model: opus, prompt: \"say \\\"hi\\\" # not a comment\" } # own\n",
-    "models: {\n  opus: { backend: claude }   # own\n  , sonnet: { backend: claude } # own\n  # last\n}\naliases: {\nquick: { model: opus },\nslow: { model: sonnet }\n}\n",
     // Block scalars of all kinds, and what looks like a comment in them.
     "aliases:\n  lit:\n    model: opus\n    prompt: |\n      # not a comment\n      models:\n        fake: { backend: no }\n\n      end\n\n\n  # between\n  keep:\n    model: opus\n    prompt: |+\n      kept\n\n\n  strip: # own\n    prompt: >-  # own\n      folded # not a comment\n      text\n    model: sonnet\n  indent:\n    model: opus\n    prompt: |2\n        two more\n      text\n# over models\nmodels:\n  opus:\n    backend: >-\n      claude\n  sonnet: { backend: claude }\ndefault: >\n  opus\n",
-    "default: |- # on default\n  opus\n\n# mid\nmodels:\n  opus: { backend: claude }\naliases:\n  last:\n    model: opus\n    prompt: |+\n      kept to the end\n\n",
     "aliases:\n  multi:\n    model: opus\n    prompt: plain text\n      over lines\n\n      and a blank one\n  single:\n    prompt: 'quoted # not a comment\n\n      over lines, it''s'\n    model: sonnet\n  double:\n    model: \"opus\"\n    prompt: \"a \\\n      b\\n # no\"\nmodels:\n  opus: { backend: \"claude\",\n          }\n",
-    // Anchors, aliases, merge keys.
-    "default: &d opus # on default\nmodels:\n  opus: &claude { backend: claude } # own\n  sonnet: *claude # own\n  haiku: *claude\n  gpt-5: &codex\n    backend: codex # own\n  gpt-6: *codex\naliases:\n  best: { model: *d }\n  r: { model: &m sonnet, prompt: &p Look. }\n  s: { model: *m, prompt: *p }\n",
-    "backends:\n  claude: &base\n    command: claude -p\n  codex: *base\n  cursor:\n    <<: *base\n    command: agent -p\nmodels:\n  opus: { backend: &b claude }\n  sonnet: { backend: *b }\n  haiku:\n    <<: { backend: *b }\n",
     // Null and missing sections.
     "",
     "# nothing but a comment\n",
-    "---\n# marked\n...\n",
     "models:\n",
     "default:\nbackends: ~\nmodels: {} # none\naliases: null # nil\n",
     "default: ~ # none\nmodels:\n  # Claude\n  # opus: { backend: claude }\n\n  # OpenAI\n\n# Names\naliases: # none\n",
@@ -51,8 +39,23 @@ const CORPUS: &[&str] = &[
     "# Größe 大きさ\ndefault: тест # комментарий\nmodels:\n  日本語: { backend: クロード } # own 最高\n  тест: { backend: клод }\n  crab🦀: { backend: клод }\naliases:\n  速い:\n    model: 日本語\n    prompt: >\n      用opus审查 # 不是\n",
     "---\ndefault: opus\nmodels:\n        opus:\n         backend: claude\n        sonnet:\n            backend: claude\nbackends:\n claude:\n   command: claude -p\n...\n# behind the end\n",
     "%YAML 1.1\n---\n  default: opus\n  # indented root\n  models:\n    opus: { backend: claude } # own\n  # end\n",
-    "default: !!str opus\nmodels: !!map\n  opus: !!map { backend: !!str claude }\n  sonnet: { backend: claude }\naliases: &all\n  a: { model: opus }\n",
     "aliases:\n  a: { model: opus }\nmodels:\n  opus: { backend: claude }\nbackends:\n  claude: { command: claude -p, prompt: stdin, access: read }\n  codex:\n    command: codex exec\n    route: cli\npatience: 45 # minutes\ndefault: a",
+];
+
+/// Layouts that few people write, in which an edit may be refused: flow maps over several lines, anchors,
+/// tags, document marks, JSON.
+const ODD: &[&str] = &[
+    "default: opus\nmodels: { opus: { backend: claude }, sonnet: { backend: claude },\n          o3: { backend: codex } } # end of models\naliases: { quick: { model: sonnet } }\nbackends: { }\n",
+    "{default: opus, backends: {claude: {}, codex: {}}, models: {opus: {backend: claude}, o3: {backend: codex}}, aliases: {}}\n",
+    "{\"default\": \"opus\", \"backends\": {\"claude\": {}}, \"models\": {\"opus\": {\"backend\": \"claude\"}, \"gpt-5\": {\"backend\": \"codex\"}}, \"aliases\": {\"r\": {\"model\": \"opus\", \"prompt\": \"a, b: {c}\"}}}",
+    "{\n  \"default\": \"opus\",\n  \"backends\": {\n    \"claude\": {},\n    \"codex\": { \"command\": \"codex exec\" }\n  },\n  \"models\": {\n    \"opus\": { \"backend\": \"claude\" },\n    \"gpt-5\": {\n      \"backend\": \"codex\"\n    }\n  },\n  \"aliases\": {}\n}\n",
+    "models: {\n  opus: { backend: claude },   # own, the best\n  # between\n  sonnet: { backend: claude }, # own\n  o3: {\n    backend: codex, # own\n  },\n  # last\n}\nbackends: {\n  # nothing yet\n}\ndefault: opus\naliases:\n  a: { model: opus, prompt: \"say \\\"hi\\\" # not a comment\" } # own\n",
+    "models: {\n  opus: { backend: claude }   # own\n  , sonnet: { backend: claude } # own\n  # last\n}\naliases: {\nquick: { model: opus },\nslow: { model: sonnet }\n}\n",
+    "default: |- # on default\n  opus\n\n# mid\nmodels:\n  opus: { backend: claude }\naliases:\n  last:\n    model: opus\n    prompt: |+\n      kept to the end\n\n",
+    "default: &d opus # on default\nmodels:\n  opus: &claude { backend: claude } # own\n  sonnet: *claude # own\n  haiku: *claude\n  gpt-5: &codex\n    backend: codex # own\n  gpt-6: *codex\naliases:\n  best: { model: *d }\n  r: { model: &m sonnet, prompt: &p Look. }\n  s: { model: *m, prompt: *p }\n",
+    "backends:\n  claude: &base\n    command: claude -p\n  codex: *base\n  cursor:\n    <<: *base\n    command: agent -p\nmodels:\n  opus: { backend: &b claude }\n  sonnet: { backend: *b }\n  haiku:\n    <<: { backend: *b }\n",
+    "---\n# marked\n...\n",
+    "default: !!str opus\nmodels: !!map\n  opus: !!map { backend: !!str claude }\n  sonnet: { backend: claude }\naliases: &all\n  a: { model: opus }\n",
 ];
 
 /// Configs too long to write down.
@@ -326,14 +329,10 @@ fn fault(before: &str, after: &str, edit: &Edit, expected: &Value) -> Option<&'s
         let end = old[start..].iter().rev().zip(new[start..].iter().rev()).take_while(same).count();
         old.len() - start - end
     };
-    let chomped = || {
-        let (head, tail) = before.rsplit_once("|+").unwrap_or_default();
-        is_subsequence(&format!("{head}|-{tail}"), after) && !head.is_empty()
-    };
     let bytes_kept = match edit {
-        _ if removal => is_subsequence(after, before) || before.contains('&'),
-        _ if set => lines_changed() <= 3 || before.contains('&'),
-        _ => is_subsequence(before, after) || chomped() || markers && lines_changed() <= 2,
+        _ if removal => is_subsequence(after, before),
+        _ if set => lines_changed() <= 3,
+        _ => is_subsequence(before, after) || markers && lines_changed() <= 2,
     };
     (!bytes_kept).then_some("bytes")
 }
@@ -343,14 +342,16 @@ fn fault(before: &str, after: &str, edit: &Edit, expected: &Value) -> Option<&'s
 fn random_edits_change_what_they_should_and_nothing_else() {
     let edits = std::env::var("EDITS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000);
     let long = long();
-    let corpus: Vec<&str> = CORPUS.iter().copied().chain(long.iter().map(String::as_str)).collect();
+    let usual = CORPUS.iter().chain(ODD).copied();
+    let corpus: Vec<&str> = usual.chain(long.iter().map(String::as_str)).collect();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let (mut done, mut valid, mut refused, mut wrong, mut lost_comments) = (0, 0, 0, 0, 0);
     let mut unchanged = 0;
     while valid < edits {
         // The long ones are slow and are chosen less often.
         let at = random.below(corpus.len());
-        let at = if at >= CORPUS.len() { random.below(corpus.len()) } else { at };
+        let is_long = at >= corpus.len() - long.len();
+        let at = if is_long { random.below(corpus.len()) } else { at };
         let mut text = corpus[at].to_owned();
         match random.below(8) {
             0 => text = text.replace('\n', "\r\n"),
@@ -367,8 +368,11 @@ fn random_edits_change_what_they_should_and_nothing_else() {
                 (Err(_), None) => None,
                 (Err(refusal), Some(_)) => {
                     (valid, refused) = (valid + 1, refused + 1);
-                    println!("REFUSED {edit:?} in\n{text}\n{refusal}\n");
-                    None
+                    // A block scalar at the end gains a line break with the next line.
+                    let is_odd = ODD.contains(&corpus[at]) || !text.ends_with('\n');
+                    let verdict = if is_odd { "REFUSED" } else { "WRONG refused:" };
+                    println!("{verdict} {edit:?} in\n{text}\n{refusal}\n");
+                    (!is_odd).then_some("refused")
                 }
                 (Ok(after), None) => {
                     println!("WRONG not refused: {edit:?} in\n{text}\n{after}\n");
@@ -396,5 +400,5 @@ fn random_edits_change_what_they_should_and_nothing_else() {
         "{done} edits, {valid} valid ({unchanged} of them made already): {wrong} wrong, {lost_comments} lost comments, {refused} refused"
     );
     assert_eq!((wrong, lost_comments), (0, 0));
-    assert!(refused * 200 < valid, "{refused} of {valid} refused");
+    assert!(refused * 8 < valid, "{refused} of {valid} refused");
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::config::edit::{Edit, Field, map};
-use crate::config::splice::{PLAIN, pair};
+use crate::config::splice::pair;
 use crate::domain::{Access, Backend, Route};
 use crate::text::shell_word;
 use crate::tools::detect::InstalledCli;
@@ -94,10 +94,9 @@ pub fn text(
 ) -> String {
     let mut text = format!(
         "# The workers of dispatch. Edit it as you like; 'dispatch-config check' finds mistakes.\n\n{}\n\nbackends:\n",
-        pair("default", &default.into(), None, PLAIN)
+        pair("default", &default.into(), None)
     );
-    let entry =
-        |name: &str, fields: &[Field]| format!("  {}\n", pair(name, &map(fields), None, PLAIN));
+    let entry = |name: &str, fields: &[Field]| format!("  {}\n", pair(name, &map(fields), None));
     for found in found {
         let mut fields = backend(found, full.contains(&found.backend));
         if found.backend == "claude" && route == Some(Route::Cli) {
