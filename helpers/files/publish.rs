@@ -23,17 +23,28 @@ const SUFFIX: &str = ".dispatch.tmp";
 /// Publishes a file: a reader finds the old content or the new, never a part, also after a power
 /// failure. A symlink with that name is replaced, not followed.
 pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
+    let place = replace(path, content, true)?;
+    sync_directory(&place, path)
+}
+
+/// Publishes a copy that its writer can make again, without waiting for the disk: after a power failure it
+/// may be empty or old.
+pub fn publish_copy(path: &Path, content: &[u8]) -> Result<()> {
+    replace(path, content, false).map(drop)
+}
+
+fn replace(path: &Path, content: &[u8], sync: bool) -> Result<Place> {
     let place = place_of(path)?;
-    let (temp, _lock) = write_temporary(&place, path, content)?;
+    let (temp, _lock) = write_temporary(&place, path, content, sync)?;
     temp.persist(place.file(path)).map_err(|it| it.error).with_context(|| cannot_write(path))?;
     fault::point(name(path), "published");
-    sync_directory(&place, path)
+    Ok(place)
 }
 
 /// Publishes a file if its name is free; `false` if it is taken.
 pub fn publish_new(path: &Path, content: &[u8]) -> Result<bool> {
     let place = place_of(path)?;
-    let (temp, _lock) = write_temporary(&place, path, content)?;
+    let (temp, _lock) = write_temporary(&place, path, content, true)?;
     match temp.persist_noclobber(place.file(path)) {
         Ok(_) => {}
         Err(error) if error.error.kind() == ErrorKind::AlreadyExists => return Ok(false),
@@ -51,12 +62,19 @@ fn place_of(path: &Path) -> Result<Place> {
     })
 }
 
-/// A temporary file in the place of `path`, complete and on disk, and its lock. It is open for reading
-/// only, because a reader takes a file that somebody may write for one that is being written.
-fn write_temporary(place: &Place, path: &Path, content: &[u8]) -> Result<(TempPath, File)> {
+/// A temporary file in the place of `path`, complete, with `sync` on disk, and its lock. It is open for
+/// reading only, because a reader takes a file that somebody may write for one that is being written.
+fn write_temporary(
+    place: &Place,
+    path: &Path,
+    content: &[u8],
+    sync: bool,
+) -> Result<(TempPath, File)> {
     let mut temp = create_temporary(place, path).with_context(|| cannot_write(path))?;
     temp.write_all(content).with_context(|| cannot_write(path))?;
-    temp.as_file().sync_data().with_context(|| cannot_write(path))?;
+    if sync {
+        temp.as_file().sync_data().with_context(|| cannot_write(path))?;
+    }
     fault::point(name(path), "written");
     let lock = File::open(temp.path()).with_context(|| cannot_write(path))?;
     // Where a file system has no locks, there is none to keep.
@@ -181,7 +199,7 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         let path = home.path().join("plan.md");
         let place = Place::of(&path).expect("there");
-        let write = || write_temporary(&place, &path, b"half").expect("written");
+        let write = || write_temporary(&place, &path, b"half", true).expect("written");
         let alive = write();
         let dead = write().0.keep().expect("kept");
         for name in ["plan.md", ".note.tmp", "x.dispatch.tmp"] {

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::domain::Worktree;
 use crate::error::{Exit, Refusal};
 use crate::files;
-use crate::process::{CaptureError, capture, find_program};
+use crate::process::{CaptureError, capture_with, find_program};
 use crate::text::shell_word;
 
 /// The first version with `rev-parse --path-format` and the `worktree` commands used here.
@@ -48,15 +48,11 @@ pub(crate) fn selects_for_git(name: &str) -> bool {
         || starts.iter().any(|start| name.starts_with(start))
 }
 
-pub(super) fn require_version() -> Result<()> {
+/// The refusal of a git that does not know [`OLDEST_GIT`]'s options.
+pub(super) fn too_old() -> Result<Refusal> {
     let said = Git::new().words("version").text("git does not work")?;
     let number = said.trim_start_matches("git version ");
-    let mut parts = number.split('.').map_while(|part| part.parse::<u32>().ok());
-    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    if version >= OLDEST_GIT {
-        return Ok(());
-    }
-    Err(no_git("git is too old for worktrees", &format!("it is git {number}")).into())
+    Ok(no_git("git is too old for worktrees", &format!("it is git {number}")))
 }
 
 fn no_git(what: &str, place: &str) -> Refusal {
@@ -108,11 +104,23 @@ impl Git {
 
     /// Runs the command, also repeatedly. A process that a hook leaves behind is not waited for.
     pub(super) fn run(&mut self) -> Result<Output> {
+        self.run_with(Stdio::null())
+    }
+
+    /// Runs the command with a short text as its input.
+    pub(super) fn run_on(&mut self, text: &str) -> Result<Output> {
+        let (reader, mut writer) = std::io::pipe().context("cannot make a pipe")?;
+        writer.write_all(text.as_bytes()).context("cannot write to git")?;
+        drop(writer);
+        self.run_with(reader.into())
+    }
+
+    fn run_with(&mut self, input: Stdio) -> Result<Output> {
         // Some messages are parsed here, so they must be in English.
         self.0.env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0");
         // A replaced object is not the one whose id was compared.
         self.0.env("GIT_NO_REPLACE_OBJECTS", "1");
-        match capture(&mut self.0, Instant::now() + TIME_LIMIT, OUTPUT_LIMIT) {
+        match capture_with(&mut self.0, input, Instant::now() + TIME_LIMIT, OUTPUT_LIMIT) {
             Err(CaptureError::NotStarted(error)) if error.kind() == ErrorKind::NotFound => {
                 Err(no_git("git is not installed", "'git' is not in PATH").into())
             }

@@ -14,9 +14,10 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use crate::domain::{TaskId, Worktree};
 use crate::error::{Exit, Refusal};
@@ -25,8 +26,7 @@ use crate::ids::short_hash;
 use crate::text::sanitize;
 
 use command::{
-    Git, STATUS, Settings, changes, error_line, git, git_on, path, require_version, retry,
-    succeeded, trim,
+    Git, STATUS, Settings, changes, error_line, git, git_on, path, retry, succeeded, too_old, trim,
 };
 
 pub(crate) use command::selects_for_git;
@@ -65,34 +65,50 @@ pub struct PlannedWorktree {
 /// dispatched from there; `with_changes`, a snapshot of what is uncommitted there. Changes nothing but
 /// git's objects.
 pub fn plan_worktree(task: &TaskId, here: &Path, with_changes: bool) -> Result<PlannedWorktree> {
-    require_version()?;
     if is_in_worktree(here) {
         return Refusal::new(Exit::Usage, "a worktree cannot begin in another task's worktree")
             .place(here.display().to_string())
             .refuse("dispatch from a checkout of yours");
     }
-    let ask = git(here, "rev-parse --path-format=absolute");
-    let asked = ask.words("--is-inside-work-tree --show-prefix --git-common-dir").run()?;
+    let ask = || {
+        let ask = git(here, "rev-parse --path-format=absolute");
+        ask.words("--is-inside-work-tree --show-prefix --git-common-dir").run()
+    };
+    let look = || {
+        let outside = "--untracked-files=normal -- :(top) :(top,exclude).dispatch";
+        changes(git(here, STATUS).words(outside)).map(|it| it.len())
+    };
+    // These only read, and each takes a process of its own.
+    let (asked, base, taken, status) = std::thread::scope(|scope| {
+        let base = scope.spawn(|| commit_id(here, "HEAD"));
+        let taken = scope.spawn(|| taken_names(here));
+        let status = scope.spawn(look);
+        (ask(), joined(base), joined(taken), joined(status))
+    });
+    let asked = asked?;
     if error_line(&asked).contains("not a git repository") {
         return Refusal::new(Exit::CannotCreate, "there is no repository for a worktree")
             .place(format!("{} is not in one", here.display()))
             .refuse("dispatch without --worktree, or make one: git init, git add, git commit");
     }
     let answer = succeeded(asked, "cannot look at the repository")?;
+    if answer.starts_with(b"--path-format") {
+        return Err(too_old()?.into());
+    }
     let mut lines = answer.splitn(3, |&byte| byte == b'\n').map(path);
     let mut line = || lines.next().context("git did not say where the repository is");
     let (inside, prefix, repository) = (line()? == Path::new("true"), line()?, line()?);
     let repository = repository
         .canonicalize()
         .with_context(|| format!("cannot find {}", repository.display()))?;
-    let mut base = commit_id(here, "HEAD")?.ok_or_else(|| {
+    let mut base = base?.ok_or_else(|| {
         Refusal::new(Exit::CannotCreate, "the repository has no commit to begin a worktree at")
             .place(format!("HEAD of {} names a branch without commits", repository.display()))
             .next("commit first, or dispatch without --worktree")
     })?;
     let top = here.ancestors().nth(prefix.components().count()).filter(|_| inside);
 
-    let (path, branch) = free_names(task, &repository)?;
+    let (path, branch) = free_names(task, &repository, &taken?)?;
     let mut remarks = Vec::new();
     let mut directory: PathBuf = path.components().chain(prefix.components()).collect();
     let object = [OsStr::new(&base), ":".as_ref(), prefix.components().as_path().as_ref()];
@@ -103,8 +119,7 @@ pub fn plan_worktree(task: &TaskId, here: &Path, with_changes: bool) -> Result<P
     }
     let mut snapshot = false;
     if inside {
-        let outside = "--untracked-files=normal -- :(top) :(top,exclude).dispatch";
-        match changes(git(here, STATUS).words(outside)).map(|it| it.len()) {
+        match status {
             Ok(0) => {}
             Ok(_) if with_changes => {
                 base = commit_changes(here, &path, &base)?;
@@ -163,11 +178,8 @@ pub fn commit_id(directory: &Path, revision: &str) -> Result<Option<String>> {
 
 /// The directory and the branch for a task: the task's name, with a number if an earlier task left
 /// something of that name, because a task inherits nothing.
-fn free_names(task: &TaskId, repository: &Path) -> Result<(PathBuf, String)> {
+fn free_names(task: &TaskId, repository: &Path, taken: &[String]) -> Result<(PathBuf, String)> {
     let directory = worktrees_directory(repository)?;
-    let patterns =
-        "refs/heads/dispatch refs/heads/dispatch-* refs/heads/dispatch-*/** refs/dispatch";
-    let taken = references(repository, patterns)?;
     // A branch is a file, so `dispatch` and `dispatch/x` cannot both exist.
     let separator = if taken.iter().any(|it| it == "refs/heads/dispatch") { '-' } else { '/' };
     let free = |(path, branch): &(PathBuf, String)| {
@@ -187,8 +199,26 @@ fn free_names(task: &TaskId, repository: &Path) -> Result<(PathBuf, String)> {
 
 /// The full names of the references that match one of the patterns.
 pub fn references(repository: &Path, patterns: &str) -> Result<Vec<String>> {
-    let list = git_on(repository, "for-each-ref --format=%(refname)").words(patterns);
+    listed(git_on(repository, LIST).words(patterns))
+}
+
+/// The names of references that the names of a new worktree must avoid, as a directory in the repository
+/// sees them.
+fn taken_names(here: &Path) -> Result<Vec<String>> {
+    let patterns =
+        "refs/heads/dispatch refs/heads/dispatch-* refs/heads/dispatch-*/** refs/dispatch";
+    listed(git(here, LIST).words(patterns))
+}
+
+/// The command whose output [`listed`] reads, without its patterns.
+const LIST: &str = "for-each-ref --format=%(refname)";
+
+fn listed(list: Git) -> Result<Vec<String>> {
     Ok(list.text("cannot list the branches")?.lines().map(str::to_owned).collect())
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| Err(anyhow!("a thread that ran git has panicked")))
 }
 
 /// The reference of dispatch for the worktree at `path`, which branches do not show: `base` keeps the
@@ -273,10 +303,11 @@ impl Worktree {
     /// [`Exit::TryAgain`] if the names were taken after they were chosen.
     pub fn reserve(&self, is_own: bool) -> Result<()> {
         let reference = reference("base", &self.path);
-        let free_branch = !is_own || commit_id(&self.repository, &self.reference())?.is_none();
-        let free = free_branch && self.is_deleted();
-        let reserve = || self.git("update-ref").args([&reference, &self.base, ""]).run();
-        if !free || !retry(reserve)?.status.success() {
+        // Git does both or neither; `verify` without a commit wants that there is no such branch.
+        let verify = if is_own { format!("verify {}\n", self.reference()) } else { String::new() };
+        let lines = format!("{verify}create {reference} {}\n", self.base);
+        let reserve = || self.git("update-ref --stdin").run_on(&lines);
+        if !self.is_deleted() || !retry(reserve)?.status.success() {
             let what = format!("the branch {} was taken meanwhile", self.branch);
             return Refusal::new(Exit::TryAgain, what).refuse("try again");
         }

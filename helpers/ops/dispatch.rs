@@ -242,7 +242,7 @@ impl Prepared {
             if self.replaces_plan || !task.side().plan_path().is_file() {
                 files::publish(&task.side().plan_path(), self.plan.as_bytes())?;
             }
-            files::publish(&task.side().prompt_path(), self.prompt.as_bytes())?;
+            files::publish_copy(&task.side().prompt_path(), self.prompt.as_bytes())?;
             fault::point("spawn", "prepared");
             if !task.claim(record, &self.plan)? {
                 refuse_taken(task)?;

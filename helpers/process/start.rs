@@ -147,9 +147,20 @@ pub fn capture(
     deadline: Instant,
     most: usize,
 ) -> Result<Output, CaptureError> {
-    let (mut child, pipes) = start_captured(command).map_err(CaptureError::NotStarted)?;
+    capture_with(command, Stdio::null(), deadline, most)
+}
+
+/// Runs a program like [`capture`], with this standard input.
+pub fn capture_with(
+    command: &mut Command,
+    input: Stdio,
+    deadline: Instant,
+    most: usize,
+) -> Result<Output, CaptureError> {
+    let (mut child, pipes) = start_captured(command, input).map_err(CaptureError::NotStarted)?;
     let [mut stdout, mut stderr] = [Vec::new(), Vec::new()];
     let mut open = [true; 2];
+    let mut pause = Duration::from_micros(50);
     let error = loop {
         // The status is asked first, so that everything printed before the exit is in the pipes.
         let status = child.try_wait();
@@ -166,9 +177,13 @@ pub fn capture(
         let still_open = pipes.iter().zip(open).filter(|(_, open)| *open);
         let mut fds: Vec<_> =
             still_open.map(|(pipe, _)| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)).collect();
-        // A program that closed both outputs is about to exit, as a rule.
-        let pause = if fds.is_empty() { 1_u8 } else { 5 };
-        let _ = poll(&mut fds, PollTimeout::from(pause));
+        if fds.is_empty() {
+            // A program that closed both outputs is about to exit, as a rule.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(5));
+        } else {
+            let _ = poll(&mut fds, PollTimeout::from(5_u8));
+        }
     };
     // The child was not waited for, so its group's number cannot belong to another group.
     let _ = signal_group(child.id(), Signal::SIGKILL);
@@ -180,16 +195,16 @@ pub fn capture(
 }
 
 /// Starts the program and returns what is read of its two outputs.
-fn start_captured(command: &mut Command) -> io::Result<(Child, [PipeReader; 2])> {
+fn start_captured(command: &mut Command, input: Stdio) -> io::Result<(Child, [PipeReader; 2])> {
     reset_child_signal().map_err(io::Error::other)?;
     let ((out, out_writer), (err, err_writer)) = (io::pipe()?, io::pipe()?);
     for reader in [&out, &err] {
         fcntl(reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     }
-    command.stdin(Stdio::null()).stdout(out_writer).stderr(err_writer);
+    command.stdin(input).stdout(out_writer).stderr(err_writer);
     let child = lead_own_group(command).spawn()?;
     // The command must not keep the writing ends: an end of file says that nobody writes any more.
-    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Ok((child, [out, err]))
 }
 

@@ -112,7 +112,7 @@ impl Ends {
         let tasks = self.file.with_file_name("");
         self.ends.retain(|name, _| tasks.join(name).exists());
         if let Ok(text) = serde_json::to_vec(&self) {
-            let _ = files::publish(&self.file, &text);
+            let _ = files::publish_copy(&self.file, &text);
         }
     }
 }

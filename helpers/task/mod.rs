@@ -393,7 +393,7 @@ impl Task {
     /// far; the worker's side gets a copy to read.
     pub fn set_prompt(&self, attempt: &Attempt, prompt: &str) -> Result<()> {
         files::publish(&attempt.prompt_path(), prompt.as_bytes())?;
-        files::publish(&self.side.prompt_path(), prompt.as_bytes())?;
+        files::publish_copy(&self.side.prompt_path(), prompt.as_bytes())?;
         if let Some((name, _)) = self.notes()?.last() {
             self.side.set_told(name)?;
         }

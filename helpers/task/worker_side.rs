@@ -157,7 +157,7 @@ impl WorkerSide {
     /// Publishes the copy of the plan as it is when an attempt begins.
     pub(super) fn set_start(&self, plan: &str) -> Result<()> {
         files::create_task_directory(self.ipc().directory())?;
-        files::publish(&self.start_path(), plan.as_bytes())
+        files::publish_copy(&self.start_path(), plan.as_bytes())
     }
 
     /// Changes the plan for the worker, as its own copies number it.

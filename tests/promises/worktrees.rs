@@ -228,7 +228,10 @@ exit 69
 !   'git' is not in PATH
 !   next: install git 2.31 or newer, or dispatch without --worktree
 "#]]);
-    sandbox.add_cli("git", "echo git version 2.30.9");
+    // An option that it does not know is what it prints.
+    let old =
+        "case $* in *rev-parse*) echo --path-format=absolute ;; *) echo git version 2.30.9 ;; esac";
+    sandbox.add_cli("git", old);
     on_machine().run().shows(str![[r#"
 exit 69
 ! dispatch-spawn: git is too old for worktrees
@@ -238,7 +241,7 @@ exit 69
     sandbox.add_cli("git", "echo no libc >&2; exit 1");
     on_machine().run().shows(str![[r#"
 exit 73
-! dispatch-spawn: git does not work
+! dispatch-spawn: cannot look at the repository
 !   no libc
 "#]]);
     assert!(!sandbox.task("x", "").exists());
