@@ -3,8 +3,8 @@
 //! To add a CLI:
 //! 1. Copy the file of the most similar CLI to `NAME.rs`, change every line of it, and name it twice
 //!    in this file: `mod NAME;`, and in [`KNOWN`].
-//! 2. Put what the CLI prints into `tests/recorded/NAME.log`, for each way in which it can end: a
-//!    title `== what happened, exit N`, its lines, and `-> `.
+//! 2. Put what the CLI prints into `tests/recorded/output.log` below `= NAME`, for each way in which it
+//!    can end: a title `== what happened, exit N`, its lines, and `-> `.
 //! 3. Add a row to `references/access.md`, and title and version to README's support table.
 //! 4. `SNAPSHOTS=overwrite cargo test --lib tools::` writes its command lines and what is heard in
 //!    its output; review both. Then `cargo test --lib tools::` names each place that was forgotten.

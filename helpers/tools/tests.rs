@@ -112,18 +112,33 @@ fn heard_now(cli: &'static WorkerCli, recorded: &str) -> String {
     now
 }
 
-/// `tests/recorded/NAME.log` holds sections: a title `== what happened, exit N`, the CLI's lines as
-/// they came (without those that say nothing; ids and paths are shortened), and `-> ` with what is
+/// What CLIs printed. Below `= NAME` stand sections: a title `== what happened, exit N`, the CLI's lines
+/// as they came (without those that say nothing; ids and paths are shortened), and `-> ` with what is
 /// heard, which `SNAPSHOTS=overwrite` renews.
+const RECORDED: &str = "tests/recorded/output.log";
+
+/// The recorded output of a CLI; empty if there is none.
+fn recorded(cli: &WorkerCli) -> String {
+    let all = fs::read_to_string(file(RECORDED)).expect("the recorded outputs");
+    let own = format!("= {}", cli.name);
+    let lines = all.lines().skip_while(|line| *line != own).skip(1);
+    lines.take_while(|line| !line.starts_with("= ")).map(|line| format!("{line}\n")).collect()
+}
+
 #[test]
 fn every_clis_recorded_output_is_understood() {
+    let mut now = String::new();
     for cli in KNOWN.iter().copied() {
-        let path = format!("tests/recorded/{}.log", cli.name);
-        let recorded = fs::read_to_string(file(&path)).unwrap_or_default();
+        let recorded = recorded(cli);
         let count = |mark: &str| recorded.lines().filter(|line| line.starts_with(mark)).count();
-        assert!(count("== ") > 0 && count("== ") == count("-> "), "{path}: a `-> ` for each `== `");
-        assert_is(&path, heard_now(cli, &recorded));
+        assert!(
+            count("== ") > 0 && count("== ") == count("-> "),
+            "{}: a `-> ` for each `== `",
+            cli.name
+        );
+        let _ = write!(now, "= {}\n{}", cli.name, heard_now(cli, &recorded));
     }
+    assert_is(RECORDED, now);
 }
 
 /// The rows of the first table below a heading.
@@ -149,8 +164,7 @@ fn places_without(cli: &WorkerCli) -> Vec<String> {
     let dated =
         regex::Regex::new(r" (on|of) 20[0-9]{2}-[0-9]{2}-[0-9]{2}$").expect("an expression");
     require(dated.is_match(cli.checked), &format!("{}.rs: checked", cli.name));
-    let log = format!("tests/recorded/{}.log", cli.name);
-    require(file(&log).exists(), &log);
+    require(!recorded(cli).is_empty(), &format!("{RECORDED}: = {}", cli.name));
     let calls = fs::read_to_string(file("tests/recorded/argv.txt")).expect("the command lines");
     let is_called = |line: &str| line.split(' ').any(|word| word == program);
     require(calls.lines().any(is_called), "tests/recorded/argv.txt");
@@ -187,7 +201,7 @@ fn every_place_that_does_not_know_a_cli_is_named() {
         [
             "invented.rs: login",
             "invented.rs: checked",
-            "tests/recorded/invented.log",
+            "tests/recorded/output.log: = invented",
             "tests/recorded/argv.txt",
             ".github/NUMBERS.md, support table: Invented",
             "references/access.md, read: no row",
