@@ -1,4 +1,5 @@
-//! The files that a worktree gets besides its commit: ignored ones of the checkout, and submodules.
+//! The files that a worktree gets besides a commit of the person: uncommitted and ignored ones of the
+//! checkout, and submodules.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -9,7 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::domain::Worktree;
 use crate::files;
-use crate::git::command::{git, trim};
+use crate::git::command::{git, path, trim};
 use crate::git::first_paths;
 
 /// The file in a checkout with patterns of ignored files that its worktrees get (Claude Code's own).
@@ -18,6 +19,27 @@ const INCLUDE: &str = ".worktreeinclude";
 /// How many files, and how many bytes of them, a worktree gets by [`INCLUDE`].
 const INCLUDED_FILES: usize = 1000;
 const INCLUDED_BYTES: u64 = 64 << 20;
+
+/// Commits what is in a checkout, without touching its index or its branch.
+pub(super) fn commit_changes(here: &Path, worktree: &Path, head: &str) -> Result<String> {
+    let what = "cannot take the uncommitted changes along";
+    let own = git(here, "rev-parse --path-format=absolute --git-path index").bytes(what)?;
+    let directory = worktree.parent().context("a worktree without a parent")?;
+    files::create_private_directory(directory)?;
+    let index = worktree.with_file_name(format!(".index-{}", std::process::id()));
+    let with_index = |words: &str| git(here, words).env("GIT_INDEX_FILE", &index);
+    let commit = || {
+        // The copy knows which files are unchanged, so git need not read them.
+        std::fs::copy(path(&own), &index).context(what)?;
+        with_index("add --all -- :(top) :(top,exclude).dispatch").bytes(what)?;
+        let tree = with_index("write-tree").text(what)?;
+        let commit = git(here, "commit-tree -p").args([head, "-m", "Uncommitted changes", &tree]);
+        commit.text(what)
+    };
+    let made = commit();
+    files::remove(&index)?;
+    made
+}
 
 impl Worktree {
     /// Copies the ignored files of the person's checkout that its `.worktreeinclude` names.

@@ -30,6 +30,7 @@ use command::{
 };
 
 pub(crate) use command::selects_for_git;
+use include::commit_changes;
 pub use merge::{MergePlan, configured_hooks};
 pub use remove::{Contents, forget_removed};
 use repository::{REFERENCES_LIMIT, alternates, make_repository, walk, write};
@@ -145,27 +146,6 @@ pub fn is_tracked(file: &Path) -> bool {
     let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { return false };
     let listed = git(directory, "ls-files --error-unmatch --").arg(name).run();
     listed.is_ok_and(|listed| listed.status.success())
-}
-
-/// Commits what is in a checkout, without touching its index or its branch.
-fn commit_changes(here: &Path, worktree: &Path, head: &str) -> Result<String> {
-    let what = "cannot take the uncommitted changes along";
-    let own = git(here, "rev-parse --path-format=absolute --git-path index").bytes(what)?;
-    let directory = worktree.parent().context("a worktree without a parent")?;
-    files::create_private_directory(directory)?;
-    let index = worktree.with_file_name(format!(".index-{}", std::process::id()));
-    let with_index = |words: &str| git(here, words).env("GIT_INDEX_FILE", &index);
-    let commit = || {
-        // The copy knows which files are unchanged, so git need not read them.
-        std::fs::copy(path(&own), &index).context(what)?;
-        with_index("add --all -- :(top) :(top,exclude).dispatch").bytes(what)?;
-        let tree = with_index("write-tree").text(what)?;
-        let commit = git(here, "commit-tree -p").args([head, "-m", "Uncommitted changes", &tree]);
-        commit.text(what)
-    };
-    let made = commit();
-    files::remove(&index)?;
-    made
 }
 
 /// The full id of the commit that `revision` names in a directory or repository; `None` if there is

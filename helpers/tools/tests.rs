@@ -112,7 +112,7 @@ fn heard_now(cli: &'static WorkerCli, recorded: &str) -> String {
     now
 }
 
-/// What CLIs printed. Below `= NAME` stand sections: a title `== what happened, exit N`, the CLI's lines
+/// The recorded outputs. Below `= NAME` stand sections: a title `== what happened, exit N`, the CLI's lines
 /// as they came (without those that say nothing; ids and paths are shortened), and `-> ` with what is
 /// heard, which `SNAPSHOTS=overwrite` renews.
 const RECORDED: &str = "tests/recorded/output.log";
