@@ -18,6 +18,7 @@ pub mod ids;
 pub mod ipc;
 pub mod news;
 pub mod ops;
+pub mod place;
 pub mod plan;
 pub mod process;
 pub mod project;

@@ -16,10 +16,11 @@ use crate::news::notify;
 use crate::ops::Start;
 use crate::ops::dispatch::{self, Prepared};
 use crate::ops::resume::{self, Resumed};
+use crate::place::{self, link};
 use crate::process::{TASK_DIR, is_host_variable};
 use crate::project::Project;
 use crate::task::{Task, Wait};
-use crate::text::sanitize;
+use crate::text::{sanitize, shell_word};
 use crate::worker::supervise::{self, Only, StartOutcome};
 use crate::worker::{agent, sandbox};
 
@@ -37,7 +38,7 @@ use crate::worker::{agent, sandbox};
 #[command(name = "dispatch-spawn", version = super::VERSION, arg_required_else_help = true)]
 pub struct Args {
     /// The id of the task: lower-case words joined by '-'
-    #[arg(value_name = "TASK", required_unless_present_any = ["supervise", "notify"])]
+    #[arg(value_name = "TASK", required_unless_present_any = ["supervise", "notify", "mirror", "serve", "carry", "sources"])]
     task: Option<String>,
     /// A model or an alias of the config [default: the config's default]
     #[arg(long, value_name = "NAME")]
@@ -46,8 +47,11 @@ pub struct Args {
     #[arg(long)]
     worktree: bool,
     /// Begin the worktree with the uncommitted changes of this checkout
-    #[arg(long, requires = "worktree")]
+    #[arg(long)]
     with_changes: bool,
+    /// Run the worker at this place of the config, in a worktree there
+    #[arg(long = "on", value_name = "PLACE", conflicts_with = "agent")]
+    place: Option<String>,
     /// Access of the worker [default: the backend's access, else write]
     #[arg(long, value_enum)]
     access: Option<Access>,
@@ -102,6 +106,18 @@ pub struct Args {
     /// Tell the person's command of new events of the task with this state directory
     #[arg(long, value_name = "STATE", hide = true)]
     notify: Option<PathBuf>,
+    /// Run as the mirror of the place that is named after a task's state directory
+    #[arg(long, value_names = ["STATE", "PLACE"], num_args = 2, hide = true)]
+    mirror: Option<Vec<String>>,
+    /// Run as the far end of a connection, with repositories below this directory
+    #[arg(long, value_name = "DIR", hide = true)]
+    serve: Option<PathBuf>,
+    /// Carry a service of git to a place
+    #[arg(long, value_name = "SERVICE", hide = true)]
+    carry: Option<String>,
+    /// Print the name of the sources
+    #[arg(long, hide = true)]
+    sources: bool,
     /// Do nothing unless this is still so
     #[arg(long, hide = true, value_enum)]
     only_if: Option<Only>,
@@ -113,9 +129,27 @@ pub fn main() -> ExitCode {
         if let Some(directory) = &args.notify {
             return notify::run(directory).map(|()| Exit::Ok);
         }
+        if args.sources {
+            return done(link::version());
+        }
+        if let Some(places) = &args.serve {
+            return place::serve::run(places).map(|()| Exit::Ok);
+        }
+        if let Some(service) = &args.carry {
+            return link::carry_git(service).map(|()| Exit::Ok);
+        }
+        if let Some([_, name]) = args.mirror.as_deref() {
+            return place::mirror::run(name).map(|()| Exit::Ok);
+        }
         if let Some(directory) = &args.supervise {
+            let task = Task::at_state(directory);
+            let at = task.and_then(|task| Ok((task.record()?.and_then(|it| it.place), task)));
+            let ran = match at {
+                Ok((Some(place), task)) => place::attend(&task, &place, args.only_if).map(say),
+                _ => supervise::run(directory, args.only_if),
+            };
             // The starter reads standard output; standard error leads nowhere.
-            return Ok(match supervise::run(directory, args.only_if) {
+            return Ok(match ran {
                 Ok(()) => Exit::Ok,
                 Err(error) => {
                     let exit = crate::error::exit_code(&error);
@@ -168,10 +202,16 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         checks: args.check.clone(),
         review: args.review.clone(),
         budget: budget(args)?,
+        place: args.place.clone(),
         after: args.after.iter().map(|id| id.parse()).collect::<Result<_, _>>()?,
         plan,
         directory: here,
     };
+    if request.with_changes && !request.worktree && request.place.is_none() {
+        return Err(Refusal::new(Exit::Usage, "--with-changes is for a worktree")
+            .next("add --worktree or --on, or leave it out")
+            .into());
+    }
     let prepared = dispatch::prepare(project, request, !args.dry_run)?;
     if args.dry_run {
         return dry_run(&prepared, args.json);
@@ -209,6 +249,12 @@ fn dry_run(prepared: &Prepared, json: bool) -> Result<Exit> {
     if !json {
         prepared.worktree.iter().for_each(|own| say(format!("worktree: {}", own.worktree)));
     }
+    if let Some(place) = &record.place {
+        let words = place::arguments(record);
+        let words: Vec<_> = words.iter().map(|word| shell_word(word)).collect();
+        say(format!("on {place}: dispatch-spawn {} {}", task.id(), words.join(" ")));
+        return Ok(Exit::Ok);
+    }
     say(match &prepared.call {
         None => agent::call(record, prompt)?,
         Some(call) if json => {
@@ -242,6 +288,7 @@ fn resume(args: &Args, project: &Project, task: &Task) -> Result<Exit> {
         access: args.access,
         skip: args.skip.clone(),
         budget: budget(args)?,
+        place: args.place.clone(),
     };
     let (resumed, remark) = resume::resume(project, task, &request)?;
     remark.iter().for_each(say);

@@ -32,6 +32,18 @@ pub struct AliasEntry {
     pub check: Option<String>,
 }
 
+/// A machine or container that workers run at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PlaceEntry {
+    /// The command that runs the shell there which its further arguments name, with this standard input
+    /// and output.
+    pub reach: Vec<String>,
+    /// The directory there for the repositories with the code (default: `~/.dispatch/places`).
+    pub directory: Option<String>,
+    /// How many workers may run there at once (default: no limit).
+    pub max_workers: Option<usize>,
+}
+
 /// The config without the parts that hold errors.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -43,6 +55,8 @@ pub struct Config {
     pub models: Entries<String>,
     /// The aliases.
     pub aliases: Entries<AliasEntry>,
+    /// The places where workers may run.
+    pub places: Entries<PlaceEntry>,
     /// The shell commands of the original's first format.
     pub agents: Entries<String>,
     /// The models and aliases that continue the tasks of others at their limit, by the others' names.
@@ -152,6 +166,22 @@ impl Config {
     pub fn budget_of(&self, backend: &Backend) -> Result<Budget, Refusal> {
         self.refuse_disabled(&["budget".to_owned(), String::new()])?;
         Ok(backend.budget.or(self.budget).unwrap_or_default())
+    }
+
+    /// The place with this name.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] if there is none, or its entry holds an error.
+    pub fn place(&self, name: &str) -> Result<&PlaceEntry, Refusal> {
+        let part = format!("places.{name}");
+        self.refuse_disabled(&[part, "places".into(), String::new()])?;
+        self.places.get(name).ok_or_else(|| {
+            let names: Vec<&str> = self.places.keys().map(String::as_str).collect();
+            let names = if names.is_empty() { "none".into() } else { names.join(", ") };
+            Refusal::new(Exit::Data, format!("there is no place '{name}'"))
+                .place(format!("places in {}: {names}", self.path.display()))
+                .next(format!("a person adds it: dispatch-config add-place {name} --reach '...'"))
+        })
     }
 
     /// Returns true for the original's first format, which has no models.

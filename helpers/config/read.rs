@@ -8,13 +8,14 @@ use serde::de::DeserializeOwned;
 
 use crate::config::check::{Problem, Severity, closest};
 use crate::config::spans::{Node, NodeKind};
-use crate::config::{AliasEntry, Config, Entries};
+use crate::config::{AliasEntry, Config, Entries, PlaceEntry};
 use crate::domain::{BUDGETS, Backend, Budget};
+use crate::text::shell_commands;
 use crate::tools::models::provider;
 
 /// The keys of a config.
 const KEYS: &str = "default backends models aliases agents patience silent_after stop_silent \
-                    max_workers wait_for_limit confirm_default check_limit worktree budget notify";
+                    max_workers wait_for_limit confirm_default check_limit worktree budget notify places";
 
 /// The config that `root` holds, with its problems.
 pub(super) fn read(text: &str, root: &Node) -> Config {
@@ -35,6 +36,7 @@ pub(super) fn read(text: &str, root: &Node) -> Config {
         models: reader.section(&fields, "models", Reader::model),
         aliases: reader.section(&fields, "aliases", Reader::alias),
         agents: reader.section(&fields, "agents", Reader::agent),
+        places: reader.section(&fields, "places", Reader::place),
         confirm_default: reader.value(&fields, "confirm_default"),
         patience: reader.value(&fields, "patience"),
         silent_after: reader.value(&fields, "silent_after"),
@@ -235,6 +237,30 @@ impl<'a> Reader<'a> {
         let commands = commands.filter_map(|(name, command)| Some((name, command?))).collect();
         self.part.clear();
         (all, commands)
+    }
+
+    /// A place. Its command is run without a shell.
+    fn place(&mut self, (name, key, map): Entry<'a>) -> PlaceEntry {
+        let fields = self.fields(map, "reach directory max_workers", "write { reach: COMMAND }");
+        let text = self.needed(&fields, "reach", key);
+        let reach = match shell_commands(&text).as_slice() {
+            [words] => words.iter().cloned().collect::<Option<Vec<_>>>(),
+            _ => None,
+        };
+        let reach = reach.unwrap_or_default();
+        let plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
+        if !name.chars().all(plain) || name.starts_with(['.', '-']) {
+            let what = format!("'{name}' cannot be the name of a place");
+            self.error(self.part.clone(), key, what, "use letters, digits, '-', '_' and '.'");
+        } else if !text.is_empty() && reach.is_empty() {
+            let what = "'reach' must be one plain command".into();
+            self.error(self.part.clone(), key, what, "write it like: ssh gpu");
+        }
+        PlaceEntry {
+            reach,
+            directory: self.text(&fields, "directory"),
+            max_workers: self.value(&fields, "max_workers").map(NonZeroUsize::get),
+        }
     }
 
     fn agent(&mut self, (_, key, map): Entry<'a>) -> String {

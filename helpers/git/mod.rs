@@ -31,6 +31,7 @@ use command::{
 
 pub(crate) use command::selects_for_git;
 use include::commit_changes;
+pub use include::{author, make_receiver, set_head};
 pub use merge::{MergePlan, configured_hooks};
 pub use remove::{Contents, forget_removed};
 use repository::{REFERENCES_LIMIT, alternates, make_repository, walk, write};
@@ -390,9 +391,9 @@ impl Worktree {
         let listed = self.git("for-each-ref").arg("--format=%(objectname) %(refname)");
         let listed = listed.words("refs/heads refs/remotes refs/tags").text(&what)?;
         let own_branch = format!(" {}", self.reference());
-        let others: Vec<_> = listed.lines().filter(|line| !line.ends_with(&own_branch)).collect();
-        let others = format!("# pack-refs with: sorted\n{}\n", others.join("\n"));
-        write(&own.join("packed-refs"), &others)?;
+        let others = listed.lines().filter(|line| !line.ends_with(&own_branch));
+        let others: String = others.map(|line| format!("{line}\n")).collect();
+        write(&own.join("packed-refs"), &format!("# pack-refs with: sorted\n{others}"))?;
         if let Some(patterns) = settings.sparse_patterns(self)? {
             write(&own.join("info/sparse-checkout"), &patterns)?;
         }

@@ -120,10 +120,23 @@ impl Worktree {
 
     pub(super) fn fetch_locked(&self) -> Result<Option<String>> {
         let References { branch, tip } = self.references()?;
-        let own = if self.has_own_repository() { self.head()?.commit } else { tip.clone() };
-        let Some(own) = own.or_else(|| branch.as_ref().map(|it| it.commit.clone())) else {
-            return Ok(None);
-        };
+        let has_own = self.has_own_repository();
+        let own = if has_own { self.head()?.commit } else { tip };
+        let Some(own) = own.or_else(|| branch.map(|it| it.commit)) else { return Ok(None) };
+        self.take(&own, |own, reference| match has_own {
+            true => self.foreign().fetch(own, reference),
+            false => Ok(()),
+        })
+    }
+
+    /// Moves the task's branch to the commit `own`, which `fetch` brings under a reference.
+    pub(super) fn take(
+        &self,
+        own: &str,
+        fetch: impl Fn(&str, &str) -> Result<()>,
+    ) -> Result<Option<String>> {
+        let own = own.to_owned();
+        let References { branch, tip } = self.references()?;
         let tip_reference = reference("tip", &self.path);
         let set = |reference: &str, old: &str| -> Result<()> {
             let to = || self.git("update-ref").args([reference, &own, old]).run();
@@ -131,13 +144,13 @@ impl Worktree {
         };
         if tip.is_none() && branch.is_none() {
             // The branch first: a tip without one means that the person deleted it.
-            self.foreign().fetch(&own, &self.reference())?;
+            fetch(&own, &self.reference())?;
             fault::point("fetch", "branch");
             set(&tip_reference, "")?;
             return Ok(Some(own));
         }
-        if tip.as_ref() != Some(&own) && self.has_own_repository() {
-            self.foreign().fetch(&own, &tip_reference)?;
+        if tip.as_ref() != Some(&own) {
+            fetch(&own, &tip_reference)?;
         }
         let Some(branch) = branch else { return Ok(Some(own)) };
         let is_persons = Some(&branch.commit) != tip.as_ref();
@@ -443,7 +456,7 @@ pub(super) fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 /// An object's id in full, SHA-1 or SHA-256.
-fn object_id(text: &str) -> Option<String> {
+pub(super) fn object_id(text: &str) -> Option<String> {
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     ([40, 64].contains(&text.len()) && text.bytes().all(is_digit)).then(|| text.to_owned())
 }

@@ -27,8 +27,9 @@ const CONFIG: &str = "dispatch-config";
 /// The commands that Claude Code asks about: another program, access, directory or rules, a lasting
 /// prompt, and a worker's own workers, which may do more than it. As a helper and a pattern of its
 /// arguments.
-const ASKED: [(&str, &str); 13] = [
+const ASKED: [(&str, &str); 14] = [
     (CONFIG, " add-backend"),
+    (CONFIG, " add-place"),
     (CONFIG, " set-access"),
     (CONFIG, " setup*--full"),
     (CONFIG, " allow"),
@@ -234,14 +235,14 @@ mod tests {
         let read = read_rule().expect("a home");
         let all = rules(Path::new("/s/bin"), &read);
         let count = |list| all.iter().filter(|rule| rule.list == list).count();
-        assert_eq!((count("allow"), count("ask")), (8, 14));
+        assert_eq!((count("allow"), count("ask")), (8, 15));
         let text = |n: usize| all[n].text.as_str();
         assert_eq!((text(1), text(5)), ("Bash(/s/bin/dispatch-spawn *)", "Skill(dispatch)"));
         assert!(all.iter().all(|rule| names_dispatch(&rule.text)), "{all:?}");
         let spaced = rules(Path::new("/my skills/bin"), &read);
         assert_eq!(spaced[1].text, r#"Bash("/my skills/bin/dispatch-spawn" *)"#);
         assert_eq!(spaced[8].text, "Bash(/my skills/bin/dispatch-config* add-backend*)");
-        assert_eq!(spaced[21].text, "Bash(xargs */my skills/bin/dispatch-*)");
+        assert_eq!(spaced[22].text, "Bash(xargs */my skills/bin/dispatch-*)");
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Event {
 /// Messages that cannot be read, or helpers that are not installed.
 pub fn events(view: &View) -> Result<Vec<Event>> {
     let mut events = Vec::new();
-    let (id, name) = (view.task.id(), view.task.name());
+    let (id, name) = (view.task.id(), view.name());
     let (older, tells) = view.task.side().tells(MOST_TELLS)?;
     for (index, (number, text)) in tells.into_iter().enumerate() {
         let before = match older {
@@ -109,7 +109,7 @@ pub fn question_key(number: &str, text: &str) -> String {
 
 /// The event of a task that makes no progress because it is silent, parked or held.
 fn no_progress_event(view: &View) -> Result<Option<Event>> {
-    let (id, name) = (view.task.id(), view.task.name());
+    let (id, name) = (view.task.id(), view.name());
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let attempt = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
     let explanation = view.because();
@@ -171,7 +171,7 @@ pub fn changed_tests(gate: &Gate) -> String {
 
 /// The event of an attempt's end.
 fn end_event(view: &View) -> Result<Event> {
-    let (id, name) = (view.task.id(), view.task.name());
+    let (id, name) = (view.task.id(), view.name());
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
     let age = short_duration(view.age());
     let some = |text: &String| !text.is_empty();

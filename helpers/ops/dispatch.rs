@@ -14,6 +14,7 @@ use crate::git::{self, PlannedWorktree};
 use crate::host::refuse_undecided;
 use crate::ids::{now, random_hex};
 use crate::ops::{self, Start};
+use crate::place;
 use crate::plan::Plan;
 use crate::process::{TASK_DIR, calling_host};
 use crate::project::Project;
@@ -53,6 +54,8 @@ pub struct Request {
     pub after: Vec<TaskId>,
     /// The plan and where it came from; `None` for the task's plan.md.
     pub plan: Option<(String, PathBuf)>,
+    /// The place to work at; `None` for this machine.
+    pub place: Option<String>,
     /// The directory to work in, canonical.
     pub directory: PathBuf,
 }
@@ -126,7 +129,25 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     let checks: Vec<_> = request.checks.into_iter().chain(choice.check.clone()).collect();
     let budget = request.budget.map_or_else(|| config.budget_of(&choice.settings), Ok)?;
     // A task after one with a worktree starts from that task's branch.
-    let worktree = request.worktree || after.iter().any(|before| before.branch.is_some());
+    if let Some(name) = &request.place {
+        config.place(name)?;
+        if project.repository().is_none() {
+            return Err(place::refuse_without_git(name).into());
+        }
+        if request.keep || request.may_dispatch {
+            return Err(Refusal::new(
+                Exit::Usage,
+                "a task at a place keeps and dispatches nothing",
+            )
+            .place(format!("'{id}' would work on {name}"))
+            .next("leave out --keep and --may-dispatch, or --on")
+            .into());
+        }
+    }
+    // At a place, the code is in a worktree.
+    let worktree = request.worktree
+        || request.place.is_some()
+        || after.iter().any(|before| before.branch.is_some());
     let needs = [
         !checks.is_empty() || request.review.is_some(),
         !budget.is_none(),
@@ -153,6 +174,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         route,
         access,
         holder: None,
+        place: request.place,
         directory: worktree.as_ref().map_or(directory, |own| own.directory.clone()),
         task_directory: task.side().directory().into(),
         role: choice.prompt.clone(),
@@ -183,18 +205,27 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
             .place("a check or a review begins when everything of the worker has ended")
             .refuse("leave out --keep, or dispatch it without checks and a review");
     }
-    let call = worker::check_start(&task, &mut record, &choice.settings)?;
-    if discover {
+    let is_here = record.place.is_none();
+    let call = match is_here {
+        true => worker::check_start(&task, &mut record, &choice.settings)?,
+        false => None,
+    };
+    if discover && is_here {
         ops::refuse_logged_out(&config, &record, &chosen)?;
     }
     let mut note = None;
-    if let Some(name) = record.review.take() {
+    if let (Some(name), false) = (&record.review, is_here) {
+        record.review = Some(choose(Some(name))?.choice.name);
+    } else if let Some(name) = record.review.take() {
         let chosen = choose(Some(&name))?;
         let reviewer = review::reviewer(&task, &record, &chosen.choice)?;
         if discover {
             ops::refuse_logged_out(&config, &reviewer, &chosen)?;
         }
         (record.review, note) = (Some(reviewer.name), chosen.note);
+    }
+    if let (Some(name), true) = (&record.place, discover) {
+        place::refuse_unfit(name, &Config::load()?, &record)?;
     }
     let prompt = prompt::first(&task, &record, &plan)?;
     Ok(Prepared { task, record, prompt, call, worktree, plan, replaces_plan, chosen, note, config })

@@ -6,15 +6,20 @@ use crate::config::{Config, choose};
 use crate::domain::{Access, Budget, Route};
 use crate::error::{Exit, Refusal};
 use crate::host::refuse_undecided;
+use crate::ids::now;
 use crate::ops::{self, Start};
+use crate::place::{self, Demand, refuse_unfit};
 use crate::plan::{Marker, Plan};
 use crate::process::{Life, calling_host};
 use crate::project::Project;
-use crate::task::{Record, State, Task};
+use crate::task::{ExitRecord, Record, Remote, State, Task, View};
 use crate::worker::{self, supervise};
 
+/// The name of this machine as a place.
+pub const HERE: &str = "here";
+
 /// The request of a person to resume a task.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// Another worker's name in the config.
     pub model: Option<String>,
@@ -24,6 +29,8 @@ pub struct Request {
     pub skip: Vec<String>,
     /// Another budget, which counts from now on.
     pub budget: Option<Budget>,
+    /// Another place; [`HERE`] for this machine.
+    pub place: Option<String>,
 }
 
 /// The outcome of a resume.
@@ -45,6 +52,14 @@ pub fn resume(
     request: &Request,
 ) -> Result<(Resumed, Option<String>)> {
     let (view, id) = (task.view()?, task.id());
+    let now = view.record.place.as_deref().unwrap_or(HERE);
+    if let Some(to) = request.place.as_ref().filter(|to| *to != now) {
+        move_to(task, &view, to)?;
+        return resume(project, task, &Request { place: None, ..request.clone() });
+    }
+    if let Some(name) = &view.record.place {
+        return resume_there(project, task, &view, name, request);
+    }
     // A supervisor that has recorded its worker's end is about to exit.
     let waits = view.state.is_waiting();
     let ended = view.exit.is_some() && !view.is_checking();
@@ -118,6 +133,113 @@ pub fn resume(
     Ok((Resumed::Started(Box::new(record), start), remark))
 }
 
+/// Resumes a task at its place: the place does so itself.
+fn resume_there(
+    project: &Project,
+    task: &Task,
+    view: &View,
+    name: &str,
+    request: &Request,
+) -> Result<(Resumed, Option<String>)> {
+    let id = task.id();
+    if view.is_open() && view.state != State::Parked {
+        let gone = match view.state {
+            State::Unreachable => {
+                format!("; if {name} is gone for good: dispatch-spawn {id} --resume --on {HERE}")
+            }
+            _ => String::new(),
+        };
+        return Err(Refusal::new(Exit::TryAgain, format!("'{id}' is still running on {name}"))
+            .place(format!("it is {} {}", view.state, view.because()).trim_end().to_owned())
+            .next(format!("wait until it ends{gone}"))
+            .into());
+    }
+    if view.state == State::Done {
+        return Err(Refusal::new(Exit::Data, format!("'{id}' is already done"))
+            .next("dispatch a new task for further work")
+            .into());
+    }
+    let (mut record, mut remark) = (view.record.clone(), None);
+    if request.model.is_some() || request.access.is_some() {
+        (record, remark) = change_worker(task, record, request)?;
+    }
+    record.budget = request.budget.unwrap_or(record.budget);
+    let was_sent = view.remote.as_ref().is_some_and(|it| it.sent);
+    if was_sent {
+        let mut arguments = Vec::new();
+        if request.model.is_some() || request.access.is_some() {
+            let access = record.access.to_string();
+            arguments.extend(["--model".into(), record.name.clone(), "--access".into(), access]);
+        }
+        let budget = request.budget.map(|it| ["--budget".into(), it.to_string()]);
+        arguments.extend(budget.into_iter().flatten());
+        arguments.extend(request.skip.iter().flat_map(|it| ["--skip".into(), it.clone()]));
+        Demand::record(task, arguments)?;
+    } else {
+        if !request.skip.is_empty() {
+            task.repair_plan(|plan| skip(plan, &request.skip))?;
+        }
+        let remote = view.remote.clone().unwrap_or_default();
+        task.set_remote(Some(&Remote { error: None, ..remote }))?;
+    }
+    project.prepare()?;
+    calling_host().map_or(Ok(false), |host| project.adopt_task(task, &host))?;
+    let is_waiting = view.state.is_waiting();
+    task.change_record(|now| {
+        (now.stop, now.budget) = (false, record.budget);
+        if is_waiting {
+            now.after.clear();
+        }
+    })?;
+    let start = ops::launch(task, &record);
+    Ok((Resumed::Started(Box::new(record), start), remark))
+}
+
+/// Moves a task away from its place, or to one, with its plan as it was mirrored last and the commits
+/// that were fetched. What may run at the old place is no longer heard.
+fn move_to(task: &Task, view: &View, to: &str) -> Result<()> {
+    let (id, config) = (task.id(), Config::load()?);
+    let mut record = view.record.clone();
+    if record.worktree.is_none() || record.route == Route::Agent {
+        return Err(Refusal::new(Exit::Usage, format!("'{id}' cannot be moved to '{to}'"))
+            .place("only a task with a branch of its own can")
+            .next("dispatch the rest of its plan as a new task with --on")
+            .into());
+    }
+    record.place = Some(to).filter(|to| *to != HERE).map(str::to_owned);
+    if let Some(name) = &record.place {
+        config.place(name)?;
+        refuse_unfit(name, &config, &record)?;
+    }
+    let is_alive = view.processes.iter().any(|it| it.life() != Life::Dead);
+    match &view.record.place {
+        Some(name) if view.is_open() => {
+            refuse_undecided(&format!("to begin '{id}' again although {name} may still run it"))?;
+        }
+        None if is_alive => supervise::refuse_queued(view).and_then(|()| {
+            Err(Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
+                .next(format!("stop it first: dispatch-reconcile stop {id}"))
+                .into())
+        })?,
+        _ => {}
+    }
+    if record.place.is_none() {
+        let settings = config.resolve(Some(&record.name))?.settings;
+        worker::check_start(task, &mut record, &settings)?;
+    }
+    if let Some(name) = &view.record.place {
+        place::leave(task, name)?;
+    }
+    if let Some(attempt) = task.last_attempt().filter(|it| matches!(it.exit(), Ok(None))) {
+        task.set_exit(&attempt, &ExitRecord { at: now(), ..ExitRecord::default() })?;
+    }
+    let before = task.last_attempt().map_or(0, |it| it.number);
+    let remote = record.place.as_ref().map(|_| Remote { before, ..Remote::default() });
+    task.set_remote(remote.as_ref())?;
+    task.set_wait(None)?;
+    task.change_record(|old| (old.place, old.holder) = (record.place, record.holder))
+}
+
 fn skip(plan: &mut Plan, items: &[String]) -> Result<(), Refusal> {
     for name in items {
         let item = plan.item(name)?;
@@ -171,8 +293,13 @@ fn change_worker(
         limited: Vec::new(),
         ..record
     };
-    worker::check_start(task, &mut new, &choice.settings)?;
-    ops::refuse_logged_out(&config, &new, &chosen)?;
+    match &new.place {
+        Some(name) => refuse_unfit(name, &config, &new)?,
+        None => {
+            worker::check_start(task, &mut new, &choice.settings)?;
+            ops::refuse_logged_out(&config, &new, &chosen)?;
+        }
+    }
     task.change_record(|record| record.set_worker(new.clone()))?;
     Ok((new, chosen.note))
 }

@@ -9,6 +9,7 @@ use crate::domain::Route;
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::Lock;
+use crate::place;
 use crate::process::{Identity, Life, Signal, Watch};
 use crate::task::{Attempt, SessionRecord, State, Task, View};
 use crate::text::short_duration;
@@ -27,6 +28,9 @@ pub fn stop(task: &Task) -> Result<String> {
     let id = task.id();
     let view = task.view()?;
     let record = &view.record;
+    if let Some(name) = record.place.as_ref().filter(|_| !view.state.has_ended()) {
+        return place::stop(task, name);
+    }
     let is_open = view.state.is_waiting() || view.is_checking();
     if view.exit.is_some() && view.processes.is_empty() && !is_open {
         let kept = worker::end_kept(task, record)?;

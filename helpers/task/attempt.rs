@@ -1,4 +1,5 @@
-//! A run of a worker and its records: the directory `attempts/<n>`.
+//! A run of a worker and its records: the directory `attempts/<n>`; and what is known of the far end of a
+//! task at a place.
 //!
 //! Invariant: every file is replaced as a whole, so a reader sees an old or a new one and no half.
 
@@ -13,7 +14,7 @@ use crate::domain::{Access, Failure, Usage};
 use crate::files;
 use crate::plan::Plan;
 use crate::process::Identity;
-use crate::task::{WorkersWords, broken};
+use crate::task::{Task, WorkersWords, broken};
 use crate::text::lossy;
 
 /// The most bytes that are read from the end of a log.
@@ -265,7 +266,7 @@ impl Attempt {
     /// The CLI's session, if it is known.
     ///
     /// # Errors
-    /// [`crate::exit::Exit::Data`] if the file is broken, or its id could be read as an option: the
+    /// [`crate::error::Exit::Data`] if the file is broken, or its id could be read as an option: the
     /// CLI said the id, and it becomes an argument of the next attempt's CLI.
     pub fn session(&self) -> Result<Option<SessionRecord>> {
         let (path, next) =
@@ -364,6 +365,52 @@ impl Attempt {
     pub fn exit(&self) -> Result<Option<ExitRecord>> {
         let next = "remove it; the worker's end then counts as unknown";
         read_yaml(&self.directory.join("exit"), next)
+    }
+}
+
+/// The far end of a task at a place, as its mirror saw it last: the file `remote`. The place's own word
+/// never gets in here, but for whether something of the task runs there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    /// True from before the task is sent until the place has said that nothing of it runs.
+    pub open: bool,
+    /// When the place was heard last (RFC 3339).
+    pub seen: String,
+    /// Since when the place does not answer (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreachable: Option<String>,
+    /// True once the task was sent there.
+    #[serde(default)]
+    pub sent: bool,
+    /// How many attempts the task had when it was sent; the place counts its own from 1.
+    #[serde(default)]
+    pub before: u32,
+    /// How often the task was stopped before it had started there.
+    #[serde(default)]
+    pub stops: u32,
+    /// Why the place could not start the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Task {
+    fn remote_path(&self) -> PathBuf {
+        self.state_dir.join("remote")
+    }
+
+    /// The far end of a task at a place; `None` before its mirror has looked at it.
+    pub fn remote(&self) -> Result<Option<Remote>> {
+        let path = self.remote_path();
+        let Some(text) = files::read_foreign(&path)? else { return Ok(None) };
+        let next = "remove it; the place is then asked again";
+        serde_json::from_slice(&text).map(Some).map_err(|it| broken(&path, &it, next).into())
+    }
+
+    /// Records the far end of the task; `None` forgets it, for a task that begins elsewhere.
+    pub fn set_remote(&self, remote: Option<&Remote>) -> Result<()> {
+        let publish =
+            |it| files::publish(&self.remote_path(), serde_json::to_string(it)?.as_bytes());
+        remote.map_or_else(|| files::remove(&self.remote_path()), publish)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::text::lossy;
 use view::WorkersWords;
 use worker_side::append_missing;
 
-pub use attempt::{Attempt, ExitRecord, FailedCheck, Gate, SessionRecord, StopReason};
+pub use attempt::{Attempt, ExitRecord, FailedCheck, Gate, Remote, SessionRecord, StopReason};
 pub use record::{Answer, Dependency, FORMAT, HostIndex, Record, Wait};
 pub use state::{Reason, State};
 pub use view::View;

@@ -47,6 +47,9 @@ pub struct Record {
     /// The sandbox that holds the worker to its access; `None` if its CLI does so itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<Holder>,
+    /// The place of the config that the worker runs at; `None` for this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// The worker's working directory.
     pub directory: PathBuf,
     /// The task's directory in the project.
@@ -159,6 +162,8 @@ pub enum Wait {
         /// The obstacle, as the rest of a sentence that begins with that task.
         obstacle: String,
     },
+    /// The place that the task is to be sent to, and since when it does not answer (RFC 3339).
+    Place(String, Option<String>),
     /// A free slot for a worker.
     Queued {
         /// The number of slots: `max_workers`.
@@ -185,6 +190,8 @@ impl fmt::Display for Wait {
         match self {
             Self::After(tasks) => write!(f, "after {}", tasks.join(", ")),
             Self::Held { task, obstacle } => write!(f, "held: {task} {obstacle}"),
+            Self::Place(name, None) => write!(f, "to be started on {name}"),
+            Self::Place(name, Some(since)) => write!(f, "for {name}, unreachable since {since}"),
             Self::Queued { limit } => write!(f, "in the queue: max_workers is {limit}"),
             Self::Parked { fallback: Some(name), said, .. } => {
                 write!(f, "{}; {name} continues", quoted(said))
@@ -279,7 +286,16 @@ impl Task {
         // A nested supervisor must not count as one of the outer worker's processes.
         let nonce = self.record()?.map(|record| record.nonce).unwrap_or_default();
         command.env(ATTEMPT, format!("{nonce}/0")).env_remove(TASK_DIR);
+        // A task that came from another machine brought the part of the config that it needs.
+        if self.config_path().is_file() {
+            command.env("DISPATCH_CONFIG", self.config_path());
+        }
         Ok(command)
+    }
+
+    /// The config of a task that came from another machine.
+    pub fn config_path(&self) -> PathBuf {
+        self.state_dir.join("config.yaml")
     }
 
     /// The use of the task's budget by the attempts before `before`: their usage and run time.
@@ -380,7 +396,7 @@ impl Task {
     /// The recorded answers by the number of the question, oldest first.
     ///
     /// # Errors
-    /// [`crate::exit::Exit::Data`] if a file is broken.
+    /// [`crate::error::Exit::Data`] if a file is broken.
     pub fn answers(&self) -> Result<Vec<(String, Answer)>> {
         let parse = |(name, text): (String, String)| match serde_json::from_str(&text) {
             Ok(answer) => Ok((name, answer)),
@@ -421,15 +437,23 @@ impl Task {
 
     /// Returns true if a recorded answer was neither read by the worker nor passed on in a prompt.
     pub fn has_untold_answer(&self) -> Result<bool> {
-        let ipc = self.side().ipc();
-        let untold = |name: &String| !self.told_marker(name).exists() && !ipc.was_received(name);
-        Ok(self.answers()?.iter().any(|(name, _)| untold(name)))
+        Ok(self.answers()?.iter().any(|(name, _)| !self.is_told(name)))
+    }
+
+    /// Returns true if a recorded answer was read by the worker or passed on in a prompt.
+    pub fn is_told(&self, name: &str) -> bool {
+        self.told_marker(name).exists() || self.side().ipc().was_received(name)
+    }
+
+    /// Records that a prompt passes on an answer.
+    pub fn mark_told(&self, name: &str) -> Result<()> {
+        files::publish_new(&self.told_marker(name), b"").map(drop)
     }
 
     /// Records that a prompt passes on all answers so far.
     pub(super) fn mark_answers_told(&self) -> Result<()> {
         for (name, _) in self.answers()? {
-            files::publish_new(&self.told_marker(&name), b"")?;
+            self.mark_told(&name)?;
         }
         Ok(())
     }

@@ -24,6 +24,8 @@ pub enum State {
     Denied,
     /// The worker is running and has been silent for longer than the config allows.
     Silent,
+    /// The worker is at a place that does not answer.
+    Unreachable,
     /// The worker disappeared without an exit status.
     Lost,
     /// The worker ended by itself and left items unticked.
@@ -56,7 +58,7 @@ impl State {
 
     /// Returns true if a worker is running.
     pub fn is_running(self) -> bool {
-        matches!(self, Self::Running | Self::Silent | Self::Asking)
+        matches!(self, Self::Running | Self::Silent | Self::Asking | Self::Unreachable)
     }
 
     /// Returns true if the worker stopped because of an error.
@@ -79,7 +81,7 @@ impl State {
         match wait {
             Wait::Held { .. } => Self::Held,
             Wait::Parked { .. } => Self::Parked,
-            Wait::After(_) | Wait::Queued { .. } => Self::Queued,
+            Wait::After(_) | Wait::Place(..) | Wait::Queued { .. } => Self::Queued,
         }
     }
 }
@@ -110,6 +112,8 @@ pub enum Reason {
     Check(FailedCheck),
     /// The CLI denied these tool calls.
     Denied(Vec<String>),
+    /// The place of the worker does not answer since this time (RFC 3339).
+    Unreachable(String),
     /// The worker has been silent since this time (RFC 3339), for longer than the config allows.
     Silent(String),
     /// The task waits for this and has no worker.
@@ -151,6 +155,8 @@ pub(super) struct Facts {
     pub(super) exit: Option<ExitRecord>,
     /// The recorded wait.
     pub(super) wait: Option<Wait>,
+    /// The time since which the place does not answer at which something of the task may run.
+    pub(super) unreachable: Option<String>,
     /// The time since which the worker has been silent.
     pub(super) silent: Option<String>,
     /// The flaw that keeps the plan from being complete.
@@ -159,8 +165,18 @@ pub(super) struct Facts {
     pub(super) check: Option<Reason>,
 }
 
-/// The table, with the rows for a task whose checks did not pass yet.
+/// The table, with the row for a task that is open at a place which does not answer.
 pub(super) fn derive(facts: &Facts) -> (State, Reason) {
+    match (derive_checked(facts), &facts.unreachable) {
+        ((state, _), Some(since)) if state.is_running() || state.is_waiting() => {
+            (State::Unreachable, Reason::Unreachable(since.clone()))
+        }
+        (derived, _) => derived,
+    }
+}
+
+/// The rows for a task whose checks did not pass yet.
+fn derive_checked(facts: &Facts) -> (State, Reason) {
     let (state, reason) = derive_unchecked(facts);
     let Some(check) = facts.check.as_ref().filter(|_| state == State::Done) else {
         return (state, reason);

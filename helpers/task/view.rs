@@ -14,8 +14,8 @@ use crate::plan::{Item, Marker, Plan};
 use crate::process::{Identity, Life};
 use crate::task::state::{Facts, derive};
 use crate::task::{
-    Attempt, ExitRecord, FailedCheck, Gate, Reason, Record, State, StopReason, Task, numbered,
-    output,
+    Attempt, ExitRecord, FailedCheck, Gate, Reason, Record, Remote, State, StopReason, Task,
+    numbered, output,
 };
 use crate::text::{lossy, one_line, quoted};
 
@@ -122,6 +122,8 @@ pub struct View {
     pub unread_answer: bool,
     /// The text of the finish marker, if the marker exists.
     pub summary: Option<String>,
+    /// The far end of a task at a place.
+    pub remote: Option<Remote>,
     /// The state of the task.
     pub state: State,
     /// The reason for the state.
@@ -167,7 +169,13 @@ impl View {
         }
         // During a wait, the running process is a supervisor without a worker.
         let unfinished = attempt.as_ref().filter(|_| exit.is_none() && wait.is_none());
-        let running = unfinished.filter(|_| !processes.is_empty());
+        // At a place, nothing is judged by the processes here.
+        let remote = record.place.as_ref().map(|_| task.remote()).transpose()?.flatten();
+        let open = remote.as_ref().filter(|it| it.open);
+        let lives = if record.place.is_some() { open.is_some() } else { !processes.is_empty() };
+        let running = unfinished.filter(|_| lives);
+        let seen = |it: &Remote| processes.is_empty().then(|| it.seen.clone());
+        let unreachable = open.and_then(|it| it.unreachable.clone().or_else(|| seen(it)));
         let unread_answer = task.has_untold_answer()?;
         let frozen = match &attempt {
             Some(attempt) if exit.is_some() && is_cli || task.time_since_done().is_some() => {
@@ -196,9 +204,13 @@ impl View {
             Some(attempt) if record.first_check().is_some() => attempt.gate()?,
             _ => None,
         };
+        let error = remote.as_ref().and_then(|it| it.error.clone());
+        let not_started = error.filter(|_| attempt.is_none() && open.is_none());
+        let refused =
+            not_started.map(|it| ExitRecord { not_started: Some(it), ..ExitRecord::default() });
         let facts = Facts {
             check: check(&record, gate.as_ref()),
-            attempted: attempt.is_some(),
+            attempted: attempt.is_some() || refused.is_some(),
             alive: running.is_some(),
             agent: record.route == Route::Agent,
             stop: record.stop,
@@ -208,8 +220,9 @@ impl View {
             question: !questions.is_empty(),
             blocked: plan.first(Marker::Blocked).map(|item| item.number.clone()),
             failed: plan.first(Marker::Failed).map(|item| item.number.clone()),
-            exit: exit.clone(),
+            exit: exit.clone().or(refused),
             wait,
+            unreachable,
             silent: running.map(Attempt::silent_since).transpose()?.flatten(),
         };
         let (state, reason) = derive(&facts);
@@ -228,6 +241,7 @@ impl View {
             questions,
             unread_answer,
             summary,
+            remote,
             state,
             reason,
             processes,
@@ -253,7 +267,20 @@ impl View {
 
     /// Returns true if the worker is alive. For an agent this only means that its host is alive.
     pub fn is_alive(&self) -> bool {
-        self.attempt.is_some() && self.exit.is_none() && !self.processes.is_empty()
+        let lives =
+            if self.record.place.is_some() { self.is_open() } else { !self.processes.is_empty() };
+        self.attempt.is_some() && self.exit.is_none() && lives
+    }
+
+    /// The task's name for the host, with the place whose word the rest of the line is.
+    pub fn name(&self) -> String {
+        let place = self.record.place.as_ref().map(|it| format!(" on {it}")).unwrap_or_default();
+        format!("{}{place}", self.task.name())
+    }
+
+    /// Returns true if something of the task may run at its place.
+    pub fn is_open(&self) -> bool {
+        self.remote.as_ref().is_some_and(|it| it.open)
     }
 
     /// Returns true if the worker ended and its supervisor is about to exit or to start the next
@@ -363,6 +390,9 @@ impl View {
 
     fn reason_text(&self) -> String {
         match &self.reason {
+            Reason::None if self.record.stop && self.is_open() => {
+                "stop is not confirmed yet".into()
+            }
             Reason::None => String::new(),
             Reason::Item(number) => {
                 let why =
@@ -385,6 +415,11 @@ impl View {
                 format!("{check}{}: {end}", one_line(command))
             }
             Reason::Denied(calls) => quoted(&calls.join(", ")),
+            Reason::Unreachable(since) => {
+                let place = self.record.place.as_deref().unwrap_or_default();
+                let stop = if self.record.stop { ", where it is not stopped yet" } else { "" };
+                format!("{place}{stop}, since {since}")
+            }
             Reason::Silent(since) => format!("no sign of life since {since}"),
             Reason::Waits(wait) => wait.to_string(),
             Reason::MarkerMissing => "finish marker missing".into(),

@@ -6,10 +6,11 @@ pub mod agent;
 mod gate;
 mod log;
 pub mod prompt;
-mod queue;
+pub(crate) mod queue;
 pub mod review;
 pub mod run;
 mod running;
+pub(crate) use running::{STARTED, WAITS};
 pub mod sandbox;
 pub mod supervise;
 

@@ -216,6 +216,12 @@ fn parked(task: &Task, parks: &mut u32) -> Result<Option<Pause>> {
     Ok((!left.is_zero()).then(|| Pause(wait, left.min(CLOCK_SCAN))))
 }
 
+/// The tasks that must be done before a task at a place begins, as its wait.
+pub(crate) fn predecessors(task: &Task, watch: &mut Watch) -> Result<Option<Wait>> {
+    let record = task.record()?.context("the task has no record")?;
+    Ok(after(task, &record, watch)?.map(|Pause(wait, _)| wait))
+}
+
 /// The predecessors that are not done yet, or the first that cannot finish by itself. They count only
 /// until the task's first attempt.
 fn after(task: &Task, record: &Record, watch: &mut Watch) -> Result<Option<Pause>> {

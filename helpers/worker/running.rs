@@ -35,10 +35,10 @@ const FAST_GROWTH: u64 = 1 << 20;
 
 /// Line from the supervisor to its starter: the worker is running. On failure the first line is the
 /// exit code and the error follows.
-pub(super) const STARTED: &str = "started";
+pub(crate) const STARTED: &str = "started";
 
 /// Line from the supervisor to its starter: the worker has to wait.
-pub(super) const WAITS: &str = "waits";
+pub(crate) const WAITS: &str = "waits";
 
 /// A worker's process.
 pub(super) enum Worker {

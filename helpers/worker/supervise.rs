@@ -215,7 +215,7 @@ fn take_run_lock(task: &Task, only_if: Option<Only>) -> Result<Option<Lock>> {
 }
 
 /// Before the first attempt, lets the task's worktree begin where its first predecessor's ended.
-fn start_at_predecessors_end(task: &Task) -> Result<()> {
+pub fn start_at_predecessors_end(task: &Task) -> Result<()> {
     let record = task.record()?.context("the task has no record")?;
     let before = record.after.iter().find(|before| before.branch.is_some());
     let (Some(mut worktree), Some(before)) = (record.worktree, before) else { return Ok(()) };
@@ -327,6 +327,10 @@ pub fn unpark(task: &Task) -> Result<()> {
 /// Records the end of an attempt whose supervisor died first. Returns whether it recorded one. Until
 /// then, only the absence of its processes shows the end, and pids are reused.
 pub fn record_unknown_end(view: &View) -> Result<bool> {
+    // The place itself says how a task there ended.
+    if view.record.place.is_some() {
+        return Ok(false);
+    }
     let of_a_worker = std::env::var_os(TASK_DIR).is_some();
     let over = view.state == State::Lost
         // An agent that is done leaves no exit record.
@@ -405,15 +409,18 @@ fn is_open(task: &Task) -> Result<bool> {
     Ok(view.state.is_waiting() || view.is_checking() || living(task)?.is_some())
 }
 
-/// Returns true for a task that lost its supervisor while it waited, or while its worker runs.
+/// Returns true for a task that lost its supervisor while it waited, or while its worker runs. The mirror
+/// of a place holds the run locks of the tasks there.
 pub fn is_abandoned(view: &View) -> bool {
     let (task, waits) = (&view.task, view.state.is_waiting());
-    let is_open = waits || view.is_alive() || view.is_checking();
+    let is_open = waits || view.is_alive() || view.is_checking() || view.is_open();
     let may_be = view.record.route == Route::Cli && is_open;
     let is_lost = may_be && !Lock::is_held(&task.run_lock_path()).unwrap_or(true);
     match waits {
         // A record this young belongs to a spawn that is about to start the supervisor.
         true => is_lost && !task.was_recorded_within(SETTLED),
-        false => is_lost && (view.is_checking() || matches!(living(task), Ok(Some(_)))),
+        false => {
+            is_lost && (view.is_open() || view.is_checking() || matches!(living(task), Ok(Some(_))))
+        }
     }
 }

@@ -60,6 +60,7 @@ These permission rules will be added to HOME/.claude/settings.json:
   allow: Skill(dispatch:dispatch)
   allow: Read(~/.dispatch/state/**)
   ask: Bash(/skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-place*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
@@ -95,6 +96,7 @@ Done.
         "deny": [],
         "ask": [
             "Bash(/skills/dispatch/bin/dispatch-config* add-backend*)",
+            "Bash(/skills/dispatch/bin/dispatch-config* add-place*)",
             "Bash(/skills/dispatch/bin/dispatch-config* set-access*)",
             "Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)",
             "Bash(/skills/dispatch/bin/dispatch-config* allow*)",
@@ -133,6 +135,7 @@ These permission rules will be removed from HOME/.claude/settings.json:
   allow: Skill(dispatch:dispatch)
   allow: Read(~/.dispatch/state/**)
   ask: Bash(/skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-place*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
@@ -312,6 +315,7 @@ These permission rules will be added to HOME/.claude/settings.json:
   allow: Skill(dispatch:dispatch)
   allow: Read(~/.dispatch/state/**)
   ask: Bash(/skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-place*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
@@ -346,6 +350,7 @@ These permission rules will be removed from HOME/.claude/settings.json:
   allow: Bash("/other skills/dispatch/bin/dispatch-reconcile" *)
   allow: Bash("/other skills/dispatch/bin/dispatch-worker" *)
   ask: Bash(/skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(/skills/dispatch/bin/dispatch-config* add-place*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* setup*--full*)
   ask: Bash(/skills/dispatch/bin/dispatch-config* allow*)
@@ -359,6 +364,7 @@ These permission rules will be removed from HOME/.claude/settings.json:
   ask: Bash(/skills/dispatch/bin/dispatch-reconcile* adopt*=*)
   ask: Bash(xargs */skills/dispatch/bin/dispatch-*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* add-backend*)
+  ask: Bash(/other skills/dispatch/bin/dispatch-config* add-place*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* set-access*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* setup*--full*)
   ask: Bash(/other skills/dispatch/bin/dispatch-config* allow*)
@@ -426,7 +432,7 @@ fn missing_settings_are_created_private() {
     assert_eq!(names(&sandbox.home().join(".claude")), ["settings.json"]);
     let json: serde_json::Value = serde_json::from_str(&text(&sandbox)).expect("JSON");
     let rules = |list: &str| json["permissions"][list].as_array().map(Vec::len);
-    assert_eq!((rules("allow"), rules("ask")), (Some(8), Some(14)));
+    assert_eq!((rules("allow"), rules("ask")), (Some(8), Some(15)));
 }
 
 #[test]

@@ -362,6 +362,9 @@ Options:
       --with-changes
           Begin the worktree with the uncommitted changes of this checkout
 
+      --on <PLACE>
+          Run the worker at this place of the config, in a worktree there
+
       --access <ACCESS>
           Access of the worker [default: the backend's access, else write]
 
@@ -519,10 +522,12 @@ Commands:
   add-backend   Add a backend
   set-access    Set the access of a backend's workers
   add-alias     Add an alias
+  add-place     Add a place: a machine or container that workers run at (`--on`)
   remove-alias  Remove an alias
   migrate       Add backends and models to a config of the old format (agents:)
   check         List all problems of the config
   show          Print the config
+  places        List the places of the config, and look whether each can run workers
   path          Print the path of the config
   allow         Allow Claude Code to run the helpers without prompting
   help          Print this message or the help of the given subcommand(s)

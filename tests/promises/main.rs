@@ -33,6 +33,8 @@ mod limits;
 mod merge;
 mod monitor;
 mod parked;
+#[cfg(target_os = "linux")]
+mod places;
 mod plan;
 mod prompt;
 mod repair;

@@ -8,6 +8,7 @@ use crate::config::edit::{self, Edit};
 use crate::config::{AliasEntry, Choice, Config, choose, setup};
 use crate::domain::{Access, PromptVia};
 use crate::error::{Exit, Refusal};
+use crate::files;
 use crate::host::refuse_undecided;
 use crate::text::shell_word;
 use crate::tools::is_known;
@@ -113,6 +114,27 @@ pub(super) enum EditCommand {
         #[arg(long, allow_hyphen_values = true)]
         prompt: Option<String>,
     },
+    /// Add a place: a machine or container that workers run at (`--on`)
+    ///
+    /// The command runs `sh -s` there, which is added to it, with its own standard input and output.
+    /// Nobody but a person may add a place.
+    ///
+    /// Exit codes: 0 added, 64 wrong arguments, 65 the name is taken
+    ///
+    /// Example: dispatch-config add-place gpu --reach 'ssh gpu'
+    AddPlace {
+        /// The place's name
+        name: String,
+        /// The command that reaches it
+        #[arg(long, allow_hyphen_values = true)]
+        reach: String,
+        /// The directory there for the code [default: ~/.dispatch/places]
+        #[arg(long)]
+        directory: Option<String>,
+        /// How many workers may run there at once [default: no limit]
+        #[arg(long)]
+        max_workers: Option<std::num::NonZeroUsize>,
+    },
     /// Remove an alias
     ///
     /// An alias that is the default or a fallback is kept.
@@ -138,8 +160,8 @@ pub(super) enum EditCommand {
 pub(super) fn edit(command: EditCommand) -> Result<Exit> {
     let config = Config::load()?;
     let fits = |command: &EditCommand| {
-        use EditCommand::{AddBackend, Migrate, SetDefault};
-        matches!(command, SetDefault { .. } | AddBackend { .. } | Migrate)
+        use EditCommand::{AddBackend, AddPlace, Migrate, SetDefault};
+        matches!(command, SetDefault { .. } | AddBackend { .. } | AddPlace { .. } | Migrate)
     };
     if config.is_old_format() && !fits(&command) {
         return Refusal::new(Exit::Data, "a config of the old format has no such entries")
@@ -192,6 +214,21 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             refuse_undecided(&format!("another program for workers, '{name}'"))?;
             let command = command.as_deref().map(|command| (command, prompt));
             (vec![Edit::add_backend(&name, command)], format!("backend {name} added"))
+        }
+        EditCommand::AddPlace { name, reach, directory, max_workers } => {
+            refuse_undecided(&format!("another place for workers, '{name}'"))?;
+            let mut fields = vec![("reach", reach)];
+            fields.extend(directory.map(|it| ("directory", it)));
+            fields.extend(max_workers.map(|it| ("max_workers", it.to_string())));
+            let edits = vec![Edit::add("places", &name, &fields)];
+            // A name or command that is no good disables the entry, so it is tried before it is written.
+            let text = files::read(config.path())?.unwrap_or_default();
+            let changed = edits.iter().try_fold(text, |text, it| edit::apply(&text, it))?;
+            Config::parse(&changed, config.path())?.place(&name)?;
+            (
+                edits,
+                format!("place {name} added; dispatch-config places {name} looks whether it works"),
+            )
         }
         EditCommand::SetAccess { backend, access } => {
             let mut edits = backend_if_missing(&config, &backend)?;

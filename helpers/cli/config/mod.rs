@@ -19,6 +19,7 @@ use crate::dirs;
 use crate::domain::{Backend, PromptVia, Route};
 use crate::error::{Exit, Refusal};
 use crate::files;
+use crate::place;
 use crate::text::count;
 use crate::tools::is_known_command;
 
@@ -148,6 +149,18 @@ enum ConfigCommand {
     ///
     /// Example: dispatch-config show
     Show,
+    /// List the places of the config, and look whether each can run workers
+    ///
+    /// Each place is reached, gets dispatch's helpers if they are missing, and is asked for git, disk
+    /// space, worker CLIs and what holds them.
+    ///
+    /// Exit codes: 0 all can, or there are none, 64 wrong arguments, 65 no such place, or no config, 69 one cannot
+    ///
+    /// Example: dispatch-config places gpu
+    Places {
+        /// The places to look at [default: all]
+        names: Vec<String>,
+    },
     /// Print the path of the config
     ///
     /// The file need not exist.
@@ -201,6 +214,7 @@ pub fn main() -> ExitCode {
             let config = Config::load()?;
             done(files::read(config.path())?.unwrap_or_default().trim_end())
         }
+        ConfigCommand::Places { names } => places(names),
         ConfigCommand::Path => done(dirs::config_path()?.display().to_string()),
         ConfigCommand::Allow { remove: true, consent, .. } => allow::disallow(consent),
         ConfigCommand::Allow { bin, consent, .. } => allow::allow(&bin, consent),
@@ -273,6 +287,40 @@ fn replacements(name: &str, json: bool) -> Result<Exit> {
     }
     rest.iter().for_each(|(id, backend)| say(format!("{id} on {backend}")));
     Ok(Exit::Ok)
+}
+
+/// Lists places with a live check of each.
+fn places(mut names: Vec<String>) -> Result<Exit> {
+    let config = Config::load()?;
+    if names.is_empty() {
+        names = config.places.keys().cloned().collect();
+    }
+    if names.is_empty() {
+        return done(
+            "no places; a person adds one: dispatch-config add-place NAME --reach 'ssh HOST'",
+        );
+    }
+    let mut exit = Exit::Ok;
+    for name in names {
+        let entry = config.place(&name)?;
+        let limit = entry.max_workers.map_or(String::new(), |it| format!(", {it} workers at most"));
+        say(format!("{name}: {}{limit}", entry.reach.join(" ")));
+        let begin = std::time::Instant::now();
+        match place::check(&name, entry, None) {
+            Ok(lines) => {
+                say(format!("  ok: reached in {:.1} s", begin.elapsed().as_secs_f64()));
+                for (well, line) in lines {
+                    say(format!("  {}: {line}", if well { "ok" } else { "wrong" }));
+                    exit = if well { exit } else { Exit::Unavailable };
+                }
+            }
+            Err(error) => {
+                say(format!("  wrong: {error:#}").replace("\n  ", "\n    "));
+                exit = Exit::Unavailable;
+            }
+        }
+    }
+    Ok(exit)
 }
 
 /// Asks the person at the terminal; refuses without one.

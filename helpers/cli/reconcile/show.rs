@@ -9,11 +9,13 @@ use crate::cli::{fit, say};
 use crate::domain::Worktree;
 use crate::error::Exit;
 use crate::files;
+use crate::git::Contents;
 use crate::ipc::{IpcText, Question};
 use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Remedy, changed_tests, events};
+use crate::place;
 use crate::process::calling_host;
-use crate::task::{Answer, Attempt, ExitRecord, State, Task, View, output};
+use crate::task::{Answer, Attempt, ExitRecord, Record, State, Task, View, output};
 use crate::text::{lossy, one_line, quoted, sanitize, short_duration, shorten};
 use crate::worker::{self, sandbox};
 
@@ -170,7 +172,7 @@ fn markdown(view: &View) -> Result<String> {
     for (number, message) in task.side().tells(MARKDOWN_MOST).unwrap_or_default().1 {
         text += &format!("## Message {number}\n\n{}", block(&message));
     }
-    let stat = |own: &Worktree| own.diff_stat(&own.base, &own.look().ok()??.tip).ok();
+    let stat = |own: &Worktree| own.diff_stat(&own.base, &contents(record, own).ok()??.tip).ok();
     if let Some(stat) = record.worktree.as_ref().and_then(stat).filter(|it| !it.is_empty()) {
         let stat = shorten(&sanitize(&stat), LONGEST_BLOCK);
         // An indented block shows all as it is.
@@ -179,6 +181,11 @@ fn markdown(view: &View) -> Result<String> {
     }
     text.extend(report(task).map(|it| format!("## Report\n\n{}", block(&it))));
     Ok(shorten(text.trim_end(), LONGEST_TEXT))
+}
+
+/// The contents of a task's worktree, here or at its place.
+fn contents(record: &Record, worktree: &Worktree) -> Result<Option<Contents>> {
+    if record.place.is_some() { worktree.look_far() } else { worktree.look() }
 }
 
 /// A question by number, as it was asked, with an unrecorded answer and the person's.
@@ -233,13 +240,22 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
     for (part, _) in record.budget.parts(&usage, time) {
         say(format!("budget: {part} used by ended workers"));
     }
+    if let Some(place) = &record.place {
+        let remote = view.remote.clone().unwrap_or_default();
+        let seen = if remote.seen.is_empty() { "not yet".into() } else { remote.seen };
+        say(format!("on {place}, heard of at {seen}"));
+        if view.state.is_running() && view.state != State::Unreachable {
+            let _ = place::look(task, record);
+        }
+    }
     if let Some(worktree) = &record.worktree {
-        let contents = worktree.look();
+        let contents = contents(record, worktree);
         if let Ok(Some(contents)) = &contents {
             files::publish(&task.shown_path(), contents.tip.as_bytes())?;
         }
         let standing = match contents {
             Ok(Some(contents)) => contents.to_string(),
+            Ok(None) if record.place.is_some() => "no commits yet".into(),
             Ok(None) => "deleted".into(),
             Err(error) => format!("{error:#}").lines().next().unwrap_or_default().into(),
         };

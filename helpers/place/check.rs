@@ -1,0 +1,155 @@
+//! The check whether a place can run workers: asked here, and carried out there.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::Result;
+use signal_hook::consts::SIGUSR1;
+
+use crate::config::{Config, PlaceEntry};
+use crate::domain::Access;
+use crate::error::{Exit, Refusal};
+use crate::place::link::{Message, Transport};
+use crate::place::{Reply, Request, SILENCE, channel, far_config};
+use crate::process::{Watch, find_program};
+use crate::task::Record;
+use crate::text::{lossy, sanitize};
+use crate::tools;
+
+/// How much free space a place needs, in MiB.
+const LEAST_SPACE: u128 = 256;
+
+/// Asks the machine of a place whether it can run workers: lines, each with whether all is well.
+/// `record` and `config`: of the task that is to run there.
+///
+/// # Errors
+/// [`Exit::Unavailable`] if the place cannot be reached.
+pub fn check(
+    name: &str,
+    entry: &PlaceEntry,
+    task: Option<(&Record, &Config)>,
+) -> Result<Vec<(bool, String)>> {
+    let config = task.map(|(record, config)| far_config(config, record)).transpose()?;
+    let mut link = Transport::open(name, entry, ["serve", "-"], true)?;
+    let _watch = Watch::new(&[SIGUSR1])?;
+    let channel = channel(&mut link)?;
+    let files = config.map(|text| ("config".into(), text.into_bytes())).into_iter().collect();
+    let worker = task.map(|(record, _)| record.name.clone());
+    channel.send(Message { head: Request::Check(worker), files })?;
+    while let Ok(said) = channel.incoming.recv_timeout(SILENCE) {
+        if let Reply::Checked(lines) = said.head {
+            let clean = |(well, line): (bool, String)| (well, sanitize(&line).replace('\n', " "));
+            return Ok(lines.into_iter().take(50).map(clean).collect());
+        }
+    }
+    Err(Refusal::new(Exit::Unavailable, format!("'{name}' does not answer"))
+        .next(format!("try again: dispatch-config places {name}"))
+        .into())
+}
+
+/// Refuses a place that cannot run the worker of a record: all obstacles at once.
+pub fn refuse_unfit(name: &str, config: &Config, record: &Record) -> Result<()> {
+    let lines = check(name, config.place(name)?, Some((record, config)))?;
+    let wrong: Vec<_> = lines.into_iter().filter(|(well, _)| !well).map(|(_, line)| line).collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::new(Exit::Unavailable, format!("'{name}' cannot run this worker"))
+        .place(wrong.join("\n  "))
+        .next("do this there, and call again")
+        .into())
+}
+
+/// The refusal of a place where code cannot travel.
+pub fn refuse_without_git(name: &str) -> Refusal {
+    Refusal::new(Exit::Usage, format!("this project cannot be sent to '{name}'"))
+        .place("code travels by git, and this is no repository")
+        .next("make one (git init, git add, git commit), or dispatch without --on")
+}
+
+/// Looks at this machine, for a worker by its name and the config, or for none.
+pub(super) fn look_here(worker: Option<(&str, &str)>) -> Vec<(bool, String)> {
+    let mut lines = Vec::new();
+    let git = find_program("git".as_ref());
+    let version = Command::new("git").arg("--version").stdin(Stdio::null()).output();
+    lines.push(match (git, version) {
+        (Some(path), Ok(said)) if said.status.success() => {
+            (true, format!("{}: {}", lossy(said.stdout).trim(), path.display()))
+        }
+        _ => (false, "git does not work: install it, as apt-get install git does".into()),
+    });
+    let home = std::env::home_dir().unwrap_or_default();
+    if let Ok(disk) = nix::sys::statvfs::statvfs(&home) {
+        // The types of these differ between systems.
+        let bytes = u128::from(disk.blocks_available()) * u128::from(disk.fragment_size());
+        let free = bytes >> 20;
+        let place = home.display();
+        lines.push(match free {
+            0..LEAST_SPACE => (false, format!("{free} MiB are free in {place}: free some space")),
+            _ => (true, format!("{} GiB are free in {place}", free >> 10)),
+        });
+    }
+    match worker {
+        None => {
+            let found = tools::detect::detect(&[]);
+            if found.is_empty() {
+                lines.push((true, format!("no known CLI in {}", path_variable())));
+            }
+            lines.extend(found.iter().map(|it| cli_line(it, None)));
+            lines.extend(tools::holders().into_iter().map(|it| (true, it)));
+        }
+        Some((name, config)) => lines.extend(check_worker(name, config)),
+    }
+    lines
+}
+
+fn path_variable() -> String {
+    std::env::var("PATH").unwrap_or_default()
+}
+
+/// A CLI with its version and login.
+fn cli_line(found: &tools::detect::InstalledCli, login: Option<&str>) -> (bool, String) {
+    let (name, path) = (&found.backend, found.program.display());
+    let version = found.version.as_deref().unwrap_or("version unknown");
+    if let Some(problem) = found.problem.as_ref().filter(|_| !found.usable()) {
+        return (false, format!("{name}: {path} does not work: {problem}"));
+    }
+    match (found.logged_in, login) {
+        (Some(false), Some(login)) => (false, format!("{name} is not logged in: run {login}")),
+        (Some(false), None) => (true, format!("{name}: {path}, {version}, not logged in")),
+        _ => (true, format!("{name}: {path}, {version}")),
+    }
+}
+
+/// The CLI of a worker and what holds it.
+fn check_worker(name: &str, config: &str) -> Vec<(bool, String)> {
+    let choice = Config::parse(config, Path::new("the config that was sent"))
+        .and_then(|config| config.resolve(Some(name)));
+    let choice = match choice {
+        Ok(choice) => choice,
+        Err(error) => return vec![(false, error.to_string().replace('\n', " "))],
+    };
+    let (backend, settings) = (&choice.backend, &choice.settings);
+    let mut lines = Vec::new();
+    match tools::missing_program(backend, settings) {
+        Some(program) => lines.push((
+            false,
+            format!("{program} is not installed: it is in none of {}", path_variable()),
+        )),
+        None => {
+            let program = settings.command.as_deref().and_then(tools::program_of);
+            let own = program.map(|it| (backend.clone(), it)).into_iter().collect::<Vec<_>>();
+            let found = tools::detect::detect(&own);
+            let found = found.iter().find(|it| it.backend == *backend);
+            lines.extend(found.map(|it| cli_line(it, tools::login(backend, settings))));
+        }
+    }
+    let access = choice.settings.usual_access();
+    lines.push(match tools::holder(backend, settings, access, true) {
+        Ok(Some(holder)) => (true, format!("{access} is held by {holder}")),
+        Ok(None) if access == Access::Full => (true, "full access: nothing holds it".into()),
+        Ok(None) => (true, format!("{access} is held by {backend} itself")),
+        Err(why) => (false, format!("{backend} cannot be held to '{access}': {why}")),
+    });
+    lines
+}

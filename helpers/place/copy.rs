@@ -1,0 +1,379 @@
+//! Copying what a place says of a task into the task here: each name and size is checked, and each text
+//! that a record gets is cleaned.
+
+use std::io::Write;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::config::PlaceEntry;
+use crate::fault;
+use crate::files;
+use crate::ids::now;
+use crate::news::notify;
+use crate::place::link::{Files, LONGEST_FILE, git_url};
+use crate::place::mirror::{Connection, Mirrored, TRIES};
+use crate::place::{
+    AttemptFacts, Demand, Facts, LONGEST_LOG, NO_COMMITS, Request, hash_of, is_mirrored,
+};
+use crate::task::{ExitRecord, Gate, Record, StopReason, Wait};
+use crate::text::{sanitize, shorten};
+
+/// How many attempts, files and bytes a place may send for a task.
+const MOST_ATTEMPTS: u32 = 2000;
+const MOST_FILES: usize = 4000;
+const MOST_BYTES: u64 = 256 << 20;
+
+/// How many bytes a text of a place may have in a record.
+const LONGEST_TEXT: usize = 4000;
+
+impl Mirrored {
+    /// Fetches the branch once the place says that nothing of the task runs, and closes the task then.
+    pub(super) fn finish(
+        &mut self,
+        name: &str,
+        place: &PlaceEntry,
+        record: &Record,
+        connection: &Connection,
+    ) -> Result<()> {
+        let Some(facts) = &self.facts else { return Ok(()) };
+        let is_over = !facts.open && Demand::of(&self.task)?.is_none();
+        if !is_over || facts.wait.is_some() {
+            return Ok(());
+        }
+        let facts = facts.clone();
+        if facts.attempts.is_empty() && !record.stop {
+            return self.fail("it was stopped there before it started");
+        }
+        let Some(failed) = self.fetched.clone() else {
+            if self.may_ask("fetch") {
+                connection.channel.send(Request::Fetch(self.address.clone()))?;
+            }
+            return Ok(());
+        };
+        let failed = match (&failed, &record.worktree) {
+            (None, Some(worktree)) => {
+                let way = git_url(name, place, &self.address.key)?;
+                worktree
+                    .fetch_far(&way, &self.address.branch())
+                    .err()
+                    .map(|error| format!("{error:#}"))
+            }
+            _ => failed,
+        };
+        if let Some(error) = failed.filter(|it| it != NO_COMMITS) {
+            self.failures += 1;
+            if self.failures < TRIES {
+                // The connection may have been lost meanwhile.
+                (self.fetched, _) = (None, self.asked.remove("fetch"));
+                self.asked.insert("pause".into(), Instant::now());
+                return Ok(());
+            }
+            // A place that sends damaged commits must not keep the task open.
+            self.task.side().tell(&format!("{name}: {error}").replace("\n  ", ": "))?;
+        }
+        fault::point("mirror", "fetched");
+        self.record(&facts)?;
+        if let Some(attempt) = self.task.last_attempt().filter(|_| self.freezes) {
+            self.task.freeze(&attempt)?;
+        }
+        self.remote.open = false;
+        self.save()
+    }
+
+    /// Records what the place recorded of attempts, but for an end while the task is open there.
+    pub(super) fn record(&mut self, facts: &Facts) -> Result<()> {
+        let (task, before) = (&self.task, self.remote.before);
+        for found in facts.attempts.iter().filter(|it| it.number <= MOST_ATTEMPTS) {
+            let last = task.last_attempt().map_or(0, |it| it.number);
+            let number = found.number + before;
+            if found.number == 0 || number > last + 1 {
+                continue;
+            }
+            if number == last + 1 {
+                task.create_attempt()?;
+            }
+            let attempt = task.attempt(number);
+            let is_last = facts.attempts.last().is_some_and(|it| it.number == found.number);
+            let AttemptFacts { exit, gate, silent, .. } = found.clone();
+            if attempt.silent_since()? != silent {
+                attempt.set_silent_since(silent.as_deref().map(clean).as_deref())?;
+            }
+            // The wait goes first, so that no reader sees an end without it.
+            let wait = facts.wait.clone().filter(|_| is_last).and_then(clean_wait);
+            if is_last && task.wait()? != wait {
+                task.set_wait(wait.as_ref())?;
+            }
+            // The last end is recorded when the branch is here.
+            let may_end = !facts.open || !is_last || wait.is_some();
+            if let Some(exit) = exit
+                && attempt.exit()?.is_none()
+                && (may_end || gate.is_some())
+            {
+                task.set_exit(&attempt, &clean_exit(exit))?;
+            }
+            let is_final = |it: &Gate| it.checking.is_none() && !it.continues;
+            if let Some(gate) = gate.filter(|it| may_end || !is_final(it)) {
+                let gate = clean_gate(gate, &self.task.record()?.context("no record")?);
+                if attempt.gate()?.as_ref() != Some(&gate) {
+                    attempt.set_gate(&gate)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the place says of the task.
+    pub(super) fn apply(
+        &mut self,
+        facts: Facts,
+        log: Option<(u32, u64)>,
+        files: Files,
+    ) -> Result<()> {
+        for (name, text) in files {
+            match (name.as_str(), log) {
+                ("log", Some((attempt, from))) => self.write_log(attempt, from, &text, &facts)?,
+                _ => {
+                    let name = renumbered(&name, |it| it.checked_add(self.remote.before));
+                    self.write(&name.context("a file with another name was sent")?, &text)?;
+                }
+            }
+        }
+        for name in
+            facts.gone.iter().filter(|it| self.files.contains_key(*it)).cloned().collect::<Vec<_>>()
+        {
+            if is_mirrored(&name) && !name.starts_with("attempts/") {
+                files::remove(&self.task.side().directory().join(&name))?;
+                self.files.remove(&name);
+            }
+        }
+        fault::point("mirror", "files");
+        for (name, told) in &facts.answers {
+            if *told && self.task.answers()?.iter().any(|(it, _)| it == name) {
+                self.task.mark_told(name)?;
+            }
+        }
+        let started = facts.attempts.last().map_or(0, |it| it.number);
+        self.record(&facts)?;
+        if Demand::of(&self.task)?.is_some_and(|it| started > it.after) {
+            Demand::forget(&self.task)?;
+        }
+        let was_open = self.facts.as_ref().is_none_or(|it| it.open);
+        if facts.open {
+            self.fetched = None;
+            self.asked.remove("fetch");
+        }
+        self.facts = Some(facts);
+        (self.remote.seen, self.remote.unreachable) = (now(), None);
+        self.save()?;
+        if was_open {
+            notify::announce(&self.task);
+        }
+        Ok(())
+    }
+
+    /// Takes that the place does not have the task: it was not sent, or it is gone there.
+    pub(super) fn set_absent(&mut self) -> Result<()> {
+        let record = self.task.record()?.context("no record")?;
+        self.follows = false;
+        let last = self.task.last_attempt();
+        if let Some(attempt) = last.filter(|it| it.number > self.remote.before) {
+            if attempt.exit()?.is_none() {
+                let exit = ExitRecord { at: now(), ..ExitRecord::default() };
+                self.task.set_exit(&attempt, &exit)?;
+            }
+            Demand::forget(&self.task)?;
+        } else if record.stop {
+            // A request to start it may still be under way, so the place has to be told.
+            self.asked.insert("absent".into(), Instant::now());
+            return Ok(());
+        }
+        // A request that did not arrive is made again from its beginning.
+        let is_lost = self.task.last_attempt().is_some_and(|it| it.number > self.remote.before);
+        (self.remote.open, self.remote.sent) = (false, is_lost);
+        self.save()
+    }
+
+    /// Takes the answer to a request.
+    pub(super) fn set_done(&mut self, what: &str, error: Option<String>) -> Result<()> {
+        let error = error.map(|error| clean(&error));
+        match (what, error) {
+            ("fetch", error) => self.fetched = Some(error),
+            ("start", None) => {
+                self.asked.insert("started".into(), Instant::now());
+            }
+            ("stop", None) if self.asked.contains_key("absent") => {
+                (self.remote.open, self.remote.sent) = (false, false);
+                self.remote.stops += 1;
+                self.save()?;
+            }
+            ("resume", None) => {}
+            ("skip", None) => {
+                self.freezes = true;
+                Demand::forget(&self.task)?;
+            }
+            ("start", Some(error)) => self.fail(&error)?,
+            ("resume", error) => {
+                Demand::forget(&self.task)?;
+                self.remote.error = error;
+                self.save()?;
+            }
+            (_, Some(error)) => {
+                if let Some(name) = what.strip_prefix("answer/").filter(|_| error == "changed") {
+                    // The person answered another text; the new one is asked as news.
+                    files::remove(&self.task.answers_dir().join(name))?;
+                    files::remove(&self.task.side().ipc().answer_path(name))?;
+                }
+                self.asked.remove(what);
+                self.asked.insert("pause".into(), Instant::now());
+            }
+            (_, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Records that the place could not start the task.
+    pub(super) fn fail(&mut self, error: &str) -> Result<()> {
+        self.task.set_wait(None)?;
+        (self.remote.open, self.remote.sent, self.remote.seen) = (false, false, now());
+        self.remote.error = Some(clean(error));
+        self.save()
+    }
+
+    /// Finds out which files are here.
+    pub(super) fn read_files(&mut self) -> Result<()> {
+        let side = self.task.side().directory().to_path_buf();
+        for below in ["", "ipc/", "tells/"] {
+            for (name, _) in files::entries(&side.join(below)).unwrap_or_default() {
+                let name = format!("{below}{}", name.to_string_lossy());
+                let text = files::read_start(&side.join(&name), LONGEST_FILE);
+                if let (true, Ok(Some(text))) = (is_mirrored(&name), text) {
+                    self.files.insert(name, (text.len() as u64, hash_of(&text)));
+                }
+            }
+        }
+        for attempt in self.task.attempts()? {
+            if let Some(text) = files::read_foreign(&attempt.plan_path())? {
+                let name = format!("attempts/{}/plan.md", attempt.number);
+                self.files.insert(name, (text.len() as u64, hash_of(&text)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a file that the place sent, if its name and size are allowed.
+    fn write(&mut self, name: &str, text: &[u8]) -> Result<()> {
+        let known = self.files.get(name).map_or(0, |it| it.0);
+        let total: u64 = self.files.values().map(|it| it.0).sum();
+        let size = text.len() as u64;
+        ensure!(is_mirrored(name), "a file with another name was sent");
+        ensure!(
+            size <= LONGEST_FILE
+                && total - known + size <= MOST_BYTES
+                && self.files.len() < MOST_FILES,
+            "more was sent than a task may have"
+        );
+        let side = self.task.side();
+        if let Some(number) = name.strip_prefix("attempts/") {
+            let number = number.split('/').next().and_then(files::parse_number).unwrap_or_default();
+            let last = self.task.last_attempt().map_or(0, |it| it.number);
+            let is_next = number > self.remote.before && number <= last + 1;
+            ensure!(is_next && number < MOST_ATTEMPTS, "an attempt without a beginning was sent");
+            let attempt = self.task.attempt(number);
+            if number > last {
+                self.task.create_attempt()?;
+            }
+            files::publish(&attempt.plan_path(), text)?;
+        } else {
+            let path = side.directory().join(name);
+            files::create_task_directory(path.parent().context("no directory")?)?;
+            let _lock = (name == "plan.md").then(|| side.lock()).transpose()?;
+            files::publish(&path, text)?;
+        }
+        self.files.insert(name.into(), (size, hash_of(text)));
+        Ok(())
+    }
+
+    /// Adds a piece of a log.
+    fn write_log(&self, attempt: u32, from: u64, text: &[u8], facts: &Facts) -> Result<()> {
+        let is_known = facts.attempts.last().is_some_and(|it| it.number == attempt);
+        let last = self.task.last_attempt().map_or(0, |it| it.number);
+        let attempt = self.task.attempt(attempt.saturating_add(self.remote.before));
+        if !is_known || attempt.number > last || from + text.len() as u64 > LONGEST_LOG {
+            return Ok(());
+        }
+        let path = attempt.log_path();
+        if from == 0 {
+            return files::publish(&path, text);
+        }
+        let mut file = files::open_append(&path)?;
+        match file.metadata()?.len() == from {
+            true => file.write_all(text).context("cannot write the log"),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The name of a mirrored file with another number of its attempt, if it has one; `None` without that.
+pub(super) fn renumbered(name: &str, number: impl Fn(u32) -> Option<u32>) -> Option<String> {
+    let Some((old, rest)) = name.strip_prefix("attempts/").and_then(|it| it.split_once('/')) else {
+        return Some(name.into());
+    };
+    let new = files::parse_number(old).and_then(number).filter(|it| *it > 0)?;
+    Some(format!("attempts/{new}/{rest}"))
+}
+
+/// A text of a place, for a record.
+fn clean(text: &str) -> String {
+    shorten(&sanitize(text), LONGEST_TEXT)
+}
+
+fn clean_all(texts: Vec<String>) -> Vec<String> {
+    texts.iter().take(50).map(|it| clean(it)).collect()
+}
+
+fn clean_exit(mut exit: ExitRecord) -> ExitRecord {
+    exit.not_started = exit.not_started.as_deref().map(clean);
+    exit.denied = clean_all(exit.denied);
+    exit.failure.iter_mut().for_each(|it| it.said = clean(&it.said));
+    if let Some(StopReason::Budget { used }) = &mut exit.stop_reason {
+        *used = clean(used);
+    }
+    if humantime::parse_rfc3339(&exit.at).is_err() {
+        exit.at = now();
+    }
+    exit
+}
+
+fn clean_wait(wait: Wait) -> Option<Wait> {
+    match wait {
+        Wait::Parked { until, stated, times, said, fallback } => {
+            let fallback = fallback.as_deref().map(clean);
+            Some(Wait::Parked { until, stated, times, said: clean(&said), fallback })
+        }
+        _ => None,
+    }
+}
+
+/// The checks as the place saw them: of the person's own commands only, and commits by their ids only.
+fn clean_gate(gate: Gate, record: &Record) -> Gate {
+    let own = |command: String| match record.checks.contains(&command) {
+        true => command,
+        false => record.first_check().unwrap_or_default(),
+    };
+    let id = |it: &String| it.len() <= 64 && it.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let failed = gate.failed.map(|mut it| {
+        (it.command, it.end, it.output) = (own(it.command), clean(&it.end), clean(&it.output));
+        it
+    });
+    Gate {
+        commit: gate.commit.filter(id),
+        checking: gate.checking.map(own),
+        failed,
+        review: gate.review.as_deref().map(clean),
+        notes: clean_all(gate.notes),
+        tests: clean(&gate.tests),
+        moved: gate.moved.filter(id),
+        ..gate
+    }
+}

@@ -1,0 +1,388 @@
+//! The transport to a place: a command of the person's that runs `sh -s` there, with its standard input
+//! and output. The script finds the helper there, or takes this program, and becomes its far end.
+//!
+//! Invariant: nothing is sent before the script has said its sentinel, so neither the noise of a shell
+//! nor its read-ahead matters. An exit code of the command means nothing.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::raise;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::config::PlaceEntry;
+use crate::error::Exit;
+use crate::error::Refusal;
+use crate::fault;
+use crate::files;
+use crate::ids::{long_hash, random_hex};
+use crate::process::{
+    ATTEMPT, HELPERS, Signal, TASK_DIR, is_host_variable, lead_own_group, signal_group,
+};
+use crate::text::{sanitize, shell_word};
+
+/// The script that a shell at the place reads. Braces make the shell read all of it before it runs any.
+const SCRIPT: &str = include_str!("link.sh");
+
+/// How long the place may take for each line of the handshake.
+const HANDSHAKE: Duration = Duration::from_secs(30);
+
+/// How long sending the program may take.
+const UPLOAD: Duration = Duration::from_secs(600);
+
+/// How many bytes of noise are read before the sentinel.
+const NOISE: usize = 1 << 20;
+
+/// The most bytes of a message's line, of all its files, and how many files it may have.
+const LONGEST_LINE: usize = 4 << 20;
+const LONGEST_BODY: usize = 96 << 20;
+const MOST_FILES: usize = 4000;
+
+/// Options that keep a person's settings from sharing, forwarding or running anything, and find out that
+/// a connection is dead.
+const SSH: [&str; 11] = [
+    "BatchMode=yes",
+    "ClearAllForwardings=yes",
+    "ConnectTimeout=15",
+    "ControlMaster=no",
+    "ControlPath=none",
+    "ForwardAgent=no",
+    "ForwardX11=no",
+    "PermitLocalCommand=no",
+    "RequestTTY=no",
+    "ServerAliveCountMax=3",
+    "ServerAliveInterval=15",
+];
+
+/// The name of these sources, as helpers/VERSION computes it and helpers are installed under it.
+pub fn version() -> String {
+    let text = include_str!("../VERSION");
+    let begin = text.lines().find_map(|line| line.strip_prefix("version=")?.strip_suffix("-$((0"));
+    let hashes = text.lines().filter_map(|line| line.strip_prefix("^0x"));
+    let all = hashes.filter_map(|it| u64::from_str_radix(it, 16).ok()).fold(0, |all, it| all ^ it);
+    format!("{}-{all}", begin.unwrap_or_default())
+}
+
+/// The command of a place with the shell that it has to run.
+fn command(entry: &PlaceEntry) -> Command {
+    let (program, arguments) = entry.reach.split_first().expect("a config without errors");
+    let mut command = Command::new(program);
+    if Path::new(program).file_name().is_some_and(|name| name == "ssh") {
+        command.arg("-T").args(SSH.iter().flat_map(|option| ["-o", option]));
+    }
+    command.args(arguments).args(["sh", "-s"]);
+    // A place that inherits the environment must not take its helpers for those of a worker here.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if [ATTEMPT, TASK_DIR].contains(&&*text) || is_host_variable(&text) {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
+/// An open transport, which is ended when it is dropped.
+pub struct Transport {
+    child: Child,
+    /// The pipes to the place and from it, until threads take them.
+    pub pipes: Option<(ChildStdin, ChildStdout)>,
+    /// The bytes that came after the last line that was read.
+    pub rest: Vec<u8>,
+    errors: Receiver<String>,
+    mark: String,
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        // Only the transport is ended: whatever works at the place has a session of its own.
+        let _ = signal_group(self.child.id(), Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+}
+
+impl Transport {
+    /// Opens the transport to a place and starts there the far end `runs`: `serve`, or a service of git
+    /// and the key of a repository. `sends` says whether this program may be sent.
+    ///
+    /// # Errors
+    /// [`Exit::Unavailable`] with the reason why there is no connection, or no helper there.
+    pub fn open(name: &str, entry: &PlaceEntry, runs: [&str; 2], sends: bool) -> Result<Self> {
+        let mark = format!("dispatch-{}", random_hex()?);
+        let mut command = command(entry);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = lead_own_group(&mut command).spawn().map_err(|error| {
+            Refusal::new(Exit::Unavailable, format!("cannot reach '{name}'"))
+                .place(format!("{}: {error}", entry.reach.join(" ")))
+                .next("correct 'reach' of the place in the config")
+        })?;
+        let (said, errors) = channel();
+        let stderr = child.stderr.take().context("no pipe")?;
+        std::thread::spawn(move || said.send(last_line(stderr)));
+        let pipes =
+            Some((child.stdin.take().context("no pipe")?, child.stdout.take().context("no pipe")?));
+        let mut link = Self { child, pipes, rest: Vec::new(), errors, mark };
+        link.greet(name, entry, runs, sends)?;
+        Ok(link)
+    }
+
+    fn greet(
+        &mut self,
+        name: &str,
+        entry: &PlaceEntry,
+        runs: [&str; 2],
+        sends: bool,
+    ) -> Result<()> {
+        let directory = entry.directory.as_deref().unwrap_or("~/.dispatch/places");
+        let directory = match directory.strip_prefix("~/") {
+            Some(rest) => format!("\"$HOME\"/{}", shell_word(rest)),
+            None => shell_word(directory),
+        };
+        let script = format!(
+            "{{\nmark={} version={} places={directory} runs={} key={} helpers=\"{}\"\n{SCRIPT}}}\n",
+            self.mark,
+            version(),
+            runs[0],
+            runs[1],
+            HELPERS.join(" ")
+        );
+        self.send(script.as_bytes()).and_then(|()| self.agree(name, sends)).map_err(|error| {
+            if error.is::<Refusal>() {
+                return error;
+            }
+            // The last words of the command say why, such as a refused login.
+            let said = self.errors.recv_timeout(Duration::from_millis(300)).unwrap_or_default();
+            let why = if said.is_empty() { format!("{error:#}") } else { sanitize(&said) };
+            let tried = entry.reach.iter().map(|it| shell_word(it)).collect::<Vec<_>>().join(" ");
+            Refusal::new(Exit::Unavailable, format!("cannot reach '{name}'"))
+                .place(why)
+                .next(format!("find out why this fails without a prompt: {tried} true"))
+                .into()
+        })
+    }
+
+    fn agree(&mut self, name: &str, sends: bool) -> Result<()> {
+        let install = "there, in a clone of this version: sh install.sh";
+        let refuse = |what: &str, place: &str, next: &str| {
+            Refusal::new(Exit::Unavailable, format!("{what} on '{name}'"))
+                .place(sanitize(place))
+                .next(sanitize(next))
+        };
+        let said = self.sentinel(HANDSHAKE)?;
+        let said = match said.split_once(' ').unwrap_or((&said, "")) {
+            ("absent", platform) => {
+                let place = format!("it is {platform}; {} is looked for", version());
+                let own = format!("{} {}", uname().0, uname().1);
+                if !sends || platform != own {
+                    let what = "this version of dispatch is not installed";
+                    return Err(refuse(what, &place, install).into());
+                }
+                let exe = std::env::current_exe().context("cannot find this program's own file")?;
+                let program = std::fs::read(&exe).context("cannot read this program")?;
+                self.send(format!("{} {}\n", program.len(), long_hash(&program)).as_bytes())?;
+                fault::point("place", "uploading");
+                self.send(&program)?;
+                self.sentinel(UPLOAD)?
+            }
+            _ => said,
+        };
+        match said.split_once(' ').unwrap_or((&said, "")) {
+            ("ready", _) => Ok(()),
+            ("fail", why) => {
+                let (why, next) = why.split_once(" ## ").unwrap_or((why, install));
+                Err(refuse("dispatch cannot run", why, next).into())
+            }
+            _ => bail!("the place said something unknown"),
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        let (stdin, _) = self.pipes.as_mut().context("the transport is in use")?;
+        stdin.write_all(bytes).and_then(|()| stdin.flush()).context("the connection has ended")
+    }
+
+    /// The rest of the next line that begins with the sentinel.
+    fn sentinel(&mut self, limit: Duration) -> Result<String> {
+        let (deadline, mut noise) = (Instant::now() + limit, 0);
+        let start = format!("{} ", self.mark);
+        loop {
+            while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                noise += line.len();
+                if let Some(said) = String::from_utf8_lossy(&line).trim_end().strip_prefix(&start) {
+                    return Ok(said.to_owned());
+                }
+            }
+            ensure!(noise + self.rest.len() < NOISE, "a shell there prints too much");
+            let (_, stdout) = self.pipes.as_mut().context("the transport is in use")?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "no answer after {} s", limit.as_secs());
+            let mut ready = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+            poll(&mut ready, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))?;
+            if ready[0].revents().is_some_and(|it| !it.is_empty()) {
+                let mut piece = [0; 4096];
+                let count = stdout.read(&mut piece).context("the connection has ended")?;
+                ensure!(count > 0, "the connection has ended");
+                self.rest.extend_from_slice(&piece[..count]);
+            }
+        }
+    }
+}
+
+/// The system and the machine's kind, as `uname -sm` prints them.
+fn uname() -> (String, String) {
+    let text = |it: &std::ffi::OsStr| it.to_string_lossy().into_owned();
+    let name = nix::sys::utsname::uname();
+    name.map_or_else(|_| Default::default(), |it| (text(it.sysname()), text(it.machine())))
+}
+
+/// The last line of what a command prints, of at most 300 bytes.
+fn last_line(mut from: impl Read) -> String {
+    let (mut end, mut piece) = (Vec::new(), [0; 1024]);
+    while let Ok(count @ 1..) = from.read(&mut piece) {
+        end.extend_from_slice(&piece[..count]);
+        end.drain(..end.len().saturating_sub(4096));
+    }
+    let text = String::from_utf8_lossy(&end);
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+    crate::text::shorten(line, 300)
+}
+
+/// Carries one call of git to the place, as git's `ext` transport: standard input and output are git's.
+pub fn carry_git(service: &str) -> Result<()> {
+    let carried = std::env::var(CARRIED).context("only git calls this")?;
+    let (name, entry, key): (String, PlaceEntry, String) = serde_json::from_str(&carried)?;
+    ensure!(["git-receive-pack", "git-upload-pack"].contains(&service), "no such service");
+    let mut link = Transport::open(&name, &entry, [service, &key], false)?;
+    let (mut to, mut from) = link.pipes.take().context("no pipes")?;
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut to);
+    });
+    // Standard output of Rust keeps what does not end in a line.
+    let mut out = std::fs::File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    out.write_all(&link.rest)?;
+    // Git itself ends the call at its limit; this one holds for what it would not count.
+    let taken = std::io::copy(&mut from.by_ref().take(MOST_OBJECTS), &mut out)?;
+    ensure!(taken < MOST_OBJECTS, "the place sends more than {} GiB", MOST_OBJECTS >> 30);
+    Ok(())
+}
+
+/// The variable with the place and the repository of a call of git.
+const CARRIED: &str = "DISPATCH_PLACE";
+
+/// How many bytes of objects a place may send at once.
+const MOST_OBJECTS: u64 = 8 << 30;
+
+/// The URL and the variable under which git reaches a repository at a place.
+pub fn git_url(name: &str, entry: &PlaceEntry, key: &str) -> Result<[(String, String); 2]> {
+    let helper = std::env::current_exe()?.with_file_name("dispatch-spawn");
+    // Git's `ext` transport splits at spaces, and `%` is its escape.
+    let helper = helper.display().to_string().replace('%', "%%").replace(' ', "% ");
+    let carried = serde_json::to_string(&(name, entry, key))?;
+    Ok([("url".into(), format!("ext::{helper} --carry %S")), (CARRIED.into(), carried)])
+}
+
+/// Contents by name.
+pub type Files = Vec<(String, Vec<u8>)>;
+
+/// A message with the files that follow its line.
+#[derive(Debug)]
+pub struct Message<T> {
+    /// The statement.
+    pub head: T,
+    /// Named contents.
+    pub files: Files,
+}
+
+impl<T> From<T> for Message<T> {
+    fn from(head: T) -> Self {
+        Self { head, files: Vec::new() }
+    }
+}
+
+/// The two directions of a connection: threads carry the messages, so that no end waits for a slow link.
+pub struct Channel<Out, In> {
+    out: Sender<Vec<u8>>,
+    /// The messages that came; disconnected at the end of the connection.
+    pub incoming: Receiver<Message<In>>,
+    _say: std::marker::PhantomData<Out>,
+}
+
+impl<Out: Serialize, In: DeserializeOwned + Send + 'static> Channel<Out, In> {
+    /// Starts the threads. Each message that comes, and the end, raises SIGUSR1 in this process.
+    pub fn start(from: impl Read + Send + 'static, mut to: impl Write + Send + 'static) -> Self {
+        let (out, lines) = channel::<Vec<u8>>();
+        std::thread::spawn(move || {
+            for bytes in lines {
+                if to.write_all(&bytes).and_then(|()| to.flush()).is_err() {
+                    break;
+                }
+            }
+        });
+        let (sender, incoming) = channel();
+        std::thread::spawn(move || {
+            let mut from = std::io::BufReader::new(from);
+            while let Ok(message) = read_message(&mut from) {
+                if sender.send(message).is_err() {
+                    break;
+                }
+                wake();
+            }
+            drop(sender);
+            wake();
+        });
+        Self { out, incoming, _say: std::marker::PhantomData }
+    }
+
+    /// Sends a message. One that cannot be sent is lost with the connection.
+    pub fn send(&self, message: impl Into<Message<Out>>) -> Result<()> {
+        send(&self.out, message.into())
+    }
+
+    /// The sending end, for a thread.
+    pub fn sender(&self) -> Sender<Vec<u8>> {
+        self.out.clone()
+    }
+}
+
+/// Sends a message by the sending end of a channel.
+pub fn send<T: Serialize>(out: &Sender<Vec<u8>>, message: Message<T>) -> Result<()> {
+    let sizes: Vec<_> = message.files.iter().map(|(name, text)| (name, text.len())).collect();
+    let mut bytes = serde_json::to_vec(&(&message.head, sizes))?;
+    bytes.push(b'\n');
+    message.files.iter().for_each(|(_, text)| bytes.extend_from_slice(text));
+    let _ = out.send(bytes);
+    Ok(())
+}
+
+fn wake() {
+    let _ = raise(Signal::SIGUSR1);
+}
+
+/// Reads one message, whose size was agreed with nobody.
+fn read_message<T: DeserializeOwned>(from: &mut impl std::io::BufRead) -> Result<Message<T>> {
+    let mut line = Vec::new();
+    std::io::BufRead::read_until(&mut from.take(LONGEST_LINE as u64), b'\n', &mut line)?;
+    ensure!(line.ends_with(b"\n"), "the connection has ended");
+    let (head, sizes): (T, Vec<(String, usize)>) = serde_json::from_slice(&line)?;
+    let total = sizes.iter().try_fold(0_usize, |all, (_, size)| all.checked_add(*size));
+    ensure!(total.is_some_and(|it| it <= LONGEST_BODY) && sizes.len() <= MOST_FILES, "too large");
+    let mut files = Vec::new();
+    for (name, size) in sizes {
+        let mut text = Vec::new();
+        from.by_ref().take(size as u64).read_to_end(&mut text)?;
+        ensure!(text.len() == size, "the connection has ended");
+        files.push((name, text));
+    }
+    Ok(Message { head, files })
+}
+
+/// The most bytes of one file that is mirrored.
+pub const LONGEST_FILE: u64 = 16 << 20;
+const _: () = assert!(LONGEST_FILE < files::LARGEST);

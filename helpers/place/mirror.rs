@@ -1,0 +1,500 @@
+//! The mirror of a place: one process here, for as long as tasks are open there. It sends what the person
+//! decided until the place has it, and copies what the place says into the tasks.
+//!
+//! Invariant: everything that is to be sent stands in files, so a mirror that dies loses nothing. A task
+//! is over only when the place has said so and its branch was fetched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::TryRecvError;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGTERM, SIGUSR1};
+
+use crate::config::{Config, PlaceEntry};
+use crate::dirs;
+use crate::fault;
+use crate::files::{self, Lock};
+use crate::git;
+use crate::ids::{now, random_hex};
+use crate::news::notify;
+use crate::place::copy::renumbered;
+use crate::place::link::{Channel, Message, Transport, git_url};
+use crate::place::{
+    Demand, Facts, PULSE, Reply, Request, SILENCE, TaskAddress, address, arguments, channel, entry,
+    far_config, index,
+};
+use crate::process::{Watch, Woken};
+use crate::task::{Record, Remote, Task, Wait};
+use crate::worker::{queue, supervise};
+
+/// How often everything is looked at without an event.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The pause after the first failed connection, which doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// The pause before a request that a place refused is sent again.
+const REFUSED: Duration = Duration::from_secs(5);
+
+/// How often sending the code is tried.
+pub(super) const TRIES: u32 = 3;
+
+/// A task at the place.
+pub(super) struct Mirrored {
+    pub(super) task: Task,
+    pub(super) address: TaskAddress,
+    /// Held in place of a supervisor.
+    _run_lock: Lock,
+    pub(super) remote: Remote,
+    /// The last facts that came over this connection.
+    pub(super) facts: Option<Facts>,
+    /// True once this connection follows the task.
+    pub(super) follows: bool,
+    /// The requests that were sent over this connection, and when.
+    pub(super) asked: BTreeMap<String, Instant>,
+    /// The mirrored files with their sizes and hashes.
+    pub(super) files: BTreeMap<String, (u64, String)>,
+    /// Set once the place has brought the commits of an ended task into its repository, or could not.
+    pub(super) fetched: Option<Option<String>>,
+    /// True if the words of the last attempt are to be frozen again, because the person skipped items.
+    pub(super) freezes: bool,
+    /// How often the code could not be sent.
+    pub(super) failures: u32,
+    pub(super) created: String,
+}
+
+/// The connection to the place.
+pub(super) struct Connection {
+    pub(super) channel: Channel<Request, Reply>,
+    heard: Instant,
+    pinged: Instant,
+    /// The keys of the repositories that are there.
+    repositories: BTreeSet<String>,
+    asked: BTreeSet<String>,
+    _transport: Transport,
+}
+
+struct Mirror {
+    name: String,
+    entry: PlaceEntry,
+    watch: Watch,
+    tasks: BTreeMap<PathBuf, Mirrored>,
+    connection: Option<Connection>,
+    failures: u32,
+    next_try: Instant,
+    unreachable: Option<String>,
+    /// [`Mirrored::decisions`] of all tasks at the last try.
+    decided: usize,
+}
+
+/// Runs as the mirror of a place until no task is open there; at once if another one runs.
+pub fn run(name: &str) -> Result<()> {
+    let lock_path = index()?.join(format!("{name}.lock"));
+    let directory = index()?.join(name);
+    loop {
+        let Some(lock) = Lock::try_take(&lock_path)? else { return Ok(()) };
+        fault::point("mirror", "locked");
+        let mut mirror = Mirror {
+            name: name.into(),
+            entry: Config::load()?.place(name)?.clone(),
+            watch: Watch::new(&[SIGUSR1, SIGTERM])?,
+            tasks: BTreeMap::new(),
+            connection: None,
+            failures: 0,
+            next_try: Instant::now(),
+            unreachable: None,
+            decided: 0,
+        };
+        let ended = mirror.run(&directory);
+        drop(mirror);
+        drop(lock);
+        // A task may have come after the last look, and its starter have seen the lock.
+        if ended? || files::entries(&directory)?.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+impl Mirror {
+    /// Follows the tasks until none is left; true if a signal came.
+    fn run(&mut self, directory: &Path) -> Result<bool> {
+        loop {
+            self.watch.add_directory(directory);
+            self.take_tasks(directory)?;
+            if self.tasks.is_empty() {
+                return Ok(false);
+            }
+            if self.connection.is_none() {
+                self.connect();
+            }
+            self.hear();
+            // The earlier task goes first where there is no place for all.
+            let mut order: Vec<_> =
+                self.tasks.iter().map(|(path, it)| (it.created.clone(), path.clone())).collect();
+            order.sort();
+            for (_, state_dir) in order {
+                if let Err(error) = self.attend(&state_dir) {
+                    self.trouble(&state_dir, &error);
+                }
+            }
+            let pause = match &self.connection {
+                Some(_) => LOOK,
+                None => self.next_try.saturating_duration_since(Instant::now()).min(LOOK),
+            };
+            if self.watch.wait_for_event(pause)? == Woken::Signal(SIGTERM) {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Takes over the tasks of the index, and lets those go that are over.
+    fn take_tasks(&mut self, directory: &Path) -> Result<()> {
+        let root = dirs::state_root()?;
+        for (name, _) in files::entries(directory)? {
+            let text = name.to_string_lossy();
+            let Some((id, project)) = text.split_once('.') else { continue };
+            let state_dir = root.join(project).join(id);
+            if self.tasks.contains_key(&state_dir) {
+                continue;
+            }
+            let task = Task::at_state(&state_dir).ok();
+            let record = task.as_ref().and_then(|it| it.record().ok().flatten());
+            let here = record.filter(|it| it.place.as_ref() == Some(&self.name));
+            let (Some(task), Some(record)) = (task, here) else {
+                files::remove(&directory.join(&name))?;
+                continue;
+            };
+            // A helper may look at the task for a moment.
+            let Some(run_lock) = Lock::try_take(&task.run_lock_path())? else { continue };
+            let remote = task.remote()?.unwrap_or_default();
+            let mut mirrored = Mirrored {
+                address: address(&task, &record)?,
+                task,
+                _run_lock: run_lock,
+                remote,
+                facts: None,
+                follows: false,
+                asked: BTreeMap::new(),
+                files: BTreeMap::new(),
+                fetched: None,
+                freezes: false,
+                failures: 0,
+                created: record.created,
+            };
+            mirrored.read_files()?;
+            self.tasks.insert(state_dir, mirrored);
+        }
+        Ok(())
+    }
+
+    /// Connects to the place if it is time, or the person has decided something since the last try.
+    fn connect(&mut self) {
+        let decided = self.tasks.values().map(Mirrored::decisions).sum();
+        if Instant::now() < self.next_try && decided <= self.decided {
+            return;
+        }
+        self.decided = decided;
+        let opened = Transport::open(&self.name, &self.entry, ["serve", "-"], true);
+        let opened = opened.and_then(|mut it| Ok((channel(&mut it)?, it)));
+        match opened {
+            Ok((channel, transport)) => {
+                (self.failures, self.unreachable) = (0, None);
+                let (heard, pinged) = (Instant::now(), Instant::now());
+                let (repositories, asked) = Default::default();
+                self.connection = Some(Connection {
+                    channel,
+                    heard,
+                    pinged,
+                    repositories,
+                    asked,
+                    _transport: transport,
+                });
+            }
+            Err(_) => self.lose(),
+        }
+    }
+
+    /// Notes that the place does not answer, and when to try again.
+    fn lose(&mut self) {
+        self.connection = None;
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
+        let pause = fault::limit("DISPATCH_RECONNECT_MS", pause);
+        // Many mirrors must not come back in one moment.
+        let random = random_hex().ok().and_then(|it| u32::from_str_radix(&it[..4], 16).ok());
+        let pause = pause.mul_f64(0.75 + f64::from(random.unwrap_or_default()) / 131_072.0);
+        self.failures += 1;
+        self.next_try = Instant::now() + pause;
+        // A connection that is replaced at once was not worth a word.
+        if self.failures > 1 || self.unreachable.is_some() {
+            self.unreachable.get_or_insert_with(now);
+        }
+        for it in self.tasks.values_mut() {
+            (it.follows, it.facts) = (false, None);
+            it.asked.clear();
+        }
+    }
+
+    /// Takes what the place said, and keeps the connection alive.
+    fn hear(&mut self) {
+        loop {
+            let Some(connection) = &mut self.connection else { return };
+            let message = match connection.channel.incoming.try_recv() {
+                Ok(message) => message,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return self.lose(),
+            };
+            connection.heard = Instant::now();
+            self.take(message);
+        }
+        let Some(connection) = &mut self.connection else { return };
+        if connection.heard.elapsed() > SILENCE {
+            return self.lose();
+        }
+        if connection.pinged.elapsed() > PULSE {
+            connection.pinged = Instant::now();
+            let _ = connection.channel.send(Request::Ping);
+        }
+    }
+
+    fn take(&mut self, message: Message<Reply>) {
+        let Message { head, files } = message;
+        let id = match &head {
+            Reply::Facts(id, ..) | Reply::Absent(id) | Reply::Done(id, ..) => id.clone(),
+            Reply::Checked(_) | Reply::Pong => return,
+        };
+        if let (Reply::Done(key, what, error), Some(connection)) = (&head, &mut self.connection)
+            && what == "repository"
+        {
+            connection.asked.remove(key);
+            match error {
+                None => drop(connection.repositories.insert(key.clone())),
+                Some(error) => self.refused(key, error),
+            }
+            return;
+        }
+        let Some(it) = self.tasks.values_mut().find(|it| it.address.id == id) else { return };
+        let taken = match head {
+            Reply::Facts(_, facts, log) => it.apply(*facts, log, files),
+            Reply::Absent(_) => it.set_absent(),
+            Reply::Done(_, what, error) => it.set_done(&what, error),
+            Reply::Checked(_) | Reply::Pong => Ok(()),
+        };
+        if let Err(error) = taken {
+            let state_dir = it.task.state_dir().to_path_buf();
+            self.trouble(&state_dir, &error);
+        }
+    }
+
+    /// Records that the place refused to make a repository.
+    fn refused(&mut self, key: &str, error: &str) {
+        for it in self.tasks.values_mut().filter(|it| it.address.key == key && !it.remote.open) {
+            let _ = it.fail(error);
+        }
+    }
+
+    /// Notes what went wrong with a task; the next look tries again.
+    fn trouble(&mut self, state_dir: &Path, error: &anyhow::Error) {
+        if let Some(it) = self.tasks.get_mut(state_dir) {
+            it.asked.insert("pause".into(), Instant::now());
+            let text = format!("{}: {error:#}", self.name);
+            let _ = it.task.side().tell(text.lines().next().unwrap_or_default());
+        }
+    }
+
+    /// Sends what a task needs, and lets it go when it is over.
+    fn attend(&mut self, state_dir: &Path) -> Result<()> {
+        let (name, unreachable) = (self.name.clone(), self.unreachable.clone());
+        let running = self.tasks.values().filter(|it| it.remote.open).count();
+        let Some(it) = self.tasks.get_mut(state_dir) else { return Ok(()) };
+        let record = it.task.record().ok().flatten();
+        let Some(record) = record.filter(|it| it.place.as_ref() == Some(&name)) else {
+            return self.let_go(state_dir);
+        };
+        self.watch.add_directory(state_dir);
+        for directory in [it.task.answers_dir(), state_dir.join("notes")] {
+            self.watch.add_directory(&directory);
+        }
+        if it.is_paused() {
+            return Ok(());
+        }
+        if it.remote.unreachable != unreachable {
+            it.remote.unreachable = unreachable.clone();
+            it.save()?;
+        }
+        if !it.remote.open && Demand::of(&it.task)?.is_some() {
+            it.remote.open = true;
+            it.save()?;
+        }
+        if !it.remote.open {
+            let is_new = !it.remote.sent && it.remote.error.is_none();
+            if record.stop || !is_new {
+                return self.let_go(state_dir);
+            }
+            let limit = Config::load().ok().and_then(|it| it.place(&name).ok()?.max_workers);
+            let wait = match queue::predecessors(&it.task, &mut self.watch)? {
+                Some(wait) => Some(wait),
+                None if unreachable.is_some() => Some(Wait::Place(name.clone(), unreachable)),
+                None => limit.filter(|limit| running >= *limit).map(|limit| Wait::Queued { limit }),
+            };
+            let shown = wait.clone().unwrap_or_else(|| Wait::Place(name.clone(), None));
+            if it.task.wait()?.as_ref() != Some(&shown) {
+                it.task.set_wait(Some(&shown))?;
+            }
+            if wait.is_some() {
+                return Ok(());
+            }
+        }
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        if !connection.repositories.contains(&it.address.key) {
+            if connection.asked.insert(it.address.key.clone()) {
+                let own = record.worktree.as_ref().context("a task without a worktree")?;
+                let author = git::author(&own.repository)?;
+                let request = Request::Repository(it.address.key.clone(), author);
+                connection.channel.send(request)?;
+            }
+            return Ok(());
+        }
+        if !it.remote.open {
+            return it.start(&name, &self.entry, &record, connection);
+        }
+        // The place must have had the time to start the task.
+        if it.asked.contains_key("start") && !it.asked.contains_key("started") {
+            return Ok(());
+        }
+        if it.asked.contains_key("absent") {
+            if record.stop && it.may_ask("stop") {
+                connection.channel.send(Request::Stop(it.address.clone(), it.remote.stops))?;
+            }
+            return Ok(());
+        }
+        if !std::mem::replace(&mut it.follows, true) {
+            let before = it.remote.before;
+            let hash = |(name, (_, hash)): (&String, &(u64, String))| {
+                Some((renumbered(name, |it| it.checked_sub(before))?, hash.clone()))
+            };
+            let have = it.files.iter().filter_map(hash).collect();
+            let last = it.task.last_attempt().filter(|it| it.number > before);
+            let length = last.as_ref().and_then(|it| it.log_path().symlink_metadata().ok());
+            let log = (last.map_or(0, |it| it.number - before), length.map_or(0, |it| it.len()));
+            connection.channel.send(Request::Follow(it.address.clone(), have, log))?;
+        }
+        it.send_decisions(&record, connection)?;
+        it.finish(&name, &self.entry, &record, connection)
+    }
+
+    /// Lets a task go: nothing of it is open at the place any more.
+    fn let_go(&mut self, state_dir: &Path) -> Result<()> {
+        if let Some(it) = self.tasks.remove(state_dir) {
+            if it.task.wait()?.is_some_and(|it| matches!(it, Wait::Place(..) | Wait::Queued { .. }))
+            {
+                it.task.set_wait(None)?;
+            }
+            let entry = entry(&it.task, &self.name)?;
+            files::remove(&entry)?;
+            // The person may have resumed the task since.
+            let is_new = |it: Remote| !it.sent && it.error.is_none();
+            if Demand::of(&it.task)?.is_some() || it.task.remote()?.is_some_and(is_new) {
+                files::open_append(&entry)?;
+            }
+            let _ = it.task.view().and_then(|view| it.task.settle(&view));
+            notify::announce(&it.task);
+        }
+        Ok(())
+    }
+}
+
+impl Mirrored {
+    pub(super) fn save(&self) -> Result<()> {
+        self.task.set_remote(Some(&self.remote))
+    }
+
+    /// How much the person has decided so far.
+    fn decisions(&self) -> usize {
+        let count = |path: PathBuf| files::entries(&path).map_or(0, |it| it.len());
+        let stop = self.task.record().is_ok_and(|it| it.is_some_and(|it| it.stop));
+        let resume = matches!(Demand::of(&self.task), Ok(Some(_)));
+        let files = count(self.task.answers_dir()) + count(self.task.state_dir().join("notes"));
+        files + usize::from(stop) + usize::from(resume)
+    }
+
+    fn is_paused(&self) -> bool {
+        self.asked.get("pause").is_some_and(|since| since.elapsed() < REFUSED)
+    }
+
+    /// Returns true if a request is to be sent over this connection, and notes that it was.
+    pub(super) fn may_ask(&mut self, what: &str) -> bool {
+        let is_new = !self.asked.contains_key(what);
+        if is_new {
+            self.asked.insert(what.into(), Instant::now());
+        }
+        is_new
+    }
+
+    /// Sends the code and the task, after it was noted that it may run there.
+    fn start(
+        &mut self,
+        name: &str,
+        place: &PlaceEntry,
+        record: &Record,
+        connection: &Connection,
+    ) -> Result<()> {
+        supervise::start_at_predecessors_end(&self.task)?;
+        let record = self.task.record()?.unwrap_or_else(|| record.clone());
+        let worktree = record.worktree.as_ref().context("a task without a worktree")?;
+        let way = git_url(name, place, &self.address.key)?;
+        let base = worktree.latest()?;
+        if let Err(error) = worktree.send(&way, &base, &self.address.id) {
+            // A lost connection shows by itself, and nothing was started.
+            self.failures += 1;
+            self.asked.insert("pause".into(), Instant::now());
+            let error = format!("{error:#}").replace("\n  ", ": ");
+            return if self.failures < TRIES { Ok(()) } else { self.fail(&error) };
+        }
+        fault::point("mirror", "sent");
+        (self.remote.open, self.remote.sent, self.remote.seen) = (true, true, now());
+        (self.remote.error, self.remote.unreachable) = (None, None);
+        self.save()?;
+        let plan = self.task.plan()?.to_string().into_bytes();
+        let config = far_config(&Config::load()?, &record)?.into_bytes();
+        let head =
+            Request::Start(self.address.clone(), self.remote.stops, base, arguments(&record));
+        let files = vec![("plan".into(), plan), ("config".into(), config)];
+        self.may_ask("start");
+        connection.channel.send(Message { head, files })
+    }
+
+    /// Sends what the person decided and the place does not have yet.
+    fn send_decisions(&mut self, record: &Record, connection: &Connection) -> Result<()> {
+        let Some(facts) = self.facts.clone() else { return Ok(()) };
+        let address = self.address.clone();
+        for (name, answer) in self.task.answers()? {
+            if !facts.answers.contains_key(&name) && self.may_ask(&format!("answer/{name}")) {
+                let head = Request::Answer(address.clone(), name);
+                let files = [("question", answer.question), ("answer", answer.answer)];
+                let files = files.map(|(name, text)| (name.into(), text.into_bytes())).into();
+                connection.channel.send(Message { head, files })?;
+            }
+        }
+        for (name, text) in self.task.notes()? {
+            if !facts.notes.contains(&name) && self.may_ask(&format!("note/{name}")) {
+                let head = Request::Note(address.clone(), name);
+                let files = vec![("note".into(), text.into_bytes())];
+                connection.channel.send(Message { head, files })?;
+            }
+        }
+        if record.stop && facts.open && self.may_ask("stop") {
+            connection.channel.send(Request::Stop(address.clone(), self.remote.stops))?;
+        }
+        if let Some(demand) = Demand::of(&self.task)?
+            && self.may_ask("resume")
+        {
+            let config = far_config(&Config::load()?, record)?.into_bytes();
+            let head = Request::Resume(address, demand.after, demand.arguments);
+            connection.channel.send(Message { head, files: vec![("config".into(), config)] })?;
+        }
+        Ok(())
+    }
+}

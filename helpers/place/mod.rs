@@ -1,0 +1,431 @@
+//! Places: machines and containers that tasks run at, each behind a command that runs a shell there.
+//!
+//! There, an ordinary supervisor runs an ordinary task, and `serve` tells of it and carries out what the
+//! person decided. Here, one `mirror` a place holds the run locks of the tasks there, in place of their
+//! supervisors, and copies what the place says.
+//!
+//! Invariant: what a place says is a worker's word. It is bounded and cleaned, comes under a closed list
+//! of names, and writes nowhere but in its own task.
+
+mod check;
+mod copy;
+pub mod link;
+pub mod mirror;
+pub mod serve;
+
+pub use check::{check, refuse_unfit, refuse_without_git};
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use signal_hook::consts::SIGUSR1;
+
+use crate::config::Config;
+use crate::dirs;
+use crate::domain::TaskId;
+use crate::error::Exit;
+use crate::error::Refusal;
+use crate::fault;
+use crate::files::{self, Lock, parse_number};
+use crate::ids::long_hash;
+use crate::process::{self, Life, Signal, Watch, machine};
+use crate::task::{Attempt, ExitRecord, Gate, Record, Remote, Task, Wait};
+use crate::worker::supervise::Only;
+use crate::worker::{STARTED, WAITS};
+use link::{Channel, Transport};
+
+/// How often each end of a connection is heard at least, and after what silence it is given up.
+const PULSE: Duration = Duration::from_secs(15);
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// How long a start waits for the place.
+const START: Duration = Duration::from_secs(120);
+
+/// How long a stop waits to be confirmed.
+const CONFIRM: Duration = Duration::from_secs(20);
+
+/// How many bytes of an attempt's log are mirrored.
+const LONGEST_LOG: u64 = 8 << 20;
+
+/// A request to the far end. A task is named by the key of its repository and its name there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Request {
+    /// Look at the machine, for a worker of that name in the config that is sent, or for none.
+    Check(Option<String>),
+    /// Make the repository, with the person's name and address for commits.
+    Repository(String, [String; 2]),
+    /// Dispatch a task that was stopped so often before, at a commit, with these arguments; the plan and
+    /// the config are sent.
+    Start(TaskAddress, u32, String, Vec<String>),
+    /// Tell of a task from now on; these files and so much of the log are here.
+    Follow(TaskAddress, BTreeMap<String, String>, (u32, u64)),
+    /// Answer a question; the question and the answer are sent.
+    Answer(TaskAddress, String),
+    /// Note a text under this number.
+    Note(TaskAddress, String),
+    /// Stop the task, or keep it from starting, after it was stopped so often before.
+    Stop(TaskAddress, u32),
+    /// Resume the task with these arguments if that attempt is its last; the config is sent.
+    Resume(TaskAddress, u32, Vec<String>),
+    /// Bring the commits of the worktree into the repository there.
+    Fetch(TaskAddress),
+    /// Say something.
+    Ping,
+}
+
+/// A message of the far end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Reply {
+    /// The lines of a check, each with whether all is well.
+    Checked(Vec<(bool, String)>),
+    /// A request about a task, or a repository, was carried out, or why not.
+    Done(String, String, Option<String>),
+    /// How a task is; what changed of its files is sent, and a piece of its log with the attempt and the
+    /// offset.
+    Facts(String, Box<Facts>, Option<(u32, u64)>),
+    /// There is no such task.
+    Absent(String),
+    /// The answer to [`Request::Ping`].
+    Pong,
+}
+
+/// The answer to [`Request::Fetch`] for a worktree that was never made.
+const NO_COMMITS: &str = "there is no worktree";
+
+/// A task at a place: the key of its repository and its name there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct TaskAddress {
+    key: String,
+    id: String,
+}
+
+impl TaskAddress {
+    /// The branch of the task in its repository there.
+    fn branch(&self) -> String {
+        format!("dispatch/{}", self.id)
+    }
+}
+
+/// The records of the supervisor of a task at a place.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Facts {
+    attempts: Vec<AttemptFacts>,
+    wait: Option<Wait>,
+    /// Something of the task runs there, or is about to.
+    open: bool,
+    /// The answers that are recorded there, each with whether a prompt or the worker has it.
+    answers: BTreeMap<String, bool>,
+    /// The notes that are recorded there.
+    notes: Vec<String>,
+    /// The names that are no longer there.
+    gone: Vec<String>,
+}
+
+/// An attempt as its supervisor recorded it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct AttemptFacts {
+    number: u32,
+    exit: Option<ExitRecord>,
+    gate: Option<Gate>,
+    silent: Option<String>,
+}
+
+/// Returns true for the files of a task that are mirrored.
+fn is_mirrored(name: &str) -> bool {
+    let numbered = |name: &str, ends: &[&str]| {
+        let number = ends.iter().find_map(|end| name.strip_suffix(end));
+        number.is_some_and(|it| parse_number(it).is_some())
+    };
+    match name.split_once('/') {
+        None => ["plan.md", "prompt.md", "context.md", "output.md"].contains(&name),
+        Some(("ipc", ".done")) => true,
+        Some(("ipc", name)) => numbered(name, &[".question", ".done"]),
+        Some(("tells", name)) => numbered(name, &[""]),
+        Some(("attempts", name)) => numbered(name, &["/plan.md"]),
+        _ => false,
+    }
+}
+
+/// The digest by which both ends compare a file.
+fn hash_of(text: &[u8]) -> String {
+    let mut hash = long_hash(text);
+    hash.truncate(16);
+    hash
+}
+
+/// The address of a task at its place: the same for all attempts, and another for each dispatch.
+fn address(task: &Task, record: &Record) -> Result<TaskAddress> {
+    let worktree = record.worktree.as_ref().context("a task without a worktree")?;
+    let repository = &worktree.repository;
+    let named = repository.parent().filter(|_| repository.ends_with(".git")).unwrap_or(repository);
+    let name = named.file_name().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let name: String = name.chars().map(plain).take(40).collect();
+    let hash = long_hash(format!("{} {}", machine(), repository.display()).as_bytes());
+    let mut id = task.id().as_str().to_owned();
+    id.truncate(31);
+    let nonce: String = record.nonce.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
+    let id = format!("{}-{}", id.trim_end_matches('-'), nonce.to_ascii_lowercase());
+    Ok(TaskAddress { key: format!("p{name}-{}", &hash[..16]), id })
+}
+
+/// The directory with the mirrors' locks, and for each place one with an entry for each task that may
+/// be open there.
+fn index() -> Result<PathBuf> {
+    Ok(dirs::state_root()?.join(".places"))
+}
+
+/// The entry of a task in its place's index.
+fn entry(task: &Task, place: &str) -> Result<PathBuf> {
+    let project = task.state_dir().parent().and_then(Path::file_name).unwrap_or_default();
+    Ok(index()?.join(place).join(format!("{}.{}", task.id(), project.display())))
+}
+
+/// The decision of a person to resume a task at a place: the arguments, and how many attempts there were.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Demand {
+    after: u32,
+    arguments: Vec<String>,
+}
+
+impl Demand {
+    fn path(task: &Task) -> PathBuf {
+        task.state_dir().join("resume")
+    }
+
+    fn of(task: &Task) -> Result<Option<Self>> {
+        let text = files::read_foreign(&Self::path(task))?;
+        Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
+    }
+
+    /// Records the demand. The mirror sends it until the place has it.
+    pub fn record(task: &Task, arguments: Vec<String>) -> Result<()> {
+        let last = task.last_attempt().map_or(0, |it| it.number);
+        let remote = Remote { open: true, error: None, ..task.remote()?.unwrap_or_default() };
+        let after = last.saturating_sub(remote.before);
+        let text = serde_json::to_string(&Self { after, arguments })?;
+        files::publish(&Self::path(task), text.as_bytes())?;
+        task.set_remote(Some(&remote))
+    }
+
+    /// Forgets the demand.
+    pub fn forget(task: &Task) -> Result<()> {
+        files::remove(&Self::path(task))
+    }
+}
+
+/// Sees to it that a mirror follows the task, and returns what a supervisor would say of its start.
+pub fn attend(task: &Task, name: &str, only_if: Option<Only>) -> Result<&'static str> {
+    let before = task.last_attempt().map_or(0, |it| it.number);
+    let demanded = Demand::of(task)?.is_some();
+    let is_new = !task.remote()?.is_some_and(|it| it.sent);
+    if is_new && task.wait()?.is_none() {
+        task.set_wait(Some(&Wait::Place(name.into(), None)))?;
+    }
+    let mut watch = Watch::new(&[])?;
+    watch.add_directory(task.state_dir());
+    ensure_mirrored(task, name)?;
+    let begin = Instant::now();
+    loop {
+        if only_if.is_some() || !is_new && !demanded {
+            return Ok(WAITS);
+        }
+        let remote = task.remote()?.unwrap_or_default();
+        if let Some(error) = remote.error {
+            return Err(Refusal::new(Exit::Failed, error).into());
+        }
+        if task.last_attempt().is_some_and(|it| it.number > before) {
+            return Ok(STARTED);
+        }
+        let waits = task.wait()?.is_some_and(|it| !matches!(it, Wait::Place(_, None)));
+        if waits || remote.unreachable.is_some() || begin.elapsed() > START {
+            return Ok(WAITS);
+        }
+        watch.wait_for_event(Duration::from_secs(1))?;
+    }
+}
+
+/// Takes a task from the mirror of a place, which may be waiting for a machine that is gone.
+pub fn leave(task: &Task, name: &str) -> Result<()> {
+    files::remove(&entry(task, name)?)?;
+    Demand::forget(task)?;
+    let lock = index()?.join(format!("{name}.lock"));
+    if let Some(mirror) =
+        Lock::last_holder(&lock)?.filter(|_| Lock::is_held(&lock).unwrap_or(false))
+    {
+        mirror.signal(Signal::SIGKILL)?;
+        let mut watch = Watch::new(&[])?;
+        watch.add_process(&mirror);
+        while mirror.life() == Life::Alive {
+            watch.wait_for_event(Duration::from_millis(100))?;
+        }
+    }
+    match files::entries(&index()?.join(name))?.is_empty() {
+        true => Ok(()),
+        false => ensure_mirror(task, name),
+    }
+}
+
+/// Sees to it that a mirror follows the task.
+fn ensure_mirrored(task: &Task, name: &str) -> Result<()> {
+    let entry = entry(task, name)?;
+    files::create_private_directory(entry.parent().context("no index")?)?;
+    files::open_append(&entry)?;
+    fault::point("place", "entered");
+    ensure_mirror(task, name)
+}
+
+/// Starts the mirror of a place unless it runs.
+fn ensure_mirror(task: &Task, name: &str) -> Result<()> {
+    if Lock::is_held(&index()?.join(format!("{name}.lock")))? {
+        return Ok(());
+    }
+    let mut command = task.helper("--mirror")?;
+    // The place's name follows the task's directory, which the mirror finds in the index anyway.
+    command.arg(name).stdout(std::process::Stdio::null());
+    process::detach(&mut command)
+}
+
+/// Has a task stopped at its place. Returns a line about the result.
+pub fn stop(task: &Task, name: &str) -> Result<String> {
+    let id = task.id();
+    task.change_record(|record| record.stop = true)?;
+    Demand::forget(task)?;
+    let mut watch = Watch::new(&[])?;
+    let begin = Instant::now();
+    if task.view()?.is_open() {
+        // The entry is there, or the task is not open; a mirror that died is replaced.
+        ensure_mirrored(task, name)?;
+    }
+    let limit = fault::limit("DISPATCH_CONFIRM_MS", CONFIRM);
+    loop {
+        watch.add_directory(task.state_dir());
+        let view = task.view()?;
+        if !view.is_open() {
+            return Ok(format!("{id} {}", view.state));
+        }
+        let remote = view.remote.unwrap_or_default();
+        if begin.elapsed() > limit || remote.unreachable.is_some() {
+            let why = match &remote.unreachable {
+                Some(since) => format!(", unreachable since {since}"),
+                None => String::new(),
+            };
+            return Ok(format!(
+                "{id} is not stopped yet: {name} has not confirmed it{why}; it is stopped as soon as {name} answers"
+            ));
+        }
+        watch.wait_for_event(Duration::from_millis(200))?;
+    }
+}
+
+/// Brings the commits of a running task here, for somebody who looks at them. Errors are no news: the
+/// branch comes at the end in any case.
+pub fn look(task: &Task, record: &Record) -> Result<()> {
+    let (Some(name), Some(worktree)) = (&record.place, &record.worktree) else { return Ok(()) };
+    let (config, address) = (Config::load()?, address(task, record)?);
+    let entry = config.place(name)?;
+    let mut link = Transport::open(name, entry, ["serve", "-"], false)?;
+    let _watch = Watch::new(&[SIGUSR1])?;
+    let channel = channel(&mut link)?;
+    channel.send(Request::Fetch(address.clone()))?;
+    while let Ok(said) = channel.incoming.recv_timeout(SILENCE) {
+        if let Reply::Done(_, _, None) = said.head {
+            let way = link::git_url(name, entry, &address.key)?;
+            worktree.fetch_far(&way, &address.branch())?;
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The messages over an open transport.
+fn channel(link: &mut Transport) -> Result<Channel<Request, Reply>> {
+    let (to, from) = link.pipes.take().context("the transport is in use")?;
+    let rest = std::io::Cursor::new(std::mem::take(&mut link.rest));
+    Ok(Channel::start(std::io::Read::chain(rest, from), to))
+}
+
+/// The part of the config that a task needs at its place: its worker, its reviewer and their fallbacks.
+fn far_config(config: &Config, record: &Record) -> Result<String> {
+    let (mut backends, mut models, mut aliases, mut agents) =
+        (json!({}), json!({}), json!({}), json!({}));
+    let mut names: Vec<String> =
+        [record.name.clone()].into_iter().chain(record.review.clone()).collect();
+    let mut at = 0;
+    while let Some(name) = names.get(at).cloned() {
+        at += 1;
+        let access = if at == 1 { Some(record.access) } else { None };
+        let choice = config.resolve(Some(&name))?;
+        let settings = &choice.settings;
+        if let Some(fallback) = &choice.fallback
+            && !names.contains(fallback)
+        {
+            names.push(fallback.clone());
+        }
+        let Some(model) = &choice.model else {
+            agents[&name] = json!({ "command": settings.command });
+            continue;
+        };
+        backends[&choice.backend] = json!({
+            "command": settings.command,
+            "prompt": settings.prompt,
+            "access": access.or(settings.access),
+        });
+        let own = config.fallbacks.get(model);
+        models[model] = json!({ "backend": choice.backend, "fallback": own });
+        if config.aliases.contains_key(&name) {
+            let fallback = config.fallbacks.get(&name);
+            aliases[&name] =
+                json!({ "model": model, "prompt": choice.prompt, "fallback": fallback });
+        }
+    }
+    let set_up = record.worktree.as_ref().map(|it| config.set_up_of(it)).transpose()?.flatten();
+    let all = json!({
+        "default": record.name,
+        "backends": backends,
+        "models": models,
+        "aliases": aliases,
+        "agents": agents,
+        "patience": config.patience,
+        "silent_after": config.silent_after,
+        "stop_silent": config.stop_silent,
+        "wait_for_limit": config.wait_for_limit,
+        "check_limit": config.check_limit,
+        "worktree": { "setup": set_up },
+    });
+    Ok(serde_json::to_string_pretty(&all)?)
+}
+
+/// The arguments of the dispatch at the place.
+pub fn arguments(record: &Record) -> Vec<String> {
+    let mut arguments: Vec<String> =
+        ["--worktree", "--model", &record.name, "--access"].map(Into::into).into();
+    arguments.push(record.access.to_string());
+    for check in &record.checks {
+        arguments.extend(["--check".into(), check.clone()]);
+    }
+    arguments.extend(record.review.iter().flat_map(|it| ["--review".into(), it.clone()]));
+    if !record.budget.is_none() {
+        arguments.extend(["--budget".into(), record.budget.to_string()]);
+    }
+    arguments
+}
+
+/// An id that came from another machine.
+fn parse_address(address: &TaskAddress) -> Result<TaskId> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    anyhow::ensure!(address.key.chars().all(plain) && address.key.len() < 80, "no such repository");
+    Ok(address.id.parse()?)
+}
+
+/// The facts of an attempt.
+fn attempt_facts(attempt: &Attempt) -> Result<AttemptFacts> {
+    let (exit, gate, silent) = (attempt.exit()?, attempt.gate()?, attempt.silent_since()?);
+    Ok(AttemptFacts { number: attempt.number, exit, gate, silent })
+}

@@ -1,0 +1,456 @@
+//! Workers at places: a command stands for a container, sshd on loopback for another machine. The link
+//! is cut at each step, and the far side lies.
+//!
+//! `PLACE_HISTORIES=300 cargo test --test promises places::` plays that many histories; `PLACE_SEED`
+//! repeats one.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::helpers::VERSION;
+use crate::support::process::{all_of, end_all_of};
+use crate::support::{PLAN, Ran, Sandbox, binary, helpers, wait_until};
+
+/// A worker that asks, commits and finishes, and writes down each of its starts.
+const WORKER: &str = "cat >/dev/null
+echo start >>TOP/starts.${DISPATCH_TASK_DIR##*/}
+HELPER tick 1
+echo work >file && git add file && git commit -qm Work
+answer=$(HELPER ask 'Which one?')
+echo \"$answer\" >>TOP/answers.${DISPATCH_TASK_DIR##*/}
+HELPER tick 2
+HELPER finish \"Took $answer.\" | grep -q Finished || HELPER finish \"Took $answer.\"
+";
+
+/// A project, and a place with a home of its own that is reached by a script.
+struct World {
+    sandbox: Sandbox,
+    far: PathBuf,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        end_all_of(&self.sandbox.home());
+        end_all_of(&self.far);
+    }
+}
+
+impl World {
+    /// A place with installed helpers.
+    fn new() -> Self {
+        let world = Self::bare();
+        helpers::install(&world.far.join(".local/share/dispatch"));
+        world
+    }
+
+    /// A place without helpers. The script that reaches it fails while the file `down` exists, and its
+    /// output ends after so many bytes as the next line of `cuts` says.
+    fn bare() -> Self {
+        let sandbox = Sandbox::with_git();
+        let (top, far) = (sandbox.top().to_owned(), sandbox.top().join("far"));
+        fs::create_dir_all(&far).expect("made");
+        let script = format!(
+            "[ ! -e {top}/down ] || {{ echo 'no route to the place' >&2; exit 255; }}
+echo x >>{top}/reached
+far() {{ env -i HOME={far} PATH=\"$PATH\" TMPDIR=\"$TMPDIR\" DISPATCH_FAIL=callers \\
+    DISPATCH_GRACE_MS=300 $(cat {top}/environment 2>/dev/null) \"$@\"; }}
+[ ! -e {top}/noise ] || cat {top}/noise
+cut=$(head -n 1 {top}/cuts 2>/dev/null)
+[ ! -e {top}/cuts ] || sed -i 1d {top}/cuts
+case $cut in '' | -) far \"$@\"; exit ;; esac
+far \"$@\" | {{ dd bs=1 count=\"$cut\" 2>/dev/null; kill -9 $$; }}",
+            top = top.display(),
+            far = far.display(),
+        );
+        let reach = sandbox.script("reach", &script);
+        let helper = binary("dispatch-worker").display().to_string();
+        let worker = WORKER.replace("HELPER", &helper).replace("TOP", &top.display().to_string());
+        let asks = sandbox.script("asks", &worker);
+        let idle = sandbox.script("idle", "cat >/dev/null; exec sleep 1000");
+        sandbox.config(&format!(
+            "default: asks\nbackends:\n  asks: {{ command: {asks}, prompt: stdin }}\n  idle: {{ command: {idle}, prompt: stdin }}\n\
+             models:\n  asks: {{ backend: asks }}\n  idle: {{ backend: idle }}\n\
+             places:\n  box: {{ reach: {reach} }}\n"
+        ));
+        Self { sandbox, far }
+    }
+
+    fn call(&self, helper: &str, args: &[&str]) -> Ran {
+        self.sandbox.call(helper, args).env("DISPATCH_RECONNECT_MS", "50").run()
+    }
+
+    #[track_caller]
+    fn dispatch(&self, id: &str, model: &str) -> String {
+        self.sandbox.plan(id, PLAN);
+        self.call("dispatch-spawn", &[id, "--model", model, "--on", "box"]).ok()
+    }
+
+    /// Writes a file that the script of the place reads.
+    fn set(&self, name: &str, text: &str) {
+        fs::write(self.sandbox.top().join(name), text).expect("written");
+    }
+
+    fn unset(&self, name: &str) {
+        fs::remove_file(self.sandbox.top().join(name)).expect("there");
+    }
+
+    /// The lines that workers wrote into files of that name.
+    fn lines(&self, name: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.sandbox.top()).expect("there").flatten();
+        let own = entries.filter(|it| it.file_name().to_string_lossy().starts_with(name));
+        let texts = own.map(|it| fs::read_to_string(it.path()).expect("readable"));
+        texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+    }
+
+    #[track_caller]
+    fn until(&self, id: &str, state: &str) {
+        let mut last = String::new();
+        wait_until(&format!("'{id}' is {state}"), || {
+            last = self.sandbox.state(id);
+            last.starts_with(state).then_some(())
+        });
+    }
+
+    /// Ends what carries the connections, as a lost network does.
+    fn cut(&self) {
+        for pid in all_of(&self.sandbox.home()).into_iter().chain(all_of(&self.far)) {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if line.contains("/reach ") || line.contains(" --serve ") {
+                let _ = kill(Pid::from_raw(pid.try_into().expect("a pid")), Signal::SIGKILL);
+            }
+        }
+    }
+
+    /// The processes of workers and supervisors at the place.
+    fn left(&self) -> Vec<String> {
+        let line = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let lines = all_of(&self.far).into_iter().map(line);
+        let lines = lines.map(|it| String::from_utf8_lossy(&it).replace('\0', " "));
+        lines.filter(|it| !it.contains("--serve") && !it.is_empty()).collect()
+    }
+
+    fn far_program(&self) -> PathBuf {
+        self.far.join(".local/share/dispatch").join(VERSION.as_str()).join("dispatch")
+    }
+}
+
+#[test]
+fn task_at_a_place_is_asked_answered_and_merged_like_any_other() {
+    let world = World::new();
+    let said = world.dispatch("far", "asks");
+    assert_eq!(
+        said,
+        "far (Title, 2 items) started with asks. Tell the user and stop; news wakes you.\n"
+    );
+    world.until("far", "asking");
+    let news = world.sandbox.ok("dispatch-monitor", &[]);
+    assert!(news.contains("far on box asks (001): \"Which one?\""), "{news}");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "far", "The first."]);
+    world.until("far", "done");
+    wait_until("the mirror lets the task go", || {
+        world.call("dispatch-reconcile", &["merge", "far"]).code.filter(|code| *code == 0)
+    });
+    assert_eq!(world.sandbox.git(&["log", "--format=%s"]), "Work\nBegin\n");
+    let news = world.sandbox.ok("dispatch-monitor", &[]);
+    assert!(news.contains("far on box done (2/2"), "{news}");
+    assert!(news.contains("\"Took The first..\""), "{news}");
+    assert_eq!(world.lines("starts."), ["start"]);
+    assert_eq!(world.lines("answers."), ["The first."]);
+    wait_until("nothing is left there", || world.left().is_empty().then_some(()));
+    wait_until("the mirror ends with its last task", || {
+        all_of(&world.sandbox.home()).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn absent_and_damaged_helpers_are_sent_again() {
+    let world = World::bare();
+    type Damage = fn(&Path);
+    let damage: [(&str, Damage); 4] = [
+        ("absent", |_| ()),
+        ("empty", |path| fs::write(path, "").expect("written")),
+        ("other", |path| {
+            fs::remove_file(path).expect("removed");
+            fs::write(path, "#!/bin/sh\necho 0.0.1-2\n").expect("written");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("set");
+        }),
+        ("not executable", |path| {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("set");
+        }),
+    ];
+    world.set("noise", "Welcome!\nLast login: never\n");
+    for (what, damage) in damage {
+        damage(&world.far_program());
+        let said = world.call("dispatch-config", &["places"]);
+        assert_eq!(said.code, Some(0), "{what}: {}{}", said.out, said.err);
+        let (sent, own) = (fs::read(world.far_program()), fs::read(binary("dispatch-spawn")));
+        assert!(sent.expect("there") == own.expect("there"), "{what}");
+    }
+    let share = world.far.join(".local/share/dispatch");
+    assert_eq!(fs::read_dir(share).expect("there").count(), 1, "nothing unfinished stays");
+}
+
+#[test]
+fn cut_while_the_program_is_sent_leaves_nothing_that_runs() {
+    let world = World::bare();
+    let call = world.sandbox.call("dispatch-config", &["places"]);
+    let said = call.crash_at("place:uploading").run();
+    assert_eq!(said.code, None, "it was killed");
+    wait_until("the place has ended", || all_of(&world.far).is_empty().then_some(()));
+    let share = world.far.join(".local/share/dispatch");
+    let left = fs::read_dir(&share).map_or(0, |entries| entries.count());
+    assert_eq!(left, 0, "{}", share.display());
+}
+
+#[test]
+fn unfit_place_is_refused_with_all_obstacles_at_once() {
+    let world = World::new();
+    world.sandbox.plan("far", PLAN);
+    let config = world.sandbox.home().join(".dispatch/config.yaml");
+    let text = fs::read_to_string(&config).expect("there");
+    let text = text.replace("models:\n", "  codex: {}\nmodels:\n  gpt: { backend: codex }\n");
+    fs::write(&config, text).expect("written");
+    let programs = world.sandbox.top().join("programs");
+    fs::create_dir(&programs).expect("made");
+    fs::write(programs.join("git"), "#!/bin/sh\nexit 1\n").expect("written");
+    fs::set_permissions(programs.join("git"), fs::Permissions::from_mode(0o755)).expect("set");
+    let path = std::env::var("PATH").expect("set");
+    world.set("environment", &format!("PATH={}:{path}", programs.display()));
+    let refused = world.call("dispatch-spawn", &["far", "--model", "gpt", "--on", "box"]);
+    assert_eq!(refused.code, Some(69), "{}", refused.err);
+    for part in ["'box' cannot run this worker", "git does not work", "codex is not installed"] {
+        assert!(refused.err.contains(part), "{part}: {}", refused.err);
+    }
+    assert!(!world.sandbox.task("far", "record.yaml").exists());
+}
+
+#[test]
+fn unreachable_place_is_named_and_never_lost() {
+    let world = World::new();
+    world.dispatch("far", "asks");
+    world.until("far", "asking");
+    world.set("down", "");
+    world.cut();
+    world.until("far", "unreachable: box, since ");
+    let refused = world.call("dispatch-spawn", &["far", "--resume"]);
+    assert_eq!(refused.code, Some(75), "{}", refused.err);
+    // The answer waits here, and the worker there.
+    world.sandbox.ok("dispatch-monitor", &["--answer", "far/001", "Later."]);
+    assert_eq!(world.lines("starts."), ["start"]);
+    world.unset("down");
+    world.until("far", "done");
+    assert_eq!(world.lines("answers."), ["Later."]);
+    assert_eq!(world.lines("starts."), ["start"]);
+}
+
+#[test]
+fn unreachable_place_at_the_dispatch_is_refused() {
+    let world = World::new();
+    world.set("down", "");
+    world.sandbox.plan("far", PLAN);
+    let refused = world.call("dispatch-spawn", &["far", "--on", "box"]);
+    assert_eq!(refused.code, Some(69), "{}", refused.err);
+    assert!(
+        refused.err.contains("cannot reach 'box'\n  no route to the place\n"),
+        "{}",
+        refused.err
+    );
+}
+
+#[test]
+fn stop_is_carried_out_when_the_place_answers() {
+    let world = World::new();
+    world.dispatch("far", "idle");
+    world.until("far", "running");
+    world.set("down", "");
+    world.cut();
+    world.until("far", "unreachable");
+    let said = world.call("dispatch-reconcile", &["stop", "far"]).ok();
+    assert!(
+        said.contains("far is not stopped yet: box has not confirmed it, unreachable"),
+        "{said}"
+    );
+    assert!(!world.left().is_empty(), "the worker still runs there");
+    world.unset("down");
+    world.until("far", "stopped");
+    wait_until("nothing is left there", || world.left().is_empty().then_some(()));
+    let said = world.call("dispatch-reconcile", &["stop", "far"]).ok();
+    assert_eq!(said, "far stopped\n");
+}
+
+#[test]
+fn stopped_task_is_resumed_at_its_place_with_another_worker() {
+    let world = World::new();
+    world.dispatch("far", "idle");
+    world.until("far", "running");
+    assert_eq!(world.call("dispatch-reconcile", &["stop", "far"]).ok(), "far stopped\n");
+    let said = world.call("dispatch-spawn", &["far", "--resume", "--model", "asks"]).ok();
+    assert_eq!(said, "far started with asks. Tell the user and stop; news wakes you.\n");
+    world.until("far", "asking");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "far", "This."]);
+    world.until("far", "done");
+    assert_eq!(world.lines("starts."), ["start"]);
+}
+
+#[test]
+fn task_of_a_machine_that_is_gone_continues_here() {
+    let world = World::new();
+    world.dispatch("far", "asks");
+    world.until("far", "asking");
+    world.sandbox.ok("dispatch-reconcile", &["show", "far"]);
+    world.set("down", "");
+    end_all_of(&world.far);
+    world.until("far", "unreachable");
+    let by_claude = world
+        .sandbox
+        .by_claude("", &format!("{} far --resume --on here", binary("dispatch-spawn").display()));
+    let refused = by_claude.run();
+    assert_eq!(refused.code, Some(64), "a model may not decide this: {}", refused.err);
+    let said = world.call("dispatch-spawn", &["far", "--resume", "--on", "here"]).ok();
+    assert!(said.starts_with("far started with asks."), "{said}");
+    world.until("far", "asking");
+    let show = world.sandbox.ok("dispatch-reconcile", &["show", "far"]);
+    assert!(show.contains("1. [x] "), "the mirrored plan counts: {show}");
+    assert!(show.contains("1 commit, "), "the fetched branch counts: {show}");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "far", "Here."]);
+    world.until("far", "done");
+    assert_eq!(world.lines("answers."), ["Here."]);
+}
+
+/// The tasks of a project as `status --json` lists them.
+fn states(world: &World) -> Vec<(String, String)> {
+    let said = world.call("dispatch-reconcile", &["--json"]).ok();
+    let tasks: Vec<Value> = serde_json::from_str(&said).expect("JSON");
+    let word = |task: &Value, key: &str| task[key].as_str().expect("a word").to_owned();
+    tasks.iter().map(|task| (word(task, "task"), word(task, "state"))).collect()
+}
+
+#[test]
+fn task_at_a_place_waits_for_its_turn_and_for_other_tasks() {
+    let world = World::new();
+    let config = world.sandbox.home().join(".dispatch/config.yaml");
+    let text = fs::read_to_string(&config).expect("there");
+    fs::write(&config, text.replace("box: {", "box: { max_workers: 1,")).expect("written");
+    world.dispatch("first", "asks");
+    world.until("first", "asking");
+    world.sandbox.plan("second", PLAN);
+    let said = world.call("dispatch-spawn", &["second", "--on", "box"]).ok();
+    assert!(said.contains("waits in the queue: max_workers is 1; it starts by itself"), "{said}");
+    world.sandbox.plan("third", PLAN);
+    let arguments = ["third", "--on", "box", "--after", "second", "--continue-branch"];
+    let said = world.call("dispatch-spawn", &arguments).ok();
+    assert!(said.contains("waits after second; it starts by itself"), "{said}");
+    for id in ["first", "second", "third"] {
+        world.until(id, "asking");
+        world.sandbox.ok("dispatch-monitor", &["--answer", id, id]);
+        world.until(id, "done");
+    }
+    assert_eq!(world.lines("starts.").len(), 3);
+    let log = world.sandbox.git(&["log", "--format=%s", "dispatch/second"]);
+    assert_eq!(log, "Work\nBegin\n", "the second has its own");
+    let begun = world.sandbox.read("third", "record.yaml");
+    let end = world.sandbox.git(&["rev-parse", "dispatch/second"]);
+    assert!(begun.contains(&format!("base: {}", end.trim())), "{begun}");
+}
+
+#[test]
+fn check_at_a_place_decides_there_and_sends_the_worker_back() {
+    let world = World::new();
+    world.sandbox.plan("far", PLAN);
+    let check = format!("test -e {}/fixed", world.sandbox.top().display());
+    let said = world
+        .call("dispatch-spawn", &["far", "--on", "box", "--access", "full", "--check", &check]);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    world.until("far", "asking");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "far", "Once."]);
+    wait_until("the check failed and the worker asks again", || {
+        (world.lines("starts.").len() == 2 && world.sandbox.state("far").starts_with("asking"))
+            .then_some(())
+    });
+    world.set("fixed", "");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "far", "Twice."]);
+    world.until("far", "done");
+    let show = world.sandbox.ok("dispatch-reconcile", &["show", "far"]);
+    assert!(show.contains("on box, heard of at"), "{show}");
+    let news = world.sandbox.ok("dispatch-monitor", &[]);
+    assert!(news.contains("done (2/2") && news.contains(", checked"), "{news}");
+}
+
+#[test]
+fn note_reaches_the_worker_at_its_place_once() {
+    let world = World::new();
+    world.dispatch("far", "asks");
+    world.until("far", "asking");
+    world.set("down", "");
+    world.cut();
+    world.sandbox.ok("dispatch-reconcile", &["note", "far", "Mind the gap."]);
+    world.unset("down");
+    let far_notes = || {
+        let found = walk(&world.far.join(".dispatch/state"));
+        found
+            .into_iter()
+            .filter(|it| it.parent().is_some_and(|it| it.ends_with("notes")))
+            .collect::<Vec<_>>()
+    };
+    wait_until("the note is there", || (far_notes().len() == 1).then_some(()));
+    world.sandbox.ok("dispatch-monitor", &["--answer", "far", "Yes."]);
+    world.until("far", "done");
+    assert_eq!(far_notes().len(), 1);
+    let plan = world.sandbox.read("far", "plan.md");
+    assert_eq!(plan.matches("Mind the gap.").count(), 1, "{plan}");
+}
+
+/// All files below a directory.
+fn walk(directory: &Path) -> Vec<PathBuf> {
+    let entries = walkdir::WalkDir::new(directory).into_iter().filter_map(Result::ok);
+    entries.filter(|it| it.file_type().is_file()).map(walkdir::DirEntry::into_path).collect()
+}
+
+#[test]
+fn mirror_that_dies_at_any_step_is_replaced() {
+    for point in ["mirror:locked", "mirror:sent", "mirror:files", "mirror:fetched", "place:entered"]
+    {
+        let world = World::new();
+        world.sandbox.plan("far", PLAN);
+        let spawn = world.sandbox.call("dispatch-spawn", &["far", "--on", "box"]);
+        let spawn = spawn.crash_at(point).env("DISPATCH_RECONNECT_MS", "50").start();
+        wait_until(&format!("{point}: the worker asks"), || {
+            let states = states(&world);
+            states.iter().any(|(_, state)| state == "asking").then_some(())
+        });
+        world.sandbox.ok("dispatch-monitor", &["--answer", "far", point]);
+        wait_until(&format!("{point}: the task is done"), || {
+            (states(&world)[0].1 == "done").then_some(())
+        });
+        assert_eq!(world.lines("starts."), ["start"], "{point}");
+        assert_eq!(world.lines("answers."), [point]);
+        drop(spawn);
+    }
+}
+
+#[test]
+fn link_that_breaks_after_any_number_of_bytes_loses_nothing() {
+    let world = World::new();
+    let mut cuts: Vec<usize> = (0..40).map(|step| step * step * 5).collect();
+    cuts.extend([3000, 5000, 8000]);
+    // The look before the dispatch must succeed, so the cuts begin after it.
+    world.sandbox.plan("far", PLAN);
+    let text: Vec<String> = cuts.iter().map(ToString::to_string).collect();
+    world.set("cuts", &format!("-\n{}\n", text.join("\n")));
+    let spawn = world.sandbox.call("dispatch-spawn", &["far", "--on", "box"]);
+    let said = spawn.env("DISPATCH_RECONNECT_MS", "5").run();
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    world.until("far", "asking");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "far", "After all."]);
+    world.until("far", "done");
+    assert_eq!(world.lines("starts."), ["start"]);
+    assert_eq!(world.lines("answers."), ["After all."]);
+    let reached = world.lines("reached").len();
+    assert!(reached > 15, "{reached} connections were made");
+}
