@@ -184,7 +184,7 @@ impl fmt::Display for PromptVia {
 }
 
 /// A task's own checkout, which is a repository of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worktree {
     /// The checkout's directory.
     pub path: PathBuf,

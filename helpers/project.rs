@@ -201,9 +201,9 @@ impl Project {
             ),
             _ => return Ok(()),
         };
-        Err(Refusal::new(Exit::Data, what)
+        Refusal::new(Exit::Data, what)
             .place(place)
-            .next("to take its tasks over, run: dispatch-reconcile adopt"))
+            .refuse("to take its tasks over, run: dispatch-reconcile adopt")
     }
 
     /// The project to dispatch a new task in. Where another directory is in the place of the one that
@@ -398,15 +398,13 @@ impl Project {
         };
         if task.side().has_files() {
             let place = task.side().directory().display();
-            return Err(Refusal::new(Exit::Data, format!("'{id}' is no task of yours"))
+            return Refusal::new(Exit::Data, format!("'{id}' is no task of yours"))
                 .place(format!("{place}: it came with the project, or was copied"))
-                .next("move that directory away, or dispatch under another id")
-                .into());
+                .refuse("move that directory away, or dispatch under another id");
         }
-        Err(Refusal::new(Exit::Data, format!("there is no task '{id}'"))
+        Refusal::new(Exit::Data, format!("there is no task '{id}'"))
             .place(format!("tasks in {}: {place}", self.root.display()))
-            .next("dispatch-reconcile shows all tasks")
-            .into())
+            .refuse("dispatch-reconcile shows all tasks")
     }
 
     /// Records that the tasks belong to this directory.
@@ -487,10 +485,9 @@ pub fn repositories_around(directory: &Path) -> Vec<PathBuf> {
 /// the SHA-256 of its path.
 fn state_dir(root: &Path, identity: &Path) -> Result<PathBuf> {
     if identity.to_str().is_none() {
-        return Err(Refusal::new(Exit::Data, "the path of the project is not UTF-8")
+        return Refusal::new(Exit::Data, "the path of the project is not UTF-8")
             .place(identity.display().to_string())
-            .next("rename the directory")
-            .into());
+            .refuse("rename the directory");
     }
     let name = root.file_name().and_then(OsStr::to_str).unwrap_or("root");
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };

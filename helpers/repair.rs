@@ -17,7 +17,7 @@ use crate::git::{self, by_hand};
 use crate::process::TASK_DIR;
 use crate::project::{Broken, Project, TaskList};
 use crate::task::{Record, State, Task, View};
-use crate::text::shell_word;
+use crate::text::{count, shell_word};
 use crate::worker::supervise;
 
 /// How far a file system's clock may lag behind this machine's.
@@ -72,8 +72,7 @@ impl fmt::Display for Repairs {
         }
         match self.temporary {
             0 => {}
-            1 => parts.push("1 temporary file removed".into()),
-            count => parts.push(format!("{count} temporary files removed")),
+            files => parts.push(format!("{} removed", count(files, "temporary file"))),
         }
         write!(f, "{}", parts.join("; "))
     }
@@ -183,11 +182,8 @@ impl Artifact {
         let worktree = Worktree {
             path: path.clone(),
             branch: format!("dispatch/{}", self.name()),
-            base: String::new(),
             repository: repository.into(),
-            checkout: None,
-            snapshot: false,
-            trunk: None,
+            ..Worktree::default()
         };
         worktree.fetch()?;
         Ok(Some(worktree.branch))

@@ -160,9 +160,8 @@ pub fn main() -> ExitCode {
         }
         let outer = dispatch::calling_task()?;
         if outer.is_some() && !args.nested {
-            return Err(Refusal::new(Exit::Usage, "a worker cannot start workers")
-                .next("do the work yourself, or add --nested if the task asks for workers")
-                .into());
+            return Refusal::new(Exit::Usage, "a worker cannot start workers")
+                .refuse("do the work yourself, or add --nested if the task asks for workers");
         }
         let id: TaskId = args.task.as_deref().unwrap_or_default().parse()?;
         let here = directory(args.directory.as_deref())?;

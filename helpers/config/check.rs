@@ -72,9 +72,9 @@ impl Check<'_> {
     /// Each name that stands for another part of the config must lead there.
     fn names(&mut self) {
         let config = self.config;
+        let names: Vec<&str> = config.names().collect();
         if let Some(name) = &config.default {
             let what = format!("the default '{name}' does not exist");
-            let names: Vec<&str> = config.names().collect();
             self.name(&["default"], name, &names, [what, "name one of the models".into()]);
         }
         let targets: Vec<&str> = config.targets().collect();
@@ -85,7 +85,6 @@ impl Check<'_> {
         }
         for (name, fallback) in &config.fallbacks {
             let what = format!("the fallback '{fallback}' of '{name}' does not exist");
-            let names: Vec<&str> = config.names().collect();
             let section = if config.aliases.contains_key(name) { "aliases" } else { "models" };
             let otherwise = "name a model or an alias".into();
             self.name(&[section, name, "fallback"], fallback, &names, [what, otherwise]);

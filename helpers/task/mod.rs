@@ -206,10 +206,9 @@ impl Task {
             Err(_) => serde_yaml::from_str::<record::Format>(&text).map_err(broken)?.format,
         };
         if format > FORMAT {
-            return Err(Refusal::new(Exit::Data, "this task was created by a newer version")
+            return Refusal::new(Exit::Data, "this task was created by a newer version")
                 .place(format!("{}: format {format}", path.display()))
-                .next("install this version's helpers again: sh install.sh")
-                .into());
+                .refuse("install this version's helpers again: sh install.sh");
         }
         Ok(Some(record.map_err(broken)?))
     }
@@ -348,9 +347,9 @@ impl Task {
         if self.was_dispatched() || !self.attempts_dir().exists() {
             return Ok(());
         }
-        Err(Refusal::new(Exit::Data, format!("'{}' has lost its record.yaml", self.id))
+        Refusal::new(Exit::Data, format!("'{}' has lost its record.yaml", self.id))
             .place(format!("{} has attempts and no record", self.state_dir.display()))
-            .next("restore the file, or move the directory away"))
+            .refuse("restore the file, or move the directory away")
     }
 
     /// The newest session that this backend can continue at the access level of a record.

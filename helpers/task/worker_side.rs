@@ -45,13 +45,12 @@ impl WorkerSide {
         side.refuse_symlinks()?;
         let is_task = directory.parent().is_some_and(|above| above.ends_with(".dispatch/tasks"));
         if !is_task || !side.plan_path().is_file() {
-            return Err(Refusal::new(Exit::Data, "that is not a task's directory")
+            return Refusal::new(Exit::Data, "that is not a task's directory")
                 .place(match is_task {
                     true => format!("{} does not exist", side.plan_path().display()),
                     false => format!("{} is not in .dispatch/tasks", directory.display()),
                 })
-                .next("give the directory that the prompt names with --task-dir")
-                .into());
+                .refuse("give the directory that the prompt names with --task-dir");
         }
         Ok(side)
     }
@@ -178,12 +177,12 @@ impl WorkerSide {
             return Ok(());
         }
         let (id, skip) = (self.name(), plan.skip_lost());
-        Err(Refusal::new(Exit::Data, format!("the plan lost {}", plan.lost_words(None)))
+        Refusal::new(Exit::Data, format!("the plan lost {}", plan.lost_words(None)))
             .place(self.plan_path().display().to_string())
-            .next(format!(
+            .refuse(format!(
                 "restore it from {}; to drop it, once no worker is running: dispatch-spawn {id} --resume{skip}",
                 start.display()
-            )))
+            ))
     }
 
     /// Changes the plan under the lock, and appends the notes that it lacks. A worker's editor ignores

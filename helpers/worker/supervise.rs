@@ -84,7 +84,7 @@ fn start_if(task: &Task, only_if: Option<Only>) -> Result<StartOutcome> {
         [] => {
             let what = format!("the supervisor of '{}' ended without a message", task.id());
             let again = format!("try again: dispatch-spawn {} --resume", task.id());
-            Err(Refusal::new(Exit::Failed, what).next(again).into())
+            Refusal::new(Exit::Failed, what).refuse(again)
         }
         [code, lines @ ..] => {
             let exit = Exit::from_code(code.parse().unwrap_or_default());
@@ -99,10 +99,9 @@ pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
     // A worker can write a record elsewhere.
     let real = state_dir.canonicalize().context("there is no such task")?;
     if real.ancestors().nth(2) != dirs::state_root()?.canonicalize().ok().as_deref() {
-        return Err(Refusal::new(Exit::Usage, "that is not a task's directory of state")
+        return Refusal::new(Exit::Usage, "that is not a task's directory of state")
             .place(state_dir.display().to_string())
-            .next("resume a task by its name: dispatch-spawn TASK --resume")
-            .into());
+            .refuse("resume a task by its name: dispatch-spawn TASK --resume");
     }
     let task = Task::at_state(state_dir)?;
     let mut starter = Starter::default();
@@ -310,7 +309,7 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
         if begin.elapsed() > CONTINUE_LIMIT {
             let what = format!("the supervisor of '{}' does not react", task.id());
             let next = format!("look again: dispatch-reconcile show {}", task.id());
-            return Err(Refusal::new(Exit::TryAgain, what).next(next).into());
+            return Refusal::new(Exit::TryAgain, what).refuse(next);
         }
         watch.wait_for_event(Duration::from_millis(50))?;
     }

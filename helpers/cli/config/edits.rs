@@ -159,21 +159,19 @@ pub(super) enum EditCommand {
 /// Makes one change and reports it.
 pub(super) fn edit(command: EditCommand) -> Result<Exit> {
     let config = Config::load()?;
-    let fits = |command: &EditCommand| {
-        use EditCommand::{AddBackend, AddPlace, Migrate, SetDefault};
-        matches!(command, SetDefault { .. } | AddBackend { .. } | AddPlace { .. } | Migrate)
-    };
-    if config.is_old_format() && !fits(&command) {
+    use EditCommand::{AddBackend, AddPlace, Migrate, SetDefault};
+    let fits = matches!(command, SetDefault { .. } | AddBackend { .. } | AddPlace { .. } | Migrate);
+    if config.is_old_format() && !fits {
         return Refusal::new(Exit::Data, "a config of the old format has no such entries")
             .place(format!("{} has only 'agents:'", config.path().display()))
             .refuse("call 'dispatch-config migrate', then try again");
     }
-    let (edits, report) = match command {
+    let (edits, report, undo) = match command {
         EditCommand::SetDefault { name } => {
             let name = announced(choose::by_name(&config, Some(&name))?).name;
             let old = config.default.as_ref().filter(|old| **old != name);
-            let old = old.map(|old| format!("set-default {}", shell_word(old)));
-            (vec![Edit::set_default(&name)], with_undo(format!("the default is {name}"), old))
+            let undo = old.map(|old| format!("set-default {}", shell_word(old)));
+            (vec![Edit::set_default(&name)], format!("the default is {name}"), undo)
         }
         EditCommand::AddModel { id, backend } => {
             refuse_taken(config.aliases.contains_key(&id), "an alias", &id)?;
@@ -190,7 +188,7 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             let doubt = " (no CLI lists it, so the first task will show whether it exists)";
             let doubt = if listed { "" } else { doubt };
             let undo = Some(format!("remove-model {}", shell_word(&id)));
-            (edits, with_undo(format!("{id} added, on {backend}{doubt}"), undo))
+            (edits, format!("{id} added, on {backend}{doubt}"), undo)
         }
         EditCommand::SetModel { id, backend } => {
             refuse_first_model(&config, &id, &backend)?;
@@ -198,13 +196,13 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             edits.push(Edit::set("models", &id, "backend", &backend));
             let old = config.models.get(&id).filter(|old| **old != backend);
             let undo = old.map(|old| format!("set-model {} --backend {old}", shell_word(&id)));
-            (edits, with_undo(format!("{id} now runs on {backend}"), undo))
+            (edits, format!("{id} now runs on {backend}"), undo)
         }
         EditCommand::RemoveModel { id } => {
             refuse_used(&config, &id)?;
             let old = config.models.get(&id).filter(|_| !config.fallbacks.contains_key(&id));
             let undo = old.map(|old| format!("add-model {} --backend {old}", shell_word(&id)));
-            (vec![Edit::remove("models", &id)], with_undo(format!("{id} removed"), undo))
+            (vec![Edit::remove("models", &id)], format!("{id} removed"), undo)
         }
         EditCommand::AddBackend { name, command, prompt } => {
             if command.is_none() && !is_known(&name) {
@@ -213,7 +211,7 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             }
             refuse_undecided(&format!("another program for workers, '{name}'"))?;
             let command = command.as_deref().map(|command| (command, prompt));
-            (vec![Edit::add_backend(&name, command)], format!("backend {name} added"))
+            (vec![Edit::add_backend(&name, command)], format!("backend {name} added"), None)
         }
         EditCommand::AddPlace { name, reach, directory, max_workers } => {
             refuse_undecided(&format!("another place for workers, '{name}'"))?;
@@ -225,10 +223,8 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             let text = files::read(config.path())?.unwrap_or_default();
             let changed = edits.iter().try_fold(text, |text, it| edit::apply(&text, it))?;
             Config::parse(&changed, config.path())?.place(&name)?;
-            (
-                edits,
-                format!("place {name} added; dispatch-config places {name} looks whether it works"),
-            )
+            let looks = format!("dispatch-config places {name} looks whether it works");
+            (edits, format!("place {name} added; {looks}"), None)
         }
         EditCommand::SetAccess { backend, access } => {
             let mut edits = backend_if_missing(&config, &backend)?;
@@ -238,7 +234,7 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             }
             edits.push(Edit::set("backends", &backend, "access", &access.to_string()));
             let undo = (access != usual).then(|| format!("set-access {backend} {usual}"));
-            (edits, with_undo(format!("{backend}'s workers have {access} access"), undo))
+            (edits, format!("{backend}'s workers have {access} access"), undo)
         }
         EditCommand::AddAlias { name, model, prompt } => {
             refuse_taken(config.models.contains_key(&name), "a model", &name)?;
@@ -251,10 +247,9 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
                 return Err(Refusal::new(Exit::Data, what).into());
             };
             let undo = Some(format!("remove-alias {}", shell_word(&name)));
-            let report = with_undo(format!("{name} stands for {id}"), undo);
-            let mut fields = vec![("model", id)];
-            fields.extend(prompt.map(|prompt| ("prompt", prompt)));
-            (vec![Edit::add("aliases", &name, &fields)], report)
+            let report = format!("{name} stands for {id}");
+            let fields = [("model", id)].into_iter().chain(prompt.map(|it| ("prompt", it)));
+            (vec![Edit::add("aliases", &name, &fields.collect::<Vec<_>>())], report, undo)
         }
         EditCommand::RemoveAlias { name } => {
             refuse_needed(&config, &name)?;
@@ -265,12 +260,13 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             let old = config.aliases.get(&name).filter(is_whole);
             let undo =
                 old.map(|old| format!("add-alias {} --model {}", shell_word(&name), old.model));
-            (vec![Edit::remove("aliases", &name)], with_undo(format!("alias {name} removed"), undo))
+            (vec![Edit::remove("aliases", &name)], format!("alias {name} removed"), undo)
         }
         EditCommand::Migrate => return migrate(&config),
     };
     edit::change(&edits)?;
-    done(report)
+    let undo = undo.map(|undo| format!(" (undo: dispatch-config {undo})"));
+    done(report + &undo.unwrap_or_default())
 }
 
 /// Upgrades a config of the old format; its lines and comments stay.
@@ -280,20 +276,14 @@ fn migrate(config: &Config) -> Result<Exit> {
     }
     let (found, listings) = choose::machine(Some(config))?;
     if found.is_empty() {
-        return Refusal::new(
-            Exit::Unavailable,
-            "no worker CLI is installed, so nothing was added",
-        )
-        .refuse("install one and try again; or call dispatch-config add-backend NAME --command '...'");
+        let what = "no worker CLI is installed, so nothing was added";
+        return Refusal::new(Exit::Unavailable, what).refuse(
+            "install one and try again; or call dispatch-config add-backend NAME --command '...'",
+        );
     }
     edit::change(&setup::migration(config, &found, &listings))?;
     let count = Config::load()?.models.len();
     done(format!("migrated: {count} models added; every line of the old config is kept"))
-}
-
-/// A report with the command that undoes the change.
-fn with_undo(report: String, undo: Option<String>) -> String {
-    undo.map_or(report.clone(), |undo| format!("{report} (undo: dispatch-config {undo})"))
 }
 
 /// Refuses to make a model use a backend at full access that none used before, unless a person decided.
