@@ -293,9 +293,12 @@ impl Worktree {
             return Refusal::new(Exit::TryAgain, what).refuse("try again");
         }
         let directory = self.path.parent().context("a worktree without a parent")?;
+        let (file, text) = (repository_file(directory), format!("{}\n", self.repository.display()));
+        if files::read(&file).is_ok_and(|known| known.as_ref() == Some(&text)) {
+            return Ok(());
+        }
         files::create_private_directory(directory)?;
-        let text = format!("{}\n", self.repository.display());
-        files::publish(&repository_file(directory), text.as_bytes())
+        files::publish(&file, text.as_bytes())
     }
 
     /// Moves the base before the first attempt, because the task begins where another one ended.
