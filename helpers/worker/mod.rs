@@ -4,7 +4,6 @@
 
 pub mod agent;
 mod gate;
-mod log;
 pub mod prompt;
 pub(crate) mod queue;
 pub mod review;
