@@ -19,7 +19,7 @@ const WRITE: &str = r#"acceptEdits --allowedTools Bash Read Glob Grep --settings
 pub(crate) static CLI: WorkerCli = WorkerCli {
     name: "claude",
     title: "Claude Code",
-    checked: "2.1.329 on 2026-11-21",
+    checked: "2.1.332 on 2026-11-27",
     programs: &["claude"],
     package: Some("@anthropic-ai/claude-code"),
     login_status: Some((&["auth", "status"], |answer| answer.json_flag("loggedIn"))),

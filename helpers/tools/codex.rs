@@ -8,7 +8,7 @@ use crate::tools::detect::Answer;
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "codex",
     title: "Codex",
-    checked: "0.169.0 on 2026-11-21",
+    checked: "0.171.0 on 2026-11-27",
     programs: &["codex"],
     package: Some("@openai/codex"),
     login_status: Some((&["login", "status"], is_logged_in)),

@@ -89,10 +89,10 @@ fn installed_clis_have_a_version_and_a_login() {
     let fakes = Fakes::new(&[
         (
             "claude",
-            &answers(&[("--version", "echo '2.1.329 (Claude Code)'"), ("auth status", json)]),
+            &answers(&[("--version", "echo '2.1.332 (Claude Code)'"), ("auth status", json)]),
         ),
-        ("codex", &codex("0.169.0", "echo 'Not logged in' >&2; exit 1")),
-        ("qwen", "echo 0.15.10"),
+        ("codex", &codex("0.171.0", "echo 'Not logged in' >&2; exit 1")),
+        ("qwen", "echo 0.24.4"),
         ("copilot", "echo 'copilot version: v1.34.0'"),
         ("harvey", "touch \"$0.was-run\""),
     ]);
@@ -106,11 +106,11 @@ fn installed_clis_have_a_version_and_a_login() {
     assert_eq!(
         rows,
         [
-            ("claude", Some("2.1.329"), Some(true), None),
-            ("codex", Some("0.169.0"), Some(key), None),
-            ("qwen", Some("0.15.10"), None, None),
+            ("claude", Some("2.1.332"), Some(true), None),
+            ("codex", Some("0.171.0"), Some(key), None),
+            ("qwen", Some("0.24.4"), None, None),
             ("harvey", None, None, None),
-            ("fast", Some("0.169.0"), Some(key), None),
+            ("fast", Some("0.171.0"), Some(key), None),
         ]
     );
     assert!(found.iter().all(|found| found.usable() && found.program.is_absolute()));
@@ -146,14 +146,14 @@ fn agent_is_cursors_only_if_its_version_says_so() {
 
 #[test]
 fn program_of_the_config_comes_before_that_of_the_path() {
-    let fakes = Fakes::new(&[("codex", &codex("0.169.0", "true"))]);
+    let fakes = Fakes::new(&[("codex", &codex("0.171.0", "true"))]);
     let other = fakes.add("old/codex", &codex("0.146.0", "true"));
     let program = other.to_str().expect("text");
     let version = |extra: &[(&str, &str)]| fakes.detect(extra)[0].version.clone();
-    assert_eq!(version(&[]).as_deref(), Some("0.169.0"));
-    assert_eq!(version(&[("codex", "codex")]).as_deref(), Some("0.169.0"));
+    assert_eq!(version(&[]).as_deref(), Some("0.171.0"));
+    assert_eq!(version(&[("codex", "codex")]).as_deref(), Some("0.171.0"));
     assert_eq!(version(&[("codex", program)]).as_deref(), Some("0.146.0"));
-    assert_eq!(version(&[("codex", "old/gone/codex")]).as_deref(), Some("0.169.0"));
+    assert_eq!(version(&[("codex", "old/gone/codex")]).as_deref(), Some("0.171.0"));
     // A config may give the name of a known CLI to another program.
     fakes.add("wrapper", "exit 1");
     assert_eq!(fakes.detect(&[("codex", "wrapper")])[0].version, None);
@@ -162,7 +162,7 @@ fn program_of_the_config_comes_before_that_of_the_path() {
 #[test]
 fn first_executable_file_of_the_path_is_the_program() {
     let fakes = Fakes::new(&[("1/codex", "exit 1"), ("2/codex", &codex("0.146.0", "true"))]);
-    fakes.add("3/codex", &codex("0.169.0", "true"));
+    fakes.add("3/codex", &codex("0.171.0", "true"));
     fs::create_dir(fakes.0.path().join("0")).expect("made");
     fs::create_dir(fakes.0.path().join("0/codex")).expect("a directory of that name");
     let plain = std::os::unix::fs::PermissionsExt::from_mode(0o600);
@@ -189,7 +189,7 @@ fn hanging_cli_is_named_and_not_usable() {
 
 #[test]
 fn cli_whose_login_cannot_be_asked_is_usable() {
-    let script = answers(&[("--version", "echo 2.1.329"), ("auth status", "yes")]);
+    let script = answers(&[("--version", "echo 2.1.332"), ("auth status", "yes")]);
     let found = Fakes::new(&[("claude", &script)]).one();
     assert_eq!(found.problem.as_deref(), Some("`claude auth status` prints more than 8 MB"));
     assert!(found.usable() && found.logged_in.is_none());
@@ -244,10 +244,10 @@ fn npm_package_of_a_program_tells_the_version() {
 
     // A CLI with a login to ask for is run all the same; a slow one is usable.
     fs::remove_file(fakes.0.path().join("gemini")).expect("removed");
-    fs::write(&package, r#"{"name":"@openai/codex","version":"0.169.0"}"#).expect("written");
+    fs::write(&package, r#"{"name":"@openai/codex","version":"0.171.0"}"#).expect("written");
     std::os::unix::fs::symlink(&script, fakes.0.path().join("codex")).expect("linked");
     let found = impatient();
-    assert_eq!(found.version.as_deref(), Some("0.169.0"));
+    assert_eq!(found.version.as_deref(), Some("0.171.0"));
     assert!(found.problem.as_ref().is_some_and(|p| p.contains("did not answer")) && found.usable());
 }
 
@@ -263,8 +263,8 @@ fn each_cli_lists_its_models_or_says_why_not() {
     let listed = "printf '\\033[2KAvailable models\\r\\n\\r\\nauto - Auto (current, default)\\r\\n\
         gpt-5.3-codex-low - Codex 5.3 Low\\r\\n\\r\\nTip: use --model <id> to switch.\\r\\n'";
     let fakes = Fakes::new(&[
-        ("claude", &answers(&[("--version", "echo 2.1.329")])),
-        ("codex", &codex("0.169.0", "true")),
+        ("claude", &answers(&[("--version", "echo 2.1.332")])),
+        ("codex", &codex("0.171.0", "true")),
         ("cursor-agent", &cursor(listed)),
         ("gemini", "echo 0.61.0"),
         (
@@ -372,8 +372,8 @@ fn cli_is_asked_outside_of_projects_without_colours_and_input() {
 #[test]
 fn version_is_the_first_word_that_begins_like_one() {
     let rows = [
-        ("2.1.329 (Claude Code)\n", Some("2.1.329")),
-        ("codex-cli 0.169.0\n", Some("0.169.0")),
+        ("2.1.332 (Claude Code)\n", Some("2.1.332")),
+        ("codex-cli 0.171.0\n", Some("0.171.0")),
         ("codex-cli 0.147.0-alpha.3\n", Some("0.147.0-alpha.3")),
         ("2026.01.28-fd13201\n", Some("2026.01.28-fd13201")),
         (

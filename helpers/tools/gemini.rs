@@ -22,7 +22,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         ],
     ),
     argv: |job| {
-        job.argv([
+        let mut argv = job.argv([
             // Without the flag, Gemini refuses a directory that no person opened before, and prints
             // no event.
             "gemini --skip-trust --output-format stream-json --approval-mode",
@@ -30,7 +30,12 @@ pub(super) static CLI: WorkerCli = WorkerCli {
             "default --allowed-tools run_shell_command({helper})",
             "auto_edit --allowed-tools run_shell_command",
             "yolo",
-        ])
+        ]);
+        // Gemini's own tools do not read what git ignores, such as reports of tasks.
+        if job.access == Access::Read && job.holder.is_some() {
+            argv.extend(os_args(&["--allowed-tools", "run_shell_command(cat)"]));
+        }
+        argv
     },
     directory_flag: Some("--include-directories"),
     model_flag: "-m",

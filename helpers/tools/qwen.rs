@@ -5,15 +5,16 @@ use crate::tools::cli::prelude::*;
 pub(super) static CLI: WorkerCli = WorkerCli {
     name: "qwen",
     title: "Qwen Code",
-    checked: "0.15.10 on 2026-11-21",
+    checked: "0.24.4 on 2026-11-27",
     programs: &["qwen"],
     package: Some("@qwen-code/qwen-code"),
-    login: "qwen auth",
+    login: "qwen",
     // From its sources, tried without an account.
     models: Models::Known(Source::Curated, &["coder-model", "qwen3.6-plus", "qwen3.5-plus"]),
     argv: |job| {
         job.argv([
-            "qwen --output-format stream-json --approval-mode",
+            // The words follow the prompt. Without some, commands run in a terminal, which Landlock closes.
+            "qwen -p Begin. --output-format stream-json --approval-mode",
             // Qwen denies whatever it would ask about; commands that only read, such as `ls`, run.
             "default --allowed-tools run_shell_command({helper})",
             "auto-edit --allowed-tools run_shell_command",

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Installs the CLIs pinned in package-lock.json into DIR: sh tests/host/fetch.sh DIR
-# Prints nothing but errors; does nothing when the pinned versions are there already.
+# Installs the CLIs pinned beside it into DIR: sh tests/host/fetch.sh DIR [newest]
+# With `newest`, their newest versions. Prints nothing but errors; does nothing when the pinned versions
+# are there already.
 set -eu
 
-if [ $# -ne 1 ]; then
-  echo 'usage: sh tests/host/fetch.sh DIR' >&2
+if [ $# -lt 1 ] || [ "${2:-newest}" != newest ]; then
+  echo 'usage: sh tests/host/fetch.sh DIR [newest]' >&2
   exit 64
 fi
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -40,6 +41,19 @@ trap 'rm -rf -- "$new"' EXIT
 trap 'exit 1' HUP INT TERM
 quiet='--no-audit --no-fund --no-update-notifier --loglevel=error'
 
+if [ "${2:-}" = newest ]; then
+  rm -rf -- "$dir/newest"
+  mkdir -- "$dir/newest"
+  pins='const p = require(process.argv[1]), npm = require("child_process").execFileSync;
+    for (const list of [p.dependencies, p.others]) for (const name in list)
+      list[name] = String(npm("npm", ["view", name, "version"])).trim();
+    console.log(JSON.stringify(p, null, 2))'
+  node -e "$pins" "$here/package.json" >"$dir/newest/package.json"
+  here=$dir/newest
+  # shellcheck disable=SC2086 # several words
+  (cd -- "$here" && npm install --package-lock-only --ignore-scripts $quiet </dev/null >/dev/null)
+fi
+
 if ! ready "$dir"; then
   new=$(mktemp -d "$dir/.new.XXXXXX")
   cp "$here/package.json" "$here/package-lock.json" "$new/"
@@ -58,15 +72,17 @@ if ! ready "$dir"; then
   rm -rf -- "$new"
 fi
 
-# opencode stands apart, pinned by its version: npm leaves its packages for other systems out of a
-# lock, and then refuses that lock.
-opencode=$dir/opencode-1.18.33
-if ! [ -d "$opencode" ]; then
+# These stand apart, pinned by their versions: npm leaves their packages for other systems out of a lock,
+# and then refuses that lock.
+pins=$(node -p 'Object.entries(require(process.argv[1]).others).map((pin) => pin.join("@")).join(" ")' "$here/package.json")
+if [ "$(cat "$dir/others/pins" 2>/dev/null)" != "$pins" ]; then
   new=$(mktemp -d "$dir/.new.XXXXXX")
   # shellcheck disable=SC2086 # several words
-  npm install --prefix "$new" --no-package-lock --ignore-scripts $quiet opencode-ai@1.18.33 </dev/null >/dev/null
+  npm install --prefix "$new" --no-package-lock --ignore-scripts $quiet $pins </dev/null >/dev/null
   (cd -- "$new/node_modules/opencode-ai" && node postinstall.mjs </dev/null >/dev/null)
-  mv -- "$new" "$opencode"
+  echo "$pins" >"$new/pins"
+  rm -rf -- "$dir/others"
+  mv -- "$new" "$dir/others"
 fi
 
 # `skills` wants a newer Node than the CLIs do: the machine's, or else npm's package of one.
@@ -88,3 +104,6 @@ if ! [ -x "$dir/node" ]; then
   fi
   ln -sf -- "$node" "$dir/node"
 fi
+
+# The tests read the versions here.
+[ "$here" = "$dir" ] || cp "$here/package.json" "$dir/"

@@ -1,8 +1,6 @@
 //! The first run on a machine with real CLIs: detection, the first config, and the request that led
 //! to it.
 
-use std::env;
-use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -10,17 +8,22 @@ use serde_json::Value;
 use super::helpers;
 use crate::support::claude::{Claude, Options};
 use crate::support::model::{Model, Reply, Request};
-use crate::support::process::{HOSTS, Home, path};
+use crate::support::process::{Home, fetched, path};
 use crate::support::story::{
     DEADLINE, Job, Seat, asked, dispatcher, file, quiet, run, spawn, task, told, until,
 };
 use crate::support::{codex, skill};
 
-/// The PATH with all three fetched CLIs.
+/// The PATH with all fetched CLIs.
 fn all_clis() -> String {
-    let hosts = env::var_os(HOSTS).expect("where the CLIs are");
-    let opencode = Path::new(&hosts).join("opencode-1.18.33/node_modules/.bin");
-    format!("{}:{}", opencode.display(), path())
+    format!("{}:{}", fetched("others/node_modules/.bin").display(), path())
+}
+
+/// The version of a fetched CLI.
+fn pinned(package: &str) -> String {
+    let pins: Value = serde_json::from_str(&file(fetched("package.json"))).expect("JSON");
+    let lists = ["dependencies", "others"].map(|list| pins[list][package].as_str());
+    lists.into_iter().flatten().next().expect("a pinned version").into()
 }
 
 /// The JSON that `dispatch-config` prints in that home.
@@ -42,15 +45,20 @@ fn real_clis_are_found_with_versions_and_models() {
     let seen: Vec<_> = rows
         .map(|row| (row["backend"].as_str(), row["version"].as_str(), row["logged_in"].as_bool()))
         .collect();
-    assert_eq!(
-        seen,
-        [
-            (Some("claude"), Some("2.1.329"), Some(false)),
-            (Some("codex"), Some("0.169.0"), Some(false)),
-            (Some("opencode"), Some("1.18.33"), None),
-        ],
-        "{found}"
-    );
+    let clis = [
+        ("claude", "@anthropic-ai/claude-code", Some(false)),
+        ("codex", "@openai/codex", Some(false)),
+        ("gemini", "@google/gemini-cli", None),
+        ("opencode", "opencode-ai", None),
+        ("copilot", "@github/copilot", None),
+        ("qwen", "@qwen-code/qwen-code", None),
+        ("droid", "droid", None),
+    ]
+    .map(|(name, package, logged_in)| (name, pinned(package), logged_in));
+    let expected = clis.each_ref();
+    let expected = expected
+        .map(|(name, version, logged_in)| (Some(*name), Some(version.as_str()), *logged_in));
+    assert_eq!(seen, expected, "{found}");
 
     let listings = config(&home, &["models", "--json"]);
     let ids = |backend: &str| -> Vec<&str> {
@@ -62,6 +70,7 @@ fn real_clis_are_found_with_versions_and_models() {
     assert!(ids("codex").contains(&"gpt-5.5"), "{listings}");
     let opencode = ids("opencode");
     assert!(!opencode.is_empty() && opencode.iter().all(|id| id.contains('/')), "{listings}");
+    assert!(["copilot", "droid"].iter().all(|name| ids(name).len() > 3), "{listings}");
 }
 
 const JOB: Job = Job { id: "paint", model: "gpt-5.5", plan: "- [ ] Paint the door\n" };

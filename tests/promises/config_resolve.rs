@@ -309,8 +309,8 @@ fn detect_prints_a_line_for_each_cli() {
     sandbox.config("backends: { harvey: { command: harvey -p }, gone: { command: gone -p } }\n");
     sandbox.configure(&["detect"]).run().shows(str![[r#"
 exit 0
-claude 2.1.329, not logged in (TOP/clis/claude)
-codex 0.169.0, logged in (TOP/clis/codex)
+claude 2.1.332, not logged in (TOP/clis/claude)
+codex 0.171.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 gemini 0.61.0 (TOP/clis/gemini)
 opencode 1.18.33 (TOP/clis/opencode)
@@ -330,7 +330,7 @@ harvey (TOP/clis/harvey)
   "logged_in": false,
   "problem": null,
   "program": "TOP/clis/claude",
-  "version": "2.1.329"
+  "version": "2.1.332"
 }
 "#]],
     );
@@ -441,7 +441,7 @@ fn models_are_asked_for_once_a_day_or_on_refresh() {
     sandbox.configure(&["models", "--refresh"]).run().ok();
     assert_eq!(asked(), (2, 2));
     // A new version may have other models.
-    sandbox.add_cli("codex", &CODEX.replace("0.169.0", "0.170.0"));
+    sandbox.add_cli("codex", &CODEX.replace("0.171.0", "0.172.0"));
     sandbox.configure(&["models"]).run().ok();
     assert_eq!(asked(), (3, 2));
 }
@@ -451,7 +451,7 @@ fn slow_cli_is_asked_again_and_named_as_slow() {
     let sandbox = Sandbox::with_clis(&[("codex", &format!("sleep 0.5\n{CODEX}"))]);
     sandbox.configure(&["detect"]).env("DISPATCH_ANSWER_MS", "0").run().shows(str![[r#"
 exit 0
-codex 0.169.0, logged in: slow: `codex --version` answered only when asked again (TOP/clis/codex)
+codex 0.171.0, logged in: slow: `codex --version` answered only when asked again (TOP/clis/codex)
 "#]]);
 }
 

@@ -21,7 +21,7 @@ fn json_lists_clis_models_and_defaults() {
     let sandbox = machine();
     sandbox.configure(&["setup", "--json"]).run().shows(str![[r#"
 exit 0
-{"ask_route":true,"defaults":[{"name":"opus","why":"Claude, for hard tasks"},{"name":"sonnet","why":"Claude, fast and capable"},{"name":"gpt-6-codex","why":"OpenAI, first in its list"},{"name":"gemini-3.1-pro","why":"Gemini, first in its list"}],"found":[{"backend":"claude","logged_in":true,"problem":null,"program":"TOP/clis/claude","version":"2.1.329"},{"backend":"codex","logged_in":true,"problem":null,"program":"TOP/clis/codex","version":"0.169.0"},{"backend":"cursor","logged_in":true,"problem":null,"program":"TOP/clis/cursor-agent","version":"2026.01.28-fd13201"}],"full_only":[{"backend":"cursor","why":"landlock needs Linux 6.2; bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say"}],"models":[{"backend":"claude","count":4,"notable":["opus","sonnet","haiku","fable"]},{"backend":"codex","count":3,"notable":["gpt-6-codex","gpt-6","gpt-5.3-codex"]},{"backend":"cursor","count":5,"notable":["auto","gpt-5.3-codex-low","claude-opus-5-thinking-high","gemini-3.1-pro"]}]}
+{"ask_route":true,"defaults":[{"name":"opus","why":"Claude, for hard tasks"},{"name":"sonnet","why":"Claude, fast and capable"},{"name":"gpt-6-codex","why":"OpenAI, first in its list"},{"name":"gemini-3.1-pro","why":"Gemini, first in its list"}],"found":[{"backend":"claude","logged_in":true,"problem":null,"program":"TOP/clis/claude","version":"2.1.332"},{"backend":"codex","logged_in":true,"problem":null,"program":"TOP/clis/codex","version":"0.171.0"},{"backend":"cursor","logged_in":true,"problem":null,"program":"TOP/clis/cursor-agent","version":"2026.01.28-fd13201"}],"full_only":[{"backend":"cursor","why":"landlock needs Linux 6.2; bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say"}],"models":[{"backend":"claude","count":4,"notable":["opus","sonnet","haiku","fable"]},{"backend":"codex","count":3,"notable":["gpt-6-codex","gpt-6","gpt-5.3-codex"]},{"backend":"cursor","count":5,"notable":["auto","gpt-5.3-codex-low","claude-opus-5-thinking-high","gemini-3.1-pro"]}]}
 "#]]);
     assert!(!sandbox.config_path().exists());
 }
@@ -58,8 +58,8 @@ fn setup_writes_all_models_by_provider() {
     sandbox.add_cli("opencode", OPENCODE);
     sandbox.configure(&["setup", "--default", "opus", "--yes"]).run().shows(str![[r#"
 exit 0
-claude 2.1.329, logged in (TOP/clis/claude)
-codex 0.169.0, logged in (TOP/clis/codex)
+claude 2.1.332, logged in (TOP/clis/claude)
+codex 0.171.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 opencode 1.18.33 (TOP/clis/opencode)
 cursor cannot restrict its workers to the project: landlock needs Linux 6.2; bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say
@@ -128,16 +128,16 @@ exit 64
 ! dispatch-config: no default model is named
 !   sensible: opus, sonnet, gpt-6-codex, gemini-3.1-pro
 !   next: add --default MODEL --yes
-claude 2.1.329, logged in (TOP/clis/claude)
-codex 0.169.0, logged in (TOP/clis/codex)
+claude 2.1.332, logged in (TOP/clis/claude)
+codex 0.171.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 "#]]);
     sandbox.configure(&["setup", "--default", "opus"]).run().shows(str![[r#"
 exit 64
 ! dispatch-config: cannot ask for confirmation: no terminal
 !   next: add --yes
-claude 2.1.329, logged in (TOP/clis/claude)
-codex 0.169.0, logged in (TOP/clis/codex)
+claude 2.1.332, logged in (TOP/clis/claude)
+codex 0.171.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 cursor cannot restrict its workers to the project: landlock needs Linux 6.2; bubblewrap cannot start: no error; its sandbox holds only as far as its own settings say
 "#]]);
@@ -151,8 +151,8 @@ exit 65
 ! dispatch-config: no CLI on this machine has a model 'opos'
 !   sensible: opus, sonnet, gpt-6-codex, gemini-3.1-pro
 !   next: dispatch-config models lists all of them
-claude 2.1.329, logged in (TOP/clis/claude)
-codex 0.169.0, logged in (TOP/clis/codex)
+claude 2.1.332, logged in (TOP/clis/claude)
+codex 0.171.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 "#]]);
     assert!(!sandbox.config_path().exists());
@@ -167,8 +167,8 @@ fn person_chooses_the_default_by_number_name_or_return() {
         same(
             &sandbox.redactions().apply(&shown),
             str![[r#"
-claude 2.1.329, logged in (TOP/clis/claude)
-codex 0.169.0, logged in (TOP/clis/codex)
+claude 2.1.332, logged in (TOP/clis/claude)
+codex 0.171.0, logged in (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
   1. opus (recommended): Claude, for hard tasks
   2. sonnet: Claude, fast and capable
@@ -275,7 +275,7 @@ fn hanging_cli_is_named_and_left_out() {
     same(
         &seconds.replace_all(&said, "in SECONDS"),
         str![[r#"
-claude 2.1.329, logged in (TOP/clis/claude)
+claude 2.1.332, logged in (TOP/clis/claude)
 codex: slow: `codex --version` did not answer in SECONDS (TOP/clis/codex)
 cursor 2026.01.28-fd13201, logged in (TOP/clis/cursor-agent)
 gemini: slow: `gemini --version` did not answer in SECONDS (TOP/clis/gemini)

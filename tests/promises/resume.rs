@@ -152,7 +152,7 @@ fn resume_with_an_unknown_worker_changes_nothing() {
 /// its arguments and its input.
 const KEEPER: &str = r#"
 case "$*" in
---version) echo '2.1.329 (Claude Code)'; exit ;;
+--version) echo '2.1.332 (Claude Code)'; exit ;;
 *'--resume forgotten'*) echo 'No conversation found with session ID: forgotten'; exit 1 ;;
 esac
 echo '{"type":"system","subtype":"init","session_id":"SESSION"}'

@@ -7,20 +7,20 @@ use std::path::PathBuf;
 use super::{Call, Sandbox};
 
 pub(crate) const CLAUDE: &str = r#"case "$*" in
---version) echo '2.1.329 (Claude Code)' ;;
+--version) echo '2.1.332 (Claude Code)' ;;
 'auth status') printf '{\n  "loggedIn": true,\n  "authMethod": "claude.ai"\n}\n' ;;
 *) exec sleep 1000 ;;
 esac"#;
 
 pub(crate) const CLAUDE_LOGGED_OUT: &str = r#"case "$*" in
---version) echo '2.1.329 (Claude Code)' ;;
+--version) echo '2.1.332 (Claude Code)' ;;
 'auth status') printf '{\n  "loggedIn": false,\n  "authMethod": "none"\n}\n'; exit 1 ;;
 *) exit 1 ;;
 esac"#;
 
 /// A Codex with a hidden model.
 pub(crate) const CODEX: &str = r#"case "$*" in
---version) echo 'codex-cli 0.169.0' ;;
+--version) echo 'codex-cli 0.171.0' ;;
 'login status') echo 'Logged in using ChatGPT' ;;
 'debug models') cat <<'END'
 {"models":[
@@ -34,7 +34,7 @@ END
 esac"#;
 
 pub(crate) const CODEX_LOGGED_OUT: &str = r#"case "$*" in
---version) echo 'codex-cli 0.169.0' ;;
+--version) echo 'codex-cli 0.171.0' ;;
 'login status') echo 'Not logged in' >&2; exit 1 ;;
 'debug models') echo '{"models":[{"slug":"gpt-6","display_name":"gpt-6","visibility":"list"}]}' ;;
 *) exit 1 ;;
