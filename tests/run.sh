@@ -108,7 +108,7 @@ fi
 step 'review: spelling, skills-ref, the skill scanner, skill-tools, cargo-deny'
 sh tests/review/run.sh "$target"
 
-step 'real hosts and workers: Claude Code and Codex against a scripted model'
+step 'real hosts and workers against a scripted model'
 if command -v npm >/dev/null 2>&1; then
     # Claude Code's sandbox needs these.
     if tool bwrap bubblewrap && tool socat; then

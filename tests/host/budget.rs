@@ -14,7 +14,7 @@ mod story;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    env, fs,
+    fs,
     process::Command,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -23,7 +23,6 @@ use std::{
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use regex::Regex;
 use serde_json::json;
-use snapbox::{IntoData, assert_data_eq};
 
 use crate::support::{
     claude::{Claude, Options},
@@ -31,7 +30,10 @@ use crate::support::{
     model::{Model, Part, Reply, Request},
     process::Home,
     skill,
-    story::{DEADLINE, Gate, Job, Seat, asked, called, dispatcher, quiet, read_prompt, run, until},
+    story::{
+        DEADLINE, Gate, Job, Seat, asked, called, compare_with_page, dispatcher, quiet,
+        read_prompt, run, until,
+    },
 };
 use original::tell;
 use story::{STATUS, Scene, Work, Worker};
@@ -424,7 +426,7 @@ fn dispatch_stays_within_the_budget() {
         (Costs::of(Side::Skill), original.join().expect("the original's costs"))
     });
     let table = table(&ours, &original);
-    compare_with_page(&table);
+    compare_with_page(".github/NUMBERS.md", file!(), &table);
 
     let checked = cost(Side::Skill, story::FIVE_CHECKED);
     let more = checked.bytes - ours.five.bytes;
@@ -477,21 +479,4 @@ fn table(ours: &Costs, original: &Costs) -> String {
     row("five tasks, a question, a failure, a status", &|it| kb(it.five.bytes), "");
     row("its requests, calls", &|it| counts(&it.five), "");
     table
-}
-
-/// Compares the table with the one in NUMBERS.md, or rewrites that one.
-#[track_caller]
-fn compare_with_page(table: &str) {
-    const BEGIN: &str = "<!-- by tests/host/budget.rs -->\n";
-    const END: &str = "<!-- to here -->\n";
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/.github/NUMBERS.md");
-    let page = fs::read_to_string(path).expect("NUMBERS.md");
-    let (before, rest) = page.split_once(BEGIN).expect("where the table begins");
-    let (known, after) = rest.split_once(END).expect("where the table ends");
-    if env::var("SNAPSHOTS").is_ok_and(|it| it == "overwrite") {
-        let renewed = format!("{before}{BEGIN}{table}{END}{after}");
-        fs::write(path, renewed).expect("NUMBERS.md");
-    } else {
-        assert_data_eq!(table, known.to_owned().raw());
-    }
 }

@@ -192,10 +192,12 @@ fn commits(request: &Request) -> Reply {
 }
 
 /// A home with a repository as its project, in which a person calls the helpers.
-struct Person {
-    home: Home,
+pub(crate) struct Person {
+    pub(crate) home: Home,
     model: Model,
     path: String,
+    /// More variables of the environment.
+    pub(crate) variables: Vec<(String, String)>,
 }
 
 impl Person {
@@ -213,30 +215,30 @@ impl Person {
         person
     }
 
-    fn without_files(home: Home, model: Model, path: String) -> Self {
+    pub(crate) fn without_files(home: Home, model: Model, path: String) -> Self {
         codex::configure(home.path(), &model);
         let settings = "[user]\n\tname = Tester\n\temail = tester@example.com\n";
         fs::write(home.path().join(".gitconfig"), settings).expect("git's settings");
-        let person = Self { home, model, path };
+        let person = Self { home, model, path, variables: Vec::new() };
         person.git(&["init", "-q", "-b", "main"]);
         person
     }
 
-    fn hide_bubblewrap(&mut self) {
+    pub(crate) fn hide_bubblewrap(&mut self) {
         let programs = self.home.path().join("programs");
         helpers::link_all_but_bubblewrap(self.path.as_ref(), &programs);
         self.path = programs.display().to_string();
     }
 
-    fn git(&self, args: &[&str]) -> String {
+    pub(crate) fn git(&self, args: &[&str]) -> String {
         self.call(Path::new("git"), args, "")
     }
 
-    fn call(&self, program: &Path, args: &[&str], input: &str) -> String {
+    pub(crate) fn call(&self, program: &Path, args: &[&str], input: &str) -> String {
         let mut command = Command::new(program);
         command.args(args).current_dir(self.home.project()).env_clear();
         command.envs(environment(self.home.path(), &self.model)).env("GIT_CONFIG_NOSYSTEM", "1");
-        command.env("PATH", &self.path);
+        command.env("PATH", &self.path).envs(self.variables.iter().cloned());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("a program");
         child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("written");
@@ -260,9 +262,10 @@ impl Person {
     }
 
     /// The state of the task x and its reason, when its worker has ended.
-    fn wait_for_end(&self) -> (String, String) {
+    pub(crate) fn wait_for_end(&self) -> (String, String) {
         let reconcile = helpers::path("dispatch-reconcile");
-        wait_until(DEADLINE, "the worker ends", || {
+        // Some CLIs take long to start where several do.
+        wait_until(4 * DEADLINE, "the worker ends", || {
             let shown = self.call(reconcile, &["show", "x", "--json"], "");
             let json: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
             let text = |key: &str| json[key].as_str().expect("a text").to_owned();

@@ -1,4 +1,4 @@
-//! The skill in the real CLIs: Claude Code as the host, Claude Code and Codex as workers, with the
+//! The skill in the real CLIs: Claude Code as the host, and all that npm has as workers, with the
 //! installed skill, the real helpers, and one scripted endpoint in the place of all their models.
 //!
 //! `fetch.sh` installs the CLIs; `DISPATCH_HOSTS` names where. No account is needed.
@@ -24,6 +24,7 @@ mod cli_route;
 mod early_ends;
 mod failures;
 mod first_run;
+mod held;
 mod host_dies;
 mod npx;
 mod sessions;

@@ -1,11 +1,14 @@
-//! A scripted model endpoint on loopback, for the real CLIs: the Messages API for Claude Code and
-//! the Responses API for Codex. The script is a closure from a request to a reply.
+//! A scripted model endpoint on loopback, for the real CLIs: the Messages API for Claude Code and most
+//! others, the Responses API for Codex, and Gemini's. The script is a closure from a request to a reply.
+//!
+//! Longer than 500 lines because each protocol is read and written here.
 
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -60,11 +63,41 @@ impl Reply {
         Self::Message(vec![Part::Call { name: name.into(), input }])
     }
 
-    /// The tool call that runs a shell command in either CLI.
+    /// The tool call that runs a shell command in the CLI that asks.
     pub(crate) fn shell(request: &Request, command: &str) -> Self {
-        match request.api {
-            Api::Claude => Self::call("Bash", json!({ "command": command, "description": "Run" })),
-            Api::Codex => codex::shell(request, command),
+        if request.api == Api::Codex {
+            return codex::shell(request, command);
+        }
+        let tools = request.tools();
+        // Gemini's and Qwen's, opencode's and Copilot's, Droid's.
+        let others = ["run_shell_command", "bash", "Execute"];
+        let name = others.into_iter().find(|name| tools.contains(name)).unwrap_or("Bash");
+        let mut input = json!({ "command": command, "description": "Run" });
+        match name {
+            "run_shell_command" => input["is_background"] = false.into(),
+            "Execute" => {
+                let risk =
+                    json!({ "summary": "Run", "riskLevel": "low", "riskLevelReason": "None" });
+                input = json!({ "command": command, "timeout": 120 });
+                input.as_object_mut().expect("one").extend(risk.as_object().expect("one").clone());
+            }
+            _ => {}
+        }
+        Self::call(name, input)
+    }
+
+    /// The tool call that reads a file in the CLI that asks; a shell's where it has no other.
+    pub(crate) fn read(request: &Request, path: &Path) -> Self {
+        let readers = [
+            ("Read", "file_path"),
+            ("read_file", "file_path"),
+            ("read", "filePath"),
+            ("view", "path"),
+        ];
+        let tools = request.tools();
+        match readers.into_iter().find(|(name, _)| tools.contains(name)) {
+            Some((name, key)) => Self::call(name, json!({ key: path })),
+            None => Self::shell(request, &format!("cat '{}'", path.display())),
         }
     }
 
@@ -262,6 +295,7 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     let api = match (http.method.as_str(), route) {
         ("POST", "/v1/messages") => Api::Claude,
         ("POST", "/v1/responses") => Api::Codex,
+        ("POST", route) if route.ends_with("enerateContent") => Api::Gemini,
         (method, route) => {
             return match (method, route) {
                 ("POST", "/v1/messages/count_tokens") => {
@@ -309,6 +343,14 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
         }
     };
     let (whole, events) = match api {
+        Api::Gemini => {
+            let whole = gemini(&parts);
+            return if route.ends_with("streamGenerateContent") {
+                respond(stream, 200, "text/event-stream", &format!("data: {whole}\n\n"))
+            } else {
+                respond(stream, 200, json, &whole.to_string())
+            };
+        }
         Api::Claude => claude::message(&request.model, &parts, &|kind| shared.id(kind)),
         Api::Codex => codex::response(&request.model, &parts, &|kind| shared.id(kind)),
     };
@@ -325,13 +367,36 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     respond(stream, 200, "text/event-stream", &text)
 }
 
+/// A response of Gemini's API.
+fn gemini(parts: &[Part]) -> Value {
+    let parts: Vec<_> = parts
+        .iter()
+        .map(|part| match part {
+            Part::Say(text) => json!({ "text": text }),
+            Part::Call { name, input } => {
+                json!({ "functionCall": { "name": name, "args": input } })
+            }
+        })
+        .collect();
+    json!({
+        "candidates": [{
+            "content": { "role": "model", "parts": parts }, "finishReason": "STOP", "index": 0,
+        }],
+        "usageMetadata": {
+            "promptTokenCount": 10, "candidatesTokenCount": 10, "totalTokenCount": 20,
+        },
+    })
+}
+
 /// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Api {
-    /// Claude Code, the Messages API.
+    /// Claude Code and most others, the Messages API.
     Claude,
     /// Codex, the Responses API.
     Codex,
+    /// Gemini CLI.
+    Gemini,
 }
 
 /// A request as the endpoint received it.
@@ -350,7 +415,11 @@ pub(crate) struct Request {
 impl Request {
     /// The conversation as the API carries it: messages of Claude, items of Codex.
     pub(crate) fn messages(&self) -> &[Value] {
-        let key = if self.api == Api::Claude { "messages" } else { "input" };
+        let key = match self.api {
+            Api::Claude => "messages",
+            Api::Codex => "input",
+            Api::Gemini => "contents",
+        };
         self.body[key].as_array().map_or(&[], Vec::as_slice)
     }
 
@@ -394,10 +463,13 @@ impl Request {
             .flat_map(|message| match self.api {
                 Api::Claude => message["content"].as_array().map_or(&[][..], Vec::as_slice),
                 Api::Codex => std::slice::from_ref(message),
+                Api::Gemini => message["parts"].as_array().map_or(&[][..], Vec::as_slice),
             })
             .filter(|block| {
                 let kind = block["type"].as_str().unwrap_or_default();
-                kind == "tool_result" || kind.ends_with("_call_output")
+                kind == "tool_result"
+                    || kind.ends_with("_call_output")
+                    || block["functionResponse"].is_object()
             })
             .map(text_of)
             .collect()
@@ -433,7 +505,7 @@ impl Request {
         while let Some(list) = lists.pop() {
             for tool in list.as_array().map_or(&[][..], Vec::as_slice) {
                 names.extend(tool["name"].as_str());
-                lists.push(&tool["tools"]);
+                lists.extend([&tool["tools"], &tool["functionDeclarations"]]);
             }
         }
         names
@@ -458,7 +530,8 @@ impl Request {
 /// `true` for a message or item of the model.
 fn is_models(message: &Value) -> bool {
     let kind = message["type"].as_str().unwrap_or_default();
-    message["role"] == "assistant" || kind == "reasoning" || kind.ends_with("_call")
+    let role = message["role"].as_str().unwrap_or_default();
+    matches!(role, "assistant" | "model") || kind == "reasoning" || kind.ends_with("_call")
 }
 
 /// The text in a string, a block, a message, a tool's result, or a list of them.
@@ -472,7 +545,9 @@ fn text_of(value: &Value) -> String {
             full.join("\n")
         }
         Value::Object(block) => {
-            let inner = ["text", "content", "output"].iter().find_map(|key| block.get(*key));
+            let keys =
+                ["text", "content", "output", "parts", "functionResponse", "response", "error"];
+            let inner = keys.iter().find_map(|key| block.get(*key));
             inner.map(text_of).unwrap_or_default()
         }
         _ => String::new(),

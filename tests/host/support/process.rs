@@ -159,6 +159,14 @@ pub(crate) fn end_tree(root: i32) {
     }
 }
 
+/// The process whose command line has this word.
+pub(crate) fn process_with(word: &str) -> Option<i32> {
+    processes().filter(|pid| runs(*pid)).find(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|&byte| byte == 0).any(|it| it == word.as_bytes())
+    })
+}
+
 /// `true` while a process exists and is no zombie.
 pub(crate) fn runs(pid: i32) -> bool {
     let state = stat(pid).and_then(|fields| fields.chars().next());

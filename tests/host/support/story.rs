@@ -44,6 +44,7 @@ impl Seat {
     pub(crate) fn of(request: &Request) -> Self {
         match request.api {
             Api::Codex => Self::Codex,
+            Api::Gemini => panic!("only the acts of a sandbox are scripted for Gemini"),
             Api::Claude if request.is_agent() => Self::Agent,
             Api::Claude if request.first_user().contains("You are the worker of one task") => {
                 Self::Claude
@@ -308,4 +309,21 @@ pub(crate) fn quiet(home: &Home) {
         let left = ["dispatch-monitor", "dispatch-spawn"].map(|program| home.running(program));
         left.concat().is_empty().then_some(())
     });
+}
+
+/// Compares a table with the one in a page between two comments, of which the first names the test, or
+/// rewrites that one.
+#[track_caller]
+pub(crate) fn compare_with_page(page: &str, test: &str, table: &str) {
+    const END: &str = "<!-- to here -->\n";
+    let begin = format!("<!-- by {test} -->\n");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+    let page = fs::read_to_string(&path).expect("the page");
+    let (before, rest) = page.split_once(&begin).expect("where the table begins");
+    let (known, after) = rest.split_once(END).expect("where the table ends");
+    if std::env::var("SNAPSHOTS").is_ok_and(|it| it == "overwrite") {
+        fs::write(path, format!("{before}{begin}{table}{END}{after}")).expect("the page");
+    } else {
+        snapbox::assert_data_eq!(table, snapbox::IntoData::raw(known.to_owned()));
+    }
 }
