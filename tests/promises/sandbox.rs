@@ -146,7 +146,7 @@ struct World {
     sandbox: Sandbox,
     tier: Tier,
     script: PathBuf,
-    _sockets: (UnixListener, UnixDatagram),
+    sockets: (UnixListener, UnixDatagram),
 }
 
 impl World {
@@ -186,7 +186,7 @@ impl World {
         let stream = UnixListener::bind(home.join("socket")).expect("a socket");
         let datagrams = UnixDatagram::bind(home.join("datagrams")).expect("a socket");
         let script = home.join("bin/held");
-        let world = Self { sandbox, tier, script, _sockets: (stream, datagrams) };
+        let world = Self { sandbox, tier, script, sockets: (stream, datagrams) };
         world.config(access);
         Some(world)
     }
@@ -579,10 +579,36 @@ exit 69
 "#]]);
 }
 
-/// Changes and looks of all kinds, at all kinds of places outside, that nobody has thought of one by one.
+/// Tries to hold every file that can be read, to signal every process, to reach every socket, and plants what
+/// others could run; then it stays. When it continues, it finishes.
+const HOSTILE: &str = r#"
+if test -e up; then
+    git clean -ffdqx && git checkout -q . && echo work >work && git add work && git commit -q -m Work
+    "$HELPER" tick 1; "$HELPER" tick 2; exec "$HELPER" finish All.
+fi
+hooks=$(git rev-parse --git-path hooks)
+mkdir -p "$hooks" .claude
+for hook in pre-commit post-checkout post-merge reference-transaction; do
+    printf '#!/bin/sh\ntouch ~/executed\n' >"$hooks/$hook" && chmod +x "$hooks/$hook"
+done
+echo '{"hooks":{"Stop":[{"hooks":[{"type":"command","command":"touch ~/executed"}]}]}}' >.claude/settings.json
+git config core.fsmonitor 'touch ~/executed #' && git config filter.x.smudge 'touch ~/executed #'
+perl -MSocket -MFcntl=:flock -MFile::Find -e '
+    sub reach { socket(S, AF_UNIX, $_[0], 0) && connect(S, pack("S a*", AF_UNIX, $_[1])) and print "$_[1]\n" }
+    for my $kind (SOCK_STREAM, SOCK_DGRAM) { reach($kind, "$ENV{HOME}/$_") for "socket", "datagrams" }
+    if (open my $all, "<", "/proc/net/unix") { while (<$all>) { /(\S*[\/@]\S*)$/ and reach(SOCK_STREAM, $1) } }
+    for (glob "/proc/[0-9]*") { /(\d+)$/; $1 == OUTSIDE and kill(0, $1) and print "signalled $1\n" }
+    find(sub { -f && open(my $it, "<", $_) or return; flock($it, LOCK_EX | LOCK_NB) and push @held, $it },
+        "$ENV{HOME}/project", $ENV{HOME});
+    open my $up, ">", "up"; print $up "up"; close $up; sleep 1000' >reached
+"#;
+
+/// Changes and looks of all kinds, at all kinds of places outside, that nobody has thought of one by one, and
+/// what the person does then.
 #[test]
 fn no_sequence_of_acts_changes_anything_outside() {
-    const ACTS: [&str; 14] = [
+    const ACTS: [&str; 15] = [
+        "chmod 777 P",
         "echo x >P",
         "echo x >>P",
         "truncate -s 0 P",
@@ -605,14 +631,26 @@ fn no_sequence_of_acts_changes_anything_outside() {
         let sandbox = &world.sandbox;
         let top = sandbox.home();
         let places: Vec<_> = tree(std::slice::from_ref(&top)).into_keys().collect();
-        let mut script = String::from("echo own >own\n");
+        let mut script = String::from("if ! test -e up; then\necho own >own\n");
+        // Landlock does not hold modes.
+        let acts = &ACTS[usize::from(tier == Tier::Landlock)..];
         for number in 0..200 {
-            let act = random.of(&ACTS).replace("NUMBER", &number.to_string());
-            let place = random.of(&places).display().to_string();
+            let act = random.of(acts).replace("NUMBER", &number.to_string());
+            let place = random.of(&places);
+            // The worker's own worktree lies below; without it, nothing could continue.
+            if act.starts_with("rm -rf") && top.join(".dispatch").starts_with(place) {
+                continue;
+            }
+            let place = place.display().to_string();
             script
                 .push_str(&format!("({}) >/dev/null 2>&1 </dev/null\n", act.replace('P', &place)));
         }
-        fs::write(&world.script, format!("{script}touch up; exec sleep 1000\n")).expect("written");
+        let mut outsider = sandbox.program("sleep").args(&["1000"]).start();
+        let pid = outsider.pid();
+        let hostile = HOSTILE.replace("OUTSIDE", &pid.to_string());
+        fs::write(&world.script, format!("{script}fi\n{hostile}")).expect("written");
+        let limits = || fs::read_to_string(format!("/proc/{pid}/limits")).expect("it runs");
+        let limits_before = limits();
         world.dispatch(&["--worktree"]);
         let is_own = |path: &Path| {
             let own = [".dispatch", "project/.dispatch", "project/.git"].map(|it| top.join(it));
@@ -626,7 +664,47 @@ fn no_sequence_of_acts_changes_anything_outside() {
         let before = outside();
         let worktree = worktree_of(sandbox, "x").0;
         wait_until("it has tried", || worktree.join("up").exists().then_some(()));
-        assert!(outside() == before, "{tier:?}, seed {seed}:\n{script}");
+        let unchanged = |what: &str| {
+            assert!(outside() == before, "{what}: {tier:?}, seed {seed}:\n{script}");
+        };
+        unchanged("after its acts");
+        assert_eq!(fs::read_to_string(worktree.join("reached")).expect("there"), "", "{tier:?}");
+        let (stream, datagrams) = &world.sockets;
+        stream.set_nonblocking(true).expect("set");
+        datagrams.set_nonblocking(true).expect("set");
+        assert!(stream.accept().is_err() && datagrams.recv(&mut [0]).is_err(), "{tier:?}");
+        assert!(!outsider.has_ended() && limits() == limits_before, "{tier:?}");
+
+        // The person's commands work while it locks what it can read, and after it.
+        let is_locked = |path: &PathBuf| {
+            path.is_file() && fs::File::open(path).expect("readable").try_lock().is_err()
+        };
+        assert!(outside().keys().any(is_locked), "{tier:?}");
+        let calls = [
+            ("dispatch-reconcile", &["status"][..]),
+            ("dispatch-reconcile", &["show", "x"]),
+            ("dispatch-reconcile", &["clean"]),
+            ("dispatch-reconcile", &["stop", "x"]),
+            ("dispatch-reconcile", &["status"]),
+            ("dispatch-reconcile", &["show", "x"]),
+            ("dispatch-reconcile", &["clean"]),
+            ("dispatch-spawn", &["x", "--resume"]),
+        ];
+        for (helper, args) in calls {
+            sandbox.call(helper, args).env("DISPATCH_GRACE_MS", "50").run().ok();
+            unchanged(&args.join(" "));
+        }
+        assert!(!outside().keys().any(is_locked), "{tier:?}");
+        sandbox.wait_for_state("x", "done");
+        wait_until("its supervisor ends", || (!runs(sandbox.supervisor_of("x"))).then_some(()));
+        sandbox.ok("dispatch-reconcile", &["merge", "x"]);
+        assert_eq!(sandbox.git(&["log", "-1", "--format=%s"]), "Work\n");
+        fs::remove_file(sandbox.project().join("work")).expect("merged");
+        unchanged("merge");
+        sandbox.ok("dispatch-reconcile", &["clean"]);
+        unchanged("clean");
+        outsider.signal(Signal::SIGKILL);
+        outsider.end();
     }
 }
 
