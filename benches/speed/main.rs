@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dispatch::HELPERS;
+#[cfg(target_os = "linux")]
+use dispatch::process::{Holder, Rule, Sandbox};
 use nix::unistd::Pid;
 
 use home::{Home, Project, name_of};
@@ -59,6 +61,8 @@ const PARTS: &[(&str, Part)] = &[
     ("size", program_size),
     ("start", helper_start),
     ("spawn", spawn_returns),
+    #[cfg(target_os = "linux")]
+    ("sandbox", sandboxed_start),
     ("hook", hook_start),
     ("status", status_of_many),
     ("news", question_to_line),
@@ -236,6 +240,35 @@ fn spawn_returns(scale: &Scale, table: &mut Table) -> Result<()> {
     (0..40).try_for_each(|_| spawn().map(drop))?;
     let times = compare(scale.spawns, spawn, || shell(&home))?;
     table.ratio("the same with --worktree, after 40 others", times, 15.0, SHELL);
+    Ok(())
+}
+
+/// The start and end of a program with the rules of a worker in a worktree: against the least that bubblewrap can do,
+/// which alone takes about 2 ms, and against a shell.
+#[cfg(target_os = "linux")]
+fn sandboxed_start(scale: &Scale, table: &mut Table) -> Result<()> {
+    let home = Home::new()?;
+    let mut sandbox = Sandbox::default();
+    let hidden = [".ssh", ".aws", ".docker", ".config/gh", ".claude", ".codex", ".gemini"];
+    let hidden = hidden.iter().chain(&[".dispatch"]).map(|path| (*path, Rule::Hidden));
+    let own = [".dispatch/worktrees/x", ".dispatch/homes/x", "project/.dispatch/tasks/x"];
+    for (path, rule) in hidden.chain(own.map(|path| (path, Rule::Writable))) {
+        fs::create_dir_all(home.path(path))?;
+        sandbox.rule(&home.path(path), rule);
+    }
+    ["/tmp", "/run"].iter().for_each(|path| sandbox.rule(Path::new(path), Rule::Hidden));
+    let held = |holder| time(sandbox.command(holder, Path::new("/"), &["true".into()])?);
+    const FLOOR: &str = "bwrap --ro-bind / / true";
+    let floor = || {
+        let mut words = FLOOR.split(' ');
+        let mut command = Command::new(words.next().context("a program")?);
+        command.args(words);
+        time(command)
+    };
+    let times = compare(scale.starts, || held(Holder::Bubblewrap), floor)?;
+    table.ratio("start of a program in bubblewrap", times, 2.5, FLOOR);
+    let times = compare(scale.starts, || held(Holder::Landlock), || shell(&home))?;
+    table.ratio("start of a program in Landlock", times, 3.0, SHELL);
     Ok(())
 }
 
