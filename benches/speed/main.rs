@@ -257,7 +257,11 @@ fn sandboxed_start(scale: &Scale, table: &mut Table) -> Result<()> {
         sandbox.rule(&home.path(path), rule);
     }
     ["/tmp", "/run"].iter().for_each(|path| sandbox.rule(Path::new(path), Rule::Hidden));
-    let held = |holder| time(sandbox.command(holder, Path::new("/"), &["true".into()])?);
+    let held = |holder| {
+        let begin = Instant::now();
+        time(sandbox.command(holder, Path::new("/"), &["true".into()])?)?;
+        Ok(begin.elapsed())
+    };
     const FLOOR: &str = "bwrap --ro-bind / / true";
     let floor = || {
         let mut words = FLOOR.split(' ');
