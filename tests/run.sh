@@ -45,6 +45,7 @@ step 'the helpers'
 tool git-lfs || true # without Git LFS, its test tests nothing
 tool tmux || true # without tmux, its tests say that they are skipped
 tool bwrap bubblewrap || true # so do those of the sandbox
+tool sshd openssh-server || true # and that of a place behind ssh
 cargo test --quiet --locked
 
 step 'install and demo: a fresh clone, a fresh home, the first command of the README'

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
+use std::process::Output;
 
 use anyhow::{Context, Result};
 
@@ -14,6 +15,7 @@ use crate::files;
 use crate::git::command::{count, error_line, git, git_on, path, succeeded, trim};
 use crate::git::repository::object_id;
 use crate::git::{Contents, first_paths};
+use crate::text::sanitize;
 
 /// The file in a checkout with patterns of ignored files that its worktrees get (Claude Code's own).
 const INCLUDE: &str = ".worktreeinclude";
@@ -182,6 +184,20 @@ pub fn set_head(path: &Path, commit: &str) -> Result<()> {
     git_on(path, "update-ref --no-deref HEAD").arg(commit).text("the commit has not come").map(drop)
 }
 
+/// Refuses the output of a git whose connection was lost, which says nothing about the place.
+///
+/// # Errors
+/// [`Exit::TryAgain`] if the helper that carries git has complained.
+fn refuse_lost(output: &Output) -> Result<(), Refusal> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    match said.lines().find(|line| line.starts_with("dispatch-spawn: ")) {
+        Some(line) if !output.status.success() => {
+            Err(Refusal::new(Exit::TryAgain, sanitize(line)).next("wait until the place answers"))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Worktree {
     /// The commit at which the task goes on at another place: the last that was fetched, else its base.
     pub fn latest(&self) -> Result<String> {
@@ -206,6 +222,7 @@ impl Worktree {
         let refspec = format!("+{commit}:refs/dispatch/from/{name}");
         let sent =
             git_on(&self.repository, options).env(variable, value).args([url, &refspec]).run()?;
+        refuse_lost(&sent)?;
         succeeded(sent, "cannot send the code").map(drop)
     }
 
@@ -226,6 +243,7 @@ impl Worktree {
         let refspec = format!("+refs/heads/{branch}:refs/heads/far");
         let fetch = git_on(&scratch.directory, options);
         let fetched = fetch.env(variable, value).args([url, &refspec]).run()?;
+        refuse_lost(&fetched)?;
         if !fetched.status.success() {
             return Err(Refusal::new(Exit::Data, format!("cannot fetch {}", self.branch))
                 .place(error_line(&fetched))

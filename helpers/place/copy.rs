@@ -2,11 +2,13 @@
 //! that a record gets is cleaned.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 
 use crate::config::PlaceEntry;
+use crate::error::{Exit, exit_code};
 use crate::fault;
 use crate::files;
 use crate::ids::now;
@@ -14,7 +16,8 @@ use crate::news::notify;
 use crate::place::link::{Files, LONGEST_FILE, git_url};
 use crate::place::mirror::{Connection, Mirrored, TRIES};
 use crate::place::{
-    AttemptFacts, Demand, Facts, LONGEST_LOG, NO_COMMITS, Request, hash_of, is_mirrored,
+    AttemptFacts, Demand, Facts, LONGEST_LOG, NO_COMMITS, Request, fetched_branch, hash_of,
+    is_mirrored,
 };
 use crate::task::{ExitRecord, Gate, Record, StopReason, Wait};
 use crate::text::{sanitize, shorten};
@@ -28,6 +31,19 @@ const MOST_BYTES: u64 = 256 << 20;
 const LONGEST_TEXT: usize = 4000;
 
 impl Mirrored {
+    pub(super) fn save(&self) -> Result<()> {
+        self.task.set_remote(Some(&self.remote))
+    }
+
+    /// How much the person has decided so far.
+    pub(super) fn decisions(&self) -> usize {
+        let count = |path: PathBuf| files::entries(&path).map_or(0, |it| it.len());
+        let stop = self.task.record().is_ok_and(|it| it.is_some_and(|it| it.stop));
+        let resume = matches!(Demand::of(&self.task), Ok(Some(_)));
+        let files = count(self.task.answers_dir()) + count(self.task.state_dir().join("notes"));
+        files + usize::from(stop) + usize::from(resume)
+    }
+
     /// Fetches the branch once the place says that nothing of the task runs, and closes the task then.
     pub(super) fn finish(
         &mut self,
@@ -51,26 +67,23 @@ impl Mirrored {
             }
             return Ok(());
         };
-        let failed = match (&failed, &record.worktree) {
-            (None, Some(worktree)) => {
+        let failed = match (failed, &record.worktree) {
+            (Ok(branch), Some(worktree)) => {
                 let way = git_url(name, place, &self.address.key)?;
-                worktree
-                    .fetch_far(&way, &self.address.branch())
-                    .err()
-                    .map(|error| format!("{error:#}"))
+                worktree.fetch_far(&way, &branch).err()
             }
-            _ => failed,
+            (failed, _) => failed.err().filter(|it| it != NO_COMMITS).map(Error::msg),
         };
-        if let Some(error) = failed.filter(|it| it != NO_COMMITS) {
-            self.failures += 1;
+        if let Some(error) = failed {
+            // A lost connection says nothing about the place.
+            self.failures += u32::from(exit_code(&error) != Exit::TryAgain);
             if self.failures < TRIES {
-                // The connection may have been lost meanwhile.
                 (self.fetched, _) = (None, self.asked.remove("fetch"));
                 self.asked.insert("pause".into(), Instant::now());
                 return Ok(());
             }
             // A place that sends damaged commits must not keep the task open.
-            self.task.side().tell(&format!("{name}: {error}").replace("\n  ", ": "))?;
+            self.task.side().tell(&format!("{name}: {error:#}").replace("\n  ", ": "))?;
         }
         fault::point("mirror", "fetched");
         self.record(&facts)?;
@@ -198,7 +211,11 @@ impl Mirrored {
     pub(super) fn set_done(&mut self, what: &str, error: Option<String>) -> Result<()> {
         let error = error.map(|error| clean(&error));
         match (what, error) {
-            ("fetch", error) => self.fetched = Some(error),
+            (what, error) if what.starts_with("fetch ") => {
+                let branch = fetched_branch(what).context("no branch of dispatch's was named");
+                let branch = branch.map(str::to_owned).map_err(|error| error.to_string());
+                self.fetched = Some(error.map_or(branch, Err));
+            }
             ("start", None) => {
                 self.asked.insert("started".into(), Instant::now());
             }

@@ -47,7 +47,7 @@ const MOST_FILES: usize = 4000;
 
 /// Options that keep a person's settings from sharing, forwarding or running anything, and find out that
 /// a connection is dead.
-const SSH: [&str; 11] = [
+const SSH: [&str; 12] = [
     "BatchMode=yes",
     "ClearAllForwardings=yes",
     "ConnectTimeout=15",
@@ -56,6 +56,7 @@ const SSH: [&str; 11] = [
     "ForwardAgent=no",
     "ForwardX11=no",
     "PermitLocalCommand=no",
+    "RemoteCommand=none",
     "RequestTTY=no",
     "ServerAliveCountMax=3",
     "ServerAliveInterval=15",
@@ -269,12 +270,19 @@ pub fn carry_git(service: &str) -> Result<()> {
     out.write_all(&link.rest)?;
     // Git itself ends the call at its limit; this one holds for what it would not count.
     let taken = std::io::copy(&mut from.by_ref().take(MOST_OBJECTS), &mut out)?;
-    ensure!(taken < MOST_OBJECTS, "the place sends more than {} GiB", MOST_OBJECTS >> 30);
+    if taken >= MOST_OBJECTS {
+        return Ok(());
+    }
+    let last = link.errors.recv_timeout(LAST_WORD).unwrap_or_default();
+    ensure!(last == format!("{} done", link.mark), "the connection has ended before git");
     Ok(())
 }
 
 /// The variable with the place and the repository of a call of git.
 const CARRIED: &str = "DISPATCH_PLACE";
+
+/// How long the end of a call of git may follow the last byte.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// How many bytes of objects a place may send at once.
 const MOST_OBJECTS: u64 = 8 << 30;

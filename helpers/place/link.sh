@@ -15,7 +15,10 @@ export PATH
 if [ "$runs" != serve ]; then
     cd "$places/$key.git" || stop "$places/$key.git is missing"
     say ready
-    exec git "${runs#git-}" .
+    git "${runs#git-}" .
+    # Tells the end of the call from that of the connection.
+    printf '\n%s done\n' "$mark" >&2
+    exit
 fi
 works() { [ -s "$1/dispatch" ] && [ "$("$1/dispatch-spawn" --sources 2>/dev/null)" = "$version" ]; }
 share=${DISPATCH_HOME:-${XDG_DATA_HOME:-$HOME/.local/share}/dispatch}

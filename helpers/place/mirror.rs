@@ -14,6 +14,7 @@ use signal_hook::consts::{SIGTERM, SIGUSR1};
 
 use crate::config::{Config, PlaceEntry};
 use crate::dirs;
+use crate::error::{Exit, exit_code};
 use crate::fault;
 use crate::files::{self, Lock};
 use crate::git;
@@ -36,6 +37,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
+/// After how long a connection counts as good, so that the next pause is the first again.
+const LASTS: Duration = Duration::from_secs(30);
+
 /// The pause before a request that a place refused is sent again.
 const REFUSED: Duration = Duration::from_secs(5);
 
@@ -57,8 +61,8 @@ pub(super) struct Mirrored {
     pub(super) asked: BTreeMap<String, Instant>,
     /// The mirrored files with their sizes and hashes.
     pub(super) files: BTreeMap<String, (u64, String)>,
-    /// Set once the place has brought the commits of an ended task into its repository, or could not.
-    pub(super) fetched: Option<Option<String>>,
+    /// The branch in the repository there with the commits of the ended task, or why there is none.
+    pub(super) fetched: Option<Result<String, String>>,
     /// True if the words of the last attempt are to be frozen again, because the person skipped items.
     pub(super) freezes: bool,
     /// How often the code could not be sent.
@@ -69,6 +73,7 @@ pub(super) struct Mirrored {
 /// The connection to the place.
 pub(super) struct Connection {
     pub(super) channel: Channel<Request, Reply>,
+    began: Instant,
     heard: Instant,
     pinged: Instant,
     /// The keys of the repositories that are there.
@@ -167,7 +172,6 @@ impl Mirror {
                 files::remove(&directory.join(&name))?;
                 continue;
             };
-            // A helper may look at the task for a moment.
             let Some(run_lock) = Lock::try_take(&task.run_lock_path())? else { continue };
             let remote = task.remote()?.unwrap_or_default();
             let mut mirrored = Mirrored {
@@ -201,11 +205,11 @@ impl Mirror {
         let opened = opened.and_then(|mut it| Ok((channel(&mut it)?, it)));
         match opened {
             Ok((channel, transport)) => {
-                (self.failures, self.unreachable) = (0, None);
                 let (heard, pinged) = (Instant::now(), Instant::now());
                 let (repositories, asked) = Default::default();
                 self.connection = Some(Connection {
                     channel,
+                    began: heard,
                     heard,
                     pinged,
                     repositories,
@@ -219,7 +223,11 @@ impl Mirror {
 
     /// Notes that the place does not answer, and when to try again.
     fn lose(&mut self) {
-        self.connection = None;
+        // A connection that lasted was not a failure.
+        let began = self.connection.take().map(|it| it.began);
+        if began.is_some_and(|it| it.elapsed() > LASTS) {
+            self.failures = 0;
+        }
         let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
         let pause = fault::limit("DISPATCH_RECONNECT_MS", pause);
         // Many mirrors must not come back in one moment.
@@ -227,7 +235,6 @@ impl Mirror {
         let pause = pause.mul_f64(0.75 + f64::from(random.unwrap_or_default()) / 131_072.0);
         self.failures += 1;
         self.next_try = Instant::now() + pause;
-        // A connection that is replaced at once was not worth a word.
         if self.failures > 1 || self.unreachable.is_some() {
             self.unreachable.get_or_insert_with(now);
         }
@@ -270,7 +277,10 @@ impl Mirror {
         {
             connection.asked.remove(key);
             match error {
-                None => drop(connection.repositories.insert(key.clone())),
+                None => {
+                    self.unreachable = None;
+                    connection.repositories.insert(key.clone());
+                }
                 Some(error) => self.refused(key, error),
             }
             return;
@@ -295,7 +305,7 @@ impl Mirror {
         }
     }
 
-    /// Notes what went wrong with a task; the next look tries again.
+    /// Notes an error of a task; a later look tries again.
     fn trouble(&mut self, state_dir: &Path, error: &anyhow::Error) {
         if let Some(it) = self.tasks.get_mut(state_dir) {
             it.asked.insert("pause".into(), Instant::now());
@@ -314,9 +324,8 @@ impl Mirror {
             return self.let_go(state_dir);
         };
         self.watch.add_directory(state_dir);
-        for directory in [it.task.answers_dir(), state_dir.join("notes")] {
-            self.watch.add_directory(&directory);
-        }
+        self.watch.add_directory(&it.task.answers_dir());
+        self.watch.add_directory(&state_dir.join("notes"));
         if it.is_paused() {
             return Ok(());
         }
@@ -336,7 +345,9 @@ impl Mirror {
             let limit = Config::load().ok().and_then(|it| it.place(&name).ok()?.max_workers);
             let wait = match queue::predecessors(&it.task, &mut self.watch)? {
                 Some(wait) => Some(wait),
-                None if unreachable.is_some() => Some(Wait::Place(name.clone(), unreachable)),
+                None if unreachable.is_some() && self.connection.is_none() => {
+                    Some(Wait::Place(name.clone(), unreachable))
+                }
                 None => limit.filter(|limit| running >= *limit).map(|limit| Wait::Queued { limit }),
             };
             let shown = wait.clone().unwrap_or_else(|| Wait::Place(name.clone(), None));
@@ -395,8 +406,9 @@ impl Mirror {
             let entry = entry(&it.task, &self.name)?;
             files::remove(&entry)?;
             // The person may have resumed the task since.
-            let is_new = |it: Remote| !it.sent && it.error.is_none();
-            if Demand::of(&it.task)?.is_some() || it.task.remote()?.is_some_and(is_new) {
+            let is_new = it.task.remote()?.is_none_or(|it| !it.sent && it.error.is_none());
+            let may_start = is_new && it.task.record()?.is_some_and(|it| !it.stop);
+            if Demand::of(&it.task)?.is_some() || may_start {
                 files::open_append(&entry)?;
             }
             let _ = it.task.view().and_then(|view| it.task.settle(&view));
@@ -407,19 +419,6 @@ impl Mirror {
 }
 
 impl Mirrored {
-    pub(super) fn save(&self) -> Result<()> {
-        self.task.set_remote(Some(&self.remote))
-    }
-
-    /// How much the person has decided so far.
-    fn decisions(&self) -> usize {
-        let count = |path: PathBuf| files::entries(&path).map_or(0, |it| it.len());
-        let stop = self.task.record().is_ok_and(|it| it.is_some_and(|it| it.stop));
-        let resume = matches!(Demand::of(&self.task), Ok(Some(_)));
-        let files = count(self.task.answers_dir()) + count(self.task.state_dir().join("notes"));
-        files + usize::from(stop) + usize::from(resume)
-    }
-
     fn is_paused(&self) -> bool {
         self.asked.get("pause").is_some_and(|since| since.elapsed() < REFUSED)
     }
@@ -447,13 +446,14 @@ impl Mirrored {
         let way = git_url(name, place, &self.address.key)?;
         let base = worktree.latest()?;
         if let Err(error) = worktree.send(&way, &base, &self.address.id) {
-            // A lost connection shows by itself, and nothing was started.
-            self.failures += 1;
+            // Nothing was started, and a lost connection is no failure.
+            self.failures += u32::from(exit_code(&error) != Exit::TryAgain);
             self.asked.insert("pause".into(), Instant::now());
             let error = format!("{error:#}").replace("\n  ", ": ");
             return if self.failures < TRIES { Ok(()) } else { self.fail(&error) };
         }
         fault::point("mirror", "sent");
+        self.failures = 0;
         (self.remote.open, self.remote.sent, self.remote.seen) = (true, true, now());
         (self.remote.error, self.remote.unreachable) = (None, None);
         self.save()?;

@@ -105,11 +105,10 @@ struct TaskAddress {
     id: String,
 }
 
-impl TaskAddress {
-    /// The branch of the task in its repository there.
-    fn branch(&self) -> String {
-        format!("dispatch/{}", self.id)
-    }
+/// The branch that the answer to [`Request::Fetch`] names, if it is one of dispatch's.
+fn fetched_branch(what: &str) -> Option<&str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-/".contains(c);
+    what.strip_prefix("fetch ").filter(|it| it.starts_with("dispatch") && it.chars().all(plain))
 }
 
 /// The records of the supervisor of a task at a place.
@@ -243,6 +242,9 @@ pub fn attend(task: &Task, name: &str, only_if: Option<Only>) -> Result<&'static
         if task.last_attempt().is_some_and(|it| it.number > before) {
             return Ok(STARTED);
         }
+        if task.record()?.is_none_or(|it| it.stop) {
+            return Err(Refusal::new(Exit::Failed, "it was stopped before it started").into());
+        }
         let waits = task.wait()?.is_some_and(|it| !matches!(it, Wait::Place(_, None)));
         if waits || remote.unreachable.is_some() || begin.elapsed() > START {
             return Ok(WAITS);
@@ -335,9 +337,10 @@ pub fn look(task: &Task, record: &Record) -> Result<()> {
     let channel = channel(&mut link)?;
     channel.send(Request::Fetch(address.clone()))?;
     while let Ok(said) = channel.incoming.recv_timeout(SILENCE) {
-        if let Reply::Done(_, _, None) = said.head {
-            let way = link::git_url(name, entry, &address.key)?;
-            worktree.fetch_far(&way, &address.branch())?;
+        if let Reply::Done(_, what, error) = said.head {
+            if let (None, Some(branch)) = (error, fetched_branch(&what)) {
+                worktree.fetch_far(&link::git_url(name, entry, &address.key)?, branch)?;
+            }
             break;
         }
     }

@@ -161,12 +161,14 @@ fn answer(places: &Path, head: Request, files: Files, out: &Sender<Vec<u8>>) {
             (address.id.clone(), if is_over { "skip" } else { "resume" }.into(), resumed)
         }
         Request::Fetch(address) => {
-            let fetched = task_of(places, &address)
-                .and_then(|task| {
-                    task.record()?.context("no record")?.worktree.context("no worktree")
-                })
-                .and_then(|worktree| worktree.fetch()?.map(drop).context(NO_COMMITS));
-            (address.id, "fetch".into(), fetched)
+            let fetched = task_of(places, &address).and_then(|task| {
+                let record = task.record()?.context("no record")?;
+                let worktree = record.worktree.context("no worktree")?;
+                worktree.fetch()?.context(NO_COMMITS)?;
+                Ok(worktree.branch)
+            });
+            let branch = fetched.as_ref().map_or("", String::as_str);
+            (address.id, format!("fetch {branch}"), fetched.map(drop))
         }
         Request::Ping | Request::Follow(..) => return,
     };
@@ -191,18 +193,25 @@ fn task_of(places: &Path, address: &TaskAddress) -> Result<Task> {
     place_of(places, address)?.1.existing_task(&parse_address(address)?)
 }
 
-/// Runs a helper in the repository of a task, with the task's config.
+/// A helper in the repository of a task, with the task's config.
+fn helper(task: &Task, name: &str) -> Result<Command> {
+    let mut command = Command::new(worker_helper()?.with_file_name(name));
+    command.current_dir(task.root().context("a task without a project")?);
+    command.env("DISPATCH_CONFIG", task.config_path());
+    Ok(command)
+}
+
+/// Runs a helper for a task.
 fn run_helper(
     places: &Path,
     address: &TaskAddress,
-    helper: &str,
+    helper_name: &str,
     arguments: &[&str],
     input: &str,
 ) -> Result<()> {
-    let (repository, project) = place_of(places, address)?;
-    let config = project.task(&parse_address(address)?).config_path();
-    let mut command = Command::new(worker_helper()?.with_file_name(helper));
-    command.args(arguments).current_dir(repository).env("DISPATCH_CONFIG", config);
+    let (_, project) = place_of(places, address)?;
+    let mut command = helper(&project.task(&parse_address(address)?), helper_name)?;
+    command.args(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("cannot start a helper")?;
     let mut stdin = child.stdin.take().context("no pipe")?;
@@ -214,7 +223,7 @@ fn run_helper(
         return Ok(());
     }
     let said = lossy(ended.stderr);
-    let said = said.trim_start_matches(&format!("{helper}: ")).trim_end();
+    let said = said.trim_start_matches(&format!("{helper_name}: ")).trim_end();
     bail!("{}", said.get(..2000).unwrap_or(said))
 }
 
@@ -259,7 +268,9 @@ fn start(
     fault::point("place", "starting");
     arguments.extend([address.id.as_str(), "--plan", "-"].map(Into::into));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    run_helper(places, address, "dispatch-spawn", &arguments, plan)
+    let started = run_helper(places, address, "dispatch-spawn", &arguments, plan);
+    // Once the task is there, its own records say how it goes on.
+    if task.was_dispatched() { Ok(()) } else { started }
 }
 
 /// Resumes a task unless it was resumed since.
@@ -409,16 +420,12 @@ fn mirrored_files(task: &Task) -> BTreeMap<String, PathBuf> {
 /// The facts of a task, after what a crash left was repaired.
 fn facts(task: &Task) -> Result<Facts> {
     let mut view = task.view()?;
-    if supervise::record_unknown_end(&view)? || supervise::resume_if_answered(&view) {
+    let is_unseen = view.state == State::Lost && view.exit.is_none();
+    if is_unseen || supervise::is_abandoned(&view) || view.has_late_answer() {
+        let mut command = helper(task, "dispatch-reconcile")?;
+        let _ = command.arg("status").stdin(Stdio::null()).output();
         view = task.view()?;
     }
-    if supervise::is_abandoned(&view)
-        && let Some(project) = Project::of_task(task)
-        && !supervise::restart_abandoned(&project, std::slice::from_ref(&view)).is_empty()
-    {
-        view = task.view()?;
-    }
-    let _ = task.settle(&view);
     let open = Lock::is_held(&task.run_lock_path())?
         || !view.processes.is_empty()
         || view.state.is_waiting()

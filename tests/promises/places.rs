@@ -1,6 +1,8 @@
 //! Workers at places: a command stands for a container, sshd on loopback for another machine. The link
 //! is cut at each step, and the far side lies.
 //!
+//! Longer than 500 lines because all of it plays in one world: a place, its script and its worker.
+//!
 //! `PLACE_HISTORIES=300 cargo test --test promises places::` plays that many histories; `PLACE_SEED`
 //! repeats one.
 
@@ -13,8 +15,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::helpers::VERSION;
+use crate::support::made::Random;
 use crate::support::process::{all_of, end_all_of};
-use crate::support::{PLAN, Ran, Sandbox, binary, helpers, wait_until};
+use crate::support::{DEADLINE, PLAN, Ran, Sandbox, binary, helpers, wait_until};
 
 /// A worker that asks, commits and finishes, and writes down each of its starts.
 const WORKER: &str = "cat >/dev/null
@@ -453,4 +456,373 @@ fn link_that_breaks_after_any_number_of_bytes_loses_nothing() {
     assert_eq!(world.lines("answers."), ["After all."]);
     let reached = world.lines("reached").len();
     assert!(reached > 15, "{reached} connections were made");
+}
+
+/// A server of ssh on loopback, and a user of its own for the test.
+struct Ssh {
+    server: std::process::Child,
+    user: String,
+}
+
+impl Drop for Ssh {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        // The user's processes have ended with the world, which is dropped first.
+        let _ = std::process::Command::new("userdel").arg(&self.user).output();
+    }
+}
+
+/// A place behind ssh, whose user has another home, and settings of a person that must not count. `None`
+/// where there is no server of ssh, or no right to make a user.
+fn behind_ssh() -> Option<(World, Ssh)> {
+    let run = |program: &str, args: &[&str]| {
+        let ran = std::process::Command::new(program).args(args).output();
+        ran.is_ok_and(|it| it.status.success())
+    };
+    let user = format!("dispatch-{}", std::process::id());
+    let world = World::new();
+    let (top, far) = (world.sandbox.top().to_owned(), world.far.clone());
+    let far_text = far.display().to_string();
+    let sshd = Path::new("/usr/sbin/sshd");
+    let made = sshd.is_file()
+        && run("useradd", &["-M", "-d", &far_text, "-s", "/bin/sh", "-p", "*", &user]);
+    if !made {
+        eprintln!("SKIPPED: there is no sshd, or this user may make no other one");
+        return None;
+    }
+    fs::create_dir_all("/run/sshd").expect("made");
+    let key = |name: &str| {
+        let path = top.join(name).display().to_string();
+        assert!(run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &path]), "{path}");
+        path
+    };
+    let (host, own) = (key("host"), key("own"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .expect("free")
+        .local_addr()
+        .expect("known")
+        .port();
+    fs::create_dir_all(far.join(".ssh")).expect("made");
+    fs::write(far.join(".ssh/rc"), "echo Welcome to this machine\n").expect("written");
+    fs::set_permissions(&top, fs::Permissions::from_mode(0o777)).expect("set");
+    assert!(run("chown", &["-R", &user, &far_text]));
+    let mut server = std::process::Command::new(sshd);
+    server.args(["-D", "-f", "/dev/null", "-p", &port.to_string(), "-h", &host]);
+    let keys = format!("AuthorizedKeysFile={own}.pub");
+    let options = ["ListenAddress=127.0.0.1", "StrictModes=no", "PidFile=none", "UsePAM=no", &keys];
+    server
+        .args(options.iter().flat_map(|it| ["-o", it]))
+        .args(["-o", "SetEnv=DISPATCH_FAIL=callers"]);
+    let server = server.stderr(std::process::Stdio::null()).spawn().expect("sshd");
+    let ssh = Ssh { server, user: user.clone() };
+    let top = top.display();
+    // Each of these breaks a supervised connection, or gives the far side something of this one.
+    let settings = format!(
+        "Host gpu\n HostName 127.0.0.1\n Port {port}\n User {user}\n IdentityFile {own}\n\
+         StrictHostKeyChecking no\n UserKnownHostsFile {top}/known\n LogLevel ERROR\n\
+         ControlMaster auto\n ControlPath {top}/control\n ControlPersist 60\n LocalForward {port} 127.0.0.1:1\n\
+         ExitOnForwardFailure yes\n ForwardAgent yes\n PermitLocalCommand yes\n LocalCommand touch {top}/ran\n\
+         RemoteCommand cat /etc/hostname\n RequestTTY force\n"
+    );
+    world.set("ssh_config", &settings);
+    let config = world.sandbox.home().join(".dispatch/config.yaml");
+    let text = fs::read_to_string(&config).expect("there");
+    let text = format!("{text}  gpu: {{ reach: ssh -F {top}/ssh_config gpu }}\n");
+    fs::write(&config, text).expect("written");
+    wait_until("sshd answers", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+    Some((world, ssh))
+}
+
+#[test]
+fn task_behind_ssh_has_another_user_and_gets_nothing_of_this_one() {
+    let Some((world, ssh)) = behind_ssh() else { return };
+    let worker = fs::read_to_string(world.sandbox.top().join("scripts/asks")).expect("there");
+    let top = world.sandbox.top().display();
+    let worker = worker.replacen(
+        "cat >/dev/null",
+        &format!("cat >/dev/null; id -un >{top}/who; env >{top}/env"),
+        1,
+    );
+    fs::write(world.sandbox.top().join("scripts/asks"), worker).expect("written");
+    world.sandbox.plan("far", PLAN);
+    let spawn = world.sandbox.call("dispatch-spawn", &["far", "--on", "gpu"]);
+    let said = spawn.env("SSH_AUTH_SOCK", "/agent").env("SECRET_TOKEN", "abc").run().ok();
+    assert!(said.starts_with("far (Title, 2 items) started with asks."), "{said}");
+    world.until("far", "asking");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "far", "Over ssh."]);
+    world.until("far", "done");
+    wait_until("the branch is merged", || {
+        world.call("dispatch-reconcile", &["merge", "far"]).code.filter(|code| *code == 0)
+    });
+    assert_eq!(world.lines("who"), std::slice::from_ref(&ssh.user));
+    let environment = world.lines("env");
+    let leaked = |it: &&String| it.starts_with("SSH_AUTH_SOCK") || it.starts_with("SECRET_TOKEN");
+    assert!(environment.iter().find(leaked).is_none(), "{environment:?}");
+    for name in ["control", "ran"] {
+        assert!(
+            !world.sandbox.top().join(name).exists(),
+            "{name}: a setting of the person counted"
+        );
+    }
+    assert_eq!(world.lines("answers."), ["Over ssh."]);
+    drop(world);
+}
+
+/// A far side that says what a test wants: it stands in the place of the helper there.
+fn hostile(world: &World, facts: &[String]) {
+    let directory = world.far.join(".local/share/dispatch").join(VERSION.as_str());
+    fs::create_dir_all(&directory).expect("made");
+    fs::write(directory.join("dispatch"), "x").expect("written");
+    let top = world.sandbox.top().display();
+    let script = format!(
+        "#!/bin/sh
+case $1 in --sources) echo '{version}'; exit ;; esac
+say() {{ printf '%s\\n' \"$1\"; }}
+while read -r line; do case $line in
+    *'{{\"check\":'*) say '[{{\"checked\":[[true,\"fine\"]]}},[]]' ;;
+    *'{{\"repository\":'*) key=${{line#*'{{\"repository\":[\"'}}; key=${{key%%'\"'*}}
+        git init -q --bare \"$2/$key.git\"; say \"[{{\\\"done\\\":[\\\"$key\\\",\\\"repository\\\",null]}},[]]\" ;;
+    *'{{\"start\":'*) id=${{line#*'\"id\":\"'}}; id=${{id%%'\"'*}}
+        say \"[{{\\\"done\\\":[\\\"$id\\\",\\\"start\\\",null]}},[]]\" ;;
+    *'{{\"follow\":'*) for file in {top}/facts/*; do sed \"s/TASK/$id/\" \"$file\"; done ;;
+    *'{{\"fetch\":'*) say \"[{{\\\"done\\\":[\\\"$id\\\",\\\"fetch dispatch/$id\\\",null]}},[]]\" ;;
+esac; done",
+        version = VERSION.as_str(),
+    );
+    let helper = directory.join("dispatch-spawn");
+    fs::write(&helper, script).expect("written");
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).expect("set");
+    fs::create_dir_all(world.sandbox.top().join("facts")).expect("made");
+    for (number, text) in facts.iter().enumerate() {
+        fs::write(world.sandbox.top().join(format!("facts/{number:03}")), text).expect("written");
+    }
+}
+
+/// A message with facts and a file.
+fn facts(facts: &str, name: &str, text: &str) -> String {
+    let open = format!(
+        "{{\"attempts\":[],\"wait\":null,\"open\":true,\"answers\":{{}},\"notes\":[],\"gone\":[]{facts}}}"
+    );
+    let name = serde_json::to_string(name).expect("JSON");
+    format!("[{{\"facts\":[\"TASK\",{open},null]}},[[{name},{}]]]\n{text}", text.len())
+}
+
+#[test]
+fn hostile_place_writes_nothing_but_words_of_its_own_task() {
+    let world = World::bare();
+    let bad = [
+        "../../../evil",
+        "/tmp/evil-of-a-place",
+        "record.yaml",
+        "ipc/../evil",
+        "ipc/001.answer",
+        "ipc/.told",
+        "tells/../../evil",
+        "attempts/1/../../record.yaml",
+        "attempts/1/session",
+        "attempts/1/prompt.md",
+        "attempts/99/plan.md",
+        "attempts/0/plan.md",
+        "lock",
+        "wait",
+        "news",
+        "",
+        "plan.md\u{0}",
+    ];
+    let mut sent: Vec<String> = bad.iter().map(|name| facts("", name, "evil words")).collect();
+    // Another task, a number beyond all bounds, and words that would move a terminal's cursor.
+    sent.push(facts("", "plan.md", "x").replace("TASK", "other"));
+    let many: Vec<String> = (2..9).map(|it| format!("{{\"number\":{}}}", it * 1000)).collect();
+    let many = many.join(",").replace('}', ",\"exit\":null,\"gate\":null,\"silent\":null}");
+    sent.push(
+        facts("", "tells/001", "fine")
+            .replace("\"attempts\":[]", &format!("\"attempts\":[{many}]")),
+    );
+    let exit =
+        "{\"at\":\"\\u001b[2J\",\"milliseconds\":1,\"not_started\":\"\\u001b[31mred\\nline\"}";
+    let gate = "{\"commit\":\"--evil\",\"checking\":\"rm -rf /\",\"tests\":\"\\u001b[1m\"}";
+    let attempt = format!("{{\"number\":1,\"exit\":{exit},\"gate\":{gate},\"silent\":null}}");
+    let end =
+        facts("", "plan.md", PLAN).replace("\"attempts\":[]", &format!("\"attempts\":[{attempt}]"));
+    sent.push(end.replace("\"open\":true", "\"open\":false"));
+    hostile(&world, &sent);
+    world.sandbox.plan("far", PLAN);
+    let said = world.call("dispatch-spawn", &["far", "--on", "box"]);
+    let record = fs::read(world.sandbox.task("far", "record.yaml")).expect("there");
+    wait_until("the end is recorded", || {
+        world.sandbox.state("far").starts_with("failed").then_some(())
+    });
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    assert_eq!(fs::read(world.sandbox.task("far", "record.yaml")).expect("there"), record);
+    let home = walk(&world.sandbox.home());
+    let evil = |it: &&PathBuf| fs::read(it).is_ok_and(|text| text.starts_with(b"evil words"));
+    assert_eq!(home.iter().filter(evil).collect::<Vec<_>>(), [] as [&PathBuf; 0]);
+    assert!(!Path::new("/tmp/evil-of-a-place").exists());
+    let attempts = fs::read_dir(world.sandbox.task("far", "attempts")).expect("there").count();
+    assert_eq!(attempts, 1);
+    let show = world.sandbox.run("dispatch-reconcile", &["show", "far"]);
+    assert!(show.out.contains("could not start: red"), "{}", show.out);
+    assert!(!show.out.contains('\u{1b}') && !show.out.contains("rm -rf"), "{}", show.out);
+}
+
+#[test]
+fn endless_words_of_a_place_are_not_read() {
+    let world = World::bare();
+    let sizes = ["18446744073709551615", "99999999999", "200000000"];
+    let sent: Vec<String> = sizes
+        .iter()
+        .map(|size| {
+            facts("", "output.md", "x").replace("\"output.md\",1", &format!("\"output.md\",{size}"))
+        })
+        .collect();
+    for text in
+        sent.iter().map(String::as_str).chain(["{\"nested\":[[[[\n", "\u{0}\u{0}\n", "[]\n"])
+    {
+        hostile(&world, &[text.to_owned()]);
+        let id = format!("far-{}", world.lines("reached").len());
+        world.sandbox.plan(&id, PLAN);
+        let before = world.lines("reached").len();
+        let spawn = world.sandbox.call("dispatch-spawn", &[&id, "--on", "box"]);
+        let spawn = spawn.env("DISPATCH_RECONNECT_MS", "5").start();
+        // The look before the dispatch, one connection for git, and then one after the other.
+        wait_until("the connection is given up again and again", || {
+            (world.lines("reached").len() > before + 6).then_some(())
+        });
+        drop(spawn);
+        assert!(!world.sandbox.task(&id, "output.md").exists(), "{text}");
+    }
+}
+
+/// The histories that are played, each with a seed of its own.
+fn histories() -> Vec<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|it| it.parse().ok());
+    match number("PLACE_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("PLACE_HISTORIES").unwrap_or(30)).collect(),
+    }
+}
+
+/// Three tasks at a place, while links break and processes die, in an order that the seed decides.
+fn play(seed: u64) {
+    let world = World::new();
+    let mut random = Random(seed);
+    let ids = ["one", "two", "three"];
+    let mut stopped = Vec::new();
+    let (mut answered, mut told) = (Vec::new(), Vec::<String>::new());
+    let hear = |told: &mut Vec<String>| {
+        let said = world.call("dispatch-monitor", &["--timeout", "1ms"]);
+        told.extend(said.out.lines().filter(|it| it.starts_with('#')).map(|it| it[..9].to_owned()));
+    };
+    let answer = |id: &str, answered: &mut Vec<String>| {
+        if world.call("dispatch-monitor", &["--answer", id, id]).code == Some(0) {
+            answered.push(id.to_owned());
+        }
+    };
+    let kill_one = |random: &mut Random, far: bool, word: &str| {
+        let home = if far { world.far.clone() } else { world.sandbox.home() };
+        let line = |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let matches = |pid: &u32| String::from_utf8_lossy(&line(pid)).contains(word);
+        let found: Vec<u32> = all_of(&home).into_iter().filter(matches).collect();
+        if !found.is_empty() {
+            let pid = *random.of(&found);
+            let _ = kill(Pid::from_raw(pid.try_into().expect("a pid")), Signal::SIGKILL);
+        }
+    };
+    for id in ids {
+        world.sandbox.plan(id, PLAN);
+        let spawn = world.sandbox.call("dispatch-spawn", &[id, "--on", "box"]);
+        let spawn = spawn.env("DISPATCH_RECONNECT_MS", "20").start();
+        wait_until("the task is dispatched", || {
+            world.sandbox.task(id, "record.yaml").exists().then_some(())
+        });
+        for _ in 0..random.below(4) {
+            match random.below(9) {
+                0 | 1 => world.cut(),
+                2 => world.set("down", ""),
+                3 => drop(fs::remove_file(world.sandbox.top().join("down"))),
+                4 => kill_one(&mut random, false, "--mirror"),
+                5 => kill_one(&mut random, true, "--supervise"),
+                6 => hear(&mut told),
+                7 => answer(ids[random.below(3)], &mut answered),
+                _ if random.below(3) == 0 && stopped.is_empty() => {
+                    world.call("dispatch-reconcile", &["stop", id]);
+                    stopped.push(id);
+                }
+                _ => drop(states(&world)),
+            }
+        }
+        let _ = fs::remove_file(world.sandbox.top().join("down"));
+        drop(spawn);
+    }
+    let begin = std::time::Instant::now();
+    wait_until(&format!("seed {seed}: all tasks end"), || {
+        let states = states(&world);
+        for (id, state) in &states {
+            if state == "asking" || state == "blocked" {
+                answer(id, &mut answered);
+            }
+        }
+        let text = |id: &str, name: &str| {
+            let path = world.sandbox.state_directory().join(id).join(name);
+            fs::read_to_string(path).unwrap_or_default()
+        };
+        let all: Vec<_> = ids.map(|id| (text(id, "remote"), text(id, "wait"))).into();
+        let processes = all_of(&world.sandbox.home()).len();
+        assert!(
+            begin.elapsed() < DEADLINE * 2 / 3,
+            "seed {seed}: {states:?}, {all:?}, stopped {stopped:?}, answered {answered:?}, {processes} {:?}",
+            world.left()
+        );
+        let ended = |(id, state): &(String, String)| {
+            state == "done" || state == "stopped" && stopped.contains(&id.as_str())
+        };
+        (states.len() == 3 && states.iter().all(ended)).then_some(())
+    });
+    wait_until(&format!("seed {seed}: nothing is left there"), || {
+        world.left().is_empty().then_some(())
+    });
+    // A task that is done is over when its branch is here.
+    wait_until(&format!("seed {seed}: the mirror has ended"), || {
+        let _ = states(&world);
+        all_of(&world.sandbox.home()).is_empty().then_some(())
+    });
+    hear(&mut told);
+    let all = told.len();
+    told.sort();
+    told.dedup();
+    assert_eq!(told.len(), all, "seed {seed}: news was told twice");
+    for id in ids {
+        let far = |name: &str| world.lines(&format!("{name}.{id}-"));
+        assert!(far("starts").len() <= 1, "seed {seed}: {id} was started twice");
+        assert!(far("answers").len() <= 1, "seed {seed}: {id} got two answers");
+        if !stopped.contains(&id) {
+            assert_eq!(far("answers"), [id], "seed {seed}: {id} lost its answer");
+            let show = world.sandbox.ok("dispatch-reconcile", &["show", id]);
+            let ran = world
+                .sandbox
+                .program("git")
+                .args(&["log", "--format=%s", &format!("dispatch/{id}")])
+                .run();
+            assert_eq!(ran.code, Some(0), "seed {seed}: {show}{}", ran.err);
+            let log = ran.out;
+            assert_eq!(log, "Work\nBegin\n", "seed {seed}: {id} lost its commit");
+        }
+    }
+}
+
+#[test]
+fn histories_of_places_lose_nothing_and_start_nothing_twice() {
+    // Most of a history is waiting.
+    let seeds = std::sync::Mutex::new(histories().into_iter());
+    let next = || seeds.lock().expect("no panic holds it").next();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(seed) = next() {
+                    play(seed);
+                }
+            });
+        }
+    });
 }

@@ -205,6 +205,7 @@ fn names(config: &Config) -> String {
     let models = list(config.models.keys().chain(config.agents.keys()), 140);
     text += &format!("; models: {}", models.as_deref().unwrap_or("none"));
     text += &list(config.aliases.keys(), 60).map_or("".into(), |it| format!("; aliases: {it}"));
+    text += &list(config.places.keys(), 60).map_or("".into(), |it| format!("; places: {it}"));
     text
 }
 
