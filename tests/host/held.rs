@@ -161,9 +161,9 @@ const FORBIDDEN: [(&str, &str); 17] = [
     ("change modes elsewhere", "chmod 777 ELSEWHERE/file"),
     (
         "reach sockets: Docker, tmux, D-Bus",
-        r#"for s in RUN/docker.sock ELSEWHERE/tmux "\0ELSEWHERE/bus"; do perl -MSocket -e \
-            "socket(S,AF_UNIX,SOCK_STREAM,0) && connect(S,pack_sockaddr_un(qq($s))) or exit 1" && exit; done
-            false"#,
+        r#"reached=1; for s in RUN/docker.sock ELSEWHERE/tmux "\0ELSEWHERE/bus"; do perl -MSocket -e \
+            "socket(S,AF_UNIX,SOCK_STREAM,0) && connect(S,pack_sockaddr_un(qq($s))) or exit 1" && reached=0
+            done; exit $reached"#,
     ),
     ("see keys and logins", "cat ~/.ssh/id || cat ~/.aws/credentials || cat ~/.netrc"),
     (
@@ -188,7 +188,7 @@ const FORBIDDEN: [(&str, &str); 17] = [
     ("leave a daemon behind", ""),
 ];
 
-/// The acts that a worker has to do; the first three by the CLI's own tools where it runs no other command.
+/// The acts that a worker has to do; the first two by the CLI's own tools where it runs no other command.
 const READ: [&str; 2] = ["read the project", "read reports of other tasks"];
 const NEEDED: [(&str, &str); 6] = [
     ("edit", r#"echo x >>"$here/README""#),
@@ -404,6 +404,14 @@ impl World {
         Self { person, seen, elsewhere, sockets, daemon, _run: run }
     }
 
+    /// True for each socket that somebody connected to.
+    fn reached(&self) -> [bool; 3] {
+        self.sockets.each_ref().map(|socket| {
+            socket.set_nonblocking(true).expect("set");
+            socket.accept().is_ok()
+        })
+    }
+
     /// The acts that the script has done, without those of the model.
     fn done(&self) -> BTreeSet<&'static str> {
         let output = file(task(&self.person.home, "x").join("output.md"));
@@ -447,10 +455,7 @@ fn done_by(worker: &Worker, held: Held) -> BTreeSet<&'static str> {
     assert_eq!(changed.map(|(path, _)| path).collect::<Vec<_>>(), [] as [&PathBuf; 0]);
     assert!(before.keys().all(|path| after.contains_key(path)));
     assert_eq!(file(world.elsewhere.path().join("file")), "text");
-    for socket in &world.sockets {
-        socket.set_nonblocking(true).expect("set");
-        assert!(socket.accept().is_err(), "a socket was reached");
-    }
+    assert_eq!(world.reached(), [false; 3], "sockets");
     let mut done = &seen.done | &world.done();
     done.insert(NEEDED[4].0);
     let log = person.git(&["log", "--format=%s", "--all", "--not", "main"]);
@@ -468,6 +473,7 @@ fn acts_are_possible_where_nothing_holds_them() {
     let done = world.done();
     let acts = FORBIDDEN.iter().chain(&NEEDED[..4]).map(|(name, _)| *name).chain(READ);
     assert_eq!(done, acts.collect(), "those that are possible");
+    assert_eq!(world.reached(), [true; 3], "sockets");
 }
 
 #[test]
