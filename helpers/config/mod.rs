@@ -412,6 +412,14 @@ mod tests {
                 "worktree.projects must be a map, so worktree.projects is",
             ),
             ("aliases: { x: { model: good, checked: x } }\n", "so aliases.x is disabled"),
+            ("places: { x: {} }\n", "places.x has no 'reach', so places.x is disabled"),
+            (
+                "places: { x: { reach: 'ssh a; rm b' } }\n",
+                "'reach' must be one plain command, so places.x is disabled (write it like: ssh gpu)",
+            ),
+            ("places: { x: { reach: ssh $HOST } }\n", "'reach' must be one plain command"),
+            ("places: { ../x: { reach: ssh a } }\n", "'../x' cannot be the name of a place"),
+            ("places: { x: { reach: ssh a, max_workers: 0 } }\n", "so places.x is disabled"),
             ("patiense: 1\n", "unknown key 'patiense' (did you mean 'patience'?)"),
             ("aliases: { x: { model: good, z: 1 } }\n", "unknown key 'z' in aliases.x (known"),
         ];
@@ -421,6 +429,7 @@ mod tests {
             assert!(lines.len() == 1 && lines[0].contains(expected), "{wrong}{lines:?}");
             assert!(config.models.get("good").is_some(), "{wrong}");
             assert!(config.backends.is_empty() && config.agents.is_empty(), "{wrong}");
+            assert!(config.places.is_empty(), "{wrong}");
             assert_eq!((config.patience, config.max_workers), (None, None), "{wrong}");
         }
     }
