@@ -430,6 +430,13 @@ clean:report
 clean:task
 fetch:branch
 merge:merged
+mirror:fetched
+mirror:files
+mirror:locked
+mirror:sent
+place:entered
+place:starting
+place:uploading
 spawn:claimed
 spawn:prepared
 supervisor:checked

@@ -14,7 +14,7 @@ use snapbox::str;
 
 use crate::support::made::Random;
 use crate::support::process::{kill_and_wait, runs, signal};
-use crate::support::text::{same, tree};
+use crate::support::text::{same, tree, tree_but};
 use crate::support::{PLAN, Sandbox, binary, wait_until};
 use crate::worktrees::{worktree_of, write_program};
 
@@ -656,11 +656,7 @@ fn no_sequence_of_acts_changes_anything_outside() {
             let own = [".dispatch", "project/.dispatch", "project/.git"].map(|it| top.join(it));
             own.iter().any(|own| path.starts_with(own))
         };
-        let outside = || {
-            let mut all = tree(std::slice::from_ref(&top));
-            all.retain(|path, _| !is_own(path));
-            all
-        };
+        let outside = || tree_but(std::slice::from_ref(&top), is_own);
         let before = outside();
         let worktree = worktree_of(sandbox, "x").0;
         wait_until("it has tried", || worktree.join("up").exists().then_some(()));

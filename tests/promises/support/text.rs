@@ -54,7 +54,14 @@ pub(crate) type Tree = BTreeMap<PathBuf, (u32, Vec<u8>)>;
 /// Everything below some directories: a path, its mode, and its content. The text of a lock names
 /// its last holder and may change at any time.
 pub(crate) fn tree(tops: &[PathBuf]) -> Tree {
-    let entries = tops.iter().flat_map(walkdir::WalkDir::new);
+    tree_but(tops, |_| false)
+}
+
+/// The same without some directories, which may change meanwhile.
+pub(crate) fn tree_but(tops: &[PathBuf], is_left_out: impl Fn(&Path) -> bool) -> Tree {
+    let walk = |top| walkdir::WalkDir::new(top).into_iter();
+    let kept = |entry: &walkdir::DirEntry| !is_left_out(entry.path());
+    let entries = tops.iter().flat_map(|top| walk(top).filter_entry(&kept));
     let found = |entry: walkdir::DirEntry| {
         let path = entry.path();
         let mode = fs::symlink_metadata(path).expect("there").permissions().mode();
