@@ -133,7 +133,9 @@ pub fn main() -> ExitCode {
             return done(link::version());
         }
         if let Some(places) = &args.serve {
-            return place::serve::run(places).map(|()| Exit::Ok);
+            let refused = refuse_undecided("the work of a place").err();
+            let refused = refused.map(|error| error.to_string());
+            return place::serve::run(places, refused).map(|()| Exit::Ok);
         }
         if let Some(service) = &args.carry {
             return link::carry_git(service).map(|()| Exit::Ok);

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Error, Result, ensure};
 
-use crate::config::PlaceEntry;
 use crate::error::{Exit, exit_code};
 use crate::fault;
 use crate::files;
@@ -48,7 +47,6 @@ impl Mirrored {
     pub(super) fn finish(
         &mut self,
         name: &str,
-        place: &PlaceEntry,
         record: &Record,
         connection: &Connection,
     ) -> Result<()> {
@@ -69,7 +67,7 @@ impl Mirrored {
         };
         let failed = match (failed, &record.worktree) {
             (Ok(branch), Some(worktree)) => {
-                let way = git_url(name, place, &self.address.key)?;
+                let way = git_url(name, &self.address.key)?;
                 worktree.fetch_far(&way, &branch).err()
             }
             (failed, _) => failed.err().filter(|it| it != NO_COMMITS).map(Error::msg),

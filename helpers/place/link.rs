@@ -17,7 +17,7 @@ use nix::sys::signal::raise;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::PlaceEntry;
+use crate::config::{Config, PlaceEntry};
 use crate::error::Exit;
 use crate::error::Refusal;
 use crate::fault;
@@ -258,9 +258,14 @@ fn last_line(mut from: impl Read) -> String {
 /// Carries one call of git to the place, as git's `ext` transport: standard input and output are git's.
 pub fn carry_git(service: &str) -> Result<()> {
     let carried = std::env::var(CARRIED).context("only git calls this")?;
-    let (name, entry, key): (String, PlaceEntry, String) = serde_json::from_str(&carried)?;
+    let (name, key): (String, String) = serde_json::from_str(&carried)?;
+    // Only the config says what is run.
+    let config = Config::load()?;
+    let entry = config.place(&name)?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    ensure!(key.chars().all(plain), "no such repository");
     ensure!(["git-receive-pack", "git-upload-pack"].contains(&service), "no such service");
-    let mut link = Transport::open(&name, &entry, [service, &key], false)?;
+    let mut link = Transport::open(&name, entry, [service, &key], false)?;
     let (mut to, mut from) = link.pipes.take().context("no pipes")?;
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut std::io::stdin(), &mut to);
@@ -288,11 +293,11 @@ const LAST_WORD: Duration = Duration::from_secs(5);
 const MOST_OBJECTS: u64 = 8 << 30;
 
 /// The URL and the variable under which git reaches a repository at a place.
-pub fn git_url(name: &str, entry: &PlaceEntry, key: &str) -> Result<[(String, String); 2]> {
+pub fn git_url(name: &str, key: &str) -> Result<[(String, String); 2]> {
     let helper = std::env::current_exe()?.with_file_name("dispatch-spawn");
     // Git's `ext` transport splits at spaces, and `%` is its escape.
     let helper = helper.display().to_string().replace('%', "%%").replace(' ', "% ");
-    let carried = serde_json::to_string(&(name, entry, key))?;
+    let carried = serde_json::to_string(&(name, key))?;
     Ok([("url".into(), format!("ext::{helper} --carry %S")), (CARRIED.into(), carried)])
 }
 
@@ -317,6 +322,7 @@ impl<T> From<T> for Message<T> {
 /// The two directions of a connection: threads carry the messages, so that no end waits for a slow link.
 pub struct Channel<Out, In> {
     out: Sender<Vec<u8>>,
+    writer: std::thread::JoinHandle<()>,
     /// The messages that came; disconnected at the end of the connection.
     pub incoming: Receiver<Message<In>>,
     _say: std::marker::PhantomData<Out>,
@@ -326,7 +332,7 @@ impl<Out: Serialize, In: DeserializeOwned + Send + 'static> Channel<Out, In> {
     /// Starts the threads. Each message that comes, and the end, raises SIGUSR1 in this process.
     pub fn start(from: impl Read + Send + 'static, mut to: impl Write + Send + 'static) -> Self {
         let (out, lines) = channel::<Vec<u8>>();
-        std::thread::spawn(move || {
+        let writer = std::thread::spawn(move || {
             for bytes in lines {
                 if to.write_all(&bytes).and_then(|()| to.flush()).is_err() {
                     break;
@@ -345,12 +351,18 @@ impl<Out: Serialize, In: DeserializeOwned + Send + 'static> Channel<Out, In> {
             drop(sender);
             wake();
         });
-        Self { out, incoming, _say: std::marker::PhantomData }
+        Self { out, writer, incoming, _say: std::marker::PhantomData }
     }
 
     /// Sends a message. One that cannot be sent is lost with the connection.
     pub fn send(&self, message: impl Into<Message<Out>>) -> Result<()> {
         send(&self.out, message.into())
+    }
+
+    /// Waits until everything was sent, or cannot be.
+    pub fn finish(self) {
+        drop(self.out);
+        let _ = self.writer.join();
     }
 
     /// The sending end, for a thread.

@@ -369,7 +369,7 @@ impl Mirror {
             return Ok(());
         }
         if !it.remote.open {
-            return it.start(&name, &self.entry, &record, connection);
+            return it.start(&name, &record, connection);
         }
         // The place must have had the time to start the task.
         if it.asked.contains_key("start") && !it.asked.contains_key("started") {
@@ -393,7 +393,7 @@ impl Mirror {
             connection.channel.send(Request::Follow(it.address.clone(), have, log))?;
         }
         it.send_decisions(&record, connection)?;
-        it.finish(&name, &self.entry, &record, connection)
+        it.finish(&name, &record, connection)
     }
 
     /// Lets a task go: nothing of it is open at the place any more.
@@ -433,17 +433,11 @@ impl Mirrored {
     }
 
     /// Sends the code and the task, after it was noted that it may run there.
-    fn start(
-        &mut self,
-        name: &str,
-        place: &PlaceEntry,
-        record: &Record,
-        connection: &Connection,
-    ) -> Result<()> {
+    fn start(&mut self, name: &str, record: &Record, connection: &Connection) -> Result<()> {
         supervise::start_at_predecessors_end(&self.task)?;
         let record = self.task.record()?.unwrap_or_else(|| record.clone());
         let worktree = record.worktree.as_ref().context("a task without a worktree")?;
-        let way = git_url(name, place, &self.address.key)?;
+        let way = git_url(name, &self.address.key)?;
         let base = worktree.latest()?;
         if let Err(error) = worktree.send(&way, &base, &self.address.id) {
             // Nothing was started, and a lost connection is no failure.

@@ -339,7 +339,7 @@ pub fn look(task: &Task, record: &Record) -> Result<()> {
     while let Ok(said) = channel.incoming.recv_timeout(SILENCE) {
         if let Reply::Done(_, what, error) = said.head {
             if let (None, Some(branch)) = (error, fetched_branch(&what)) {
-                worktree.fetch_far(&link::git_url(name, entry, &address.key)?, branch)?;
+                worktree.fetch_far(&link::git_url(name, &address.key)?, branch)?;
             }
             break;
         }

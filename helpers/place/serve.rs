@@ -49,8 +49,9 @@ struct Followed {
     log_sent: Instant,
 }
 
-/// Runs as the far end, with repositories below `places`, until the connection ends.
-pub fn run(places: &Path) -> Result<()> {
+/// Runs as the far end, with repositories below `places`, until the connection ends. `refused` says why
+/// nothing is to be decided over it: a model may have called this.
+pub fn run(places: &Path, refused: Option<String>) -> Result<()> {
     let mut watch = Watch::new(&[SIGUSR1])?;
     let channel: Channel<Reply, Request> = Channel::start(std::io::stdin(), std::io::stdout());
     let mut followed: BTreeMap<TaskAddress, Followed> = BTreeMap::new();
@@ -60,10 +61,13 @@ pub fn run(places: &Path) -> Result<()> {
             match channel.incoming.try_recv() {
                 Ok(message) => {
                     heard = Instant::now();
-                    take(places, message, &mut followed, &channel)?;
+                    take(places, message, &mut followed, (&channel, refused.as_ref()))?;
                 }
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return Ok(()),
+                Err(TryRecvError::Disconnected) => {
+                    channel.finish();
+                    return Ok(());
+                }
             }
         }
         // The other machine may be gone without a word.
@@ -95,7 +99,7 @@ fn take(
     places: &Path,
     message: Message<Request>,
     followed: &mut BTreeMap<TaskAddress, Followed>,
-    channel: &Channel<Reply, Request>,
+    (channel, refused): (&Channel<Reply, Request>, Option<&String>),
 ) -> Result<()> {
     let Message { head, files } = message;
     let places = places.to_owned();
@@ -114,6 +118,15 @@ fn take(
                 }
                 None => channel.send(Reply::Absent(address.id))?,
             }
+        }
+        Request::Start(address, ..)
+        | Request::Answer(address, _)
+        | Request::Note(address, _)
+        | Request::Stop(address, _)
+        | Request::Resume(address, ..)
+            if refused.is_some() =>
+        {
+            channel.send(Reply::Done(address.id, "start".into(), refused.cloned()))?;
         }
         head => {
             let out = channel.sender();

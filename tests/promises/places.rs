@@ -742,7 +742,7 @@ fn play(seed: u64) {
                 2 => world.set("down", ""),
                 3 => drop(fs::remove_file(world.sandbox.top().join("down"))),
                 4 => kill_one(&mut random, false, "--mirror"),
-                5 => kill_one(&mut random, true, "--supervise"),
+                5 => kill_one(&mut random, true, "--serve"),
                 6 => hear(&mut told),
                 7 => answer(ids[random.below(3)], &mut answered),
                 _ if random.below(3) == 0 && stopped.is_empty() => {
@@ -825,4 +825,22 @@ fn histories_of_places_lose_nothing_and_start_nothing_twice() {
             });
         }
     });
+}
+
+#[test]
+fn far_end_that_a_model_calls_starts_nothing() {
+    let world = World::new();
+    let call = format!("{} --serve {}", binary("dispatch-spawn").display(), world.far.display());
+    let start = "[{\"start\":[{\"key\":\"k\",\"id\":\"a-1\"},0,\"0\",[]]},[]]\n";
+    let said = world.sandbox.by_claude("", &call).input(start).run();
+    assert!(
+        said.out.contains("only a person may decide this: the work of a place"),
+        "{} {}",
+        said.out,
+        said.err
+    );
+    // A program of the environment's is none of the config's.
+    let carry = world.sandbox.call("dispatch-spawn", &["--carry", "git-upload-pack"]);
+    let carry = carry.env("DISPATCH_PLACE", "[\"other\",\"k\"]").run();
+    assert_eq!(carry.code, Some(65), "{}", carry.err);
 }
