@@ -298,10 +298,12 @@ impl Mirror {
         }
     }
 
-    /// Records that the place refused to make a repository.
+    /// Notes that the place could not make a repository, which is tried again.
     fn refused(&mut self, key: &str, error: &str) {
         for it in self.tasks.values_mut().filter(|it| it.address.key == key && !it.remote.open) {
-            let _ = it.fail(error);
+            it.failures += 1;
+            it.asked.insert("pause".into(), Instant::now());
+            let _ = if it.failures < TRIES { Ok(()) } else { it.fail(error) };
         }
     }
 
