@@ -63,6 +63,9 @@ pub struct PlannedWorktree {
     pub remarks: Vec<String>,
 }
 
+/// The commit of a checkout, for `git rev-parse`.
+const HEAD: &str = "HEAD^{commit}";
+
 /// Chooses free names and the base, HEAD of the directory `here`, for the worktree of a task that is
 /// dispatched from there; `with_changes`, a snapshot of what is uncommitted there. Changes nothing but
 /// git's objects.
@@ -74,18 +77,17 @@ pub fn plan_worktree(task: &TaskId, here: &Path, with_changes: bool) -> Result<P
     }
     let ask = || {
         let ask = git(here, "rev-parse --path-format=absolute");
-        ask.words("--is-inside-work-tree --show-prefix --git-common-dir").run()
+        ask.words("--is-inside-work-tree --show-prefix --git-common-dir").arg(HEAD).run()
     };
     let look = || {
         let outside = "--untracked-files=normal -- :(top) :(top,exclude).dispatch";
         changes(git(here, STATUS).words(outside)).map(|it| it.len())
     };
     // These only read, and each takes a process of its own.
-    let (asked, base, taken, status) = std::thread::scope(|scope| {
-        let base = scope.spawn(|| commit_id(here, "HEAD"));
+    let (asked, taken, status) = std::thread::scope(|scope| {
         let taken = scope.spawn(|| taken_names(here));
         let status = scope.spawn(look);
-        (ask(), joined(base), joined(taken), joined(status))
+        (ask(), joined(taken), joined(status))
     });
     let asked = asked?;
     if error_line(&asked).contains("not a git repository") {
@@ -93,21 +95,31 @@ pub fn plan_worktree(task: &TaskId, here: &Path, with_changes: bool) -> Result<P
             .place(format!("{} is not in one", here.display()))
             .refuse("dispatch without --worktree, or make one: git init, git add, git commit");
     }
-    let answer = succeeded(asked, "cannot look at the repository")?;
+    // Without a commit, git repeats the words.
+    let is_unborn = trim(&asked.stdout).ends_with(HEAD);
+    let answer = match is_unborn {
+        true => asked.stdout,
+        false => succeeded(asked, "cannot look at the repository")?,
+    };
     if answer.starts_with(b"--path-format") {
         return Err(too_old()?.into());
     }
+    let answer = answer.trim_ascii_end();
+    let last = answer.iter().rposition(|&byte| byte == b'\n').context("git said too little")?;
+    let (answer, head) = (&answer[..last], trim(&answer[last + 1..]));
     let mut lines = answer.splitn(3, |&byte| byte == b'\n').map(path);
     let mut line = || lines.next().context("git did not say where the repository is");
     let (inside, prefix, repository) = (line()? == Path::new("true"), line()?, line()?);
     let repository = repository
         .canonicalize()
         .with_context(|| format!("cannot find {}", repository.display()))?;
-    let mut base = base?.ok_or_else(|| {
-        Refusal::new(Exit::CannotCreate, "the repository has no commit to begin a worktree at")
+    if is_unborn {
+        let what = "the repository has no commit to begin a worktree at";
+        return Refusal::new(Exit::CannotCreate, what)
             .place(format!("HEAD of {} names a branch without commits", repository.display()))
-            .next("commit first, or dispatch without --worktree")
-    })?;
+            .refuse("commit first, or dispatch without --worktree");
+    }
+    let mut base = head;
     let top = here.ancestors().nth(prefix.components().count()).filter(|_| inside);
 
     let (path, branch) = free_names(task, &repository, &taken?)?;

@@ -23,7 +23,7 @@ pub(crate) use helpers::path as binary;
 use text::Redactions;
 
 /// A deadline that no step exceeds, also on a busy machine.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(40);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A plan of two items, for tests that do not care about its text.
 pub(crate) const PLAN: &str = "# Title\n\n- [ ] First\n- [ ] Second\n\n## Context\nJust do it.\n";

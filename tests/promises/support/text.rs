@@ -57,7 +57,7 @@ pub(crate) fn tree(tops: &[PathBuf]) -> Tree {
     tree_but(tops, |_| false)
 }
 
-/// The same without some directories, which may change meanwhile.
+/// Everything below some directories, without those that may change meanwhile.
 pub(crate) fn tree_but(tops: &[PathBuf], is_left_out: impl Fn(&Path) -> bool) -> Tree {
     let walk = |top| walkdir::WalkDir::new(top).into_iter();
     let kept = |entry: &walkdir::DirEntry| !is_left_out(entry.path());
