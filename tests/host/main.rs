@@ -24,6 +24,7 @@ mod cli_route;
 mod early_ends;
 mod failures;
 mod first_run;
+#[cfg(target_os = "linux")]
 mod held;
 mod host_dies;
 mod npx;

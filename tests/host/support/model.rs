@@ -8,7 +8,6 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -87,7 +86,8 @@ impl Reply {
     }
 
     /// The tool call that reads a file in the CLI that asks; a shell's where it has no other.
-    pub(crate) fn read(request: &Request, path: &Path) -> Self {
+    #[cfg(target_os = "linux")]
+    pub(crate) fn read(request: &Request, path: &std::path::Path) -> Self {
         let readers = [
             ("Read", "file_path"),
             ("read_file", "file_path"),

@@ -160,6 +160,7 @@ pub(crate) fn end_tree(root: i32) {
 }
 
 /// The process whose command line has this word.
+#[cfg(target_os = "linux")]
 pub(crate) fn process_with(word: &str) -> Option<i32> {
     processes().filter(|pid| runs(*pid)).find(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
