@@ -114,9 +114,7 @@ if command -v npm >/dev/null 2>&1; then
     # Claude Code's sandbox needs these.
     if tool bwrap bubblewrap && tool socat; then
         sh tests/host/fetch.sh "$target/hosts"
-        # The real CLIs keep the cores busy by themselves.
-        RUST_TEST_THREADS=$(getconf _NPROCESSORS_ONLN) DISPATCH_HOSTS="$target/hosts" \
-            cargo test --quiet --locked --features host-tests --test host
+        DISPATCH_HOSTS="$target/hosts" cargo test --quiet --locked --features host-tests --test host
     fi
 elif [ "${CI:-}" = true ]; then
     echo 'tests/run.sh: npm is missing, so the real CLIs cannot be fetched' >&2

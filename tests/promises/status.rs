@@ -453,7 +453,8 @@ fn status_follow_prints_line_for_each_change() {
     window.shows(&["x running 0/2 — item 1: First\n"]);
     sandbox.worker("x", &["tick", "1"]).run().ok();
     window.shows(&["x running 1/2 — item 2: Second\n"]);
-    fs::write(sandbox.task("x", "ipc/001.question"), "Which? → rm\n").expect("written");
+    let question = sandbox.task("x", "ipc/001.question");
+    dispatch::files::publish(&question, "Which? → rm\n".as_bytes()).expect("published");
     window.shows(&["x asking 1/2 — 001: Which? > rm → dispatch-monitor --answer x/001 -\n"]);
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     window.shows(&["x stopped 1/2 — item 2: Second\n"]);
