@@ -60,7 +60,7 @@ fn every_cli_is_called_as_recorded_at_each_access_level() {
         }
         calls.push('\n');
     }
-    assert_is("tests/recorded/argv.txt", calls);
+    assert_is("tests/recorded/argv.log", calls);
 }
 
 /// The observed facts in one line, after an end with a failure or not.
@@ -165,9 +165,9 @@ fn places_without(cli: &WorkerCli) -> Vec<String> {
         regex::Regex::new(r" (on|of) 20[0-9]{2}-[0-9]{2}-[0-9]{2}$").expect("an expression");
     require(dated.is_match(cli.checked), &format!("{}.rs: checked", cli.name));
     require(!recorded(cli).is_empty(), &format!("{RECORDED}: = {}", cli.name));
-    let calls = fs::read_to_string(file("tests/recorded/argv.txt")).expect("the command lines");
+    let calls = fs::read_to_string(file("tests/recorded/argv.log")).expect("the command lines");
     let is_called = |line: &str| line.split(' ').any(|word| word == program);
-    require(calls.lines().any(is_called), "tests/recorded/argv.txt");
+    require(calls.lines().any(is_called), "tests/recorded/argv.log");
     let version = cli.checked.split(' ').next().filter(|it| it.starts_with(char::is_numeric));
     let supported =
         version.map_or(cli.title.to_owned(), |version| format!("{} {version}", cli.title));
@@ -202,7 +202,7 @@ fn every_place_that_does_not_know_a_cli_is_named() {
             "invented.rs: login",
             "invented.rs: checked",
             "tests/recorded/output.log: = invented",
-            "tests/recorded/argv.txt",
+            "tests/recorded/argv.log",
             ".github/NUMBERS.md, support table: Invented",
             "references/access.md, read: no row",
             "references/access.md, write: no row",
