@@ -12,6 +12,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use std::{panic, thread};
 
 use nix::libc;
@@ -20,7 +21,7 @@ use tempfile::TempDir;
 use super::cli_route::Person;
 use super::helpers;
 use crate::support::model::{Api, Model, Reply, Request};
-use crate::support::process::{cli, end_tree, fetched, path, process_with};
+use crate::support::process::{cli, end_tree, fetched, path, process_with, wait_until};
 use crate::support::skill;
 use crate::support::story::{compare_with_page, file, run, state, task};
 
@@ -470,6 +471,8 @@ fn acts_are_possible_where_nothing_holds_them() {
     fs::create_dir_all(task(&world.person.home, "x")).expect("made");
     let script = world.person.home.path().join("acts");
     world.person.call(Path::new("sh"), &[script.to_str().expect("UTF-8")], "");
+    // The shell does not wait for what it leaves behind.
+    wait_until(Duration::from_secs(60), "the daemon runs", || process_with(&world.daemon));
     let done = world.done();
     let acts = FORBIDDEN.iter().chain(&NEEDED[..4]).map(|(name, _)| *name).chain(READ);
     assert_eq!(done, acts.collect(), "those that are possible");
