@@ -668,7 +668,6 @@ fn hostile_place_writes_nothing_but_words_of_its_own_task() {
 
 #[test]
 fn endless_words_of_a_place_are_not_read() {
-    let world = World::bare();
     let sizes = ["18446744073709551615", "99999999999", "200000000"];
     let sent: Vec<String> = sizes
         .iter()
@@ -679,18 +678,18 @@ fn endless_words_of_a_place_are_not_read() {
     for text in
         sent.iter().map(String::as_str).chain(["{\"nested\":[[[[\n", "\u{0}\u{0}\n", "[]\n"])
     {
+        // A far side that changes while somebody connects would be mended by a helper that works.
+        let world = World::bare();
         hostile(&world, &[text.to_owned()]);
-        let id = format!("far-{}", world.lines("reached").len());
-        world.sandbox.plan(&id, PLAN);
-        let before = world.lines("reached").len();
-        let spawn = world.sandbox.call("dispatch-spawn", &[&id, "--on", "box"]);
+        world.sandbox.plan("far", PLAN);
+        let spawn = world.sandbox.call("dispatch-spawn", &["far", "--on", "box"]);
         let spawn = spawn.env("DISPATCH_RECONNECT_MS", "5").start();
         // The look before the dispatch, one connection for git, and then one after the other.
         wait_until("the connection is given up again and again", || {
-            (world.lines("reached").len() > before + 6).then_some(())
+            (world.lines("reached").len() > 6).then_some(())
         });
         drop(spawn);
-        assert!(!world.sandbox.task(&id, "output.md").exists(), "{text}");
+        assert!(!world.sandbox.task("far", "output.md").exists(), "{text}");
     }
 }
 
@@ -765,9 +764,10 @@ fn play(seed: u64) {
             if state == "asking" || state == "blocked" {
                 answer(id, &mut answered);
             }
-            // A supervisor that dies before its worker's first moment loses it, here as there.
-            let resume = ["dispatch-spawn", id, "--resume"];
-            if state == "lost" && world.call(resume[0], &resume[1..]).code == Some(0) {
+            // The kill may hit the fork that was about to be the worker, or lose that one with its supervisor.
+            let is_killed = state == "lost"
+                || state == "failed" && world.sandbox.state(id) == "failed: ended by signal 9";
+            if is_killed && world.call("dispatch-spawn", &[id, "--resume"]).code == Some(0) {
                 resumed.push(id.clone());
             }
         }
@@ -841,14 +841,20 @@ fn histories_of_places_lose_nothing_and_start_nothing_twice() {
 fn far_end_that_a_model_calls_starts_nothing() {
     let world = World::new();
     let call = format!("{} --serve {}", binary("dispatch-spawn").display(), world.far.display());
-    let start = "[{\"start\":[{\"key\":\"k\",\"id\":\"a-1\"},0,\"0\",[]]},[]]\n";
-    let said = world.sandbox.by_claude("", &call).input(start).run();
-    assert!(
-        said.out.contains("only a person may decide this: the work of a place"),
-        "{} {}",
-        said.out,
-        said.err
-    );
+    let task = r#"{"key":"k","id":"a-1"}"#;
+    let decisions = [
+        ("start", format!(r#"{{"start":[{task},0,"0",[]]}}"#)),
+        ("answer/001", format!(r#"{{"answer":[{task},"001"]}}"#)),
+        ("note/001", format!(r#"{{"note":[{task},"001"]}}"#)),
+        ("stop", format!(r#"{{"stop":[{task},0]}}"#)),
+        ("resume", format!(r#"{{"resume":[{task},0,[]]}}"#)),
+    ];
+    for (what, decision) in decisions {
+        let said = world.sandbox.by_claude("", &call).input(format!("[{decision},[]]\n")).run();
+        let refused =
+            format!(r#""a-1","{what}","only a person may decide this: the work of a place"#);
+        assert!(said.out.contains(&refused), "{what}: {} {}", said.out, said.err);
+    }
     // A program of the environment's is none of the config's.
     let carry = world.sandbox.call("dispatch-spawn", &["--carry", "git-upload-pack"]);
     let carry = carry.env("DISPATCH_PLACE", "[\"other\",\"k\"]").run();
