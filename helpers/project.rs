@@ -331,7 +331,10 @@ impl Project {
                 None
             }
         };
-        let present = files::entries(&self.tasks_dir()).unwrap_or_default();
+        let present = match ends.is_empty() {
+            true => Vec::new(),
+            false => files::entries(&self.tasks_dir()).unwrap_or_default(),
+        };
         let present: HashSet<&OsStr> = present.iter().map(|(name, _)| name.as_os_str()).collect();
         for entry in entries.into_iter().flatten().flatten() {
             let name = entry.file_name();

@@ -67,6 +67,16 @@ impl Ends {
         Self { made_with, file, ..known }
     }
 
+    /// Returns true if there is no entry.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Returns true if new entries are saved.
+    fn is_kept(&self) -> bool {
+        self.file.is_absolute()
+    }
+
     /// The task's entry, if it still holds.
     pub fn get(&self, task: &Task) -> Option<&End> {
         let end = self.ends.get(task.id().as_str())?;
@@ -89,6 +99,9 @@ impl Ends {
 
     /// Makes an entry of a task that is marked as done.
     pub fn add_done(&mut self, task: &Task, before: SystemTime) {
+        if !self.is_kept() {
+            return;
+        }
         let Ok(Some(record)) = task.record() else { return };
         let (state, worktree) = (State::Done, record.worktree);
         let end = End { state, line: String::new(), worktree, attempt: None, stamps: Vec::new() };
@@ -106,7 +119,7 @@ impl Ends {
 
     /// Saves the index, if there are new entries. Ignores a failure: the next call makes them again.
     pub fn save(mut self) {
-        if !self.is_changed || self.file.as_os_str().is_empty() {
+        if !self.is_changed || !self.is_kept() {
             return;
         }
         let tasks = self.file.with_file_name("");
