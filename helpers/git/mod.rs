@@ -5,6 +5,7 @@
 //! fetched from a copy of its objects (`repository`).
 
 mod command;
+mod far;
 mod include;
 mod merge;
 mod remove;
@@ -30,8 +31,8 @@ use command::{
 };
 
 pub(crate) use command::selects_for_git;
+pub use far::{author, make_receiver, set_head};
 use include::commit_changes;
-pub use include::{author, make_receiver, set_head};
 pub use merge::{MergePlan, configured_hooks};
 pub use remove::{Contents, forget_removed};
 use repository::{REFERENCES_LIMIT, alternates, make_repository, walk, write};
