@@ -209,9 +209,8 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         directory: here,
     };
     if request.with_changes && !request.worktree && request.place.is_none() {
-        return Err(Refusal::new(Exit::Usage, "--with-changes is for a worktree")
-            .next("add --worktree or --on, or leave it out")
-            .into());
+        return Refusal::new(Exit::Usage, "--with-changes is for a worktree")
+            .refuse("add --worktree or --on, or leave it out");
     }
     let prepared = dispatch::prepare(project, request, !args.dry_run)?;
     if args.dry_run {

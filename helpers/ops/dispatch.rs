@@ -135,13 +135,9 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
             return Err(place::refuse_without_git(name).into());
         }
         if request.keep || request.may_dispatch {
-            return Err(Refusal::new(
-                Exit::Usage,
-                "a task at a place keeps and dispatches nothing",
-            )
-            .place(format!("'{id}' would work on {name}"))
-            .next("leave out --keep and --may-dispatch, or --on")
-            .into());
+            return Refusal::new(Exit::Usage, "a task at a place keeps and dispatches nothing")
+                .place(format!("'{id}' would work on {name}"))
+                .refuse("leave out --keep and --may-dispatch, or --on");
         }
     }
     // At a place, the code is in a worktree.

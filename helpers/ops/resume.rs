@@ -71,10 +71,7 @@ pub fn resume(
             .refuse("answer or note what it should know, or wait until it ends");
     }
     supervise::refuse_queued(&view)?;
-    if view.state == State::Done {
-        return Refusal::new(Exit::Data, format!("'{id}' is already done"))
-            .refuse("dispatch a new task for further work");
-    }
+    refuse_done(&view)?;
     // The person may have edited the plan since the end.
     let mut left = task.plan()?;
     left.restore()?;
@@ -133,6 +130,14 @@ pub fn resume(
     Ok((Resumed::Started(Box::new(record), start), remark))
 }
 
+fn refuse_done(view: &View) -> Result<()> {
+    if view.state != State::Done {
+        return Ok(());
+    }
+    Refusal::new(Exit::Data, format!("'{}' is already done", view.task.id()))
+        .refuse("dispatch a new task for further work")
+}
+
 /// Resumes a task at its place: the place does so itself.
 fn resume_there(
     project: &Project,
@@ -149,16 +154,11 @@ fn resume_there(
             }
             _ => String::new(),
         };
-        return Err(Refusal::new(Exit::TryAgain, format!("'{id}' is still running on {name}"))
+        return Refusal::new(Exit::TryAgain, format!("'{id}' is still running on {name}"))
             .place(format!("it is {} {}", view.state, view.because()).trim_end().to_owned())
-            .next(format!("wait until it ends{gone}"))
-            .into());
+            .refuse(format!("wait until it ends{gone}"));
     }
-    if view.state == State::Done {
-        return Err(Refusal::new(Exit::Data, format!("'{id}' is already done"))
-            .next("dispatch a new task for further work")
-            .into());
-    }
+    refuse_done(view)?;
     let (mut record, mut remark) = (view.record.clone(), None);
     if request.model.is_some() || request.access.is_some() {
         (record, remark) = change_worker(task, record, request)?;
@@ -201,10 +201,9 @@ fn move_to(task: &Task, view: &View, to: &str) -> Result<()> {
     let (id, config) = (task.id(), Config::load()?);
     let mut record = view.record.clone();
     if record.worktree.is_none() || record.route == Route::Agent {
-        return Err(Refusal::new(Exit::Usage, format!("'{id}' cannot be moved to '{to}'"))
+        return Refusal::new(Exit::Usage, format!("'{id}' cannot be moved to '{to}'"))
             .place("only a task with a branch of its own can")
-            .next("dispatch the rest of its plan as a new task with --on")
-            .into());
+            .refuse("dispatch the rest of its plan as a new task with --on");
     }
     record.place = Some(to).filter(|to| *to != HERE).map(str::to_owned);
     if let Some(name) = &record.place {
@@ -217,9 +216,8 @@ fn move_to(task: &Task, view: &View, to: &str) -> Result<()> {
             refuse_undecided(&format!("to begin '{id}' again although {name} may still run it"))?;
         }
         None if is_alive => supervise::refuse_queued(view).and_then(|()| {
-            Err(Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
-                .next(format!("stop it first: dispatch-reconcile stop {id}"))
-                .into())
+            Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
+                .refuse(format!("stop it first: dispatch-reconcile stop {id}"))
         })?,
         _ => {}
     }

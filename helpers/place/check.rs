@@ -1,7 +1,8 @@
 //! The check whether a place can run workers: asked here, and carried out there.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use signal_hook::consts::SIGUSR1;
@@ -11,7 +12,7 @@ use crate::domain::Access;
 use crate::error::{Exit, Refusal};
 use crate::place::link::{Message, Transport};
 use crate::place::{Reply, Request, SILENCE, channel, far_config};
-use crate::process::{Watch, find_program};
+use crate::process::{Watch, capture, find_program};
 use crate::task::Record;
 use crate::text::{lossy, sanitize};
 use crate::tools;
@@ -42,9 +43,8 @@ pub fn check(
             return Ok(lines.into_iter().take(50).map(clean).collect());
         }
     }
-    Err(Refusal::new(Exit::Unavailable, format!("'{name}' does not answer"))
-        .next(format!("try again: dispatch-config places {name}"))
-        .into())
+    Refusal::new(Exit::Unavailable, format!("'{name}' does not answer"))
+        .refuse(format!("try again: dispatch-config places {name}"))
 }
 
 /// Refuses a place that cannot run the worker of a record: all obstacles at once.
@@ -54,10 +54,9 @@ pub fn refuse_unfit(name: &str, config: &Config, record: &Record) -> Result<()> 
     if wrong.is_empty() {
         return Ok(());
     }
-    Err(Refusal::new(Exit::Unavailable, format!("'{name}' cannot run this worker"))
+    Refusal::new(Exit::Unavailable, format!("'{name}' cannot run this worker"))
         .place(wrong.join("\n  "))
-        .next("do this there, and call again")
-        .into())
+        .refuse("do this there, and call again")
 }
 
 /// The refusal of a place where code cannot travel.
@@ -71,7 +70,8 @@ pub fn refuse_without_git(name: &str) -> Refusal {
 pub(super) fn look_here(worker: Option<(&str, &str)>) -> Vec<(bool, String)> {
     let mut lines = Vec::new();
     let git = find_program("git".as_ref());
-    let version = Command::new("git").arg("--version").stdin(Stdio::null()).output();
+    let limit = Instant::now() + Duration::from_secs(10);
+    let version = capture(Command::new("git").arg("--version"), limit, 64 << 10);
     lines.push(match (git, version) {
         (Some(path), Ok(said)) if said.status.success() => {
             (true, format!("{}: {}", lossy(said.stdout).trim(), path.display()))

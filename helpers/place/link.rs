@@ -18,8 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::{Config, PlaceEntry};
-use crate::error::Exit;
-use crate::error::Refusal;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::ids::{long_hash, random_hex};

@@ -24,7 +24,7 @@ use crate::place::copy::renumbered;
 use crate::place::link::{Channel, Message, Transport, git_url};
 use crate::place::{
     Demand, Facts, PULSE, Reply, Request, SILENCE, TaskAddress, address, arguments, channel, entry,
-    far_config, index,
+    far_config, index, lock_path,
 };
 use crate::process::{Watch, Woken};
 use crate::task::{Record, Remote, Task, Wait};
@@ -97,7 +97,7 @@ struct Mirror {
 
 /// Runs as the mirror of a place until no task is open there; at once if another one runs.
 pub fn run(name: &str) -> Result<()> {
-    let lock_path = index()?.join(format!("{name}.lock"));
+    let lock_path = lock_path(name)?;
     let directory = index()?.join(name);
     loop {
         let Some(lock) = Lock::try_take(&lock_path)? else { return Ok(()) };

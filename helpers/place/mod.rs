@@ -27,12 +27,11 @@ use signal_hook::consts::SIGUSR1;
 use crate::config::Config;
 use crate::dirs;
 use crate::domain::TaskId;
-use crate::error::Exit;
-use crate::error::Refusal;
+use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::{self, Lock, parse_number};
 use crate::ids::long_hash;
-use crate::process::{self, Life, Signal, Watch, machine};
+use crate::process::{self, Signal, Watch, machine};
 use crate::task::{Attempt, ExitRecord, Gate, Record, Remote, Task, Wait};
 use crate::worker::supervise::Only;
 use crate::worker::{STARTED, WAITS};
@@ -45,7 +44,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// How long a start waits for the place.
 const START: Duration = Duration::from_secs(120);
 
-/// How long a stop waits to be confirmed.
+/// How long a stop waits to be confirmed, and how long a killed mirror may take to die.
 const CONFIRM: Duration = Duration::from_secs(20);
 
 /// How many bytes of an attempt's log are mirrored.
@@ -180,6 +179,11 @@ fn index() -> Result<PathBuf> {
     Ok(dirs::state_root()?.join(".places"))
 }
 
+/// The lock that the mirror of a place holds. No place has a name that begins with a dot.
+fn lock_path(name: &str) -> Result<PathBuf> {
+    Ok(index()?.join(format!(".{name}.lock")))
+}
+
 /// The entry of a task in its place's index.
 fn entry(task: &Task, place: &str) -> Result<PathBuf> {
     let project = task.state_dir().parent().and_then(Path::file_name).unwrap_or_default();
@@ -257,16 +261,13 @@ pub fn attend(task: &Task, name: &str, only_if: Option<Only>) -> Result<&'static
 pub fn leave(task: &Task, name: &str) -> Result<()> {
     files::remove(&entry(task, name)?)?;
     Demand::forget(task)?;
-    let lock = index()?.join(format!("{name}.lock"));
+    let lock = lock_path(name)?;
     if let Some(mirror) =
         Lock::last_holder(&lock)?.filter(|_| Lock::is_held(&lock).unwrap_or(false))
     {
         mirror.signal(Signal::SIGKILL)?;
-        let mut watch = Watch::new(&[])?;
-        watch.add_process(&mirror);
-        while mirror.life() == Life::Alive {
-            watch.wait_for_event(Duration::from_millis(100))?;
-        }
+        // The death of the mirror frees the lock.
+        drop(Lock::take(&lock, CONFIRM)?);
     }
     match files::entries(&index()?.join(name))?.is_empty() {
         true => Ok(()),
@@ -285,7 +286,7 @@ fn ensure_mirrored(task: &Task, name: &str) -> Result<()> {
 
 /// Starts the mirror of a place unless it runs.
 fn ensure_mirror(task: &Task, name: &str) -> Result<()> {
-    if Lock::is_held(&index()?.join(format!("{name}.lock")))? {
+    if Lock::is_held(&lock_path(name)?)? {
         return Ok(());
     }
     let mut command = task.helper("--mirror")?;

@@ -119,16 +119,12 @@ fn take(
                 None => channel.send(Reply::Absent(address.id))?,
             }
         }
-        Request::Start(address, ..)
-        | Request::Answer(address, _)
-        | Request::Note(address, _)
-        | Request::Stop(address, _)
-        | Request::Resume(address, ..)
-            if refused.is_some() =>
-        {
-            channel.send(Reply::Done(address.id, "start".into(), refused.cloned()))?;
-        }
         head => {
+            if let (Some(why), Some((id, what))) = (refused, subject(&head))
+                && decides(&head)
+            {
+                return channel.send(Reply::Done(id, what, Some(why.clone())));
+            }
             let out = channel.sender();
             std::thread::spawn(move || answer(&places, head, files, &out));
         }
@@ -136,42 +132,59 @@ fn take(
     Ok(())
 }
 
+/// The task or repository of a request and the name that its answer repeats; `None` for a request that has
+/// another answer.
+fn subject(head: &Request) -> Option<(String, String)> {
+    let of = |address: &TaskAddress, what: &str| Some((address.id.clone(), what.into()));
+    match head {
+        Request::Repository(key, _) => Some((key.clone(), "repository".into())),
+        Request::Start(address, ..) => of(address, "start"),
+        Request::Answer(address, name) => of(address, &format!("answer/{name}")),
+        Request::Note(address, name) => of(address, &format!("note/{name}")),
+        Request::Stop(address, _) => of(address, "stop"),
+        Request::Resume(address, ..) => of(address, "resume"),
+        Request::Fetch(address) => of(address, "fetch"),
+        Request::Check(_) | Request::Follow(..) | Request::Ping => None,
+    }
+}
+
+/// Returns true for a request by which the person decides.
+fn decides(head: &Request) -> bool {
+    let others = matches!(head, Request::Repository(..) | Request::Fetch(_));
+    !others && subject(head).is_some()
+}
+
 /// Carries out a request that may take time.
 fn answer(places: &Path, head: Request, files: Files, out: &Sender<Vec<u8>>) {
     let text = |at: usize| files.get(at).map(|it| lossy(it.1.clone())).unwrap_or_default();
-    let (id, what, result) = match head {
+    let (named, mut result_name) = (subject(&head), None);
+    let result = match head {
         Request::Check(name) => {
             let config = name.map(|name| (name, text(0)));
             let lines = look_here(config.as_ref().map(|(name, text)| (&**name, &**text)));
             return drop(send(out, Reply::Checked(lines).into()));
         }
         Request::Repository(key, author) => {
-            let address = TaskAddress { key: key.clone(), id: "x".into() };
-            let made = parse_address(&address)
-                .and_then(|_| make_receiver(&repository(places, &key), &author));
-            (key, "repository".into(), made)
+            let address = TaskAddress { key, id: "x".into() };
+            parse_address(&address)
+                .and_then(|_| make_receiver(&repository(places, &address.key), &author))
         }
         Request::Start(address, stops, base, arguments) => {
-            let started = start(places, &address, (stops, &base), arguments, &text(0), &text(1));
-            (address.id, "start".into(), started)
+            start(places, &address, (stops, &base), arguments, &text(0), &text(1))
         }
         Request::Answer(address, name) => {
-            let answered = answer_question(places, &address, &name, &text(0), &text(1));
-            (address.id, format!("answer/{name}"), answered)
+            answer_question(places, &address, &name, &text(0), &text(1))
         }
-        Request::Note(address, name) => {
-            let noted = note(places, &address, &name, &text(0));
-            (address.id, format!("note/{name}"), noted)
-        }
-        Request::Stop(address, stops) => {
-            let stopped = stop(places, &address, stops);
-            (address.id, "stop".into(), stopped)
-        }
+        Request::Note(address, name) => note(places, &address, &name, &text(0)),
+        Request::Stop(address, stops) => stop(places, &address, stops),
         Request::Resume(address, after, arguments) => {
             let resumed = resume(places, &address, after, &arguments, &text(0));
             let last = || Some(task_of(places, &address).ok()?.last_attempt()?.number);
-            let is_over = resumed.is_ok() && last() == Some(after);
-            (address.id.clone(), if is_over { "skip" } else { "resume" }.into(), resumed)
+            // Nothing is left to do once the person's items were skipped.
+            if resumed.is_ok() && last() == Some(after) {
+                result_name = Some("skip".into());
+            }
+            resumed
         }
         Request::Fetch(address) => {
             let fetched = task_of(places, &address).and_then(|task| {
@@ -181,10 +194,13 @@ fn answer(places: &Path, head: Request, files: Files, out: &Sender<Vec<u8>>) {
                 Ok(worktree.branch)
             });
             let branch = fetched.as_ref().map_or("", String::as_str);
-            (address.id, format!("fetch {branch}"), fetched.map(drop))
+            result_name = Some(format!("fetch {branch}"));
+            fetched.map(drop)
         }
         Request::Ping | Request::Follow(..) => return,
     };
+    let Some((id, what)) = named else { return };
+    let what = result_name.unwrap_or(what);
     let error = result.err().map(|error| format!("{error:#}"));
     let _ = send(out, Reply::Done(id, what, error).into());
 }
