@@ -439,6 +439,13 @@ pub(super) fn unfinished(git_dir: &Path) -> Option<&'static str> {
         .map(|(_, what)| what)
 }
 
+/// Returns true if git tracks a file, which then came with the repository.
+pub fn is_tracked(file: &Path) -> bool {
+    let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { return false };
+    let listed = git(directory, "ls-files --error-unmatch --").arg(name).run();
+    listed.is_ok_and(|listed| listed.status.success())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;

@@ -30,6 +30,7 @@ use command::{
     Git, STATUS, Settings, changes, error_line, git, git_on, path, retry, succeeded, too_old, trim,
 };
 
+pub use command::is_tracked;
 pub(crate) use command::selects_for_git;
 pub use far::{author, make_receiver, set_head};
 use include::commit_changes;
@@ -153,13 +154,6 @@ pub fn plan_worktree(task: &TaskId, here: &Path, with_changes: bool) -> Result<P
     let checkout = top.map(Path::to_path_buf);
     let worktree = Worktree { path, branch, base, repository, checkout, snapshot, trunk: None };
     Ok(PlannedWorktree { worktree, directory, remarks })
-}
-
-/// Returns true if git tracks a file, which then came with the repository.
-pub fn is_tracked(file: &Path) -> bool {
-    let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else { return false };
-    let listed = git(directory, "ls-files --error-unmatch --").arg(name).run();
-    listed.is_ok_and(|listed| listed.status.success())
 }
 
 /// The full id of the commit that `revision` names in a directory or repository; `None` if there is
