@@ -30,7 +30,9 @@ if ! works "$dir"; then
     new=$dir.new.$$
     trap 'rm -rf "$new"' EXIT
     trap 'exit 0' HUP INT PIPE TERM
-    mkdir -p "$new" || stop "cannot make $new"
+    # A machine that went down meanwhile left such a directory.
+    find "$share" -maxdepth 1 -name '*.new.*' -mmin +60 -exec rm -rf {} + 2>/dev/null
+    made=$(mkdir -p "$new" 2>&1) || stop "$made ## end the place's 'reach' with: env DISPATCH_HOME=DIR, a directory there that can be written"
     head -c "$size" >"$new/dispatch" 2>/dev/null
     got=$(wc -c <"$new/dispatch" | tr -d ' ')
     [ "$got" = "$size" ] || stop "only $got of $size bytes fit into $share: $(df -k "$share" | tail -n 1) ## free some space there, and call again"

@@ -13,10 +13,12 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use snapbox::str;
 
 use crate::support::helpers::VERSION;
-use crate::support::made::Random;
+use crate::support::made::{Random, age};
 use crate::support::process::{all_of, end_all_of};
+use crate::support::text::same;
 use crate::support::{DEADLINE, PLAN, Ran, Sandbox, binary, helpers, wait_until};
 
 /// A worker that asks, commits and finishes, and writes down each of its starts.
@@ -102,6 +104,28 @@ far \"$@\" | {{ dd bs=1 count=\"$cut\" 2>/dev/null; kill -9 $$; }}",
         fs::remove_file(self.sandbox.top().join(name)).expect("there");
     }
 
+    /// Runs the place in a mount namespace of its own after the commands of `mounts`; false where this
+    /// user may make none.
+    fn mount(&self, mounts: &str) -> bool {
+        let may = self.sandbox.program("unshare").args(&["-m", "true"]).into_command().status();
+        if !may.is_ok_and(|it| it.success()) {
+            eprintln!("SKIPPED: this user may make no mount namespace");
+            return false;
+        }
+        self.sandbox.script("mounts", &format!("set -e\n{mounts}\nexec \"$@\""));
+        let script = self.sandbox.top().join("scripts/mounts");
+        self.set("environment", &format!("unshare -m sh {}", script.display()));
+        true
+    }
+
+    /// Ends the `reach` of the place with further words.
+    fn reach_with(&self, words: &str) {
+        let config = self.sandbox.home().join(".dispatch/config.yaml");
+        let text = fs::read_to_string(&config).expect("there");
+        fs::write(&config, text.replace("/reach }", &format!("/reach {words} }}")))
+            .expect("written");
+    }
+
     /// The lines that workers wrote into files of that name.
     fn lines(&self, name: &str) -> Vec<String> {
         let entries = fs::read_dir(self.sandbox.top()).expect("there").flatten();
@@ -175,9 +199,13 @@ fn task_at_a_place_is_asked_answered_and_merged_like_any_other() {
 fn absent_and_damaged_helpers_are_sent_again() {
     let world = World::bare();
     type Damage = fn(&Path);
-    let damage: [(&str, Damage); 4] = [
+    let damage: [(&str, Damage); 5] = [
         ("absent", |_| ()),
         ("empty", |path| fs::write(path, "").expect("written")),
+        ("truncated", |path| {
+            let all = fs::read(path).expect("there");
+            fs::write(path, &all[..1 << 20]).expect("written");
+        }),
         ("other", |path| {
             fs::remove_file(path).expect("removed");
             fs::write(path, "#!/bin/sh\necho 0.0.1-2\n").expect("written");
@@ -187,6 +215,9 @@ fn absent_and_damaged_helpers_are_sent_again() {
             fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("set");
         }),
     ];
+    let share = world.far.join(".local/share/dispatch");
+    fs::create_dir_all(share.join("0.0.1-2.new.3")).expect("made");
+    age(&share.join("0.0.1-2.new.3"), 4000);
     world.set("noise", "Welcome!\nLast login: never\n");
     for (what, damage) in damage {
         damage(&world.far_program());
@@ -195,7 +226,6 @@ fn absent_and_damaged_helpers_are_sent_again() {
         let (sent, own) = (fs::read(world.far_program()), fs::read(binary("dispatch-spawn")));
         assert!(sent.expect("there") == own.expect("there"), "{what}");
     }
-    let share = world.far.join(".local/share/dispatch");
     assert_eq!(fs::read_dir(share).expect("there").count(), 1, "nothing unfinished stays");
 }
 
@@ -209,6 +239,67 @@ fn cut_while_the_program_is_sent_leaves_nothing_that_runs() {
     let share = world.far.join(".local/share/dispatch");
     let left = fs::read_dir(&share).map_or(0, |entries| entries.count());
     assert_eq!(left, 0, "{}", share.display());
+}
+
+#[test]
+fn place_whose_home_is_mounted_noexec_is_named_and_its_remedy_works() {
+    let world = World::bare();
+    if !world.mount("mount --bind ~ ~ && mount -o remount,bind,noexec ~") {
+        return;
+    }
+    world.sandbox.plan("far", PLAN);
+    let refused = world.call("dispatch-spawn", &["far", "--on", "box"]);
+    let error = world.sandbox.redactions().apply(&refused.err);
+    same(
+        error.trim_end(),
+        str![[r#"
+dispatch-spawn: dispatch cannot run on 'box'
+  programs may not run in TOP/far/.local/share/dispatch, which may be mounted noexec
+  next: end the place's 'reach' with: env DISPATCH_HOME=DIR, a directory there where they may
+"#]],
+    );
+    assert_eq!(refused.code, Some(69));
+    let elsewhere = world.sandbox.top().join("elsewhere");
+    world.reach_with(&format!("env DISPATCH_HOME={}", elsewhere.display()));
+    world.dispatch("far", "asks");
+    world.until("far", "asking");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "far", "Here."]);
+    world.until("far", "done");
+    assert_eq!(world.lines("answers."), ["Here."]);
+}
+
+#[test]
+fn place_without_space_is_named_and_its_remedy_works() {
+    let world = World::bare();
+    // The file system is as large as the file says, or has so few files that none fits.
+    let mount = format!(
+        "mkdir -p ~/.local && mount -t tmpfs -o \"$(cat {}/size)\" tmpfs ~/.local",
+        world.sandbox.top().display()
+    );
+    if !world.mount(&mount) {
+        return;
+    }
+    let full = ["bytes fit into", "free some space there, and call again"];
+    for (size, parts) in [
+        ("size=64k", full),
+        ("nr_inodes=2", ["cannot create", "DISPATCH_HOME=DIR"]),
+        ("ro", ["cannot create", "DISPATCH_HOME=DIR"]),
+    ] {
+        world.set("size", size);
+        let refused = world.call("dispatch-config", &["places"]);
+        assert_eq!(refused.code, Some(69), "{size}: {}", refused.out);
+        for part in parts {
+            assert!(refused.out.contains(part), "{size}, {part}: {}", refused.out);
+        }
+    }
+    world.set("size", "size=1g");
+    let said = world.call("dispatch-config", &["places"]);
+    assert_eq!(said.code, Some(0), "{}", said.out);
+    world.set("size", "ro");
+    let elsewhere = world.sandbox.top().join("elsewhere");
+    world.reach_with(&format!("env DISPATCH_HOME={}", elsewhere.display()));
+    let said = world.call("dispatch-config", &["places"]);
+    assert_eq!(said.code, Some(0), "{}", said.out);
 }
 
 #[test]
