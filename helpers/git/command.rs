@@ -203,8 +203,9 @@ pub(super) fn error_line(output: &Output) -> String {
 /// Returns true if git failed because another program holds one of its locks.
 fn is_lock_conflict(output: &Output) -> bool {
     let said = String::from_utf8_lossy(&output.stderr);
-    // A branch whose name blocks another one gives the same message, with "cannot create".
-    let reference = said.contains("cannot lock ref") && !said.contains("cannot create");
+    // A branch that exists, or whose name blocks another one, gives the same message.
+    let reference = said.contains("cannot lock ref")
+        && !["cannot create", "reference already exists"].iter().any(|it| said.contains(it));
     let others = [
         ".lock': File exists",
         "could not lock config file",
