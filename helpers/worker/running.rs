@@ -122,7 +122,10 @@ impl RunningWorker {
                 std::thread::sleep(PAUSE);
             }
             // Without events for writes, keep reading while the log grows.
-            let limit = if new > 0 { PAUSE } else { SAFETY_SCAN.min(meter.time_left().max(PAUSE)) };
+            let grace_left =
+                result_since.map_or(SAFETY_SCAN, |it| last_word_grace.saturating_sub(it.elapsed()));
+            let left = meter.time_left().min(grace_left).max(PAUSE);
+            let limit = if new > 0 { PAUSE } else { SAFETY_SCAN.min(left) };
             if let Woken::Signal(signal) = watch.wait_for_event(limit)?
                 && signal != SIGHUP
             {
