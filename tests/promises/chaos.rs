@@ -1,7 +1,7 @@
 //! Random kills of hosts, supervisors and workers lose no work, and every reported state is true.
 //!
 //! `CHAOS_KILLS=10000 cargo test --test promises chaos` kills that many, 200 in each world; `CHAOS_SEED`
-//! repeats a world.
+//! repeats a world of that many kills.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,9 +16,11 @@ use crate::support::made::Random;
 use crate::support::process::{all_of, marked};
 use crate::support::{DEADLINE, Running, Sandbox, binary, wait_until};
 
-const TASKS: usize = 50;
-/// The most kills in one world, whose tasks come to an end.
+/// The most kills in one world, whose tasks come to an end, and those of a run without a number.
 const KILLS: u64 = 200;
+const FEW_KILLS: u64 = 60;
+/// The kills for each task of a world.
+const KILLS_PER_TASK: u64 = 4;
 
 /// The time for the processes of an ended worker to end, in milliseconds.
 const GRACE: (&str, &str) = ("DISPATCH_GRACE_MS", "300");
@@ -46,7 +48,7 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, kills: u64) -> Self {
         let sandbox = Sandbox::with_git();
         let truth = sandbox.top().join("truth");
         fs::create_dir(&truth).expect("made");
@@ -55,7 +57,7 @@ impl World {
         sandbox.workers(&[("works", &script)]);
         let plan = "# Steps\n- [ ] One\n- [ ] Two\n- [ ] Three\n";
         fs::write(sandbox.top().join("plan.md"), plan).expect("written");
-        let ids = (0..TASKS).map(|number| format!("t{number}")).collect();
+        let ids = (0..kills.div_ceil(KILLS_PER_TASK)).map(|number| format!("t{number}")).collect();
         Self { sandbox, ids, random: Random(seed) }
     }
 
@@ -100,7 +102,7 @@ impl World {
 
     /// The pid of a random running supervisor or worker.
     fn victim(&mut self, kind: &str) -> Option<u32> {
-        let id = self.ids[self.random.below(TASKS)].clone();
+        let id = self.ids[self.random.below(self.ids.len())].clone();
         let file = match kind {
             "supervisor" => "run.lock".to_owned(),
             _ => format!("attempts/{}/identity", self.attempts(&id)?),
@@ -162,7 +164,7 @@ fn random_kills_lose_no_work() {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let now = since_epoch.expect("after 1970").as_nanos() as u64;
     let mut seed = number("CHAOS_SEED").unwrap_or(now | 1);
-    let mut rest = number("CHAOS_KILLS").unwrap_or(KILLS);
+    let mut rest = number("CHAOS_KILLS").unwrap_or(FEW_KILLS);
     while rest > 0 {
         println!("CHAOS_SEED={seed}");
         play(seed, rest.min(KILLS));
@@ -173,7 +175,7 @@ fn random_kills_lose_no_work() {
 
 /// Plays one world with that many kills.
 fn play(seed: u64, kills: u64) {
-    let mut world = World::new(seed);
+    let mut world = World::new(seed, kills);
     let mut hosts: Vec<Running> = (0..4).map(|_| world.host()).collect();
     let (mut killed, mut last) = (0, Instant::now());
     while killed < kills {

@@ -154,12 +154,17 @@ fn status_is_the_same_with_its_index_and_without_whatever_changes() {
     wait_until("the end is settled", || done.exists().then_some(()));
     age(&done, 25 * 60 * 60);
     let index = sandbox.state_directory().join(".ends");
+    // A line cuts its quotation to fit, and ages have different lengths.
+    let cut = |(number, part): (usize, &str)| -> String {
+        part.chars().take(if number % 2 == 1 { 20 } else { usize::MAX }).collect()
+    };
     // Only the first look tells what it repaired.
     let lists = || -> Vec<String> {
         let [status, line] = ["status", "statusline"]
             .map(|list| sandbox.call("dispatch-reconcile", &[list]).input("").run().ok());
         let text = sandbox.redactions().apply(&(status + &line));
-        text.lines().filter(|line| !line.starts_with("repaired: ")).map(String::from).collect()
+        let lines = text.lines().filter(|line| !line.starts_with("repaired: "));
+        lines.map(|line| line.split('"').enumerate().map(cut).collect()).collect()
     };
     let remove = |path: PathBuf| fs::remove_dir_all(path).expect("removed");
     let resume = |id: &str| {
