@@ -45,7 +45,8 @@ step 'the helpers'
 tool git-lfs || true # without Git LFS, its test tests nothing
 tool tmux || true # without tmux, its tests say that they are skipped
 tool bwrap bubblewrap || true # so do those of the sandbox
-tool sshd openssh-server || true # and that of a place behind ssh
+tool sshd openssh-server || true # and those of a place behind ssh
+tool ip iproute2 || true # and that of a network that goes down
 cargo test --quiet --locked
 
 step 'install and demo: a fresh clone, a fresh home, the first command of the README'

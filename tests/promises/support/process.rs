@@ -34,7 +34,8 @@ pub(crate) fn number(pid: u32, field: usize) -> u32 {
     self::field(pid, field).and_then(|text| text.parse().ok()).expect("the process is there")
 }
 
-fn field(pid: u32, number: usize) -> Option<String> {
+/// The text of such a field.
+pub(crate) fn field(pid: u32, number: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything.
     let rest = stat.rsplit_once(')')?.1;
