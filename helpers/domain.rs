@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Exit, Refusal};
 use crate::text::short_duration;
 
+/// The name of this machine as a place.
+pub const HERE: &str = "here";
+
 /// Names of files and directories, in lower case, that a host, git, an editor or CI executes or obeys
 /// without being asked. A difference in one of them needs a person.
 pub const EXECUTED: [&str; 43] = [

@@ -217,7 +217,7 @@ impl Project {
             return Ok(self);
         }
         let runs = |task: &Task| {
-            Lock::is_held(&task.run_lock_path()).unwrap_or(true)
+            task.is_supervised().unwrap_or(true)
                 || task.view().map_or(true, |view| !view.processes.is_empty())
         };
         if self.tasks().iter().any(runs) {

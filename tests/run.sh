@@ -47,6 +47,7 @@ tool tmux || true # without tmux, its tests say that they are skipped
 tool bwrap bubblewrap || true # so do those of the sandbox
 tool sshd openssh-server || true # and those of a place behind ssh
 tool ip iproute2 || true # and that of a network that goes down
+tool sbatch slurm-wlm || true # and those of places that are queues; it brings munge
 cargo test --quiet --locked
 
 step 'install and demo: a fresh clone, a fresh home, the first command of the README'

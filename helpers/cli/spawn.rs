@@ -103,6 +103,9 @@ pub struct Args {
     /// Run as the supervisor of the task with this state directory
     #[arg(long, value_name = "STATE", hide = true)]
     supervise: Option<PathBuf>,
+    /// The token of the job that this supervisor is
+    #[arg(long, value_name = "TOKEN", hide = true)]
+    job: Option<String>,
     /// Tell the person's command of new events of the task with this state directory
     #[arg(long, value_name = "STATE", hide = true)]
     notify: Option<PathBuf>,
@@ -148,7 +151,7 @@ pub fn main() -> ExitCode {
             let at = task.and_then(|task| Ok((task.record()?.and_then(|it| it.place), task)));
             let ran = match at {
                 Ok((Some(place), task)) => place::attend(&task, &place, args.only_if).map(say),
-                _ => supervise::run(directory, args.only_if),
+                _ => supervise::run(directory, args.only_if, args.job.as_deref()),
             };
             // The starter reads standard output; standard error leads nowhere.
             return Ok(match ran {

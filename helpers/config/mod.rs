@@ -38,6 +38,8 @@ pub struct PlaceEntry {
     /// The command that runs the shell there which its further arguments name, with this standard input
     /// and output.
     pub reach: Vec<String>,
+    /// The command there that submits a supervisor as a job (default: none, supervisors are started).
+    pub start: Option<Vec<String>>,
     /// The directory there for the repositories with the code (default: `~/.dispatch/places`).
     pub directory: Option<String>,
     /// How many workers may run there at once (default: no limit).
@@ -420,6 +422,12 @@ mod tests {
             ("places: { x: { reach: ssh $HOST } }\n", "'reach' must be one plain command"),
             ("places: { ../x: { reach: ssh a } }\n", "'../x' cannot be the name of a place"),
             ("places: { x: { reach: ssh a, max_workers: 0 } }\n", "so places.x is disabled"),
+            (
+                "places: { x: { reach: a, start: qsub } }\n",
+                "only Slurm is supported, so places.x is",
+            ),
+            ("places: { x: { reach: a, start: sbatch; b } }\n", "must be one plain call of sbatch"),
+            ("places: { x: { reach: a, start: sbatch -a1-3 } }\n", "'start' cannot have -a1-3"),
             ("patiense: 1\n", "unknown key 'patiense' (did you mean 'patience'?)"),
             ("aliases: { x: { model: good, z: 1 } }\n", "unknown key 'z' in aliases.x (known"),
         ];

@@ -2,6 +2,7 @@
 //! it belongs to and nothing else; a key that dispatch does not know has no effect.
 
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::Path;
 
 use indexmap::IndexMap;
 use serde::de::DeserializeOwned;
@@ -16,6 +17,10 @@ use crate::tools::models::provider;
 /// The keys of a config.
 const KEYS: &str = "default backends models aliases agents patience silent_after stop_silent \
                     max_workers wait_for_limit confirm_default check_limit worktree budget notify places";
+
+/// The beginnings of the options of sbatch by which a task would not be one job of one cluster.
+const NOT_ONE_JOB: [&str; 8] =
+    ["--array", "--clusters", "--requeue", "--wait", "--wrap", "-M", "-W", "-a"];
 
 /// The config that `root` holds, with its problems.
 pub(super) fn read(text: &str, root: &Node) -> Config {
@@ -241,13 +246,26 @@ impl<'a> Reader<'a> {
 
     /// A place. Its command is run without a shell.
     fn place(&mut self, (name, key, map): Entry<'a>) -> PlaceEntry {
-        let fields = self.fields(map, "reach directory max_workers", "write { reach: COMMAND }");
+        let known = "reach start directory max_workers";
+        let fields = self.fields(map, known, "write { reach: COMMAND }");
         let text = self.needed(&fields, "reach", key);
-        let reach = match shell_commands(&text).as_slice() {
-            [words] => words.iter().cloned().collect::<Option<Vec<_>>>(),
-            _ => None,
+        let words = |text: &str| match shell_commands(text).as_slice() {
+            [words] => words.iter().cloned().collect::<Option<Vec<_>>>().unwrap_or_default(),
+            _ => Vec::new(),
         };
-        let reach = reach.unwrap_or_default();
+        let reach = words(&text);
+        let start = self.scalar(&fields, "start").map(|(text, node)| (words(text), node));
+        if let Some((words, node)) = &start {
+            let program = words.first().map(Path::new).and_then(Path::file_name);
+            let bad = words.iter().find(|it| NOT_ONE_JOB.iter().any(|bad| it.starts_with(bad)));
+            let what = match bad {
+                Some(bad) => format!("'start' cannot have {bad}: a task is one job, here"),
+                None => "'start' must be one plain call of sbatch: only Slurm is supported".into(),
+            };
+            if bad.is_some() || program != Some("sbatch".as_ref()) {
+                self.error(self.part.clone(), node, what, "write it like: sbatch --time=8:00:00");
+            }
+        }
         let plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
         if !name.chars().all(plain) || name.starts_with(['.', '-']) {
             let what = format!("'{name}' cannot be the name of a place");
@@ -258,6 +276,7 @@ impl<'a> Reader<'a> {
         }
         PlaceEntry {
             reach,
+            start: start.map(|(words, _)| words),
             directory: self.text(&fields, "directory"),
             max_workers: self.value(&fields, "max_workers").map(NonZeroUsize::get),
         }

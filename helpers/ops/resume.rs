@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::config::{Config, choose};
-use crate::domain::{Access, Budget, Route};
+use crate::domain::{Access, Budget, HERE, Route};
 use crate::error::{Exit, Refusal};
 use crate::host::refuse_undecided;
 use crate::ids::now;
@@ -14,9 +14,6 @@ use crate::process::{Life, calling_host};
 use crate::project::Project;
 use crate::task::{ExitRecord, Record, Remote, State, Task, View};
 use crate::worker::{self, supervise};
-
-/// The name of this machine as a place.
-pub const HERE: &str = "here";
 
 /// The request of a person to resume a task.
 #[derive(Clone, Debug, Default)]

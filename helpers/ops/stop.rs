@@ -13,8 +13,8 @@ use crate::place;
 use crate::process::{Identity, Life, Signal, Watch};
 use crate::task::{Attempt, SessionRecord, State, Task, View};
 use crate::text::short_duration;
-use crate::worker;
 use crate::worker::agent::description;
+use crate::worker::{self, slurm};
 
 /// How long a worker may take to end after the first signal.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -42,10 +42,15 @@ pub fn stop(task: &Task) -> Result<String> {
     if record.route == Route::Agent {
         return stop_agent(&view);
     }
+    if task.job()?.is_some_and(|it| !it.is_over) {
+        task.change_record(|record| record.stop = true)?;
+        slurm::stop(task)?;
+        return Ok(format!("{id} {}", task.view()?.state));
+    }
     let run_lock = task.run_lock_path();
     let is_far = |it: &Identity| it.life() == Life::Unknown;
     // Where the process cannot be seen, the lock tells whether it lives.
-    let lives = |it: &Identity| !is_far(it) || Lock::is_held(&run_lock).unwrap_or(true);
+    let lives = |it: &Identity| !is_far(it) || task.is_supervised().unwrap_or(true);
     let supervisor = Lock::last_holder(&run_lock)?.filter(lives);
     if let Some(far) = supervisor.as_ref().filter(|it| is_far(it)) {
         return Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is out of reach"))

@@ -5,17 +5,19 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use serde_json::json;
 use signal_hook::consts::SIGUSR1;
 
 use crate::config::{Config, PlaceEntry};
-use crate::domain::Access;
+use crate::domain::{Access, HERE};
 use crate::error::{Exit, Refusal};
 use crate::place::link::{Message, Transport};
-use crate::place::{Reply, Request, SILENCE, channel, far_config};
+use crate::place::{Reply, Request, SILENCE, channel, far_config, far_place};
 use crate::process::{Watch, capture, find_program};
 use crate::task::Record;
 use crate::text::{lossy, sanitize};
 use crate::tools;
+use crate::worker::slurm;
 
 /// How much free space a place needs, in MiB.
 const LEAST_SPACE: u128 = 256;
@@ -30,11 +32,14 @@ pub fn check(
     entry: &PlaceEntry,
     task: Option<(&Record, &Config)>,
 ) -> Result<Vec<(bool, String)>> {
-    let config = task.map(|(record, config)| far_config(config, record)).transpose()?;
+    let config = match task {
+        Some((record, config)) => far_config(config, record)?,
+        None => json!({ "places": far_place(entry) }).to_string(),
+    };
     let mut link = Transport::open(name, entry, ["serve", "-"], true)?;
     let _watch = Watch::new(&[SIGUSR1])?;
     let channel = channel(&mut link)?;
-    let files = config.map(|text| ("config".into(), text.into_bytes())).into_iter().collect();
+    let files = vec![("config".into(), config.into_bytes())];
     let worker = task.map(|(record, _)| record.name.clone());
     channel.send(Message { head: Request::Check(worker), files })?;
     while let Ok(said) = channel.incoming.recv_timeout(SILENCE) {
@@ -66,8 +71,8 @@ pub fn refuse_without_git(name: &str) -> Refusal {
         .next("make one (git init, git add, git commit), or dispatch without --on")
 }
 
-/// Looks at this machine, for a worker by its name and the config, or for none.
-pub(super) fn look_here(worker: Option<(&str, &str)>) -> Vec<(bool, String)> {
+/// Looks at this machine, for a worker by its name, or for none, with the config that was sent.
+pub(super) fn look_here(worker: Option<&str>, config: &str) -> Vec<(bool, String)> {
     let mut lines = Vec::new();
     let git = find_program("git".as_ref());
     let limit = Instant::now() + Duration::from_secs(10);
@@ -89,6 +94,12 @@ pub(super) fn look_here(worker: Option<(&str, &str)>) -> Vec<(bool, String)> {
             _ => (true, format!("{} GiB are free in {place}", free >> 10)),
         });
     }
+    let config = match Config::parse(config, Path::new("the config that was sent")) {
+        Ok(config) => config,
+        Err(error) => return vec![(false, error.to_string().replace('\n', " "))],
+    };
+    let start = config.places.get(HERE).and_then(|it| it.start.as_ref());
+    lines.extend(start.map(|it| slurm::look_here(it)));
     match worker {
         None => {
             let found = tools::detect::detect(&[]);
@@ -98,7 +109,7 @@ pub(super) fn look_here(worker: Option<(&str, &str)>) -> Vec<(bool, String)> {
             lines.extend(found.iter().map(|it| cli_line(it, None)));
             lines.extend(tools::holders().into_iter().map(|it| (true, it)));
         }
-        Some((name, config)) => lines.extend(check_worker(name, config)),
+        Some(name) => lines.extend(check_worker(name, &config)),
     }
     lines
 }
@@ -122,10 +133,8 @@ fn cli_line(found: &tools::detect::InstalledCli, login: Option<&str>) -> (bool, 
 }
 
 /// The CLI of a worker and what holds it.
-fn check_worker(name: &str, config: &str) -> Vec<(bool, String)> {
-    let choice = Config::parse(config, Path::new("the config that was sent"))
-        .and_then(|config| config.resolve(Some(name)));
-    let choice = match choice {
+fn check_worker(name: &str, config: &Config) -> Vec<(bool, String)> {
+    let choice = match config.resolve(Some(name)) {
         Ok(choice) => choice,
         Err(error) => return vec![(false, error.to_string().replace('\n', " "))],
     };

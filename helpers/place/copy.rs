@@ -95,6 +95,11 @@ impl Mirrored {
     /// Records what the place recorded of attempts, but for an end while the task is open there.
     pub(super) fn record(&mut self, facts: &Facts) -> Result<()> {
         let (task, before) = (&self.task, self.remote.before);
+        let wait = facts.wait.clone().and_then(clean_wait);
+        let queued = matches!(wait, Some(Wait::Job { .. })) && facts.attempts.is_empty();
+        if queued && task.wait()? != wait {
+            task.set_wait(wait.as_ref())?;
+        }
         for found in facts.attempts.iter().filter(|it| it.number <= MOST_ATTEMPTS) {
             let last = task.last_attempt().map_or(0, |it| it.number);
             let number = found.number + before;
@@ -111,7 +116,7 @@ impl Mirrored {
                 attempt.set_silent_since(silent.as_deref().map(clean).as_deref())?;
             }
             // The wait goes first, so that no reader sees an end without it.
-            let wait = facts.wait.clone().filter(|_| is_last).and_then(clean_wait);
+            let wait = wait.clone().filter(|_| is_last);
             if is_last && task.wait()? != wait {
                 task.set_wait(wait.as_ref())?;
             }
@@ -351,8 +356,10 @@ fn clean_exit(mut exit: ExitRecord) -> ExitRecord {
     exit.not_started = exit.not_started.as_deref().map(clean);
     exit.denied = clean_all(exit.denied);
     exit.failure.iter_mut().for_each(|it| it.said = clean(&it.said));
-    if let Some(StopReason::Budget { used }) = &mut exit.stop_reason {
-        *used = clean(used);
+    if let Some(StopReason::Budget { used: said } | StopReason::Job { said }) =
+        &mut exit.stop_reason
+    {
+        *said = clean(said);
     }
     if humantime::parse_rfc3339(&exit.at).is_err() {
         exit.at = now();
@@ -366,6 +373,7 @@ fn clean_wait(wait: Wait) -> Option<Wait> {
             let fallback = fallback.as_deref().map(clean);
             Some(Wait::Parked { until, stated, times, said: clean(&said), fallback })
         }
+        Wait::Job { after, said } => Some(Wait::Job { after: clean(&after), said: clean(&said) }),
         _ => None,
     }
 }

@@ -401,8 +401,8 @@ impl Mirror {
     /// Lets a task go: nothing of it is open at the place any more.
     fn let_go(&mut self, state_dir: &Path) -> Result<()> {
         if let Some(it) = self.tasks.remove(state_dir) {
-            if it.task.wait()?.is_some_and(|it| matches!(it, Wait::Place(..) | Wait::Queued { .. }))
-            {
+            let wait = it.task.wait()?;
+            if matches!(wait, Some(Wait::Place(..) | Wait::Queued { .. } | Wait::Job { .. })) {
                 it.task.set_wait(None)?;
             }
             let entry = entry(&it.task, &self.name)?;

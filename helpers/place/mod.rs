@@ -24,15 +24,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use signal_hook::consts::SIGUSR1;
 
-use crate::config::Config;
+use crate::config::{Config, PlaceEntry};
 use crate::dirs;
-use crate::domain::TaskId;
+use crate::domain::{HERE, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::{self, Lock, parse_number};
 use crate::ids::long_hash;
 use crate::process::{self, Signal, Watch, machine};
 use crate::task::{Attempt, ExitRecord, Gate, Record, Remote, Task, Wait};
+use crate::text::shell_word;
 use crate::worker::supervise::Only;
 use crate::worker::{STARTED, WAITS};
 use link::{Channel, Transport};
@@ -402,8 +403,18 @@ fn far_config(config: &Config, record: &Record) -> Result<String> {
         "wait_for_limit": config.wait_for_limit,
         "check_limit": config.check_limit,
         "worktree": { "setup": set_up },
+        "places": record.place.as_deref().map(|it| config.place(it)).transpose()?.map(far_place),
     });
     Ok(serde_json::to_string_pretty(&all)?)
+}
+
+/// The `places` of a config at a place, which say how supervisors are started there.
+fn far_place(entry: &PlaceEntry) -> serde_json::Value {
+    let start = entry.start.as_ref().map(|words| {
+        let words: Vec<_> = words.iter().map(|word| shell_word(word)).collect();
+        json!({ HERE: { "reach": "sh", "start": words.join(" ") } })
+    });
+    start.unwrap_or_default()
 }
 
 /// The arguments of the dispatch at the place.

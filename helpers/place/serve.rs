@@ -24,6 +24,7 @@ use crate::process::{Watch, worker_helper};
 use crate::project::Project;
 use crate::task::{State, Task};
 use crate::text::lossy;
+use crate::worker::slurm::Looks;
 use crate::worker::supervise;
 
 /// How often everything is looked at without an event.
@@ -55,7 +56,7 @@ pub fn run(places: &Path, refused: Option<String>) -> Result<()> {
     let mut watch = Watch::new(&[SIGUSR1])?;
     let channel: Channel<Reply, Request> = Channel::start(std::io::stdin(), std::io::stdout());
     let mut followed: BTreeMap<TaskAddress, Followed> = BTreeMap::new();
-    let mut heard = Instant::now();
+    let (mut heard, mut looks) = (Instant::now(), Looks::default());
     loop {
         loop {
             match channel.incoming.try_recv() {
@@ -74,6 +75,7 @@ pub fn run(places: &Path, refused: Option<String>) -> Result<()> {
         if heard.elapsed() > SILENCE {
             return Ok(());
         }
+        looks.look(&followed.values().map(|it| &it.task).collect::<Vec<_>>());
         for (address, it) in &mut followed {
             watch_task(&mut watch, &it.task);
             if let Some(message) = it.news(&address.id)? {
@@ -160,8 +162,7 @@ fn answer(places: &Path, head: Request, files: Files, out: &Sender<Vec<u8>>) {
     let (named, mut result_name) = (subject(&head), None);
     let result = match head {
         Request::Check(name) => {
-            let config = name.map(|name| (name, text(0)));
-            let lines = look_here(config.as_ref().map(|(name, text)| (&**name, &**text)));
+            let lines = look_here(name.as_deref(), &text(0));
             return drop(send(out, Reply::Checked(lines).into()));
         }
         Request::Repository(key, author) => {
@@ -455,7 +456,7 @@ fn facts(task: &Task) -> Result<Facts> {
         let _ = command.arg("status").stdin(Stdio::null()).output();
         view = task.view()?;
     }
-    let open = Lock::is_held(&task.run_lock_path())?
+    let open = task.is_supervised()?
         || !view.processes.is_empty()
         || view.state.is_waiting()
         || view.is_checking()

@@ -11,10 +11,10 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Access, Failure, Usage};
-use crate::files;
+use crate::files::{self, Lock};
 use crate::plan::Plan;
 use crate::process::Identity;
-use crate::task::{Task, WorkersWords, broken};
+use crate::task::{Job, Task, WorkersWords, broken};
 use crate::text::lossy;
 
 /// The most bytes that are read from the end of a log.
@@ -40,6 +40,13 @@ pub enum StopReason {
     },
     /// The host no longer lists its agent, which has not finished.
     AgentGone,
+    /// The scheduler announced that the time of the job is over, so the supervisor ended the worker.
+    JobTime,
+    /// The job ended under its supervisor.
+    Job {
+        /// The job and the scheduler's word about it, as `Slurm job 12 ended (TIMEOUT)`.
+        said: String,
+    },
 }
 
 impl fmt::Display for StopReason {
@@ -54,6 +61,8 @@ impl fmt::Display for StopReason {
             Self::AgentGone => {
                 f.write_str("the agent ended without finishing, or was never started")
             }
+            Self::JobTime => f.write_str("the time of its job was over; see 'start' of its place"),
+            Self::Job { said } => f.write_str(said),
         }
     }
 }
@@ -411,6 +420,38 @@ impl Task {
         let publish =
             |it| files::publish(&self.remote_path(), serde_json::to_string(it)?.as_bytes());
         remote.map_or_else(|| files::remove(&self.remote_path()), publish)
+    }
+}
+
+impl Task {
+    /// The last job of the task, with the scheduler's last word about it.
+    pub fn job(&self) -> Result<Option<Job>> {
+        let path = self.state_dir.join("job");
+        let next = "remove it once no job of this task is in the queue";
+        let Some(job) = read_yaml::<Job>(&path, next)? else { return Ok(None) };
+        let seen = read_yaml::<Job>(&path.with_extension("state"), next)?;
+        // A late look at an earlier job says nothing of this one.
+        Ok(seen.filter(|it| (&it.token, &it.id) == (&job.token, &job.id)).or(Some(job)))
+    }
+
+    /// Records the job, or the scheduler's word about it if it `is_word`: others submit meanwhile.
+    pub fn set_job(&self, job: &Job, is_word: bool) -> Result<()> {
+        let name = if is_word { "job.state" } else { "job" };
+        files::publish(&self.state_dir.join(name), serde_yaml::to_string(job)?.as_bytes())
+    }
+
+    /// Forgets the last job.
+    pub fn forget_job(&self) -> Result<()> {
+        files::remove(&self.state_dir.join("job"))
+    }
+
+    /// Returns true if a supervisor may be running. The scheduler decides that of a job: neither the
+    /// processes nor the locks of another machine can be judged.
+    pub fn is_supervised(&self) -> Result<bool> {
+        match self.job()? {
+            Some(job) => Ok(!job.is_over),
+            None => Lock::is_held(&self.run_lock_path()),
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use view::WorkersWords;
 use worker_side::append_missing;
 
 pub use attempt::{Attempt, ExitRecord, FailedCheck, Gate, Remote, SessionRecord, StopReason};
-pub use record::{Answer, Dependency, FORMAT, HostIndex, Record, Wait};
+pub use record::{Answer, Dependency, FORMAT, HostIndex, Job, Record, Wait};
 pub use state::{Reason, State};
 pub use view::View;
 pub use worker_side::WorkerSide;
@@ -131,7 +131,13 @@ impl Task {
         let path = self.wait_path();
         let Some(text) = files::read_foreign(&path)?.map(lossy) else { return Ok(None) };
         let next = "remove it; dispatch then finds out again what the task waits for";
-        serde_json::from_str(&text).map(Some).map_err(|error| broken(&path, &error, next).into())
+        let mut wait = serde_json::from_str(&text).map_err(|error| broken(&path, &error, next))?;
+        if let Wait::Job { said, .. } = &mut wait
+            && let Some(job) = self.job()?
+        {
+            *said = job.said;
+        }
+        Ok(Some(wait))
     }
 
     /// Removes a directory of the task. Renames it first: a crash must not leave a part of its files.
@@ -178,7 +184,7 @@ impl Task {
         let ended = |attempt: Attempt| matches!(attempt.exit(), Ok(Some(_)));
         let stopped = || self.record().is_ok_and(|record| record.is_some_and(|it| it.stop));
         let over = self.last_attempt().is_some_and(ended) || stopped();
-        over && !Lock::is_held(&self.run_lock_path()).unwrap_or(true)
+        over && !self.is_supervised().unwrap_or(true)
     }
 
     /// Returns true if the record was written less than `time` ago.

@@ -169,6 +169,14 @@ pub enum Wait {
         /// The number of slots: `max_workers`.
         limit: usize,
     },
+    /// A job of a scheduler that has not begun, or is to be submitted.
+    Job {
+        /// The token of the job that ended in an orderly way, so that the next one is due; empty for a job
+        /// that was submitted for another reason.
+        after: String,
+        /// The job as it is now. [`Task::wait`] fills it in.
+        said: String,
+    },
     /// The reset of a rate limit.
     Parked {
         /// The reset, in seconds since 1970.
@@ -185,6 +193,20 @@ pub enum Wait {
     },
 }
 
+/// The job of a scheduler that a task's supervisor is or was: the file `job`, and with the scheduler's
+/// last word the file `job.state`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// The random name of the submission. Only the job that knows it may work on the task.
+    pub token: String,
+    /// The scheduler's id; empty until the submission is confirmed.
+    pub id: String,
+    /// True once the scheduler has said that nothing of the job runs.
+    pub is_over: bool,
+    /// The job with the scheduler's word about it, as `Slurm job 12 (Priority)`.
+    pub said: String,
+}
+
 impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -193,6 +215,7 @@ impl fmt::Display for Wait {
             Self::Place(name, None) => write!(f, "to be started on {name}"),
             Self::Place(name, Some(since)) => write!(f, "for {name}, unreachable since {since}"),
             Self::Queued { limit } => write!(f, "in the queue: max_workers is {limit}"),
+            Self::Job { said, .. } => write!(f, "as {said}"),
             Self::Parked { fallback: Some(name), said, .. } => {
                 write!(f, "{}; {name} continues", quoted(said))
             }

@@ -81,7 +81,9 @@ impl State {
         match wait {
             Wait::Held { .. } => Self::Held,
             Wait::Parked { .. } => Self::Parked,
-            Wait::After(_) | Wait::Place(..) | Wait::Queued { .. } => Self::Queued,
+            Wait::After(_) | Wait::Place(..) | Wait::Queued { .. } | Wait::Job { .. } => {
+                Self::Queued
+            }
         }
     }
 }

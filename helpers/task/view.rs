@@ -148,12 +148,11 @@ impl View {
         if is_cli {
             processes.extend(Lock::last_holder(&task.run_lock_path())?);
         }
-        // The life of a process in another namespace is unknown; then the run lock decides.
-        let run_lock = task.run_lock_path();
+        // The life of a process in another namespace is unknown; then the run lock decides, or the scheduler.
         let is_running = |process: &Identity| match process.life() {
             Life::Alive => true,
             Life::Dead => false,
-            Life::Unknown => Lock::is_held(&run_lock).unwrap_or(true),
+            Life::Unknown => task.is_supervised().unwrap_or(true),
         };
         processes.retain(is_running);
         // Read the end first, so that the reads below see all that the worker wrote before it.
@@ -287,7 +286,7 @@ impl View {
     /// attempt.
     pub fn is_between_attempts(&self) -> bool {
         let ended = self.record.route == Route::Cli && self.exit.is_some();
-        ended && Lock::is_held(&self.task.run_lock_path()).unwrap_or(false)
+        ended && self.task.is_supervised().unwrap_or(false)
     }
 
     /// Returns true if the worker finished and the person's checks have not all run.

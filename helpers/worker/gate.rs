@@ -339,7 +339,9 @@ impl Errand<'_> {
         {
             bail!("{}", failure.said);
         }
-        if is_asked {
+        // Slurm ends the command of a job at the same moment as this process.
+        let woken = watch.wait_for_event(Duration::ZERO)?;
+        if is_asked || matches!(woken, Woken::Signal(signal) if signal != SIGHUP) {
             return Ok(None);
         }
         Ok(Some(match process::code_or_signal(*holder, status) {

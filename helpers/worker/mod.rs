@@ -11,6 +11,7 @@ pub mod run;
 mod running;
 pub(crate) use running::{STARTED, WAITS};
 pub mod sandbox;
+pub mod slurm;
 pub mod supervise;
 
 use std::time::Duration;

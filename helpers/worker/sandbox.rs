@@ -624,7 +624,7 @@ pub(super) fn release_places(task: &Task) -> Result<()> {
         let Ok(id) = id.parse::<TaskId>() else { return false };
         let other = task.sibling(id);
         let worker = other.last_attempt().and_then(|attempt| attempt.identity().ok().flatten());
-        Lock::is_held(&other.run_lock_path()).unwrap_or(true)
+        other.is_supervised().unwrap_or(true)
             || has_kept(&other)
             || worker.is_some_and(|worker| worker.life() != Life::Dead)
     };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::config::Config;
 use crate::dirs;
@@ -20,8 +20,9 @@ use crate::ids::{now, unix_seconds};
 use crate::news::notify;
 use crate::process::{self, Life, TASK_DIR, Watch};
 use crate::project::Project;
-use crate::task::{Attempt, ExitRecord, Reason, Record, State, Task, View, Wait};
+use crate::task::{Attempt, ExitRecord, Reason, Record, State, StopReason, Task, View, Wait};
 use crate::worker::running::{STARTED, Starter, WAITS};
+use crate::worker::slurm::{self, OwnJob};
 use crate::worker::{self, gate, queue, run};
 
 /// How old a task must be before a missing supervisor counts as lost.
@@ -32,6 +33,9 @@ const CONTINUE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a finishing supervisor may hold the run lock.
 const RUN_LOCK_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a job waits for the supervisor that submitted it.
+const JOB_LOCK_LIMIT: Duration = Duration::from_secs(60);
 
 /// A condition under which a supervisor that has the run lock does anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -66,6 +70,11 @@ pub fn start_answered(task: &Task) -> Result<StartOutcome> {
 }
 
 fn start_if(task: &Task, only_if: Option<Only>) -> Result<StartOutcome> {
+    if let Some(start) = slurm::command(task)? {
+        return slurm::submit(task, &start, only_if, "");
+    }
+    // An earlier job, of a place that had a 'start', says nothing of this supervisor.
+    task.forget_job()?;
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = task.helper("--supervise")?;
     let condition = only_if.and_then(|only_if| only_if.to_possible_value());
@@ -94,8 +103,9 @@ fn start_if(task: &Task, only_if: Option<Only>) -> Result<StartOutcome> {
 }
 
 /// Runs as the supervisor of the task with this person's side until the task needs none. Standard output
-/// is a pipe to the starter, which reads it until the worker is running or waiting.
-pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
+/// is a pipe to the starter, which reads it until the worker is running or waiting. `job`: the token of
+/// the job that this process is.
+pub fn run(state_dir: &Path, only_if: Option<Only>, job: Option<&str>) -> Result<()> {
     // A worker can write a record elsewhere.
     let real = state_dir.canonicalize().context("there is no such task")?;
     if real.ancestors().nth(2) != dirs::state_root()?.canonicalize().ok().as_deref() {
@@ -105,7 +115,12 @@ pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
     }
     let task = Task::at_state(state_dir)?;
     let mut starter = Starter::default();
-    let Some(_run_lock) = take_run_lock(&task, only_if)? else {
+    let job = match job.map(|token| OwnJob::claim(&task, token)).transpose()? {
+        Some(None) => return Ok(()),
+        job => job.flatten(),
+    };
+    let limit = if job.is_some() { JOB_LOCK_LIMIT } else { RUN_LOCK_LIMIT };
+    let Some(_run_lock) = take_run_lock(&task, only_if, limit)? else {
         return if task.wait()?.is_some() {
             starter.report_waiting()
         } else {
@@ -113,7 +128,7 @@ pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
         };
     };
     fault::point("supervisor", "locked");
-    let mut watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP])?;
+    let mut watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
     let mut living = living(&task)?;
     loop {
         // A supervisor that died may have left the checks to this one.
@@ -140,16 +155,20 @@ pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
                 (slot, ended)
             }
         };
-        let (attempt, exit) = ended.inspect_err(|error| {
-            record_not_started(&task, error);
-            notify::announce(&task);
-        })?;
+        let (attempt, mut exit) = ended.inspect_err(|error| record_not_started(&task, error))?;
+        if job.as_ref().is_some_and(|it| it.was_ended(&task, &exit)) {
+            break;
+        }
         let wait = queue::park(&task, &exit, slot.parks.saturating_add(1)).unwrap_or_default();
+        let wait = wait.or_else(|| job.as_ref()?.next(&task, &mut exit));
         // Write the wait before the exit record, so no reader sees an end without it; if that fails,
         // treat the attempt as final.
         let wait = wait.filter(|wait| task.set_wait(Some(wait)).is_ok());
         run::record_end(&task, &attempt, &exit, &mut watch)?;
         fault::point("supervisor", "ended");
+        if job.as_ref().is_some_and(OwnJob::is_announced) {
+            break settle(&task);
+        }
         if gate::run(&task, &mut watch, &mut starter)? {
             continue;
         }
@@ -159,7 +178,7 @@ pub fn run(state_dir: &Path, only_if: Option<Only>) -> Result<()> {
             break;
         }
     }
-    Ok(())
+    job.map_or(Ok(()), |job| job.submit_next(&task))
 }
 
 /// Marks a task that is done, and tells the person of an end or a limit. If the mark fails, the next
@@ -181,7 +200,7 @@ fn living(task: &Task) -> Result<Option<Attempt>> {
 
 /// Takes the run lock, which a finishing supervisor may still hold for a moment; `None` if the reason to
 /// take it is over, for example because another supervisor has passed an answer on.
-fn take_run_lock(task: &Task, only_if: Option<Only>) -> Result<Option<Lock>> {
+fn take_run_lock(task: &Task, only_if: Option<Only>, limit: Duration) -> Result<Option<Lock>> {
     let path = task.run_lock_path();
     let begin = Instant::now();
     loop {
@@ -195,21 +214,27 @@ fn take_run_lock(task: &Task, only_if: Option<Only>) -> Result<Option<Lock>> {
                 record_unknown(task, &record, &attempt)?;
             }
         }
-        let is_over = match only_if {
-            Some(Only::Answered) => !task.view()?.has_late_answer(),
-            Some(Only::Open) => lock.is_some() && !is_open(task)?,
-            None => false,
-        };
-        if is_over {
+        let may_judge = lock.is_some() || only_if == Some(Only::Answered);
+        if let Some(only_if) = only_if.filter(|_| may_judge)
+            && !is_due(task, only_if)?
+        {
             return Ok(None);
         }
         if lock.is_some() {
             return Ok(lock);
         }
-        if begin.elapsed() > RUN_LOCK_LIMIT {
+        if begin.elapsed() > limit {
             return Lock::take(&path, Duration::ZERO).map(Some);
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Returns true if a supervisor is still needed for this reason.
+pub(super) fn is_due(task: &Task, only_if: Only) -> Result<bool> {
+    match only_if {
+        Only::Answered => Ok(task.view()?.has_late_answer()),
+        Only::Open => is_open(task),
     }
 }
 
@@ -247,13 +272,14 @@ pub fn start_at_predecessors_end(task: &Task) -> Result<()> {
 
 /// Records that a waiting task cannot start, because its starter may be gone and nobody would see the
 /// error. Errors of a running attempt are in its exit record.
-fn record_not_started(task: &Task, error: &anyhow::Error) {
+pub(super) fn record_not_started(task: &Task, error: &anyhow::Error) {
     if task.wait().is_ok_and(|wait| wait.is_some()) {
         let not_started = Some(format!("{error:#}"));
         let exit = ExitRecord { not_started, at: now(), ..ExitRecord::default() };
         // If even this cannot be written, the task stays waiting.
         let _ = task.create_attempt().and_then(|attempt| task.set_exit(&attempt, &exit));
     }
+    notify::announce(task);
 }
 
 /// Refuses to start a task that waits in the queue.
@@ -262,7 +288,7 @@ fn record_not_started(task: &Task, error: &anyhow::Error) {
 /// [`Exit::TryAgain`], with the task's place in the queue.
 pub fn refuse_queued(view: &View) -> Result<()> {
     match view.reason {
-        Reason::Waits(Wait::Queued { limit }) if Lock::is_held(&view.task.run_lock_path())? => {
+        Reason::Waits(Wait::Queued { limit }) if view.task.is_supervised()? => {
             Err(queue::refusal(&view.task, limit)?.into())
         }
         _ => Ok(()),
@@ -272,7 +298,7 @@ pub fn refuse_queued(view: &View) -> Result<()> {
 /// Starts a waiting task now because a person said so: drops its predecessors and its rate limit. The
 /// place in the queue stays.
 pub fn take_over(task: &Task) -> Result<StartOutcome> {
-    let held = || Lock::is_held(&task.run_lock_path());
+    let held = || task.is_supervised();
     let number = |attempt: Option<&Attempt>| attempt.map_or(0, |attempt| attempt.number);
     let before = number(task.last_attempt().as_ref());
     unpark(task)?;
@@ -338,12 +364,17 @@ pub fn record_unknown_end(view: &View) -> Result<bool> {
     let Some(attempt) = view.attempt.as_ref().filter(|_| unseen && !of_a_worker) else {
         return Ok(false);
     };
-    let run_lock = view.task.run_lock_path();
     // Look first, because opening the lock for writing wakes all who watch the task.
-    if Lock::is_held(&run_lock)? {
+    if view.task.is_supervised()? {
         return Ok(false);
     }
-    let Some(_run_lock) = Lock::try_take_unsigned(&run_lock)? else { return Ok(false) };
+    // The lock of an ended job may never be free here.
+    let is_job = view.task.job()?.is_some();
+    let run_lock = Lock::try_take_unsigned(&view.task.run_lock_path());
+    let run_lock = run_lock.or_else(|error| if is_job { Ok(None) } else { Err(error) })?;
+    if run_lock.is_none() && !is_job {
+        return Ok(false);
+    }
     // The attempt of an agent has no process before its host is recorded, and no supervisor.
     let now = view.task.view()?;
     let begun = now.attempt.as_ref().map(|attempt| attempt.number) != Some(attempt.number);
@@ -363,7 +394,10 @@ fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<boo
     if attempt.exit()?.is_some() {
         return Ok(false);
     }
-    let exit = run::unseen_end(task, record, attempt);
+    let mut exit = run::unseen_end(task, record, attempt);
+    if let Some(job) = task.job()?.filter(|it| it.is_over) {
+        exit.stop_reason.get_or_insert(StopReason::Job { said: job.said });
+    }
     if task.wait()?.is_none()
         && let Some(wait) = queue::park(task, &exit, 1)?
     {
@@ -414,7 +448,7 @@ pub fn is_abandoned(view: &View) -> bool {
     let (task, waits) = (&view.task, view.state.is_waiting());
     let is_open = waits || view.is_alive() || view.is_checking() || view.is_open();
     let may_be = view.record.route == Route::Cli && is_open;
-    let is_lost = may_be && !Lock::is_held(&task.run_lock_path()).unwrap_or(true);
+    let is_lost = may_be && !task.is_supervised().unwrap_or(true);
     match waits {
         // A record this young belongs to a spawn that is about to start the supervisor.
         true => is_lost && !task.was_recorded_within(SETTLED),

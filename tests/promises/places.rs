@@ -1,5 +1,5 @@
-//! Workers at places: a command stands for a container, sshd on loopback for another machine. The link
-//! is cut at each step, and the far side lies.
+//! Workers at places: a command stands for a container, sshd on loopback for another machine, and Slurm
+//! runs on one node. The link is cut at each step, and the far side lies.
 //!
 //! Longer than 500 lines because all of it plays in one world: a place, its script and its worker.
 //!
@@ -931,6 +931,315 @@ fn task_behind_ssh_has_another_user_and_gets_nothing_of_this_one() {
     }
     assert_eq!(world.lines("answers."), ["Over ssh."]);
     drop(world);
+}
+
+/// A Slurm of one node with two processors on loopback. The node's processes have numbers of their own, as
+/// those of another machine have.
+struct Slurm {
+    home: PathBuf,
+    daemons: std::cell::RefCell<Vec<std::process::Child>>,
+}
+
+impl Drop for Slurm {
+    fn drop(&mut self) {
+        end_all_of(&self.home);
+        self.daemons.get_mut().iter_mut().for_each(|it| drop(it.wait()));
+    }
+}
+
+impl Slurm {
+    fn command(&self, program: &str) -> std::process::Command {
+        let mut command = std::process::Command::new(program);
+        command.env("SLURM_CONF", self.home.join("slurm.conf")).env("HOME", &self.home);
+        command.stdin(std::process::Stdio::null());
+        command
+    }
+
+    fn start(&self, program: &str, args: &[&str]) {
+        let log = fs::File::create(self.home.join(program.replace('/', "-"))).expect("made");
+        let mut command = self.command(program);
+        command.args(args).stdout(log.try_clone().expect("a log")).stderr(log);
+        self.daemons.borrow_mut().push(command.spawn().expect("a daemon"));
+    }
+
+    fn ask(&self, program: &str, args: &[&str]) -> Option<String> {
+        let ran = self.command(program).args(args).output().expect("a program of Slurm");
+        ran.status.success().then(|| String::from_utf8_lossy(&ran.stdout).into_owned())
+    }
+
+    /// The number of the only job with this state.
+    fn job(&self, state: &str) -> String {
+        wait_until(&format!("a job is {state}"), || {
+            let said = self.ask("squeue", &["-h", "-t", state, "-o", "%i"])?;
+            Some(said.trim().to_owned()).filter(|it| !it.is_empty())
+        })
+    }
+
+    /// The variables of the place's shells.
+    fn environment(&self) -> String {
+        let config = self.home.join("slurm.conf");
+        format!("SLURM_CONF={} DISPATCH_JOB_LOOK_MS=200 DISPATCH_JOB_MS=0", config.display())
+    }
+
+    fn cancel(&self, args: &[&str]) {
+        self.ask("scancel", args).expect("cancelled");
+    }
+}
+
+/// A place whose supervisors are submitted by this command. `None` where there is no Slurm, or no right to
+/// run one.
+fn behind_slurm(start: &str) -> Option<(World, Slurm)> {
+    if !Path::new("/usr/sbin/slurmctld").is_file() || !nix::unistd::getuid().is_root() {
+        eprintln!("SKIPPED: there is no Slurm, or this user is not root");
+        return None;
+    }
+    let world = World::new();
+    let slurm = Slurm { home: world.sandbox.top().join("slurm"), daemons: Default::default() };
+    for name in ["", "state", "spool"] {
+        fs::create_dir_all(slurm.home.join(name)).expect("made");
+    }
+    let (home, name) = (slurm.home.display().to_string(), nix::unistd::gethostname());
+    let name = name.expect("a name").to_string_lossy().split('.').next().map(str::to_owned);
+    let name = name.expect("a name");
+    let key = slurm.home.join("key");
+    fs::write(&key, format!("{:064}", std::process::id())).expect("written");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).expect("set");
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").expect("free");
+    let listeners = [free(), free()];
+    let [port, node_port] = listeners.map(|it| it.local_addr().expect("known").port());
+    let config = format!(
+        "ClusterName=test\nSlurmctldHost={name}(127.0.0.1)\nSlurmctldPort={port}\nSlurmdPort={node_port}\n\
+         SlurmUser=root\nAuthInfo=socket={home}/munge\nStateSaveLocation={home}/state\n\
+         SlurmdSpoolDir={home}/spool\nSlurmctldPidFile={home}/slurmctld.pid\nSlurmdPidFile={home}/slurmd.pid\n\
+         ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nSwitchType=switch/none\nMpiDefault=none\n\
+         SelectType=select/cons_tres\nSelectTypeParameters=CR_Core\nReturnToService=2\n\
+         SlurmdParameters=config_overrides\nSchedulerParameters=batch_sched_delay=0,sched_min_interval=1000\n\
+         NodeName={name} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN\nPartitionName=main Nodes={name} Default=YES State=UP\n"
+    );
+    fs::write(slurm.home.join("slurm.conf"), config).expect("written");
+    let files = ["socket=munge", "key-file=key", "log-file=log", "pid-file=pid", "seed-file=seed"];
+    let files = files.map(|it| format!("--{}", it.replace('=', &format!("={home}/"))));
+    let mut munge = vec!["--foreground", "--force"];
+    munge.extend(files.iter().map(String::as_str));
+    slurm.start("/usr/sbin/munged", &munge);
+    wait_until("munged answers", || slurm.home.join("munge").exists().then_some(()));
+    slurm.start("/usr/sbin/slurmctld", &["-D"]);
+    slurm.start("unshare", &["--pid", "--fork", "--mount-proc", "/usr/sbin/slurmd", "-D"]);
+    wait_until("the node is there", || {
+        slurm.ask("sinfo", &["-h", "-t", "idle"]).filter(|said| said.contains(&name))
+    });
+    world.set("environment", &slurm.environment());
+    let config = world.sandbox.home().join(".dispatch/config.yaml");
+    let text = fs::read_to_string(&config).expect("there");
+    fs::write(&config, text.replace("box: {", &format!("box: {{ start: {start},")))
+        .expect("written");
+    Some((world, slurm))
+}
+
+#[test]
+fn tasks_that_are_jobs_are_asked_answered_and_merged_side_by_side() {
+    let Some((world, _slurm)) = behind_slurm("sbatch --time=60") else { return };
+    for id in ["one", "two"] {
+        world.dispatch(id, "asks");
+    }
+    for id in ["one", "two"] {
+        world.until(id, "asking");
+    }
+    world.set("down", "");
+    world.cut();
+    world.until("one", "unreachable");
+    let own = fs::read_link("/proc/self/ns/pid").expect("a namespace");
+    let is_here =
+        |pid: &u32| fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|it| it == own);
+    wait_until("only the jobs are left there", || {
+        let all = all_of(&world.far);
+        (!all.is_empty() && !all.iter().any(is_here)).then_some(())
+    });
+    // A lock that the network does not carry to the place's machine looks free.
+    let locks = walk(&world.far.join(".dispatch/state"));
+    for lock in locks.into_iter().filter(|it| it.ends_with("run.lock")) {
+        let copy = lock.with_extension("copy");
+        fs::copy(&lock, &copy).expect("copied");
+        fs::rename(copy, lock).expect("renamed");
+    }
+    world.unset("down");
+    for id in ["one", "two"] {
+        world.until(id, "asking");
+        world.sandbox.ok("dispatch-monitor", &["--answer", id, id]);
+        world.until(id, "done");
+        wait_until("the branch is there", || {
+            world.call("dispatch-reconcile", &["merge", id]).code.filter(|code| *code == 0)
+        });
+    }
+    assert_eq!(world.lines("starts."), ["start", "start"]);
+    wait_until("nothing is left there", || all_of(&world.far).is_empty().then_some(()));
+}
+
+#[test]
+fn queued_job_is_shown_and_stopped_or_begins_when_the_node_is_free() {
+    let Some((world, slurm)) = behind_slurm("sbatch --time=60 --cpus-per-task=2") else { return };
+    world.dispatch("first", "idle");
+    world.until("first", "running");
+    let said = world.dispatch("second", "asks");
+    assert!(said.contains("waits as Slurm job 2 ("), "{said}");
+    world.until("second", "queued: as Slurm job 2 (Resources)");
+    world.dispatch("third", "asks");
+    world.until("third", "queued: as Slurm job 3 (Priority)");
+    assert_eq!(world.call("dispatch-reconcile", &["stop", "third"]).ok(), "third stopped\n");
+    assert_eq!(slurm.job("CANCELLED"), "3");
+    assert_eq!(world.call("dispatch-reconcile", &["stop", "first"]).ok(), "first stopped\n");
+    world.until("second", "asking");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "second", "Now."]);
+    world.until("second", "done");
+    assert_eq!(world.lines("starts."), ["start"]);
+}
+
+#[test]
+fn job_that_an_administrator_ends_is_reported_and_can_be_resumed() {
+    let Some((world, slurm)) = behind_slurm("sbatch --time=60 --cpus-per-task=2") else { return };
+    world.dispatch("first", "idle");
+    world.until("first", "running");
+    world.dispatch("second", "asks");
+    world.until("second", "queued: as Slurm job 2");
+    slurm.cancel(&["2"]);
+    world.until("second", "failed: could not start: Slurm job 2 ended (CANCELLED)");
+    slurm.cancel(&["1"]);
+    world.until("first", "failed: Slurm job 1 ended (CANCELLED)");
+    let said = world.call("dispatch-spawn", &["second", "--resume"]).ok();
+    assert!(said.starts_with("second "), "{said}");
+    world.until("second", "asking");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "second", "Now."]);
+    world.until("second", "done");
+    assert_eq!(world.lines("starts."), ["start"]);
+    // A check is part of the job.
+    world.sandbox.plan("checked", PLAN);
+    let check = format!("touch {}/checking; exec sleep 1000", world.sandbox.top().display());
+    let arguments = ["checked", "--on", "box", "--access", "full", "--check", &check];
+    world.call("dispatch-spawn", &arguments).ok();
+    world.until("checked", "asking");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "checked", "Yes."]);
+    wait_until("the check runs", || world.sandbox.top().join("checking").exists().then_some(()));
+    slurm.cancel(&["4"]);
+    world.until("checked", "failed: check: touch ");
+    let state = world.sandbox.state("checked");
+    assert!(state.ends_with(": Slurm job 4 ended (CANCELLED)"), "{state}");
+    let config = world.sandbox.home().join(".dispatch/config.yaml");
+    let text = fs::read_to_string(&config).expect("there");
+    fs::write(&config, text.replace("--time=60", "--partition=none")).expect("written");
+    world.dispatch("last", "asks");
+    world.until("last", "failed: could not start: sbatch: error: Batch job submission failed: ");
+    let said = slurm.ask("squeue", &["-h", "-t", "all", "-o", "%i"]).expect("the jobs");
+    assert_eq!(said.lines().count(), 4, "{said}");
+}
+
+/// A Claude Code that names its session and works until it is ended, and once resumed finishes.
+const SESSIONS: &str = "case $* in --version) echo '2.1.332 (Claude Code)'; exit ;;
+*stream-json*) ;; *) exit ;; esac
+echo '{\"type\":\"system\",\"subtype\":\"init\",\"session_id\":\"known\"}'
+case $* in *'--resume known'*) ;; *) echo new >>TOP/calls; exec sleep 1000 ;; esac
+echo resumed >>TOP/calls
+HELPER tick 1; HELPER tick 2; HELPER finish Resumed.
+";
+
+#[test]
+fn job_whose_time_is_over_is_followed_by_one_in_the_same_session() {
+    let Some((world, slurm)) = behind_slurm("sbatch --time=60") else { return };
+    let top = world.sandbox.top().display().to_string();
+    let helper = binary("dispatch-worker").display().to_string();
+    let claude = SESSIONS.replace("TOP", &top).replace("HELPER", &helper);
+    let program = world.far.join(".local/bin/claude");
+    fs::create_dir_all(world.far.join(".local/bin")).expect("made");
+    fs::write(&program, format!("#!/bin/sh\n{claude}")).expect("written");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("set");
+    let config = world.sandbox.home().join(".dispatch/config.yaml");
+    let text = fs::read_to_string(&config).expect("there");
+    let backend = "  claude: { access: full }\nmodels:\n  opus: { backend: claude }\n";
+    let text = text.replace("models:\n", backend);
+    fs::write(&config, text).expect("written");
+    world.dispatch("far", "opus");
+    world.until("far", "running");
+    wait_until("the worker runs", || (world.lines("calls").len() == 1).then_some(()));
+    let job = slurm.job("RUNNING");
+    // As the announcement does, this reaches the supervisor alone.
+    slurm.cancel(&["--signal=USR1", "--batch", &job]);
+    world.until("far", "done");
+    assert_eq!(world.lines("calls"), ["new", "resumed"]);
+    let show = world.sandbox.ok("dispatch-reconcile", &["show", "far"]);
+    assert!(show.contains("the time of its job was over"), "{show}");
+    // The next job runs the checks that this one could not end.
+    world.sandbox.plan("checked", PLAN);
+    let check = format!("[ -e {top}/begun ] || {{ touch {top}/begun; exec sleep 1000; }}");
+    let arguments = ["checked", "--on", "box", "--access", "full", "--check", &check];
+    world.call("dispatch-spawn", &arguments).ok();
+    world.until("checked", "asking");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "checked", "Yes."]);
+    wait_until("the check runs", || world.sandbox.top().join("begun").exists().then_some(()));
+    slurm.cancel(&["--signal=USR1", "--batch", "3"]);
+    world.until("checked", "done");
+    assert_eq!(world.lines("starts."), ["start"]);
+    // A job whose time is over at once would be followed by one after the other.
+    wait_until("the mirror has ended", || all_of(&world.sandbox.home()).is_empty().then_some(()));
+    world.set("environment", &slurm.environment().replace("DISPATCH_JOB_MS=0", ""));
+    world.dispatch("short", "opus");
+    wait_until("the worker runs", || (world.lines("calls").len() == 3).then_some(()));
+    slurm.cancel(&["--signal=USR1", "--batch", "5"]);
+    world.until("short", "failed: the time of its job was over; see 'start' of its place");
+    let said = slurm.ask("squeue", &["-h", "-t", "all", "-o", "%i"]).expect("the jobs");
+    assert_eq!(said.lines().count(), 5, "{said}");
+}
+
+#[test]
+fn submission_that_dies_at_any_step_is_one_worker() {
+    let Some((world, slurm)) = behind_slurm("sbatch --time=60") else { return };
+    for (id, point) in [("one", "job:named"), ("two", "job:submitted")] {
+        world.set("environment", &format!("{} DISPATCH_CRASH_AT={point}", slurm.environment()));
+        world.sandbox.plan(id, PLAN);
+        let spawn = world.sandbox.call("dispatch-spawn", &[id, "--on", "box"]);
+        let spawn = spawn.env("DISPATCH_RECONNECT_MS", "50").start();
+        wait_until(&format!("{point}: the submission began"), || {
+            let files = walk(&world.far.join(".dispatch/state"));
+            let own = format!("/{id}-");
+            files
+                .iter()
+                .find(|it| it.ends_with("job") && it.display().to_string().contains(&own))
+                .map(drop)
+        });
+        world.set("environment", &slurm.environment());
+        world.cut();
+        wait_until(&format!("{point}: the worker asks"), || {
+            world.sandbox.state(id).starts_with("asking").then_some(())
+        });
+        drop(spawn);
+    }
+    // Another job with the same script is not the one that works on the task.
+    let files = walk(&world.far.join(".dispatch/state"));
+    let script = files.iter().find(|it| it.ends_with("job.sh")).expect("a script");
+    let script = script.to_str().expect("text");
+    slurm.ask("sbatch", &["--output=/dev/null", script]).expect("submitted");
+    for id in ["one", "two"] {
+        world.sandbox.ok("dispatch-monitor", &["--answer", id, id]);
+        world.until(id, "done");
+    }
+    wait_until("all jobs have ended", || {
+        let said = slurm.ask("squeue", &["-h", "-t", "COMPLETED", "-o", "%i"])?;
+        (said.lines().count() == 3).then_some(())
+    });
+    assert_eq!(world.lines("starts."), ["start", "start"]);
+}
+
+#[test]
+fn place_without_slurm_is_named_with_the_remedy() {
+    let world = World::new();
+    let config = world.sandbox.home().join(".dispatch/config.yaml");
+    let text = fs::read_to_string(&config).expect("there");
+    fs::write(&config, text.replace("box: {", "box: { start: /nowhere/sbatch,")).expect("written");
+    let said = world.call("dispatch-config", &["places"]);
+    let expected = "sbatch is not installed: load Slurm's module for every shell there, or write the path of sbatch in 'start'";
+    assert!(said.out.contains(expected), "{}{}", said.out, said.err);
+    world.sandbox.plan("far", PLAN);
+    let refused = world.call("dispatch-spawn", &["far", "--on", "box"]);
+    assert_eq!(refused.code, Some(69), "{}", refused.err);
+    assert!(refused.err.contains(expected), "{}", refused.err);
 }
 
 /// A far side that says what a test wants: it stands in the place of the helper there.

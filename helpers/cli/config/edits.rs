@@ -128,6 +128,9 @@ pub(super) enum EditCommand {
         /// The command that reaches it
         #[arg(long, allow_hyphen_values = true)]
         reach: String,
+        /// The command there that submits each worker as a job, such as 'sbatch --time=8:00:00'
+        #[arg(long, allow_hyphen_values = true)]
+        start: Option<String>,
         /// The directory there for the code [default: ~/.dispatch/places]
         #[arg(long)]
         directory: Option<String>,
@@ -213,9 +216,10 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             let command = command.as_deref().map(|command| (command, prompt));
             (vec![Edit::add_backend(&name, command)], format!("backend {name} added"), None)
         }
-        EditCommand::AddPlace { name, reach, directory, max_workers } => {
+        EditCommand::AddPlace { name, reach, start, directory, max_workers } => {
             refuse_undecided(&format!("another place for workers, '{name}'"))?;
             let mut fields = vec![("reach", reach)];
+            fields.extend(start.map(|it| ("start", it)));
             fields.extend(directory.map(|it| ("directory", it)));
             fields.extend(max_workers.map(|it| ("max_workers", it.to_string())));
             let edits = vec![Edit::add("places", &name, &fields)];

@@ -150,7 +150,7 @@ pub(super) fn at_work(view: &View) -> Result<Option<String>> {
     let working = match view.record.route {
         // The end of an agent is only known if its host reports it.
         Route::Agent => view.is_alive() && view.state != State::Done,
-        Route::Cli => view.is_alive() || Lock::is_held(&view.task.run_lock_path())?,
+        Route::Cli => view.is_alive() || view.task.is_supervised()?,
     };
     Ok(match view.state {
         state if state.is_waiting() => Some(format!("it is waiting: {}", view.because())),
