@@ -813,8 +813,9 @@ impl Drop for Ssh {
     fn drop(&mut self) {
         let _ = self.server.kill();
         let _ = self.server.wait();
-        // The user's processes have ended with the world, which is dropped first.
-        let _ = std::process::Command::new("userdel").arg(&self.user).output();
+        // The user's processes have ended with the world, which is dropped first; a session whose link is dead
+        // may still be about to end.
+        let _ = std::process::Command::new("userdel").args(["-f", &self.user]).output();
     }
 }
 
