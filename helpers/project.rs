@@ -353,8 +353,8 @@ impl Project {
                 list.tasks.push(task);
             }
         }
-        list.tasks.sort_by(|a, b| a.id().cmp(b.id()));
-        list.broken.sort_by(|a, b| a.name.cmp(&b.name));
+        list.tasks.sort_unstable_by(|a, b| a.id().cmp(b.id()));
+        list.broken.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         list
     }
 
@@ -374,7 +374,7 @@ impl Project {
         // A dispatch that is at work makes the state's directory first.
         let is_foreign = |task: Task| !task.state_dir().exists() && task.side().has_files();
         let mut ids: Vec<_> = ids.filter(|id| is_foreign(self.task(id))).collect();
-        ids.sort();
+        ids.sort_unstable();
         ids
     }
 

@@ -226,7 +226,7 @@ fn artifacts(repository: &Path) -> Vec<Artifact> {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
         names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
-        names.sort();
+        names.sort_unstable();
         names
     };
     let directory = git::worktrees_directory(repository).unwrap_or_default();

@@ -221,7 +221,7 @@ pub(super) fn closest<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> 
         })
         .filter(|(score, name)| *score <= name.len().max(3) / 2)
         .collect();
-    scored.sort();
+    scored.sort_unstable();
     scored.into_iter().take(3).map(|(_, name)| name).collect()
 }
 

@@ -100,7 +100,7 @@ fn directories(parent: &Path) -> Result<Vec<PathBuf>> {
     let visible = entries.filter(|(name, is_symlink)| !is_symlink && !is_hidden(name));
     let mut paths: Vec<PathBuf> = visible.map(|(name, _)| parent.join(name)).collect();
     paths.retain(|path| path.is_dir());
-    paths.sort();
+    paths.sort_unstable();
     Ok(paths)
 }
 

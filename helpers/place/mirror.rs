@@ -139,7 +139,7 @@ impl Mirror {
             // The earlier task goes first where there is no place for all.
             let mut order: Vec<_> =
                 self.tasks.iter().map(|(path, it)| (it.created.clone(), path.clone())).collect();
-            order.sort();
+            order.sort_unstable();
             for (_, state_dir) in order {
                 if let Err(error) = self.attend(&state_dir) {
                     self.trouble(&state_dir, &error);

@@ -120,7 +120,7 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
         }
         let shown = ended.iter().filter(|(_, end)| end.state != State::Done);
         lines.extend(shown.map(|(id, end)| (end.state, id, end.line.clone())));
-        lines.sort();
+        lines.sort_unstable();
         let most = if args.all { usize::MAX } else { STATUS };
         let (text, more) = fit(broken.chain(lines.into_iter().map(|(_, _, line)| line)), most);
         Some(text).filter(|text| !text.is_empty()).iter().for_each(say);
