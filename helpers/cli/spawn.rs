@@ -100,6 +100,9 @@ pub struct Args {
     /// Work in this directory [default: the current one]
     #[arg(short = 'C', value_name = "DIR")]
     directory: Option<PathBuf>,
+    /// Start in this directory below the top of the worktree
+    #[arg(long, value_name = "DIR", hide = true)]
+    below: Option<PathBuf>,
     /// Run as the supervisor of the task with this state directory
     #[arg(long, value_name = "STATE", hide = true)]
     supervise: Option<PathBuf>,
@@ -210,6 +213,7 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
         after: args.after.iter().map(|id| id.parse()).collect::<Result<_, _>>()?,
         plan,
         directory: here,
+        below: args.below.clone().unwrap_or_default(),
     };
     if request.with_changes && !request.worktree && request.place.is_none() {
         return Refusal::new(Exit::Usage, "--with-changes is for a worktree")

@@ -447,6 +447,14 @@ pub fn is_tracked(file: &Path) -> bool {
     listed.is_ok_and(|listed| listed.status.success())
 }
 
+/// The full id of the commit that `revision` names in a directory or repository; `None` if there is
+/// none.
+pub fn commit_id(directory: &Path, revision: &str) -> Result<Option<String>> {
+    let revision = format!("{revision}^{{commit}}");
+    let asked = git(directory, "rev-parse --verify --quiet").arg(revision).run()?;
+    Ok(asked.status.success().then(|| trim(&asked.stdout)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;

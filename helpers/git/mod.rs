@@ -14,11 +14,11 @@ mod repository;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::domain::{TaskId, Worktree};
 use crate::error::{Exit, Refusal};
@@ -30,8 +30,8 @@ use command::{
     Git, STATUS, Settings, changes, error_line, git, git_on, path, retry, succeeded, too_old, trim,
 };
 
-pub use command::is_tracked;
 pub(crate) use command::selects_for_git;
+pub use command::{commit_id, is_tracked};
 pub use far::{author, make_receiver, set_head};
 use include::commit_changes;
 pub use merge::{MergePlan, configured_hooks};
@@ -69,9 +69,15 @@ pub struct PlannedWorktree {
 const HEAD: &str = "HEAD^{commit}";
 
 /// Chooses free names and the base, HEAD of the directory `here`, for the worktree of a task that is
-/// dispatched from there; `with_changes`, a snapshot of what is uncommitted there. Changes nothing but
-/// git's objects.
-pub fn plan_worktree(task: &TaskId, here: &Path, with_changes: bool) -> Result<PlannedWorktree> {
+/// dispatched from there; `with_changes`, a snapshot of what is uncommitted there. The worker starts
+/// `below` that directory. Changes nothing but git's objects.
+pub fn plan_worktree(
+    task: &TaskId,
+    here: &Path,
+    below: &Path,
+    with_changes: bool,
+) -> Result<PlannedWorktree> {
+    ensure!(below.components().all(|it| matches!(it, Component::Normal(_))), "not below the top");
     if is_in_worktree(here) {
         return Refusal::new(Exit::Usage, "a worktree cannot begin in another task's worktree")
             .place(here.display().to_string())
@@ -124,6 +130,7 @@ pub fn plan_worktree(task: &TaskId, here: &Path, with_changes: bool) -> Result<P
     let mut base = head;
     let top = here.ancestors().nth(prefix.components().count()).filter(|_| inside);
 
+    let prefix = prefix.join(below);
     let (path, branch) = free_names(task, &repository, &taken?)?;
     let mut remarks = Vec::new();
     let mut directory: PathBuf = path.components().chain(prefix.components()).collect();
@@ -154,14 +161,6 @@ pub fn plan_worktree(task: &TaskId, here: &Path, with_changes: bool) -> Result<P
     let checkout = top.map(Path::to_path_buf);
     let worktree = Worktree { path, branch, base, repository, checkout, snapshot, trunk: None };
     Ok(PlannedWorktree { worktree, directory, remarks })
-}
-
-/// The full id of the commit that `revision` names in a directory or repository; `None` if there is
-/// none.
-pub fn commit_id(directory: &Path, revision: &str) -> Result<Option<String>> {
-    let revision = format!("{revision}^{{commit}}");
-    let asked = git(directory, "rev-parse --verify --quiet").arg(revision).run()?;
-    Ok(asked.status.success().then(|| trim(&asked.stdout)))
 }
 
 /// The directory and the branch for a task: the task's name, with a number if an earlier task left

@@ -58,6 +58,8 @@ pub struct Request {
     pub place: Option<String>,
     /// The directory to work in, canonical.
     pub directory: PathBuf,
+    /// The worker's directory in a worktree of a repository without a checkout; empty for its top.
+    pub below: PathBuf,
 }
 
 /// A dispatch that passed every check and has changed nothing in the project.
@@ -152,7 +154,8 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         request.may_dispatch || request.keep,
     ];
     let route = ops::route(choice, request.agent, needs)?;
-    let planned = worktree.then(|| git::plan_worktree(&id, &directory, request.with_changes));
+    let planned =
+        worktree.then(|| git::plan_worktree(&id, &directory, &request.below, request.with_changes));
     let mut worktree = planned.transpose()?;
     if request.continue_branch {
         let branch = after.iter().find_map(|before| before.branch.clone()).ok_or_else(|| {

@@ -422,6 +422,9 @@ pub fn arguments(record: &Record) -> Vec<String> {
     let mut arguments: Vec<String> =
         ["--worktree", "--model", &record.name, "--access"].map(Into::into).into();
     arguments.push(record.access.to_string());
+    let top = record.worktree.as_ref().map(|it| it.path.as_path());
+    let below = top.and_then(|top| record.directory.strip_prefix(top).ok()?.to_str());
+    arguments.extend(below.filter(|it| !it.is_empty()).map(|it| format!("--below={it}")));
     for check in &record.checks {
         arguments.extend(["--check".into(), check.clone()]);
     }

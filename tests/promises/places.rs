@@ -168,6 +168,25 @@ far \"$@\" | {{ dd bs=1 count=\"$cut\" 2>/dev/null; kill -9 $$; }}",
 }
 
 #[test]
+fn worker_at_a_place_starts_where_the_dispatch_did() {
+    let world = World::new();
+    let top = world.sandbox.top().display().to_string();
+    world.sandbox.script("asks", &format!("cat >/dev/null; pwd >{top}/where"));
+    let below = world.sandbox.project().join("src/new part");
+    fs::create_dir_all(&below).expect("made");
+    fs::write(below.join("file"), "text").expect("written");
+    world.sandbox.git(&["add", "."]);
+    world.sandbox.git(&["commit", "-qm", "Part"]);
+    world.sandbox.plan("far", PLAN);
+    let spawn = world.sandbox.call("dispatch-spawn", &["far", "--on", "box"]);
+    spawn.within(&below).run().ok();
+    world.until("far", "incomplete");
+    let where_it_was = world.lines("where").concat();
+    assert!(where_it_was.ends_with("/src/new part"), "{where_it_was}");
+    assert!(where_it_was.starts_with(&world.far.display().to_string()), "{where_it_was}");
+}
+
+#[test]
 fn task_at_a_place_is_asked_answered_and_merged_like_any_other() {
     let world = World::new();
     let said = world.dispatch("far", "asks");
