@@ -429,6 +429,8 @@ clean:removed
 clean:report
 clean:task
 fetch:branch
+job:named
+job:submitted
 merge:merged
 mirror:fetched
 mirror:files
