@@ -48,7 +48,9 @@ tool bwrap bubblewrap || true # so do those of the sandbox
 tool sshd openssh-server || true # and those of a place behind ssh
 tool ip iproute2 || true # and that of a network that goes down
 tool sbatch slurm-wlm || true # and those of places that are queues; it brings munge
-cargo test --quiet --locked
+# Most tests wait for processes and files, so two for each core keep it busy.
+RUST_TEST_THREADS=$(($(getconf _NPROCESSORS_ONLN) * 2)) cargo test --quiet --locked
+PLACE_TASKS=40 cargo test --quiet --locked --test promises places::many_tasks
 
 step 'install and demo: a fresh clone, a fresh home, the first command of the README'
 fresh=$target/fresh
