@@ -137,7 +137,7 @@ impl Ipc {
                 })
             })
             .collect();
-        questions.sort_by_key(|question| question.number);
+        questions.sort_unstable_by_key(|question| question.number);
         Ok(questions)
     }
 

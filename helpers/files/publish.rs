@@ -163,7 +163,7 @@ pub fn numbered_names(directory: &Path) -> Result<Vec<String>> {
     let entries = entries(directory)?.into_iter();
     let mut names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
     names.retain(|name| parse_number(name).is_some());
-    names.sort_by_key(|name| parse_number(name));
+    names.sort_unstable_by_key(|name| parse_number(name));
     Ok(names)
 }
 

@@ -228,7 +228,7 @@ impl WorkerSide {
         };
         let mut names: Vec<String> = entries.filter_map(name).collect();
         names.retain(|name| files::parse_number(name).is_some());
-        names.sort_by_key(|name| files::parse_number(name));
+        names.sort_unstable_by_key(|name| files::parse_number(name));
         let with_text = |name: String| {
             let text = files::read_foreign(&self.note_path(&name))?.map(lossy).unwrap_or_default();
             Ok((name, text))
