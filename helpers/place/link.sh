@@ -31,8 +31,9 @@ if ! works "$dir"; then
     trap 'rm -rf "$new"' EXIT
     trap 'exit 0' HUP INT PIPE TERM
     # A machine that went down meanwhile left such a directory.
-    find "$share" -maxdepth 1 -name '*.new.*' -mmin +60 2>/dev/null |
-        while read -r old; do rm -rf "$old"; done
+    for old in "$share"/*.new.*; do
+        [ -z "$(find "$old" -prune -mmin +60 2>/dev/null)" ] || rm -rf "$old"
+    done
     made=$(mkdir -p "$new" 2>&1) || stop "$made ## end the place's 'reach' with: env DISPATCH_HOME=DIR, a directory there that can be written"
     head -c "$size" >"$new/dispatch" 2>/dev/null
     got=$(wc -c <"$new/dispatch" | tr -d ' ')
