@@ -259,7 +259,7 @@ impl<'a> Reader<'a> {
             let program = words.first().map(Path::new).and_then(Path::file_name);
             let bad = words.iter().find(|it| NOT_ONE_JOB.iter().any(|bad| it.starts_with(bad)));
             let what = match bad {
-                Some(bad) => format!("'start' cannot have {bad}: a task is one job, here"),
+                Some(bad) => format!("'start' cannot have {bad}: a task is one job"),
                 None => "'start' must be one plain call of sbatch: only Slurm is supported".into(),
             };
             if bad.is_some() || program != Some("sbatch".as_ref()) {

@@ -132,6 +132,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     let budget = request.budget.map_or_else(|| config.budget_of(&choice.settings), Ok)?;
     // A task after one with a worktree starts from that task's branch.
     if let Some(name) = &request.place {
+        place::refuse_here(name)?;
         config.place(name)?;
         if project.repository().is_none() {
             return Err(place::refuse_without_git(name).into());

@@ -64,6 +64,15 @@ pub fn refuse_unfit(name: &str, config: &Config, record: &Record) -> Result<()> 
         .refuse("do this there, and call again")
 }
 
+/// Refuses the name of this machine as that of a place.
+pub fn refuse_here(name: &str) -> Result<()> {
+    if name != HERE {
+        return Ok(());
+    }
+    Refusal::new(Exit::Usage, format!("'{HERE}' is this machine, and no place"))
+        .refuse("use another name; without --on a new task works here")
+}
+
 /// The refusal of a place where code cannot travel.
 pub fn refuse_without_git(name: &str) -> Refusal {
     Refusal::new(Exit::Usage, format!("this project cannot be sent to '{name}'"))
@@ -96,7 +105,10 @@ pub(super) fn look_here(worker: Option<&str>, config: &str) -> Vec<(bool, String
     }
     let config = match Config::parse(config, Path::new("the config that was sent")) {
         Ok(config) => config,
-        Err(error) => return vec![(false, error.to_string().replace('\n', " "))],
+        Err(error) => {
+            lines.push((false, error.to_string().replace('\n', " ")));
+            return lines;
+        }
     };
     let start = config.places.get(HERE).and_then(|it| it.start.as_ref());
     lines.extend(start.map(|it| slurm::look_here(it)));

@@ -19,7 +19,7 @@ use crate::place::{
     is_mirrored,
 };
 use crate::task::{ExitRecord, Gate, Record, StopReason, Wait};
-use crate::text::{sanitize, shorten};
+use crate::text::{quoted, sanitize, shorten};
 
 /// How many attempts, files and bytes a place may send for a task.
 const MOST_ATTEMPTS: u32 = 2000;
@@ -348,6 +348,11 @@ fn clean(text: &str) -> String {
     shorten(&sanitize(text), LONGEST_TEXT)
 }
 
+/// A text of a place that is shown as it is. The marks tell that nobody here said it.
+fn marked(text: &str) -> String {
+    quoted(&clean(text))
+}
+
 fn clean_all(texts: Vec<String>) -> Vec<String> {
     texts.iter().take(50).map(|it| clean(it)).collect()
 }
@@ -359,7 +364,7 @@ fn clean_exit(mut exit: ExitRecord) -> ExitRecord {
     if let Some(StopReason::Budget { used: said } | StopReason::Job { said }) =
         &mut exit.stop_reason
     {
-        *said = clean(said);
+        *said = marked(said);
     }
     if humantime::parse_rfc3339(&exit.at).is_err() {
         exit.at = now();
@@ -373,7 +378,7 @@ fn clean_wait(wait: Wait) -> Option<Wait> {
             let fallback = fallback.as_deref().map(clean);
             Some(Wait::Parked { until, stated, times, said: clean(&said), fallback })
         }
-        Wait::Job { after, said } => Some(Wait::Job { after: clean(&after), said: clean(&said) }),
+        Wait::Job { after, said } => Some(Wait::Job { after: clean(&after), said: marked(&said) }),
         _ => None,
     }
 }
@@ -386,7 +391,7 @@ fn clean_gate(gate: Gate, record: &Record) -> Gate {
     };
     let id = |it: &String| it.len() <= 64 && it.bytes().all(|byte| byte.is_ascii_hexdigit());
     let failed = gate.failed.map(|mut it| {
-        (it.command, it.end, it.output) = (own(it.command), clean(&it.end), clean(&it.output));
+        (it.command, it.end, it.output) = (own(it.command), marked(&it.end), clean(&it.output));
         it
     });
     Gate {

@@ -13,7 +13,7 @@ pub mod link;
 pub mod mirror;
 pub mod serve;
 
-pub use check::{check, refuse_unfit, refuse_without_git};
+pub use check::{check, refuse_here, refuse_unfit, refuse_without_git};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -123,7 +123,7 @@ fn take(
         }
         head => {
             if let (Some(why), Some((id, what))) = (refused, subject(&head))
-                && decides(&head)
+                && is_decision(&head)
             {
                 return channel.send(Reply::Done(id, what, Some(why.clone())));
             }
@@ -150,10 +150,10 @@ fn subject(head: &Request) -> Option<(String, String)> {
     }
 }
 
-/// Returns true for a request by which the person decides.
-fn decides(head: &Request) -> bool {
-    let others = matches!(head, Request::Repository(..) | Request::Fetch(_));
-    !others && subject(head).is_some()
+/// Returns true for a request that carries out what the person decided.
+fn is_decision(head: &Request) -> bool {
+    use Request::{Answer, Note, Resume, Start, Stop};
+    matches!(head, Start(..) | Answer(..) | Note(..) | Stop(..) | Resume(..))
 }
 
 /// Carries out a request that may take time.

@@ -168,6 +168,21 @@ far \"$@\" | {{ dd bs=1 count=\"$cut\" 2>/dev/null; kill -9 $$; }}",
 }
 
 #[test]
+fn name_of_this_machine_is_no_place() {
+    let world = World::bare();
+    world.sandbox.plan("far", PLAN);
+    let refusal = "'here' is this machine, and no place\n  next: use another name;";
+    for (helper, args) in [
+        ("dispatch-spawn", &["far", "--on", "here"][..]),
+        ("dispatch-config", &["add-place", "here", "--reach", "ssh a"]),
+    ] {
+        let said = world.call(helper, args);
+        assert_eq!(said.code, Some(64), "{}", said.err);
+        assert!(said.err.contains(refusal), "{}", said.err);
+    }
+}
+
+#[test]
 fn worker_at_a_place_starts_where_the_dispatch_did() {
     let world = World::new();
     let top = world.sandbox.top().display().to_string();
@@ -1101,10 +1116,10 @@ fn queued_job_is_shown_and_stopped_or_begins_when_the_node_is_free() {
     world.dispatch("first", "idle");
     world.until("first", "running");
     let said = world.dispatch("second", "asks");
-    assert!(said.contains("waits as Slurm job 2 ("), "{said}");
-    world.until("second", "queued: as Slurm job 2 (Resources)");
+    assert!(said.contains("waits as \"Slurm job 2 ("), "{said}");
+    world.until("second", "queued: as \"Slurm job 2 (Resources)\"");
     world.dispatch("third", "asks");
-    world.until("third", "queued: as Slurm job 3 (Priority)");
+    world.until("third", "queued: as \"Slurm job 3 (Priority)\"");
     assert_eq!(world.call("dispatch-reconcile", &["stop", "third"]).ok(), "third stopped\n");
     assert_eq!(slurm.job("CANCELLED"), "3");
     assert_eq!(world.call("dispatch-reconcile", &["stop", "first"]).ok(), "first stopped\n");
@@ -1120,11 +1135,11 @@ fn job_that_an_administrator_ends_is_reported_and_can_be_resumed() {
     world.dispatch("first", "idle");
     world.until("first", "running");
     world.dispatch("second", "asks");
-    world.until("second", "queued: as Slurm job 2");
+    world.until("second", "queued: as \"Slurm job 2");
     slurm.cancel(&["2"]);
     world.until("second", "failed: could not start: Slurm job 2 ended (CANCELLED)");
     slurm.cancel(&["1"]);
-    world.until("first", "failed: Slurm job 1 ended (CANCELLED)");
+    world.until("first", "failed: \"Slurm job 1 ended (CANCELLED)\"");
     let said = world.call("dispatch-spawn", &["second", "--resume"]).ok();
     assert!(said.starts_with("second "), "{said}");
     world.until("second", "asking");
@@ -1142,7 +1157,7 @@ fn job_that_an_administrator_ends_is_reported_and_can_be_resumed() {
     slurm.cancel(&["4"]);
     world.until("checked", "failed: check: touch ");
     let state = world.sandbox.state("checked");
-    assert!(state.ends_with(": Slurm job 4 ended (CANCELLED)"), "{state}");
+    assert!(state.ends_with(": \"Slurm job 4 ended (CANCELLED)\""), "{state}");
     let config = world.sandbox.home().join(".dispatch/config.yaml");
     let text = fs::read_to_string(&config).expect("there");
     fs::write(&config, text.replace("--time=60", "--partition=none")).expect("written");

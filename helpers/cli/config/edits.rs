@@ -10,6 +10,7 @@ use crate::domain::{Access, PromptVia};
 use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::host::refuse_undecided;
+use crate::place::refuse_here;
 use crate::text::shell_word;
 use crate::tools::is_known;
 
@@ -217,6 +218,7 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             (vec![Edit::add_backend(&name, command)], format!("backend {name} added"), None)
         }
         EditCommand::AddPlace { name, reach, start, directory, max_workers } => {
+            refuse_here(&name)?;
             refuse_undecided(&format!("another place for workers, '{name}'"))?;
             let mut fields = vec![("reach", reach)];
             fields.extend(start.map(|it| ("start", it)));
