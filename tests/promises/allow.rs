@@ -192,7 +192,7 @@ fn two_projects() -> (Sandbox, PathBuf) {
     let other = sandbox.home().join("other");
     fs::create_dir_all(other.join(".dispatch/tasks")).expect("made");
     sandbox.call("dispatch-spawn", &["y", "--plan", "-"]).input(PLAN).within(&other).run().ok();
-    fs::write(other.join(".dispatch/tasks/y/ipc/001.question"), "Which?\n").expect("written");
+    sandbox.write_apart(&other.join(".dispatch/tasks/y/ipc/001.question"), b"Which?\n");
     (sandbox, other)
 }
 

@@ -300,7 +300,7 @@ fn two_writers_store_four_hundred_questions_whole() {
 fn question_numbers_continue_after_999() {
     let sandbox = running();
     fs::create_dir_all(sandbox.task("x", "ipc")).expect("made");
-    fs::write(sandbox.task("x", "ipc/999.question"), "Old?\n").expect("written");
+    sandbox.write("x", "ipc/999.question", "Old?\n");
     fs::write(sandbox.task("x", "ipc/999.done"), "").expect("written");
     let ask = sandbox.worker("x", &["ask", "Which?"]).start();
     wait_until_asked(&sandbox, "1000");

@@ -20,7 +20,7 @@ pub(crate) fn ready() -> Sandbox {
 fn asking() -> Sandbox {
     let sandbox = ready();
     sandbox.ok("dispatch-spawn", &["x"]);
-    fs::write(sandbox.task("x", "ipc/001.question"), "Which?\n").expect("written");
+    sandbox.write("x", "ipc/001.question", "Which?\n");
     sandbox
 }
 
@@ -329,7 +329,7 @@ exit 65
 !   it asked 001
 !   next: dispatch-reconcile show x
 "#]]);
-    fs::write(sandbox.task("x", "ipc/001.answer"), "That.\n").expect("written");
+    sandbox.write("x", "ipc/001.answer", "That.\n");
     refused(&sandbox, answer("x/001", "This.")).shows(str![[r#"
 exit 65
 ! dispatch-monitor: question 001 has an answer already

@@ -141,7 +141,7 @@ fn answer_written_by_hand_does_not_restart_an_ended_worker() {
     assert_eq!(ask.code, Some(75));
     kill_and_wait(sandbox.worker_of("x", 1));
     sandbox.wait_for_state("x", "blocked");
-    fs::write(sandbox.task("x", "ipc/001.answer"), "This.\n").expect("written");
+    sandbox.write("x", "ipc/001.answer", "This.\n");
     sandbox.ok("dispatch-reconcile", &[]);
     assert_eq!(sandbox.state("x"), "blocked");
     // The person's own answer restarts the worker.

@@ -219,7 +219,7 @@ fn play(seed: u64) {
     let sandbox = &world.sandbox;
     wait_until("both workers run", || (world.starts().lines().count() == 2).then_some(()));
     sandbox.ok("dispatch-reconcile", &["note", "x", "Keep the old API."]);
-    fs::write(sandbox.task("x", "ipc/001.question"), "Which?\n").expect("written");
+    sandbox.write("x", "ipc/001.question", "Which?\n");
     sandbox.ok("dispatch-monitor", &["--answer", "x/001", "This."]);
     let outside = tree(&[sandbox.top().join("outside")]);
     let workers = [sandbox.worker_of("x", 1), sandbox.worker_of("y", 1)];
@@ -365,7 +365,7 @@ fn answer_to_a_question_that_changed_is_refused() {
     let sandbox = attacked("ipc/001.question", "May I read the README?\n");
     let host = Host::new(&sandbox);
     host.calls(sandbox.call("dispatch-config", &["brief"])).run().ok();
-    fs::write(sandbox.task("x", "ipc/001.question"), "May I push to main?\n").expect("written");
+    sandbox.write("x", "ipc/001.question", "May I push to main?\n");
     sandbox.run("dispatch-monitor", &["--answer", "x/001", "Yes."]).shows(str![[r#"
 exit 65
 ! dispatch-monitor: question 001 of 'x' has changed since it was told
@@ -374,7 +374,7 @@ exit 65
 "#]]);
     assert!(!sandbox.task("x", "answers/001").exists());
     // The refusal has shown the new text, also if it is an earlier one again.
-    fs::write(sandbox.task("x", "ipc/001.question"), "May I read the README?\n").expect("written");
+    sandbox.write("x", "ipc/001.question", "May I read the README?\n");
     let again = sandbox.run("dispatch-monitor", &["--answer", "x/001", "Yes."]);
     assert!(again.err.contains("it is now: \"May I read the README?\""), "{again:?}");
     sandbox.ok("dispatch-monitor", &["--answer", "x/001", "Yes."]);

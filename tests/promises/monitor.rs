@@ -116,7 +116,7 @@ fn question_comes_before_the_messages_that_are_left_out() {
         let path = sandbox.task("x", &format!("tells/{number:03}"));
         fs::write(path, "One more thing to know. ".repeat(20)).expect("written");
     }
-    fs::write(sandbox.task("x", "ipc/001.question"), "Which?\n").expect("written");
+    sandbox.write("x", "ipc/001.question", "Which?\n");
     let told = sandbox.ok("dispatch-monitor", &["x"]);
     assert!(told.lines().next().is_some_and(|first| first.contains("x asks (001)")), "{told}");
     assert!(told.contains(" more events: "), "{told}");

@@ -458,8 +458,10 @@ fn status_follow_prints_line_for_each_change() {
     window.shows(&["x running 0/2 — item 1: First\n"]);
     sandbox.worker("x", &["tick", "1"]).run().ok();
     window.shows(&["x running 1/2 — item 2: Second\n"]);
-    let question = sandbox.task("x", "ipc/001.question");
-    dispatch::files::publish(&question, "Which? → rm\n".as_bytes()).expect("published");
+    // Another program makes it whole at once, so that no line says that it is being written.
+    let written = sandbox.top().join("question");
+    sandbox.write_apart(&written, "Which? → rm\n".as_bytes());
+    fs::rename(written, sandbox.task("x", "ipc/001.question")).expect("renamed");
     window.shows(&["x asking 1/2 — 001: Which? > rm → dispatch-monitor --answer x/001 -\n"]);
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     window.shows(&["x stopped 1/2 — item 2: Second\n"]);

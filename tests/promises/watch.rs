@@ -298,7 +298,7 @@ fn watch_keeps_a_refused_answer() {
     sandbox.workers(&[]);
     sandbox.dispatch("x", "idle");
     fs::create_dir_all(sandbox.task("x", "ipc")).expect("made");
-    fs::write(sandbox.task("x", "ipc/001.question"), "Which?\n").expect("written");
+    sandbox.write("x", "ipc/001.question", "Which?\n");
     let Some(window) = Window::open(&sandbox, (80, 14), &watch()) else { return };
     window.shows(&["? x asks 001"]);
     window.keys(&["a", "this"]);
@@ -424,7 +424,7 @@ fn watch_without_colour_shows_same_text() {
     sandbox.ok("dispatch-reconcile", &["stop", "x"]);
     sandbox.dispatch("y", "idle");
     fs::create_dir_all(sandbox.task("y", "ipc")).expect("made");
-    fs::write(sandbox.task("y", "ipc/001.question"), "Which?\n").expect("written");
+    sandbox.write("y", "ipc/001.question", "Which?\n");
     let Some(window) = Window::open(&sandbox, (80, 12), &watch()) else { return };
     let with = window.shows(&["? y asks", KEYS]);
     assert!(is_coloured(&window.styled()), "{}", window.styled());

@@ -82,8 +82,8 @@ impl Sandbox {
         self.top().join("clis")
     }
 
-    /// Another program writes the file: a fork of another test could hold our descriptor open for
-    /// writing, and the file could not be executed.
+    /// Another program writes the file, which else could not be executed while a fork of another test
+    /// holds it open.
     pub(crate) fn add_cli(&self, name: &str, script: &str) {
         let calls = self.top().join("calls");
         // A script that knows nothing of logins says nothing of them at once.
