@@ -14,6 +14,7 @@ use crate::dirs;
 use crate::domain::{TaskId, Worktree};
 use crate::files;
 use crate::git::{self, by_hand};
+use crate::place;
 use crate::process::TASK_DIR;
 use crate::project::{Broken, Project, TaskList};
 use crate::task::{Record, State, Task, View};
@@ -90,6 +91,7 @@ pub fn repair(project: &Project, list: TaskList) -> Repaired {
         }
     }
     if std::env::var_os(TASK_DIR).is_none() {
+        place::pursue_abandoned();
         let Repaired { views, repairs, .. } = &mut repaired;
         for view in views.iter_mut() {
             repair_end(view, repairs, project.stands());

@@ -112,9 +112,9 @@ pub struct Args {
     /// Tell the person's command of new events of the task with this state directory
     #[arg(long, value_name = "STATE", hide = true)]
     notify: Option<PathBuf>,
-    /// Run as the mirror of the place that is named after a task's state directory
-    #[arg(long, value_names = ["STATE", "PLACE"], num_args = 2, hide = true)]
-    mirror: Option<Vec<String>>,
+    /// Run as the mirror of this place
+    #[arg(long, value_name = "PLACE", hide = true)]
+    mirror: Option<String>,
     /// Run as the far end of a connection, with repositories below this directory
     #[arg(long, value_name = "DIR", hide = true)]
     serve: Option<PathBuf>,
@@ -146,7 +146,7 @@ pub fn main() -> ExitCode {
         if let Some(service) = &args.carry {
             return link::carry_git(service).map(|()| Exit::Ok);
         }
-        if let Some([_, name]) = args.mirror.as_deref() {
+        if let Some(name) = &args.mirror {
             return place::mirror::run(name).map(|()| Exit::Ok);
         }
         if let Some(directory) = &args.supervise {
@@ -297,8 +297,8 @@ fn resume(args: &Args, project: &Project, task: &Task) -> Result<Exit> {
         budget: budget(args)?,
         place: args.place.clone(),
     };
-    let (resumed, remark) = resume::resume(project, task, &request)?;
-    remark.iter().for_each(say);
+    let (resumed, remarks) = resume::resume(project, task, &request)?;
+    remarks.iter().for_each(say);
     done(match resumed {
         Resumed::Done => {
             format!("{} is done: nothing is left. Tell the user and stop.", task.id())

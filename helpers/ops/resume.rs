@@ -3,10 +3,11 @@
 use anyhow::Result;
 
 use crate::config::{Config, choose};
-use crate::domain::{Access, Budget, HERE, Route};
+use crate::domain::{Access, Budget, HERE, Route, Worktree};
 use crate::error::{Exit, Refusal};
+use crate::git::short_id;
 use crate::host::refuse_undecided;
-use crate::ids::now;
+use crate::ids::{now, random_hex};
 use crate::ops::{self, Start};
 use crate::place::{self, Demand, refuse_unfit};
 use crate::plan::{Marker, Plan};
@@ -39,20 +40,18 @@ pub enum Resumed {
     Started(Box<Record>, Result<Start>),
 }
 
-/// Resumes a task. Also returns a remark about the worker, if there is one.
+/// Resumes a task. Also returns remarks for the host, one line each.
 ///
 /// # Errors
 /// [`Exit::TryAgain`] if its worker is running; [`Exit::Data`] if nothing is left to do.
-pub fn resume(
-    project: &Project,
-    task: &Task,
-    request: &Request,
-) -> Result<(Resumed, Option<String>)> {
+pub fn resume(project: &Project, task: &Task, request: &Request) -> Result<(Resumed, Vec<String>)> {
     let (view, id) = (task.view()?, task.id());
     let now = view.record.place.as_deref().unwrap_or(HERE);
     if let Some(to) = request.place.as_ref().filter(|to| *to != now) {
-        move_to(task, &view, to)?;
-        return resume(project, task, &Request { place: None, ..request.clone() });
+        let mut remarks: Vec<_> = move_to(task, &view, to)?.into_iter().collect();
+        let (resumed, more) = resume(project, task, &Request { place: None, ..request.clone() })?;
+        remarks.extend(more);
+        return Ok((resumed, remarks));
     }
     if let Some(name) = &view.record.place {
         return resume_there(project, task, &view, name, request);
@@ -79,12 +78,12 @@ pub fn resume(
             .place("the task waits and would start anyway")
             .refuse(format!("stop it: dispatch-reconcile stop {id}"));
     }
-    let (mut record, mut remark) = (view.record, None);
+    let (mut record, mut remarks) = (view.record, Vec::new());
     record.budget = request.budget.unwrap_or(record.budget);
     // Only a process is held to a budget.
     let becomes_process = request.budget.is_some() && record.route == Route::Agent;
     if request.model.is_some() || request.access.is_some() || becomes_process {
-        (record, remark) = change_worker(task, record, request)?;
+        (record, remarks) = change_worker(task, record, request)?;
     }
     let (usage, time) = task.spent(&record, u32::MAX)?;
     let is_used_up = record.budget.parts(&usage, time).iter().any(|(_, is_used_up)| *is_used_up);
@@ -109,7 +108,7 @@ pub fn resume(
             task.freeze(&attempt)?;
         }
         if record.first_check().is_none() {
-            return Ok((Resumed::Done, remark));
+            return Ok((Resumed::Done, remarks));
         }
     }
     // The person says so: work may start here.
@@ -124,7 +123,7 @@ pub fn resume(
         true => supervise::take_over(task).map(Start::Process),
         false => ops::launch(task, &record),
     };
-    Ok((Resumed::Started(Box::new(record), start), remark))
+    Ok((Resumed::Started(Box::new(record), start), remarks))
 }
 
 fn refuse_done(view: &View) -> Result<()> {
@@ -142,7 +141,7 @@ fn resume_there(
     view: &View,
     name: &str,
     request: &Request,
-) -> Result<(Resumed, Option<String>)> {
+) -> Result<(Resumed, Vec<String>)> {
     let id = task.id();
     if view.is_open() && view.state != State::Parked {
         let gone = match view.state {
@@ -156,9 +155,9 @@ fn resume_there(
             .refuse(format!("wait until it ends{gone}"));
     }
     refuse_done(view)?;
-    let (mut record, mut remark) = (view.record.clone(), None);
+    let (mut record, mut remarks) = (view.record.clone(), Vec::new());
     if request.model.is_some() || request.access.is_some() {
-        (record, remark) = change_worker(task, record, request)?;
+        (record, remarks) = change_worker(task, record, request)?;
     }
     record.budget = request.budget.unwrap_or(record.budget);
     let was_sent = view.remote.as_ref().is_some_and(|it| it.sent);
@@ -189,12 +188,13 @@ fn resume_there(
         }
     })?;
     let start = ops::launch(task, &record);
-    Ok((Resumed::Started(Box::new(record), start), remark))
+    Ok((Resumed::Started(Box::new(record), start), remarks))
 }
 
 /// Moves a task away from its place, or to one, with its plan as it was mirrored last and the commits
-/// that were fetched. What may run at the old place is no longer heard.
-fn move_to(task: &Task, view: &View, to: &str) -> Result<()> {
+/// that were fetched. What may run at the old place is no longer heard, and is stopped when the place
+/// answers: the line says so.
+fn move_to(task: &Task, view: &View, to: &str) -> Result<Option<String>> {
     let (id, config) = (task.id(), Config::load()?);
     let mut record = view.record.clone();
     if record.worktree.is_none() || record.route == Route::Agent {
@@ -222,17 +222,28 @@ fn move_to(task: &Task, view: &View, to: &str) -> Result<()> {
         let settings = config.resolve(Some(&record.name))?.settings;
         worker::check_start(task, &mut record, &settings)?;
     }
+    let mut remark = None;
     if let Some(name) = &view.record.place {
-        place::leave(task, name)?;
+        place::leave(view, name)?;
+        let latest = record.worktree.as_ref().map(Worktree::latest).transpose()?;
+        remark = latest.filter(|_| view.is_open()).map(|commit| {
+            format!(
+                "{name} may still run {id}, and has to stop it as soon as it answers; the worker {} continues from {}, the last commit that is here",
+                record.place.as_deref().map_or(HERE.into(), |it| format!("on {it}")),
+                short_id(&commit)
+            )
+        });
     }
     if let Some(attempt) = task.last_attempt().filter(|it| matches!(it.exit(), Ok(None))) {
         task.set_exit(&attempt, &ExitRecord { at: now(), ..ExitRecord::default() })?;
     }
     let before = task.last_attempt().map_or(0, |it| it.number);
-    let remote = record.place.as_ref().map(|_| Remote { before, ..Remote::default() });
+    let nonce = Some(random_hex()?);
+    let remote = record.place.as_ref().map(|_| Remote { before, nonce, ..Remote::default() });
     task.set_remote(remote.as_ref())?;
     task.set_wait(None)?;
-    task.change_record(|old| (old.place, old.holder) = (record.place, record.holder))
+    task.change_record(|old| (old.place, old.holder) = (record.place, record.holder))?;
+    Ok(remark)
 }
 
 fn skip(plan: &mut Plan, items: &[String]) -> Result<(), Refusal> {
@@ -248,11 +259,7 @@ fn skip(plan: &mut Plan, items: &[String]) -> Result<(), Refusal> {
 }
 
 /// Records another worker, or other access, for the rest of the task.
-fn change_worker(
-    task: &Task,
-    record: Record,
-    request: &Request,
-) -> Result<(Record, Option<String>)> {
+fn change_worker(task: &Task, record: Record, request: &Request) -> Result<(Record, Vec<String>)> {
     let config = Config::load()?;
     let name = request.model.as_deref().unwrap_or(&record.name);
     let chosen = choose::by_name(&config, Some(name))?;
@@ -296,5 +303,5 @@ fn change_worker(
         }
     }
     task.change_record(|record| record.set_worker(new.clone()))?;
-    Ok((new, chosen.note))
+    Ok((new, chosen.note.into_iter().collect()))
 }

@@ -12,7 +12,7 @@ use crate::config::{Config, PlaceEntry};
 use crate::domain::{Access, HERE};
 use crate::error::{Exit, Refusal};
 use crate::place::link::{Message, Transport};
-use crate::place::{Reply, Request, SILENCE, channel, far_config, far_place};
+use crate::place::{Reply, Request, SILENCE, channel, far_config, far_place, pursue_again};
 use crate::process::{Watch, capture, find_program};
 use crate::task::Record;
 use crate::text::{lossy, sanitize};
@@ -44,6 +44,7 @@ pub fn check(
     channel.send(Message { head: Request::Check(worker), files })?;
     while let Ok(said) = channel.incoming.recv_timeout(SILENCE) {
         if let Reply::Checked(lines) = said.head {
+            pursue_again(name)?;
             let clean = |(well, line): (bool, String)| (well, sanitize(&line).replace('\n', " "));
             return Ok(lines.into_iter().take(50).map(clean).collect());
         }

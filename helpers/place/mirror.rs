@@ -23,8 +23,8 @@ use crate::news::notify;
 use crate::place::copy::renumbered;
 use crate::place::link::{Channel, Message, Transport, git_url};
 use crate::place::{
-    Demand, Facts, PULSE, Reply, Request, SILENCE, TaskAddress, address, arguments, channel, entry,
-    far_config, index, lock_path,
+    Abandoned, Demand, Facts, PULSE, Reply, Request, SILENCE, TaskAddress, address, arguments,
+    channel, entry, far_config, index, lock_path,
 };
 use crate::process::{Watch, Woken};
 use crate::task::{Record, Remote, Task, Wait};
@@ -78,7 +78,8 @@ pub(super) struct Connection {
     pinged: Instant,
     /// The keys of the repositories that are there.
     repositories: BTreeSet<String>,
-    asked: BTreeSet<String>,
+    /// The repositories that were asked for, and the ids of the abandoned tasks that are to be stopped.
+    asked: BTreeMap<String, Instant>,
     _transport: Transport,
 }
 
@@ -117,7 +118,7 @@ pub fn run(name: &str) -> Result<()> {
         drop(mirror);
         drop(lock);
         // A task may have come after the last look, and its starter have seen the lock.
-        if ended? || files::entries(&directory)?.is_empty() {
+        if ended? || files::entries(&directory)?.is_empty() && !Abandoned::is_pursued(name)? {
             return Ok(());
         }
     }
@@ -129,13 +130,14 @@ impl Mirror {
         loop {
             self.watch.add_directory(directory);
             self.take_tasks(directory)?;
-            if self.tasks.is_empty() {
+            if self.tasks.is_empty() && !Abandoned::is_pursued(&self.name)? {
                 return Ok(false);
             }
             if self.connection.is_none() {
                 self.connect();
             }
             self.hear();
+            self.stop_abandoned()?;
             // The earlier task goes first where there is no place for all.
             let mut order: Vec<_> =
                 self.tasks.iter().map(|(path, it)| (it.created.clone(), path.clone())).collect();
@@ -221,6 +223,19 @@ impl Mirror {
         }
     }
 
+    /// Has the abandoned tasks stopped, again after a while if the place has refused.
+    fn stop_abandoned(&mut self) -> Result<()> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        for (_, it) in Abandoned::all(&self.name)? {
+            let asked = connection.asked.get(&it.address.id);
+            if asked.is_none_or(|since| since.elapsed() > LONGEST_PAUSE) {
+                connection.asked.insert(it.address.id.clone(), Instant::now());
+                connection.channel.send(Request::Stop(it.address, it.stops))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Notes that the place does not answer, and when to try again.
     fn lose(&mut self) {
         // A connection that lasted was not a failure.
@@ -285,7 +300,15 @@ impl Mirror {
             }
             return;
         }
-        let Some(it) = self.tasks.values_mut().find(|it| it.address.id == id) else { return };
+        let Some(it) = self.tasks.values_mut().find(|it| it.address.id == id) else {
+            let is_stop = matches!(&head, Reply::Done(_, what, None) if what == "stop");
+            let asked = self.connection.as_ref().is_some_and(|it| it.asked.contains_key(&id));
+            if is_stop && asked {
+                self.unreachable = None;
+                let _ = Abandoned::directory(&self.name).map(|it| files::remove(&it.join(id)));
+            }
+            return;
+        };
         let taken = match head {
             Reply::Facts(_, facts, log) => it.apply(*facts, log, files),
             Reply::Absent(_) => it.set_absent(),
@@ -362,7 +385,7 @@ impl Mirror {
         }
         let Some(connection) = &mut self.connection else { return Ok(()) };
         if !connection.repositories.contains(&it.address.key) {
-            if connection.asked.insert(it.address.key.clone()) {
+            if connection.asked.insert(it.address.key.clone(), Instant::now()).is_none() {
                 let own = record.worktree.as_ref().context("a task without a worktree")?;
                 let author = git::author(&own.repository)?;
                 let request = Request::Repository(it.address.key.clone(), author);

@@ -17,7 +17,7 @@ pub use check::{check, refuse_here, refuse_unfit, refuse_without_git};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -30,9 +30,9 @@ use crate::domain::{HERE, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::{self, Lock, parse_number};
-use crate::ids::long_hash;
+use crate::ids::{long_hash, now};
 use crate::process::{self, Signal, Watch, machine};
-use crate::task::{Attempt, ExitRecord, Gate, Record, Remote, Task, Wait};
+use crate::task::{Attempt, ExitRecord, Gate, Record, Remote, Task, View, Wait, own_helper};
 use crate::text::shell_word;
 use crate::worker::supervise::Only;
 use crate::worker::{STARTED, WAITS};
@@ -158,7 +158,7 @@ fn hash_of(text: &[u8]) -> String {
     hash
 }
 
-/// The address of a task at its place: the same for all attempts, and another for each dispatch.
+/// The address of a task at its place: the same for all attempts, and another for each dispatch and move.
 fn address(task: &Task, record: &Record) -> Result<TaskAddress> {
     let worktree = record.worktree.as_ref().context("a task without a worktree")?;
     let repository = &worktree.repository;
@@ -169,7 +169,8 @@ fn address(task: &Task, record: &Record) -> Result<TaskAddress> {
     let hash = long_hash(format!("{} {}", machine(), repository.display()).as_bytes());
     let mut id = task.id().as_str().to_owned();
     id.truncate(31);
-    let nonce: String = record.nonce.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
+    let nonce = task.remote()?.and_then(|it| it.nonce).unwrap_or_else(|| record.nonce.clone());
+    let nonce: String = nonce.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
     let id = format!("{}-{}", id.trim_end_matches('-'), nonce.to_ascii_lowercase());
     Ok(TaskAddress { key: format!("p{name}-{}", &hash[..16]), id })
 }
@@ -189,6 +190,79 @@ fn lock_path(name: &str) -> Result<PathBuf> {
 fn entry(task: &Task, place: &str) -> Result<PathBuf> {
     let project = task.state_dir().parent().and_then(Path::file_name).unwrap_or_default();
     Ok(index()?.join(place).join(format!("{}.{}", task.id(), project.display())))
+}
+
+/// A task that a person moved away from a place that may still run it. The request to stop it there is a
+/// file until the place has confirmed it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Abandoned {
+    address: TaskAddress,
+    /// [`Remote::stops`].
+    stops: u32,
+    /// The nonce of the task's record.
+    nonce: String,
+    /// When it was abandoned (RFC 3339).
+    since: String,
+}
+
+/// How long a mirror runs only to have something stopped at a place that does not answer. After that, it is
+/// stopped when the place is contacted for another reason.
+const PURSUED: Duration = Duration::from_secs(24 * 3600);
+
+impl Abandoned {
+    /// The directory with the requests for a place.
+    fn directory(name: &str) -> Result<PathBuf> {
+        Ok(index()?.join(format!(".{name}.stops")))
+    }
+
+    /// The requests for a place, with their files.
+    fn all(name: &str) -> Result<Vec<(PathBuf, Self)>> {
+        let directory = Self::directory(name)?;
+        let read = |(it, _)| {
+            let path = directory.join(it);
+            let text = files::read_foreign(&path).ok()??;
+            Some((path, serde_json::from_slice(&text).ok()?))
+        };
+        Ok(files::entries(&directory)?.into_iter().filter_map(read).collect())
+    }
+
+    /// Returns true if a mirror is to run for one of the requests.
+    fn is_pursued(name: &str) -> Result<bool> {
+        Ok(Self::all(name)?.iter().any(|(path, _)| files::modified_within(path, PURSUED)))
+    }
+}
+
+/// The places that may still run something of a task that was moved away, each with the time of the move.
+pub fn left_at(record: &Record) -> Result<Vec<(String, String)>> {
+    let mut left = Vec::new();
+    for name in places_with_stops()? {
+        let all = Abandoned::all(&name)?.into_iter().filter(|(_, it)| it.nonce == record.nonce);
+        left.extend(all.map(|(_, it)| (name.clone(), it.since)));
+    }
+    Ok(left)
+}
+
+fn places_with_stops() -> Result<Vec<String>> {
+    let names = files::entries(&index()?)?.into_iter().filter_map(|it| it.0.into_string().ok());
+    let name = |it: String| Some(it.strip_prefix('.')?.strip_suffix(".stops")?.to_owned());
+    Ok(names.filter_map(name).collect())
+}
+
+/// Starts the mirrors that have something to stop, which a restart of this machine ends. Errors are no news:
+/// the requests stay.
+pub fn pursue_abandoned() {
+    for name in places_with_stops().unwrap_or_default() {
+        if Abandoned::is_pursued(&name).unwrap_or(false) {
+            let _ = ensure_mirror(&name);
+        }
+    }
+}
+
+/// Has everything stopped that was abandoned at a place, which has just answered.
+fn pursue_again(name: &str) -> Result<()> {
+    let all = Abandoned::all(name)?;
+    all.iter().try_for_each(|(path, _)| files::touch(path, SystemTime::now()))?;
+    if all.is_empty() { Ok(()) } else { ensure_mirror(name) }
 }
 
 /// The decision of a person to resume a task at a place: the arguments, and how many attempts there were.
@@ -258,8 +332,19 @@ pub fn attend(task: &Task, name: &str, only_if: Option<Only>) -> Result<&'static
     }
 }
 
-/// Takes a task from the mirror of a place, which may be waiting for a machine that is gone.
-pub fn leave(task: &Task, name: &str) -> Result<()> {
+/// Takes a task from the mirror of a place, which may be waiting for a machine that is gone. What may still
+/// run there is stopped when the place answers.
+pub fn leave(view: &View, name: &str) -> Result<()> {
+    let (task, record) = (&view.task, &view.record);
+    if let Some(remote) = view.remote.as_ref().filter(|it| it.open) {
+        let (address, nonce) = (address(task, record)?, record.nonce.clone());
+        let directory = Abandoned::directory(name)?;
+        files::create_private_directory(&directory)?;
+        let path = directory.join(&address.id);
+        let text = Abandoned { address, stops: remote.stops, nonce, since: now() };
+        files::publish(&path, serde_json::to_string(&text)?.as_bytes())?;
+        fault::point("place", "abandoned");
+    }
     files::remove(&entry(task, name)?)?;
     Demand::forget(task)?;
     let lock = lock_path(name)?;
@@ -270,9 +355,9 @@ pub fn leave(task: &Task, name: &str) -> Result<()> {
         // The death of the mirror frees the lock.
         drop(Lock::take(&lock, CONFIRM)?);
     }
-    match files::entries(&index()?.join(name))?.is_empty() {
+    match files::entries(&index()?.join(name))?.is_empty() && !Abandoned::is_pursued(name)? {
         true => Ok(()),
-        false => ensure_mirror(task, name),
+        false => ensure_mirror(name),
     }
 }
 
@@ -282,16 +367,15 @@ fn ensure_mirrored(task: &Task, name: &str) -> Result<()> {
     files::create_private_directory(entry.parent().context("no index")?)?;
     files::open_append(&entry)?;
     fault::point("place", "entered");
-    ensure_mirror(task, name)
+    ensure_mirror(name)
 }
 
 /// Starts the mirror of a place unless it runs.
-fn ensure_mirror(task: &Task, name: &str) -> Result<()> {
+fn ensure_mirror(name: &str) -> Result<()> {
     if Lock::is_held(&lock_path(name)?)? {
         return Ok(());
     }
-    let mut command = task.helper("--mirror")?;
-    // The place's name follows the task's directory, which the mirror finds in the index anyway.
+    let mut command = own_helper("--mirror")?;
     command.arg(name).stdout(std::process::Stdio::null());
     process::detach(&mut command)
 }

@@ -264,6 +264,9 @@ fn stops_path(repository: &Path, address: &TaskAddress) -> PathBuf {
 
 /// Stops a task, or keeps it from being started by a request that is still under way.
 fn stop(places: &Path, address: &TaskAddress, stops: u32) -> Result<()> {
+    if !repository(places, &address.key).exists() {
+        return Ok(());
+    }
     let (repository, project) = place_of(places, address)?;
     let _lock = Lock::take(&repository.join("dispatch.lock"), LOCK_LIMIT)?;
     if project.task(&parse_address(address)?).was_dispatched() {

@@ -394,6 +394,9 @@ pub struct Remote {
     /// How many attempts the task had when it was sent; the place counts its own from 1.
     #[serde(default)]
     pub before: u32,
+    /// The nonce that names the task there, if it was moved there: another one for each move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
     /// How often the task was stopped before it had started there.
     #[serde(default)]
     pub stops: u32,

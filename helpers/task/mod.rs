@@ -25,7 +25,7 @@ use view::WorkersWords;
 use worker_side::append_missing;
 
 pub use attempt::{Attempt, ExitRecord, FailedCheck, Gate, Remote, SessionRecord, StopReason};
-pub use record::{Answer, Dependency, FORMAT, HostIndex, Job, Record, Wait};
+pub use record::{Answer, Dependency, FORMAT, HostIndex, Job, Record, Wait, own_helper};
 pub use state::{Reason, State};
 pub use view::View;
 pub use worker_side::WorkerSide;

@@ -298,17 +298,23 @@ impl HostIndex {
     }
 }
 
+/// `dispatch-spawn` as a process that works on its own, without input.
+pub fn own_helper(flag: &str) -> Result<Command> {
+    let mut command = Command::new(worker_helper()?.with_file_name("dispatch-spawn"));
+    // The helper works in `/`, so relative paths must be made absolute here.
+    command.env("DISPATCH_CONFIG", std::path::absolute(dirs::config_path()?)?);
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    // A nested supervisor must not count as one of the outer worker's processes.
+    command.env_remove(ATTEMPT).env_remove(TASK_DIR).arg(flag).current_dir("/");
+    Ok(command)
+}
+
 impl Task {
-    /// A helper that works for this task on its own, without input.
+    /// [`own_helper`] for this task.
     pub fn helper(&self, flag: &str) -> Result<Command> {
-        let mut command = Command::new(worker_helper()?.with_file_name("dispatch-spawn"));
-        command.arg(flag).arg(&self.state_dir).current_dir("/");
-        // The helper works in `/`, so relative paths must be made absolute here.
-        command.env("DISPATCH_CONFIG", std::path::absolute(dirs::config_path()?)?);
-        command.stdin(Stdio::null()).stderr(Stdio::null());
-        // A nested supervisor must not count as one of the outer worker's processes.
+        let mut command = own_helper(flag)?;
         let nonce = self.record()?.map(|record| record.nonce).unwrap_or_default();
-        command.env(ATTEMPT, format!("{nonce}/0")).env_remove(TASK_DIR);
+        command.arg(&self.state_dir).env(ATTEMPT, format!("{nonce}/0"));
         // A task that came from another machine brought the part of the config that it needs.
         if self.config_path().is_file() {
             command.env("DISPATCH_CONFIG", self.config_path());

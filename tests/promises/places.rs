@@ -441,7 +441,7 @@ fn task_of_a_machine_that_is_gone_continues_here() {
     let refused = by_claude.run();
     assert_eq!(refused.code, Some(64), "a model may not decide this: {}", refused.err);
     let said = world.call("dispatch-spawn", &["far", "--resume", "--on", "here"]).ok();
-    assert!(said.starts_with("far started with asks."), "{said}");
+    assert!(said.contains("\nfar started with asks."), "{said}");
     world.until("far", "asking");
     let show = world.sandbox.ok("dispatch-reconcile", &["show", "far"]);
     assert!(show.contains("1. [x] "), "the mirrored plan counts: {show}");
@@ -449,6 +449,101 @@ fn task_of_a_machine_that_is_gone_continues_here() {
     world.sandbox.ok("dispatch-monitor", &["--answer", "far", "Here."]);
     world.until("far", "done");
     assert_eq!(world.lines("answers."), ["Here."]);
+}
+
+#[test]
+fn abandoned_worker_is_stopped_when_its_machine_returns() {
+    let world = World::new();
+    let top = world.sandbox.top().display().to_string();
+    // At the place, the worker goes on to commit when nobody here hears it any more.
+    let worker = fs::read_to_string(world.sandbox.top().join("scripts/asks")).expect("there");
+    let late = format!(
+        "case $HOME in */far)
+    until [ -e {top}/late ]; do sleep 0.01; done
+    git commit -q --allow-empty -m Late; : >{top}/committed; exec sleep 1000
+esac
+answer=$"
+    );
+    world.sandbox.script("asks", &worker.replacen("answer=$", &late, 1));
+    world.dispatch("far", "asks");
+    let worked = || world.sandbox.ok("dispatch-reconcile", &["show", "far"]).contains("1 commit, ");
+    wait_until("the first commit is here", || worked().then_some(()));
+    world.set("down", "");
+    world.cut();
+    world.until("far", "unreachable");
+    let said = world.call("dispatch-spawn", &["far", "--resume", "--on", "here"]).ok();
+    let first = world.sandbox.git(&["rev-parse", "dispatch/far"]);
+    let expected = format!(
+        "box may still run far, and has to stop it as soon as it answers; the worker here continues from {}, the last commit that is here\nfar started",
+        &first[..10]
+    );
+    assert!(said.starts_with(&expected), "{said}");
+    let left = "still to be stopped on box, since ";
+    let show = || world.sandbox.ok("dispatch-reconcile", &["show", "far"]);
+    assert!(show().contains(left), "{}", show());
+    world.until("far", "asking");
+    world.set("late", "");
+    wait_until("the abandoned worker has committed", || {
+        world.sandbox.top().join("committed").exists().then_some(())
+    });
+    assert!(!world.left().is_empty(), "it runs there");
+    world.unset("down");
+    wait_until("nothing is left there", || world.left().is_empty().then_some(()));
+    wait_until("the stop is confirmed", || (!show().contains(left)).then_some(()));
+    // Back at the place, the task is a new one there: nothing of the abandoned one counts.
+    assert_eq!(world.call("dispatch-reconcile", &["stop", "far"]).ok(), "far stopped\n");
+    let said = world.call("dispatch-spawn", &["far", "--resume", "--on", "box"]).ok();
+    assert!(said.starts_with("far started with asks."), "{said}");
+    world.unset("committed");
+    wait_until("it commits there again", || {
+        world.sandbox.top().join("committed").exists().then_some(())
+    });
+    assert_eq!(world.lines("starts.").len(), 3);
+    assert_eq!(world.call("dispatch-reconcile", &["stop", "far"]).ok(), "far stopped\n");
+    let log = world.sandbox.git(&["log", "--format=%s", "dispatch/far"]);
+    assert_eq!(log.matches("Late").count(), 1, "{log}");
+}
+
+#[test]
+fn request_to_stop_an_abandoned_worker_outlives_the_task_and_its_mirror() {
+    let world = World::new();
+    let abandon = |id: &str| {
+        world.dispatch(id, "idle");
+        world.until(id, "running");
+        world.set("down", "");
+        world.cut();
+        world.until(id, "unreachable");
+        world.call("dispatch-spawn", &[id, "--resume", "--on", "here"]).ok();
+        world.until(id, "running");
+        assert_eq!(world.call("dispatch-reconcile", &["stop", id]).ok(), format!("{id} stopped\n"));
+        let said = world.call("dispatch-reconcile", &["clean", id]).ok();
+        assert!(said.starts_with(&format!("removed {id}")), "{said}");
+        assert!(!world.left().is_empty(), "it still runs there");
+        end_all_of(&world.sandbox.home());
+    };
+    let is_idle = || all_of(&world.sandbox.home()).is_empty();
+    let stopped = |helper: &str, args: &[&str]| {
+        // The kernel may free the lock of the killed mirror a moment later.
+        wait_until("nothing is left there", || {
+            let _ = is_idle() && world.call(helper, args).code.is_some();
+            world.left().is_empty().then_some(())
+        });
+        wait_until("the mirror ends", || is_idle().then_some(()));
+    };
+    // Any look at the tasks starts the mirror again.
+    abandon("one");
+    world.unset("down");
+    stopped("dispatch-reconcile", &["status"]);
+    // A request that is old waits until somebody contacts the place.
+    abandon("two");
+    let requests = world.sandbox.home().join(".dispatch/state/.places/.box.stops");
+    let request = fs::read_dir(&requests).expect("there").next().expect("one").expect("readable");
+    age(&request.path(), 25 * 3600);
+    world.call("dispatch-reconcile", &["status"]).ok();
+    assert!(is_idle(), "no mirror runs for ever");
+    world.unset("down");
+    stopped("dispatch-config", &["places", "box"]);
+    assert_eq!(fs::read_dir(&requests).expect("there").count(), 0);
 }
 
 /// The tasks of a project as `status --json` lists them.

@@ -248,6 +248,10 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
             let _ = place::look(task, record);
         }
     }
+    for (place, since) in place::left_at(record)? {
+        let now = format!("to try now: dispatch-config places {place}");
+        say(format!("still to be stopped on {place}, since {since}, when that answers ({now})"));
+    }
     if let Some(worktree) = &record.worktree {
         let contents = contents(record, worktree);
         if let Ok(Some(contents)) = &contents {
