@@ -371,8 +371,20 @@ impl Settings {
         Some(format!("{} {none} {commit} 1", shell_word(&hook.display().to_string())))
     }
 
-    /// The sparse patterns of the person's checkout, if it has some.
-    pub(super) fn sparse_patterns(&self, worktree: &Worktree) -> Result<Option<String>> {
+    /// The sparse patterns of the person's checkout, if it has some. With `sent`, those of a checkout on
+    /// another machine, as [`Worktree::sparse_to_send`] gives them; the settings then say so.
+    pub(super) fn sparse_patterns(
+        &mut self,
+        worktree: &Worktree,
+        sent: Option<&str>,
+    ) -> Result<Option<String>> {
+        if let Some((cone, patterns)) = sent.and_then(|it| it.split_once('\n')) {
+            for (key, value) in [("core.sparsecheckout", "true"), ("core.sparsecheckoutcone", cone)]
+            {
+                self.0.push((key.into(), value.into()));
+            }
+            return Ok(Some(patterns.into()));
+        }
         let checkout = worktree.checkout.as_ref().filter(|it| it.is_dir());
         let is_sparse = self.get("core.sparsecheckout") == Some("true");
         let Some(checkout) = checkout.filter(|_| is_sparse) else { return Ok(None) };

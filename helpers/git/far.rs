@@ -11,7 +11,7 @@ use crate::domain::Worktree;
 use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::git::Contents;
-use crate::git::command::{count, error_line, git, git_on, succeeded};
+use crate::git::command::{Settings, count, error_line, git, git_on, succeeded};
 use crate::git::repository::object_id;
 use crate::text::sanitize;
 
@@ -61,6 +61,15 @@ fn refuse_lost(output: &Output) -> Result<(), Refusal> {
 }
 
 impl Worktree {
+    /// The sparse patterns of the person's checkout for [`Worktree::ensure`] on another machine, below a line
+    /// that says whether they are of cone mode.
+    pub fn sparse_to_send(&self) -> Result<Option<String>> {
+        let mut settings = Settings::of(self)?;
+        let patterns = settings.sparse_patterns(self, None)?;
+        let cone = settings.get("core.sparsecheckoutcone") == Some("true");
+        Ok(patterns.map(|it| format!("{cone}\n{it}")))
+    }
+
     /// The commit at which the task goes on at another place: the last that was fetched, else its base.
     pub fn latest(&self) -> Result<String> {
         let references = self.references()?;

@@ -345,11 +345,13 @@ impl Worktree {
     }
 
     /// Creates the worktree if it does not exist: at the last commit that was fetched from it, else at
-    /// its base. `set_up` then gets the command line of the person's `post-checkout` hook, if there is
+    /// its base, and with the sparse patterns that were `sent` with the task, if it came from another machine.
+    /// `set_up` then gets the command line of the person's `post-checkout` hook, if there is
     /// one; without its success there is no worktree. The caller has the task's run lock. Returns
     /// remarks for the host, one line each.
     pub fn ensure(
         &self,
+        sent: Option<&str>,
         set_up: impl FnOnce(Option<String>) -> Result<Vec<String>>,
     ) -> Result<Vec<String>> {
         self.check_creatable()?;
@@ -366,7 +368,7 @@ impl Worktree {
         files::publish(&self.incomplete(), b"")?;
         // No worker has been in what a killed process left.
         files::remove_directory(&self.path)?;
-        let created = self.create(&start).and_then(|(mut remarks, hook)| {
+        let created = self.create(&start, sent).and_then(|(mut remarks, hook)| {
             remarks.extend(set_up(hook)?);
             Ok(remarks)
         });
@@ -390,9 +392,10 @@ impl Worktree {
     }
 
     /// Returns remarks, and the command line of the person's `post-checkout` hook, which did not run.
-    fn create(&self, start: &str) -> Result<(Vec<String>, Option<String>)> {
+    fn create(&self, start: &str, sent: Option<&str>) -> Result<(Vec<String>, Option<String>)> {
         let what = format!("cannot make the worktree {}", self.path.display());
-        let settings = Settings::of(self)?;
+        let mut settings = Settings::of(self)?;
+        let sparse = settings.sparse_patterns(self, sent)?;
         let own = self.git_dir();
         let hooks = settings.hooks(self);
         let head = format!("ref: {}", self.reference());
@@ -403,7 +406,7 @@ impl Worktree {
         let others = listed.lines().filter(|line| !line.ends_with(&own_branch));
         let others: String = others.map(|line| format!("{line}\n")).collect();
         write(&own.join("packed-refs"), &format!("# pack-refs with: sorted\n{others}"))?;
-        if let Some(patterns) = settings.sparse_patterns(self)? {
+        if let Some(patterns) = sparse {
             write(&own.join("info/sparse-checkout"), &patterns)?;
         }
 

@@ -1,4 +1,5 @@
-//! The check whether a place can run workers: asked here, and carried out there.
+//! The needs of a task at its place: the parts of config and record that are sent, and the check whether the
+//! place can run workers, which is asked here and carried out there.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,10 +13,10 @@ use crate::config::{Config, PlaceEntry};
 use crate::domain::{Access, HERE};
 use crate::error::{Exit, Refusal};
 use crate::place::link::{Message, Transport};
-use crate::place::{Reply, Request, SILENCE, channel, far_config, far_place, pursue_again};
+use crate::place::{Reply, Request, SILENCE, channel, pursue_again};
 use crate::process::{Watch, capture, find_program};
 use crate::task::Record;
-use crate::text::{lossy, sanitize};
+use crate::text::{lossy, sanitize, shell_word};
 use crate::tools;
 use crate::worker::slurm;
 
@@ -79,6 +80,85 @@ pub fn refuse_without_git(name: &str) -> Refusal {
     Refusal::new(Exit::Usage, format!("this project cannot be sent to '{name}'"))
         .place("code travels by git, and this is no repository")
         .next("make one (git init, git add, git commit), or dispatch without --on")
+}
+
+/// The part of the config that a task needs at its place: its worker, its reviewer and their fallbacks.
+pub(super) fn far_config(config: &Config, record: &Record) -> Result<String> {
+    let (mut backends, mut models, mut aliases, mut agents) =
+        (json!({}), json!({}), json!({}), json!({}));
+    let mut names: Vec<String> =
+        [record.name.clone()].into_iter().chain(record.review.clone()).collect();
+    let mut at = 0;
+    while let Some(name) = names.get(at).cloned() {
+        at += 1;
+        let access = if at == 1 { Some(record.access) } else { None };
+        let choice = config.resolve(Some(&name))?;
+        let settings = &choice.settings;
+        if let Some(fallback) = &choice.fallback
+            && !names.contains(fallback)
+        {
+            names.push(fallback.clone());
+        }
+        let Some(model) = &choice.model else {
+            agents[&name] = json!({ "command": settings.command });
+            continue;
+        };
+        backends[&choice.backend] = json!({
+            "command": settings.command,
+            "prompt": settings.prompt,
+            "access": access.or(settings.access),
+        });
+        let own = config.fallbacks.get(model);
+        models[model] = json!({ "backend": choice.backend, "fallback": own });
+        if config.aliases.contains_key(&name) {
+            let fallback = config.fallbacks.get(&name);
+            aliases[&name] =
+                json!({ "model": model, "prompt": choice.prompt, "fallback": fallback });
+        }
+    }
+    let set_up = record.worktree.as_ref().map(|it| config.set_up_of(it)).transpose()?.flatten();
+    let all = json!({
+        "default": record.name,
+        "backends": backends,
+        "models": models,
+        "aliases": aliases,
+        "agents": agents,
+        "patience": config.patience,
+        "silent_after": config.silent_after,
+        "stop_silent": config.stop_silent,
+        "wait_for_limit": config.wait_for_limit,
+        "check_limit": config.check_limit,
+        "worktree": { "setup": set_up },
+        "places": record.place.as_deref().map(|it| config.place(it)).transpose()?.map(far_place),
+    });
+    Ok(serde_json::to_string_pretty(&all)?)
+}
+
+/// The `places` of a config at a place, which say how supervisors are started there.
+fn far_place(entry: &PlaceEntry) -> serde_json::Value {
+    let start = entry.start.as_ref().map(|words| {
+        let words: Vec<_> = words.iter().map(|word| shell_word(word)).collect();
+        json!({ HERE: { "reach": "sh", "start": words.join(" ") } })
+    });
+    start.unwrap_or_default()
+}
+
+/// The arguments of the dispatch at the place.
+pub fn arguments(record: &Record) -> Vec<String> {
+    let mut arguments: Vec<String> =
+        ["--worktree", "--model", &record.name, "--access"].map(Into::into).into();
+    arguments.push(record.access.to_string());
+    let top = record.worktree.as_ref().map(|it| it.path.as_path());
+    let below = top.and_then(|top| record.directory.strip_prefix(top).ok()?.to_str());
+    arguments.extend(below.filter(|it| !it.is_empty()).map(|it| format!("--below={it}")));
+    for check in &record.checks {
+        arguments.extend(["--check".into(), check.clone()]);
+    }
+    arguments.extend(record.review.iter().flat_map(|it| ["--review".into(), it.clone()]));
+    if !record.budget.is_none() {
+        arguments.extend(["--budget".into(), record.budget.to_string()]);
+    }
+    arguments
 }
 
 /// Looks at this machine, for a worker by its name, or for none, with the config that was sent.

@@ -1,5 +1,6 @@
-//! Copying what a place says of a task into the task here: each name and size is checked, and each text
-//! that a record gets is cleaned.
+//! The two ways of a task's files: what the person decided is sent until the place has it, and what the place
+//! says is copied into the task here. Each name and size is checked, and each text that a record gets is
+//! cleaned.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,12 +8,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Error, Result, ensure};
 
+use crate::config::Config;
 use crate::error::{Exit, exit_code};
 use crate::fault;
 use crate::files;
 use crate::ids::now;
 use crate::news::notify;
-use crate::place::link::{Files, LONGEST_FILE, git_url};
+use crate::place::check::far_config;
+use crate::place::link::{Files, LONGEST_FILE, Message, git_url};
 use crate::place::mirror::{Connection, Mirrored, TRIES};
 use crate::place::{
     AttemptFacts, Demand, Facts, LONGEST_LOG, NO_COMMITS, Request, fetched_branch, hash_of,
@@ -41,6 +44,42 @@ impl Mirrored {
         let resume = matches!(Demand::of(&self.task), Ok(Some(_)));
         let files = count(self.task.answers_dir()) + count(self.task.state_dir().join("notes"));
         files + usize::from(stop) + usize::from(resume)
+    }
+
+    /// Sends what the person decided and the place does not have yet.
+    pub(super) fn send_decisions(
+        &mut self,
+        record: &Record,
+        connection: &Connection,
+    ) -> Result<()> {
+        let Some(facts) = self.facts.clone() else { return Ok(()) };
+        let address = self.address.clone();
+        for (name, answer) in self.task.answers()? {
+            if !facts.answers.contains_key(&name) && self.may_ask(&format!("answer/{name}")) {
+                let head = Request::Answer(address.clone(), name);
+                let files = [("question", answer.question), ("answer", answer.answer)];
+                let files = files.map(|(name, text)| (name.into(), text.into_bytes())).into();
+                connection.channel.send(Message { head, files })?;
+            }
+        }
+        for (name, text) in self.task.notes()? {
+            if !facts.notes.contains(&name) && self.may_ask(&format!("note/{name}")) {
+                let head = Request::Note(address.clone(), name);
+                let files = vec![("note".into(), text.into_bytes())];
+                connection.channel.send(Message { head, files })?;
+            }
+        }
+        if record.stop && facts.open && self.may_ask("stop") {
+            connection.channel.send(Request::Stop(address.clone(), self.remote.stops))?;
+        }
+        if let Some(demand) = Demand::of(&self.task)?
+            && self.may_ask("resume")
+        {
+            let config = far_config(&Config::load()?, record)?.into_bytes();
+            let head = Request::Resume(address, demand.after, demand.arguments);
+            connection.channel.send(Message { head, files: vec![("config".into(), config)] })?;
+        }
+        Ok(())
     }
 
     /// Fetches the branch once the place says that nothing of the task runs, and closes the task then.

@@ -20,11 +20,12 @@ use crate::files::{self, Lock};
 use crate::git;
 use crate::ids::{now, random_hex};
 use crate::news::notify;
+use crate::place::check::far_config;
 use crate::place::copy::renumbered;
 use crate::place::link::{Channel, Message, Transport, git_url};
 use crate::place::{
     Abandoned, Demand, Facts, PULSE, Reply, Request, SILENCE, TaskAddress, address, arguments,
-    channel, entry, far_config, index, lock_path,
+    channel, entry, index, lock_path,
 };
 use crate::process::{Watch, Woken};
 use crate::task::{Record, Remote, Task, Wait};
@@ -480,40 +481,10 @@ impl Mirrored {
         let config = far_config(&Config::load()?, &record)?.into_bytes();
         let head =
             Request::Start(self.address.clone(), self.remote.stops, base, arguments(&record));
-        let files = vec![("plan".into(), plan), ("config".into(), config)];
+        let sparse = worktree.sparse_to_send()?.unwrap_or_default().into_bytes();
+        let files = [("plan", plan), ("config", config), ("sparse", sparse)];
+        let files = files.map(|(name, text)| (name.into(), text)).into();
         self.may_ask("start");
         connection.channel.send(Message { head, files })
-    }
-
-    /// Sends what the person decided and the place does not have yet.
-    fn send_decisions(&mut self, record: &Record, connection: &Connection) -> Result<()> {
-        let Some(facts) = self.facts.clone() else { return Ok(()) };
-        let address = self.address.clone();
-        for (name, answer) in self.task.answers()? {
-            if !facts.answers.contains_key(&name) && self.may_ask(&format!("answer/{name}")) {
-                let head = Request::Answer(address.clone(), name);
-                let files = [("question", answer.question), ("answer", answer.answer)];
-                let files = files.map(|(name, text)| (name.into(), text.into_bytes())).into();
-                connection.channel.send(Message { head, files })?;
-            }
-        }
-        for (name, text) in self.task.notes()? {
-            if !facts.notes.contains(&name) && self.may_ask(&format!("note/{name}")) {
-                let head = Request::Note(address.clone(), name);
-                let files = vec![("note".into(), text.into_bytes())];
-                connection.channel.send(Message { head, files })?;
-            }
-        }
-        if record.stop && facts.open && self.may_ask("stop") {
-            connection.channel.send(Request::Stop(address.clone(), self.remote.stops))?;
-        }
-        if let Some(demand) = Demand::of(&self.task)?
-            && self.may_ask("resume")
-        {
-            let config = far_config(&Config::load()?, record)?.into_bytes();
-            let head = Request::Resume(address, demand.after, demand.arguments);
-            connection.channel.send(Message { head, files: vec![("config".into(), config)] })?;
-        }
-        Ok(())
     }
 }

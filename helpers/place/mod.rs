@@ -13,7 +13,7 @@ pub mod link;
 pub mod mirror;
 pub mod serve;
 
-pub use check::{check, refuse_here, refuse_unfit, refuse_without_git};
+pub use check::{arguments, check, refuse_here, refuse_unfit, refuse_without_git};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,19 +21,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use signal_hook::consts::SIGUSR1;
 
-use crate::config::{Config, PlaceEntry};
+use crate::config::Config;
 use crate::dirs;
-use crate::domain::{HERE, TaskId};
+use crate::domain::TaskId;
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::{self, Lock, parse_number};
 use crate::ids::{long_hash, now};
 use crate::process::{self, Signal, Watch, machine};
 use crate::task::{Attempt, ExitRecord, Gate, Record, Remote, Task, View, Wait, own_helper};
-use crate::text::shell_word;
 use crate::worker::supervise::Only;
 use crate::worker::{STARTED, WAITS};
 use link::{Channel, Transport};
@@ -59,8 +57,8 @@ enum Request {
     Check(Option<String>),
     /// Make the repository, with the person's name and address for commits.
     Repository(String, [String; 2]),
-    /// Dispatch a task that was stopped so often before, at a commit, with these arguments; the plan and
-    /// the config are sent.
+    /// Dispatch a task that was stopped so often before, at a commit, with these arguments; the plan, the
+    /// config and the checkout's sparse patterns are sent.
     Start(TaskAddress, u32, String, Vec<String>),
     /// Tell of a task from now on; these files and so much of the log are here.
     Follow(TaskAddress, BTreeMap<String, String>, (u32, u64)),
@@ -438,85 +436,6 @@ fn channel(link: &mut Transport) -> Result<Channel<Request, Reply>> {
     let (to, from) = link.pipes.take().context("the transport is in use")?;
     let rest = std::io::Cursor::new(std::mem::take(&mut link.rest));
     Ok(Channel::start(std::io::Read::chain(rest, from), to))
-}
-
-/// The part of the config that a task needs at its place: its worker, its reviewer and their fallbacks.
-fn far_config(config: &Config, record: &Record) -> Result<String> {
-    let (mut backends, mut models, mut aliases, mut agents) =
-        (json!({}), json!({}), json!({}), json!({}));
-    let mut names: Vec<String> =
-        [record.name.clone()].into_iter().chain(record.review.clone()).collect();
-    let mut at = 0;
-    while let Some(name) = names.get(at).cloned() {
-        at += 1;
-        let access = if at == 1 { Some(record.access) } else { None };
-        let choice = config.resolve(Some(&name))?;
-        let settings = &choice.settings;
-        if let Some(fallback) = &choice.fallback
-            && !names.contains(fallback)
-        {
-            names.push(fallback.clone());
-        }
-        let Some(model) = &choice.model else {
-            agents[&name] = json!({ "command": settings.command });
-            continue;
-        };
-        backends[&choice.backend] = json!({
-            "command": settings.command,
-            "prompt": settings.prompt,
-            "access": access.or(settings.access),
-        });
-        let own = config.fallbacks.get(model);
-        models[model] = json!({ "backend": choice.backend, "fallback": own });
-        if config.aliases.contains_key(&name) {
-            let fallback = config.fallbacks.get(&name);
-            aliases[&name] =
-                json!({ "model": model, "prompt": choice.prompt, "fallback": fallback });
-        }
-    }
-    let set_up = record.worktree.as_ref().map(|it| config.set_up_of(it)).transpose()?.flatten();
-    let all = json!({
-        "default": record.name,
-        "backends": backends,
-        "models": models,
-        "aliases": aliases,
-        "agents": agents,
-        "patience": config.patience,
-        "silent_after": config.silent_after,
-        "stop_silent": config.stop_silent,
-        "wait_for_limit": config.wait_for_limit,
-        "check_limit": config.check_limit,
-        "worktree": { "setup": set_up },
-        "places": record.place.as_deref().map(|it| config.place(it)).transpose()?.map(far_place),
-    });
-    Ok(serde_json::to_string_pretty(&all)?)
-}
-
-/// The `places` of a config at a place, which say how supervisors are started there.
-fn far_place(entry: &PlaceEntry) -> serde_json::Value {
-    let start = entry.start.as_ref().map(|words| {
-        let words: Vec<_> = words.iter().map(|word| shell_word(word)).collect();
-        json!({ HERE: { "reach": "sh", "start": words.join(" ") } })
-    });
-    start.unwrap_or_default()
-}
-
-/// The arguments of the dispatch at the place.
-pub fn arguments(record: &Record) -> Vec<String> {
-    let mut arguments: Vec<String> =
-        ["--worktree", "--model", &record.name, "--access"].map(Into::into).into();
-    arguments.push(record.access.to_string());
-    let top = record.worktree.as_ref().map(|it| it.path.as_path());
-    let below = top.and_then(|top| record.directory.strip_prefix(top).ok()?.to_str());
-    arguments.extend(below.filter(|it| !it.is_empty()).map(|it| format!("--below={it}")));
-    for check in &record.checks {
-        arguments.extend(["--check".into(), check.clone()]);
-    }
-    arguments.extend(record.review.iter().flat_map(|it| ["--review".into(), it.clone()]));
-    if !record.budget.is_none() {
-        arguments.extend(["--budget".into(), record.budget.to_string()]);
-    }
-    arguments
 }
 
 /// An id that came from another machine.

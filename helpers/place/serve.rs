@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, TryRecvError};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use signal_hook::consts::SIGUSR1;
 
 use crate::fault;
@@ -33,6 +33,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How many bytes of a log are sent at once, and how often.
 const LOG_PIECE: u64 = 256 << 10;
 const LOG_PAUSE: Duration = Duration::from_millis(500);
+
+/// How many bytes the sparse patterns of a checkout may have.
+const LONGEST_SPARSE: usize = 1 << 20;
 
 /// After how many bytes of files the others come in the next message.
 const MOST_AT_ONCE: u64 = 32 << 20;
@@ -171,7 +174,7 @@ fn answer(places: &Path, head: Request, files: Files, out: &Sender<Vec<u8>>) {
                 .and_then(|_| make_receiver(&repository(places, &address.key), &author))
         }
         Request::Start(address, stops, base, arguments) => {
-            start(places, &address, (stops, &base), arguments, &text(0), &text(1))
+            start(places, &address, (stops, &base), arguments, [0, 1, 2].map(text))
         }
         Request::Answer(address, name) => {
             answer_question(places, &address, &name, &text(0), &text(1))
@@ -281,9 +284,9 @@ fn start(
     address: &TaskAddress,
     (stops, base): (u32, &str),
     mut arguments: Vec<String>,
-    plan: &str,
-    config: &str,
+    [plan, config, sparse]: [String; 3],
 ) -> Result<()> {
+    ensure!(sparse.len() <= LONGEST_SPARSE, "the checkout has too many sparse patterns");
     let (repository, project) = place_of(places, address)?;
     let _lock = Lock::take(&repository.join("dispatch.lock"), LOCK_LIMIT)?;
     let task = project.task(&parse_address(address)?);
@@ -298,10 +301,13 @@ fn start(
     set_head(&repository, base)?;
     files::create_private_directory(task.state_dir())?;
     files::publish(&task.config_path(), config.as_bytes())?;
+    if !sparse.is_empty() {
+        files::publish(&task.sparse_path(), sparse.as_bytes())?;
+    }
     fault::point("place", "starting");
     arguments.extend([address.id.as_str(), "--plan", "-"].map(Into::into));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let started = run_helper(places, address, "dispatch-spawn", &arguments, plan);
+    let started = run_helper(places, address, "dispatch-spawn", &arguments, &plan);
     // Once the task is there, its own records say how it goes on.
     if task.was_dispatched() { Ok(()) } else { started }
 }

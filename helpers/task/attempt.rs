@@ -406,13 +406,9 @@ pub struct Remote {
 }
 
 impl Task {
-    fn remote_path(&self) -> PathBuf {
-        self.state_dir.join("remote")
-    }
-
     /// The far end of a task at a place; `None` before its mirror has looked at it.
     pub fn remote(&self) -> Result<Option<Remote>> {
-        let path = self.remote_path();
+        let path = self.state_dir.join("remote");
         let Some(text) = files::read_foreign(&path)? else { return Ok(None) };
         let next = "remove it; the place is then asked again";
         serde_json::from_slice(&text).map(Some).map_err(|it| broken(&path, &it, next).into())
@@ -420,9 +416,9 @@ impl Task {
 
     /// Records the far end of the task; `None` forgets it, for a task that begins elsewhere.
     pub fn set_remote(&self, remote: Option<&Remote>) -> Result<()> {
-        let publish =
-            |it| files::publish(&self.remote_path(), serde_json::to_string(it)?.as_bytes());
-        remote.map_or_else(|| files::remove(&self.remote_path()), publish)
+        let path = self.state_dir.join("remote");
+        let publish = |it| files::publish(&path, serde_json::to_string(it)?.as_bytes());
+        remote.map_or_else(|| files::remove(&path), publish)
     }
 }
 

@@ -327,6 +327,11 @@ impl Task {
         self.state_dir.join("config.yaml")
     }
 
+    /// The sparse patterns of the checkout of a task that came from another machine.
+    pub fn sparse_path(&self) -> PathBuf {
+        self.state_dir.join("sparse")
+    }
+
     /// The use of the task's budget by the attempts before `before`: their usage and run time.
     pub fn spent(&self, record: &Record, before: u32) -> Result<(Usage, Duration)> {
         let (mut usage, mut time) = (Usage::default(), Duration::ZERO);

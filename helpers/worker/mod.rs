@@ -87,7 +87,8 @@ fn with_worktree(
     let mut record = record.clone();
     if let Some(worktree) = &record.worktree {
         let set_up = |hook| gate::set_up(task, &record, worktree, (attempt, hook), watch);
-        for remark in worktree.ensure(set_up)? {
+        let sent = files::read(&task.sparse_path())?;
+        for remark in worktree.ensure(sent.as_deref(), set_up)? {
             task.side().tell(&remark)?;
         }
         if !record.directory.is_dir() {

@@ -202,6 +202,48 @@ fn worker_at_a_place_starts_where_the_dispatch_did() {
 }
 
 #[test]
+fn worktree_at_a_place_has_the_sparse_patterns_of_the_checkout() {
+    let world = World::new();
+    let top = world.sandbox.top().display().to_string();
+    let work = "echo work >work && git add --sparse work && git commit -qm Work";
+    let list = format!(
+        "cat >/dev/null; ls >{top}/saw.${{DISPATCH_TASK_DIR##*/}}
+git sparse-checkout list >>{top}/saw.${{DISPATCH_TASK_DIR##*/}} 2>&1; {work}"
+    );
+    world.sandbox.script("asks", &list);
+    for name in ["a/one", "b/two", "c/three.txt"] {
+        let path = world.sandbox.project().join(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, name).expect("written");
+    }
+    world.sandbox.git(&["add", "."]);
+    world.sandbox.git(&["commit", "-qm", "Files"]);
+    // In cone mode, git lists directories, and without it the patterns.
+    for (id, patterns, saw) in [
+        ("cone", &["--cone", "a"][..], "README a a"),
+        ("other", &["--no-cone", "/README", "*.txt"], "README c /README *.txt"),
+    ] {
+        let set = [&["sparse-checkout", "set"][..], patterns].concat();
+        world.sandbox.git(&set);
+        world.dispatch(id, "asks");
+        let branch = format!("dispatch/{id}");
+        let list = ["ls-tree", "-r", "--name-only", &branch];
+        let files = wait_until("the branch is here", || {
+            let ran =
+                world.sandbox.program("git").args(&list).within(world.sandbox.project()).run();
+            Some(ran.out).filter(|it| !it.is_empty())
+        });
+        assert_eq!(world.lines(&format!("saw.{id}-")).join(" "), saw, "{id}");
+        assert_eq!(files, "README\na/one\nb/two\nc/three.txt\nwork\n", "{id}");
+    }
+    world.sandbox.git(&["sparse-checkout", "disable"]);
+    world.dispatch("all", "asks");
+    world.until("all", "incomplete");
+    let there = world.lines("saw.all-").join(" ");
+    assert!(there.starts_with("README a b c "), "{there}");
+}
+
+#[test]
 fn task_at_a_place_is_asked_answered_and_merged_like_any_other() {
     let world = World::new();
     let said = world.dispatch("far", "asks");
