@@ -35,8 +35,7 @@ pub struct AliasEntry {
 /// A machine or container that workers run at.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PlaceEntry {
-    /// The command that runs the shell there which its further arguments name, with this standard input
-    /// and output.
+    /// The command that runs there what its further arguments name, on this standard input and output.
     pub reach: Vec<String>,
     /// The command there that submits a supervisor as a job (default: none, supervisors are started).
     pub start: Option<Vec<String>>,
@@ -44,6 +43,8 @@ pub struct PlaceEntry {
     pub directory: Option<String>,
     /// How many workers may run there at once (default: no limit).
     pub max_workers: Option<usize>,
+    /// True if a task's branch is fetched after each commit there, and not only at the end.
+    pub fetch_commits: bool,
 }
 
 /// The config without the parts that hold errors.

@@ -246,7 +246,7 @@ impl<'a> Reader<'a> {
 
     /// A place. Its command is run without a shell.
     fn place(&mut self, (name, key, map): Entry<'a>) -> PlaceEntry {
-        let known = "reach start directory max_workers";
+        let known = "reach start directory max_workers fetch_commits";
         let fields = self.fields(map, known, "write { reach: COMMAND }");
         let text = self.needed(&fields, "reach", key);
         let words = |text: &str| match shell_commands(text).as_slice() {
@@ -279,6 +279,7 @@ impl<'a> Reader<'a> {
             start: start.map(|(words, _)| words),
             directory: self.text(&fields, "directory"),
             max_workers: self.value(&fields, "max_workers").map(NonZeroUsize::get),
+            fetch_commits: self.value(&fields, "fetch_commits").unwrap_or_default(),
         }
     }
 

@@ -18,8 +18,8 @@ use crate::place::check::far_config;
 use crate::place::link::{Files, LONGEST_FILE, Message, git_url};
 use crate::place::mirror::{Connection, Mirrored, TRIES};
 use crate::place::{
-    AttemptFacts, Demand, Facts, LONGEST_LOG, NO_COMMITS, Request, fetched_branch, hash_of,
-    is_mirrored,
+    AttemptFacts, Demand, Facts, LONGEST_LOG, NO_COMMITS, PULSE, Request, fetched_branch, hash_of,
+    is_mirrored, look,
 };
 use crate::task::{ExitRecord, Gate, Record, StopReason, Wait};
 use crate::text::{quoted, sanitize, shorten};
@@ -82,6 +82,33 @@ impl Mirrored {
         Ok(())
     }
 
+    /// Has the branch fetched when the worker has committed: by a thread, at most once in [`PULSE`].
+    pub(super) fn fetch_commits(&mut self, record: &Record) {
+        if self.is_fetching() {
+            return;
+        }
+        if let Some(thread) = self.fetching.take() {
+            // A fetch that failed is made again, because its commit is not the last that came.
+            self.commits_here = thread.join().ok().flatten().or(self.commits_here.take());
+        }
+        let open = self.facts.as_ref().filter(|it| it.open);
+        let base = record.worktree.as_ref().map(|it| &it.base);
+        let tip = open.and_then(|it| it.tip.clone()).filter(|it| {
+            Some(it) != self.commits_here.as_ref() && Some(it) != base && is_object_id(it)
+        });
+        let is_early = self.asked.get("commits").is_some_and(|since| since.elapsed() < PULSE);
+        if let Some(tip) = tip.filter(|_| !is_early) {
+            self.asked.insert("commits".into(), Instant::now());
+            let (task, record) = (self.task.clone(), record.clone());
+            let fetch = move || look(&task, &record).is_ok_and(|it| it).then_some(tip);
+            self.fetching = Some(std::thread::spawn(fetch));
+        }
+    }
+
+    fn is_fetching(&self) -> bool {
+        self.fetching.as_ref().is_some_and(|it| !it.is_finished())
+    }
+
     /// Fetches the branch once the place says that nothing of the task runs, and closes the task then.
     pub(super) fn finish(
         &mut self,
@@ -91,7 +118,7 @@ impl Mirrored {
     ) -> Result<()> {
         let Some(facts) = &self.facts else { return Ok(()) };
         let is_over = !facts.open && Demand::of(&self.task)?.is_none();
-        if !is_over || facts.wait.is_some() {
+        if !is_over || facts.wait.is_some() || self.is_fetching() {
             return Ok(());
         }
         let facts = facts.clone();
@@ -392,6 +419,11 @@ fn marked(text: &str) -> String {
     quoted(&clean(text))
 }
 
+/// Returns true for what can be the id of a commit.
+fn is_object_id(text: &str) -> bool {
+    text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn clean_all(texts: Vec<String>) -> Vec<String> {
     texts.iter().take(50).map(|it| clean(it)).collect()
 }
@@ -428,19 +460,18 @@ fn clean_gate(gate: Gate, record: &Record) -> Gate {
         true => command,
         false => record.first_check().unwrap_or_default(),
     };
-    let id = |it: &String| it.len() <= 64 && it.bytes().all(|byte| byte.is_ascii_hexdigit());
     let failed = gate.failed.map(|mut it| {
         (it.command, it.end, it.output) = (own(it.command), marked(&it.end), clean(&it.output));
         it
     });
     Gate {
-        commit: gate.commit.filter(id),
+        commit: gate.commit.filter(|it| is_object_id(it)),
         checking: gate.checking.map(own),
         failed,
         review: gate.review.as_deref().map(clean),
         notes: clean_all(gate.notes),
         tests: clean(&gate.tests),
-        moved: gate.moved.filter(id),
+        moved: gate.moved.filter(|it| is_object_id(it)),
         ..gate
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::TryRecvError;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -64,6 +65,10 @@ pub(super) struct Mirrored {
     pub(super) files: BTreeMap<String, (u64, String)>,
     /// The branch in the repository there with the commits of the ended task, or why there is none.
     pub(super) fetched: Option<Result<String, String>>,
+    /// The commit of the worktree that was fetched last while the task is open, and the thread that fetches
+    /// another one.
+    pub(super) commits_here: Option<String>,
+    pub(super) fetching: Option<JoinHandle<Option<String>>>,
     /// True if the words of the last attempt are to be frozen again, because the person skipped items.
     pub(super) freezes: bool,
     /// How often the code could not be sent.
@@ -187,6 +192,8 @@ impl Mirror {
                 asked: BTreeMap::new(),
                 files: BTreeMap::new(),
                 fetched: None,
+                commits_here: None,
+                fetching: None,
                 freezes: false,
                 failures: 0,
                 created: record.created,
@@ -419,6 +426,9 @@ impl Mirror {
             connection.channel.send(Request::Follow(it.address.clone(), have, log))?;
         }
         it.send_decisions(&record, connection)?;
+        if self.entry.fetch_commits {
+            it.fetch_commits(&record);
+        }
         it.finish(&name, &record, connection)
     }
 

@@ -122,6 +122,8 @@ struct Facts {
     notes: Vec<String>,
     /// The names that are no longer there.
     gone: Vec<String>,
+    /// The last commit in the worktree there.
+    tip: Option<String>,
 }
 
 /// An attempt as its supervisor recorded it.
@@ -410,10 +412,10 @@ pub fn stop(task: &Task, name: &str) -> Result<String> {
     }
 }
 
-/// Brings the commits of a running task here, for somebody who looks at them. Errors are no news: the
-/// branch comes at the end in any case.
-pub fn look(task: &Task, record: &Record) -> Result<()> {
-    let (Some(name), Some(worktree)) = (&record.place, &record.worktree) else { return Ok(()) };
+/// Brings the commits of a running task here, and returns true if the place had some. Errors are no news:
+/// the branch comes at the end in any case.
+pub fn look(task: &Task, record: &Record) -> Result<bool> {
+    let (Some(name), Some(worktree)) = (&record.place, &record.worktree) else { return Ok(false) };
     let (config, address) = (Config::load()?, address(task, record)?);
     let entry = config.place(name)?;
     let mut link = Transport::open(name, entry, ["serve", "-"], false)?;
@@ -423,12 +425,13 @@ pub fn look(task: &Task, record: &Record) -> Result<()> {
     while let Ok(said) = channel.incoming.recv_timeout(SILENCE) {
         if let Reply::Done(_, what, error) = said.head {
             if let (None, Some(branch)) = (error, fetched_branch(&what)) {
-                worktree.fetch_far(&link::git_url(name, &address.key)?, branch)?;
+                let far = link::git_url(name, &address.key)?;
+                return worktree.fetch_far(&far, branch).map(|it| it.is_some());
             }
             break;
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// The messages over an open transport.

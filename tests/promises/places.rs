@@ -588,6 +588,35 @@ fn request_to_stop_an_abandoned_worker_outlives_the_task_and_its_mirror() {
     assert_eq!(fs::read_dir(&requests).expect("there").count(), 0);
 }
 
+#[test]
+fn commits_of_a_place_that_fetches_them_outlive_its_machine() {
+    let world = World::new();
+    let config = world.sandbox.home().join(".dispatch/config.yaml");
+    let text = fs::read_to_string(&config).expect("there");
+    let with = |key: &str| fs::write(&config, text.replace("box: {", &format!("box: {{ {key},")));
+    with("fetch_commit: true").expect("written");
+    let said = world.call("dispatch-config", &["check"]);
+    let said = said.out + &said.err;
+    assert!(said.contains("did you mean 'fetch_commits'?"), "{said}");
+    with("fetch_commits: true").expect("written");
+    world.dispatch("far", "asks");
+    let log = || {
+        let list = ["log", "--format=%s", "dispatch/far"];
+        world.sandbox.program("git").args(&list).within(world.sandbox.project()).run().out
+    };
+    wait_until("the commit is here", || (log() == "Work\nBegin\n").then_some(()));
+    world.set("down", "");
+    end_all_of(&world.far);
+    world.until("far", "unreachable");
+    let said = world.call("dispatch-spawn", &["far", "--resume", "--on", "here"]).ok();
+    let last = world.sandbox.git(&["rev-parse", "dispatch/far"]);
+    let begins = format!("the worker here continues from {}, the last commit", &last[..10]);
+    assert!(said.contains(&begins), "{said}");
+    world.until("far", "asking");
+    world.sandbox.ok("dispatch-monitor", &["--answer", "far", "Here."]);
+    world.until("far", "done");
+}
+
 /// The tasks of a project as `status --json` lists them.
 fn states(world: &World) -> Vec<(String, String)> {
     let said = world.call("dispatch-reconcile", &["--json"]).ok();
