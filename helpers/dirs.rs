@@ -6,6 +6,12 @@ use anyhow::{Context, Result};
 
 use crate::error::{Exit, Refusal};
 
+/// The home directory, as HOME names it. A lookup in the user database would make a static program
+/// load libraries of its system.
+pub fn home_directory() -> Option<PathBuf> {
+    std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from)
+}
+
 /// The path of the config: `$DISPATCH_CONFIG`, else `~/.dispatch/config.yaml`.
 pub fn config_path() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("DISPATCH_CONFIG") {
@@ -16,7 +22,7 @@ pub fn config_path() -> Result<PathBuf> {
 
 /// The directory of dispatch in the home directory: `~/.dispatch`.
 pub fn dispatch_home() -> Result<PathBuf> {
-    let home = std::env::home_dir().context("there is no home directory: HOME is not set")?;
+    let home = home_directory().context("there is no home directory: HOME is not set")?;
     if home.is_relative() {
         return Refusal::new(Exit::Data, "HOME is not an absolute path")
             .place(format!("it is {:?}", home.display().to_string()))

@@ -148,7 +148,7 @@ impl Config {
         )?;
         let own = worktree.repository.parent().filter(|_| worktree.repository.ends_with(".git"));
         let places = [Some(&*worktree.repository), worktree.checkout.as_deref(), own];
-        let home = std::env::home_dir().unwrap_or_default();
+        let home = crate::dirs::home_directory().unwrap_or_default();
         let is_place = |name: &str| {
             let path = name.strip_prefix("~/").map_or_else(|| name.into(), |rest| home.join(rest));
             path.canonicalize().is_ok_and(|path| places.contains(&Some(&path)))

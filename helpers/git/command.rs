@@ -357,7 +357,7 @@ impl Settings {
     pub(super) fn hooks(&self, worktree: &Worktree) -> PathBuf {
         match (self.get("core.hookspath").map(Path::new), &worktree.checkout) {
             (Some(path), Some(checkout)) => match path.strip_prefix("~") {
-                Ok(rest) => std::env::home_dir().unwrap_or_default().join(rest),
+                Ok(rest) => crate::dirs::home_directory().unwrap_or_default().join(rest),
                 Err(_) => checkout.join(path),
             },
             _ => worktree.repository.join("hooks"),

@@ -216,10 +216,11 @@ fn reference(kind: &str, path: &Path) -> String {
 
 /// The directory of all worktrees that dispatch makes.
 fn worktrees_root() -> Result<PathBuf> {
-    let home = std::env::home_dir().filter(|home| home.is_absolute()).ok_or_else(|| {
-        Refusal::new(Exit::CannotCreate, "there is no home directory for a worktree")
-            .next("set HOME, or dispatch without --worktree")
-    })?;
+    let home =
+        crate::dirs::home_directory().filter(|home| home.is_absolute()).ok_or_else(|| {
+            Refusal::new(Exit::CannotCreate, "there is no home directory for a worktree")
+                .next("set HOME, or dispatch without --worktree")
+        })?;
     // Git and the sandboxes of workers compare real paths.
     let home = home.canonicalize().with_context(|| format!("cannot find {}", home.display()))?;
     let own = home.join(".dispatch");

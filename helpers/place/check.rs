@@ -173,7 +173,7 @@ pub(super) fn look_here(worker: Option<&str>, config: &str) -> Vec<(bool, String
         }
         _ => (false, "git does not work: install it, as apt-get install git does".into()),
     });
-    let home = std::env::home_dir().unwrap_or_default();
+    let home = crate::dirs::home_directory().unwrap_or_default();
     if let Ok(disk) = nix::sys::statvfs::statvfs(&home) {
         // The types of these differ between systems.
         let bytes = u128::from(disk.blocks_available()) * u128::from(disk.fragment_size());

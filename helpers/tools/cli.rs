@@ -123,7 +123,7 @@ impl Place {
     pub fn directory(&self) -> PathBuf {
         let moved = std::env::var_os(self.variable).filter(|value| !value.is_empty());
         moved.map_or_else(
-            || std::env::home_dir().unwrap_or_default().join(self.usual),
+            || crate::dirs::home_directory().unwrap_or_default().join(self.usual),
             PathBuf::from,
         )
     }
