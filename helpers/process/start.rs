@@ -2,9 +2,11 @@
 //! within limits for the time and for what they print.
 
 use std::io::{self, PipeReader, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
+use std::ptr::null;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -94,8 +96,21 @@ pub fn spawn_recorded(
 
 /// Makes the program lead a process group of its own, for [`signal_group`].
 pub fn lead_own_group(command: &mut Command) -> &mut Command {
-    // SAFETY: `reset_signals` makes only async-signal-safe calls and allocates nothing.
-    unsafe { command.process_group(0).pre_exec(reset_signals) }
+    command.process_group(0);
+    // Without a closure, std starts the program without a fork, and resets SIGPIPE and the mask itself.
+    if Signal::iterator().any(|it| it != Signal::SIGPIPE && is_ignored(it)) {
+        // SAFETY: `reset_signals` makes only async-signal-safe calls and allocates nothing.
+        unsafe { command.pre_exec(reset_signals) };
+    }
+    command
+}
+
+fn is_ignored(signal: Signal) -> bool {
+    let mut action = MaybeUninit::<nix::libc::sigaction>::zeroed();
+    // SAFETY: without a new action, the call writes a whole action to a place for one, and changes nothing.
+    let result = unsafe { nix::libc::sigaction(signal as i32, null(), action.as_mut_ptr()) };
+    // SAFETY: all its fields are numbers or an optional function, for which zeros are valid.
+    result == 0 && unsafe { action.assume_init() }.sa_sigaction == nix::libc::SIG_IGN
 }
 
 /// Sends a signal to all processes of a group, if there are any.
