@@ -4,15 +4,17 @@
 //! can be deleted at any time; lists are then slower, and the same.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sys::stat::fstatat;
 use serde::{Deserialize, Serialize};
 
 use crate::dirs;
-use crate::domain::{Route, Worktree};
+use crate::domain::{Route, TaskId, Worktree};
 use crate::files;
 use crate::process::TASK_DIR;
 use crate::project::Project;
@@ -46,6 +48,9 @@ pub struct Ends {
     ends: BTreeMap<String, End>,
     #[serde(skip)]
     file: PathBuf,
+    /// The directory of the file, open: the paths of many tasks below it are long.
+    #[serde(skip)]
+    tasks: Option<File>,
     #[serde(skip)]
     is_changed: bool,
 }
@@ -59,12 +64,16 @@ impl Ends {
         }
         let program = std::env::current_exe().unwrap_or_default();
         let config = dirs::config_path().unwrap_or_default();
-        let made_with = format!("{} {:?}", program.display(), [stamp(&program), stamp(&config)]);
+        let made_with = format!(
+            "{} {:?}",
+            program.display(),
+            [&program, &config].map(|it| stamp(AT_FDCWD, it))
+        );
         let file = project.state_dir().join(".ends");
         let read = || serde_json::from_slice(&files::read_foreign(&file).ok()??).ok();
         let ends: Option<Self> = read();
         let known = ends.filter(|ends| ends.made_with == made_with).unwrap_or_default();
-        Self { made_with, file, ..known }
+        Self { made_with, tasks: File::open(project.state_dir()).ok(), file, ..known }
     }
 
     /// Returns true if there is no entry.
@@ -80,7 +89,7 @@ impl Ends {
     /// The task's entry, if it still holds.
     pub fn get(&self, task: &Task) -> Option<&End> {
         let end = self.ends.get(task.id().as_str())?;
-        (stamps(task, end.attempt) == end.stamps).then_some(end)
+        (self.stamps(task.id(), end.attempt)? == end.stamps).then_some(end)
     }
 
     /// Makes an entry of a task that ended, if it stays so until a person or another attempt changes it.
@@ -109,12 +118,25 @@ impl Ends {
     }
 
     fn insert(&mut self, task: &Task, before: SystemTime, end: End) {
-        let stamps = stamps(task, end.attempt);
+        let Some(stamps) = self.stamps(task.id(), end.attempt) else { return };
         let settled = before.checked_sub(SETTLED).map_or(0, nanoseconds);
         if stamps.iter().all(|stamp| *stamp < settled) {
             self.ends.insert(task.id().to_string(), End { stamps, ..end });
             self.is_changed = true;
         }
+    }
+
+    /// The stamps of the directories whose files decide the state of a task that ended. A further attempt
+    /// of a task that is done begins with a change of the first.
+    fn stamps(&self, id: &TaskId, attempt: Option<u32>) -> Option<Vec<i64>> {
+        let tasks = self.tasks.as_ref()?;
+        let below = |rest: &str| stamp(tasks, Path::new(&format!("{id}{rest}")));
+        let mut stamps = vec![below("")];
+        if let Some(number) = attempt {
+            let attempt = format!("/attempts/{number}");
+            stamps.extend(["/attempts", &attempt, "/answers"].map(below));
+        }
+        Some(stamps)
     }
 
     /// Saves the index, if there are new entries. Ignores a failure: the next call makes them again.
@@ -130,22 +152,12 @@ impl Ends {
     }
 }
 
-/// The stamps of the directories whose files decide the state of a task that ended. A further attempt of a
-/// task that is done begins with a change of the first.
-fn stamps(task: &Task, attempt: Option<u32>) -> Vec<i64> {
-    let mut stamps = vec![stamp(task.state_dir())];
-    if let Some(number) = attempt {
-        let attempt = task.attempt(number);
-        let directories = [&task.attempts_dir(), attempt.directory(), &task.answers_dir()];
-        stamps.extend(directories.map(stamp));
-    }
-    stamps
-}
-
-/// The time of the last change in a directory, in nanoseconds; 0 if there is none.
-fn stamp(path: &Path) -> i64 {
-    let meta = fs::symlink_metadata(path);
-    meta.map_or(0, |it| it.mtime().saturating_mul(1_000_000_000).saturating_add(it.mtime_nsec()))
+/// The time of the last change of a file or directory, in nanoseconds; 0 if there is none.
+#[allow(clippy::useless_conversion, reason = "the fields are smaller on some systems")]
+fn stamp(directory: impl AsFd, path: &Path) -> i64 {
+    let Ok(meta) = fstatat(directory, path, AtFlags::AT_SYMLINK_NOFOLLOW) else { return 0 };
+    let seconds = i64::from(meta.st_mtime).saturating_mul(1_000_000_000);
+    seconds.saturating_add(meta.st_mtime_nsec.into())
 }
 
 fn nanoseconds(time: SystemTime) -> i64 {
