@@ -295,6 +295,8 @@ fn check_reads_the_report_that_show_passes_on() {
     let shown = sandbox.ok("dispatch-reconcile", &["show", "x", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
     assert_eq!(json["report"]["findings"][0], 1, "{shown}");
+    assert_eq!(json["checks"], serde_json::json!([check]), "{shown}");
+    assert!(json["budget"].is_null() && json["keep"] == false, "{shown}");
     sandbox.run("dispatch-reconcile", &["show", "x", "--markdown"]).shows(str![[r#"
 exit 0
 # x: Title

@@ -90,7 +90,6 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     views.retain(|view| is_shown(&view.task));
     let old_ends = ended.iter().filter(|(_, end)| end.state == State::Done).count();
     let hidden = old.len() + old_ends + count - views.len();
-    views.sort_by_key(|view| view.state);
     if args.json {
         let broken = broken.iter().map(broken_as_json);
         say(serde_json::to_string(&views.iter().map(as_json).chain(broken).collect::<Vec<_>>())?);
@@ -236,6 +235,11 @@ pub(super) fn as_json(view: &View) -> serde_json::Value {
         "backend": view.record.backend,
         "route": view.record.route,
         "access": view.record.access,
+        "place": view.record.place,
+        "checks": view.record.checks,
+        "review": view.record.review,
+        "budget": Some(view.record.budget).filter(|it| !it.is_none()),
+        "keep": view.record.keep,
         "seconds": view.age().as_secs(),
         "attempt": view.attempt.as_ref().map(|attempt| attempt.number),
         "questions": view.questions.iter().map(|(question, text)| json!({
