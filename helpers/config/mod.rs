@@ -14,6 +14,7 @@ use anyhow::Result;
 use indexmap::IndexMap;
 use serde::Serialize;
 
+use crate::dirs;
 use crate::domain::{Access, Backend, Budget, Route, Worktree};
 use crate::error::{Exit, Refusal};
 use crate::files;
@@ -148,7 +149,7 @@ impl Config {
         )?;
         let own = worktree.repository.parent().filter(|_| worktree.repository.ends_with(".git"));
         let places = [Some(&*worktree.repository), worktree.checkout.as_deref(), own];
-        let home = crate::dirs::home_directory().unwrap_or_default();
+        let home = dirs::home_directory().unwrap_or_default();
         let is_place = |name: &str| {
             let path = name.strip_prefix("~/").map_or_else(|| name.into(), |rest| home.join(rest));
             path.canonicalize().is_ok_and(|path| places.contains(&Some(&path)))

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::dirs;
 use crate::domain::Worktree;
 use crate::error::{Exit, Refusal};
 use crate::files;
@@ -357,7 +358,7 @@ impl Settings {
     pub(super) fn hooks(&self, worktree: &Worktree) -> PathBuf {
         match (self.get("core.hookspath").map(Path::new), &worktree.checkout) {
             (Some(path), Some(checkout)) => match path.strip_prefix("~") {
-                Ok(rest) => crate::dirs::home_directory().unwrap_or_default().join(rest),
+                Ok(rest) => dirs::home_directory().unwrap_or_default().join(rest),
                 Err(_) => checkout.join(path),
             },
             _ => worktree.repository.join("hooks"),

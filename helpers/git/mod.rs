@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use crate::dirs;
 use crate::domain::{TaskId, Worktree};
 use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
@@ -216,11 +217,10 @@ fn reference(kind: &str, path: &Path) -> String {
 
 /// The directory of all worktrees that dispatch makes.
 fn worktrees_root() -> Result<PathBuf> {
-    let home =
-        crate::dirs::home_directory().filter(|home| home.is_absolute()).ok_or_else(|| {
-            Refusal::new(Exit::CannotCreate, "there is no home directory for a worktree")
-                .next("set HOME, or dispatch without --worktree")
-        })?;
+    let home = dirs::home_directory().filter(|home| home.is_absolute()).ok_or_else(|| {
+        Refusal::new(Exit::CannotCreate, "there is no home directory for a worktree")
+            .next("set HOME, or dispatch without --worktree")
+    })?;
     // Git and the sandboxes of workers compare real paths.
     let home = home.canonicalize().with_context(|| format!("cannot find {}", home.display()))?;
     let own = home.join(".dispatch");

@@ -112,7 +112,7 @@ fn call(command: &str, input: &str) -> Result<()> {
     let mark = random_hex()?;
     let mut shell = Command::new("sh");
     shell.args(["-c", command]).env(ATTEMPT, &mark);
-    shell.current_dir(crate::dirs::home_directory().unwrap_or_default());
+    shell.current_dir(dirs::home_directory().unwrap_or_default());
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = process::lead_own_group(&mut shell).spawn()?;
     let identity = Identity::of_pid(child.id())?;

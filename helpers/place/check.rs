@@ -10,6 +10,7 @@ use serde_json::json;
 use signal_hook::consts::SIGUSR1;
 
 use crate::config::{Config, PlaceEntry};
+use crate::dirs;
 use crate::domain::{Access, HERE};
 use crate::error::{Exit, Refusal};
 use crate::place::link::{Message, Transport};
@@ -173,7 +174,7 @@ pub(super) fn look_here(worker: Option<&str>, config: &str) -> Vec<(bool, String
         }
         _ => (false, "git does not work: install it, as apt-get install git does".into()),
     });
-    let home = crate::dirs::home_directory().unwrap_or_default();
+    let home = dirs::home_directory().unwrap_or_default();
     if let Ok(disk) = nix::sys::statvfs::statvfs(&home) {
         // The types of these differ between systems.
         let bytes = u128::from(disk.blocks_available()) * u128::from(disk.fragment_size());

@@ -86,7 +86,7 @@ pub(crate) fn settings_path() -> PathBuf {
 /// The permission rule that lets agents read their prompts without prompting.
 pub(crate) fn read_rule() -> Result<String> {
     let root = dirs::state_root()?;
-    let home = crate::dirs::home_directory().unwrap_or_default();
+    let home = dirs::home_directory().unwrap_or_default();
     Ok(match root.strip_prefix(&home) {
         Ok(below) => format!("Read(~/{}/**)", below.display()),
         Err(_) => format!("Read(/{}/**)", root.display()),

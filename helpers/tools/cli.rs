@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::dirs;
 use crate::domain::{Access, FailureKind};
 use crate::process::{Holder, capture, find_program};
 use crate::text::shell_word;
@@ -123,7 +124,7 @@ impl Place {
     pub fn directory(&self) -> PathBuf {
         let moved = std::env::var_os(self.variable).filter(|value| !value.is_empty());
         moved.map_or_else(
-            || crate::dirs::home_directory().unwrap_or_default().join(self.usual),
+            || dirs::home_directory().unwrap_or_default().join(self.usual),
             PathBuf::from,
         )
     }

@@ -329,8 +329,7 @@ pub fn holders() -> Vec<String> {
 /// Why there is none.
 pub fn sandbox(access: Access, in_worktree: bool, nested: bool) -> Result<Holder, String> {
     static SANDBOX: [OnceLock<Result<Holder, String>>; 2] = [const { OnceLock::new() }; 2];
-    let directories =
-        || [crate::dirs::home_directory(), dirs::state_root().ok()].into_iter().flatten();
+    let directories = || [dirs::home_directory(), dirs::state_root().ok()].into_iter().flatten();
     let probe = || probe(&directories().collect::<Vec<_>>(), nested);
     match SANDBOX[usize::from(nested)].get_or_init(probe) {
         // The places of a project that git and hosts obey lie below the directory that it writes in.

@@ -213,7 +213,7 @@ fn refuse_rules(record: &Record, obeyed: &Obeyed, sandbox: &Sandbox) -> Result<(
             .place(format!("{}: {why}", path.display()))
             .next("add --worktree, or --access read")
     };
-    let home = crate::dirs::home_directory().unwrap_or_default();
+    let home = dirs::home_directory().unwrap_or_default();
     let own = [worker_helper()?, launcher("dispatch-worker")?, home];
     let path = std::env::var_os("PATH").unwrap_or_default();
     // A later program of the same name could be the worker's.
@@ -261,7 +261,7 @@ fn rules(
     obeyed: &Obeyed,
 ) -> Result<Sandbox> {
     let mut sandbox = Sandbox::default();
-    let home = crate::dirs::home_directory().unwrap_or_default();
+    let home = dirs::home_directory().unwrap_or_default();
     let own = [dirs::dispatch_home()?, dirs::state_root()?, dirs::homes_root()?];
     let own = own.into_iter().chain([dirs::config_path()?]);
     let hidden = SHARED.iter().map(PathBuf::from).chain([std::env::temp_dir()]).chain(own);
