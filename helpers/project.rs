@@ -88,7 +88,7 @@ impl Project {
         }
         let start = std::path::absolute(start)
             .with_context(|| format!("no such directory: {}", start.display()))?;
-        let home = std::env::home_dir().and_then(|home| home.canonicalize().ok());
+        let home = dirs::home_directory().and_then(|home| home.canonicalize().ok());
         // A home directory that is a repository (of dotfiles) is no project of what lies below it.
         let root = main_worktree(&start)
             .filter(|root| home.as_ref() != Some(root))
@@ -289,7 +289,7 @@ impl Project {
 
     /// Git's common directory, canonical; `None` outside git and for the home directory.
     pub fn repository(&self) -> Option<PathBuf> {
-        let home = std::env::home_dir().and_then(|home| home.canonicalize().ok());
+        let home = dirs::home_directory().and_then(|home| home.canonicalize().ok());
         let is_home = home.is_some_and(|home| home == self.root);
         let is_bare = self.root.join("HEAD").is_file() && self.root.join("objects").is_dir();
         let common = common_directory(&self.root).or_else(|| is_bare.then(|| self.root.clone()));
@@ -336,13 +336,14 @@ impl Project {
             false => files::entries(&self.tasks_dir()).unwrap_or_default(),
         };
         let present: HashSet<&OsStr> = present.iter().map(|(name, _)| name.as_os_str()).collect();
-        for entry in entries.into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let Some(Ok(id)) = name.to_str().map(TaskId::from_str) else { continue };
+        let names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let mut ids: Vec<TaskId> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+        ids.sort_unstable();
+        for id in ids {
             let task = self.task(&id);
             if let Some(end) = ends.get(&task) {
                 // The directory of a task that is done counts without a look into it.
-                let is_done = end.state == State::Done && present.contains(name.as_os_str());
+                let is_done = end.state == State::Done && present.contains(OsStr::new(id.as_str()));
                 if is_done || task.side().has_files() {
                     list.ended.push((id, end.clone()));
                 }
@@ -353,8 +354,6 @@ impl Project {
                 list.tasks.push(task);
             }
         }
-        list.tasks.sort_unstable_by(|a, b| a.id().cmp(b.id()));
-        list.broken.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         list
     }
 

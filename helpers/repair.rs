@@ -27,7 +27,7 @@ const CLOCK_SLACK: Duration = Duration::from_secs(2);
 /// A project's tasks after repairs, and the repairs.
 #[derive(Debug, Default)]
 pub struct Repaired {
-    /// The states of the readable tasks, sorted by name.
+    /// The states of the readable tasks, most urgent first, then by name.
     pub views: Vec<View>,
     /// The entries that should be tasks and cannot be read.
     pub broken: Vec<Broken>,
@@ -108,6 +108,7 @@ pub fn repair(project: &Project, list: TaskList) -> Repaired {
         }
         repairs.temporary = remove_leftovers(project, views);
     }
+    repaired.views.sort_by_key(|view| view.state);
     repaired
 }
 

@@ -106,8 +106,8 @@ fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
     let mut waiter = Waiter::new(project, only, owned, false)?;
     match waiter.wait_for_news(limit, warn_polling)? {
         // Print before dropping the waiter; closing its watches is slow.
-        WaitOutcome::News(mut news) => {
-            news.sort_by_key(|event| !event.is_question());
+        WaitOutcome::News(news) => {
+            let news = questions_first(news);
             done(capped(news.iter().map(line), &status))
         }
         // A caller that gave --timeout knows what it means; explain only the host's own limit.
@@ -181,10 +181,16 @@ fn hook(args: &Args) -> Result<Exit> {
     }
 }
 
+fn questions_first(news: Vec<Event>) -> Vec<Event> {
+    let (mut questions, others): (Vec<_>, Vec<_>) = news.into_iter().partition(Event::is_question);
+    questions.extend(others);
+    questions
+}
+
 /// The text that wakes the model: questions first, then other news, then events that were delivered and
 /// not acknowledged. Events beyond the byte limit are counted.
-fn wake(mut news: Vec<Event>, repeated: &[Event], status: &str) -> String {
-    news.sort_by_key(|event| !event.is_question());
+fn wake(news: Vec<Event>, repeated: &[Event], status: &str) -> String {
+    let news = questions_first(news);
     let again =
         |event: &Event| format!("{} (said before) {} → {}", event.id, event.line, event.next);
     let lines = news.iter().map(line).chain(repeated.iter().map(again));

@@ -62,12 +62,13 @@ pub fn offers(found: &[InstalledCli], listings: &[Listing]) -> Vec<Offer> {
     let logged_out = |backend: &str| {
         found.iter().any(|found| found.backend == backend && found.logged_in == Some(false))
     };
-    picks.sort_by_key(|((_, backend), _)| logged_out(backend));
     let offer = |((name, backend), why): ((&String, &String), String)| {
         let why = if logged_out(backend) { format!("{why}; not logged in") } else { why };
         Offer { name: name.clone(), why }
     };
-    picks.into_iter().take(4).map(offer).collect()
+    let (later, first): (Vec<_>, Vec<_>) =
+        picks.into_iter().partition(|((_, backend), _)| logged_out(backend));
+    first.into_iter().chain(later).take(4).map(offer).collect()
 }
 
 /// The CLIs that cannot restrict their workers to the access of a task, with the reason.

@@ -55,8 +55,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     let own = lines.len();
     let head: usize = lines.iter().map(|line| line.len() + 1).sum();
     let host = calling_host();
-    let Repaired { mut views, mut broken, mut repairs } = repair(project, list);
-    views.sort_by_key(|view| view.state);
+    let Repaired { views, mut broken, mut repairs } = repair(project, list);
     // Tasks without news come last, so that they never displace news.
     let (mut told, mut quiet) = (Vec::new(), Vec::new());
     for view in &views {

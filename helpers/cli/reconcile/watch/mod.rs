@@ -140,7 +140,7 @@ fn spawn(
 /// Sends the tasks whenever they have changed.
 fn send_tasks(project: &Project, tasks: LiveTasks, sender: &Sender<Update>) -> Result<()> {
     let mut repaired = false;
-    tell_of_changes(tasks, |rows, broken| {
+    tell_of_changes(tasks, &mut |rows, broken| {
         let is_shown = sender.send(Update::Tasks(rows, broken)).is_ok();
         // Repair after the first look: it may start supervisors, which takes a while.
         if !std::mem::replace(&mut repaired, true) {
@@ -235,7 +235,7 @@ type Row = Result<TaskRow, String>;
 /// listens any more.
 pub(super) fn tell_of_changes(
     mut tasks: LiveTasks,
-    mut tell: impl FnMut(Vec<TaskRow>, Vec<String>) -> bool,
+    tell: &mut dyn FnMut(Vec<TaskRow>, Vec<String>) -> bool,
 ) -> Result<()> {
     let mut rows: BTreeMap<PathBuf, Row> = BTreeMap::new();
     let (mut broken, mut told) = (Vec::new(), false);
@@ -277,7 +277,7 @@ pub(super) fn follow(project: &Project) -> Result<Exit> {
     let tasks = LiveTasks::new(project.clone(), Vec::new(), None)?;
     repair(project, project.task_list());
     let mut printed: Option<Vec<String>> = None;
-    tell_of_changes(tasks, |rows, broken| {
+    tell_of_changes(tasks, &mut |rows, broken| {
         let is_new = |line: &String| !printed.iter().flatten().any(|it| it == line);
         let open = rows.iter().filter(|row| printed.is_some() || row.state != State::Done);
         let lines = broken.iter().cloned().chain(open.map(TaskRow::line));
