@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::raise;
 use serde::Serialize;
@@ -152,19 +153,22 @@ impl Transport {
             runs[1],
             HELPERS.join(" ")
         );
-        self.send(script.as_bytes()).and_then(|()| self.agree(name, sends)).map_err(|error| {
-            if error.is::<Refusal>() {
-                return error;
-            }
-            // The last words of the command say why, such as a refused login.
-            let said = self.errors.recv_timeout(Duration::from_millis(300)).unwrap_or_default();
-            let why = if said.is_empty() { format!("{error:#}") } else { sanitize(&said) };
-            let tried = entry.reach.iter().map(|it| shell_word(it)).collect::<Vec<_>>().join(" ");
-            Refusal::new(Exit::Unavailable, format!("cannot reach '{name}'"))
-                .place(why)
-                .next(format!("find out why this fails without a prompt: {tried} true"))
-                .into()
-        })
+        self.send(script.as_bytes(), HANDSHAKE).and_then(|()| self.agree(name, sends)).map_err(
+            |error| {
+                if error.is::<Refusal>() {
+                    return error;
+                }
+                // The last words of the command say why, such as a refused login.
+                let said = self.errors.recv_timeout(Duration::from_millis(300)).unwrap_or_default();
+                let why = if said.is_empty() { format!("{error:#}") } else { sanitize(&said) };
+                let tried =
+                    entry.reach.iter().map(|it| shell_word(it)).collect::<Vec<_>>().join(" ");
+                Refusal::new(Exit::Unavailable, format!("cannot reach '{name}'"))
+                    .place(why)
+                    .next(format!("find out why this fails without a prompt: {tried} true"))
+                    .into()
+            },
+        )
     }
 
     fn agree(&mut self, name: &str, sends: bool) -> Result<()> {
@@ -185,11 +189,15 @@ impl Transport {
                 }
                 let exe = std::env::current_exe().context("cannot find this program's own file")?;
                 let program = std::fs::read(&exe).context("cannot read this program")?;
-                self.send(format!("{} {}\n", program.len(), long_hash(&program)).as_bytes())?;
+                let sum = format!("{} {}\n", program.len(), long_hash(&program));
+                self.send(sum.as_bytes(), HANDSHAKE)?;
                 fault::point("place", "uploading");
                 // A place that takes no more says why; nobody says anything where the connection has ended.
-                let _ = self.send(&program);
-                self.sentinel(UPLOAD)?
+                let (begin, limit) = (Instant::now(), fault::limit("DISPATCH_UPLOAD_MS", UPLOAD));
+                let _ = self.send(&program, limit);
+                let is_late = begin.elapsed() >= limit;
+                ensure!(!is_late, "it did not take the program within {} s", limit.as_secs());
+                self.sentinel(limit)?
             }
             _ => said,
         };
@@ -203,9 +211,15 @@ impl Transport {
         }
     }
 
-    fn send(&mut self, bytes: &[u8]) -> Result<()> {
+    fn send(&mut self, bytes: &[u8], limit: Duration) -> Result<()> {
         let (stdin, _) = self.pipes.as_mut().context("the transport is in use")?;
-        stdin.write_all(bytes).and_then(|()| stdin.flush()).context("the connection has ended")
+        let deadline = Instant::now() + limit;
+        // A pipe that is ready takes so much without blocking (POSIX).
+        for piece in bytes.chunks(512) {
+            ensure!(is_ready(stdin, PollFlags::POLLOUT, deadline)?, "the place takes no more");
+            stdin.write_all(piece).context("the connection has ended")?;
+        }
+        Ok(())
     }
 
     /// The rest of the next line that begins with the sentinel.
@@ -222,16 +236,25 @@ impl Transport {
             }
             ensure!(noise + self.rest.len() < NOISE, "a shell there prints too much");
             let (_, stdout) = self.pipes.as_mut().context("the transport is in use")?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero(), "no answer after {} s", limit.as_secs());
-            let mut ready = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
-            poll(&mut ready, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))?;
-            if ready[0].revents().is_some_and(|it| !it.is_empty()) {
-                let mut piece = [0; 4096];
-                let count = stdout.read(&mut piece).context("the connection has ended")?;
-                ensure!(count > 0, "the connection has ended");
-                self.rest.extend_from_slice(&piece[..count]);
-            }
+            let is_ready = is_ready(stdout, PollFlags::POLLIN, deadline)?;
+            ensure!(is_ready, "no answer after {} s", limit.as_secs());
+            let mut piece = [0; 4096];
+            let count = stdout.read(&mut piece).context("the connection has ended")?;
+            ensure!(count > 0, "the connection has ended");
+            self.rest.extend_from_slice(&piece[..count]);
+        }
+    }
+}
+
+/// Waits until a pipe is ready, or has ended; false at the deadline.
+fn is_ready(pipe: &impl AsFd, flags: PollFlags, deadline: Instant) -> Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut ready = [PollFd::new(pipe.as_fd(), flags)];
+        match poll(&mut ready, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Err(Errno::EINTR) => {}
+            Ok(0) if !left.is_zero() => {}
+            polled => return Ok(polled? > 0),
         }
     }
 }

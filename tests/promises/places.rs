@@ -117,6 +117,15 @@ far \"$@\" | {{ dd bs=1 count=\"$cut\" 2>/dev/null; kill -9 $$; }}",
         true
     }
 
+    /// Writes a program for the `PATH` of the place.
+    fn program(&self, name: &str, text: &str) {
+        // Another process writes it: a fork of this one could keep it open.
+        let write =
+            format!("mkdir -p programs && cat >programs/{name} && chmod 755 programs/{name}");
+        let write = self.sandbox.program("sh").args(&["-c", &write]).within(self.sandbox.top());
+        write.input(format!("#!/bin/sh\n{text}")).run().ok();
+    }
+
     /// Ends the `reach` of the place with further words.
     fn reach_with(&self, words: &str) {
         let config = self.sandbox.home().join(".dispatch/config.yaml");
@@ -315,6 +324,18 @@ fn cut_while_the_program_is_sent_leaves_nothing_that_runs() {
     let share = world.far.join(".local/share/dispatch");
     let left = fs::read_dir(&share).map_or(0, |entries| entries.count());
     assert_eq!(left, 0, "{}", share.display());
+}
+
+#[test]
+fn place_that_takes_nothing_of_the_program_is_given_up() {
+    let world = World::bare();
+    let path = std::env::var("PATH").expect("set");
+    world.program("head", "exec sleep 1000");
+    world.set("environment", &format!("PATH={}/programs:{path}", world.sandbox.top().display()));
+    let call = world.sandbox.call("dispatch-config", &["places"]);
+    let said = call.env("DISPATCH_UPLOAD_MS", "100").run();
+    assert_eq!(said.code, Some(69), "{}", said.out);
+    assert!(said.out.contains("it did not take the program within"), "{}", said.out);
 }
 
 #[test]
@@ -841,13 +862,7 @@ fn cut_at_each_step(world: &World, place: &str, cut: &dyn Fn(), mend: &dyn Fn())
         ("head", "gate program; PATH=${PATH#*:}; exec head \"$@\""),
         ("git", "[ \"$1\" != receive-pack ] || gate code; PATH=${PATH#*:}; exec git \"$@\""),
     ];
-    for (name, text) in stand_ins {
-        // Another process writes the program: a fork of this one could keep it open.
-        let write =
-            format!("mkdir -p programs && cat >programs/{name} && chmod 755 programs/{name}");
-        let write = world.sandbox.program("sh").args(&["-c", &write]).within(world.sandbox.top());
-        write.input(format!("#!/bin/sh\n{}", gated(text))).run().ok();
-    }
+    stand_ins.iter().for_each(|(name, text)| world.program(name, &gated(text)));
     let is_at = |step: &str| world.sandbox.top().join(format!("at.{step}")).exists();
     let cut_at = |step: &str| {
         wait_until(&format!("the far side is at '{step}'"), || is_at(step).then_some(()));
