@@ -424,12 +424,11 @@ mod tests {
             ("places: { x: { reach: ssh $HOST } }\n", "'reach' must be one plain command"),
             ("places: { ../x: { reach: ssh a } }\n", "'../x' cannot be the name of a place"),
             ("places: { x: { reach: ssh a, max_workers: 0 } }\n", "so places.x is disabled"),
-            (
-                "places: { x: { reach: a, start: qsub } }\n",
-                "only Slurm is supported, so places.x is",
-            ),
+            ("places: { x: { reach: a, start: qsub } }\n", "only Slurm is supported, so"),
             ("places: { x: { reach: a, start: sbatch; b } }\n", "must be one plain call of sbatch"),
             ("places: { x: { reach: a, start: sbatch -a1-3 } }\n", "'start' cannot have -a1-3"),
+            ("places: { x: { reach: a, start: sbatch --arr 9 } }\n", "cannot have --arr"),
+            ("places: { x: { reach: a, start: sbatch a.sh } }\n", "have a.sh as a word of its own"),
             ("patiense: 1\n", "unknown key 'patiense' (did you mean 'patience'?)"),
             ("aliases: { x: { model: good, z: 1 } }\n", "unknown key 'z' in aliases.x (known"),
         ];

@@ -18,9 +18,20 @@ use crate::tools::models::provider;
 const KEYS: &str = "default backends models aliases agents patience silent_after stop_silent \
                     max_workers wait_for_limit confirm_default check_limit worktree budget notify places";
 
-/// The beginnings of the options of sbatch by which a task would not be one job of one cluster.
+/// The options of sbatch by which a task would not be one job of one cluster.
 const NOT_ONE_JOB: [&str; 8] =
     ["--array", "--clusters", "--requeue", "--wait", "--wrap", "-M", "-W", "-a"];
+
+/// Returns true for a word after `sbatch` that changes what a task is: one of those options, which may be
+/// abbreviated or have a value attached, or a script in place of the worker's.
+fn changes_job(word: &str) -> bool {
+    let name = word.split('=').next().unwrap_or_default();
+    let is_option = |it: &&str| match it.starts_with("--") {
+        true => name.len() > 3 && it.starts_with(name) || name.starts_with(*it),
+        false => name.starts_with(*it),
+    };
+    !word.starts_with('-') || NOT_ONE_JOB.iter().any(is_option)
+}
 
 /// The config that `root` holds, with its problems.
 pub(super) fn read(text: &str, root: &Node) -> Config {
@@ -257,13 +268,18 @@ impl<'a> Reader<'a> {
         let start = self.scalar(&fields, "start").map(|(text, node)| (words(text), node));
         if let Some((words, node)) = &start {
             let program = words.first().map(Path::new).and_then(Path::file_name);
-            let bad = words.iter().find(|it| NOT_ONE_JOB.iter().any(|bad| it.starts_with(bad)));
+            let bad = words.iter().skip(1).find(|it| changes_job(it));
             let what = match bad {
-                Some(bad) => format!("'start' cannot have {bad}: a task is one job"),
+                Some(bad) if bad.starts_with('-') => {
+                    format!("'start' cannot have {bad}: a task is one job")
+                }
+                Some(bad) => format!("'start' cannot have {bad} as a word of its own"),
                 None => "'start' must be one plain call of sbatch: only Slurm is supported".into(),
             };
             if bad.is_some() || program != Some("sbatch".as_ref()) {
-                self.error(self.part.clone(), node, what, "write it like: sbatch --time=8:00:00");
+                let hint =
+                    "write it like: sbatch --time=8:00:00, each value with its option, no script";
+                self.error(self.part.clone(), node, what, hint);
             }
         }
         let plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
