@@ -2,7 +2,7 @@
 //!
 //! Invariant: what comes back is one reference, which is checked in a scratch repository first.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use anyhow::{Context, Result};
@@ -12,6 +12,7 @@ use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::git::Contents;
 use crate::git::command::{Settings, count, error_line, git, git_on, succeeded};
+use crate::git::remove::rename;
 use crate::git::repository::object_id;
 use crate::text::sanitize;
 
@@ -75,6 +76,26 @@ impl Worktree {
         let references = self.references()?;
         let branch = references.branch.map(|it| it.commit);
         Ok(branch.or(references.tip).unwrap_or_else(|| self.base.clone()))
+    }
+
+    /// Takes the worktree away, because its task continues at a place, after its commits were fetched. One with
+    /// work that is nowhere else is kept under another name, which is returned.
+    pub fn set_aside(&self) -> Result<Option<PathBuf>> {
+        let _lock = self.lock()?;
+        if self.is_deleted() {
+            return Ok(None);
+        }
+        self.fetch_locked()?;
+        if self.is_saved()? {
+            let aside = self.path_while_removed();
+            rename(&self.path, &aside)?;
+            return files::remove_directory(&aside).map(|()| None);
+        }
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let mut others = (2..).map(|n| self.path.with_file_name(format!("{name}-{n}")));
+        let other = others.find(|it| it.symlink_metadata().is_err()).context("no free name")?;
+        rename(&self.path, &other)?;
+        Ok(Some(other))
     }
 
     /// The commits of a task at a place that were fetched; `None` before there are any.

@@ -370,7 +370,15 @@ impl Worktree {
     }
 
     /// The directory's name during the removal.
-    fn path_while_removed(&self) -> PathBuf {
+    /// Returns true if nothing would be lost with the directory, once its commits were fetched.
+    pub(super) fn is_saved(&self) -> Result<bool> {
+        let foreign = self.foreign();
+        let is_whole = self.unfinished().is_none() && self.submodules(&foreign)?.is_empty();
+        let check = || self.check_files(&foreign).and_then(|()| self.check_references(&foreign));
+        Ok(is_whole && check().is_ok())
+    }
+
+    pub(super) fn path_while_removed(&self) -> PathBuf {
         self.hidden("removed")
     }
 
@@ -415,7 +423,7 @@ fn is_cache(path: &Path) -> bool {
         || name.ends_with(".pyc")
 }
 
-fn rename(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to)
         .with_context(|| format!("cannot move {} to {}", from.display(), to.display()))
 }

@@ -233,6 +233,9 @@ fn move_to(task: &Task, view: &View, to: &str) -> Result<Option<String>> {
                 short_id(&commit)
             )
         });
+    } else if let Some(worktree) = &record.worktree {
+        let kept = worktree.set_aside()?;
+        remark = kept.map(|it| format!("what is not committed stays here, in {}", it.display()));
     }
     if let Some(attempt) = task.last_attempt().filter(|it| matches!(it.exit(), Ok(None))) {
         task.set_exit(&attempt, &ExitRecord { at: now(), ..ExitRecord::default() })?;

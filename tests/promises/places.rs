@@ -638,6 +638,38 @@ fn commits_of_a_place_that_fetches_them_outlive_its_machine() {
     world.until("far", "done");
 }
 
+#[test]
+fn task_that_moves_to_a_place_and_back_keeps_the_commits_of_both() {
+    let world = World::new();
+    let work =
+        "cat >/dev/null; case $HOME in */far) name=There ;; *) name=Here; echo x >draft ;; esac
+git commit -q --allow-empty -m $name";
+    world.sandbox.script("asks", work);
+    world.sandbox.plan("far", PLAN);
+    world.call("dispatch-spawn", &["far", "--worktree"]).ok();
+    let show = || world.sandbox.ok("dispatch-reconcile", &["show", "far"]);
+    for (place, log, said) in [
+        ("", "Here\nBegin\n", ""),
+        ("box", "There\nHere\nBegin\n", "what is not committed stays here, in "),
+        ("here", "Here\nThere\nHere\nBegin\n", "far started"),
+    ] {
+        if !place.is_empty() {
+            let resumed = world.call("dispatch-spawn", &["far", "--resume", "--on", place]).ok();
+            assert!(resumed.starts_with(said), "{place}: {resumed}");
+        }
+        let list = ["log", "--format=%s", "dispatch/far"];
+        wait_until(&format!("{place}: the commits are here"), || {
+            world.until("far", "incomplete");
+            show();
+            let git = world.sandbox.program("git").args(&list).within(world.sandbox.project());
+            (git.run().out == log).then_some(())
+        });
+    }
+    let worktrees = world.sandbox.home().join(".dispatch/worktrees");
+    let drafts = walk(&worktrees).into_iter().filter(|it| it.ends_with("draft")).count();
+    assert_eq!(drafts, 2, "uncommitted files stay");
+}
+
 /// The tasks of a project as `status --json` lists them.
 fn states(world: &World) -> Vec<(String, String)> {
     let said = world.call("dispatch-reconcile", &["--json"]).ok();
