@@ -343,7 +343,6 @@ pub fn leave(view: &View, name: &str) -> Result<()> {
         let path = directory.join(&address.id);
         let text = Abandoned { address, stops: remote.stops, nonce, since: now() };
         files::publish(&path, serde_json::to_string(&text)?.as_bytes())?;
-        fault::point("place", "abandoned");
     }
     files::remove(&entry(task, name)?)?;
     Demand::forget(task)?;
