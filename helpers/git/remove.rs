@@ -369,7 +369,6 @@ impl Worktree {
         Ok(())
     }
 
-    /// The directory's name during the removal.
     /// Returns true if nothing would be lost with the directory, once its commits were fetched.
     pub(super) fn is_saved(&self) -> Result<bool> {
         let foreign = self.foreign();
@@ -378,6 +377,7 @@ impl Worktree {
         Ok(is_whole && check().is_ok())
     }
 
+    /// The directory's name during the removal.
     pub(super) fn path_while_removed(&self) -> PathBuf {
         self.hidden("removed")
     }
