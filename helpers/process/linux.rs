@@ -413,6 +413,7 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
+    use std::time::Instant;
 
     use nix::sys::signal::{SigHandler, SigSet};
     use nix::unistd::{getpid, getsid};
@@ -421,7 +422,7 @@ mod tests {
     use crate::process::test_support::{
         Running, assert_changed, assert_no_event, next_event, wait_until,
     };
-    use crate::process::{Watch, Woken, detach};
+    use crate::process::{Watch, Woken, capture, detach};
 
     /// A field of `/proc/PID/stat` as proc(5) counts them, from the state (3) on.
     fn field(pid: i32, number: usize) -> Option<String> {
@@ -454,6 +455,34 @@ mod tests {
         Detached(Identity::of_pid(pid).unwrap().unwrap())
     }
 
+    fn assert_default_signals(status: &str) {
+        for mask in ["SigBlk:\t", "SigIgn:\t"] {
+            let line = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap();
+            // From 32 on they are real-time signals, of which libc keeps some to itself.
+            let named = u64::from_str_radix(line, 16).unwrap() & 0x7fff_ffff;
+            assert_eq!(named, 0, "{mask}{line}");
+        }
+    }
+
+    #[test]
+    fn captured_program_has_no_blocked_or_ignored_signal() {
+        let status = || {
+            let mut cat = Command::new("cat");
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let output = capture(cat.arg("/proc/self/status"), deadline, 1 << 20).unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_default_signals(&status());
+        let mut blocked = SigSet::empty();
+        blocked.add(Signal::SIGTERM);
+        blocked.thread_block().unwrap();
+        assert_default_signals(&status());
+        blocked.thread_unblock().unwrap();
+        // SAFETY: ignoring a signal is no handler that could do harm.
+        unsafe { nix::sys::signal::signal(Signal::SIGWINCH, SigHandler::SigIgn) }.unwrap();
+        assert_default_signals(&status());
+    }
+
     #[test]
     fn detached_program_belongs_to_init_or_its_adopter_and_can_be_ended() {
         let directory = tempfile::tempdir().unwrap();
@@ -478,12 +507,7 @@ mod tests {
         assert_eq!(getsid(Some(Pid::from_raw(pid))), Ok(Pid::from_raw(pid)), "own session");
         assert_eq!(field(pid, 5).unwrap(), pid.to_string(), "own group");
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        for mask in ["SigBlk:\t", "SigIgn:\t"] {
-            let line = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap();
-            // From 32 on they are real-time signals, of which libc keeps some to itself.
-            let named = u64::from_str_radix(line, 16).unwrap() & 0x7fff_ffff;
-            assert_eq!(named, 0, "{mask}{line}");
-        }
+        assert_default_signals(&status);
 
         let mut watch = Watch::new(&[]).unwrap();
         assert!(watch.add_process(program));
@@ -573,10 +597,12 @@ mod tests {
         let mut watch = Watch::new(&[]).unwrap();
         assert!(watch.add_directory(directory.path()));
         let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
-        // A program that another test starts holds a file open for a moment, and an event comes later.
-        for number in 0..2 * queue.trim().parse::<usize>().unwrap() {
-            // The kernel merges an event with an equal one before it.
-            fs::write(directory.path().join((number % 2).to_string()), "").unwrap();
+        for number in 0..queue.trim().parse::<usize>().unwrap() {
+            // The kernel merges an event with an equal one before it. A directory, because a program that
+            // another test starts may hold a file open for a moment, whose event comes later.
+            let path = directory.path().join((number % 2).to_string());
+            fs::create_dir(&path).unwrap();
+            fs::remove_dir(&path).unwrap();
         }
         let Woken::Changed(changed) = next_event(&mut watch) else { panic!("no change") };
         assert!(changed.contains(&Source::Any), "{changed:?}");

@@ -97,8 +97,10 @@ pub fn spawn_recorded(
 /// Makes the program lead a process group of its own, for [`signal_group`].
 pub fn lead_own_group(command: &mut Command) -> &mut Command {
     command.process_group(0);
-    // Without a closure, std starts the program without a fork, and resets SIGPIPE and the mask itself.
-    if Signal::iterator().any(|it| it != Signal::SIGPIPE && is_ignored(it)) {
+    // Without a closure, std starts the program without a fork, and resets SIGPIPE itself.
+    let is_changed = |it| it != Signal::SIGPIPE && is_ignored(it);
+    let is_masked = SigSet::thread_get_mask().is_ok_and(|mask| mask.iter().next().is_some());
+    if is_masked || Signal::iterator().any(is_changed) {
         // SAFETY: `reset_signals` makes only async-signal-safe calls and allocates nothing.
         unsafe { command.pre_exec(reset_signals) };
     }
