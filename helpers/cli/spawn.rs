@@ -297,8 +297,10 @@ fn resume(args: &Args, project: &Project, task: &Task) -> Result<Exit> {
         budget: budget(args)?,
         place: args.place.clone(),
     };
-    let (resumed, remarks) = resume::resume(project, task, &request)?;
+    let mut remarks = Vec::new();
+    let resumed = resume::resume(project, task, &request, &mut remarks);
     remarks.iter().for_each(say);
+    let resumed = resumed?;
     done(match resumed {
         Resumed::Done => {
             format!("{} is done: nothing is left. Tell the user and stop.", task.id())

@@ -82,17 +82,17 @@ impl Worktree {
     /// work that is nowhere else is kept under another name, which is returned.
     pub fn set_aside(&self) -> Result<Option<PathBuf>> {
         let _lock = self.lock()?;
+        self.undo_interrupted_removal()?;
         if self.is_deleted() {
             return Ok(None);
         }
         self.fetch_locked()?;
         if self.is_saved()? {
-            let aside = self.path_while_removed();
-            rename(&self.path, &aside)?;
-            return files::remove_directory(&aside).map(|()| None);
+            return files::remove_directory(&self.move_away()?).map(|()| None);
         }
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let mut others = (2..).map(|n| self.path.with_file_name(format!("{name}-{n}")));
+        // No task has a name with a dot.
+        let mut others = (2..).map(|n| self.path.with_file_name(format!("{name}.{n}")));
         let other = others.find(|it| it.symlink_metadata().is_err()).context("no free name")?;
         rename(&self.path, &other)?;
         Ok(Some(other))

@@ -315,22 +315,10 @@ impl Worktree {
         self.check_removable_locked()?;
         // Exactly the commits that were checked are deleted.
         let References { branch, tip } = self.references()?;
-        let (aside, mark) = (self.path_while_removed(), self.removal());
-        if !self.is_deleted() {
-            files::publish(&mark, b"")?;
-            // Rename in one step: a half removed directory would look like one with changes.
-            rename(&self.path, &aside)?;
-            fault::point("clean", "moved");
-            // Look again for files that were written meanwhile.
-            let moved =
-                Foreign { git_dir: aside.join(".git"), tree: aside.clone(), ..self.foreign() };
-            let late = self.changes_of(&moved);
-            if !late.as_ref().is_ok_and(Vec::is_empty) {
-                rename(&aside, &self.path)?;
-                bail!("not committed in {}: {}", self.path.display(), first_paths(&late?));
-            }
-            files::remove(&mark)?;
-        }
+        let aside = match self.is_deleted() {
+            true => self.path_while_removed(),
+            false => self.move_away()?,
+        };
         fault::point("clean", "forgotten");
         files::remove_directory(&aside)?;
         fault::point("clean", "removed");
@@ -377,8 +365,28 @@ impl Worktree {
         Ok(is_whole && check().is_ok())
     }
 
+    /// Moves the directory to where it is removed, and returns that. Rename in one step: a half removed
+    /// directory would look like one with changes.
+    pub(super) fn move_away(&self) -> Result<PathBuf> {
+        let (aside, mark) = (self.path_while_removed(), self.removal());
+        // A removal that was killed may have left a part.
+        files::remove_directory(&aside)?;
+        files::publish(&mark, b"")?;
+        rename(&self.path, &aside)?;
+        fault::point("clean", "moved");
+        // Look again for files that were written meanwhile.
+        let moved = Foreign { git_dir: aside.join(".git"), tree: aside.clone(), ..self.foreign() };
+        let late = self.changes_of(&moved);
+        if !late.as_ref().is_ok_and(Vec::is_empty) {
+            rename(&aside, &self.path)?;
+            bail!("not committed in {}: {}", self.path.display(), first_paths(&late?));
+        }
+        files::remove(&mark)?;
+        Ok(aside)
+    }
+
     /// The directory's name during the removal.
-    pub(super) fn path_while_removed(&self) -> PathBuf {
+    fn path_while_removed(&self) -> PathBuf {
         self.hidden("removed")
     }
 

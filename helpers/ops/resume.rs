@@ -1,10 +1,13 @@
 //! Resume: a later attempt works on a task's remaining items, with the same worker or another one.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use crate::config::{Config, choose};
 use crate::domain::{Access, Budget, HERE, Route, Worktree};
 use crate::error::{Exit, Refusal};
+use crate::files::Lock;
 use crate::git::short_id;
 use crate::host::refuse_undecided;
 use crate::ids::{now, random_hex};
@@ -31,6 +34,9 @@ pub struct Request {
     pub place: Option<String>,
 }
 
+/// How long a supervisor that has recorded the end of its worker may take to exit.
+const EXIT: Duration = Duration::from_secs(10);
+
 /// The outcome of a resume.
 #[derive(Debug)]
 pub enum Resumed {
@@ -40,21 +46,29 @@ pub enum Resumed {
     Started(Box<Record>, Result<Start>),
 }
 
-/// Resumes a task. Also returns remarks for the host, one line each.
+/// Resumes a task. Adds remarks for the host, one line each, also if it fails later.
 ///
 /// # Errors
 /// [`Exit::TryAgain`] if its worker is running; [`Exit::Data`] if nothing is left to do.
-pub fn resume(project: &Project, task: &Task, request: &Request) -> Result<(Resumed, Vec<String>)> {
+pub fn resume(
+    project: &Project,
+    task: &Task,
+    request: &Request,
+    remarks: &mut Vec<String>,
+) -> Result<Resumed> {
     let (view, id) = (task.view()?, task.id());
     let now = view.record.place.as_deref().unwrap_or(HERE);
     if let Some(to) = request.place.as_ref().filter(|to| *to != now) {
-        let mut remarks: Vec<_> = move_to(task, &view, to)?.into_iter().collect();
-        let (resumed, more) = resume(project, task, &Request { place: None, ..request.clone() })?;
-        remarks.extend(more);
-        return Ok((resumed, remarks));
+        refuse_done(&view)?;
+        let mut left = task.plan()?;
+        left.restore()?;
+        skip(&mut left, &request.skip)?;
+        remarks.extend(move_to(task, &view, to)?);
+        let request = Request { place: None, ..request.clone() };
+        return resume(project, task, &request, remarks);
     }
     if let Some(name) = &view.record.place {
-        return resume_there(project, task, &view, name, request);
+        return resume_there(project, task, &view, name, request, remarks);
     }
     // A supervisor that has recorded its worker's end is about to exit.
     let waits = view.state.is_waiting();
@@ -78,12 +92,12 @@ pub fn resume(project: &Project, task: &Task, request: &Request) -> Result<(Resu
             .place("the task waits and would start anyway")
             .refuse(format!("stop it: dispatch-reconcile stop {id}"));
     }
-    let (mut record, mut remarks) = (view.record, Vec::new());
+    let mut record = view.record;
     record.budget = request.budget.unwrap_or(record.budget);
     // Only a process is held to a budget.
     let becomes_process = request.budget.is_some() && record.route == Route::Agent;
     if request.model.is_some() || request.access.is_some() || becomes_process {
-        (record, remarks) = change_worker(task, record, request)?;
+        record = change_worker(task, record, request, remarks)?;
     }
     let (usage, time) = task.spent(&record, u32::MAX)?;
     let is_used_up = record.budget.parts(&usage, time).iter().any(|(_, is_used_up)| *is_used_up);
@@ -108,7 +122,7 @@ pub fn resume(project: &Project, task: &Task, request: &Request) -> Result<(Resu
             task.freeze(&attempt)?;
         }
         if record.first_check().is_none() {
-            return Ok((Resumed::Done, remarks));
+            return Ok(Resumed::Done);
         }
     }
     // The person says so: work may start here.
@@ -123,7 +137,7 @@ pub fn resume(project: &Project, task: &Task, request: &Request) -> Result<(Resu
         true => supervise::take_over(task).map(Start::Process),
         false => ops::launch(task, &record),
     };
-    Ok((Resumed::Started(Box::new(record), start), remarks))
+    Ok(Resumed::Started(Box::new(record), start))
 }
 
 fn refuse_done(view: &View) -> Result<()> {
@@ -141,7 +155,8 @@ fn resume_there(
     view: &View,
     name: &str,
     request: &Request,
-) -> Result<(Resumed, Vec<String>)> {
+    remarks: &mut Vec<String>,
+) -> Result<Resumed> {
     let id = task.id();
     if view.is_open() && view.state != State::Parked {
         let gone = match view.state {
@@ -155,9 +170,9 @@ fn resume_there(
             .refuse(format!("wait until it ends{gone}"));
     }
     refuse_done(view)?;
-    let (mut record, mut remarks) = (view.record.clone(), Vec::new());
+    let mut record = view.record.clone();
     if request.model.is_some() || request.access.is_some() {
-        (record, remarks) = change_worker(task, record, request)?;
+        record = change_worker(task, record, request, remarks)?;
     }
     record.budget = request.budget.unwrap_or(record.budget);
     let was_sent = view.remote.as_ref().is_some_and(|it| it.sent);
@@ -187,8 +202,10 @@ fn resume_there(
             now.after.clear();
         }
     })?;
+    // The move that abandoned the task there was not finished.
+    place::keep(task, &record, name)?;
     let start = ops::launch(task, &record);
-    Ok((Resumed::Started(Box::new(record), start), remarks))
+    Ok(Resumed::Started(Box::new(record), start))
 }
 
 /// Moves a task away from its place, or to one, with its plan as it was mirrored last and the commits
@@ -223,8 +240,10 @@ fn move_to(task: &Task, view: &View, to: &str) -> Result<Option<String>> {
         worker::check_start(task, &mut record, &settings)?;
     }
     let mut remark = None;
+    // Held until the record names the new place, so that nobody follows or starts the task meanwhile.
+    let _run_lock;
     if let Some(name) = &view.record.place {
-        place::leave(view, name)?;
+        _run_lock = place::leave(view, name)?;
         let latest = record.worktree.as_ref().map(Worktree::latest).transpose()?;
         remark = latest.filter(|_| view.is_open()).map(|commit| {
             format!(
@@ -234,6 +253,7 @@ fn move_to(task: &Task, view: &View, to: &str) -> Result<Option<String>> {
             )
         });
     } else if let Some(worktree) = &record.worktree {
+        _run_lock = Lock::take(&task.run_lock_path(), EXIT)?;
         let kept = worktree.set_aside()?;
         remark = kept.map(|it| format!("what is not committed stays here, in {}", it.display()));
     }
@@ -262,7 +282,12 @@ fn skip(plan: &mut Plan, items: &[String]) -> Result<(), Refusal> {
 }
 
 /// Records another worker, or other access, for the rest of the task.
-fn change_worker(task: &Task, record: Record, request: &Request) -> Result<(Record, Vec<String>)> {
+fn change_worker(
+    task: &Task,
+    record: Record,
+    request: &Request,
+    remarks: &mut Vec<String>,
+) -> Result<Record> {
     let config = Config::load()?;
     let name = request.model.as_deref().unwrap_or(&record.name);
     let chosen = choose::by_name(&config, Some(name))?;
@@ -306,5 +331,6 @@ fn change_worker(task: &Task, record: Record, request: &Request) -> Result<(Reco
         }
     }
     task.change_record(|record| record.set_worker(new.clone()))?;
-    Ok((new, chosen.note.into_iter().collect()))
+    remarks.extend(chosen.note);
+    Ok(new)
 }

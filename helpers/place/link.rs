@@ -197,7 +197,7 @@ impl Transport {
                 let _ = self.send(&program, limit);
                 let is_late = begin.elapsed() >= limit;
                 ensure!(!is_late, "it did not take the program within {} s", limit.as_secs());
-                self.sentinel(limit)?
+                self.sentinel(limit.saturating_sub(begin.elapsed()))?
             }
             _ => said,
         };

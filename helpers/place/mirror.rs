@@ -1,5 +1,5 @@
-//! The mirror of a place: one process here, for as long as tasks are open there. It sends what the person
-//! decided until the place has it, and copies what the place says into the tasks.
+//! The mirror of a place: one process here, for as long as tasks are open or to be stopped there. It sends
+//! what the person decided until the place has it, and copies what the place says into the tasks.
 //!
 //! Invariant: everything that is to be sent stands in files, so a mirror that dies loses nothing. A task
 //! is over only when the place has said so and its branch was fetched.
@@ -102,7 +102,7 @@ struct Mirror {
     decided: usize,
 }
 
-/// Runs as the mirror of a place until no task is open there; at once if another one runs.
+/// Runs as the mirror of a place until no task is open or to be stopped there; at once if another one runs.
 pub fn run(name: &str) -> Result<()> {
     let lock_path = lock_path(name)?;
     let directory = index()?.join(name);
@@ -121,8 +121,7 @@ pub fn run(name: &str) -> Result<()> {
             decided: 0,
         };
         let ended = mirror.run(&directory);
-        drop(mirror);
-        drop(lock);
+        drop((mirror, lock));
         // A task may have come after the last look, and its starter have seen the lock.
         if ended? || files::entries(&directory)?.is_empty() && !Abandoned::is_pursued(name)? {
             return Ok(());
@@ -215,15 +214,14 @@ impl Mirror {
         let opened = opened.and_then(|mut it| Ok((channel(&mut it)?, it)));
         match opened {
             Ok((channel, transport)) => {
-                let (heard, pinged) = (Instant::now(), Instant::now());
-                let (repositories, asked) = Default::default();
+                let heard = Instant::now();
                 self.connection = Some(Connection {
                     channel,
                     began: heard,
                     heard,
-                    pinged,
-                    repositories,
-                    asked,
+                    pinged: heard,
+                    repositories: BTreeSet::new(),
+                    asked: BTreeMap::new(),
                     _transport: transport,
                 });
             }
@@ -235,8 +233,10 @@ impl Mirror {
     fn stop_abandoned(&mut self) -> Result<()> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
         for (_, it) in Abandoned::all(&self.name)? {
+            // A task that belongs here was not moved after all.
+            let is_own = self.tasks.values().any(|task| task.address == it.address);
             let asked = connection.asked.get(&it.address.id);
-            if asked.is_none_or(|since| since.elapsed() > LONGEST_PAUSE) {
+            if !is_own && asked.is_none_or(|since| since.elapsed() > LONGEST_PAUSE) {
                 connection.asked.insert(it.address.id.clone(), Instant::now());
                 connection.channel.send(Request::Stop(it.address, it.stops))?;
             }

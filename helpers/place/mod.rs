@@ -176,7 +176,7 @@ fn address(task: &Task, record: &Record) -> Result<TaskAddress> {
 }
 
 /// The directory with the mirrors' locks, and for each place one with an entry for each task that may
-/// be open there.
+/// be open there, and one with the requests to stop abandoned ones.
 fn index() -> Result<PathBuf> {
     Ok(dirs::state_root()?.join(".places"))
 }
@@ -213,6 +213,10 @@ impl Abandoned {
     /// The directory with the requests for a place.
     fn directory(name: &str) -> Result<PathBuf> {
         Ok(index()?.join(format!(".{name}.stops")))
+    }
+
+    fn path(name: &str, address: &TaskAddress) -> Result<PathBuf> {
+        Ok(Self::directory(name)?.join(&address.id))
     }
 
     /// The requests for a place, with their files.
@@ -332,20 +336,14 @@ pub fn attend(task: &Task, name: &str, only_if: Option<Only>) -> Result<&'static
     }
 }
 
-/// Takes a task from the mirror of a place, which may be waiting for a machine that is gone. What may still
-/// run there is stopped when the place answers.
-pub fn leave(view: &View, name: &str) -> Result<()> {
+/// Takes a task from the mirror of a place, which may be waiting for a machine that is gone, and returns its
+/// run lock. What may still run there is stopped when the place answers.
+///
+/// # Errors
+/// [`Exit::TryAgain`] if the place has started the task since the view.
+pub fn leave(view: &View, name: &str) -> Result<Lock> {
     let (task, record) = (&view.task, &view.record);
-    if let Some(remote) = view.remote.as_ref().filter(|it| it.open) {
-        let (address, nonce) = (address(task, record)?, record.nonce.clone());
-        let directory = Abandoned::directory(name)?;
-        files::create_private_directory(&directory)?;
-        let path = directory.join(&address.id);
-        let text = Abandoned { address, stops: remote.stops, nonce, since: now() };
-        files::publish(&path, serde_json::to_string(&text)?.as_bytes())?;
-    }
     files::remove(&entry(task, name)?)?;
-    Demand::forget(task)?;
     let lock = lock_path(name)?;
     if let Some(mirror) =
         Lock::last_holder(&lock)?.filter(|_| Lock::is_held(&lock).unwrap_or(false))
@@ -354,10 +352,30 @@ pub fn leave(view: &View, name: &str) -> Result<()> {
         // The death of the mirror frees the lock.
         drop(Lock::take(&lock, CONFIRM)?);
     }
-    match files::entries(&index()?.join(name))?.is_empty() && !Abandoned::is_pursued(name)? {
-        true => Ok(()),
-        false => ensure_mirror(name),
+    let run_lock = Lock::try_take(&task.run_lock_path())?;
+    let remote = task.remote()?.filter(|it| it.open);
+    let Some(run_lock) = run_lock.filter(|_| remote.is_none() || view.is_open()) else {
+        ensure_mirrored(task, name)?;
+        return Refusal::new(Exit::TryAgain, format!("{name} has just started '{}'", task.id()))
+            .refuse("try again");
+    };
+    Demand::forget(task)?;
+    if let Some(remote) = remote {
+        let (address, nonce) = (address(task, record)?, record.nonce.clone());
+        let path = Abandoned::path(name, &address)?;
+        files::create_private_directory(path.parent().context("no directory")?)?;
+        let text = Abandoned { address, stops: remote.stops, nonce, since: now() };
+        files::publish(&path, serde_json::to_string(&text)?.as_bytes())?;
     }
+    if !files::entries(&index()?.join(name))?.is_empty() || Abandoned::is_pursued(name)? {
+        ensure_mirror(name)?;
+    }
+    Ok(run_lock)
+}
+
+/// Takes back that a task was abandoned at a place, because a person resumes it there.
+pub fn keep(task: &Task, record: &Record, name: &str) -> Result<()> {
+    files::remove(&Abandoned::path(name, &address(task, record)?)?)
 }
 
 /// Sees to it that a mirror follows the task.

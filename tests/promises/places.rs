@@ -636,6 +636,13 @@ fn commits_of_a_place_that_fetches_them_outlive_its_machine() {
     world.until("far", "asking");
     world.sandbox.ok("dispatch-monitor", &["--answer", "far", "Here."]);
     world.until("far", "done");
+
+    // A refused move changes nothing.
+    world.unset("down");
+    let worktrees = world.sandbox.home().join(".dispatch/worktrees");
+    let refused = world.call("dispatch-spawn", &["far", "--resume", "--on", "box"]);
+    assert_eq!(refused.code, Some(65), "it is done: {}", refused.err);
+    assert!(walk(&worktrees).iter().any(|it| it.ends_with("far/.git/HEAD")));
 }
 
 #[test]
