@@ -555,9 +555,9 @@ answer=$"
     wait_until("the stop is confirmed", || (!show().contains(left)).then_some(()));
     // Back at the place, the task is a new one there: nothing of the abandoned one counts.
     assert_eq!(world.call("dispatch-reconcile", &["stop", "far"]).ok(), "far stopped\n");
+    world.unset("committed");
     let said = world.call("dispatch-spawn", &["far", "--resume", "--on", "box"]).ok();
     assert!(said.starts_with("far started with asks."), "{said}");
-    world.unset("committed");
     wait_until("it commits there again", || {
         world.sandbox.top().join("committed").exists().then_some(())
     });
