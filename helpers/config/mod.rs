@@ -44,7 +44,7 @@ pub struct PlaceEntry {
     pub directory: Option<String>,
     /// How many workers may run there at once (default: no limit).
     pub max_workers: Option<usize>,
-    /// True if a task's branch is fetched after each commit there, and not only at the end.
+    /// True if a task's commits are fetched while it is open, and not only at its end.
     pub fetch_commits: bool,
 }
 
@@ -426,7 +426,7 @@ mod tests {
             ("places: { x: { reach: ssh a, max_workers: 0 } }\n", "so places.x is disabled"),
             ("places: { x: { reach: a, start: qsub } }\n", "only Slurm is supported, so"),
             ("places: { x: { reach: a, start: sbatch; b } }\n", "must be one plain call of sbatch"),
-            ("places: { x: { reach: a, start: sbatch -a1-3 } }\n", "'start' cannot have -a1-3"),
+            ("places: { x: { reach: a, start: sbatch -Ha1-3 } }\n", "cannot have -Ha1-3"),
             ("places: { x: { reach: a, start: sbatch --arr 9 } }\n", "cannot have --arr"),
             ("places: { x: { reach: a, start: sbatch a.sh } }\n", "have a.sh as a word of its own"),
             ("patiense: 1\n", "unknown key 'patiense' (did you mean 'patience'?)"),

@@ -22,15 +22,19 @@ const KEYS: &str = "default backends models aliases agents patience silent_after
 const NOT_ONE_JOB: [&str; 8] =
     ["--array", "--clusters", "--requeue", "--wait", "--wrap", "-M", "-W", "-a"];
 
+/// The letters of sbatch's options without a value, which may stand together before another letter.
+const PLAIN_LETTERS: &str = "HOQVhksuv";
+
 /// Returns true for a word after `sbatch` that changes what a task is: one of those options, which may be
-/// abbreviated or have a value attached, or a script in place of the worker's.
+/// abbreviated, have a value attached or stand together, or a script in place of the worker's.
 fn changes_job(word: &str) -> bool {
+    let Some(letters) = word.strip_prefix('-') else { return true };
     let name = word.split('=').next().unwrap_or_default();
-    let is_option = |it: &&str| match it.starts_with("--") {
-        true => name.len() > 3 && it.starts_with(name) || name.starts_with(*it),
-        false => name.starts_with(*it),
-    };
-    !word.starts_with('-') || NOT_ONE_JOB.iter().any(is_option)
+    let letters = letters.trim_start_matches(|it| PLAIN_LETTERS.contains(it));
+    NOT_ONE_JOB.iter().any(|it| match it.strip_prefix("--") {
+        Some(_) => name.len() > 3 && it.starts_with(name) || name.starts_with(it),
+        None => letters.starts_with(&it[1..]),
+    })
 }
 
 /// The config that `root` holds, with its problems.

@@ -37,6 +37,7 @@ pub use far::{author, make_receiver, set_head};
 use include::commit_changes;
 pub use merge::{MergePlan, configured_hooks};
 pub use remove::{Contents, forget_removed};
+pub use repository::object_id;
 use repository::{REFERENCES_LIMIT, alternates, make_repository, walk, write};
 
 /// How long a task waits while others create their worktrees of the same repository.

@@ -456,7 +456,7 @@ pub(super) fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 /// An object's id in full, SHA-1 or SHA-256.
-pub(super) fn object_id(text: &str) -> Option<String> {
+pub fn object_id(text: &str) -> Option<String> {
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     ([40, 64].contains(&text.len()) && text.bytes().all(is_digit)).then(|| text.to_owned())
 }

@@ -60,9 +60,7 @@ pub fn resume(
     let now = view.record.place.as_deref().unwrap_or(HERE);
     if let Some(to) = request.place.as_ref().filter(|to| *to != now) {
         refuse_done(&view)?;
-        let mut left = task.plan()?;
-        left.restore()?;
-        skip(&mut left, &request.skip)?;
+        plan_without(task, &request.skip)?;
         remarks.extend(move_to(task, &view, to)?);
         let request = Request { place: None, ..request.clone() };
         return resume(project, task, &request, remarks);
@@ -82,10 +80,7 @@ pub fn resume(
     }
     supervise::refuse_queued(&view)?;
     refuse_done(&view)?;
-    // The person may have edited the plan since the end.
-    let mut left = task.plan()?;
-    left.restore()?;
-    skip(&mut left, &request.skip)?;
+    let left = plan_without(task, &request.skip)?;
     let nothing_left = !request.skip.is_empty() && left.complete();
     if nothing_left && waits {
         return Refusal::new(Exit::Data, format!("nothing would be left of '{id}'"))
@@ -243,9 +238,10 @@ fn move_to(task: &Task, view: &View, to: &str) -> Result<Option<String>> {
     // Held until the record names the new place, so that nobody follows or starts the task meanwhile.
     let _run_lock;
     if let Some(name) = &view.record.place {
-        _run_lock = place::leave(view, name)?;
+        let (run_lock, may_run) = place::leave(view, name)?;
+        _run_lock = run_lock;
         let latest = record.worktree.as_ref().map(Worktree::latest).transpose()?;
-        remark = latest.filter(|_| view.is_open()).map(|commit| {
+        remark = latest.filter(|_| may_run).map(|commit| {
             format!(
                 "{name} may still run {id}, and has to stop it as soon as it answers; the worker {} continues from {}, the last commit that is here",
                 record.place.as_deref().map_or(HERE.into(), |it| format!("on {it}")),
@@ -267,6 +263,14 @@ fn move_to(task: &Task, view: &View, to: &str) -> Result<Option<String>> {
     task.set_wait(None)?;
     task.change_record(|old| (old.place, old.holder) = (record.place, record.holder))?;
     Ok(remark)
+}
+
+/// The plan with these items skipped, as the person may have edited it since the end.
+fn plan_without(task: &Task, items: &[String]) -> Result<Plan> {
+    let mut plan = task.plan()?;
+    plan.restore()?;
+    skip(&mut plan, items)?;
+    Ok(plan)
 }
 
 fn skip(plan: &mut Plan, items: &[String]) -> Result<(), Refusal> {

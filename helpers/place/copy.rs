@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::error::{Exit, exit_code};
 use crate::fault;
 use crate::files;
+use crate::git::object_id;
 use crate::ids::now;
 use crate::news::notify;
 use crate::place::check::far_config;
@@ -93,9 +94,8 @@ impl Mirrored {
         }
         let open = self.facts.as_ref().filter(|it| it.open);
         let base = record.worktree.as_ref().map(|it| &it.base);
-        let tip = open.and_then(|it| it.tip.clone()).filter(|it| {
-            Some(it) != self.commits_here.as_ref() && Some(it) != base && is_object_id(it)
-        });
+        let tip = open.and_then(|it| object_id(it.tip.as_ref()?));
+        let tip = tip.filter(|it| Some(it) != self.commits_here.as_ref() && Some(it) != base);
         let is_early = self.asked.get("commits").is_some_and(|since| since.elapsed() < PULSE);
         if let Some(tip) = tip.filter(|_| !is_early) {
             self.asked.insert("commits".into(), Instant::now());
@@ -419,11 +419,6 @@ fn marked(text: &str) -> String {
     quoted(&clean(text))
 }
 
-/// Returns true for what can be the id of a commit.
-fn is_object_id(text: &str) -> bool {
-    text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
 fn clean_all(texts: Vec<String>) -> Vec<String> {
     texts.iter().take(50).map(|it| clean(it)).collect()
 }
@@ -465,13 +460,13 @@ fn clean_gate(gate: Gate, record: &Record) -> Gate {
         it
     });
     Gate {
-        commit: gate.commit.filter(|it| is_object_id(it)),
+        commit: gate.commit.and_then(|it| object_id(&it)),
         checking: gate.checking.map(own),
         failed,
         review: gate.review.as_deref().map(clean),
         notes: clean_all(gate.notes),
         tests: clean(&gate.tests),
-        moved: gate.moved.filter(|it| is_object_id(it)),
+        moved: gate.moved.and_then(|it| object_id(&it)),
         ..gate
     }
 }

@@ -153,22 +153,20 @@ impl Transport {
             runs[1],
             HELPERS.join(" ")
         );
-        self.send(script.as_bytes(), HANDSHAKE).and_then(|()| self.agree(name, sends)).map_err(
-            |error| {
-                if error.is::<Refusal>() {
-                    return error;
-                }
-                // The last words of the command say why, such as a refused login.
-                let said = self.errors.recv_timeout(Duration::from_millis(300)).unwrap_or_default();
-                let why = if said.is_empty() { format!("{error:#}") } else { sanitize(&said) };
-                let tried =
-                    entry.reach.iter().map(|it| shell_word(it)).collect::<Vec<_>>().join(" ");
-                Refusal::new(Exit::Unavailable, format!("cannot reach '{name}'"))
-                    .place(why)
-                    .next(format!("find out why this fails without a prompt: {tried} true"))
-                    .into()
-            },
-        )
+        let agreed = self.send(script.as_bytes(), HANDSHAKE);
+        agreed.and_then(|()| self.agree(name, sends)).map_err(|error| {
+            if error.is::<Refusal>() {
+                return error;
+            }
+            // The last words of the command say why, such as a refused login.
+            let said = self.errors.recv_timeout(Duration::from_millis(300)).unwrap_or_default();
+            let why = if said.is_empty() { format!("{error:#}") } else { sanitize(&said) };
+            let tried = entry.reach.iter().map(|it| shell_word(it)).collect::<Vec<_>>().join(" ");
+            Refusal::new(Exit::Unavailable, format!("cannot reach '{name}'"))
+                .place(why)
+                .next(format!("find out why this fails without a prompt: {tried} true"))
+                .into()
+        })
     }
 
     fn agree(&mut self, name: &str, sends: bool) -> Result<()> {
@@ -215,7 +213,7 @@ impl Transport {
         let (stdin, _) = self.pipes.as_mut().context("the transport is in use")?;
         let deadline = Instant::now() + limit;
         // A pipe that is ready takes so much without blocking (POSIX).
-        for piece in bytes.chunks(512) {
+        for piece in bytes.chunks(nix::libc::PIPE_BUF) {
             ensure!(is_ready(stdin, PollFlags::POLLOUT, deadline)?, "the place takes no more");
             stdin.write_all(piece).context("the connection has ended")?;
         }

@@ -336,12 +336,12 @@ pub fn attend(task: &Task, name: &str, only_if: Option<Only>) -> Result<&'static
     }
 }
 
-/// Takes a task from the mirror of a place, which may be waiting for a machine that is gone, and returns its
-/// run lock. What may still run there is stopped when the place answers.
+/// Takes a task from the mirror of a place, which may be waiting for a machine that is gone. Returns its run
+/// lock, and true if something may still run there, which is stopped when the place answers.
 ///
 /// # Errors
 /// [`Exit::TryAgain`] if the place has started the task since the view.
-pub fn leave(view: &View, name: &str) -> Result<Lock> {
+pub fn leave(view: &View, name: &str) -> Result<(Lock, bool)> {
     let (task, record) = (&view.task, &view.record);
     files::remove(&entry(task, name)?)?;
     let lock = lock_path(name)?;
@@ -360,7 +360,7 @@ pub fn leave(view: &View, name: &str) -> Result<Lock> {
             .refuse("try again");
     };
     Demand::forget(task)?;
-    if let Some(remote) = remote {
+    if let Some(remote) = &remote {
         let (address, nonce) = (address(task, record)?, record.nonce.clone());
         let path = Abandoned::path(name, &address)?;
         files::create_private_directory(path.parent().context("no directory")?)?;
@@ -370,7 +370,7 @@ pub fn leave(view: &View, name: &str) -> Result<Lock> {
     if !files::entries(&index()?.join(name))?.is_empty() || Abandoned::is_pursued(name)? {
         ensure_mirror(name)?;
     }
-    Ok(run_lock)
+    Ok((run_lock, remote.is_some()))
 }
 
 /// Takes back that a task was abandoned at a place, because a person resumes it there.

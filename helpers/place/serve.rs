@@ -473,7 +473,6 @@ fn facts(task: &Task) -> Result<Facts> {
         || view.attempt.is_none() && view.state != State::Stopped;
     let told = |name: &String| task.is_told(name);
     let answers = task.answers()?.into_iter().map(|(name, _)| (told(&name), name));
-    let worktree = task.record()?.and_then(|it| it.worktree);
     let mut attempts = task.attempts()?;
     let older = attempts.len().saturating_sub(200);
     Ok(Facts {
@@ -483,6 +482,6 @@ fn facts(task: &Task) -> Result<Facts> {
         answers: answers.map(|(told, name)| (name, told)).collect(),
         notes: task.notes()?.into_iter().map(|(name, _)| name).collect(),
         gone: Vec::new(),
-        tip: worktree.and_then(|it| it.head().ok()?.commit),
+        tip: view.record.worktree.as_ref().and_then(|it| it.head().ok()?.commit),
     })
 }

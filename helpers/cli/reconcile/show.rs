@@ -249,8 +249,8 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
         }
     }
     for (place, since) in place::left_at(record)? {
-        let now = format!("to try now: dispatch-config places {place}");
-        say(format!("still to be stopped on {place}, since {since}, when that answers ({now})"));
+        let next = format!("to try now: dispatch-config places {place}");
+        say(format!("still to be stopped on {place}, since {since}; {next}"));
     }
     if let Some(worktree) = &record.worktree {
         let contents = contents(record, worktree);
