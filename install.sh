@@ -13,7 +13,8 @@ usage: sh install.sh [--build | --dev] [--allow] [--demo [--answer TEXT]]
 Puts the helpers of exactly these sources into
 ${DISPATCH_HOME:-${XDG_DATA_HOME:-~/.local/share}/dispatch}/<version>: keeps
 those that are there and unchanged, else downloads those that were published for
-these sources and checks their SHA-256, else builds them with Rust's cargo.
+these sources and checks their SHA-256, else builds them with Rust's cargo, on
+Linux for musl if rustup has or fetches its library: then they run on any Linux.
 Versions that no copy of the skill and no running worker needs are removed.
 
   --build         build them, whatever is there or could be downloaded
@@ -188,8 +189,21 @@ download() {
     built=$stage
 }
 
+# Prints the target of static programs, which run on any Linux of this machine's kind, if Rust has its
+# library or rustup can fetch it.
+static_target() {
+    static=$(rustc -vV 2>/dev/null | sed -n '/-linux-gnu/s/^host: \(.*-linux-\)gnu/\1musl/p')
+    [ -n "$static" ] || return 1
+    if ! [ -d "$(rustc --print target-libdir --target "$static" 2>/dev/null)" ]; then
+        command -v rustup >/dev/null 2>&1 || return 1
+        say "Fetching Rust's library for $static (about 40 MB) with rustup ..." >&2
+        rustup --quiet target add "$static" >&2 || return 1
+    fi
+    say "$static"
+}
+
 build_helpers() {
-    target=$home/build output=release
+    target=$home/build output=release static=
     [ $profile = release ] || target=$folder/target output=debug
     target=${CARGO_TARGET_DIR:-$target}
     case $target in
@@ -199,12 +213,13 @@ build_helpers() {
     quiet=--quiet
     [ ! -t 2 ] || quiet=
     say "Building dispatch $version (a minute or two the first time) ..."
+    [ $profile = dev ] || ! static=$(cd -- "$folder" && static_target) || output=$static/$output
     # Build in the folder, so that no cargo configuration of the current directory applies.
     (
         cd -- "$folder"
         unset CARGO_BUILD_TARGET
         # shellcheck disable=SC2086 # no word if there is no option
-        cargo build --profile $profile --locked $quiet --target-dir "$target"
+        cargo build --profile $profile --locked $quiet ${static:+--target $static} --target-dir "$target"
     ) || fail 1 "install.sh: the build failed; nothing was installed"
     built=$target/$output
 }

@@ -30,14 +30,17 @@ version=
 triple=$(rustc -vV | sed -n 's/^host: //p')
 case $triple in
     *-apple-darwin) system=macos ;;
-    *-linux-gnu) system=linux ;;
+    *-linux-gnu)
+        # The program is static.
+        system=linux triple=${triple%gnu}musl
+        rustup --quiet target add "$triple"
+        ;;
     *) fail "$triple is not released" ;;
 esac
 name=dispatch-$version-$system-${triple%%-*}
 
-# Leave out this machine's paths; on Linux link statically, on macOS build for old systems too.
+# Leave out this machine's paths; on macOS build for old systems too.
 RUSTFLAGS="--remap-path-prefix=$root=dispatch --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
-[ $system = macos ] || RUSTFLAGS="$RUSTFLAGS -C target-feature=+crt-static"
 export RUSTFLAGS MACOSX_DEPLOYMENT_TARGET=11.0
 cargo build --quiet --release --locked --target "$triple" --target-dir "$target"
 program=$target/$triple/release/dispatch

@@ -70,16 +70,17 @@ if grep -q DISPATCH_CRASH_AT "$program"; then
     echo 'tests/run.sh: the release program reads the crash points of the tests' >&2
     exit 1
 fi
-# List the program's calls of the system library: SECURITY.md says that it opens no connection, as a
-# lookup in the user database may.
-calls=$(tr '\0' '\n' <"$program" | LC_ALL=C grep -a -x -E '_?(write|socket|connect|getaddrinfo|getpwuid_r)' | sort -u)
-if [ "${calls#_}" != write ]; then
-    echo "tests/run.sh: the release program can open connections: $calls" >&2
+# List the calls of the system library, of a build that still has their names: SECURITY.md says that the
+# program opens no connection, as a lookup in the user database may.
+calls=$(nm -u "$target/debug/dispatch" | sed 's/@.*//; s/.* _*//' |
+    grep -x -E 'write|socket|connect|getaddrinfo|getpwuid_r')
+if [ "$calls" != write ]; then
+    echo "tests/run.sh: the program can open connections: $calls" >&2
     exit 1
 fi
 bytes=$(wc -c <"$program")
-if [ "$bytes" -gt 3200000 ]; then
-    echo "tests/run.sh: the release program has $bytes bytes, more than 3.2 MB" >&2
+if [ "$bytes" -gt 3300000 ]; then
+    echo "tests/run.sh: the release program has $bytes bytes, more than 3.3 MB" >&2
     exit 1
 fi
 

@@ -3,13 +3,14 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use dispatch::files::Lock;
 use tempfile::TempDir;
 
-use crate::{helpers, until};
+use crate::until;
 
 /// A worker that stays, one that ends at once and one that completes its plan. If the benchmark is
 /// killed, the first ends by itself, and its monitor with it.
@@ -30,19 +31,37 @@ pub(crate) fn name_of(number: usize) -> String {
     format!("t{number}")
 }
 
-/// A home directory with a config, and with the helpers where the launchers look for them.
+/// The directory of the helpers of these sources, as `install.sh` builds them for a person.
+fn installed() -> Result<&'static Path> {
+    static PLACE: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(place) = PLACE.get() {
+        return Ok(place);
+    }
+    let own = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let mut install = Command::new("sh");
+    install.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("install.sh")).arg("--build");
+    install.env("DISPATCH_HOME", own.join("installed")).stdin(Stdio::null());
+    install.env("CARGO_TARGET_DIR", own.parent().context("a parent")?).stderr(Stdio::inherit());
+    let output = install.output()?;
+    ensure!(output.status.success(), "{install:?}: {}", output.status);
+    let said = String::from_utf8(output.stdout)?;
+    let place = said.lines().find_map(|line| Some(line.split_once(" are in ")?.1));
+    Ok(PLACE.get_or_init(|| PathBuf::from(place.unwrap_or_default())))
+}
+
+/// A home directory with a config.
 pub(crate) struct Home {
     directory: TempDir,
+    helpers: &'static Path,
 }
 
 impl Home {
     pub(crate) fn new() -> Result<Self> {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-        let home = Self { directory };
+        let home = Self { directory, helpers: installed()? };
         fs::create_dir_all(home.path(".dispatch"))?;
         let helper = home.helper("dispatch-worker").display().to_string();
         fs::write(home.path(".dispatch/config.yaml"), CONFIG.replace("HELPER", &helper))?;
-        helpers::install(&home.path("helpers"));
         Ok(home)
     }
 
@@ -51,13 +70,14 @@ impl Home {
     }
 
     pub(crate) fn helper(&self, name: &str) -> PathBuf {
-        self.path("helpers").join(helpers::VERSION.as_str()).join(name)
+        self.helpers.join(name)
     }
 
     pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.env("HOME", self.directory.path()).env("DISPATCH_HOME", self.path("helpers"));
+        command.env("HOME", self.directory.path());
+        command.env("DISPATCH_HOME", self.helpers.with_file_name(""));
         command.stdin(Stdio::null());
         command
     }

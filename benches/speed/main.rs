@@ -7,8 +7,6 @@
 //! Everything happens in temporary homes on the disk that holds the target directory, because a
 //! disk on which a sync costs nothing would flatter the numbers.
 
-#[path = "../../tests/helpers/mod.rs"]
-mod helpers;
 mod home;
 
 use std::fs::{self, File};
@@ -191,8 +189,7 @@ fn shell(home: &Home) -> Result<Duration> {
 
 /// The bytes of the one program that all five helpers are.
 fn program_size(_: &Scale, table: &mut Table) -> Result<()> {
-    let program = helpers::path("dispatch-config").canonicalize()?;
-    let bytes = usize::try_from(fs::metadata(program)?.len())?;
+    let bytes = usize::try_from(fs::metadata(Home::new()?.helper("dispatch"))?.len())?;
     table.count("bytes of the program on disk", bytes, 3_000_000);
     Ok(())
 }

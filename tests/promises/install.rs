@@ -111,6 +111,46 @@ install.sh: dispatch VERSION is to be built, and there is no cargo on the PATH
     );
 }
 
+/// A static program runs on each Linux, also at a place with an older system.
+#[test]
+fn helpers_are_static_where_rust_can() {
+    let (x86, musl) = ("x86_64-unknown-linux-gnu", "x86_64-unknown-linux-musl");
+    let (arm, arm_musl) = ("armv7-unknown-linux-gnueabihf", "armv7-unknown-linux-musleabihf");
+    let fetches = "test \"$*\" = \"--quiet target add $TARGET\" && mkdir \"$LIBRARY\"";
+    for (host, has_library, rustup, built) in [
+        (x86, true, None, format!("{musl}/release")),
+        (x86, true, Some("exit 1"), format!("{musl}/release")),
+        (x86, false, Some(fetches), format!("{musl}/release")),
+        (arm, false, Some(fetches), format!("{arm_musl}/release")),
+        (x86, false, Some("exit 1"), "release".to_owned()),
+        (x86, false, None, "release".to_owned()),
+        (musl, true, Some("exit 1"), "release".to_owned()),
+        ("aarch64-apple-darwin", true, Some("exit 1"), "release".to_owned()),
+    ] {
+        let copy = Copy::new();
+        copy.cargo();
+        let library = copy.tools().join("library");
+        let script = "case $1 in\n-vV) printf 'rustc 1.95.0\\nhost: %s\\nrelease: 1.95.0\\n' \"$HOST\" ;;\n\
+                      *) test \"$*\" = \"--print target-libdir --target $TARGET\" && echo \"$LIBRARY\" ;;\nesac";
+        copy.stand_in("rustc", script);
+        if let Some(script) = rustup {
+            copy.stand_in("rustup", script);
+        }
+        if has_library {
+            fs::create_dir(&library).expect("made");
+        }
+        let install = copy.install(&["--build"]).env("HOST", host).env("LIBRARY", &library);
+        let target = if host == arm { arm_musl } else { musl };
+        let ran = install.env("TARGET", target).run();
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        let fetched = !has_library && rustup.is_some();
+        assert_eq!(ran.err.starts_with("Fetching Rust's library for "), fetched, "{}", ran.err);
+        copy.works();
+        let build = copy.data().join("build");
+        assert!(build.join(&built).join("dispatch").is_file(), "{host}, {rustup:?}");
+    }
+}
+
 #[test]
 fn changed_sources_get_their_own_build_and_version() {
     let mut copy = Copy::new();

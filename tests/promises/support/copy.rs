@@ -71,14 +71,21 @@ impl Copy {
         linked.expect("linked");
     }
 
+    /// Makes a program of the machine from a script.
+    pub(crate) fn stand_in(&self, name: &str, script: &str) {
+        let made = format!("cat >{name} <<'EOF'\n#!/bin/sh\n{script}\nEOF\nchmod 755 {name}");
+        self.sandbox.program("sh").args(&["-c", &made]).within(self.tools()).run().ok();
+    }
+
     /// Makes a `cargo` that builds the stand-in.
     pub(crate) fn cargo(&self) {
         let script = format!(
-            "cat >cargo <<'EOF'\n#!/bin/sh\ncase $3 in dev) output=debug ;; *) output=$3 ;; esac\n\
-             for target; do :; done\nmkdir -p \"$target/$output\"\n: >\"$target/CACHEDIR.TAG\"\n\
-             cat >\"$target/$output/dispatch\" <<'EOP'\n{PROGRAM}EOP\nEOF\nchmod 755 cargo"
+            "case $3 in dev) output=debug ;; *) output=$3 ;; esac\nfor target; do\n\
+             case $last in --target) output=$target/$output ;; esac\nlast=$target\ndone\n\
+             mkdir -p \"$target/$output\"\n: >\"$target/CACHEDIR.TAG\"\n\
+             cat >\"$target/$output/dispatch\" <<'EOP'\n{PROGRAM}EOP"
         );
-        self.sandbox.program("sh").args(&["-c", &script]).within(self.tools()).run().ok();
+        self.stand_in("cargo", &script);
     }
 
     /// Records in the copy that the stand-in was published for these sources, and returns it.
