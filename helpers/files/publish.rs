@@ -27,6 +27,12 @@ pub fn publish(path: &Path, content: &[u8]) -> Result<()> {
     sync_directory(&place, path)
 }
 
+/// Publishes a file without waiting until its name is on the disk: after a power failure it is whole, old
+/// or not there. For a file beside which [`publish`] writes another one next, which puts both names there.
+pub fn publish_first(path: &Path, content: &[u8]) -> Result<()> {
+    replace(path, content, true).map(drop)
+}
+
 /// Publishes a copy that its writer can make again, without waiting for the disk: after a power failure it
 /// may be empty or old.
 pub fn publish_copy(path: &Path, content: &[u8]) -> Result<()> {

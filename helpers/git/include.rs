@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::domain::Worktree;
 use crate::files;
-use crate::git::command::{git, path, trim};
+use crate::git::command::{STATUS, changes, git, path, trim};
 use crate::git::first_paths;
 
 /// The file in a checkout with patterns of ignored files that its worktrees get (Claude Code's own).
@@ -19,6 +19,23 @@ const INCLUDE: &str = ".worktreeinclude";
 /// How many files, and how many bytes of them, a worktree gets by [`INCLUDE`].
 const INCLUDED_FILES: usize = 1000;
 const INCLUDED_BYTES: u64 = 64 << 20;
+
+/// The number of uncommitted changes in the checkout of a directory.
+pub(super) fn count_changes(here: &Path) -> Result<usize> {
+    let outside = "--untracked-files=normal -- :(top) :(top,exclude).dispatch";
+    changes(git(here, STATUS).words(outside)).map(|it| it.len())
+}
+
+/// The remark about uncommitted changes that no worktree gets.
+pub(super) fn left_behind(count: Result<usize>) -> Option<String> {
+    let changes = match count {
+        Ok(0) => return None,
+        Ok(1) => "1 uncommitted change is".into(),
+        Ok(count) => format!("{count} uncommitted changes are"),
+        Err(error) => return Some(format!("{error:#}").replace("\n ", ":")),
+    };
+    Some(format!("{changes} not in the worktree (--with-changes takes them)"))
+}
 
 /// Commits what is in a checkout, without touching its index or its branch.
 pub(super) fn commit_changes(here: &Path, worktree: &Path, head: &str) -> Result<String> {

@@ -15,7 +15,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::thread::ScopedJoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -27,14 +27,12 @@ use crate::files::{self, Lock};
 use crate::ids::short_hash;
 use crate::text::sanitize;
 
-use command::{
-    Git, STATUS, Settings, changes, error_line, git, git_on, path, retry, succeeded, too_old, trim,
-};
+use command::{Git, Settings, error_line, git, git_on, path, retry, succeeded, too_old, trim};
 
 pub(crate) use command::selects_for_git;
 pub use command::{commit_id, is_tracked};
 pub use far::{author, make_receiver, set_head};
-use include::commit_changes;
+use include::{commit_changes, count_changes, left_behind};
 pub use merge::{MergePlan, configured_hooks};
 pub use remove::{Contents, forget_removed};
 pub use repository::object_id;
@@ -57,14 +55,23 @@ const EXCLUDED: &str = "\
 ";
 
 /// A worktree that does not exist yet.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PlannedWorktree {
     /// The worktree's names, branch and base.
     pub worktree: Worktree,
     /// The worker's directory: the host's own directory, as far below the top.
     pub directory: PathBuf,
-    /// Remarks for the host, one line each.
-    pub remarks: Vec<String>,
+    remarks: Vec<String>,
+    /// Counts the changes that stay in the checkout.
+    uncommitted: Option<JoinHandle<Result<usize>>>,
+}
+
+impl PlannedWorktree {
+    /// Remarks for the host, one line each. Waits until git has counted the uncommitted changes.
+    pub fn remarks(self) -> Vec<String> {
+        let uncommitted = self.uncommitted.map_or(Ok(0), joined);
+        self.remarks.into_iter().chain(left_behind(uncommitted)).collect()
+    }
 }
 
 /// The commit of a checkout, for `git rev-parse`.
@@ -89,17 +96,9 @@ pub fn plan_worktree(
         let ask = git(here, "rev-parse --path-format=absolute");
         ask.words("--is-inside-work-tree --show-prefix --git-common-dir").arg(HEAD).run()
     };
-    let look = || {
-        let outside = "--untracked-files=normal -- :(top) :(top,exclude).dispatch";
-        changes(git(here, STATUS).words(outside)).map(|it| it.len())
-    };
-    // These only read, and each takes a process of its own.
-    let (asked, taken, status) = std::thread::scope(|scope| {
-        let taken = scope.spawn(|| taken_names(here));
-        let status = scope.spawn(look);
-        (ask(), joined(taken), joined(status))
-    });
-    let asked = asked?;
+    let begin = here.to_path_buf();
+    let taken = thread::spawn(move || taken_names(&begin));
+    let asked = ask()?;
     if error_line(&asked).contains("not a git repository") {
         return Refusal::new(Exit::CannotCreate, "there is no repository for a worktree")
             .place(format!("{} is not in one", here.display()))
@@ -133,7 +132,9 @@ pub fn plan_worktree(
     let top = here.ancestors().nth(prefix.components().count()).filter(|_| inside);
 
     let prefix = prefix.join(below);
-    let (path, branch) = free_names(task, &repository, &taken?)?;
+    let begin = here.to_path_buf();
+    let mut uncommitted = inside.then(|| thread::spawn(move || count_changes(&begin)));
+    let (path, branch) = free_names(task, &repository, &joined(taken)?)?;
     let mut remarks = Vec::new();
     let mut directory: PathBuf = path.components().chain(prefix.components()).collect();
     let object = [OsStr::new(&base), ":".as_ref(), prefix.components().as_path().as_ref()];
@@ -143,26 +144,19 @@ pub fn plan_worktree(
         directory = path.clone();
     }
     let mut snapshot = false;
-    if inside {
-        match status {
+    if with_changes {
+        match uncommitted.take().map_or(Ok(0), joined) {
             Ok(0) => {}
-            Ok(_) if with_changes => {
+            Ok(_) => {
                 base = commit_changes(here, &path, &base)?;
                 snapshot = true;
             }
-            Ok(count) => {
-                let changes = match count {
-                    1 => "1 uncommitted change is".into(),
-                    count => format!("{count} uncommitted changes are"),
-                };
-                remarks.push(format!("{changes} not in the worktree (--with-changes takes them)"));
-            }
-            Err(error) => remarks.push(format!("{error:#}").replace("\n ", ":")),
+            failed => remarks.extend(left_behind(failed)),
         }
     }
     let checkout = top.map(Path::to_path_buf);
     let worktree = Worktree { path, branch, base, repository, checkout, snapshot, trunk: None };
-    Ok(PlannedWorktree { worktree, directory, remarks })
+    Ok(PlannedWorktree { worktree, directory, remarks, uncommitted })
 }
 
 /// The directory and the branch for a task: the task's name, with a number if an earlier task left
@@ -206,7 +200,7 @@ fn listed(list: Git) -> Result<Vec<String>> {
     Ok(list.text("cannot list the branches")?.lines().map(str::to_owned).collect())
 }
 
-fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
     thread.join().unwrap_or_else(|_| Err(anyhow!("a thread that ran git has panicked")))
 }
 

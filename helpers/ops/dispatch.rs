@@ -1,6 +1,7 @@
 //! Dispatch: a plan becomes a task with a worker.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context, Result};
 
@@ -110,11 +111,9 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         None => plan_of(&task, &directory)?,
     };
     Plan::parse_new(&plan, &source)?;
-    if !replaces_plan && project.repository().is_some() && git::is_tracked(&source) {
-        return Refusal::new(Exit::Data, format!("git tracks the plan of '{id}'"))
-            .place(format!("{} came with the repository", source.display()))
-            .refuse(format!("read it, then dispatch it with --plan {}", source.display()));
-    }
+    let asks = !replaces_plan && project.repository().is_some();
+    let asked = source.clone();
+    let is_tracked = asks.then(|| thread::spawn(move || git::is_tracked(&asked)));
     let after = predecessors(project, &id, &request.after)?;
     let config = Config::load()?;
     let choose = |name: Option<&str>| match discover {
@@ -158,6 +157,11 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     let planned =
         worktree.then(|| git::plan_worktree(&id, &directory, &request.below, request.with_changes));
     let mut worktree = planned.transpose()?;
+    if is_tracked.is_some_and(|asked| asked.join().unwrap_or(true)) {
+        return Refusal::new(Exit::Data, format!("git tracks the plan of '{id}'"))
+            .place(format!("{} came with the repository", source.display()))
+            .refuse(format!("read it, then dispatch it with --plan {}", source.display()));
+    }
     if request.continue_branch {
         let branch = after.iter().find_map(|before| before.branch.clone()).ok_or_else(|| {
             Refusal::new(Exit::Usage, "there is no branch to continue")
@@ -255,10 +259,9 @@ impl Prepared {
     ///
     /// # Errors
     /// The name was taken meanwhile; a file or the worktree cannot be created; the worker cannot start.
-    pub fn start(self, project: &Project) -> Result<Dispatched> {
+    pub fn start(mut self, project: &Project) -> Result<Dispatched> {
         project.prepare()?;
         let Self { task, record, .. } = &self;
-        let remarks = self.worktree.as_ref().map_or_else(Vec::new, |own| own.remarks.clone());
         {
             free_state(task)?;
             let _lock = task.lock()?;
@@ -286,9 +289,11 @@ impl Prepared {
             .call
             .as_ref()
             .map_or_else(Vec::new, |_| obsolete_flags(&self.config, &self.chosen.choice));
+        let start = ops::launch(task, record);
+        let worktree = self.worktree.take().map_or_else(Vec::new, PlannedWorktree::remarks);
         let remarks =
-            note.into_iter().chain(self.note.clone()).chain(flags).chain(remarks).collect();
-        Ok(Dispatched { start: ops::launch(task, record), summary: self.summary(), remarks })
+            note.into_iter().chain(self.note.clone()).chain(flags).chain(worktree).collect();
+        Ok(Dispatched { start, summary: self.summary(), remarks })
     }
 
     fn summary(&self) -> String {

@@ -221,7 +221,7 @@ impl Task {
 
     /// Writes the person's side of a new task; `false` if the name is taken.
     pub fn claim(&self, record: &Record, plan: &str) -> Result<bool> {
-        files::publish(&self.dispatched_plan_path(), plan.as_bytes())?;
+        files::publish_first(&self.dispatched_plan_path(), plan.as_bytes())?;
         files::publish_new(&self.record_path(), serde_yaml::to_string(record)?.as_bytes())
     }
 
@@ -386,7 +386,7 @@ impl Task {
             }
             Err(_) => self.dispatched_plan()?.to_string(),
         };
-        files::publish(&attempt.plan_path(), plan.as_bytes())?;
+        files::publish_first(&attempt.plan_path(), plan.as_bytes())?;
         self.side.set_start(&plan)?;
         // The wait goes after the attempt exists: without both, the task would look ended.
         self.set_wait(None)?;
@@ -397,7 +397,7 @@ impl Task {
     /// Records the only prompt that an attempt is started with. It passes on all notes and answers so
     /// far; the worker's side gets a copy to read.
     pub fn set_prompt(&self, attempt: &Attempt, prompt: &str) -> Result<()> {
-        files::publish(&attempt.prompt_path(), prompt.as_bytes())?;
+        files::publish_first(&attempt.prompt_path(), prompt.as_bytes())?;
         files::publish_copy(&self.side.prompt_path(), prompt.as_bytes())?;
         if let Some((name, _)) = self.notes()?.last() {
             self.side.set_told(name)?;
