@@ -196,7 +196,7 @@ static_target() {
     [ -n "$static" ] || return 1
     if ! [ -d "$(rustc --print target-libdir --target "$static" 2>/dev/null)" ]; then
         command -v rustup >/dev/null 2>&1 || return 1
-        say "Fetching Rust's library for $static (about 40 MB) with rustup ..." >&2
+        say "Fetching Rust's library for $static (220 MB on disk) with rustup ..." >&2
         rustup --quiet target add "$static" >&2 || return 1
     fi
     say "$static"
