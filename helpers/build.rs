@@ -2,7 +2,7 @@
 //!
 //! The tables for unwinding are left out. Such a program aborts at a panic, so nothing reads them, and they
 //! are a seventh of it. Rust's own option (`force-unwind-tables`) has no effect with link-time optimisation.
-//! The relocations of a static program are packed, which is a thirtieth.
+//! The relocations of a static program are packed, which is a thirtieth, and its segments not padded.
 
 use std::path::Path;
 use std::process::Command;
@@ -22,8 +22,11 @@ fn main() -> std::io::Result<()> {
         let script = Path::new(&directory).join("no-unwinding.ld");
         std::fs::write(&script, SCRIPT)?;
         println!("cargo::rustc-link-arg-bins=-T{}", script.display());
-        if variable("CARGO_CFG_TARGET_ENV") == "musl" && musl_reads_packed_relocations()? {
-            println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+        if variable("CARGO_CFG_TARGET_ENV") == "musl" {
+            println!("cargo::rustc-link-arg-bins=-Wl,-z,noseparate-code");
+            if musl_reads_packed_relocations()? {
+                println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+            }
         }
     }
     Ok(())

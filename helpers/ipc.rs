@@ -125,20 +125,17 @@ impl Ipc {
         let has = |name: &str, kind: &str| {
             names.iter().any(|n| n.strip_suffix(kind).is_some_and(|n| n == name))
         };
-        let mut questions: Vec<Question> = names
-            .iter()
-            .filter_map(|name| {
-                let name = name.strip_suffix(".question")?;
-                Some(Question {
-                    number: files::parse_number(name)?,
-                    name: name.into(),
-                    answered: has(name, ".answer"),
-                    received: has(name, ".done"),
-                })
+        let asked = names.iter().filter_map(|name| Some(name.strip_suffix(".question")?.into()));
+        let question = |name: String| {
+            Some(Question {
+                number: files::parse_number(&name)?,
+                answered: has(&name, ".answer"),
+                received: has(&name, ".done"),
+                name,
             })
-            .collect();
-        questions.sort_unstable_by_key(|question| question.number);
-        Ok(questions)
+        };
+        let asked = files::in_number_order(asked.collect()).into_iter();
+        Ok(asked.filter_map(question).collect())
     }
 
     /// Publishes a question under the next free number. Returns the number as the file's name spells

@@ -79,8 +79,8 @@ if [ "$calls" != write ]; then
     exit 1
 fi
 bytes=$(wc -c <"$program")
-if [ "$bytes" -gt 3300000 ]; then
-    echo "tests/run.sh: the release program has $bytes bytes, more than 3.3 MB" >&2
+if [ "$bytes" -gt 3200000 ]; then
+    echo "tests/run.sh: the release program has $bytes bytes, more than 3.2 MB" >&2
     exit 1
 fi
 

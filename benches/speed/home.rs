@@ -46,7 +46,8 @@ fn installed() -> Result<&'static Path> {
     ensure!(output.status.success(), "{install:?}: {}", output.status);
     let said = String::from_utf8(output.stdout)?;
     let place = said.lines().find_map(|line| Some(line.split_once(" are in ")?.1));
-    Ok(PLACE.get_or_init(|| PathBuf::from(place.unwrap_or_default())))
+    let place = PathBuf::from(place.context("install.sh names no directory")?);
+    Ok(PLACE.get_or_init(|| place))
 }
 
 /// A home directory with a config.

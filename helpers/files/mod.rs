@@ -28,8 +28,8 @@ use crate::process::open_without_symlinks;
 
 pub use lock::Lock;
 pub use publish::{
-    numbered_names, publish, publish_copy, publish_first, publish_new, publish_numbered,
-    read_numbered, remove_leftovers,
+    in_number_order, numbered_names, publish, publish_copy, publish_first, publish_new,
+    publish_numbered, read_numbered, remove_leftovers,
 };
 pub use read::{LARGEST, copy_foreign, decode, read, read_foreign, read_growing, read_start, tail};
 

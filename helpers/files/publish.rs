@@ -167,10 +167,14 @@ pub fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
 /// The names in a directory that are numbers, in their order.
 pub fn numbered_names(directory: &Path) -> Result<Vec<String>> {
     let entries = entries(directory)?.into_iter();
-    let mut names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
+    Ok(in_number_order(entries.filter_map(|(name, _)| name.into_string().ok()).collect()))
+}
+
+/// The names that are numbers, in their order.
+pub fn in_number_order(mut names: Vec<String>) -> Vec<String> {
     names.retain(|name| parse_number(name).is_some());
     names.sort_unstable_by_key(|name| parse_number(name));
-    Ok(names)
+    names
 }
 
 #[cfg(test)]

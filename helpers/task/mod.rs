@@ -397,7 +397,7 @@ impl Task {
     /// Records the only prompt that an attempt is started with. It passes on all notes and answers so
     /// far; the worker's side gets a copy to read.
     pub fn set_prompt(&self, attempt: &Attempt, prompt: &str) -> Result<()> {
-        files::publish_first(&attempt.prompt_path(), prompt.as_bytes())?;
+        files::publish(&attempt.prompt_path(), prompt.as_bytes())?;
         files::publish_copy(&self.side.prompt_path(), prompt.as_bytes())?;
         if let Some((name, _)) = self.notes()?.last() {
             self.side.set_told(name)?;

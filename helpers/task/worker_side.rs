@@ -226,13 +226,11 @@ impl WorkerSide {
         let name = |(name, _): (std::ffi::OsString, bool)| {
             Some(name.to_str()?.strip_suffix(".note")?.to_owned())
         };
-        let mut names: Vec<String> = entries.filter_map(name).collect();
-        names.retain(|name| files::parse_number(name).is_some());
-        names.sort_unstable_by_key(|name| files::parse_number(name));
         let with_text = |name: String| {
             let text = files::read_foreign(&self.note_path(&name))?.map(lossy).unwrap_or_default();
             Ok((name, text))
         };
+        let names = files::in_number_order(entries.filter_map(name).collect());
         names.into_iter().map(with_text).collect()
     }
 

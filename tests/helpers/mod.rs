@@ -1,4 +1,4 @@
-//! The helpers of this build, for all tests and benchmarks.
+//! The helpers of this build, for all tests.
 
 use std::ffi::OsStr;
 use std::fs;
