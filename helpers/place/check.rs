@@ -13,7 +13,7 @@ use crate::config::{Config, PlaceEntry};
 use crate::dirs;
 use crate::domain::{Access, HERE};
 use crate::error::{Exit, Refusal};
-use crate::place::link::{Message, Transport};
+use crate::place::link::Transport;
 use crate::place::{Reply, Request, SILENCE, channel, pursue_again};
 use crate::process::{Watch, capture, find_program};
 use crate::task::Record;
@@ -43,9 +43,9 @@ pub fn check(
     let channel = channel(&mut link)?;
     let files = vec![("config".into(), config.into_bytes())];
     let worker = task.map(|(record, _)| record.name.clone());
-    channel.send(Message { head: Request::Check(worker), files })?;
-    while let Ok(said) = channel.incoming.recv_timeout(SILENCE) {
-        if let Reply::Checked(lines) = said.head {
+    channel.send(Request::Check(worker), files);
+    while let Ok((head, _)) = channel.incoming.recv_timeout(SILENCE) {
+        if let Reply::Checked(lines) = head {
             pursue_again(name)?;
             let clean = |(well, line): (bool, String)| (well, sanitize(&line).replace('\n', " "));
             return Ok(lines.into_iter().take(50).map(clean).collect());

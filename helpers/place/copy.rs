@@ -9,18 +9,17 @@ use std::time::Instant;
 use anyhow::{Context, Error, Result, ensure};
 
 use crate::config::Config;
-use crate::error::{Exit, exit_code};
 use crate::fault;
 use crate::files;
 use crate::git::object_id;
 use crate::ids::now;
 use crate::news::notify;
 use crate::place::check::far_config;
-use crate::place::link::{Files, LONGEST_FILE, Message, git_url};
-use crate::place::mirror::{Connection, Mirrored, TRIES};
+use crate::place::link::{Files, LONGEST_FILE, git_url};
+use crate::place::mirror::{Connection, Mirrored};
 use crate::place::{
     AttemptFacts, Demand, Facts, LONGEST_LOG, NO_COMMITS, PULSE, Request, fetched_branch, hash_of,
-    is_mirrored, look,
+    is_mirrored, look, mirrored_files,
 };
 use crate::task::{ExitRecord, Gate, Record, StopReason, Wait};
 use crate::text::{quoted, sanitize, shorten};
@@ -54,32 +53,29 @@ impl Mirrored {
         connection: &Connection,
     ) -> Result<()> {
         let Some(facts) = self.facts.clone() else { return Ok(()) };
-        let address = self.address.clone();
+        let address = || self.address.clone();
+        let (mut wanted, stops) = (Vec::new(), self.remote.stops);
         for (name, answer) in self.task.answers()? {
-            if !facts.answers.contains_key(&name) && self.may_ask(&format!("answer/{name}")) {
-                let head = Request::Answer(address.clone(), name);
-                let files = [("question", answer.question), ("answer", answer.answer)];
-                let files = files.map(|(name, text)| (name.into(), text.into_bytes())).into();
-                connection.channel.send(Message { head, files })?;
+            if !facts.answers.contains_key(&name) {
+                let texts = vec![answer.question, answer.answer];
+                wanted.push((Request::Answer(address(), name), texts));
             }
         }
         for (name, text) in self.task.notes()? {
-            if !facts.notes.contains(&name) && self.may_ask(&format!("note/{name}")) {
-                let head = Request::Note(address.clone(), name);
-                let files = vec![("note".into(), text.into_bytes())];
-                connection.channel.send(Message { head, files })?;
+            if !facts.notes.contains(&name) {
+                wanted.push((Request::Note(address(), name), vec![text]));
             }
         }
-        if record.stop && facts.open && self.may_ask("stop") {
-            connection.channel.send(Request::Stop(address.clone(), self.remote.stops))?;
+        if record.stop && facts.open {
+            wanted.push((Request::Stop(address(), stops), Vec::new()));
         }
         if let Some(demand) = Demand::of(&self.task)?
-            && self.may_ask("resume")
+            && !self.asked.contains_key("resume")
         {
-            let config = far_config(&Config::load()?, record)?.into_bytes();
-            let head = Request::Resume(address, demand.after, demand.arguments);
-            connection.channel.send(Message { head, files: vec![("config".into(), config)] })?;
+            let config = far_config(&Config::load()?, record)?;
+            wanted.push((Request::Resume(address(), demand.after, demand.arguments), vec![config]));
         }
+        wanted.into_iter().for_each(|(request, texts)| self.ask(connection, request, texts));
         Ok(())
     }
 
@@ -126,9 +122,7 @@ impl Mirrored {
             return self.fail("it was stopped there before it started");
         }
         let Some(failed) = self.fetched.clone() else {
-            if self.may_ask("fetch") {
-                connection.channel.send(Request::Fetch(self.address.clone()))?;
-            }
+            self.ask(connection, Request::Fetch(self.address.clone()), Vec::new());
             return Ok(());
         };
         let failed = match (failed, &record.worktree) {
@@ -139,11 +133,8 @@ impl Mirrored {
             (failed, _) => failed.err().filter(|it| it != NO_COMMITS).map(Error::msg),
         };
         if let Some(error) = failed {
-            // A lost connection says nothing about the place.
-            self.failures += u32::from(exit_code(&error) != Exit::TryAgain);
-            if self.failures < TRIES {
+            if !self.is_hopeless(&error) {
                 (self.fetched, _) = (None, self.asked.remove("fetch"));
-                self.asked.insert("pause".into(), Instant::now());
                 return Ok(());
             }
             // A place that sends damaged commits must not keep the task open.
@@ -221,12 +212,10 @@ impl Mirrored {
                 }
             }
         }
-        for name in
-            facts.gone.iter().filter(|it| self.files.contains_key(*it)).cloned().collect::<Vec<_>>()
-        {
-            if is_mirrored(&name) && !name.starts_with("attempts/") {
-                files::remove(&self.task.side().directory().join(&name))?;
-                self.files.remove(&name);
+        for name in &facts.gone {
+            let may_go = is_mirrored(name) && !name.starts_with("attempts/");
+            if may_go && self.files.remove(name).is_some() {
+                files::remove(&self.task.side().directory().join(name))?;
             }
         }
         fault::point("mirror", "files");
@@ -280,7 +269,7 @@ impl Mirrored {
     pub(super) fn set_done(&mut self, what: &str, error: Option<String>) -> Result<()> {
         let error = error.map(|error| clean(&error));
         match (what, error) {
-            (what, error) if what.starts_with("fetch ") => {
+            (what, error) if what.starts_with("fetch") => {
                 let branch = fetched_branch(what).context("no branch of dispatch's was named");
                 let branch = branch.map(str::to_owned).map_err(|error| error.to_string());
                 self.fetched = Some(error.map_or(branch, Err));
@@ -311,7 +300,7 @@ impl Mirrored {
                     files::remove(&self.task.side().ipc().answer_path(name))?;
                 }
                 self.asked.remove(what);
-                self.asked.insert("pause".into(), Instant::now());
+                self.pause();
             }
             (_, None) => {}
         }
@@ -327,24 +316,12 @@ impl Mirrored {
     }
 
     /// Finds out which files are here.
-    pub(super) fn read_files(&mut self) -> Result<()> {
-        let side = self.task.side().directory().to_path_buf();
-        for below in ["", "ipc/", "tells/"] {
-            for (name, _) in files::entries(&side.join(below)).unwrap_or_default() {
-                let name = format!("{below}{}", name.to_string_lossy());
-                let text = files::read_start(&side.join(&name), LONGEST_FILE);
-                if let (true, Ok(Some(text))) = (is_mirrored(&name), text) {
-                    self.files.insert(name, (text.len() as u64, hash_of(&text)));
-                }
-            }
-        }
-        for attempt in self.task.attempts()? {
-            if let Some(text) = files::read_foreign(&attempt.plan_path())? {
-                let name = format!("attempts/{}/plan.md", attempt.number);
+    pub(super) fn read_files(&mut self) {
+        for (name, path) in mirrored_files(&self.task) {
+            if let Ok(Some(text)) = files::read_start(&path, LONGEST_FILE) {
                 self.files.insert(name, (text.len() as u64, hash_of(&text)));
             }
         }
-        Ok(())
     }
 
     /// Writes a file that the place sent, if its name and size are allowed.

@@ -23,6 +23,7 @@ use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::ids::{long_hash, random_hex};
+use crate::place::is_key;
 use crate::process::{
     ATTEMPT, HELPERS, Signal, TASK_DIR, is_host_variable, lead_own_group, signal_group,
 };
@@ -126,8 +127,7 @@ impl Transport {
         let (said, errors) = channel();
         let stderr = child.stderr.take().context("no pipe")?;
         std::thread::spawn(move || said.send(last_line(stderr)));
-        let pipes =
-            Some((child.stdin.take().context("no pipe")?, child.stdout.take().context("no pipe")?));
+        let pipes = child.stdin.take().zip(child.stdout.take());
         let mut link = Self { child, pipes, rest: Vec::new(), errors, mark };
         link.greet(name, entry, runs, sends)?;
         Ok(link)
@@ -180,7 +180,8 @@ impl Transport {
         let said = match said.split_once(' ').unwrap_or((&said, "")) {
             ("absent", platform) => {
                 let place = format!("it is {platform}; {} is looked for", version());
-                let own = format!("{} {}", uname().0, uname().1);
+                let own = nix::sys::utsname::uname()?;
+                let own = format!("{} {}", own.sysname().display(), own.machine().display());
                 if !sends || platform != own {
                     let what = "this version of dispatch is not installed";
                     return Err(refuse(what, &place, install).into());
@@ -257,13 +258,6 @@ fn is_ready(pipe: &impl AsFd, flags: PollFlags, deadline: Instant) -> Result<boo
     }
 }
 
-/// The system and the machine's kind, as `uname -sm` prints them.
-fn uname() -> (String, String) {
-    let text = |it: &std::ffi::OsStr| it.to_string_lossy().into_owned();
-    let name = nix::sys::utsname::uname();
-    name.map_or_else(|_| Default::default(), |it| (text(it.sysname()), text(it.machine())))
-}
-
 /// The last line of what a command prints, of at most 300 bytes.
 fn last_line(mut from: impl Read) -> String {
     let (mut end, mut piece) = (Vec::new(), [0; 1024]);
@@ -283,8 +277,7 @@ pub fn carry_git(service: &str) -> Result<()> {
     // Only the config says what is run.
     let config = Config::load()?;
     let entry = config.place(&name)?;
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    ensure!(key.chars().all(plain), "no such repository");
+    ensure!(is_key(&key), "no such repository");
     ensure!(["git-receive-pack", "git-upload-pack"].contains(&service), "no such service");
     let mut link = Transport::open(&name, entry, [service, &key], false)?;
     let (mut to, mut from) = link.pipes.take().context("no pipes")?;
@@ -325,40 +318,24 @@ pub fn git_url(name: &str, key: &str) -> Result<[(String, String); 2]> {
 /// Contents by name.
 pub type Files = Vec<(String, Vec<u8>)>;
 
-/// A message with the files that follow its line.
-#[derive(Debug)]
-pub struct Message<T> {
-    /// The statement.
-    pub head: T,
-    /// Named contents.
-    pub files: Files,
-}
-
-impl<T> From<T> for Message<T> {
-    fn from(head: T) -> Self {
-        Self { head, files: Vec::new() }
-    }
-}
+/// A statement with the files that follow its line.
+pub type Message<T> = (T, Files);
 
 /// The two directions of a connection: threads carry the messages, so that no end waits for a slow link.
 pub struct Channel<Out, In> {
-    out: Sender<Vec<u8>>,
+    /// Where messages are sent. One that cannot be sent is lost with the connection.
+    pub out: Sender<Message<Out>>,
     writer: std::thread::JoinHandle<()>,
     /// The messages that came; disconnected at the end of the connection.
     pub incoming: Receiver<Message<In>>,
-    _say: std::marker::PhantomData<Out>,
 }
 
-impl<Out: Serialize, In: DeserializeOwned + Send + 'static> Channel<Out, In> {
+impl<Out: Serialize + Send + 'static, In: DeserializeOwned + Send + 'static> Channel<Out, In> {
     /// Starts the threads. Each message that comes, and the end, raises SIGUSR1 in this process.
     pub fn start(from: impl Read + Send + 'static, mut to: impl Write + Send + 'static) -> Self {
-        let (out, lines) = channel::<Vec<u8>>();
+        let (out, messages) = channel();
         let writer = std::thread::spawn(move || {
-            for bytes in lines {
-                if to.write_all(&bytes).and_then(|()| to.flush()).is_err() {
-                    break;
-                }
-            }
+            let _ = messages.iter().try_for_each(|message| write_message(&mut to, &message));
         });
         let (sender, incoming) = channel();
         std::thread::spawn(move || {
@@ -372,12 +349,12 @@ impl<Out: Serialize, In: DeserializeOwned + Send + 'static> Channel<Out, In> {
             drop(sender);
             wake();
         });
-        Self { out, writer, incoming, _say: std::marker::PhantomData }
+        Self { out, writer, incoming }
     }
 
-    /// Sends a message. One that cannot be sent is lost with the connection.
-    pub fn send(&self, message: impl Into<Message<Out>>) -> Result<()> {
-        send(&self.out, message.into())
+    /// Sends a statement with files.
+    pub fn send(&self, head: Out, files: Files) {
+        let _ = self.out.send((head, files));
     }
 
     /// Waits until everything was sent, or cannot be.
@@ -385,21 +362,15 @@ impl<Out: Serialize, In: DeserializeOwned + Send + 'static> Channel<Out, In> {
         drop(self.out);
         let _ = self.writer.join();
     }
-
-    /// The sending end, for a thread.
-    pub fn sender(&self) -> Sender<Vec<u8>> {
-        self.out.clone()
-    }
 }
 
-/// Sends a message by the sending end of a channel.
-pub fn send<T: Serialize>(out: &Sender<Vec<u8>>, message: Message<T>) -> Result<()> {
-    let sizes: Vec<_> = message.files.iter().map(|(name, text)| (name, text.len())).collect();
-    let mut bytes = serde_json::to_vec(&(&message.head, sizes))?;
+fn write_message<T: Serialize>(to: &mut impl Write, (head, files): &Message<T>) -> Result<()> {
+    let sizes: Vec<_> = files.iter().map(|(name, text)| (name, text.len())).collect();
+    let mut bytes = serde_json::to_vec(&(head, sizes))?;
     bytes.push(b'\n');
-    message.files.iter().for_each(|(_, text)| bytes.extend_from_slice(text));
-    let _ = out.send(bytes);
-    Ok(())
+    files.iter().for_each(|(_, text)| bytes.extend_from_slice(text));
+    to.write_all(&bytes)?;
+    Ok(to.flush()?)
 }
 
 fn wake() {
@@ -421,7 +392,7 @@ fn read_message<T: DeserializeOwned>(from: &mut impl std::io::BufRead) -> Result
         ensure!(text.len() == size, "the connection has ended");
         files.push((name, text));
     }
-    Ok(Message { head, files })
+    Ok((head, files))
 }
 
 /// The most bytes of one file that is mirrored.

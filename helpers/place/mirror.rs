@@ -4,13 +4,14 @@
 //! Invariant: everything that is to be sent stands in files, so a mirror that dies loses nothing. A task
 //! is over only when the place has said so and its branch was fetched.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::path::Path;
 use std::sync::mpsc::TryRecvError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 
 use crate::config::{Config, PlaceEntry};
@@ -46,7 +47,7 @@ const LASTS: Duration = Duration::from_secs(30);
 const REFUSED: Duration = Duration::from_secs(5);
 
 /// How often sending the code is tried.
-pub(super) const TRIES: u32 = 3;
+const TRIES: u32 = 3;
 
 /// A task at the place.
 pub(super) struct Mirrored {
@@ -93,7 +94,8 @@ struct Mirror {
     name: String,
     entry: PlaceEntry,
     watch: Watch,
-    tasks: BTreeMap<PathBuf, Mirrored>,
+    /// The earlier task is first, so that it begins first where there is no place for all.
+    tasks: Vec<Mirrored>,
     connection: Option<Connection>,
     failures: u32,
     next_try: Instant,
@@ -113,7 +115,7 @@ pub fn run(name: &str) -> Result<()> {
             name: name.into(),
             entry: Config::load()?.place(name)?.clone(),
             watch: Watch::new(&[SIGUSR1, SIGTERM])?,
-            tasks: BTreeMap::new(),
+            tasks: Vec::new(),
             connection: None,
             failures: 0,
             next_try: Instant::now(),
@@ -143,15 +145,18 @@ impl Mirror {
             }
             self.hear();
             self.stop_abandoned()?;
-            // The earlier task goes first where there is no place for all.
-            let mut order: Vec<_> =
-                self.tasks.iter().map(|(path, it)| (it.created.clone(), path.clone())).collect();
-            order.sort_unstable();
-            for (_, state_dir) in order {
-                if let Err(error) = self.attend(&state_dir) {
-                    self.trouble(&state_dir, &error);
-                }
-            }
+            let mut open = self.tasks.iter().filter(|it| it.remote.open).count();
+            let mut tasks = std::mem::take(&mut self.tasks);
+            tasks.retain_mut(|it| {
+                let was_open = usize::from(it.remote.open);
+                let kept = self.attend(it, open);
+                open = open + usize::from(it.remote.open) - was_open;
+                kept.unwrap_or_else(|error| {
+                    it.trouble(&self.name, &error);
+                    true
+                })
+            });
+            self.tasks = tasks;
             let pause = match &self.connection {
                 Some(_) => LOOK,
                 None => self.next_try.saturating_duration_since(Instant::now()).min(LOOK),
@@ -169,7 +174,7 @@ impl Mirror {
             let text = name.to_string_lossy();
             let Some((id, project)) = text.split_once('.') else { continue };
             let state_dir = root.join(project).join(id);
-            if self.tasks.contains_key(&state_dir) {
+            if self.tasks.iter().any(|it| it.task.state_dir() == state_dir) {
                 continue;
             }
             let task = Task::at_state(&state_dir).ok();
@@ -197,15 +202,16 @@ impl Mirror {
                 failures: 0,
                 created: record.created,
             };
-            mirrored.read_files()?;
-            self.tasks.insert(state_dir, mirrored);
+            mirrored.read_files();
+            let at = self.tasks.partition_point(|it| it.created <= mirrored.created);
+            self.tasks.insert(at, mirrored);
         }
         Ok(())
     }
 
     /// Connects to the place if it is time, or the person has decided something since the last try.
     fn connect(&mut self) {
-        let decided = self.tasks.values().map(Mirrored::decisions).sum();
+        let decided = self.tasks.iter().map(Mirrored::decisions).sum();
         if Instant::now() < self.next_try && decided <= self.decided {
             return;
         }
@@ -234,11 +240,11 @@ impl Mirror {
         let Some(connection) = &mut self.connection else { return Ok(()) };
         for (_, it) in Abandoned::all(&self.name)? {
             // A task that belongs here was not moved after all.
-            let is_own = self.tasks.values().any(|task| task.address == it.address);
+            let is_own = self.tasks.iter().any(|task| task.address == it.address);
             let asked = connection.asked.get(&it.address.id);
             if !is_own && asked.is_none_or(|since| since.elapsed() > LONGEST_PAUSE) {
                 connection.asked.insert(it.address.id.clone(), Instant::now());
-                connection.channel.send(Request::Stop(it.address, it.stops))?;
+                connection.channel.send(Request::Stop(it.address, it.stops), Vec::new());
             }
         }
         Ok(())
@@ -261,7 +267,7 @@ impl Mirror {
         if self.failures > 1 || self.unreachable.is_some() {
             self.unreachable.get_or_insert_with(now);
         }
-        for it in self.tasks.values_mut() {
+        for it in &mut self.tasks {
             (it.follows, it.facts) = (false, None);
             it.asked.clear();
         }
@@ -285,82 +291,60 @@ impl Mirror {
         }
         if connection.pinged.elapsed() > PULSE {
             connection.pinged = Instant::now();
-            let _ = connection.channel.send(Request::Ping);
+            connection.channel.send(Request::Ping, Vec::new());
         }
     }
 
-    fn take(&mut self, message: Message<Reply>) {
-        let Message { head, files } = message;
-        let id = match &head {
-            Reply::Facts(id, ..) | Reply::Absent(id) | Reply::Done(id, ..) => id.clone(),
-            Reply::Checked(_) | Reply::Pong => return,
-        };
-        if let (Reply::Done(key, what, error), Some(connection)) = (&head, &mut self.connection)
-            && what == "repository"
-        {
-            connection.asked.remove(key);
-            match error {
-                None => {
-                    self.unreachable = None;
-                    connection.repositories.insert(key.clone());
-                }
-                Some(error) => self.refused(key, error),
-            }
+    fn take(&mut self, (head, files): Message<Reply>) {
+        let (Reply::Facts(id, ..) | Reply::Absent(id) | Reply::Done(id, ..)) = &head else {
             return;
+        };
+        if let Some(it) = self.tasks.iter_mut().find(|it| it.address.id == *id) {
+            let taken = match head {
+                Reply::Facts(_, facts, log) => it.apply(*facts, log, files),
+                Reply::Done(_, what, error) => it.set_done(&what, error),
+                _ => it.set_absent(),
+            };
+            return taken.unwrap_or_else(|error| it.trouble(&self.name, &error));
         }
-        let Some(it) = self.tasks.values_mut().find(|it| it.address.id == id) else {
-            let is_stop = matches!(&head, Reply::Done(_, what, None) if what == "stop");
-            let asked = self.connection.as_ref().is_some_and(|it| it.asked.contains_key(&id));
-            if is_stop && asked {
+        let (Reply::Done(id, what, error), Some(connection)) = (head, &mut self.connection) else {
+            return;
+        };
+        match (what.as_str(), error) {
+            ("repository", None) => {
+                self.unreachable = None;
+                connection.repositories.insert(id);
+            }
+            // The place could not make it, which is tried again.
+            ("repository", Some(error)) => {
+                connection.asked.remove(&id);
+                for it in self.tasks.iter_mut().filter(|it| it.address.key == id) {
+                    if !it.remote.open && it.is_hopeless(&Error::msg(error.clone())) {
+                        let _ = it.fail(&error);
+                    }
+                }
+            }
+            ("stop", None) if connection.asked.contains_key(&id) => {
                 self.unreachable = None;
                 let _ = Abandoned::directory(&self.name).map(|it| files::remove(&it.join(id)));
             }
-            return;
-        };
-        let taken = match head {
-            Reply::Facts(_, facts, log) => it.apply(*facts, log, files),
-            Reply::Absent(_) => it.set_absent(),
-            Reply::Done(_, what, error) => it.set_done(&what, error),
-            Reply::Checked(_) | Reply::Pong => Ok(()),
-        };
-        if let Err(error) = taken {
-            let state_dir = it.task.state_dir().to_path_buf();
-            self.trouble(&state_dir, &error);
+            _ => {}
         }
     }
 
-    /// Notes that the place could not make a repository, which is tried again.
-    fn refused(&mut self, key: &str, error: &str) {
-        for it in self.tasks.values_mut().filter(|it| it.address.key == key && !it.remote.open) {
-            it.failures += 1;
-            it.asked.insert("pause".into(), Instant::now());
-            let _ = if it.failures < TRIES { Ok(()) } else { it.fail(error) };
-        }
-    }
-
-    /// Notes an error of a task; a later look tries again.
-    fn trouble(&mut self, state_dir: &Path, error: &anyhow::Error) {
-        if let Some(it) = self.tasks.get_mut(state_dir) {
-            it.asked.insert("pause".into(), Instant::now());
-            let text = format!("{}: {error:#}", self.name);
-            let _ = it.task.side().tell(text.lines().next().unwrap_or_default());
-        }
-    }
-
-    /// Sends what a task needs, and lets it go when it is over.
-    fn attend(&mut self, state_dir: &Path) -> Result<()> {
-        let (name, unreachable) = (self.name.clone(), self.unreachable.clone());
-        let running = self.tasks.values().filter(|it| it.remote.open).count();
-        let Some(it) = self.tasks.get_mut(state_dir) else { return Ok(()) };
+    /// Sends what a task needs, while `open` tasks may run at the place. False if it is over, and let go.
+    fn attend(&mut self, it: &mut Mirrored, open: usize) -> Result<bool> {
+        let (name, unreachable) = (&self.name, self.unreachable.clone());
         let record = it.task.record().ok().flatten();
-        let Some(record) = record.filter(|it| it.place.as_ref() == Some(&name)) else {
-            return self.let_go(state_dir);
+        let Some(record) = record.filter(|it| it.place.as_ref() == Some(name)) else {
+            return it.let_go(name);
         };
-        self.watch.add_directory(state_dir);
-        self.watch.add_directory(&it.task.answers_dir());
-        self.watch.add_directory(&state_dir.join("notes"));
-        if it.is_paused() {
-            return Ok(());
+        let state_dir = it.task.state_dir();
+        for directory in [state_dir, &it.task.answers_dir(), &state_dir.join("notes")] {
+            self.watch.add_directory(directory);
+        }
+        if it.asked.get("pause").is_some_and(|since| since.elapsed() < REFUSED) {
+            return Ok(true);
         }
         if it.remote.unreachable != unreachable {
             it.remote.unreachable = unreachable.clone();
@@ -373,46 +357,47 @@ impl Mirror {
         if !it.remote.open {
             let is_new = !it.remote.sent && it.remote.error.is_none();
             if record.stop || !is_new {
-                return self.let_go(state_dir);
+                return it.let_go(name);
             }
-            let limit = Config::load().ok().and_then(|it| it.place(&name).ok()?.max_workers);
+            let limit = Config::load().ok().and_then(|it| it.place(name).ok()?.max_workers);
             let wait = match queue::predecessors(&it.task, &mut self.watch)? {
                 Some(wait) => Some(wait),
                 None if unreachable.is_some() && self.connection.is_none() => {
                     Some(Wait::Place(name.clone(), unreachable))
                 }
-                None => limit.filter(|limit| running >= *limit).map(|limit| Wait::Queued { limit }),
+                None => limit.filter(|limit| open >= *limit).map(|limit| Wait::Queued { limit }),
             };
             let shown = wait.clone().unwrap_or_else(|| Wait::Place(name.clone(), None));
             if it.task.wait()?.as_ref() != Some(&shown) {
                 it.task.set_wait(Some(&shown))?;
             }
             if wait.is_some() {
-                return Ok(());
+                return Ok(true);
             }
         }
-        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let Some(connection) = &mut self.connection else { return Ok(true) };
         if !connection.repositories.contains(&it.address.key) {
             if connection.asked.insert(it.address.key.clone(), Instant::now()).is_none() {
                 let own = record.worktree.as_ref().context("a task without a worktree")?;
                 let author = git::author(&own.repository)?;
                 let request = Request::Repository(it.address.key.clone(), author);
-                connection.channel.send(request)?;
+                connection.channel.send(request, Vec::new());
             }
-            return Ok(());
+            return Ok(true);
         }
         if !it.remote.open {
-            return it.start(&name, &record, connection);
+            return it.start(name, &record, connection).map(|()| true);
         }
         // The place must have had the time to start the task.
         if it.asked.contains_key("start") && !it.asked.contains_key("started") {
-            return Ok(());
+            return Ok(true);
         }
         if it.asked.contains_key("absent") {
-            if record.stop && it.may_ask("stop") {
-                connection.channel.send(Request::Stop(it.address.clone(), it.remote.stops))?;
+            if record.stop {
+                let stop = Request::Stop(it.address.clone(), it.remote.stops);
+                it.ask(connection, stop, Vec::new());
             }
-            return Ok(());
+            return Ok(true);
         }
         if !std::mem::replace(&mut it.follows, true) {
             let before = it.remote.before;
@@ -423,49 +408,65 @@ impl Mirror {
             let last = it.task.last_attempt().filter(|it| it.number > before);
             let length = last.as_ref().and_then(|it| it.log_path().symlink_metadata().ok());
             let log = (last.map_or(0, |it| it.number - before), length.map_or(0, |it| it.len()));
-            connection.channel.send(Request::Follow(it.address.clone(), have, log))?;
+            connection.channel.send(Request::Follow(it.address.clone(), have, log), Vec::new());
         }
         it.send_decisions(&record, connection)?;
         if self.entry.fetch_commits {
             it.fetch_commits(&record);
         }
-        it.finish(&name, &record, connection)
-    }
-
-    /// Lets a task go: nothing of it is open at the place any more.
-    fn let_go(&mut self, state_dir: &Path) -> Result<()> {
-        if let Some(it) = self.tasks.remove(state_dir) {
-            let wait = it.task.wait()?;
-            if matches!(wait, Some(Wait::Place(..) | Wait::Queued { .. } | Wait::Job { .. })) {
-                it.task.set_wait(None)?;
-            }
-            let entry = entry(&it.task, &self.name)?;
-            files::remove(&entry)?;
-            // The person may have resumed the task since.
-            let is_new = it.task.remote()?.is_none_or(|it| !it.sent && it.error.is_none());
-            let may_start = is_new && it.task.record()?.is_some_and(|it| !it.stop);
-            if Demand::of(&it.task)?.is_some() || may_start {
-                files::open_append(&entry)?;
-            }
-            let _ = it.task.view().and_then(|view| it.task.settle(&view));
-            notify::announce(&it.task);
-        }
-        Ok(())
+        it.finish(name, &record, connection).map(|()| true)
     }
 }
 
 impl Mirrored {
-    fn is_paused(&self) -> bool {
-        self.asked.get("pause").is_some_and(|since| since.elapsed() < REFUSED)
+    /// Lets the task go: nothing of it is open at the place any more.
+    fn let_go(&self, name: &str) -> Result<bool> {
+        let wait = self.task.wait()?;
+        if matches!(wait, Some(Wait::Place(..) | Wait::Queued { .. } | Wait::Job { .. })) {
+            self.task.set_wait(None)?;
+        }
+        let entry = entry(&self.task, name)?;
+        files::remove(&entry)?;
+        // The person may have resumed the task since.
+        let is_new = self.task.remote()?.is_none_or(|it| !it.sent && it.error.is_none());
+        let may_start = is_new && self.task.record()?.is_some_and(|it| !it.stop);
+        if Demand::of(&self.task)?.is_some() || may_start {
+            files::open_append(&entry)?;
+        }
+        let _ = self.task.view().and_then(|view| self.task.settle(&view));
+        notify::announce(&self.task);
+        Ok(false)
     }
 
-    /// Returns true if a request is to be sent over this connection, and notes that it was.
-    pub(super) fn may_ask(&mut self, what: &str) -> bool {
-        let is_new = !self.asked.contains_key(what);
-        if is_new {
-            self.asked.insert(what.into(), Instant::now());
+    /// Notes an error; a later look tries again.
+    fn trouble(&mut self, name: &str, error: &Error) {
+        self.pause();
+        let text = format!("{name}: {error:#}");
+        let _ = self.task.side().tell(text.lines().next().unwrap_or_default());
+    }
+
+    pub(super) fn pause(&mut self) {
+        self.asked.insert("pause".into(), Instant::now());
+    }
+
+    /// Counts a failure, and returns true if there were so many that none is tried again. A lost connection
+    /// says nothing about the place.
+    pub(super) fn is_hopeless(&mut self, error: &Error) -> bool {
+        self.failures += u32::from(exit_code(error) != Exit::TryAgain);
+        if self.failures < TRIES {
+            self.pause();
         }
-        is_new
+        self.failures >= TRIES
+    }
+
+    /// Sends a request with its texts, unless this connection has it already.
+    pub(super) fn ask(&mut self, connection: &Connection, request: Request, texts: Vec<String>) {
+        let Some((_, what)) = request.subject() else { return };
+        if let Entry::Vacant(entry) = self.asked.entry(what) {
+            entry.insert(Instant::now());
+            let files = texts.into_iter().map(|it| (String::new(), it.into_bytes())).collect();
+            connection.channel.send(request, files);
+        }
     }
 
     /// Sends the code and the task, after it was noted that it may run there.
@@ -476,25 +477,22 @@ impl Mirrored {
         let way = git_url(name, &self.address.key)?;
         let base = worktree.latest()?;
         if let Err(error) = worktree.send(&way, &base, &self.address.id) {
-            // Nothing was started, and a lost connection is no failure.
-            self.failures += u32::from(exit_code(&error) != Exit::TryAgain);
-            self.asked.insert("pause".into(), Instant::now());
-            let error = format!("{error:#}").replace("\n  ", ": ");
-            return if self.failures < TRIES { Ok(()) } else { self.fail(&error) };
+            let text = format!("{error:#}").replace("\n  ", ": ");
+            return if self.is_hopeless(&error) { self.fail(&text) } else { Ok(()) };
         }
         fault::point("mirror", "sent");
         self.failures = 0;
         (self.remote.open, self.remote.sent, self.remote.seen) = (true, true, now());
         (self.remote.error, self.remote.unreachable) = (None, None);
         self.save()?;
-        let plan = self.task.plan()?.to_string().into_bytes();
-        let config = far_config(&Config::load()?, &record)?.into_bytes();
-        let head =
-            Request::Start(self.address.clone(), self.remote.stops, base, arguments(&record));
-        let sparse = worktree.sparse_to_send()?.unwrap_or_default().into_bytes();
-        let files = [("plan", plan), ("config", config), ("sparse", sparse)];
-        let files = files.map(|(name, text)| (name.into(), text)).into();
-        self.may_ask("start");
-        connection.channel.send(Message { head, files })
+        let plan = self.task.plan()?.to_string();
+        let config = far_config(&Config::load()?, &record)?;
+        let sparse = worktree.sparse_to_send()?.unwrap_or_default();
+        // A request that did not arrive is made again.
+        self.asked.remove("start");
+        let stops = self.remote.stops;
+        let start = Request::Start(self.address.clone(), stops, base, arguments(&record));
+        self.ask(connection, start, vec![plan, config, sparse]);
+        Ok(())
     }
 }

@@ -25,13 +25,12 @@ use signal_hook::consts::SIGUSR1;
 
 use crate::config::Config;
 use crate::dirs;
-use crate::domain::TaskId;
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::{self, Lock, parse_number};
 use crate::ids::{long_hash, now};
 use crate::process::{self, Signal, Watch, machine};
-use crate::task::{Attempt, ExitRecord, Gate, Record, Remote, Task, View, Wait, own_helper};
+use crate::task::{ExitRecord, Gate, Record, Remote, Task, View, Wait, own_helper};
 use crate::worker::supervise::Only;
 use crate::worker::{STARTED, WAITS};
 use link::{Channel, Transport};
@@ -74,6 +73,24 @@ enum Request {
     Fetch(TaskAddress),
     /// Say something.
     Ping,
+}
+
+impl Request {
+    /// The task or repository of a request and the name that its answer repeats; `None` for a request that
+    /// has another answer.
+    fn subject(&self) -> Option<(String, String)> {
+        let (id, what) = match self {
+            Self::Repository(key, _) => (key, "repository".into()),
+            Self::Start(address, ..) => (&address.id, "start".into()),
+            Self::Answer(address, name) => (&address.id, format!("answer/{name}")),
+            Self::Note(address, name) => (&address.id, format!("note/{name}")),
+            Self::Stop(address, _) => (&address.id, "stop".into()),
+            Self::Resume(address, ..) => (&address.id, "resume".into()),
+            Self::Fetch(address) => (&address.id, "fetch".into()),
+            Self::Check(_) | Self::Follow(..) | Self::Ping => return None,
+        };
+        Some((id.clone(), what))
+    }
 }
 
 /// A message of the far end.
@@ -149,6 +166,20 @@ fn is_mirrored(name: &str) -> bool {
         Some(("attempts", name)) => numbered(name, &["/plan.md"]),
         _ => false,
     }
+}
+
+/// The files of a task that are mirrored, by name.
+fn mirrored_files(task: &Task) -> BTreeMap<String, PathBuf> {
+    let side = task.side().directory();
+    let listed = |below: &'static str| {
+        let names = files::entries(&side.join(below)).unwrap_or_default().into_iter();
+        names.filter_map(move |(name, _)| Some(format!("{below}{}", name.to_str()?)))
+    };
+    let own = ["", "ipc/", "tells/"].into_iter().flat_map(listed);
+    let own = own.map(|name| (name.clone(), side.join(name)));
+    let attempts = task.attempts().unwrap_or_default().into_iter();
+    let attempts = attempts.map(|it| (format!("attempts/{}/plan.md", it.number), it.plan_path()));
+    own.chain(attempts).filter(|(name, path)| is_mirrored(name) && path.is_file()).collect()
 }
 
 /// The digest by which both ends compare a file.
@@ -438,9 +469,9 @@ pub fn look(task: &Task, record: &Record) -> Result<bool> {
     let mut link = Transport::open(name, entry, ["serve", "-"], false)?;
     let _watch = Watch::new(&[SIGUSR1])?;
     let channel = channel(&mut link)?;
-    channel.send(Request::Fetch(address.clone()))?;
-    while let Ok(said) = channel.incoming.recv_timeout(SILENCE) {
-        if let Reply::Done(_, what, error) = said.head {
+    channel.send(Request::Fetch(address.clone()), Vec::new());
+    while let Ok((head, _)) = channel.incoming.recv_timeout(SILENCE) {
+        if let Reply::Done(_, what, error) = head {
             if let (None, Some(branch)) = (error, fetched_branch(&what)) {
                 let far = link::git_url(name, &address.key)?;
                 return worktree.fetch_far(&far, branch).map(|it| it.is_some());
@@ -458,15 +489,7 @@ fn channel(link: &mut Transport) -> Result<Channel<Request, Reply>> {
     Ok(Channel::start(std::io::Read::chain(rest, from), to))
 }
 
-/// An id that came from another machine.
-fn parse_address(address: &TaskAddress) -> Result<TaskId> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    anyhow::ensure!(address.key.chars().all(plain) && address.key.len() < 80, "no such repository");
-    Ok(address.id.parse()?)
-}
-
-/// The facts of an attempt.
-fn attempt_facts(attempt: &Attempt) -> Result<AttemptFacts> {
-    let (exit, gate, silent) = (attempt.exit()?, attempt.gate()?, attempt.silent_since()?);
-    Ok(AttemptFacts { number: attempt.number, exit, gate, silent })
+/// Returns true if a text can be the key of a repository.
+fn is_key(key: &str) -> bool {
+    key.len() < 80 && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }

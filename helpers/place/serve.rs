@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Sender, TryRecvError};
+use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,14 +15,14 @@ use crate::fault;
 use crate::files::{self, Lock};
 use crate::git::{make_receiver, set_head};
 use crate::place::check::look_here;
-use crate::place::link::{Channel, Files, LONGEST_FILE, Message, send};
+use crate::place::link::{Channel, Files, LONGEST_FILE, Message};
 use crate::place::{
-    Facts, LONGEST_LOG, NO_COMMITS, Reply, Request, SILENCE, TaskAddress, attempt_facts, hash_of,
-    is_mirrored, parse_address,
+    AttemptFacts, Facts, LONGEST_LOG, NO_COMMITS, Reply, Request, SILENCE, TaskAddress, hash_of,
+    is_key, mirrored_files,
 };
 use crate::process::{Watch, worker_helper};
 use crate::project::Project;
-use crate::task::{State, Task};
+use crate::task::{Attempt, State, Task};
 use crate::text::lossy;
 use crate::worker::slurm::Looks;
 use crate::worker::supervise;
@@ -65,7 +65,7 @@ pub fn run(places: &Path, refused: Option<String>) -> Result<()> {
             match channel.incoming.try_recv() {
                 Ok(message) => {
                     heard = Instant::now();
-                    take(places, message, &mut followed, (&channel, refused.as_ref()))?;
+                    take(places, message, &mut followed, (&channel, refused.as_ref()));
                 }
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
@@ -81,8 +81,8 @@ pub fn run(places: &Path, refused: Option<String>) -> Result<()> {
         looks.look(&followed.values().map(|it| &it.task).collect::<Vec<_>>());
         for (address, it) in &mut followed {
             watch_task(&mut watch, &it.task);
-            if let Some(message) = it.news(&address.id)? {
-                channel.send(message)?;
+            if let Some((head, files)) = it.news(&address.id) {
+                channel.send(head, files);
             }
         }
         watch.wait_for_event(LOOK)?;
@@ -102,128 +102,127 @@ fn watch_task(watch: &mut Watch, task: &Task) {
 /// Carries out a request, in a thread of its own if that may take time.
 fn take(
     places: &Path,
-    message: Message<Request>,
+    (head, files): Message<Request>,
     followed: &mut BTreeMap<TaskAddress, Followed>,
     (channel, refused): (&Channel<Reply, Request>, Option<&String>),
-) -> Result<()> {
-    let Message { head, files } = message;
-    let places = places.to_owned();
+) {
+    let say = |reply| channel.send(reply, Files::new());
     match head {
-        Request::Ping => return channel.send(Reply::Pong),
+        Request::Ping => say(Reply::Pong),
         Request::Follow(address, have, log) => {
-            let task = place_of(&places, &address).and_then(|(_, project)| {
-                let task = project.task(&parse_address(&address)?);
-                Ok(Some(task).filter(Task::was_dispatched))
-            });
-            match task.ok().flatten() {
+            let task = project(places, &address.key)
+                .and_then(|project| Ok(project.task(&address.id.parse()?)));
+            match task.ok().filter(Task::was_dispatched) {
                 Some(task) => {
                     let sent = have.into_iter().map(|(name, hash)| (name, (hash, None))).collect();
                     let log_sent = Instant::now();
                     followed.insert(address, Followed { task, sent, facts: None, log, log_sent });
                 }
-                None => channel.send(Reply::Absent(address.id))?,
+                None => say(Reply::Absent(address.id)),
             }
         }
-        head => {
-            if let (Some(why), Some((id, what))) = (refused, subject(&head))
-                && is_decision(&head)
-            {
-                return channel.send(Reply::Done(id, what, Some(why.clone())));
+        head => match (refused, head.subject()) {
+            // All others carry out what the person decided.
+            (Some(why), Some((id, what))) if !["repository", "fetch"].contains(&&*what) => {
+                say(Reply::Done(id, what, Some(why.clone())));
             }
-            let out = channel.sender();
-            std::thread::spawn(move || answer(&places, head, files, &out));
-        }
+            _ => {
+                let (places, out) = (places.to_owned(), channel.out.clone());
+                std::thread::spawn(move || {
+                    answer(&places, head, files).map(|reply| out.send((reply, Files::new())))
+                });
+            }
+        },
     }
-    Ok(())
-}
-
-/// The task or repository of a request and the name that its answer repeats; `None` for a request that has
-/// another answer.
-fn subject(head: &Request) -> Option<(String, String)> {
-    let of = |address: &TaskAddress, what: &str| Some((address.id.clone(), what.into()));
-    match head {
-        Request::Repository(key, _) => Some((key.clone(), "repository".into())),
-        Request::Start(address, ..) => of(address, "start"),
-        Request::Answer(address, name) => of(address, &format!("answer/{name}")),
-        Request::Note(address, name) => of(address, &format!("note/{name}")),
-        Request::Stop(address, _) => of(address, "stop"),
-        Request::Resume(address, ..) => of(address, "resume"),
-        Request::Fetch(address) => of(address, "fetch"),
-        Request::Check(_) | Request::Follow(..) | Request::Ping => None,
-    }
-}
-
-/// Returns true for a request that carries out what the person decided.
-fn is_decision(head: &Request) -> bool {
-    use Request::{Answer, Note, Resume, Start, Stop};
-    matches!(head, Start(..) | Answer(..) | Note(..) | Stop(..) | Resume(..))
 }
 
 /// Carries out a request that may take time.
-fn answer(places: &Path, head: Request, files: Files, out: &Sender<Vec<u8>>) {
-    let text = |at: usize| files.get(at).map(|it| lossy(it.1.clone())).unwrap_or_default();
-    let (named, mut result_name) = (subject(&head), None);
-    let result = match head {
-        Request::Check(name) => {
-            let lines = look_here(name.as_deref(), &text(0));
-            return drop(send(out, Reply::Checked(lines).into()));
-        }
-        Request::Repository(key, author) => {
-            let address = TaskAddress { key, id: "x".into() };
-            parse_address(&address)
-                .and_then(|_| make_receiver(&repository(places, &address.key), &author))
-        }
+fn answer(places: &Path, head: Request, files: Files) -> Option<Reply> {
+    let texts: Vec<String> = files.into_iter().map(|(_, text)| lossy(text)).collect();
+    if let Request::Check(name) = &head {
+        return Some(Reply::Checked(look_here(name.as_deref(), texts.first()?)));
+    }
+    let (id, what) = head.subject()?;
+    Some(match carry_out(places, head, &texts) {
+        Ok(other) => Reply::Done(id, other.unwrap_or(what), None),
+        Err(error) => Reply::Done(id, what, Some(format!("{error:#}"))),
+    })
+}
+
+/// Carries out a request about a repository or a task, once. Returns what was done, if that is not what the
+/// request says.
+fn carry_out(places: &Path, head: Request, texts: &[String]) -> Result<Option<String>> {
+    let text = |at: usize| texts.get(at).map_or("", String::as_str);
+    let existing = |it: &TaskAddress| project(places, &it.key)?.existing_task(&it.id.parse()?);
+    match head {
+        Request::Repository(key, author) => make_receiver(&repository(places, &key)?, &author)?,
         Request::Start(address, stops, base, arguments) => {
-            start(places, &address, (stops, &base), arguments, [0, 1, 2].map(text))
+            start(places, &address, (stops, &base), &arguments, [text(0), text(1), text(2)])?;
         }
         Request::Answer(address, name) => {
-            answer_question(places, &address, &name, &text(0), &text(1))
-        }
-        Request::Note(address, name) => note(places, &address, &name, &text(0)),
-        Request::Stop(address, stops) => stop(places, &address, stops),
-        Request::Resume(address, after, arguments) => {
-            let resumed = resume(places, &address, after, &arguments, &text(0));
-            let last = || Some(task_of(places, &address).ok()?.last_attempt()?.number);
-            // Nothing is left to do once the person's items were skipped.
-            if resumed.is_ok() && last() == Some(after) {
-                result_name = Some("skip".into());
+            let task = existing(&address)?;
+            if task.answers()?.iter().any(|(it, _)| *it == name) {
+                return Ok(None);
             }
-            resumed
+            // The question has to be the one that the person saw.
+            let asked = task.side().ipc().question(&name)?.map(|it| it.text).unwrap_or_default();
+            ensure!(asked.trim_end() == text(0).trim_end(), "changed");
+            let target = format!("{}/{name}", address.id);
+            run_helper(&task, "dispatch-monitor", &["--answer", &target, "-"], text(1))?;
+        }
+        Request::Note(address, name) => {
+            let task = existing(&address)?;
+            if !task.notes()?.iter().any(|(it, _)| *it == name) {
+                run_helper(&task, "dispatch-reconcile", &["note", &address.id, "-"], text(0))?;
+            }
+        }
+        Request::Stop(address, stops) => {
+            if !repository(places, &address.key)?.exists() {
+                return Ok(None);
+            }
+            let project = project(places, &address.key)?;
+            let _lock = Lock::take(&project.root().join("dispatch.lock"), LOCK_LIMIT)?;
+            let task = project.task(&address.id.parse()?);
+            match task.was_dispatched() {
+                true => run_helper(&task, "dispatch-reconcile", &["stop", &address.id], "")?,
+                // A request to start it may still be under way.
+                false => {
+                    files::publish(&stops_path(&project, &task), stops.to_string().as_bytes())?
+                }
+            }
+        }
+        Request::Resume(address, after, arguments) => {
+            let task = existing(&address)?;
+            let _lock = Lock::take(&task.state_dir().join("resume.lock"), LOCK_LIMIT)?;
+            let last = || task.last_attempt().map(|it| it.number);
+            if last().is_none_or(|it| it <= after) {
+                files::publish(&task.config_path(), text(0).as_bytes())?;
+                let own = [&*address.id, "--resume"].into_iter();
+                let arguments: Vec<_> = own.chain(arguments.iter().map(String::as_str)).collect();
+                run_helper(&task, "dispatch-spawn", &arguments, "")?;
+                // Nothing is left to do once the person's items were skipped.
+                return Ok((last() == Some(after)).then(|| "skip".into()));
+            }
         }
         Request::Fetch(address) => {
-            let fetched = task_of(places, &address).and_then(|task| {
-                let record = task.record()?.context("no record")?;
-                let worktree = record.worktree.context("no worktree")?;
-                worktree.fetch()?.context(NO_COMMITS)?;
-                Ok(worktree.branch)
-            });
-            let branch = fetched.as_ref().map_or("", String::as_str);
-            result_name = Some(format!("fetch {branch}"));
-            fetched.map(drop)
+            let record = existing(&address)?.record()?.context("no record")?;
+            let worktree = record.worktree.context("no worktree")?;
+            worktree.fetch()?.context(NO_COMMITS)?;
+            return Ok(Some(format!("fetch {}", worktree.branch)));
         }
-        Request::Ping | Request::Follow(..) => return,
-    };
-    let Some((id, what)) = named else { return };
-    let what = result_name.unwrap_or(what);
-    let error = result.err().map(|error| format!("{error:#}"));
-    let _ = send(out, Reply::Done(id, what, error).into());
+        Request::Check(_) | Request::Follow(..) | Request::Ping => {}
+    }
+    Ok(None)
 }
 
-fn repository(places: &Path, key: &str) -> PathBuf {
-    places.join(format!("{key}.git"))
+/// The repository of a key that came from another machine.
+fn repository(places: &Path, key: &str) -> Result<PathBuf> {
+    ensure!(is_key(key), "no such repository");
+    Ok(places.join(format!("{key}.git")))
 }
 
-/// The repository of a task and its project.
-fn place_of(places: &Path, address: &TaskAddress) -> Result<(PathBuf, Project)> {
-    parse_address(address)?;
-    let repository =
-        repository(places, &address.key).canonicalize().context("no such repository")?;
-    let project = Project::find(&repository)?;
-    Ok((repository, project))
-}
-
-fn task_of(places: &Path, address: &TaskAddress) -> Result<Task> {
-    place_of(places, address)?.1.existing_task(&parse_address(address)?)
+fn project(places: &Path, key: &str) -> Result<Project> {
+    Project::find(&repository(places, key)?.canonicalize().context("no such repository")?)
 }
 
 /// A helper in the repository of a task, with the task's config.
@@ -235,15 +234,8 @@ fn helper(task: &Task, name: &str) -> Result<Command> {
 }
 
 /// Runs a helper for a task.
-fn run_helper(
-    places: &Path,
-    address: &TaskAddress,
-    helper_name: &str,
-    arguments: &[&str],
-    input: &str,
-) -> Result<()> {
-    let (_, project) = place_of(places, address)?;
-    let mut command = helper(&project.task(&parse_address(address)?), helper_name)?;
+fn run_helper(task: &Task, name: &str, arguments: &[&str], input: &str) -> Result<()> {
+    let mut command = helper(task, name)?;
     command.args(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("cannot start a helper")?;
@@ -256,26 +248,13 @@ fn run_helper(
         return Ok(());
     }
     let said = lossy(ended.stderr);
-    let said = said.trim_start_matches(&format!("{helper_name}: ")).trim_end();
+    let said = said.trim_start_matches(&format!("{name}: ")).trim_end();
     bail!("{}", said.get(..2000).unwrap_or(said))
 }
 
 /// The file that says how often a task was stopped that had not started.
-fn stops_path(repository: &Path, address: &TaskAddress) -> PathBuf {
-    repository.join(format!("stopped-{}", address.id))
-}
-
-/// Stops a task, or keeps it from being started by a request that is still under way.
-fn stop(places: &Path, address: &TaskAddress, stops: u32) -> Result<()> {
-    if !repository(places, &address.key).exists() {
-        return Ok(());
-    }
-    let (repository, project) = place_of(places, address)?;
-    let _lock = Lock::take(&repository.join("dispatch.lock"), LOCK_LIMIT)?;
-    if project.task(&parse_address(address)?).was_dispatched() {
-        return run_helper(places, address, "dispatch-reconcile", &["stop", &address.id], "");
-    }
-    files::publish(&stops_path(&repository, address), stops.to_string().as_bytes())
+fn stops_path(project: &Project, task: &Task) -> PathBuf {
+    project.root().join(format!("stopped-{}", task.id()))
 }
 
 /// Dispatches a task once, at a commit that has come.
@@ -283,107 +262,55 @@ fn start(
     places: &Path,
     address: &TaskAddress,
     (stops, base): (u32, &str),
-    mut arguments: Vec<String>,
-    [plan, config, sparse]: [String; 3],
+    arguments: &[String],
+    [plan, config, sparse]: [&str; 3],
 ) -> Result<()> {
     ensure!(sparse.len() <= LONGEST_SPARSE, "the checkout has too many sparse patterns");
-    let (repository, project) = place_of(places, address)?;
-    let _lock = Lock::take(&repository.join("dispatch.lock"), LOCK_LIMIT)?;
-    let task = project.task(&parse_address(address)?);
+    let project = project(places, &address.key)?;
+    let _lock = Lock::take(&project.root().join("dispatch.lock"), LOCK_LIMIT)?;
+    let task = project.task(&address.id.parse()?);
     // The answer to an earlier request may have been lost.
     if task.was_dispatched() {
         return Ok(());
     }
-    let stopped = files::read(&stops_path(&repository, address))?;
+    let stopped = files::read(&stops_path(&project, &task))?;
     if stopped.is_some_and(|it| it.parse().is_ok_and(|it: u32| it >= stops)) {
         bail!("it was stopped before it started");
     }
-    set_head(&repository, base)?;
+    set_head(project.root(), base)?;
     files::create_private_directory(task.state_dir())?;
     files::publish(&task.config_path(), config.as_bytes())?;
     if !sparse.is_empty() {
         files::publish(&task.sparse_path(), sparse.as_bytes())?;
     }
     fault::point("place", "starting");
-    arguments.extend([address.id.as_str(), "--plan", "-"].map(Into::into));
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let started = run_helper(places, address, "dispatch-spawn", &arguments, &plan);
+    let own = [&*address.id, "--plan", "-"];
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(own).collect();
+    let started = run_helper(&task, "dispatch-spawn", &arguments, plan);
     // Once the task is there, its own records say how it goes on.
     if task.was_dispatched() { Ok(()) } else { started }
 }
 
-/// Resumes a task unless it was resumed since.
-fn resume(
-    places: &Path,
-    address: &TaskAddress,
-    after: u32,
-    arguments: &[String],
-    config: &str,
-) -> Result<()> {
-    let task = task_of(places, address)?;
-    let _lock = Lock::take(&task.state_dir().join("resume.lock"), LOCK_LIMIT)?;
-    if task.last_attempt().is_some_and(|it| it.number > after) {
-        return Ok(());
-    }
-    files::publish(&task.config_path(), config.as_bytes())?;
-    let own = [address.id.as_str(), "--resume"].into_iter();
-    let arguments: Vec<&str> = own.chain(arguments.iter().map(String::as_str)).collect();
-    run_helper(places, address, "dispatch-spawn", &arguments, "")
-}
-
-/// Answers a question that is still the one that the person saw.
-fn answer_question(
-    places: &Path,
-    address: &TaskAddress,
-    name: &str,
-    question: &str,
-    answer: &str,
-) -> Result<()> {
-    let task = task_of(places, address)?;
-    if task.answers()?.iter().any(|(it, _)| it == name) {
-        return Ok(());
-    }
-    let asked = task.side().ipc().question(name)?.map(|it| it.text).unwrap_or_default();
-    if asked.trim_end() != question.trim_end() {
-        bail!("changed");
-    }
-    let target = format!("{}/{name}", address.id);
-    run_helper(places, address, "dispatch-monitor", &["--answer", &target, "-"], answer)
-}
-
-/// Notes a text, once under its number.
-fn note(places: &Path, address: &TaskAddress, name: &str, text: &str) -> Result<()> {
-    let task = task_of(places, address)?;
-    if task.notes()?.iter().any(|(it, _)| it == name) {
-        return Ok(());
-    }
-    run_helper(places, address, "dispatch-reconcile", &["note", &address.id, "-"], text)
-}
-
 impl Followed {
     /// A message with everything that the other end does not know yet; `None` if that is nothing.
-    fn news(&mut self, id: &str) -> Result<Option<Message<Reply>>> {
+    fn news(&mut self, id: &str) -> Option<Message<Reply>> {
         // The facts come first, so that the files are at least as new.
-        let Ok(mut facts) = facts(&self.task) else { return Ok(None) };
+        let mut facts = facts(&self.task).ok()?;
         let (files, gone, is_cut) = self.changed_files();
         if is_cut {
             facts = self.facts.clone().unwrap_or(Facts { open: true, ..Facts::default() });
         }
         let last = facts.attempts.last().map_or(0, |it| it.number);
         let log = self.log_piece(last, !facts.open);
-        if files.is_empty()
-            && gone.is_empty()
-            && log.is_none()
-            && self.facts.as_ref() == Some(&facts)
-        {
-            return Ok(None);
+        let is_same = self.facts.as_ref() == Some(&facts);
+        if is_same && files.is_empty() && gone.is_empty() && log.is_none() {
+            return None;
         }
         self.facts = Some(facts.clone());
         facts.gone = gone;
-        let place = log.as_ref().map(|(place, _)| *place);
-        let log = log.map(|(_, bytes)| ("log".to_owned(), bytes));
+        let (place, log) = log.map(|(place, bytes)| (place, ("log".to_owned(), bytes))).unzip();
         let head = Reply::Facts(id.into(), Box::new(facts), place);
-        Ok(Some(Message { head, files: files.into_iter().chain(log).collect() }))
+        Some((head, files.into_iter().chain(log).collect()))
     }
 
     /// The files that changed, the names of those that are gone, and whether more follow.
@@ -391,7 +318,7 @@ impl Followed {
         let paths = mirrored_files(&self.task);
         let gone = self.sent.keys().filter(|it| !paths.contains_key(*it)).cloned();
         let gone: Vec<String> = gone.collect();
-        gone.iter().for_each(|name| drop(self.sent.remove(name)));
+        self.sent.retain(|name, _| paths.contains_key(name));
         let (mut changed, mut size, mut is_cut) = (Vec::new(), 0, false);
         for (name, path) in paths {
             let meta = path.symlink_metadata().ok();
@@ -440,22 +367,6 @@ impl Followed {
     }
 }
 
-/// The files of a task that are mirrored, by name.
-fn mirrored_files(task: &Task) -> BTreeMap<String, PathBuf> {
-    let side = task.side().directory();
-    let listed = |below: &str| {
-        let directory = if below.is_empty() { side.to_owned() } else { side.join(below) };
-        let names = files::entries(&directory).unwrap_or_default().into_iter();
-        let names = names.filter_map(|(name, _)| name.into_string().ok()).collect::<Vec<_>>();
-        let prefix = if below.is_empty() { String::new() } else { format!("{below}/") };
-        names.into_iter().map(move |name| (format!("{prefix}{name}"), directory.join(name)))
-    };
-    let attempts = task.attempts().unwrap_or_default().into_iter();
-    let attempts = attempts.map(|it| (format!("attempts/{}/plan.md", it.number), it.plan_path()));
-    let all = ["", "ipc", "tells"].into_iter().flat_map(listed).chain(attempts);
-    all.filter(|(name, path)| is_mirrored(name) && path.is_file()).collect()
-}
-
 /// The facts of a task, after what a crash left was repaired.
 fn facts(task: &Task) -> Result<Facts> {
     let mut view = task.view()?;
@@ -471,12 +382,15 @@ fn facts(task: &Task) -> Result<Facts> {
         || view.is_checking()
         // A dispatch that just claimed the task starts its supervisor next.
         || view.attempt.is_none() && view.state != State::Stopped;
-    let told = |name: &String| task.is_told(name);
-    let answers = task.answers()?.into_iter().map(|(name, _)| (told(&name), name));
+    let answers = task.answers()?.into_iter().map(|(name, _)| (task.is_told(&name), name));
+    let attempt_facts = |it: Attempt| -> Result<AttemptFacts> {
+        let (exit, gate, silent) = (it.exit()?, it.gate()?, it.silent_since()?);
+        Ok(AttemptFacts { number: it.number, exit, gate, silent })
+    };
     let mut attempts = task.attempts()?;
     let older = attempts.len().saturating_sub(200);
     Ok(Facts {
-        attempts: attempts.drain(older..).map(|it| attempt_facts(&it)).collect::<Result<_>>()?,
+        attempts: attempts.drain(older..).map(attempt_facts).collect::<Result<_>>()?,
         wait: task.wait()?,
         open,
         answers: answers.map(|(told, name)| (name, told)).collect(),
