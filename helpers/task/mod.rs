@@ -34,7 +34,7 @@ pub use worker_side::WorkerSide;
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
 /// A task, by its two directories, which need not exist.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Task {
     id: TaskId,
     state_dir: PathBuf,

@@ -20,7 +20,7 @@ use crate::task::{LOCK_LIMIT, numbered};
 use crate::text::lossy;
 
 /// A task's directory in the project, which need not exist.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WorkerSide {
     directory: PathBuf,
 }

@@ -29,7 +29,7 @@ const MODEL: usize = 5;
 const COST: usize = 6;
 
 /// The row of a task in the table. All text is printable.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct TaskRow {
     pub(super) task: Task,
     pub(super) state: State,
@@ -61,7 +61,8 @@ impl TaskRow {
             state: view.state,
             items: (view.plan.done(), view.plan.items().len()),
             model: one_line(&view.record.name),
-            created: SystemTime::now().checked_sub(view.age()).unwrap_or(SystemTime::UNIX_EPOCH),
+            created: humantime::parse_rfc3339(&view.record.created)
+                .unwrap_or_else(|_| SystemTime::now()),
             ran: view.exit.as_ref().map(|_| view.age()),
             usage: view.usage(),
             detail: one_line(&view.detail()),

@@ -60,8 +60,6 @@ pub(super) struct Dashboard {
     /// `true` if the person wants to leave.
     pub(super) over: bool,
     selected: Option<TaskId>,
-    /// Refused answers that wait until nothing else is open, with the reason.
-    refused: Vec<(Answer, String)>,
 }
 
 impl Dashboard {
@@ -108,26 +106,15 @@ impl Dashboard {
         };
     }
 
-    /// Shows the result of a wish. A refused answer is opened again, so that its text is not lost.
-    pub(super) fn end(&mut self, wish: Wish, result: Result<String>) {
-        let error = match result {
-            Ok(line) => return self.message = one_line(&line),
-            Err(error) => one_line(&format!("{error:#}").replace('\n', ";")),
-        };
-        self.message.clone_from(&error);
-        if let Wish::Answer(answer) = wish {
-            self.refused.push((answer, error));
-            self.reopen_refused();
-        }
-    }
-
-    /// Opens the last refused answer, if nothing else is open.
-    fn reopen_refused(&mut self) {
-        if matches!(self.mode, Mode::Tasks)
-            && let Some((answer, why)) = self.refused.pop()
+    /// Shows the result of a wish. A refused answer stays open, so that its text is not lost.
+    pub(super) fn end(&mut self, wish: &Wish, result: Result<String>) {
+        if let (Wish::Answer(sent), Mode::Answer(open), Ok(_)) = (wish, &self.mode, &result)
+            && (sent.task.id(), &sent.question) == (open.task.id(), &open.question)
         {
-            (self.mode, self.message) = (Mode::Answer(answer), why);
+            self.mode = Mode::Tasks;
         }
+        let error = |error| format!("{error:#}").replace('\n', ";");
+        self.message = one_line(&result.unwrap_or_else(error));
     }
 
     /// Inserts pasted text, which may have many lines.
@@ -138,12 +125,6 @@ impl Dashboard {
     }
 
     pub(super) fn key(&mut self, key: KeyEvent) -> Option<Wish> {
-        let wish = self.key_in_mode(key);
-        self.reopen_refused();
-        wish
-    }
-
-    fn key_in_mode(&mut self, key: KeyEvent) -> Option<Wish> {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         self.over |= control && key.code == KeyCode::Char('c');
         self.message.clear();
@@ -152,7 +133,9 @@ impl Dashboard {
             Mode::Answer(mut answer) => {
                 match key.code {
                     KeyCode::Esc => return None,
+                    // The editor stays until the answer was taken.
                     KeyCode::Enter if !answer.text.trim().is_empty() => {
+                        self.mode = Mode::Answer(answer.clone());
                         return Some(Wish::Answer(answer));
                     }
                     KeyCode::Backspace => drop(answer.text.pop()),
@@ -235,23 +218,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refused_answers_return_when_nothing_else_is_open() {
+    fn refused_answer_stays_in_the_editor() {
         let task = Task::new("x".parse().expect("an id"), "x".into(), "x".into());
-        let answer = |text: &str| {
-            let (task, question) = (task.clone(), "001".to_owned());
-            Wish::Answer(Answer { task, question, text: text.into() })
-        };
+        let answer = Answer { task, question: "001".into(), text: "this".into() };
         let mut dashboard = Dashboard::new("shop".into());
-        dashboard.mode = Mode::Log { task: task.clone(), text: String::new(), up: 0 };
-        dashboard.end(answer("one"), Err(anyhow::anyhow!("it has one")));
-        dashboard.end(answer("two"), Err(anyhow::anyhow!("it has one")));
-        assert!(matches!(dashboard.mode, Mode::Log { .. }));
-        for typed in ["two", "one"] {
-            dashboard.key(KeyCode::Esc.into());
-            let Mode::Answer(answer) = &dashboard.mode else { panic!("{:?}", dashboard.mode) };
-            assert_eq!((&*answer.text, &*dashboard.message), (typed, "it has one"));
+        dashboard.mode = Mode::Answer(answer);
+        for (result, is_open) in
+            [(Err(anyhow::anyhow!("it has\none")), true), (Ok("answered".to_owned()), false)]
+        {
+            let wish = dashboard.key(KeyCode::Enter.into()).expect("an answer");
+            dashboard.end(&wish, result);
+            assert_eq!(matches!(&dashboard.mode, Mode::Answer(it) if it.text == "this"), is_open);
+            assert_eq!(dashboard.message, if is_open { "it has;one" } else { "answered" });
         }
-        dashboard.key(KeyCode::Esc.into());
         assert!(matches!(dashboard.mode, Mode::Tasks));
     }
 }

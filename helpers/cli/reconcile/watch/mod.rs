@@ -24,7 +24,6 @@ use crate::cli::monitor;
 use crate::cli::reconcile::status::{self, StatusArgs, broken_line};
 use crate::cli::reconcile::table::{TaskRow, one_line};
 use crate::cli::{complain, say};
-use crate::domain::Usage;
 use crate::error::Exit;
 use crate::fault;
 use crate::ops::stop;
@@ -111,7 +110,7 @@ fn show(
                 }
                 Update::Input(Input::Paste(text)) => dashboard.paste(&text),
                 Update::Input(_) => {}
-                Update::Done(wish, result) => dashboard.end(wish, result),
+                Update::Done(wish, result) => dashboard.end(&wish, result),
                 Update::End(result) => return result,
             }
         }
@@ -207,13 +206,14 @@ impl Screen {
 
     fn draw(&mut self, dashboard: &Dashboard) -> Result<()> {
         let (columns, rows) = terminal::size().context("cannot ask for the terminal's size")?;
-        let frame = screen::frame(dashboard, columns.into(), rows.into(), SystemTime::now());
+        let (lines, cursor) =
+            screen::frame(dashboard, columns.into(), rows.into(), SystemTime::now());
         let mut out = Vec::new();
         queue!(out, terminal::BeginSynchronizedUpdate, cursor::Hide)?;
-        for (row, line) in (0..).zip(&frame.lines) {
+        for (row, line) in (0..).zip(&lines) {
             queue!(out, cursor::MoveTo(0, row), Clear(ClearType::CurrentLine), Print(line))?;
         }
-        if let Some((column, row)) = frame.cursor {
+        if let Some((column, row)) = cursor {
             queue!(out, cursor::MoveTo(column as u16, row as u16), cursor::Show)?;
         }
         queue!(out, terminal::EndSynchronizedUpdate)?;
@@ -228,16 +228,13 @@ impl Drop for Screen {
     }
 }
 
-/// A task's row, or the line that says why the task cannot be read.
-type Row = Result<TaskRow, String>;
-
 /// Tells of the tasks at once, and again whenever they have changed, until a signal comes or nobody
 /// listens any more.
 pub(super) fn tell_of_changes(
     mut tasks: LiveTasks,
     tell: &mut dyn FnMut(Vec<TaskRow>, Vec<String>) -> bool,
 ) -> Result<()> {
-    let mut rows: BTreeMap<PathBuf, Row> = BTreeMap::new();
+    let mut rows: BTreeMap<PathBuf, Result<TaskRow, String>> = BTreeMap::new();
     let (mut broken, mut told) = (Vec::new(), false);
     loop {
         let changes = tasks.refresh();
@@ -246,8 +243,7 @@ pub(super) fn tell_of_changes(
         for id in changes.read {
             let Some(read) = tasks.get(&id) else { continue };
             let row = read.as_ref().map(TaskRow::new).map_err(|it| one_line(&broken_line(it)));
-            changed |= rows.get(&id).map(look) != Some(look(&row));
-            rows.insert(id, row);
+            changed |= rows.insert(id, row.clone()) != Some(row);
         }
         let before = rows.len();
         rows.retain(|id, _| tasks.get(id).is_some());
@@ -265,11 +261,6 @@ pub(super) fn tell_of_changes(
             return Ok(());
         }
     }
-}
-
-/// The parts of a row that are compared: everything but ages.
-fn look(row: &Row) -> Result<(String, Option<&Usage>), &String> {
-    row.as_ref().map(|row| (row.line(), row.usage.as_ref()))
 }
 
 /// Prints the tasks that are not done, and then each task that changes, until a signal comes.

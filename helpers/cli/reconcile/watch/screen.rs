@@ -14,15 +14,14 @@ const QUESTION: usize = 4;
 /// How many lines of a message are shown.
 const MESSAGE: usize = 3;
 
-/// A whole screen.
-pub(super) struct Frame {
-    pub(super) lines: Vec<Line>,
-    /// Column and row of the cursor, where something is typed.
-    pub(super) cursor: Option<(usize, usize)>,
-}
-
-/// Draws the dashboard. In a small window, what the person needs most stays.
-pub(super) fn frame(dashboard: &Dashboard, width: usize, height: usize, now: SystemTime) -> Frame {
+/// Draws the dashboard as lines, with the column and row of the cursor where something is typed. In a
+/// small window, what the person needs most stays.
+pub(super) fn frame(
+    dashboard: &Dashboard,
+    width: usize,
+    height: usize,
+    now: SystemTime,
+) -> (Vec<Line>, Option<(usize, usize)>) {
     let foot = if height > 2 { foot(dashboard, width) } else { Vec::new() };
     let room = height.saturating_sub(foot.len());
     let (mut lines, mut cursor) = (Vec::new(), None);
@@ -51,7 +50,7 @@ pub(super) fn frame(dashboard: &Dashboard, width: usize, height: usize, now: Sys
     lines.resize_with(room, Line::default);
     lines.extend(foot);
     lines.truncate(height);
-    Frame { lines: lines.into_iter().map(|line| line.cut(width)).collect(), cursor }
+    (lines.into_iter().map(|line| line.cut(width)).collect(), cursor)
 }
 
 /// How many lines the heading takes.
@@ -265,12 +264,12 @@ mod tests {
             dashboard.mode = mode;
             let widths = (0..20).chain((20..130).step_by(7));
             for (columns, lines) in widths.flat_map(|it| (0..24).map(move |lines| (it, lines))) {
-                let frame = frame(&dashboard, columns, lines, SystemTime::now());
-                assert_eq!(frame.lines.len(), lines);
-                let widest = frame.lines.iter().map(Line::width).max().unwrap_or_default();
+                let (frame, cursor) = frame(&dashboard, columns, lines, SystemTime::now());
+                assert_eq!(frame.len(), lines);
+                let widest = frame.iter().map(Line::width).max().unwrap_or_default();
                 assert!(widest <= columns, "{widest} columns of {columns}");
                 let outside = |(column, row)| column >= columns || row >= lines;
-                assert!(!frame.cursor.is_some_and(outside) || columns * lines == 0);
+                assert!(!cursor.is_some_and(outside) || columns * lines == 0);
             }
         }
     }
@@ -280,8 +279,8 @@ mod tests {
         let mut dashboard =
             dashboard((0..30).map(|n| row(&format!("t{n}"), State::Running)).collect());
         for n in 0..30 {
-            let frame = frame(&dashboard, 80, 20, SystemTime::now());
-            let screen: Vec<_> = frame.lines.iter().map(Line::text).collect();
+            let (frame, _) = frame(&dashboard, 80, 20, SystemTime::now());
+            let screen: Vec<_> = frame.iter().map(Line::text).collect();
             let selected = screen.iter().find(|line| line.starts_with('›'));
             assert!(selected.is_some_and(|it| it.contains(&format!(" t{n} "))), "{screen:#?}");
             dashboard.key(crossterm::event::KeyCode::Down.into());
