@@ -46,7 +46,7 @@ impl From<Exit> for std::process::ExitCode {
 }
 
 /// A failure with an exit code and a remedy. Prints as at most three lines.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Refusal {
     exit: Exit,
     what: String,

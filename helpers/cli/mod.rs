@@ -6,6 +6,7 @@ pub mod reconcile;
 pub mod spawn;
 pub mod worker;
 
+use std::error::Error as _;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -68,7 +69,7 @@ fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
             let _ = error.print();
             Ok(Exit::Ok)
         }
-        Err(error) => Err(usage(&error.to_string(), &command).into()),
+        Err(error) => Err(usage(&error, &command).into()),
     };
     let exit = exit.unwrap_or_else(|error| {
         complain(format!("{name}: {error:#}"));
@@ -121,8 +122,13 @@ fn is_denied(error: &Error) -> bool {
     error.chain().find_map(kind) == Some(io::ErrorKind::PermissionDenied)
 }
 
-/// Shortens clap's message to what is wrong, what was meant, and the help of the command.
-fn usage(message: &str, mut command: &Command) -> Refusal {
+/// The refusal of a value by its own type. Else clap's message, shortened to what is wrong, what was
+/// meant, and the help of the command.
+fn usage(error: &clap::Error, mut command: &Command) -> Refusal {
+    if let Some(refusal) = error.source().and_then(|it| it.downcast_ref::<Refusal>()) {
+        return refusal.clone();
+    }
+    let message = error.to_string();
     let mut help = command.get_name().to_owned();
     for word in std::env::args().skip(1) {
         if let Some(found) = command.find_subcommand(&word) {

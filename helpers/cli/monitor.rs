@@ -47,7 +47,7 @@ const LAST_LINE: usize = 260;
 pub struct Args {
     /// The tasks to wait for [default: all tasks of the project]
     #[arg(value_name = "TASK", conflicts_with = "answer")]
-    tasks: Vec<String>,
+    tasks: Vec<TaskId>,
     /// Stop waiting after this time, for example 90s or 10m [default: wait while a worker runs]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -87,7 +87,7 @@ pub fn main() -> ExitCode {
 }
 
 fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
-    let only: Vec<TaskId> = args.tasks.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
+    let only = args.tasks.clone();
     for id in &only {
         project.existing_task(id)?.view()?;
     }

@@ -3,19 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use serde_json::json;
 
 use crate::cli::{directory, done, project, refuse_elsewhere, run, say, text};
-use crate::domain::{Access, BUDGETS, Budget, PromptVia, TaskId};
+use crate::domain::{PromptVia, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::host::refuse_undecided;
 use crate::news::notify;
-use crate::ops::Start;
 use crate::ops::dispatch::{self, Prepared};
 use crate::ops::resume::{self, Resumed};
+use crate::ops::{Request, Start};
 use crate::place::{self, link};
 use crate::process::{TASK_DIR, is_host_variable};
 use crate::project::Project;
@@ -39,70 +39,27 @@ use crate::worker::{agent, sandbox};
 pub struct Args {
     /// The id of the task: lower-case words joined by '-'
     #[arg(value_name = "TASK", required_unless_present_any = ["supervise", "notify", "mirror", "serve", "carry", "sources"])]
-    task: Option<String>,
-    /// A model or an alias of the config [default: the config's default]
-    #[arg(long, value_name = "NAME")]
-    model: Option<String>,
-    /// Give the worker a git worktree and a branch of its own
-    #[arg(long)]
-    worktree: bool,
-    /// Begin the worktree with the uncommitted changes of this checkout
-    #[arg(long)]
-    with_changes: bool,
-    /// Run the worker at this place of the config, in a worktree there
-    #[arg(long = "on", value_name = "PLACE", conflicts_with = "agent")]
-    place: Option<String>,
-    /// Access of the worker [default: the backend's access, else write]
-    #[arg(long, value_enum)]
-    access: Option<Access>,
+    task: Option<TaskId>,
     /// Read the plan from FILE or standard input [default: the task's plan.md]
     #[arg(long, value_name = "FILE|-")]
     plan: Option<String>,
-    /// Start when TASK is done (repeatable)
-    #[arg(long, value_name = "TASK")]
-    after: Vec<String>,
-    /// Count the task as done only if COMMAND succeeds in its directory (repeatable)
-    #[arg(long, value_name = "COMMAND", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    check: Vec<String>,
-    /// Ask before the task uses more than LIMIT, as 5usd,2Mtok,90m [default: the config's]
-    #[arg(long, value_name = "LIMIT")]
-    budget: Option<String>,
-    /// Count the task as done only if NAME, a model that reads the work, has no findings
-    #[arg(long, value_name = "NAME")]
-    review: Option<String>,
-    /// Work on the branch of the task after --after, instead of one of its own
-    #[arg(long, requires = "after")]
-    continue_branch: bool,
-    /// Use an agent of this session for Claude, whatever the config's route is
-    #[arg(long, conflicts_with = "may_dispatch")]
-    agent: bool,
+    #[command(flatten)]
+    request: Request,
     /// Resume a task's remaining items (`--model` picks another worker); start a waiting task now
-    #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "check", "review", "agent", "may_dispatch", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["plan", "worktree", "after", "check", "review", "agent", "may_dispatch", "keep", "dry_run"])]
     resume: bool,
-    /// Tick this unwanted item, named by its number or words (repeatable)
-    #[arg(long, value_name = "ITEM", requires = "resume")]
-    skip: Vec<String>,
     /// Print the command that would run, and start nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the command as JSON
     #[arg(long, requires = "dry_run")]
     json: bool,
-    /// Keep what the finished worker leaves running, until `stop` or `clean TASK`
-    #[arg(long, conflicts_with_all = ["resume", "check"])]
-    keep: bool,
-    /// Let the worker dispatch tasks of its own (only at full access)
-    #[arg(long)]
-    may_dispatch: bool,
     /// Allow this call from inside a worker with --may-dispatch
     #[arg(long)]
     nested: bool,
     /// Work in this directory [default: the current one]
     #[arg(short = 'C', value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Start in this directory below the top of the worktree
-    #[arg(long, value_name = "DIR", hide = true)]
-    below: Option<PathBuf>,
     /// Run as the supervisor of the task with this state directory
     #[arg(long, value_name = "STATE", hide = true)]
     supervise: Option<PathBuf>,
@@ -171,55 +128,32 @@ pub fn main() -> ExitCode {
             return Refusal::new(Exit::Usage, "a worker cannot start workers")
                 .refuse("do the work yourself, or add --nested if the task asks for workers");
         }
-        let id: TaskId = args.task.as_deref().unwrap_or_default().parse()?;
+        let id = args.task.clone().context("no task")?;
         let here = directory(args.directory.as_deref())?;
         let project = project(args.directory.as_deref())?;
         if args.resume {
             project.refuse_moved()?;
             let task = project.existing_task(&id)?;
             refuse_elsewhere(&project, &task)?;
-            resume(&args, &project, &task)
+            resume(&args.request, &project, &task)
         } else {
             if project.is_elsewhere() && !args.dry_run {
                 refuse_undecided("a task in another project")?;
             }
-            if args.may_dispatch && outer.is_none() && !args.dry_run {
+            if args.request.may_dispatch && outer.is_none() && !args.dry_run {
                 refuse_undecided("a worker that dispatches tasks")?;
             }
             // A dry run sets nothing aside.
             let project = if args.dry_run { project } else { project.for_dispatch()? };
-            start(&args, &project, id, here)
+            start(args, &project, id, here)
         }
     })
 }
 
 /// Dispatches a task, or prints what would run.
-fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Exit> {
+fn start(args: Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Exit> {
     let plan = args.plan.as_deref().map(|plan| read_plan(plan, &id, &here)).transpose()?;
-    let request = dispatch::Request {
-        id,
-        model: args.model.clone(),
-        access: args.access,
-        worktree: args.worktree,
-        with_changes: args.with_changes,
-        continue_branch: args.continue_branch,
-        may_dispatch: args.may_dispatch,
-        agent: args.agent,
-        keep: args.keep,
-        checks: args.check.clone(),
-        review: args.review.clone(),
-        budget: budget(args)?,
-        place: args.place.clone(),
-        after: args.after.iter().map(|id| id.parse()).collect::<Result<_, _>>()?,
-        plan,
-        directory: here,
-        below: args.below.clone().unwrap_or_default(),
-    };
-    if request.with_changes && !request.worktree && request.place.is_none() {
-        return Refusal::new(Exit::Usage, "--with-changes is for a worktree")
-            .refuse("add --worktree or --on, or leave it out");
-    }
-    let prepared = dispatch::prepare(project, request, !args.dry_run)?;
+    let prepared = dispatch::prepare(project, id, here, plan, args.request, !args.dry_run)?;
     if args.dry_run {
         return dry_run(&prepared, args.json);
     }
@@ -227,12 +161,6 @@ fn start(args: &Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Ex
     let dispatched = prepared.start(project)?;
     dispatched.remarks.iter().for_each(say);
     done(start_line(&task, &name, Some(&dispatched.summary), dispatched.start?))
-}
-
-/// The budget that the person gave.
-fn budget(args: &Args) -> Result<Option<Budget>> {
-    let wrong = |error: String| Refusal::new(Exit::Usage, error).next(BUDGETS);
-    Ok(args.budget.as_deref().map(|it| it.parse().map_err(wrong)).transpose()?)
 }
 
 /// The plan's text and its source.
@@ -289,16 +217,9 @@ fn dry_run(prepared: &Prepared, json: bool) -> Result<Exit> {
 }
 
 /// Resumes the remaining items of a task.
-fn resume(args: &Args, project: &Project, task: &Task) -> Result<Exit> {
-    let request = resume::Request {
-        model: args.model.clone(),
-        access: args.access,
-        skip: args.skip.clone(),
-        budget: budget(args)?,
-        place: args.place.clone(),
-    };
+fn resume(request: &Request, project: &Project, task: &Task) -> Result<Exit> {
     let mut remarks = Vec::new();
-    let resumed = resume::resume(project, task, &request, &mut remarks);
+    let resumed = resume::resume(project, task, request, &mut remarks);
     remarks.iter().for_each(say);
     let resumed = resumed?;
     done(match resumed {

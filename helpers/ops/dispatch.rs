@@ -7,14 +7,14 @@ use anyhow::{Context, Result};
 
 use crate::config::choose::{self, Chosen, How};
 use crate::config::{Choice, Config};
-use crate::domain::{Access, Budget, TaskId};
+use crate::domain::{Access, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::git::{self, PlannedWorktree};
 use crate::host::refuse_undecided;
 use crate::ids::{now, random_hex};
-use crate::ops::{self, Start};
+use crate::ops::{self, Request, Start};
 use crate::place;
 use crate::plan::Plan;
 use crate::process::{TASK_DIR, calling_host};
@@ -23,45 +23,6 @@ use crate::task::{self, Dependency, Record, State, Task, View};
 use crate::text::{count, sanitize};
 use crate::tools::{self, Invocation};
 use crate::worker::{self, prompt, review};
-
-/// The request of a person for a new task.
-#[derive(Debug)]
-pub struct Request {
-    /// The task's name.
-    pub id: TaskId,
-    /// The worker's name in the config; `None` for the default.
-    pub model: Option<String>,
-    /// The access; `None` for the backend's own.
-    pub access: Option<Access>,
-    /// `true` if the worker gets a worktree of its own.
-    pub worktree: bool,
-    /// True if the worktree begins with the uncommitted changes of the checkout.
-    pub with_changes: bool,
-    /// True if the worker works on the branch of the first task before it.
-    pub continue_branch: bool,
-    /// True if the worker may dispatch tasks of its own.
-    pub may_dispatch: bool,
-    /// True if the worker has to be an agent of the host.
-    pub agent: bool,
-    /// True if what the worker leaves running stays when it has finished.
-    pub keep: bool,
-    /// The commands that must succeed before the task is done.
-    pub checks: Vec<String>,
-    /// The most that the task may use before the person is asked; `None` for the config's.
-    pub budget: Option<Budget>,
-    /// The model or alias that must approve the work before the task is done.
-    pub review: Option<String>,
-    /// The tasks that must be done first.
-    pub after: Vec<TaskId>,
-    /// The plan and where it came from; `None` for the task's plan.md.
-    pub plan: Option<(String, PathBuf)>,
-    /// The place to work at; `None` for this machine.
-    pub place: Option<String>,
-    /// The directory to work in, canonical.
-    pub directory: PathBuf,
-    /// The worker's directory in a worktree of a repository without a checkout; empty for its top.
-    pub below: PathBuf,
-}
 
 /// A dispatch that passed every check and has changed nothing in the project.
 #[derive(Debug)]
@@ -96,17 +57,28 @@ pub struct Dispatched {
     pub remarks: Vec<String>,
 }
 
-/// Checks a request. With `discover`, a model that only a CLI on this machine knows is added to the
+/// Checks the request for a task with this id in the canonical `directory`, with a plan and its source
+/// (`None`: the task's plan.md). With `discover`, a model that only a CLI on this machine knows is added to the
 /// config.
 ///
 /// # Errors
 /// Any obstacle that can be known in advance.
-pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Prepared> {
-    let Request { id, directory, .. } = request;
+pub fn prepare(
+    project: &Project,
+    id: TaskId,
+    directory: PathBuf,
+    plan: Option<(String, PathBuf)>,
+    request: Request,
+    discover: bool,
+) -> Result<Prepared> {
+    if request.with_changes && !request.worktree && request.place.is_none() {
+        return Refusal::new(Exit::Usage, "--with-changes is for a worktree")
+            .refuse("add --worktree or --on, or leave it out");
+    }
     let task = project.task(&id);
     refuse_taken(&task)?;
-    let replaces_plan = request.plan.is_some();
-    let (plan, source) = match request.plan {
+    let replaces_plan = plan.is_some();
+    let (plan, source) = match plan {
         Some(given) => given,
         None => plan_of(&task, &directory)?,
     };
@@ -127,7 +99,7 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
     if discover && outer.is_none() && access > usual {
         refuse_undecided(&format!("{access} access, where {} has {usual}", choice.backend))?;
     }
-    let checks: Vec<_> = request.checks.into_iter().chain(choice.check.clone()).collect();
+    let checks: Vec<_> = request.check.into_iter().chain(choice.check.clone()).collect();
     let budget = request.budget.map_or_else(|| config.budget_of(&choice.settings), Ok)?;
     // A task after one with a worktree starts from that task's branch.
     if let Some(name) = &request.place {
@@ -154,8 +126,14 @@ pub fn prepare(project: &Project, request: Request, discover: bool) -> Result<Pr
         request.may_dispatch || request.keep,
     ];
     let route = ops::route(choice, request.agent, needs)?;
-    let planned =
-        worktree.then(|| git::plan_worktree(&id, &directory, &request.below, request.with_changes));
+    let planned = worktree.then(|| {
+        git::plan_worktree(
+            &id,
+            &directory,
+            &request.below.unwrap_or_default(),
+            request.with_changes,
+        )
+    });
     let mut worktree = planned.transpose()?;
     if is_tracked.is_some_and(|asked| asked.join().unwrap_or(true)) {
         return Refusal::new(Exit::Data, format!("git tracks the plan of '{id}'"))

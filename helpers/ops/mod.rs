@@ -10,11 +10,14 @@ pub mod resume;
 pub mod stale;
 pub mod stop;
 
+use std::path::PathBuf;
+
 use anyhow::Result;
+use clap::builder::NonEmptyStringValueParser;
 
 use crate::config::choose::{Chosen, How, replacements};
 use crate::config::{Choice, Config};
-use crate::domain::Route;
+use crate::domain::{Access, BUDGETS, Budget, Route, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::process::calling_host;
 use crate::task::{Record, Task};
@@ -22,6 +25,60 @@ use crate::tools::detect::logged_out;
 use crate::tools::is_known;
 use crate::worker::agent;
 use crate::worker::supervise::{self, StartOutcome};
+
+/// The options of a person who dispatches or resumes a task. The texts are the help of `dispatch-spawn`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Request {
+    /// A model or an alias of the config [default: the config's default]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Give the worker a git worktree and a branch of its own
+    #[arg(long)]
+    pub worktree: bool,
+    /// Begin the worktree with the uncommitted changes of this checkout
+    #[arg(long)]
+    pub with_changes: bool,
+    /// Run the worker at this place of the config, in a worktree there
+    #[arg(long = "on", value_name = "PLACE", conflicts_with = "agent")]
+    pub place: Option<String>,
+    /// Access of the worker [default: the backend's access, else write]
+    #[arg(long, value_enum)]
+    pub access: Option<Access>,
+    /// Start when TASK is done (repeatable)
+    #[arg(long, value_name = "TASK")]
+    pub after: Vec<TaskId>,
+    /// Count the task as done only if COMMAND succeeds in its directory (repeatable)
+    #[arg(long, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
+    pub check: Vec<String>,
+    /// Ask before the task uses more than LIMIT, as 5usd,2Mtok,90m [default: the config's]
+    #[arg(long, value_name = "LIMIT", value_parser = budget)]
+    pub budget: Option<Budget>,
+    /// Count the task as done only if NAME, a model that reads the work, has no findings
+    #[arg(long, value_name = "NAME")]
+    pub review: Option<String>,
+    /// Work on the branch of the task after --after, instead of one of its own
+    #[arg(long, requires = "after")]
+    pub continue_branch: bool,
+    /// Use an agent of this session for Claude, whatever the config's route is
+    #[arg(long, conflicts_with = "may_dispatch")]
+    pub agent: bool,
+    /// Tick this unwanted item, named by its number or words (repeatable)
+    #[arg(long, value_name = "ITEM", requires = "resume")]
+    pub skip: Vec<String>,
+    /// Keep what the finished worker leaves running, until `stop` or `clean TASK`
+    #[arg(long, conflicts_with = "check")]
+    pub keep: bool,
+    /// Let the worker dispatch tasks of its own (only at full access)
+    #[arg(long)]
+    pub may_dispatch: bool,
+    /// Start in this directory below the top of the worktree
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub below: Option<PathBuf>,
+}
+
+fn budget(text: &str) -> Result<Budget, Refusal> {
+    text.parse().map_err(|error: String| Refusal::new(Exit::Usage, error).next(BUDGETS))
+}
 
 /// The start of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]

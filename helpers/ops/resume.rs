@@ -5,34 +5,19 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::config::{Config, choose};
-use crate::domain::{Access, Budget, HERE, Route, Worktree};
+use crate::domain::{Access, HERE, Route, Worktree};
 use crate::error::{Exit, Refusal};
 use crate::files::Lock;
 use crate::git::short_id;
 use crate::host::refuse_undecided;
 use crate::ids::{now, random_hex};
-use crate::ops::{self, Start};
+use crate::ops::{self, Request, Start};
 use crate::place::{self, Demand, refuse_unfit};
 use crate::plan::{Marker, Plan};
 use crate::process::{Life, calling_host};
 use crate::project::Project;
 use crate::task::{ExitRecord, Record, Remote, State, Task, View};
 use crate::worker::{self, supervise};
-
-/// The request of a person to resume a task.
-#[derive(Clone, Debug, Default)]
-pub struct Request {
-    /// Another worker's name in the config.
-    pub model: Option<String>,
-    /// Another access.
-    pub access: Option<Access>,
-    /// The items that the person does not want, by number or words.
-    pub skip: Vec<String>,
-    /// Another budget, which counts from now on.
-    pub budget: Option<Budget>,
-    /// Another place; [`HERE`] for this machine.
-    pub place: Option<String>,
-}
 
 /// How long a supervisor that has recorded the end of its worker may take to exit.
 const EXIT: Duration = Duration::from_secs(10);

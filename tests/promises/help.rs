@@ -353,6 +353,9 @@ Arguments:
           The id of the task: lower-case words joined by '-'
 
 Options:
+      --plan <FILE|->
+          Read the plan from FILE or standard input [default: the task's plan.md]
+
       --model <NAME>
           A model or an alias of the config [default: the config's default]
 
@@ -373,9 +376,6 @@ Options:
           - write: Change the project and run its commands
           - full:  Anything, without prompting
 
-      --plan <FILE|->
-          Read the plan from FILE or standard input [default: the task's plan.md]
-
       --after <TASK>
           Start when TASK is done (repeatable)
 
@@ -394,23 +394,23 @@ Options:
       --agent
           Use an agent of this session for Claude, whatever the config's route is
 
-      --resume
-          Resume a task's remaining items (`--model` picks another worker); start a waiting task now
-
       --skip <ITEM>
           Tick this unwanted item, named by its number or words (repeatable)
-
-      --dry-run
-          Print the command that would run, and start nothing
-
-      --json
-          Print the command as JSON
 
       --keep
           Keep what the finished worker leaves running, until `stop` or `clean TASK`
 
       --may-dispatch
           Let the worker dispatch tasks of its own (only at full access)
+
+      --resume
+          Resume a task's remaining items (`--model` picks another worker); start a waiting task now
+
+      --dry-run
+          Print the command that would run, and start nothing
+
+      --json
+          Print the command as JSON
 
       --nested
           Allow this call from inside a worker with --may-dispatch

@@ -28,7 +28,7 @@ use crate::worker::{self, sandbox};
 pub(super) struct CleanArgs {
     /// The tasks to remove, also failed or stopped ones [default: all that are done]
     #[arg(value_name = "TASK")]
-    tasks: Vec<String>,
+    tasks: Vec<TaskId>,
     /// Only tasks that ended at least this long ago, like 7d
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
@@ -43,7 +43,7 @@ pub(super) struct CleanArgs {
 /// Removes the tasks that were asked for, and prints what happened to each.
 pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
     refuse_worker()?;
-    let named = args.tasks.iter().map(|id| project.existing_task(&id.parse::<TaskId>()?));
+    let named = args.tasks.iter().map(|id| project.existing_task(id));
     let named = named.collect::<Result<Vec<_>>>()?;
     let all = project.tasks();
     if !args.dry_run {

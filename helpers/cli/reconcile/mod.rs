@@ -70,7 +70,7 @@ enum ReconcileCommand {
     /// Example: dispatch-reconcile show fix-login-bug
     Show {
         /// The task's id
-        task: String,
+        task: TaskId,
         #[command(flatten)]
         form: show::Form,
     },
@@ -106,7 +106,7 @@ enum ReconcileCommand {
     /// Example: dispatch-reconcile stop fix-login-bug
     Stop {
         /// The task's id
-        task: String,
+        task: TaskId,
     },
     /// Merge a task's branch into the branch that is checked out here
     ///
@@ -118,7 +118,7 @@ enum ReconcileCommand {
     /// Example: dispatch-reconcile merge fix-login-bug
     Merge {
         /// The task's id
-        task: String,
+        task: TaskId,
         #[command(flatten)]
         args: merge::MergeArgs,
     },
@@ -158,7 +158,7 @@ enum ReconcileCommand {
     /// Example: dispatch-reconcile note fix-login-bug 'Keep the old API.'
     Note {
         /// The task's id
-        task: String,
+        task: TaskId,
         /// The note; - reads it from standard input
         #[arg(allow_hyphen_values = true, value_name = "TEXT|-")]
         text: String,
@@ -169,9 +169,9 @@ enum ReconcileCommand {
 pub fn main() -> ExitCode {
     run(|args: Args| {
         let project = || project(args.directory.as_deref());
-        let task = |id: &str| -> Result<Task> { project()?.existing_task(&id.parse::<TaskId>()?) };
+        let task = |id| -> Result<Task> { project()?.existing_task(id) };
         // The task that a command acts on.
-        let subject = |id: &str| -> Result<Task> {
+        let subject = |id| -> Result<Task> {
             let task = task(id)?;
             refuse_elsewhere(&project()?, &task)?;
             Ok(task)
