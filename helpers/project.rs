@@ -23,6 +23,7 @@ use crate::files::{self, Lock};
 use crate::ids::{long_hash, random_hex};
 use crate::process::TASK_DIR;
 use crate::task::{State, Task};
+use crate::text::sort;
 use identity::{ProjectRecord, common_directory, main_worktree};
 
 pub use ends::{End, Ends};
@@ -338,7 +339,7 @@ impl Project {
         let present: HashSet<&OsStr> = present.iter().map(|(name, _)| name.as_os_str()).collect();
         let names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());
         let mut ids: Vec<TaskId> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
-        ids.sort_unstable();
+        sort(&mut ids, Ord::cmp);
         for id in ids {
             let task = self.task(&id);
             if let Some(end) = ends.get(&task) {
@@ -373,7 +374,7 @@ impl Project {
         // A dispatch that is at work makes the state's directory first.
         let is_foreign = |task: Task| !task.state_dir().exists() && task.side().has_files();
         let mut ids: Vec<_> = ids.filter(|id| is_foreign(self.task(id))).collect();
-        ids.sort_unstable();
+        sort(&mut ids, Ord::cmp);
         ids
     }
 

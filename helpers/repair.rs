@@ -18,7 +18,7 @@ use crate::place;
 use crate::process::TASK_DIR;
 use crate::project::{Broken, Project, TaskList};
 use crate::task::{Record, State, Task, View};
-use crate::text::{count, shell_word};
+use crate::text::{count, shell_word, sort};
 use crate::worker::supervise;
 
 /// How far a file system's clock may lag behind this machine's.
@@ -108,7 +108,7 @@ pub fn repair(project: &Project, list: TaskList) -> Repaired {
         }
         repairs.temporary = remove_leftovers(project, views);
     }
-    repaired.views.sort_by_key(|view| view.state);
+    sort(&mut repaired.views, |one, other| one.state.cmp(&other.state));
     repaired
 }
 
@@ -229,7 +229,7 @@ fn artifacts(repository: &Path) -> Vec<Artifact> {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
         names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
-        names.sort_unstable();
+        sort(&mut names, Ord::cmp);
         names
     };
     let directory = git::worktrees_directory(repository).unwrap_or_default();

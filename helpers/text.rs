@@ -1,5 +1,6 @@
-//! Cleaning, quoting and shortening text, wherever it comes from.
+//! Cleaning, quoting and shortening text, wherever it comes from, and sorting.
 
+use std::cmp::Ordering;
 use std::str::Chars;
 
 /// Text of any bytes; what is not UTF-8 is replaced by U+FFFD.
@@ -244,6 +245,27 @@ pub fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     let before = &text[..begin];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+/// Sorts a list and keeps the order of equal elements. The standard library compiles its sort anew for each
+/// type, at 4 KB of program; this function sorts the positions of any list with one of them.
+pub fn sort<T>(list: &mut Vec<T>, compare: impl Fn(&T, &T) -> Ordering) {
+    let order = order(list.len(), &|one, other| compare(&list[one], &list[other]));
+    let mut elements: Vec<Option<T>> = list.drain(..).map(Some).collect();
+    list.extend(order.into_iter().filter_map(|at| elements[at].take()));
+}
+
+fn order(length: usize, compare: &dyn Fn(usize, usize) -> Ordering) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..length).collect();
+    order.sort_by(|one, other| compare(*one, *other));
+    order
+}
+
+/// Collects into a map or set, element by element. Their own `collect` compiles a sort for each type too.
+pub fn collect<C: Default + Extend<T>, T>(elements: impl Iterator<Item = T>) -> C {
+    let mut collection = C::default();
+    collection.extend(elements);
+    collection
 }
 
 #[cfg(test)]

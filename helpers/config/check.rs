@@ -8,7 +8,7 @@ use crate::config::spans::{Node, tree};
 use crate::config::{AliasEntry, Config};
 use crate::domain::Backend;
 use crate::error::{Exit, Refusal};
-use crate::text::line_and_column;
+use crate::text::{line_and_column, sort};
 use crate::tools::{is_known, missing_program, obsolete_flags, program_of};
 
 /// All problems of a config's text, from top to bottom.
@@ -28,7 +28,8 @@ pub fn problems(text: &str, path: &Path) -> Result<Vec<Problem>, Refusal> {
         let backend = Backend { command: Some(command.clone()), ..Backend::default() };
         check.command("agents", name, &backend);
     }
-    check.problems.sort_by_key(|problem| (problem.line, problem.column));
+    let place = |problem: &Problem| (problem.line, problem.column);
+    sort(&mut check.problems, |one, other| place(one).cmp(&place(other)));
     Ok(check.problems)
 }
 
@@ -221,7 +222,7 @@ pub(super) fn closest<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> 
         })
         .filter(|(score, name)| *score <= name.len().max(3) / 2)
         .collect();
-    scored.sort_unstable();
+    sort(&mut scored, Ord::cmp);
     scored.into_iter().take(3).map(|(_, name)| name).collect()
 }
 

@@ -12,6 +12,7 @@ use crate::config::edit::Edit;
 use crate::config::{Choice, Config, edit};
 use crate::domain::Backend;
 use crate::error::{Exit, Refusal};
+use crate::text::sort;
 use crate::tools::detect::{InstalledCli, detect};
 use crate::tools::models::{Listing, models, preferred_backend, provider};
 use crate::tools::program_of;
@@ -165,9 +166,10 @@ pub fn replacements(config: &Config, name: &str) -> Result<Vec<(String, String)>
     let is_other = |id: &String| failed.model.as_ref() != Some(id);
     let models = config.models.iter();
     let mut rest: Vec<_> = models.filter(|(id, backend)| is_other(id) && works(backend)).collect();
-    rest.sort_by_key(|(id, backend)| {
+    let rank = |(id, backend): &(&String, &String)| {
         (**backend == failed.backend, provider(id) != family, config.default.as_ref() != Some(id))
-    });
+    };
+    sort(&mut rest, |one, other| rank(one).cmp(&rank(other)));
     let mut providers = BTreeSet::new();
     rest.retain(|(id, _)| providers.insert(provider(id)));
     Ok(rest.into_iter().take(3).map(|(id, backend)| (id.clone(), backend.clone())).collect())

@@ -22,6 +22,7 @@ use crate::domain::PromptVia;
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::{self, Lock};
+use crate::text::sort;
 
 /// A key with its value.
 pub type Field = (&'static str, String);
@@ -158,7 +159,7 @@ pub(super) fn map(fields: &[Field]) -> Value {
 /// The text with all pieces replaced; `None` if they overlap.
 fn spliced(text: &str, splices: &[Splice]) -> Option<String> {
     let mut sorted: Vec<&Splice> = splices.iter().collect();
-    sorted.sort_by_key(|(range, _)| (range.start, range.end));
+    sort(&mut sorted, |(one, _), (other, _)| (one.start, one.end).cmp(&(other.start, other.end)));
     if sorted.windows(2).any(|pair| pair[0].0.end > pair[1].0.start) {
         return None;
     }

@@ -15,7 +15,7 @@ use super::{
     refuse_symlinks,
 };
 use crate::fault;
-use crate::text::lossy;
+use crate::text::{lossy, sort};
 
 /// The end of the name of every temporary file.
 const SUFFIX: &str = ".dispatch.tmp";
@@ -173,7 +173,7 @@ pub fn numbered_names(directory: &Path) -> Result<Vec<String>> {
 /// The names that are numbers, in their order.
 pub fn in_number_order(mut names: Vec<String>) -> Vec<String> {
     names.retain(|name| parse_number(name).is_some());
-    names.sort_unstable_by_key(|name| parse_number(name));
+    sort(&mut names, |one, other| parse_number(one).cmp(&parse_number(other)));
     names
 }
 

@@ -16,7 +16,7 @@ use crate::domain::Worktree;
 use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::process::{CaptureError, capture_with, find_program};
-use crate::text::shell_word;
+use crate::text::{collect, shell_word};
 
 /// The first version with `rev-parse --path-format` and the `worktree` commands used here.
 const OLDEST_GIT: (u32, u32) = (2, 31);
@@ -411,7 +411,7 @@ impl Settings {
             let parts = ["clean=", "smudge=", "process=", "required=false"];
             parts.map(|part| format!("filter.{name}.{part}"))
         };
-        filters.collect::<BTreeSet<_>>().into_iter().flat_map(off).collect()
+        collect::<BTreeSet<_>, _>(filters).into_iter().flat_map(off).collect()
     }
 }
 

@@ -12,6 +12,7 @@ use crate::domain::Worktree;
 use crate::files;
 use crate::git::command::{STATUS, changes, git, path, trim};
 use crate::git::first_paths;
+use crate::text::collect;
 
 /// The file in a checkout with patterns of ignored files that its worktrees get (Claude Code's own).
 const INCLUDE: &str = ".worktreeinclude";
@@ -66,7 +67,7 @@ impl Worktree {
         };
         let listed = |patterns: &str| -> Result<BTreeSet<String>> {
             let list = git(checkout, "ls-files --others --ignored -z").arg(patterns);
-            Ok(list.records("cannot list the files to include")?.into_iter().collect())
+            Ok(collect(list.records("cannot list the files to include")?.into_iter()))
         };
         let named = listed(&format!("--exclude-from={INCLUDE}"))?;
         if named.is_empty() {

@@ -16,7 +16,7 @@ use crate::git::command::{
     unfinished,
 };
 use crate::git::{by_hand, commit_id, first_paths, is_in_worktree, short_id};
-use crate::text::sanitize;
+use crate::text::{collect, sanitize};
 
 /// Lists only the changes that a merge could overwrite.
 const TRACKED: &str = "--untracked-files=no --ignore-submodules=dirty";
@@ -83,7 +83,7 @@ impl Worktree {
         let list = |words: &str, ends: &[&str]| -> Result<BTreeSet<String>> {
             let list = self.git("rev-list").words(words).args(ends);
             let listed = list.text("cannot compare the branches")?;
-            Ok(listed.lines().map(str::to_owned).collect())
+            Ok(collect(listed.lines().map(str::to_owned)))
         };
         let trunk = self.trunk();
         let brought = list("", &[tip, "--not", before])?;

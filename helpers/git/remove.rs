@@ -14,7 +14,7 @@ use crate::git::command::{count, git_on, retry, succeeded, trim, unfinished};
 use crate::git::repository::{Foreign, References, walk};
 use crate::git::{first_paths, reference, references, short_id, worktrees_directory};
 use crate::process::Identity;
-use crate::text::{lossy, sanitize};
+use crate::text::{collect, lossy, sanitize};
 
 /// Directories that tools make again: an ignored one with such a name, or with a `CACHEDIR.TAG`, may
 /// be removed.
@@ -216,7 +216,7 @@ impl Worktree {
     fn check_references(&self, foreign: &Foreign) -> Result<()> {
         let listed = self.git("for-each-ref --format=%(objectname)");
         let listed = listed.text("cannot list the branches")?;
-        let saved: BTreeSet<&str> = listed.lines().collect();
+        let saved: BTreeSet<&str> = collect(listed.lines());
         let references = foreign.all_references()?;
         for (name, id) in references.iter().filter(|(_, id)| !saved.contains(id.as_str())) {
             let what = name.strip_prefix("refs/heads/").unwrap_or(name);
@@ -239,7 +239,7 @@ impl Worktree {
         let on_branch = format!("on {}: ", self.branch).to_lowercase();
         let has_stash = stashes.lines().any(|line| line.contains(&on_branch));
         ensure!(!has_stash, "a stash was made on {}: git stash list", self.branch);
-        let ends: BTreeSet<String> = branch.map(|it| it.commit).into_iter().chain(tip).collect();
+        let ends: BTreeSet<String> = collect(branch.map(|it| it.commit).into_iter().chain(tip));
         for end in &ends {
             let commits = self.commits_only_on(end)?;
             if commits > 0 && !self.is_taken_over(end)? && !self.is_squashed(end)? {

@@ -18,7 +18,7 @@ use crate::git::command::{
 };
 use crate::git::{EXCLUDED, beside, reference};
 use crate::ids::file_hash;
-use crate::text::lossy;
+use crate::text::{collect, lossy};
 
 /// How many bytes of objects are taken from a worktree.
 const OBJECTS_LIMIT: u64 = 8 << 30;
@@ -349,7 +349,7 @@ impl Foreign {
         self.copy_objects(&scratch)?;
         let list = git_on(&scratch.directory, "rev-list --no-walk --ignore-missing");
         let listed = list.args(commits).text("cannot list the worktree's commits")?;
-        Ok(listed.lines().map(str::to_owned).collect())
+        Ok(collect(listed.lines().map(str::to_owned)))
     }
 
     /// Copies the objects of Git LFS in the repository `from` whose content has the hash that names them.

@@ -15,6 +15,7 @@ use crate::files::{self, Lock};
 use crate::ids::now;
 use crate::project::{Whereabouts, whereabouts};
 use crate::task::Task;
+use crate::text::sort;
 
 /// How long trash is kept.
 pub const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -100,7 +101,7 @@ fn directories(parent: &Path) -> Result<Vec<PathBuf>> {
     let visible = entries.filter(|(name, is_symlink)| !is_symlink && !is_hidden(name));
     let mut paths: Vec<PathBuf> = visible.map(|(name, _)| parent.join(name)).collect();
     paths.retain(|path| path.is_dir());
-    paths.sort_unstable();
+    sort(&mut paths, Ord::cmp);
     Ok(paths)
 }
 

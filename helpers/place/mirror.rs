@@ -31,6 +31,7 @@ use crate::place::{
 };
 use crate::process::{Watch, Woken};
 use crate::task::{Record, Remote, Task, Wait};
+use crate::text::collect;
 use crate::worker::{queue, supervise};
 
 /// How often everything is looked at without an event.
@@ -404,7 +405,7 @@ impl Mirror {
             let hash = |(name, (_, hash)): (&String, &(u64, String))| {
                 Some((renumbered(name, |it| it.checked_sub(before))?, hash.clone()))
             };
-            let have = it.files.iter().filter_map(hash).collect();
+            let have = collect(it.files.iter().filter_map(hash));
             let last = it.task.last_attempt().filter(|it| it.number > before);
             let length = last.as_ref().and_then(|it| it.log_path().symlink_metadata().ok());
             let log = (last.map_or(0, |it| it.number - before), length.map_or(0, |it| it.len()));

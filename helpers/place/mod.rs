@@ -31,6 +31,7 @@ use crate::files::{self, Lock, parse_number};
 use crate::ids::{long_hash, now};
 use crate::process::{self, Signal, Watch, machine};
 use crate::task::{ExitRecord, Gate, Record, Remote, Task, View, Wait, own_helper};
+use crate::text::collect;
 use crate::worker::supervise::Only;
 use crate::worker::{STARTED, WAITS};
 use link::{Channel, Transport};
@@ -179,7 +180,7 @@ fn mirrored_files(task: &Task) -> BTreeMap<String, PathBuf> {
     let own = own.map(|name| (name.clone(), side.join(name)));
     let attempts = task.attempts().unwrap_or_default().into_iter();
     let attempts = attempts.map(|it| (format!("attempts/{}/plan.md", it.number), it.plan_path()));
-    own.chain(attempts).filter(|(name, path)| is_mirrored(name) && path.is_file()).collect()
+    collect(own.chain(attempts).filter(|(name, path)| is_mirrored(name) && path.is_file()))
 }
 
 /// The digest by which both ends compare a file.

@@ -23,7 +23,7 @@ use crate::place::{
 use crate::process::{Watch, worker_helper};
 use crate::project::Project;
 use crate::task::{Attempt, State, Task};
-use crate::text::lossy;
+use crate::text::{collect, lossy};
 use crate::worker::slurm::Looks;
 use crate::worker::supervise;
 
@@ -114,7 +114,7 @@ fn take(
                 .and_then(|project| Ok(project.task(&address.id.parse()?)));
             match task.ok().filter(Task::was_dispatched) {
                 Some(task) => {
-                    let sent = have.into_iter().map(|(name, hash)| (name, (hash, None))).collect();
+                    let sent = collect(have.into_iter().map(|(name, hash)| (name, (hash, None))));
                     let log_sent = Instant::now();
                     followed.insert(address, Followed { task, sent, facts: None, log, log_sent });
                 }
@@ -393,7 +393,7 @@ fn facts(task: &Task) -> Result<Facts> {
         attempts: attempts.drain(older..).map(attempt_facts).collect::<Result<_>>()?,
         wait: task.wait()?,
         open,
-        answers: answers.map(|(told, name)| (name, told)).collect(),
+        answers: collect(answers.map(|(told, name)| (name, told))),
         notes: task.notes()?.into_iter().map(|(name, _)| name).collect(),
         gone: Vec::new(),
         tip: view.record.worktree.as_ref().and_then(|it| it.head().ok()?.commit),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Exit, Refusal};
-use crate::text::strip_escapes;
+use crate::text::{sort, strip_escapes};
 
 use super::lines::{self, is_blank, plain};
 use super::{Item, Marker, Plan};
@@ -79,7 +79,7 @@ impl Plan {
                 None => at = place.get(&*number.to_string()).copied().unwrap_or(at),
             }
         }
-        back.sort_by_key(|(at, _)| *at);
+        sort(&mut back, |(one, _), (other, _)| one.cmp(other));
         let end = end_of(self.lines.first().map_or("", |line| line));
         let mut lines = self.lines.clone();
         let mut own = Vec::new();

@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use super::lines::plain;
 use super::{Item, Plan, shown};
 use crate::error::{Exit, Refusal};
-use crate::text::{quoted, sanitize};
+use crate::text::{quoted, sanitize, sort};
 
 /// How many items a refusal names.
 const CANDIDATES: usize = 5;
@@ -68,7 +68,7 @@ impl Plan {
             };
         }
         let mut lost: Vec<usize> = open.into_values().flatten().collect();
-        lost.sort_unstable();
+        sort(&mut lost, Ord::cmp);
         let item = |at: usize| LostItem { number: at + 1, text: start[at].clone() };
         self.lost = lost.into_iter().map(item).collect();
         self.start = Some(start);

@@ -19,6 +19,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::process::{CaptureError, capture, find_program, os};
+use crate::text::collect;
 
 /// The access of a sandboxed process to a path and everything below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,7 +206,7 @@ impl Sandbox {
             // A directory that cannot be listed leads to the rules below it all the same.
             let names = below(&rules, &path)
                 .filter_map(|(it, _)| it.strip_prefix(&path).ok()?.iter().next());
-            let mut entries: BTreeSet<_> = names.map(|name| path.join(name)).collect();
+            let mut entries: BTreeSet<_> = collect(names.map(|name| path.join(name)));
             let listed = path.read_dir().into_iter().flatten().flatten();
             let listed = listed.filter(|it| it.file_type().is_ok_and(|kind| !kind.is_symlink()));
             entries.extend(listed.map(|it| it.path()));
@@ -225,7 +226,7 @@ impl Sandbox {
         let below_the_top =
             |path: &&Path| is_writable(path) && path.parent().is_some_and(is_writable);
         let covered = self.rules.iter().filter(|(_, rule)| **rule != Rule::Writable);
-        covered.flat_map(|(path, _)| path.ancestors().skip(1).take_while(below_the_top)).collect()
+        collect(covered.flat_map(|(path, _)| path.ancestors().skip(1).take_while(below_the_top)))
     }
 
     /// The arguments of `bwrap`. A directory comes before what it contains.
@@ -241,7 +242,7 @@ impl Sandbox {
         // A directory that something is mounted on cannot be moved.
         let pinned = self.pinned();
         let mut all: BTreeMap<&Path, Rule> =
-            pinned.iter().map(|path| (*path, Rule::Writable)).collect();
+            collect(pinned.iter().map(|path| (*path, Rule::Writable)));
         all.extend(self.rules.iter().map(|(path, rule)| (path.as_path(), *rule)));
         for (path, rule) in all {
             let above = path.parent().map_or(Rule::ReadOnly, |above| self.rule_for(above));

@@ -20,7 +20,7 @@ use crate::domain::{Route, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::plan::Plan;
-use crate::text::lossy;
+use crate::text::{lossy, sort};
 use view::WorkersWords;
 use worker_side::append_missing;
 
@@ -341,7 +341,7 @@ impl Task {
             }
             numbers.push(number);
         }
-        numbers.sort_unstable();
+        sort(&mut numbers, Ord::cmp);
         Ok(numbers.into_iter().map(|number| self.attempt(number)).collect())
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::text::sort;
 use crate::tools::cli::prelude::*;
 use crate::tools::detect::Answer;
 
@@ -146,7 +147,8 @@ fn listed_models(text: &str) -> Option<Vec<Listed>> {
     let answer: Value = serde_json::from_str(text).ok()?;
     let models = answer["models"].as_array()?.iter();
     let mut listed: Vec<_> = models.filter(|model| model["visibility"] == "list").collect();
-    listed.sort_by_key(|model| model["priority"].as_i64().unwrap_or(i64::MAX));
+    let priority = |model: &Value| model["priority"].as_i64().unwrap_or(i64::MAX);
+    sort(&mut listed, |one, other| priority(one).cmp(&priority(other)));
     let entry =
         |model: &&Value| Some((model["slug"].as_str()?, model["display_name"].as_str()).into());
     listed.iter().map(entry).collect()

@@ -20,6 +20,7 @@ use crate::ids::unix_seconds;
 use crate::process::{Watch, Woken};
 use crate::project::stands;
 use crate::task::{Dependency, ExitRecord, Record, State, Task, Wait};
+use crate::text::sort;
 use crate::worker::check_start;
 use crate::worker::running::Starter;
 
@@ -395,7 +396,7 @@ fn numbers(directory: &Path) -> Result<Vec<i64>> {
     };
     let number = |entry: std::io::Result<DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
     let mut numbers: Vec<i64> = entries.filter_map(number).collect();
-    numbers.sort_unstable();
+    sort(&mut numbers, Ord::cmp);
     Ok(numbers)
 }
 

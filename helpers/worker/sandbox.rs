@@ -25,7 +25,7 @@ use crate::ids::short_hash;
 use crate::process::{Holder, Life, Rule, Sandbox, find_program, launcher, worker_helper};
 use crate::project::{change_excluded, repositories_around, with_line};
 use crate::task::{Record, Task};
-use crate::text::lossy;
+use crate::text::{collect, lossy};
 use crate::tools;
 use crate::worker::tree;
 
@@ -162,7 +162,7 @@ pub fn refuse_unholdable(task: &Task, record: &Record, settings: &Backend) -> Re
 pub(super) fn kept(task: &Task, record: &Record) -> Result<Vec<PathBuf>> {
     let is_held = record.holder.is_some() || record.access != Access::Write;
     let obeyed = if is_held { Obeyed::default() } else { Obeyed::of(task, record)? };
-    Ok(Vec::from_iter(obeyed.paths().cloned().collect::<BTreeSet<_>>()))
+    Ok(Vec::from_iter(collect::<BTreeSet<_>, _>(obeyed.paths().cloned())))
 }
 
 /// The sandbox of the person's checks and set-up: the task's, or one of dispatch's where the CLI itself

@@ -24,7 +24,7 @@ use crate::files::{self, Lock};
 use crate::ids::random_hex;
 use crate::process::{CaptureError, TASK_DIR, Watch, capture_with};
 use crate::task::{ExitRecord, FailedCheck, Gate, Job, StopReason, Task, Wait};
-use crate::text::{lossy, sanitize, shell_word, shorten};
+use crate::text::{collect, lossy, sanitize, shell_word, shorten};
 use crate::worker::supervise::{self, Only, StartOutcome};
 
 /// The options of every job, which those of the person follow: a later one counts.
@@ -125,7 +125,7 @@ fn script(task: &Task, token: &str) -> Result<String> {
     let is_needed = |name: &str| ["HOME", "PATH"].contains(&name) || name.starts_with("DISPATCH_");
     let text = |it: std::ffi::OsString| it.into_string().ok();
     let own = std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?)));
-    let mut variables: BTreeMap<_, _> = own.filter(|(name, _)| is_needed(name)).collect();
+    let mut variables: BTreeMap<_, _> = collect(own.filter(|(name, _)| is_needed(name)));
     variables.remove(TASK_DIR);
     for (name, value) in helper.get_envs() {
         let value = value.map(|it| it.to_string_lossy().into_owned());

@@ -21,6 +21,7 @@ use crate::news::notify;
 use crate::process::{self, Life, TASK_DIR, Watch};
 use crate::project::Project;
 use crate::task::{Attempt, ExitRecord, Reason, Record, State, StopReason, Task, View, Wait};
+use crate::text::sort;
 use crate::worker::running::{STARTED, Starter, WAITS};
 use crate::worker::slurm::{self, OwnJob};
 use crate::worker::{self, gate, queue, run};
@@ -418,7 +419,7 @@ pub fn resume_if_answered(view: &View) -> bool {
 /// Starts a supervisor for each task that lost its own, while it waited or its worker runs (a crash, a
 /// restart), in the order of dispatch. Returns the tasks whose supervisor was started.
 pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
-    let mut views: Vec<_> = views.iter().filter(|view| is_abandoned(view)).collect();
+    let views: Vec<_> = views.iter().filter(|view| is_abandoned(view)).collect();
     // Without a config no worker can start; the tasks stay waiting until there is one.
     let of_a_worker = std::env::var_os(TASK_DIR).is_some();
     if views.is_empty() || of_a_worker || Config::load().is_err() {
@@ -427,13 +428,14 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
     // A single helper at a time: the loser of a race for a run lock would wait for it.
     let Ok(Some(_lock)) = Lock::try_take(&project.repair_lock_path()) else { return Vec::new() };
     let modified = |path| std::fs::metadata(path).and_then(|it| it.modified()).ok();
-    views.sort_by_cached_key(|view| {
-        (view.record.created.clone(), modified(view.task.dispatched_plan_path()))
-    });
-    let still = |view: &&View| view.task.view().is_ok_and(|view| is_abandoned(&view));
+    let dispatched =
+        |view: &View| (view.record.created.clone(), modified(view.task.dispatched_plan_path()));
+    let mut tasks: Vec<_> = views.iter().map(|view| (dispatched(view), &view.task)).collect();
+    sort(&mut tasks, |(one, _), (other, _)| one.cmp(other));
+    let still = |task: &Task| task.view().is_ok_and(|view| is_abandoned(&view));
     // An error is recorded with the task, or comes back at the next look.
-    let starts = |view: &&View| still(view) && start_if(&view.task, Some(Only::Open)).is_ok();
-    views.into_iter().filter(starts).map(|view| view.task.id().clone()).collect()
+    let starts = |task: &&Task| still(task) && start_if(task, Some(Only::Open)).is_ok();
+    tasks.into_iter().map(|(_, task)| task).filter(starts).map(|it| it.id().clone()).collect()
 }
 
 /// Returns true for a task that needs a supervisor: it waits, its worker lives, or its checks are due.

@@ -19,7 +19,7 @@ use crate::news::Remedy;
 use crate::project::{Broken, Ends, Project, TaskList};
 use crate::repair::{Repaired, foreign_line, orphans_line, repair};
 use crate::task::{Reason, State, Task, View};
-use crate::text::{quoted, sanitize, short_duration, shorten};
+use crate::text::{quoted, sanitize, short_duration, shorten, sort};
 
 /// How long a finished task is shown without `--all`.
 const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -119,7 +119,7 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
         }
         let shown = ended.iter().filter(|(_, end)| end.state != State::Done);
         lines.extend(shown.map(|(id, end)| (end.state, id, end.line.clone())));
-        lines.sort_unstable();
+        sort(&mut lines, Ord::cmp);
         let most = if args.all { usize::MAX } else { STATUS };
         let (text, more) = fit(broken.chain(lines.into_iter().map(|(_, _, line)| line)), most);
         Some(text).filter(|text| !text.is_empty()).iter().for_each(say);

@@ -30,7 +30,7 @@ use crate::ops::stop;
 use crate::project::Project;
 use crate::repair::repair;
 use crate::task::State;
-use crate::text::sanitize;
+use crate::text::{sanitize, sort};
 use crate::wait::LiveTasks;
 use dashboard::{Answer, Dashboard, Wish};
 
@@ -250,7 +250,7 @@ pub(super) fn tell_of_changes(
         changed |= rows.len() < before;
         if changed || !told {
             let mut readable: Vec<TaskRow> = rows.values().flatten().cloned().collect();
-            readable.sort_by_key(|row| row.state);
+            sort(&mut readable, |one, other| one.state.cmp(&other.state));
             let unreadable = rows.values().filter_map(|row| row.as_ref().err());
             told = tell(readable, broken.iter().chain(unreadable).cloned().collect());
             if !told {
