@@ -42,11 +42,10 @@ GIT_SHALLOW_FILE GIT_WORK_TREE
 /// Returns true if a variable chooses git's repository, index, author or configuration. A session
 /// that was started from a git hook has them, and its workers must not: they are of another call.
 pub(crate) fn selects_for_git(name: &str) -> bool {
-    let others = ["GIT_CONFIG", "GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS"];
     let starts = ["GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_"];
-    REPOSITORY_VARIABLES.split_whitespace().any(|it| it == name)
-        || others.contains(&name)
+    ["GIT_CONFIG", "GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS"].contains(&name)
         || starts.iter().any(|start| name.starts_with(start))
+        || REPOSITORY_VARIABLES.split_whitespace().any(|it| it == name)
 }
 
 /// The refusal of a git that does not know [`OLDEST_GIT`]'s options.
@@ -191,10 +190,10 @@ pub(super) fn error_line(output: &Output) -> String {
     let has_lost_a_program =
         |line: &str| line.contains("the remote end hung up") || line.contains("packet write");
     let line = match lines.iter().position(is_error) {
-        Some(at) if has_lost_a_program(lines[at]) => {
-            let named = || lines.iter().find(|line| line.contains("for subprocess"));
-            at.checked_sub(1).map(|above| &lines[above]).or_else(named).or_else(|| lines.get(at))
+        Some(0) if has_lost_a_program(lines[0]) => {
+            lines.iter().find(|line| line.contains("for subprocess")).or(lines.first())
         }
+        Some(at) if has_lost_a_program(lines[at]) => lines.get(at - 1),
         Some(at) => lines.get(at),
         None => lines.last(),
     };
@@ -205,15 +204,12 @@ pub(super) fn error_line(output: &Output) -> String {
 fn is_lock_conflict(output: &Output) -> bool {
     let said = String::from_utf8_lossy(&output.stderr);
     // A branch that exists, or whose name blocks another one, gives the same message.
-    let reference = said.contains("cannot lock ref")
-        && !["cannot create", "reference already exists"].iter().any(|it| said.contains(it));
-    let others = [
-        ".lock': File exists",
-        "could not lock config file",
+    let is_taken = || said.contains("cannot create") || said.contains("reference already exists");
+    said.contains("cannot lock ref") && !is_taken()
+        || said.contains(".lock': File exists")
+        || said.contains("could not lock config file")
         // All that a true merge says of a locked index.
-        "Unable to write index.",
-    ];
-    reference || others.iter().any(|other| said.contains(other))
+        || said.contains("Unable to write index.")
 }
 
 /// The parts of an output that end in NUL.
@@ -296,22 +292,21 @@ impl Settings {
     /// The settings that hold in the person's checkout, else in the repository.
     pub(super) fn of(worktree: &Worktree) -> Result<Self> {
         let checkout = worktree.checkout.as_ref().filter(|it| it.is_dir());
-        let place = checkout.map_or_else(|| git_on(&worktree.repository, ""), |it| git(it, ""));
-        Self::parse(&place.words("config --list -z").bytes("cannot read the settings of git")?)
+        Self::list(checkout.map_or_else(|| git_on(&worktree.repository, ""), |it| git(it, "")))
     }
 
     /// The settings of a repository.
     pub(super) fn of_repository(repository: &Path) -> Result<Self> {
-        let listed = git_on(repository, "config --list -z");
-        Self::parse(&listed.bytes("cannot read the settings of git")?)
+        Self::list(git_on(repository, ""))
     }
 
-    fn parse(listed: &[u8]) -> Result<Self> {
+    fn list(git: Git) -> Result<Self> {
         let entry = |record: String| match record.split_once('\n') {
             Some((key, value)) => (key.to_owned(), value.to_owned()),
             None => (record, "true".into()),
         };
-        Ok(Self(records(listed).map(entry).collect()))
+        let listed = git.words("config --list -z").records("cannot read the settings of git")?;
+        Ok(Self(listed.into_iter().map(entry).collect()))
     }
 
     /// The last value of a setting.
@@ -342,14 +337,12 @@ impl Settings {
     fn copied(&self) -> Vec<(String, String)> {
         let promisor = self.get("extensions.partialclone");
         let of_promisor = promisor.map(|name| format!("remote.{name}."));
-        let is_copied = |key: &str| {
-            // A worker stores its own large files in its own repository.
-            key != "lfs.storage"
-                && (of_promisor.as_ref().is_some_and(|start| key.starts_with(start.as_str()))
-                    || COPIED
-                        .split_whitespace()
-                        .any(|it| it == key || it.ends_with('.') && key.starts_with(it)))
+        let names: Vec<_> = COPIED.split_whitespace().chain(of_promisor.as_deref()).collect();
+        let is_named = |key: &str| {
+            names.iter().any(|it| *it == key || it.ends_with('.') && key.starts_with(it))
         };
+        // A worker stores its own large files in its own repository.
+        let is_copied = |key: &str| key != "lfs.storage" && is_named(key);
         self.0.iter().filter(|(key, _)| is_copied(key)).cloned().collect()
     }
 
@@ -380,10 +373,8 @@ impl Settings {
         sent: Option<&str>,
     ) -> Result<Option<String>> {
         if let Some((cone, patterns)) = sent.and_then(|it| it.split_once('\n')) {
-            for (key, value) in [("core.sparsecheckout", "true"), ("core.sparsecheckoutcone", cone)]
-            {
-                self.0.push((key.into(), value.into()));
-            }
+            self.0.push(("core.sparsecheckout".into(), "true".into()));
+            self.0.push(("core.sparsecheckoutcone".into(), cone.into()));
             return Ok(Some(patterns.into()));
         }
         let checkout = worktree.checkout.as_ref().filter(|it| it.is_dir());
@@ -417,7 +408,7 @@ impl Settings {
 
 /// The name and the value in `NAME=VALUE`.
 fn setting(text: &str) -> Option<(String, String)> {
-    text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()))
+    text.split_once('=').map(|(key, value)| (key.into(), value.into()))
 }
 
 /// The text of a config file (git-config(1), "Syntax").
@@ -447,10 +438,8 @@ pub(super) fn unfinished(git_dir: &Path) -> Option<&'static str> {
         ("REVERT_HEAD", "revert"),
         ("BISECT_LOG", "bisect"),
     ];
-    marks
-        .into_iter()
-        .find(|(name, _)| git_dir.join(name).symlink_metadata().is_ok())
-        .map(|(_, what)| what)
+    let is_there = |name: &str| git_dir.join(name).symlink_metadata().is_ok();
+    marks.into_iter().find_map(|(name, what)| is_there(name).then_some(what))
 }
 
 /// Returns true if git tracks a file, which then came with the repository.

@@ -13,7 +13,7 @@ use crate::files;
 use crate::git::Contents;
 use crate::git::command::{Settings, count, error_line, git, git_on, succeeded};
 use crate::git::remove::rename;
-use crate::git::repository::object_id;
+use crate::git::repository::{FETCH, References, object_id};
 use crate::text::sanitize;
 
 /// The way to a repository at a place: its URL, and a variable that git hands on.
@@ -73,9 +73,8 @@ impl Worktree {
 
     /// The commit at which the task goes on at another place: the last that was fetched, else its base.
     pub fn latest(&self) -> Result<String> {
-        let references = self.references()?;
-        let branch = references.branch.map(|it| it.commit);
-        Ok(branch.or(references.tip).unwrap_or_else(|| self.base.clone()))
+        let References { branch, tip, .. } = self.references()?;
+        Ok(branch.or(tip).unwrap_or_else(|| self.base.clone()))
     }
 
     /// Takes the worktree away, because its task continues at a place, after its commits were fetched. One with
@@ -128,12 +127,8 @@ impl Worktree {
         let [(_, url), (variable, value)] = far;
         let foreign = self.foreign();
         let scratch = foreign.scratch(&self.base)?;
-        let options = "-c fetch.fsckObjects=true -c core.hooksPath=/dev/null -c gc.auto=0
-            -c protocol.ext.allow=always -c fetch.writeCommitGraph=false -c transfer.bundleURI=false
-            fetch --quiet --no-tags --no-recurse-submodules --no-write-fetch-head --no-auto-maintenance
-            --refmap=";
         let refspec = format!("+refs/heads/{branch}:refs/heads/far");
-        let fetch = git_on(&scratch.directory, options);
+        let fetch = git_on(&scratch.directory.0, "-c protocol.ext.allow=always").words(FETCH);
         let fetched = fetch.env(variable, value).args([url, &refspec]).run()?;
         refuse_lost(&fetched)?;
         if !fetched.status.success() {
@@ -141,7 +136,7 @@ impl Worktree {
                 .place(error_line(&fetched))
                 .refuse("dispatch tries again when the place answers");
         }
-        let tip = git_on(&scratch.directory, "rev-parse --verify --quiet refs/heads/far");
+        let tip = git_on(&scratch.directory.0, "rev-parse --verify --quiet refs/heads/far");
         let tip = object_id(&tip.text("the branch has no commit")?).context("no commit")?;
         self.take(&tip, |tip, reference| {
             foreign.fetch_from(&scratch, tip, &format!("+refs/heads/tip:{reference}"))

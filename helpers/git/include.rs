@@ -2,15 +2,13 @@
 //! submodules.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
 use anyhow::{Context, Result};
 
 use crate::domain::Worktree;
 use crate::files;
-use crate::git::command::{STATUS, changes, git, path, trim};
+use crate::git::command::{STATUS, changes, git, path};
 use crate::git::first_paths;
 use crate::text::collect;
 
@@ -79,13 +77,12 @@ impl Worktree {
             let from = checkout.join(name);
             let length = from
                 .symlink_metadata()
-                .map_or(0, |it| if it.is_file() { it.len() } else { u64::MAX });
-            size = length.saturating_add(size);
-            if copied.len() >= INCLUDED_FILES || size > INCLUDED_BYTES {
-                size -= length.min(size);
+                .map_or(0, |it| if it.is_file() { it.len() } else { INCLUDED_BYTES + 1 });
+            if copied.len() >= INCLUDED_FILES || size + length > INCLUDED_BYTES {
                 left.push(name.clone());
                 continue;
             }
+            size += length;
             let to = self.path.join(name);
             files::create_task_directory(to.parent().unwrap_or(&self.path))?;
             files::publish(&to, &files::read_foreign(&from)?.unwrap_or_default())?;
@@ -121,18 +118,15 @@ fn fill_submodules(top: &Path, modules: &Path, below: &Path, empty: &mut Vec<Str
     if !top.join(".gitmodules").is_file() {
         return;
     }
-    let mut list = git(top, r"config -z -f .gitmodules --get-regexp ^submodule\..*\.path$");
-    let listed = list.run().map(|listed| listed.stdout).unwrap_or_default();
-    for entry in listed.split(|&byte| byte == 0) {
-        let mut halves = entry.splitn(2, |&byte| byte == b'\n');
-        let (Some(key), Some(path)) = (halves.next(), halves.next()) else { continue };
-        let path = Path::new(OsStr::from_bytes(path));
+    let list = git(top, r"config -z -f .gitmodules --get-regexp ^submodule\..*\.path$");
+    for entry in list.records("cannot list the submodules").unwrap_or_default() {
+        let Some((key, path)) = entry.split_once('\n') else { continue };
+        let path = Path::new(path);
         // `.gitmodules` may still name a submodule that was removed, or that is something else now.
         if !stays_below(path) || !is_submodule(top, path) {
             continue;
         }
-        let name = trim(key);
-        let name = name.strip_prefix("submodule.").and_then(|name| name.strip_suffix(".path"));
+        let name = key.strip_prefix("submodule.").and_then(|name| name.strip_suffix(".path"));
         let clone = name.filter(|name| stays_below(Path::new(name))).map(|name| modules.join(name));
         match (name, clone) {
             (Some(name), Some(clone)) if fill_submodule(top, path, name, &clone).is_ok() => {

@@ -15,6 +15,7 @@ use crate::git::command::{
     Git, STATUS, changes, count, error_line, git, path, records, remedy, retry, succeeded,
     unfinished,
 };
+use crate::git::repository::Temporary;
 use crate::git::{by_hand, commit_id, first_paths, is_in_worktree, short_id};
 use crate::text::{collect, sanitize};
 
@@ -217,7 +218,11 @@ impl Worktree {
     pub fn merge(&self, plan: &MergePlan, task: &TaskId) -> Result<bool> {
         let MergePlan { top, before, tip, into, .. } = plan;
         let _lock = self.lock()?;
-        if branch_and_commit(top)? != (into.clone(), before.clone()) {
+        let is_unchanged = || -> Result<bool> {
+            let now = branch_and_commit(top)?;
+            Ok((&now.0, &now.1) == (into, before))
+        };
+        if !is_unchanged()? {
             let what = format!("{into} changed meanwhile");
             return Refusal::new(Exit::TryAgain, what).refuse("try again");
         }
@@ -231,8 +236,8 @@ impl Worktree {
         let mut unmerged = Vec::new();
         let merged = retry(|| {
             let mut merge = git(top, "-c submodule.recurse=false");
-            if let Some(hooks) = &hooks {
-                merge = merge.arg("-c").arg(format!("core.hooksPath={}", hooks.path().display()));
+            if let Some((_, hooks)) = &hooks {
+                merge = merge.arg("-c").arg(format!("core.hooksPath={}", hooks.display()));
             }
             let merge = merge.words("merge --quiet --commit --no-squash --no-autostash");
             // A replayed commit follows HEAD; a true merge would touch the changes in the checkout.
@@ -252,8 +257,7 @@ impl Worktree {
             return Err(self.conflict(into, &unmerged).into());
         }
         if !merged.status.success() {
-            let is_unchanged = branch_and_commit(top)? == (into.clone(), before.clone());
-            let now = if is_unchanged { "nothing was changed" } else { "look at git status" };
+            let now = if is_unchanged()? { "nothing was changed" } else { "look at git status" };
             return Refusal::new(Exit::Failed, format!("{what}; {now}"))
                 .place(why(&merged))
                 .refuse(merge_remedy(&merged, task));
@@ -261,50 +265,49 @@ impl Worktree {
         Ok(commit_id(top, "HEAD")?.as_ref() == Some(tip))
     }
 
-    /// A copy of hooks that are files of the checkout: the merge must not run those that it brings.
-    fn hooks_before(&self, top: &Path) -> Result<Option<Copy>> {
+    /// A copy of hooks that are files of the checkout, with the place of git's in it: the merge must not run
+    /// those that it brings.
+    fn hooks_before(&self, top: &Path) -> Result<Option<(Temporary, PathBuf)>> {
         let (hooks, inside) = hooks_in(top)?;
         if inside.is_empty() {
             return Ok(None);
         }
         let (copied, below) = copied(&hooks);
-        let copy = Copy { top: self.hidden(&format!("hooks-{}", std::process::id())), below };
-        files::remove_directory(&copy.top)?;
+        let copy = Temporary::new(self.hidden(&format!("hooks-{}", std::process::id())))?;
         // Hooks that do not exist before the merge are not run by it.
-        files::create_private_directory(&copy.path())?;
+        let hooks = copy.0.join(below);
+        files::create_private_directory(&hooks)?;
         for entry in WalkDir::new(copied).follow_links(true).into_iter().filter_map(Result::ok) {
-            let to = copy.top.join(entry.path().strip_prefix(copied)?);
+            let to = copy.0.join(entry.path().strip_prefix(copied)?);
             match entry.file_type().is_dir() {
                 true => files::create_private_directory(&to)?,
                 false => drop(std::fs::copy(entry.path(), &to).context("cannot copy a hook")?),
             }
         }
-        Ok(Some(copy))
+        Ok(Some((copy, hooks)))
     }
 
     /// The top of the first checkout of this repository that is no task's worktree.
     fn persons_checkout(&self, places: &[&Path]) -> Result<PathBuf> {
-        let asked = |place: &Path, what: &str| {
-            git(place, "rev-parse --path-format=absolute").arg(what).run()
-        };
         for place in places.iter().filter(|place| !is_in_worktree(place)) {
-            let common = asked(place, "--git-common-dir")?;
+            let ask = |what: &str| git(place, "rev-parse --path-format=absolute").arg(what).run();
+            let common = ask("--git-common-dir")?;
             if error_line(&common).contains("dubious ownership") {
-                succeeded(common, "git does not look into the repository")?;
-            } else if path(&common.stdout).canonicalize().ok().as_ref() == Some(&self.repository) {
-                let top = asked(place, "--show-toplevel")?;
-                match path(&top.stdout).canonicalize() {
-                    Ok(top_level) if top.status.success() => return Ok(top_level),
-                    _ if self.repository.ends_with(".git")
-                        && !place.starts_with(&self.repository) =>
-                    {
-                        let what = "the config of git says that this checkout is none";
-                        return Refusal::new(Exit::Data, what)
-                            .place(format!("core.bare is true in {}", place.display()))
-                            .refuse(format!("git -C {} config core.bare false", place.display()));
-                    }
-                    _ => {}
-                }
+                return succeeded(common, "git does not look into the repository")
+                    .map(|_| "".into());
+            }
+            if path(&common.stdout).canonicalize().ok().as_ref() != Some(&self.repository) {
+                continue;
+            }
+            let top = ask("--show-toplevel")?;
+            if let (true, Ok(top)) = (top.status.success(), path(&top.stdout).canonicalize()) {
+                return Ok(top);
+            }
+            if self.repository.ends_with(".git") && !place.starts_with(&self.repository) {
+                let what = "the config of git says that this checkout is none";
+                return Refusal::new(Exit::Data, what)
+                    .place(format!("core.bare is true in {}", place.display()))
+                    .refuse(format!("git -C {} config core.bare false", place.display()));
             }
         }
         let (branch, repository) = (&self.branch, self.repository.display());
@@ -416,25 +419,6 @@ fn without_dots(path: &Path) -> PathBuf {
 fn real(path: &Path) -> PathBuf {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path.into() };
     parent.canonicalize().unwrap_or_else(|_| real(parent)).join(name)
-}
-
-/// A copy of hooks, removed at the end.
-struct Copy {
-    top: PathBuf,
-    below: &'static Path,
-}
-
-impl Copy {
-    fn path(&self) -> PathBuf {
-        self.top.join(self.below)
-    }
-}
-
-impl Drop for Copy {
-    fn drop(&mut self) {
-        // A later copy replaces what is left.
-        let _ = files::remove_directory(&self.top);
-    }
 }
 
 /// The distinct paths in the output of `git ls-files -u -z`.

@@ -18,7 +18,7 @@ use std::path::{Component, Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::dirs;
 use crate::domain::{TaskId, Worktree};
@@ -97,7 +97,7 @@ pub fn plan_worktree(
         ask.words("--is-inside-work-tree --show-prefix --git-common-dir").arg(HEAD).run()
     };
     let begin = here.to_path_buf();
-    let taken = thread::spawn(move || taken_names(&begin));
+    let taken = thread::spawn(move || listed(git(&begin, ""), TAKEN));
     let asked = ask()?;
     if error_line(&asked).contains("not a git repository") {
         return Refusal::new(Exit::CannotCreate, "there is no repository for a worktree")
@@ -113,12 +113,9 @@ pub fn plan_worktree(
     if answer.starts_with(b"--path-format") {
         return Err(too_old()?.into());
     }
-    let answer = answer.trim_ascii_end();
-    let last = answer.iter().rposition(|&byte| byte == b'\n').context("git said too little")?;
-    let (answer, head) = (&answer[..last], trim(&answer[last + 1..]));
-    let mut lines = answer.splitn(3, |&byte| byte == b'\n').map(path);
-    let mut line = || lines.next().context("git did not say where the repository is");
-    let (inside, prefix, repository) = (line()? == Path::new("true"), line()?, line()?);
+    let lines: Vec<&Path> = answer.split(|&byte| byte == b'\n').map(path).collect();
+    let [inside, prefix, repository, head, _] = lines[..] else { bail!("git said too little") };
+    let (inside, mut base) = (inside == Path::new("true"), head.display().to_string());
     let repository = repository
         .canonicalize()
         .with_context(|| format!("cannot find {}", repository.display()))?;
@@ -128,7 +125,6 @@ pub fn plan_worktree(
             .place(format!("HEAD of {} names a branch without commits", repository.display()))
             .refuse("commit first, or dispatch without --worktree");
     }
-    let mut base = head;
     let top = here.ancestors().nth(prefix.components().count()).filter(|_| inside);
 
     let prefix = prefix.join(below);
@@ -180,23 +176,17 @@ fn free_names(task: &TaskId, repository: &Path, taken: &[String]) -> Result<(Pat
         .context("there is no free name")
 }
 
+/// The references that the names of a new worktree must avoid.
+const TAKEN: &str =
+    "refs/heads/dispatch refs/heads/dispatch-* refs/heads/dispatch-*/** refs/dispatch";
+
 /// The full names of the references that match one of the patterns.
 pub fn references(repository: &Path, patterns: &str) -> Result<Vec<String>> {
-    listed(git_on(repository, LIST).words(patterns))
+    listed(git_on(repository, ""), patterns)
 }
 
-/// The names of references that the names of a new worktree must avoid, as a directory in the repository
-/// sees them.
-fn taken_names(here: &Path) -> Result<Vec<String>> {
-    let patterns =
-        "refs/heads/dispatch refs/heads/dispatch-* refs/heads/dispatch-*/** refs/dispatch";
-    listed(git(here, LIST).words(patterns))
-}
-
-/// The command whose output [`listed`] reads, without its patterns.
-const LIST: &str = "for-each-ref --format=%(refname)";
-
-fn listed(list: Git) -> Result<Vec<String>> {
+fn listed(git: Git, patterns: &str) -> Result<Vec<String>> {
+    let list = git.words("for-each-ref --format=%(refname)").words(patterns);
     Ok(list.text("cannot list the branches")?.lines().map(str::to_owned).collect())
 }
 
@@ -357,9 +347,7 @@ impl Worktree {
             self.refresh()?;
             return Ok(Vec::new());
         }
-        let references = self.references()?;
-        let end = references.branch.map(|branch| branch.commit).or(references.tip);
-        let start = end.unwrap_or_else(|| self.base.clone());
+        let start = self.latest()?;
         files::create_private_directory(self.path.parent().unwrap_or(&self.path))?;
         files::publish(&self.incomplete(), b"")?;
         // No worker has been in what a killed process left.

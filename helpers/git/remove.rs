@@ -88,8 +88,8 @@ impl Worktree {
     /// [`Worktree::commit_rest`] committed them there.
     fn is_committed(&self, foreign: &Foreign) -> Result<bool> {
         let Some(branch) = self.references()?.branch else { return Ok(false) };
-        let scratch = foreign.scratch(&branch.commit)?;
-        let read = scratch.git("read-tree").arg(&branch.commit).run()?;
+        let scratch = foreign.scratch(&branch)?;
+        let read = scratch.git("read-tree").arg(&branch).run()?;
         // A commit has none of the files of a nested repository.
         let is_whole = read.status.success() && scratch.submodules()?.is_empty();
         Ok(is_whole && scratch.changes()?.is_empty())
@@ -119,7 +119,7 @@ impl Worktree {
         let tree = scratch.git("write-tree").text(cannot)?;
         let commit = scratch.git("commit-tree -p").args([tip, "-m", message, &tree]);
         let commit = commit.text(cannot)?;
-        foreign.take_large_files(&scratch.directory)?;
+        foreign.take_large_files(&scratch.directory.0)?;
         foreign.fetch_from(&scratch, &commit, &format!("refs/heads/tip:{}", self.reference()))?;
         Ok(commit)
     }
@@ -231,15 +231,15 @@ impl Worktree {
 
     /// Checks that the branch, and the commit that was fetched last, are not needed.
     fn check_commits(&self) -> Result<()> {
-        let References { branch, tip } = self.references()?;
-        if let Some(other) = branch.as_ref().and_then(|branch| branch.checkout.as_ref()) {
+        let References { branch, checkout, tip } = self.references()?;
+        if let Some(other) = checkout {
             bail!("{} is checked out in {other}", self.branch);
         }
         let stashes = self.git("stash list --format=%gs").said()?.to_lowercase();
         let on_branch = format!("on {}: ", self.branch).to_lowercase();
         let has_stash = stashes.lines().any(|line| line.contains(&on_branch));
         ensure!(!has_stash, "a stash was made on {}: git stash list", self.branch);
-        let ends: BTreeSet<String> = collect(branch.map(|it| it.commit).into_iter().chain(tip));
+        let ends: BTreeSet<String> = collect(branch.into_iter().chain(tip));
         for end in &ends {
             let commits = self.commits_only_on(end)?;
             if commits > 0 && !self.is_taken_over(end)? && !self.is_squashed(end)? {
@@ -314,7 +314,7 @@ impl Worktree {
         self.undo_interrupted_removal()?;
         self.check_removable_locked()?;
         // Exactly the commits that were checked are deleted.
-        let References { branch, tip } = self.references()?;
+        let References { branch, tip, .. } = self.references()?;
         let aside = match self.is_deleted() {
             true => self.path_while_removed(),
             false => self.move_away()?,
@@ -327,7 +327,7 @@ impl Worktree {
             succeeded(retry(delete)?, &format!("cannot delete {name}")).map(drop)
         };
         if let Some(branch) = branch {
-            delete(&self.reference(), &branch.commit)?;
+            delete(&self.reference(), &branch)?;
             // A later branch of that name must not inherit the settings; usually there are none.
             let section = format!("branch.{}", self.branch);
             self.git("config --remove-section").arg(section).run()?;

@@ -26,6 +26,14 @@ const OBJECTS_LIMIT: u64 = 8 << 30;
 /// How many references of a worktree are looked at.
 pub(super) const REFERENCES_LIMIT: usize = 200_000;
 
+/// The command that fetches one reference, checks every object and changes nothing else.
+pub(super) const FETCH: &str = "
+-c fetch.fsckObjects=true -c fetch.writeCommitGraph=false -c transfer.bundleURI=false
+-c core.hooksPath=/dev/null -c gc.auto=0 -c protocol.file.allow=always
+fetch --quiet --no-tags --no-prune --no-recurse-submodules --no-write-fetch-head
+--no-auto-maintenance --no-show-forced-updates --refmap=
+";
+
 /// The state of a worktree's HEAD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -36,19 +44,14 @@ pub struct Head {
 }
 
 /// The references that the person's repository has for a worktree.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Default)]
 pub(super) struct References {
-    pub(super) branch: Option<Branch>,
+    /// The commit of the task's branch.
+    pub(super) branch: Option<String>,
+    /// The person's checkout of that branch.
+    pub(super) checkout: Option<String>,
     /// The commit that was fetched last.
     pub(super) tip: Option<String>,
-}
-
-/// The branch of a task in the person's repository.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Branch {
-    pub(super) commit: String,
-    /// The person's checkout of it.
-    pub(super) checkout: Option<String>,
 }
 
 impl Worktree {
@@ -100,8 +103,8 @@ impl Worktree {
             if name == tip {
                 found.tip = Some(commit);
             } else if name == branch {
-                let checkout = Some(checkout.to_owned()).filter(|path| !path.is_empty());
-                found.branch = Some(Branch { commit, checkout });
+                found.branch = Some(commit);
+                found.checkout = Some(checkout.to_owned()).filter(|path| !path.is_empty());
             }
         }
         Ok(found)
@@ -119,10 +122,10 @@ impl Worktree {
     }
 
     pub(super) fn fetch_locked(&self) -> Result<Option<String>> {
-        let References { branch, tip } = self.references()?;
+        let References { branch, tip, .. } = self.references()?;
         let has_own = self.has_own_repository();
         let own = if has_own { self.head()?.commit } else { tip };
-        let Some(own) = own.or_else(|| branch.map(|it| it.commit)) else { return Ok(None) };
+        let Some(own) = own.or(branch) else { return Ok(None) };
         self.take(&own, |own, reference| match has_own {
             true => self.foreign().fetch(own, reference),
             false => Ok(()),
@@ -136,7 +139,7 @@ impl Worktree {
         fetch: impl Fn(&str, &str) -> Result<()>,
     ) -> Result<Option<String>> {
         let own = own.to_owned();
-        let References { branch, tip } = self.references()?;
+        let References { branch, checkout, tip } = self.references()?;
         let tip_reference = reference("tip", &self.path);
         let set = |reference: &str, old: &str| -> Result<()> {
             let to = || self.git("update-ref").args([reference, &own, old]).run();
@@ -153,19 +156,19 @@ impl Worktree {
             fetch(&own, &tip_reference)?;
         }
         let Some(branch) = branch else { return Ok(Some(own)) };
-        let is_persons = Some(&branch.commit) != tip.as_ref();
-        if branch.commit == own || is_persons && self.is_ancestor(&own, &branch.commit)? {
-            return Ok(Some(branch.commit));
+        let is_persons = Some(&branch) != tip.as_ref();
+        if branch == own || is_persons && self.is_ancestor(&own, &branch)? {
+            return Ok(Some(branch));
         }
-        if is_persons && !self.is_ancestor(&branch.commit, &own)? {
+        if is_persons && !self.is_ancestor(&branch, &own)? {
             let what = format!("{} and its worktree have different commits", self.branch);
             return Refusal::new(Exit::Data, what)
                 .place(format!("the worktree is at {own}"))
                 .refuse(format!("git branch -m {} NAME keeps yours; then try again", self.branch));
         }
         // The files of a checkout would not follow.
-        if branch.checkout.is_none() {
-            set(&self.reference(), &branch.commit)?;
+        if checkout.is_none() {
+            set(&self.reference(), &branch)?;
         }
         Ok(Some(own))
     }
@@ -259,10 +262,10 @@ impl Foreign {
 
     /// A repository of dispatch's own with the person's objects and this HEAD, without references.
     pub(super) fn scratch(&self, head: &str) -> Result<Scratch> {
-        files::remove_directory(&self.scratch)?;
-        let scratch = Scratch { directory: self.scratch.clone(), tree: self.tree.clone() };
+        let directory = Temporary::new(self.scratch.clone())?;
+        let scratch = Scratch { directory, tree: self.tree.clone() };
         let config = Settings::of_repository(&self.persons)?.of_scratch();
-        make_repository(&scratch.directory, &self.persons, head, &config)?;
+        make_repository(&scratch.directory.0, &self.persons, head, &config)?;
         Ok(scratch)
     }
 
@@ -270,7 +273,7 @@ impl Foreign {
     pub(super) fn scratch_with_index(&self) -> Result<Scratch> {
         let head = self.head()?.commit.context("the worktree's branch has no commit")?;
         let scratch = self.scratch(&head)?;
-        let index = scratch.directory.join("index");
+        let index = scratch.directory.0.join("index");
         let own = self.git_dir.join("index");
         files::copy_foreign(&own, &index, OBJECTS_LIMIT)?;
         // Git compares the content of files that changed in the index's own moment (racy-git(7)).
@@ -296,13 +299,9 @@ impl Foreign {
 
     /// Fetches a commit from a scratch repository. Git checks every object and that none is missing.
     pub(super) fn fetch_from(&self, scratch: &Scratch, commit: &str, refspec: &str) -> Result<()> {
-        let tip = scratch.directory.join("refs/heads/tip");
+        let tip = scratch.directory.0.join("refs/heads/tip");
         std::fs::write(&tip, format!("{commit}\n")).context("cannot write a reference")?;
-        let options = "-c fetch.fsckObjects=true -c core.hooksPath=/dev/null -c gc.auto=0
-            -c protocol.file.allow=always -c fetch.writeCommitGraph=false
-            fetch --quiet --no-tags --no-prune --no-recurse-submodules --no-write-fetch-head
-            --no-auto-maintenance --no-show-forced-updates --refmap=";
-        let fetch = || git_on(&self.persons, options).arg(&scratch.directory).arg(refspec).run();
+        let fetch = || git_on(&self.persons, FETCH).arg(&scratch.directory.0).arg(refspec).run();
         let fetched = retry(fetch)?;
         if !fetched.status.success() {
             let what = format!("cannot fetch {commit} of the worktree");
@@ -316,7 +315,7 @@ impl Foreign {
 
     /// Copies the loose and packed objects, and nothing that leads to objects elsewhere.
     pub(super) fn copy_objects(&self, scratch: &Scratch) -> Result<()> {
-        let (from, to) = (self.git_dir.join("objects"), scratch.directory.join("objects"));
+        let (from, to) = (self.git_dir.join("objects"), scratch.directory.0.join("objects"));
         let is_hex = |name: &str| name.bytes().all(|byte| byte.is_ascii_hexdigit());
         let mut left = OBJECTS_LIMIT;
         for (directory, _) in files::entries(&from)? {
@@ -345,9 +344,9 @@ impl Foreign {
     /// Returns which of these commits were made here, so that this repository has their objects itself.
     pub(super) fn commits_made(&self, head: &str, commits: &[&String]) -> Result<BTreeSet<String>> {
         let scratch = self.scratch(head)?;
-        files::remove(&scratch.directory.join("objects/info/alternates"))?;
+        files::remove(&scratch.directory.0.join("objects/info/alternates"))?;
         self.copy_objects(&scratch)?;
-        let list = git_on(&scratch.directory, "rev-list --no-walk --ignore-missing");
+        let list = git_on(&scratch.directory.0, "rev-list --no-walk --ignore-missing");
         let listed = list.args(commits).text("cannot list the worktree's commits")?;
         Ok(collect(listed.lines().map(str::to_owned)))
     }
@@ -378,9 +377,25 @@ impl Foreign {
     }
 }
 
-/// A repository of dispatch's own, removed at the end.
+/// A directory that is removed at the end. A later one in its place replaces what is left of it.
+pub(super) struct Temporary(pub(super) PathBuf);
+
+impl Temporary {
+    pub(super) fn new(path: PathBuf) -> Result<Self> {
+        files::remove_directory(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = files::remove_directory(&self.0);
+    }
+}
+
+/// A repository of dispatch's own.
 pub(super) struct Scratch {
-    pub(super) directory: PathBuf,
+    pub(super) directory: Temporary,
     tree: PathBuf,
 }
 
@@ -389,7 +404,7 @@ impl Scratch {
     pub(super) fn git(&self, words: &str) -> Git {
         let mut work_tree = OsString::from("--work-tree=");
         work_tree.push(&self.tree);
-        git(&self.tree, "").arg(git_dir(&self.directory)).arg(work_tree).words(words)
+        git(&self.tree, "").arg(git_dir(&self.directory.0)).arg(work_tree).words(words)
     }
 
     /// The uncommitted files, but for what is in submodules: git would run in their repositories.
@@ -408,13 +423,6 @@ impl Scratch {
         let mut found: Vec<_> = listed.iter().filter_map(name).collect();
         found.retain(|name| self.tree.join(name).join(".git").symlink_metadata().is_ok());
         Ok(found)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // A later scratch repository replaces what is left.
-        let _ = files::remove_directory(&self.directory);
     }
 }
 
