@@ -32,7 +32,6 @@ use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use crate::fault;
 pub(super) use crate::process::landlock::{deny_abstract_sockets, restrict, scopes_signals};
 use crate::process::tree::Process;
-use crate::process::watch::Added;
 use crate::process::{Identity, Life, Signal, SignalPipe, Source};
 
 /// The most bytes of an environment that are read; the system's usual limit is twice that.
@@ -247,7 +246,8 @@ impl EventQueue {
         self.inotify.is_some()
     }
 
-    pub(super) fn directory(&mut self, path: &Path) -> Added {
+    /// Watches the entries of a directory. Returns whether it was watched before; `None` if it cannot be.
+    pub(super) fn directory(&mut self, path: &Path) -> Option<bool> {
         let interest = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_MOVE
             | AddWatchFlags::IN_DELETE
@@ -258,36 +258,35 @@ impl EventQueue {
         self.add(path, interest)
     }
 
-    pub(super) fn writes(&mut self, path: &Path) -> Added {
+    pub(super) fn writes(&mut self, path: &Path) -> Option<bool> {
         self.add(path, AddWatchFlags::IN_MODIFY)
     }
 
-    fn add(&mut self, path: &Path, interest: AddWatchFlags) -> Added {
-        let Some(inotify) = &self.inotify else { return Added::Failed };
-        let Ok(descriptor) = inotify.add_watch(path, interest) else { return Added::Failed };
-        if self.paths.get(&descriptor).is_some_and(|known| known == path) {
-            return Added::Known;
+    fn add(&mut self, path: &Path, interest: AddWatchFlags) -> Option<bool> {
+        let descriptor = self.inotify.as_ref()?.add_watch(path, interest).ok()?;
+        let is_known = self.paths.get(&descriptor).is_some_and(|known| known == path);
+        if !is_known {
+            self.paths.insert(descriptor, path.into());
         }
-        self.paths.insert(descriptor, path.into());
-        Added::New
+        Some(is_known)
     }
 
     /// Adds a process. `Alive` if its death will end a wait, `Unknown` if it cannot.
     pub(super) fn process(&mut self, identity: &Identity) -> Life {
         // Hold the process before comparing, so that the pid cannot be reused in between.
         let held = hold(identity.pid);
-        match (identity.life(), held) {
-            (Life::Alive, Ok(process)) => {
-                // Reported once: a child that was forked meanwhile may hold the pidfd open.
-                let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
-                if self.epoll.add(&process, EpollEvent::new(once, key(&process))).is_err() {
-                    return Life::Unknown;
-                }
-                self.processes.push((process, identity.clone()));
+        let life = identity.life();
+        if life != Life::Alive {
+            return life;
+        }
+        // Reported once: a child that was forked meanwhile may hold the pidfd open.
+        let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+        match held {
+            Ok(it) if self.epoll.add(&it, EpollEvent::new(once, key(&it))).is_ok() => {
+                self.processes.push((it, identity.clone()));
                 Life::Alive
             }
-            (Life::Alive, Err(_)) => Life::Unknown,
-            (life, _) => life,
+            _ => Life::Unknown,
         }
     }
 

@@ -26,7 +26,6 @@ use nix::time::ClockId;
 use nix::unistd::Pid;
 
 use crate::process::tree::Process;
-use crate::process::watch::Added;
 use crate::process::{Identity, Life, Rule, Signal, SignalPipe, Source};
 
 /// The start time of a live process in microseconds since 1970.
@@ -218,7 +217,8 @@ impl EventQueue {
         true
     }
 
-    pub(super) fn directory(&mut self, path: &Path) -> Added {
+    /// Watches the entries of a directory. Returns whether it was watched before; `None` if it cannot be.
+    pub(super) fn directory(&mut self, path: &Path) -> Option<bool> {
         let interest = FilterFlag::NOTE_WRITE
             | FilterFlag::NOTE_LINK
             | FilterFlag::NOTE_DELETE
@@ -227,28 +227,24 @@ impl EventQueue {
         self.open(path, libc::O_EVTONLY | libc::O_DIRECTORY, interest)
     }
 
-    pub(super) fn writes(&mut self, path: &Path) -> Added {
+    pub(super) fn writes(&mut self, path: &Path) -> Option<bool> {
         self.open(path, libc::O_EVTONLY, FilterFlag::NOTE_WRITE)
     }
 
     /// Watches what is at the path now; a watch of what was there before ends.
-    fn open(&mut self, path: &Path, flags: i32, interest: FilterFlag) -> Added {
+    fn open(&mut self, path: &Path, flags: i32, interest: FilterFlag) -> Option<bool> {
         let same = |held: &File, now: &Metadata| {
             held.metadata().is_ok_and(|held| (held.dev(), held.ino()) == (now.dev(), now.ino()))
         };
         match (self.open.get(path), fs::metadata(path)) {
-            (Some(held), Ok(now)) if same(held, &now) => return Added::Known,
+            (Some(held), Ok(now)) if same(held, &now) => return Some(true),
             _ => drop(self.open.remove(path)),
         }
-        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
-        let Ok(opened) = opened else { return Added::Failed };
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
         let flags = EvFlags::EV_ADD | EvFlags::EV_CLEAR;
-        let fd = opened.as_raw_fd() as usize;
-        if self.add(fd, EventFilter::EVFILT_VNODE, flags, interest).is_err() {
-            return Added::Failed;
-        }
+        self.add(opened.as_raw_fd() as usize, EventFilter::EVFILT_VNODE, flags, interest).ok()?;
         self.open.insert(path.to_owned(), opened);
-        Added::New
+        Some(false)
     }
 
     /// `Alive` if the death of the process will now wake us, `Unknown` if it cannot.

@@ -37,14 +37,6 @@ pub enum Source {
     Any,
 }
 
-/// The result of adding a path to an event queue.
-#[derive(Clone, Copy, Eq, PartialEq)]
-pub(super) enum Added {
-    New,
-    Known,
-    Failed,
-}
-
 /// A set of files, processes and signals to wait for.
 pub struct Watch {
     pub(super) queue: os::EventQueue,
@@ -58,8 +50,8 @@ pub struct Watch {
 impl Watch {
     /// A watch for these signals. They no longer end this process, even after the watch is dropped.
     pub fn new(signals: &[i32]) -> Result<Self> {
-        let pipes = signals.iter().map(|&signal| SignalPipe::new(signal));
-        let pipes = pipes.collect::<Result<Vec<_>>>()?;
+        let pipes: Vec<_> =
+            signals.iter().map(|&signal| SignalPipe::new(signal)).collect::<Result<_>>()?;
         let queue = os::EventQueue::new(&pipes).context("cannot make an event queue")?;
         let (known, signals, changed) = (HashSet::new(), VecDeque::new(), HashSet::new());
         Ok(Self { queue, pipes, known, signals, changed })
@@ -73,18 +65,18 @@ impl Watch {
     /// Watches the entries of a directory; `false` if that is not possible now. Callers add it again
     /// at every read, which is cheap and finds a directory that was replaced.
     pub fn add_directory(&mut self, path: &Path) -> bool {
-        self.queue.directory(path) != Added::Failed
+        self.queue.directory(path).is_some()
     }
 
     /// Adds a directory like [`Self::add_directory`]. Returns whether the one that is there now was watched
     /// before: there is no event if a directory further up was replaced.
     pub fn has_directory(&mut self, path: &Path) -> bool {
-        self.queue.directory(path) == Added::Known
+        self.queue.directory(path) == Some(true)
     }
 
     /// Watches a file for writes; `false` if that is not possible.
     pub fn add_file(&mut self, path: &Path) -> bool {
-        self.queue.writes(path) != Added::Failed
+        self.queue.writes(path).is_some()
     }
 
     /// Watches for the death of a process; `false` if that is not possible. A process that is dead
@@ -105,9 +97,9 @@ impl Watch {
     pub fn wait_for_event(&mut self, limit: Duration) -> Result<Woken> {
         let start = Instant::now();
         loop {
+            let is_pending = !self.changed.is_empty() || !self.signals.is_empty();
+            let limit = if is_pending { Duration::ZERO } else { limit };
             let left = limit.saturating_sub(start.elapsed());
-            let pending = !self.changed.is_empty() || !self.signals.is_empty();
-            let left = if pending { Duration::ZERO } else { left };
             // The system limits the time of one call, so a longer wait is many calls of an hour.
             let changed = self.queue.wait(left.min(Duration::from_secs(3600)));
             self.changed.extend(changed.context("cannot wait for events")?);
