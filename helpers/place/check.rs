@@ -85,45 +85,13 @@ pub fn refuse_without_git(name: &str) -> Refusal {
 
 /// The part of the config that a task needs at its place: its worker, its reviewer and their fallbacks.
 pub(super) fn far_config(config: &Config, record: &Record) -> Result<String> {
-    let (mut backends, mut models, mut aliases, mut agents) =
-        (json!({}), json!({}), json!({}), json!({}));
-    let mut names: Vec<String> =
-        [record.name.clone()].into_iter().chain(record.review.clone()).collect();
-    let mut at = 0;
-    while let Some(name) = names.get(at).cloned() {
-        at += 1;
-        let access = if at == 1 { Some(record.access) } else { None };
-        let choice = config.resolve(Some(&name))?;
-        let settings = &choice.settings;
-        if let Some(fallback) = &choice.fallback
-            && !names.contains(fallback)
-        {
-            names.push(fallback.clone());
-        }
-        let Some(model) = &choice.model else {
-            agents[&name] = json!({ "command": settings.command });
-            continue;
-        };
-        backends[&choice.backend] = json!({
-            "command": settings.command,
-            "prompt": settings.prompt,
-            "access": access.or(settings.access),
-        });
-        let own = config.fallbacks.get(model);
-        models[model] = json!({ "backend": choice.backend, "fallback": own });
-        if config.aliases.contains_key(&name) {
-            let fallback = config.fallbacks.get(&name);
-            aliases[&name] =
-                json!({ "model": model, "prompt": choice.prompt, "fallback": fallback });
-        }
-    }
     let set_up = record.worktree.as_ref().map(|it| config.set_up_of(it)).transpose()?.flatten();
-    let all = json!({
+    let mut all = json!({
         "default": record.name,
-        "backends": backends,
-        "models": models,
-        "aliases": aliases,
-        "agents": agents,
+        "backends": {},
+        "models": {},
+        "aliases": {},
+        "agents": {},
         "patience": config.patience,
         "silent_after": config.silent_after,
         "stop_silent": config.stop_silent,
@@ -132,6 +100,30 @@ pub(super) fn far_config(config: &Config, record: &Record) -> Result<String> {
         "worktree": { "setup": set_up },
         "places": record.place.as_deref().map(|it| config.place(it)).transpose()?.map(far_place),
     });
+    let mut names: Vec<_> = [&record.name].into_iter().chain(&record.review).cloned().collect();
+    let mut at = 0;
+    while let Some(name) = names.get(at).cloned() {
+        at += 1;
+        let choice = config.resolve(Some(&name))?;
+        let settings = &choice.settings;
+        names.extend(choice.fallback.filter(|it| !names.contains(it)));
+        let Some(model) = choice.model else {
+            all["agents"][&name] = json!({ "command": settings.command });
+            continue;
+        };
+        all["backends"][&choice.backend] = json!({
+            "command": settings.command,
+            "prompt": settings.prompt,
+            "access": if at == 1 { Some(record.access) } else { settings.access },
+        });
+        let fallback = config.fallbacks.get(&model);
+        all["models"][&model] = json!({ "backend": choice.backend, "fallback": fallback });
+        if config.aliases.contains_key(&name) {
+            let fallback = config.fallbacks.get(&name);
+            all["aliases"][&name] =
+                json!({ "model": model, "prompt": choice.prompt, "fallback": fallback });
+        }
+    }
     Ok(serde_json::to_string_pretty(&all)?)
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Error, Result, ensure};
+use serde_json::Value;
 
 use crate::config::Config;
 use crate::fault;
@@ -152,7 +153,7 @@ impl Mirrored {
     /// Records what the place recorded of attempts, but for an end while the task is open there.
     pub(super) fn record(&mut self, facts: &Facts) -> Result<()> {
         let (task, before) = (&self.task, self.remote.before);
-        let wait = facts.wait.clone().and_then(clean_wait);
+        let wait = facts.wait.clone().and_then(recorded_wait);
         let queued = matches!(wait, Some(Wait::Job { .. })) && facts.attempts.is_empty();
         if queued && task.wait()? != wait {
             task.set_wait(wait.as_ref())?;
@@ -170,7 +171,7 @@ impl Mirrored {
             let is_last = facts.attempts.last().is_some_and(|it| it.number == found.number);
             let AttemptFacts { exit, gate, silent, .. } = found.clone();
             if attempt.silent_since()? != silent {
-                attempt.set_silent_since(silent.as_deref().map(clean).as_deref())?;
+                attempt.set_silent_since(silent.as_deref())?;
             }
             // The wait goes first, so that no reader sees an end without it.
             let wait = wait.clone().filter(|_| is_last);
@@ -183,11 +184,11 @@ impl Mirrored {
                 && attempt.exit()?.is_none()
                 && (may_end || gate.is_some())
             {
-                task.set_exit(&attempt, &clean_exit(exit))?;
+                task.set_exit(&attempt, &recorded_exit(exit))?;
             }
             let is_final = |it: &Gate| it.checking.is_none() && !it.continues;
             if let Some(gate) = gate.filter(|it| may_end || !is_final(it)) {
-                let gate = clean_gate(gate, &self.task.record()?.context("no record")?);
+                let gate = recorded_gate(gate, &self.task.record()?.context("no record")?);
                 if attempt.gate()?.as_ref() != Some(&gate) {
                     attempt.set_gate(&gate)?;
                 }
@@ -199,10 +200,12 @@ impl Mirrored {
     /// Takes what the place says of the task.
     pub(super) fn apply(
         &mut self,
-        facts: Facts,
+        mut facts: Value,
         log: Option<(u32, u64)>,
         files: Files,
     ) -> Result<()> {
+        clean_all(&mut facts);
+        let facts: Facts = serde_json::from_str(&facts.to_string())?;
         for (name, text) in files {
             match (name.as_str(), log) {
                 ("log", Some((attempt, from))) => self.write_log(attempt, from, &text, &facts)?,
@@ -391,23 +394,25 @@ fn clean(text: &str) -> String {
     shorten(&sanitize(text), LONGEST_TEXT)
 }
 
-/// A text of a place that is shown as it is. The marks tell that nobody here said it.
-fn marked(text: &str) -> String {
-    quoted(&clean(text))
+/// Cleans all texts in what a place says. A record may show any of them.
+fn clean_all(said: &mut Value) {
+    match said {
+        Value::String(text) => *text = clean(text),
+        Value::Array(all) => {
+            all.truncate(MOST_ATTEMPTS as usize);
+            all.iter_mut().for_each(clean_all);
+        }
+        Value::Object(all) => all.values_mut().for_each(clean_all),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
-fn clean_all(texts: Vec<String>) -> Vec<String> {
-    texts.iter().take(50).map(|it| clean(it)).collect()
-}
-
-fn clean_exit(mut exit: ExitRecord) -> ExitRecord {
-    exit.not_started = exit.not_started.as_deref().map(clean);
-    exit.denied = clean_all(exit.denied);
-    exit.failure.iter_mut().for_each(|it| it.said = clean(&it.said));
+/// The end as it is recorded. A text that is shown as it is gets marks, because nobody here said it.
+fn recorded_exit(mut exit: ExitRecord) -> ExitRecord {
     if let Some(StopReason::Budget { used: said } | StopReason::Job { said }) =
         &mut exit.stop_reason
     {
-        *said = marked(said);
+        *said = quoted(said);
     }
     if humantime::parse_rfc3339(&exit.at).is_err() {
         exit.at = now();
@@ -415,35 +420,27 @@ fn clean_exit(mut exit: ExitRecord) -> ExitRecord {
     exit
 }
 
-fn clean_wait(wait: Wait) -> Option<Wait> {
+fn recorded_wait(wait: Wait) -> Option<Wait> {
     match wait {
-        Wait::Parked { until, stated, times, said, fallback } => {
-            let fallback = fallback.as_deref().map(clean);
-            Some(Wait::Parked { until, stated, times, said: clean(&said), fallback })
-        }
-        Wait::Job { after, said } => Some(Wait::Job { after: clean(&after), said: marked(&said) }),
+        Wait::Parked { .. } => Some(wait),
+        Wait::Job { after, said } => Some(Wait::Job { after, said: quoted(&said) }),
         _ => None,
     }
 }
 
 /// The checks as the place saw them: of the person's own commands only, and commits by their ids only.
-fn clean_gate(gate: Gate, record: &Record) -> Gate {
-    let own = |command: String| match record.checks.contains(&command) {
-        true => command,
-        false => record.first_check().unwrap_or_default(),
+fn recorded_gate(mut gate: Gate, record: &Record) -> Gate {
+    let own = |command: &mut String| {
+        if !record.checks.contains(command) {
+            *command = record.first_check().unwrap_or_default();
+        }
     };
-    let failed = gate.failed.map(|mut it| {
-        (it.command, it.end, it.output) = (own(it.command), marked(&it.end), clean(&it.output));
-        it
-    });
-    Gate {
-        commit: gate.commit.and_then(|it| object_id(&it)),
-        checking: gate.checking.map(own),
-        failed,
-        review: gate.review.as_deref().map(clean),
-        notes: clean_all(gate.notes),
-        tests: clean(&gate.tests),
-        moved: gate.moved.and_then(|it| object_id(&it)),
-        ..gate
+    gate.checking.iter_mut().for_each(own);
+    if let Some(failed) = &mut gate.failed {
+        own(&mut failed.command);
+        failed.end = quoted(&failed.end);
     }
+    gate.commit = gate.commit.and_then(|it| object_id(&it));
+    gate.moved = gate.moved.and_then(|it| object_id(&it));
+    gate
 }

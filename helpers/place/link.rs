@@ -116,57 +116,45 @@ impl Transport {
     /// # Errors
     /// [`Exit::Unavailable`] with the reason why there is no connection, or no helper there.
     pub fn open(name: &str, entry: &PlaceEntry, runs: [&str; 2], sends: bool) -> Result<Self> {
+        let refusal = || Refusal::new(Exit::Unavailable, format!("cannot reach '{name}'"));
         let mark = format!("dispatch-{}", random_hex()?);
         let mut command = command(entry);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = lead_own_group(&mut command).spawn().map_err(|error| {
-            Refusal::new(Exit::Unavailable, format!("cannot reach '{name}'"))
-                .place(format!("{}: {error}", entry.reach.join(" ")))
-                .next("correct 'reach' of the place in the config")
+            let tried = format!("{}: {error}", entry.reach.join(" "));
+            refusal().place(tried).next("correct 'reach' of the place in the config")
         })?;
         let (said, errors) = channel();
         let stderr = child.stderr.take().context("no pipe")?;
         std::thread::spawn(move || said.send(last_line(stderr)));
         let pipes = child.stdin.take().zip(child.stdout.take());
         let mut link = Self { child, pipes, rest: Vec::new(), errors, mark };
-        link.greet(name, entry, runs, sends)?;
-        Ok(link)
+        let Err(error) = link.greet(entry, runs).and_then(|()| link.agree(name, sends)) else {
+            return Ok(link);
+        };
+        if error.is::<Refusal>() {
+            return Err(error);
+        }
+        // The last words of the command say why, such as a refused login.
+        let said = link.errors.recv_timeout(Duration::from_millis(300)).unwrap_or_default();
+        let why = if said.is_empty() { format!("{error:#}") } else { sanitize(&said) };
+        let tried = entry.reach.iter().map(|it| shell_word(it)).collect::<Vec<_>>().join(" ");
+        let next = format!("find out why this fails without a prompt: {tried} true");
+        refusal().place(why).refuse(next)
     }
 
-    fn greet(
-        &mut self,
-        name: &str,
-        entry: &PlaceEntry,
-        runs: [&str; 2],
-        sends: bool,
-    ) -> Result<()> {
+    fn greet(&mut self, entry: &PlaceEntry, [runs, key]: [&str; 2]) -> Result<()> {
         let directory = entry.directory.as_deref().unwrap_or("~/.dispatch/places");
         let directory = match directory.strip_prefix("~/") {
             Some(rest) => format!("\"$HOME\"/{}", shell_word(rest)),
             None => shell_word(directory),
         };
+        let (mark, version, helpers) = (&self.mark, version(), HELPERS.join(" "));
         let script = format!(
-            "{{\nmark={} version={} places={directory} runs={} key={} helpers=\"{}\"\n{SCRIPT}}}\n",
-            self.mark,
-            version(),
-            runs[0],
-            runs[1],
-            HELPERS.join(" ")
+            "{{\nmark={mark} version={version} places={directory} runs={runs} key={key} \
+             helpers=\"{helpers}\"\n{SCRIPT}}}\n"
         );
-        let agreed = self.send(script.as_bytes(), HANDSHAKE);
-        agreed.and_then(|()| self.agree(name, sends)).map_err(|error| {
-            if error.is::<Refusal>() {
-                return error;
-            }
-            // The last words of the command say why, such as a refused login.
-            let said = self.errors.recv_timeout(Duration::from_millis(300)).unwrap_or_default();
-            let why = if said.is_empty() { format!("{error:#}") } else { sanitize(&said) };
-            let tried = entry.reach.iter().map(|it| shell_word(it)).collect::<Vec<_>>().join(" ");
-            Refusal::new(Exit::Unavailable, format!("cannot reach '{name}'"))
-                .place(why)
-                .next(format!("find out why this fails without a prompt: {tried} true"))
-                .into()
-        })
+        self.send(script.as_bytes(), HANDSHAKE)
     }
 
     fn agree(&mut self, name: &str, sends: bool) -> Result<()> {
@@ -174,37 +162,33 @@ impl Transport {
         let refuse = |what: &str, place: &str, next: &str| {
             Refusal::new(Exit::Unavailable, format!("{what} on '{name}'"))
                 .place(sanitize(place))
-                .next(sanitize(next))
+                .refuse(sanitize(next))
         };
-        let said = self.sentinel(HANDSHAKE)?;
-        let said = match said.split_once(' ').unwrap_or((&said, "")) {
-            ("absent", platform) => {
-                let place = format!("it is {platform}; {} is looked for", version());
-                let own = nix::sys::utsname::uname()?;
-                let own = format!("{} {}", own.sysname().display(), own.machine().display());
-                if !sends || platform != own {
-                    let what = "this version of dispatch is not installed";
-                    return Err(refuse(what, &place, install).into());
-                }
-                let exe = std::env::current_exe().context("cannot find this program's own file")?;
-                let program = std::fs::read(&exe).context("cannot read this program")?;
-                let sum = format!("{} {}\n", program.len(), long_hash(&program));
-                self.send(sum.as_bytes(), HANDSHAKE)?;
-                fault::point("place", "uploading");
-                // A place that takes no more says why; nobody says anything where the connection has ended.
-                let (begin, limit) = (Instant::now(), fault::limit("DISPATCH_UPLOAD_MS", UPLOAD));
-                let _ = self.send(&program, limit);
-                let is_late = begin.elapsed() >= limit;
-                ensure!(!is_late, "it did not take the program within {} s", limit.as_secs());
-                self.sentinel(limit.saturating_sub(begin.elapsed()))?
+        let (mut word, mut more) = self.sentinel(HANDSHAKE)?;
+        if word == "absent" {
+            let own = nix::sys::utsname::uname()?;
+            let own = format!("{} {}", own.sysname().display(), own.machine().display());
+            if !sends || more != own {
+                let place = format!("it is {more}; {} is looked for", version());
+                return refuse("this version of dispatch is not installed", &place, install);
             }
-            _ => said,
-        };
-        match said.split_once(' ').unwrap_or((&said, "")) {
-            ("ready", _) => Ok(()),
-            ("fail", why) => {
-                let (why, next) = why.split_once(" ## ").unwrap_or((why, install));
-                Err(refuse("dispatch cannot run", why, next).into())
+            let exe = std::env::current_exe().context("cannot find this program's own file")?;
+            let program = std::fs::read(&exe).context("cannot read this program")?;
+            let sum = format!("{} {}\n", program.len(), long_hash(&program));
+            self.send(sum.as_bytes(), HANDSHAKE)?;
+            fault::point("place", "uploading");
+            // A place that takes no more says why; nobody says anything where the connection has ended.
+            let (begin, limit) = (Instant::now(), fault::limit("DISPATCH_UPLOAD_MS", UPLOAD));
+            let _ = self.send(&program, limit);
+            let is_late = begin.elapsed() >= limit;
+            ensure!(!is_late, "it did not take the program within {} s", limit.as_secs());
+            (word, more) = self.sentinel(limit.saturating_sub(begin.elapsed()))?;
+        }
+        match word.as_str() {
+            "ready" => Ok(()),
+            "fail" => {
+                let (why, next) = more.split_once(" ## ").unwrap_or((&more, install));
+                refuse("dispatch cannot run", why, next)
             }
             _ => bail!("the place said something unknown"),
         }
@@ -221,8 +205,8 @@ impl Transport {
         Ok(())
     }
 
-    /// The rest of the next line that begins with the sentinel.
-    fn sentinel(&mut self, limit: Duration) -> Result<String> {
+    /// The first word, and the others, behind the sentinel that begins a line.
+    fn sentinel(&mut self, limit: Duration) -> Result<(String, String)> {
         let (deadline, mut noise) = (Instant::now() + limit, 0);
         let start = format!("{} ", self.mark);
         loop {
@@ -230,7 +214,8 @@ impl Transport {
                 let line: Vec<u8> = self.rest.drain(..=end).collect();
                 noise += line.len();
                 if let Some(said) = String::from_utf8_lossy(&line).trim_end().strip_prefix(&start) {
-                    return Ok(said.to_owned());
+                    let (word, more) = said.split_once(' ').unwrap_or((said, ""));
+                    return Ok((word.into(), more.into()));
                 }
             }
             ensure!(noise + self.rest.len() < NOISE, "a shell there prints too much");

@@ -302,7 +302,7 @@ impl Mirror {
         };
         if let Some(it) = self.tasks.iter_mut().find(|it| it.address.id == *id) {
             let taken = match head {
-                Reply::Facts(_, facts, log) => it.apply(*facts, log, files),
+                Reply::Facts(_, facts, log) => it.apply(facts, log, files),
                 Reply::Done(_, what, error) => it.set_done(&what, error),
                 _ => it.set_absent(),
             };

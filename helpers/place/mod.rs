@@ -102,9 +102,9 @@ enum Reply {
     Checked(Vec<(bool, String)>),
     /// A request about a task, or a repository, was carried out, or why not.
     Done(String, String, Option<String>),
-    /// How a task is; what changed of its files is sent, and a piece of its log with the attempt and the
+    /// How a task is, as [`Facts`]; what changed of its files is sent, and a piece of its log with the attempt and the
     /// offset.
-    Facts(String, Box<Facts>, Option<(u32, u64)>),
+    Facts(String, serde_json::Value, Option<(u32, u64)>),
     /// There is no such task.
     Absent(String),
     /// The answer to [`Request::Ping`].

@@ -309,7 +309,8 @@ impl Followed {
         self.facts = Some(facts.clone());
         facts.gone = gone;
         let (place, log) = log.map(|(place, bytes)| (place, ("log".to_owned(), bytes))).unzip();
-        let head = Reply::Facts(id.into(), Box::new(facts), place);
+        let facts = serde_json::from_slice(&serde_json::to_vec(&facts).ok()?).ok()?;
+        let head = Reply::Facts(id.into(), facts, place);
         Some((head, files.into_iter().chain(log).collect()))
     }
 
