@@ -3,7 +3,6 @@
 //!
 //! Invariant: a second call finds nothing to repair.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -17,12 +16,15 @@ use crate::git::{self, by_hand};
 use crate::place;
 use crate::process::TASK_DIR;
 use crate::project::{Broken, Project, TaskList};
-use crate::task::{Record, State, Task, View};
+use crate::task::{State, Task, View};
 use crate::text::{count, shell_word, sort};
 use crate::worker::supervise;
 
 /// How far a file system's clock may lag behind this machine's.
 const CLOCK_SLACK: Duration = Duration::from_secs(2);
+
+/// Where git keeps the branches of tasks.
+const BRANCHES: &str = "refs/heads/dispatch/";
 
 /// A project's tasks after repairs, and the repairs.
 #[derive(Debug, Default)]
@@ -161,93 +163,76 @@ fn remove_leftovers(project: &Project, views: &[View]) -> usize {
     removed
 }
 
-/// A worktree or branch that dispatch made in a repository.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Artifact {
-    /// The worktree in this directory.
-    Worktree(PathBuf),
-    /// The branch of this name.
-    Branch(String),
+/// A worktree that dispatch made in a repository, with its branch, or such a branch alone.
+#[derive(Debug)]
+pub struct Artifact {
+    /// The name, usually the task's.
+    name: String,
+    /// The directory of the worktree; `None` for a branch alone.
+    worktree: Option<PathBuf>,
 }
 
 impl Artifact {
+    fn branch(&self) -> String {
+        format!("dispatch/{}", self.name)
+    }
+
     /// Returns true if this is that worktree or its branch.
     fn belongs_to(&self, worktree: &Worktree) -> bool {
-        match self {
-            Self::Worktree(path) => worktree.path == *path,
-            Self::Branch(branch) => worktree.branch == *branch,
-        }
+        self.worktree.as_ref() == Some(&worktree.path) || self.branch() == worktree.branch
     }
 
-    /// Fetches the commits of a worktree. Returns the branch that has them; `None` for a branch.
-    pub fn fetch(&self, repository: &Path) -> Result<Option<String>> {
-        let Self::Worktree(path) = self else { return Ok(None) };
-        let worktree = Worktree {
-            path: path.clone(),
-            branch: format!("dispatch/{}", self.name()),
-            repository: repository.into(),
-            ..Worktree::default()
+    /// A line with the command that keeps its commits and the command that removes it. With a
+    /// repository, the commits of a worktree are fetched into it.
+    pub fn remedy(&self, repository: Option<&Path>) -> String {
+        let branch = self.branch();
+        let back = by_hand(&branch);
+        let Some(path) = &self.worktree else {
+            return format!(
+                "branch {branch} — {back} brings it back, git branch -d {branch} removes it"
+            );
         };
-        worktree.fetch()?;
-        Ok(Some(worktree.branch))
-    }
-
-    /// A line with the command that keeps its commits and the command that removes it. `fetched` is
-    /// what [`Self::fetch`] returned, if it was called.
-    pub fn remedy(&self, fetched: Option<&Result<Option<String>>>) -> String {
-        let path = match self {
-            Self::Worktree(path) => path.display().to_string(),
-            Self::Branch(branch) => {
-                return format!(
-                    "branch {branch} — {} brings it back, git branch -d {branch} removes it",
-                    by_hand(branch)
-                );
-            }
+        let fetch = |repository: &Path| {
+            let (path, repository) = (path.clone(), repository.into());
+            Worktree { path, branch, repository, ..Worktree::default() }.fetch()
         };
-        let keep = match fetched {
-            Some(Ok(Some(branch))) => format!("{} brings its commits back", by_hand(branch)),
+        let keep = match repository.map(fetch) {
+            Some(Ok(_)) => format!("{back} brings its commits back"),
             Some(Err(error)) => format!("{error:#}").replace("\n  ", "; "),
-            _ => "dispatch-reconcile clean brings its commits to a branch".into(),
+            None => "dispatch-reconcile clean brings its commits to a branch".into(),
         };
-        let directory = shell_word(&path);
+        let (path, directory) = (path.display(), shell_word(&path.display().to_string()));
         format!("worktree {path} — {keep}, rm -r {directory} removes it and what is only there")
-    }
-
-    /// The last part of the name, usually the task's name.
-    fn name(&self) -> &str {
-        match self {
-            Self::Worktree(path) => path.file_name().and_then(|it| it.to_str()).unwrap_or_default(),
-            Self::Branch(branch) => branch.rsplit('/').next().unwrap_or_default(),
-        }
     }
 }
 
 /// The worktrees and branches that dispatch made in a repository, read without starting git. Packed
-/// branches are missing.
-fn artifacts(repository: &Path) -> Vec<Artifact> {
+/// branches are missing, except for the `listed` ones.
+fn artifacts(repository: &Path, listed: Vec<String>) -> Vec<Artifact> {
     let names = |directory: &Path| {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
-        names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
-        sort(&mut names, Ord::cmp);
-        names
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| !name.starts_with('.')).collect::<Vec<_>>()
     };
     let directory = git::worktrees_directory(repository).unwrap_or_default();
-    let worktrees =
-        names(&directory).into_iter().map(|name| Artifact::Worktree(directory.join(name)));
-    let branches = names(&repository.join("refs/heads/dispatch"));
-    let branch = |name: OsString| Some(Artifact::Branch(format!("dispatch/{}", name.to_str()?)));
-    worktrees.chain(branches.into_iter().filter_map(branch)).collect()
+    let (mut worktrees, branches) = (names(&directory), names(&repository.join(BRANCHES)));
+    sort(&mut worktrees, Ord::cmp);
+    let mut branches: Vec<_> = branches.into_iter().chain(listed).collect();
+    branches.retain(|name| !worktrees.contains(name));
+    sort(&mut branches, Ord::cmp);
+    branches.dedup();
+    let worktrees = worktrees.into_iter().map(|name| {
+        let worktree = Some(directory.join(&name));
+        Artifact { name, worktree }
+    });
+    worktrees.chain(branches.into_iter().map(|name| Artifact { name, worktree: None })).collect()
 }
 
 /// All worktrees and branches that dispatch made in a repository, packed branches included.
 pub fn all_artifacts(repository: &Path) -> Result<Vec<Artifact>> {
-    let mut all = artifacts(repository);
-    let listed = git::references(repository, "refs/heads/dispatch/")?.into_iter();
-    let branch = |name: String| Some(Artifact::Branch(name.strip_prefix("refs/heads/")?.into()));
-    let packed: Vec<_> = listed.filter_map(branch).filter(|branch| !all.contains(branch)).collect();
-    all.extend(packed);
-    Ok(all)
+    let listed = git::references(repository, BRANCHES)?.into_iter();
+    let listed = listed.filter_map(|name| Some(name.strip_prefix(BRANCHES)?.to_owned())).collect();
+    Ok(artifacts(repository, listed))
 }
 
 /// A line about worktrees and branches of deleted tasks; `None` if there are none. Nothing is removed,
@@ -258,7 +243,7 @@ pub fn orphans_line<'a>(
     worktrees: impl Iterator<Item = &'a Worktree>,
 ) -> Option<String> {
     let worktrees: Vec<_> = worktrees.collect();
-    let mut artifacts = artifacts(&project.repository()?);
+    let mut artifacts = artifacts(&project.repository()?, Vec::new());
     artifacts.retain(|it| !worktrees.iter().any(|own| it.belongs_to(own)));
     if artifacts.is_empty() {
         return None;
@@ -291,26 +276,14 @@ pub fn orphans(project: &Project, mut artifacts: Vec<Artifact>) -> Vec<Artifact>
     let TaskList { tasks, broken, .. } = project.task_list();
     let records = tasks.iter().map(Task::record).collect::<Result<Vec<_>, _>>();
     let Some(records) = records.ok().filter(|_| broken.is_empty()) else { return Vec::new() };
-    artifacts.retain(|it| !records.iter().flatten().any(|record| belongs_to(it, record)));
-    // Skip the worktree of a task that is being dispatched.
-    let is_being_dispatched = |it: &Artifact| {
-        let task = it.name().parse().map(|id| project.task(&id));
-        task.is_ok_and(|task| task.state_dir().exists() && !task.was_dispatched())
-    };
-    artifacts.retain(|it| !is_being_dispatched(it));
-    // Report a worktree's branch with the worktree only.
-    let is_worktree = |it: &&Artifact| matches!(it, Artifact::Worktree(_));
-    let worktrees = artifacts.iter().filter(is_worktree).map(|it| it.name().to_owned());
-    let worktrees: Vec<_> = worktrees.collect();
-    artifacts.retain(|it| match it {
-        Artifact::Branch(_) => !worktrees.iter().any(|worktree| worktree == it.name()),
-        Artifact::Worktree(_) => true,
+    artifacts.retain(|it| {
+        let owned = records.iter().flatten().filter_map(|record| record.worktree.as_ref());
+        let is_owned = owned.into_iter().any(|own| it.belongs_to(own));
+        // Skip the worktree of a task that is being dispatched.
+        let task = it.name.parse().map(|id| project.task(&id));
+        !is_owned && !task.is_ok_and(|it| it.state_dir().exists() && !it.was_dispatched())
     });
     artifacts
-}
-
-fn belongs_to(artifact: &Artifact, record: &Record) -> bool {
-    record.worktree.iter().any(|own| artifact.belongs_to(own))
 }
 
 /// The directories of a task in which helpers write files, with that of the last attempt.

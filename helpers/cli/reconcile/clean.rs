@@ -70,8 +70,8 @@ pub(super) fn clean(project: &Project, args: &CleanArgs) -> Result<Exit> {
         && let Some(repository) = project.repository()
     {
         for orphan in orphans(project, all_artifacts(&repository)?) {
-            let fetched = (!args.dry_run).then(|| orphan.fetch(&repository));
-            say(format!("orphaned: {}", orphan.remedy(fetched.as_ref())));
+            let repository = Some(&*repository).filter(|_| !args.dry_run);
+            say(format!("orphaned: {}", orphan.remedy(repository)));
             printed = true;
         }
         let TaskList { tasks, broken, .. } = project.task_list();
