@@ -35,8 +35,6 @@ pub struct Waiter {
     listener: Option<Identity>,
     /// The questions that are being written.
     growing: Looks,
-    /// When the last task disappeared that could have brought news.
-    disappeared: Option<Instant>,
     /// `true` if an end was held back at the last read, because another attempt may follow.
     holds_back: bool,
 }
@@ -73,7 +71,6 @@ impl Waiter {
             tasks,
             listener,
             growing: Looks::default(),
-            disappeared: None,
             holds_back: false,
         })
     }
@@ -115,9 +112,7 @@ impl Waiter {
             if !news.is_empty() {
                 return Ok(WaitOutcome::News(news));
             }
-            // A program that replaces a task's directory removes the old one first.
-            let may_return = self.disappeared.is_some_and(|since| since.elapsed() < return_limit());
-            if self.active() == 0 && !may_return && !self.holds_back {
+            if self.active() == 0 && !self.holds_back {
                 return Ok(WaitOutcome::NothingActive);
             }
             let left = limit.map_or(LOOK, |limit| limit.saturating_sub(begin.elapsed()));
@@ -167,13 +162,9 @@ impl Waiter {
     /// The news of the tasks that changed, recorded as delivered. An unreadable task must not hide news of
     /// the others, unless the wait is for that task.
     fn read_news(&mut self) -> Result<Vec<Event>> {
-        let changes = self.tasks.refresh();
-        if changes.lost_open {
-            self.disappeared = Some(Instant::now());
-        }
         let mut news = Vec::new();
         self.holds_back = false;
-        for id in changes.read {
+        for id in self.tasks.refresh() {
             let Some(view) = self.tasks.view_mut(&id) else { continue };
             let ipc = view.task.side().ipc();
             for (question, found) in &mut view.questions {
@@ -270,9 +261,4 @@ fn set_heard(host: &Identity, view: &View) -> Result<()> {
     }
     view.task.settle(view)?;
     view.task.index(host).set_heard(&view.task)
-}
-
-/// How long a directory that is replaced may be missing.
-fn return_limit() -> Duration {
-    fault::limit("DISPATCH_GONE_MS", Duration::from_secs(5))
 }

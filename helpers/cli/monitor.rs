@@ -13,11 +13,10 @@ use crate::domain::TaskId;
 use crate::error::Exit;
 use crate::files::{self, Lock};
 use crate::host::hook::HookInput;
-use crate::news::{Event, command, command_for};
-use crate::ops::answer::{self, Answered, find_question};
+use crate::news::{Event, command};
+use crate::ops::answer::{self, find_question};
 use crate::process::calling_host;
 use crate::project::Project;
-use crate::task::Task;
 use crate::wait::{WaitOutcome, Waiter};
 
 /// Claude Code ends a background command after two hours; the monitor ends by itself before.
@@ -76,7 +75,7 @@ pub fn main() -> ExitCode {
             Some([target, text]) => {
                 let (task, question) = find_question(&project, target)?;
                 refuse_elsewhere(&project, &task)?;
-                let said = answer(&task, &question, &some_text(text, "the answer")?)?;
+                let said = answer::answer(&task, &question, &some_text(text, "the answer")?)?;
                 // If the owner cannot be changed, the next /dispatch adopts the task.
                 calling_host().iter().for_each(|host| drop(project.adopt_task(&task, host)));
                 done(said)
@@ -205,22 +204,4 @@ fn capped(lines: impl Iterator<Item = String>, status: &str) -> String {
         (text, 0) => text,
         (text, more) => format!("{text}\n… and {more} more events: {status} shows all tasks"),
     }
-}
-
-/// Answers a question and returns a line about what follows.
-pub(super) fn answer(task: &Task, question: &str, text: &str) -> Result<String> {
-    let (id, spawn) = (task.id(), command_for(task, "dispatch-spawn")?);
-    let what = match answer::answer(task, question, text)? {
-        Answered::Continues => ", its worker continues".into(),
-        Answered::Resumed => ", its worker had ended and was resumed".into(),
-        Answered::Waits(wait) => format!(", its worker had ended; the task waits {wait}"),
-        // The answer is stored, so this is no failure of the command.
-        Answered::NotStarted(error) => format!(
-            ", but its worker had ended and could not start: {error:#}\n  next: correct that, then run {spawn} {id} --resume"
-        ),
-        Answered::AgentEnded(call) => format!("; its agent has ended: {call}"),
-        Answered::Stopped => format!("; it was stopped: {spawn} {id} --resume continues it"),
-        Answered::Done => ", but it is done".into(),
-    };
-    Ok(format!("{id}/{question} answered{what}"))
 }

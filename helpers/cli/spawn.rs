@@ -14,14 +14,14 @@ use crate::files;
 use crate::host::refuse_undecided;
 use crate::news::notify;
 use crate::ops::dispatch::{self, Prepared};
-use crate::ops::resume::{self, Resumed};
+use crate::ops::resume;
 use crate::ops::{Request, Start};
 use crate::place::{self, link};
 use crate::process::{TASK_DIR, is_host_variable};
 use crate::project::Project;
 use crate::task::{Task, Wait};
 use crate::text::{sanitize, shell_word};
-use crate::worker::supervise::{self, Only, StartOutcome};
+use crate::worker::supervise::{self, Only};
 use crate::worker::{agent, sandbox};
 
 /// Start or resume a task's worker and return at once
@@ -158,9 +158,10 @@ fn start(args: Args, project: &Project, id: TaskId, here: PathBuf) -> Result<Exi
         return dry_run(&prepared, args.json);
     }
     let (task, name) = (prepared.task.clone(), prepared.record.name.clone());
-    let dispatched = prepared.start(project)?;
-    dispatched.remarks.iter().for_each(say);
-    done(start_line(&task, &name, Some(&dispatched.summary), dispatched.start?))
+    let summary = prepared.summary.clone();
+    let (remarks, start) = prepared.start(project)?;
+    remarks.iter().for_each(say);
+    done(start_line(&task, &name, Some(&summary), start?))
 }
 
 /// The plan's text and its source.
@@ -221,12 +222,9 @@ fn resume(request: &Request, project: &Project, task: &Task) -> Result<Exit> {
     let mut remarks = Vec::new();
     let resumed = resume::resume(project, task, request, &mut remarks);
     remarks.iter().for_each(say);
-    let resumed = resumed?;
-    done(match resumed {
-        Resumed::Done => {
-            format!("{} is done: nothing is left. Tell the user and stop.", task.id())
-        }
-        Resumed::Started(record, start) => start_line(task, &record.name, None, start?),
+    done(match resumed? {
+        None => format!("{} is done: nothing is left. Tell the user and stop.", task.id()),
+        Some((name, start)) => start_line(task, &name, None, start),
     })
 }
 
@@ -238,11 +236,11 @@ fn start_line(task: &Task, name: &str, summary: Option<&str>, start: Start) -> S
         Start::Agent(call) => {
             return format!("{id}{summary}, which ends with this session: {call}");
         }
-        Start::Process(StartOutcome::Running) => format!("{id}{summary} started with {name}"),
-        Start::Process(StartOutcome::Waiting(wait @ Wait::Held { .. })) => {
+        Start::Process(None) => format!("{id}{summary} started with {name}"),
+        Start::Process(Some(wait @ Wait::Held { .. })) => {
             format!("{id}{summary} is {wait}; it starts by itself when that is done")
         }
-        Start::Process(StartOutcome::Waiting(wait)) => {
+        Start::Process(Some(wait)) => {
             format!("{id}{summary} waits {wait}; it starts by itself")
         }
     };

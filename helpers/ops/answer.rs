@@ -1,37 +1,18 @@
 //! Answer: the person's answer reaches the worker that asked, or the next one if that has ended.
 
-use anyhow::{Error, Result};
+use anyhow::Result;
 
 use crate::domain::Route;
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::ipc::IpcText;
 use crate::news::ledger::{self, Ledger};
-use crate::news::{events, question_key};
+use crate::news::{command_for, events, question_key};
 use crate::project::Project;
-use crate::task::{Answer, State, Task, Wait};
+use crate::task::{Answer, State, Task};
 use crate::text::quoted;
 use crate::worker::agent;
-use crate::worker::supervise::{self, StartOutcome};
-
-/// The consequence of an answer.
-#[derive(Debug)]
-pub enum Answered {
-    /// The worker is running and reads the answer.
-    Continues,
-    /// The worker had ended and was resumed.
-    Resumed,
-    /// The worker had ended, and the task waits for this before the next one starts.
-    Waits(Wait),
-    /// The worker had ended, and the next one could not start. The answer is stored.
-    NotStarted(Error),
-    /// The agent had ended; the line holds the call that the host has to make.
-    AgentEnded(String),
-    /// The task was stopped; a resume passes the answer on.
-    Stopped,
-    /// The task is done.
-    Done,
-}
+use crate::worker::supervise::{self, Only};
 
 /// The question that `TASK[/NNN]` names; without a number, the newest open one.
 ///
@@ -66,11 +47,12 @@ pub fn find_question(project: &Project, target: &str) -> Result<(Task, String)> 
     Refusal::new(Exit::Data, what).place(place).refuse(next)
 }
 
-/// Records and publishes an answer, and resumes the task if its worker has ended.
+/// Records and publishes an answer, and resumes the task if its worker has ended. Returns a line about
+/// what follows.
 ///
 /// # Errors
 /// [`Exit::Data`] if the question cannot be answered; the text of the error says why.
-pub fn answer(task: &Task, question: &str, text: &str) -> Result<Answered> {
+pub fn answer(task: &Task, question: &str, text: &str) -> Result<String> {
     // Read the state first: an orphaned `ask` of a dead worker may take the answer.
     let over = task.view()?.state.has_work_left();
     if let Err(refusal) = post(task, question, text, over) {
@@ -81,19 +63,26 @@ pub fn answer(task: &Task, question: &str, text: &str) -> Result<Answered> {
     }
     fault::point("answer", "posted");
     let view = task.view()?;
-    Ok(match (view.record.route, view.state) {
-        (Route::Cli, _) if view.has_late_answer() => match supervise::start_answered(task) {
-            Ok(StartOutcome::Running) => Answered::Resumed,
-            Ok(StartOutcome::Waiting(wait)) => Answered::Waits(wait),
-            Err(error) => Answered::NotStarted(error),
-        },
-        (Route::Agent, _) if over || view.has_late_answer() => {
-            Answered::AgentEnded(agent::resume(task, &view.record)?)
+    let (id, spawn) = (task.id(), command_for(task, "dispatch-spawn")?);
+    let follows = match (view.record.route, view.state) {
+        (Route::Cli, _) if view.has_late_answer() => {
+            match supervise::start(task, Some(Only::Answered)) {
+                Ok(None) => ", its worker had ended and was resumed".into(),
+                Ok(Some(wait)) => format!(", its worker had ended; the task waits {wait}"),
+                // The answer is stored, so this is no failure of the command.
+                Err(error) => format!(
+                    ", but its worker had ended and could not start: {error:#}\n  next: correct that, then run {spawn} {id} --resume"
+                ),
+            }
         }
-        (_, State::Stopped) => Answered::Stopped,
-        (_, State::Done) => Answered::Done,
-        _ => Answered::Continues,
-    })
+        (Route::Agent, _) if over || view.has_late_answer() => {
+            format!("; its agent has ended: {}", agent::resume(task, &view.record)?)
+        }
+        (_, State::Stopped) => format!("; it was stopped: {spawn} {id} --resume continues it"),
+        (_, State::Done) => ", but it is done".into(),
+        _ => ", its worker continues".into(),
+    };
+    Ok(format!("{id}/{question} answered{follows}"))
 }
 
 /// Records an answer, and publishes the worker's copy. `over` is whether the worker has ended.

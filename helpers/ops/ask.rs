@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::config::Config;
+use crate::fault;
 use crate::files;
 use crate::ipc::{Ipc, IpcText, Looks, second_look};
 use crate::process::{ANSWERS, PATIENCE, Watch, Woken, boot_id, time_since_boot};
@@ -37,22 +38,13 @@ pub enum Reply {
 /// Files that cannot be read or watched.
 pub fn wait(side: &WorkerSide, number: &str) -> Result<Reply> {
     let (before, patience) = (waited(side, number)?, patience());
-    let limit = limit_for_tests().unwrap_or(WAIT).min(patience.saturating_sub(before));
+    let limit = fault::limit("DISPATCH_WAIT_MS", WAIT).min(patience.saturating_sub(before));
     if let Some(answer) = wait_for_answer(side, number, limit)? {
         return Ok(Reply::Answer(answer));
     }
     // A signal may have cut the wait short; the record of its begin has whole seconds.
     let is_over = waited(side, number)? + Duration::from_secs(1) > patience;
     Ok(if is_over { Reply::TooLate } else { Reply::NotYet })
-}
-
-/// A shorter wait for tests.
-fn limit_for_tests() -> Option<Duration> {
-    #[cfg(debug_assertions)]
-    if let Some(limit) = std::env::var("DISPATCH_WAIT_MS").ok().and_then(|ms| ms.parse().ok()) {
-        return Some(Duration::from_millis(limit));
-    }
-    None
 }
 
 fn patience() -> Duration {
@@ -93,20 +85,17 @@ fn answer(ipc: &Ipc, number: &str) -> Result<Option<IpcText>> {
     recorded.map(answer).transpose().context("cannot read the answer")
 }
 
-/// Records when the wait for an answer began, so that the patience counts across calls. The clock
-/// includes the time that the machine sleeps.
-fn record_wait_start(side: &WorkerSide, number: &str) -> Result<()> {
-    let begin = format!("{} {}", boot_id(), time_since_boot().as_secs());
-    files::publish(&side.directory().join(format!("ipc/.{number}.asked")), begin.as_bytes())
-}
-
+/// How long a worker has waited for an answer, over all calls. The first one records when it began. The
+/// clock includes the time that the machine sleeps.
 fn waited(side: &WorkerSide, number: &str) -> Result<Duration> {
     let path = side.directory().join(format!("ipc/.{number}.asked"));
+    let (boot, now) = (boot_id(), time_since_boot());
     let text = files::read_foreign(&path)?.map(lossy).unwrap_or_default();
-    let begin = text.split_once(' ').filter(|(boot, _)| *boot == boot_id());
-    match begin.and_then(|(_, seconds)| seconds.parse().ok()) {
-        Some(seconds) => Ok(time_since_boot().saturating_sub(Duration::from_secs(seconds))),
-        // The first wait, or the machine restarted: the time counts from now.
-        None => record_wait_start(side, number).map(|()| Duration::ZERO),
+    let begin = text.split_once(' ').filter(|(of_boot, _)| *of_boot == boot);
+    if let Some(seconds) = begin.and_then(|(_, seconds)| seconds.parse().ok()) {
+        return Ok(now.saturating_sub(Duration::from_secs(seconds)));
     }
+    // The first wait, or the machine restarted: the time counts from now.
+    files::publish(&path, format!("{boot} {}", now.as_secs()).as_bytes())?;
+    Ok(Duration::ZERO)
 }

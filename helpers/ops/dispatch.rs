@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::config::choose::{self, Chosen, How};
 use crate::config::{Choice, Config};
-use crate::domain::{Access, TaskId};
+use crate::dirs;
+use crate::domain::{Access, Route, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
@@ -37,24 +38,14 @@ pub struct Prepared {
     pub call: Option<Invocation>,
     /// The worktree that the worker gets.
     pub worktree: Option<PlannedWorktree>,
+    /// The title of the plan and the number of its items.
+    pub summary: String,
     plan: String,
     /// `true` if `plan` came with the request, so that it replaces the task's plan.md.
     replaces_plan: bool,
-    chosen: Chosen,
-    /// A remark about the reviewer.
-    note: Option<String>,
-    config: Config,
-}
-
-/// A task with a worker, or one that waits for it.
-#[derive(Debug)]
-pub struct Dispatched {
-    /// The start of the worker; its error leaves a task that can be resumed.
-    pub start: Result<Start>,
-    /// The title of the plan and the number of its items.
-    pub summary: String,
+    choice: Choice,
     /// Remarks for the host, one line each.
-    pub remarks: Vec<String>,
+    remarks: Vec<String>,
 }
 
 /// Checks the request for a task with this id in the canonical `directory`, with a plan and its source
@@ -82,7 +73,9 @@ pub fn prepare(
         Some(given) => given,
         None => plan_of(&task, &directory)?,
     };
-    Plan::parse_new(&plan, &source)?;
+    let parsed = Plan::parse_new(&plan, &source)?;
+    let items = count(parsed.items().len(), "item");
+    let summary = parsed.title().map_or(items.clone(), |title| format!("{title}, {items}"));
     let asks = !replaces_plan && project.repository().is_some();
     let asked = source.clone();
     let is_tracked = asks.then(|| thread::spawn(move || git::is_tracked(&asked)));
@@ -118,22 +111,9 @@ pub fn prepare(
     let worktree = request.worktree
         || request.place.is_some()
         || after.iter().any(|before| before.branch.is_some());
-    let needs = [
-        !checks.is_empty() || request.review.is_some(),
-        !budget.is_none(),
-        worktree,
-        !after.is_empty(),
-        request.may_dispatch || request.keep,
-    ];
-    let route = ops::route(choice, request.agent, needs)?;
-    let planned = worktree.then(|| {
-        git::plan_worktree(
-            &id,
-            &directory,
-            &request.below.unwrap_or_default(),
-            request.with_changes,
-        )
-    });
+    let below = request.below.unwrap_or_default();
+    let planned =
+        worktree.then(|| git::plan_worktree(&id, &directory, &below, request.with_changes));
     let mut worktree = planned.transpose()?;
     if is_tracked.is_some_and(|asked| asked.join().unwrap_or(true)) {
         return Refusal::new(Exit::Data, format!("git tracks the plan of '{id}'"))
@@ -153,7 +133,7 @@ pub fn prepare(
         name: choice.name.clone(),
         model: choice.model.clone(),
         backend: choice.backend.clone(),
-        route,
+        route: Route::Cli,
         access,
         holder: None,
         place: request.place,
@@ -167,16 +147,14 @@ pub fn prepare(
         review: request.review,
         budget,
         budget_from: 0,
-        owner: match outer {
-            Some(outer) => outer.owner,
-            None => calling_host(),
-        },
+        owner: outer.map_or_else(calling_host, |outer| outer.owner),
         created: now(),
         stop: false,
         may_dispatch: request.may_dispatch,
         keep: request.keep,
         is_elsewhere: project.is_elsewhere(),
     };
+    record.route = ops::route(choice, &record, request.agent)?;
     if record.may_dispatch && record.access != Access::Full {
         return Refusal::new(Exit::Usage, "only a process at full access can dispatch tasks")
             .place(format!("'{id}' would work at {}", record.access))
@@ -195,22 +173,36 @@ pub fn prepare(
     if discover && is_here {
         ops::refuse_logged_out(&config, &record, &chosen)?;
     }
-    let mut note = None;
-    if let (Some(name), false) = (&record.review, is_here) {
-        record.review = Some(choose(Some(name))?.choice.name);
-    } else if let Some(name) = record.review.take() {
-        let chosen = choose(Some(&name))?;
-        let reviewer = review::reviewer(&task, &record, &chosen.choice)?;
-        if discover {
-            ops::refuse_logged_out(&config, &reviewer, &chosen)?;
+    let reviewer = record.review.as_deref().map(|name| choose(Some(name))).transpose()?;
+    if let Some(chosen) = &reviewer {
+        record.review = Some(chosen.choice.name.clone());
+        if is_here {
+            let reviewer = review::reviewer(&task, &record, &chosen.choice)?;
+            if discover {
+                ops::refuse_logged_out(&config, &reviewer, chosen)?;
+            }
         }
-        (record.review, note) = (Some(reviewer.name), chosen.note);
     }
     if let (Some(name), true) = (&record.place, discover) {
         place::refuse_unfit(name, &Config::load()?, &record)?;
     }
     let prompt = prompt::first(&task, &record, &plan)?;
-    Ok(Prepared { task, record, prompt, call, worktree, plan, replaces_plan, chosen, note, config })
+    // The host already knows about the default; report any other choice.
+    let Chosen { choice, how, note, .. } = chosen;
+    let note = note.filter(|_| how != How::Default);
+    let remarks = note.into_iter().chain(reviewer.and_then(|it| it.note)).collect();
+    Ok(Prepared {
+        task,
+        record,
+        prompt,
+        call,
+        worktree,
+        summary,
+        plan,
+        replaces_plan,
+        choice,
+        remarks,
+    })
 }
 
 /// The record of the task whose worker called this helper; `None` if none did.
@@ -233,15 +225,19 @@ pub fn calling_task() -> Result<Option<Record>> {
 }
 
 impl Prepared {
-    /// Creates the task and starts its worker.
+    /// Creates the task and starts its worker. Returns remarks for the host, one line each, and the start
+    /// of the worker, whose error leaves a task that can be resumed.
     ///
     /// # Errors
-    /// The name was taken meanwhile; a file or the worktree cannot be created; the worker cannot start.
-    pub fn start(mut self, project: &Project) -> Result<Dispatched> {
+    /// The name was taken meanwhile; a file or the worktree cannot be created.
+    pub fn start(self, project: &Project) -> Result<(Vec<String>, Result<Start>)> {
         project.prepare()?;
         let Self { task, record, .. } = &self;
         {
-            free_state(task)?;
+            // The directory of an earlier task was deleted in the project.
+            if task.was_dispatched() && task.is_deleted() {
+                task.remove(task.state_dir())?;
+            }
             let _lock = task.lock()?;
             refuse_taken(task)?;
             if let Some(worktree) = &record.worktree {
@@ -256,38 +252,29 @@ impl Prepared {
             }
             files::publish_copy(&task.side().prompt_path(), self.prompt.as_bytes())?;
             fault::point("spawn", "prepared");
-            if !task.claim(record, &self.plan)? {
-                refuse_taken(task)?;
-            }
+            ensure!(task.claim(record, &self.plan)?, "the task id was taken meanwhile");
         }
         fault::point("spawn", "claimed");
-        // The host already knows about the default; report any other choice.
-        let note = self.chosen.note.clone().filter(|_| self.chosen.how != How::Default);
-        let flags = self
-            .call
-            .as_ref()
-            .map_or_else(Vec::new, |_| obsolete_flags(&self.config, &self.chosen.choice));
         let start = ops::launch(task, record);
-        let worktree = self.worktree.take().map_or_else(Vec::new, PlannedWorktree::remarks);
-        let remarks =
-            note.into_iter().chain(self.note.clone()).chain(flags).chain(worktree).collect();
-        Ok(Dispatched { start, summary: self.summary(), remarks })
-    }
-
-    fn summary(&self) -> String {
-        let plan = Plan::parse(&self.plan);
-        let items = count(plan.items().len(), "item");
-        plan.title().map_or(items.clone(), |title| format!("{title}, {items}"))
+        let mut remarks = self.remarks;
+        if self.call.is_some() {
+            remarks.extend(obsolete_flags(&self.choice));
+        }
+        remarks.extend(self.worktree.into_iter().flat_map(PlannedWorktree::remarks));
+        Ok((remarks, start))
     }
 }
 
 /// Says, once for each backend, that obsolete flags in its command are replaced.
-fn obsolete_flags(config: &Config, choice: &Choice) -> Vec<String> {
+fn obsolete_flags(choice: &Choice) -> Vec<String> {
     let backend = &choice.backend;
     let flags = tools::obsolete_flags(&choice.settings);
-    let said = config.path().with_file_name(format!(".old-flags-of-{backend}"));
+    let said = || {
+        let config = dirs::config_path()?;
+        files::publish_new(&config.with_file_name(format!(".old-flags-of-{backend}")), b"")
+    };
     // If this cannot be noted, stay silent rather than repeat it forever.
-    if flags.is_empty() || !files::publish_new(&said, b"").unwrap_or(false) {
+    if flags.is_empty() || !said().unwrap_or(false) {
         return Vec::new();
     }
     let line = |(flag, replacement)| {
@@ -356,22 +343,14 @@ fn refuse_taken(task: &Task) -> Result<()> {
     }
     let view = task.view().ok();
     let state = view.as_ref().map_or("there".into(), |view| view.state.to_string());
-    let is_resumable = |view: &View| {
-        view.state.has_work_left() || view.state.is_waiting() || view.state == State::Stopped
-    };
-    let resume = match view.is_some_and(|view| is_resumable(&view)) {
+    let is_resumable = view.is_some_and(|View { state, .. }| {
+        state.has_work_left() || state.is_waiting() || state == State::Stopped
+    });
+    let resume = match is_resumable {
         true => format!(", or dispatch-spawn {id} --resume for what is left of it"),
         false => String::new(),
     };
     Refusal::new(Exit::CannotCreate, format!("the task id '{id}' is taken"))
         .place(format!("{} is {state}", side.directory().display()))
         .refuse(format!("use '{free}'{resume}"))
-}
-
-/// Removes the person's side of an earlier task whose directory in the project was deleted.
-fn free_state(task: &Task) -> Result<()> {
-    if !task.was_dispatched() || !task.is_deleted() {
-        return Ok(());
-    }
-    task.remove(task.state_dir())
 }

@@ -20,11 +20,11 @@ use crate::config::{Choice, Config};
 use crate::domain::{Access, BUDGETS, Budget, Route, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::process::calling_host;
-use crate::task::{Record, Task};
+use crate::task::{Record, Task, Wait};
 use crate::tools::detect::logged_out;
 use crate::tools::is_known;
 use crate::worker::agent;
-use crate::worker::supervise::{self, StartOutcome};
+use crate::worker::supervise;
 
 /// The options of a person who dispatches or resumes a task. The texts are the help of `dispatch-spawn`.
 #[derive(Clone, Debug, clap::Args)]
@@ -83,8 +83,8 @@ fn budget(text: &str) -> Result<Budget, Refusal> {
 /// The start of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// A supervisor runs the worker, or waits to.
-    Process(StartOutcome),
+    /// A supervisor runs the worker, or waits for this.
+    Process(Option<Wait>),
     /// The host has to make the call that this line holds.
     Agent(String),
 }
@@ -92,7 +92,7 @@ pub enum Start {
 /// Starts the worker of a task's next attempt.
 fn launch(task: &Task, record: &Record) -> Result<Start> {
     match record.route {
-        Route::Cli => supervise::start(task).map(Start::Process),
+        Route::Cli => supervise::start(task, None).map(Start::Process),
         Route::Agent => agent::start(task, record).map(Start::Agent),
     }
 }
@@ -114,33 +114,13 @@ fn refuse_logged_out(config: &Config, record: &Record, chosen: &Chosen) -> Resul
         .refuse(format!("{login}{other}; if it needs no login, call again"))
 }
 
-/// The options that need a process, which dispatch watches: why an agent of the host is refused.
-const NEEDS: [[&str; 3]; 5] = [
-    [
-        "the work of an agent of the host cannot be checked",
-        "only a supervisor runs checks and reviews, and an agent has none",
-        "--check and --review",
-    ],
-    [
-        "an agent of the host cannot be held to a budget",
-        "only a supervisor watches the budget, and an agent has none",
-        "--budget",
-    ],
-    [
-        "an agent of the host cannot work in our worktree",
-        "the Agent tool's own begins at origin/HEAD and hides the task's directory",
-        "--worktree",
-    ],
-    [
-        "an agent of the host cannot wait for other tasks",
-        "only the host starts one, and it does not wait",
-        "--after",
-    ],
-    [
-        "an agent of the host keeps nothing running, and dispatches nothing",
-        "its processes belong to the host",
-        "--keep and --may-dispatch",
-    ],
+/// The demands that only a worker with a supervisor meets, and their options.
+const NEEDS: [[&str; 2]; 5] = [
+    ["be checked or reviewed", "--check and --review"],
+    ["be held to a budget", "--budget"],
+    ["work in our worktree", "--worktree"],
+    ["wait for other tasks", "--after"],
+    ["keep anything running, nor dispatch tasks", "--keep and --may-dispatch"],
 ];
 
 /// Returns true for Claude inside Claude Code, which has its own agents.
@@ -148,21 +128,29 @@ fn has_agents(backend: &str) -> bool {
     calling_host().is_some() && backend == "claude" && is_known("claude")
 }
 
-/// The route: `agent` if the person `asked_for_agent`, else by the config, else `agent` where the host has
-/// agents. `needs` says which of [`NEEDS`] the task has.
-fn route(choice: &Choice, asked_for_agent: bool, needs: [bool; 5]) -> Result<Route> {
+/// The route of a task: `agent` if the person `asked_for_agent`, else by the config, else `agent` where
+/// the host has agents and the task needs no process.
+fn route(choice: &Choice, record: &Record, asked_for_agent: bool) -> Result<Route> {
     let backend = &choice.backend;
+    let needs = [
+        record.first_check().is_some(),
+        !record.budget.is_none(),
+        record.worktree.is_some(),
+        !record.after.is_empty(),
+        record.may_dispatch || record.keep,
+    ];
     let need = NEEDS.iter().zip(needs).find(|(_, is_needed)| *is_needed);
     let configured = choice.settings.route;
-    if let Some(([what, place, option], _)) = need
+    if let Some(([what, option], _)) = need
         && (asked_for_agent || configured == Some(Route::Agent))
     {
         let agent = match asked_for_agent {
             true => "leave out --agent".into(),
             false => format!("take 'route: agent' out of backend '{backend}'"),
         };
-        let next = format!("dispatch without {option}, or {agent}");
-        return Refusal::new(Exit::Usage, *what).place(*place).refuse(next);
+        return Refusal::new(Exit::Usage, format!("an agent of the host cannot {what}"))
+            .place("only a supervisor sees to that, and an agent has none")
+            .refuse(format!("dispatch without {option}, or {agent}"));
     }
     if asked_for_agent && !has_agents(backend) {
         return Refusal::new(Exit::Usage, "the host has no agent for this task")

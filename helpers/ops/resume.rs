@@ -14,7 +14,7 @@ use crate::ids::{now, random_hex};
 use crate::ops::{self, Request, Start};
 use crate::place::{self, Demand, refuse_unfit};
 use crate::plan::{Marker, Plan};
-use crate::process::{Life, calling_host};
+use crate::process::calling_host;
 use crate::project::Project;
 use crate::task::{ExitRecord, Record, Remote, State, Task, View};
 use crate::worker::{self, supervise};
@@ -22,16 +22,8 @@ use crate::worker::{self, supervise};
 /// How long a supervisor that has recorded the end of its worker may take to exit.
 const EXIT: Duration = Duration::from_secs(10);
 
-/// The outcome of a resume.
-#[derive(Debug)]
-pub enum Resumed {
-    /// The person skipped all remaining items, so the task is done.
-    Done,
-    /// A worker was started, by this record; its error leaves a task that can be resumed again.
-    Started(Box<Record>, Result<Start>),
-}
-
-/// Resumes a task. Adds remarks for the host, one line each, also if it fails later.
+/// Resumes a task. Adds remarks for the host, one line each, also if it fails later. Returns the name of the
+/// worker and its start; `None` if the person skipped all remaining items, so that the task is done.
 ///
 /// # Errors
 /// [`Exit::TryAgain`] if its worker is running; [`Exit::Data`] if nothing is left to do.
@@ -40,7 +32,7 @@ pub fn resume(
     task: &Task,
     request: &Request,
     remarks: &mut Vec<String>,
-) -> Result<Resumed> {
+) -> Result<Option<(String, Start)>> {
     let (view, id) = (task.view()?, task.id());
     let now = view.record.place.as_deref().unwrap_or(HERE);
     if let Some(to) = request.place.as_ref().filter(|to| *to != now) {
@@ -53,12 +45,10 @@ pub fn resume(
     if let Some(name) = &view.record.place {
         return resume_there(project, task, &view, name, request, remarks);
     }
-    // A supervisor that has recorded its worker's end is about to exit.
     let waits = view.state.is_waiting();
-    let ended = view.exit.is_some() && !view.is_checking();
-    let running = view.attempt.is_some() && !ended && !waits;
-    let alive = view.processes.iter().any(|process| process.life() != Life::Dead);
-    if view.record.route == Route::Cli && running && alive {
+    // A supervisor that has recorded its worker's end is about to exit.
+    let is_busy = view.is_alive() || view.is_checking() && !view.processes.is_empty();
+    if view.record.route == Route::Cli && is_busy && !waits {
         return Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
             .place(format!("dispatch-reconcile show {id} says what it does"))
             .refuse("answer or note what it should know, or wait until it ends");
@@ -102,7 +92,7 @@ pub fn resume(
             task.freeze(&attempt)?;
         }
         if record.first_check().is_none() {
-            return Ok(Resumed::Done);
+            return Ok(None);
         }
     }
     // The person says so: work may start here.
@@ -114,10 +104,10 @@ pub fn resume(
         task.change_record(|record| record.stop = false)?;
     }
     let start = match waits && record.route == Route::Cli {
-        true => supervise::take_over(task).map(Start::Process),
-        false => ops::launch(task, &record),
+        true => Start::Process(supervise::take_over(task)?),
+        false => ops::launch(task, &record)?,
     };
-    Ok(Resumed::Started(Box::new(record), start))
+    Ok(Some((record.name, start)))
 }
 
 fn refuse_done(view: &View) -> Result<()> {
@@ -136,7 +126,7 @@ fn resume_there(
     name: &str,
     request: &Request,
     remarks: &mut Vec<String>,
-) -> Result<Resumed> {
+) -> Result<Option<(String, Start)>> {
     let id = task.id();
     if view.is_open() && view.state != State::Parked {
         let gone = match view.state {
@@ -184,8 +174,8 @@ fn resume_there(
     })?;
     // The move that abandoned the task there was not finished.
     place::keep(task, &record, name)?;
-    let start = ops::launch(task, &record);
-    Ok(Resumed::Started(Box::new(record), start))
+    let start = ops::launch(task, &record)?;
+    Ok(Some((record.name, start)))
 }
 
 /// Moves a task away from its place, or to one, with its plan as it was mirrored last and the commits
@@ -204,12 +194,11 @@ fn move_to(task: &Task, view: &View, to: &str) -> Result<Option<String>> {
         config.place(name)?;
         refuse_unfit(name, &config, &record)?;
     }
-    let is_alive = view.processes.iter().any(|it| it.life() != Life::Dead);
     match &view.record.place {
         Some(name) if view.is_open() => {
             refuse_undecided(&format!("to begin '{id}' again although {name} may still run it"))?;
         }
-        None if is_alive => supervise::refuse_queued(view).and_then(|()| {
+        None if !view.processes.is_empty() => supervise::refuse_queued(view).and_then(|()| {
             Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
                 .refuse(format!("stop it first: dispatch-reconcile stop {id}"))
         })?,
@@ -296,22 +285,12 @@ fn change_worker(
         name: choice.name.clone(),
         model: choice.model.clone(),
         backend: choice.backend.clone(),
-        route: ops::route(
-            choice,
-            false,
-            [
-                record.first_check().is_some(),
-                !record.budget.is_none(),
-                record.worktree.is_some(),
-                !record.after.is_empty(),
-                record.may_dispatch || record.keep,
-            ],
-        )?,
         access,
         role: choice.prompt.clone(),
         limited: Vec::new(),
         ..record
     };
+    new.route = ops::route(choice, &new, false)?;
     match &new.place {
         Some(name) => refuse_unfit(name, &config, &new)?,
         None => {

@@ -53,17 +53,15 @@ impl Stale {
     pub fn find() -> Result<Self> {
         let mut stale = Self::default();
         for path in directories(&dirs::state_root()?)? {
-            match judge(&path) {
-                Ok(None) => {}
-                Ok(Some(why)) => {
-                    stale.found.push(StateDir { tasks: tasks(&path).len(), path, why })
+            let (list, why) = match judge(&path) {
+                Ok(None) => continue,
+                Ok(Some(why)) => (&mut stale.found, why),
+                Err(why) => {
+                    let why = format!("{why:#}").lines().next().unwrap_or_default().into();
+                    (&mut stale.kept, why)
                 }
-                Err(why) => stale.kept.push(StateDir {
-                    tasks: tasks(&path).len(),
-                    path,
-                    why: format!("{why:#}").lines().next().unwrap_or_default().into(),
-                }),
-            }
+            };
+            list.push(StateDir { tasks: tasks(&path).len(), path, why });
         }
         stale.expired = directories(&dirs::trash()?)?;
         stale.expired.retain(|path| is_expired(path));
@@ -98,15 +96,12 @@ impl Stale {
 /// The directories in a directory that are not hidden, sorted; none if there is no such directory.
 fn directories(parent: &Path) -> Result<Vec<PathBuf>> {
     let entries = files::entries(parent)?.into_iter();
+    let is_hidden = |name: &OsStr| name.as_encoded_bytes().starts_with(b".");
     let visible = entries.filter(|(name, is_symlink)| !is_symlink && !is_hidden(name));
     let mut paths: Vec<PathBuf> = visible.map(|(name, _)| parent.join(name)).collect();
     paths.retain(|path| path.is_dir());
     sort(&mut paths, Ord::cmp);
     Ok(paths)
-}
-
-fn is_hidden(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b".")
 }
 
 /// Why a state directory is stale; `None` if it is not.

@@ -361,7 +361,7 @@ impl Mirror {
                 return it.let_go(name);
             }
             let limit = Config::load().ok().and_then(|it| it.place(name).ok()?.max_workers);
-            let wait = match queue::predecessors(&it.task, &mut self.watch)? {
+            let wait = match queue::predecessors(&it.task, &record, &mut self.watch)? {
                 Some(wait) => Some(wait),
                 None if unreachable.is_some() && self.connection.is_none() => {
                     Some(Wait::Place(name.clone(), unreachable))

@@ -32,8 +32,7 @@ use crate::ids::{long_hash, now};
 use crate::process::{self, Signal, Watch, machine};
 use crate::task::{ExitRecord, Gate, Record, Remote, Task, View, Wait, own_helper};
 use crate::text::collect;
-use crate::worker::supervise::Only;
-use crate::worker::{STARTED, WAITS};
+use crate::worker::supervise::{Only, STARTED, WAITS};
 use link::{Channel, Transport};
 
 /// How often each end of a connection is heard at least, and after what silence it is given up.

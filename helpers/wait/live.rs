@@ -67,21 +67,6 @@ struct LiveTask {
     is_missed: bool,
 }
 
-/// The changes that a refresh found.
-#[derive(Default)]
-pub struct Changes {
-    /// The state directories of the tasks that were read.
-    pub read: Vec<PathBuf>,
-    /// `true` if a task is gone that could have changed by itself.
-    pub lost_open: bool,
-}
-
-impl LiveTask {
-    fn may_change(&self) -> bool {
-        matches!(&self.view, Some(Ok(view)) if may_change(view))
-    }
-}
-
 impl LiveTasks {
     /// The tasks in `only`, or all if it is empty, and of these the host's if there is one.
     pub fn new(project: Project, only: Vec<TaskId>, host: Option<Identity>) -> Result<Self> {
@@ -199,28 +184,29 @@ impl LiveTasks {
         self.tasks.values().find(is_of)
     }
 
-    /// Reads the tasks that are due, and records ends that nobody saw.
-    pub fn refresh(&mut self) -> Changes {
+    /// Reads the tasks that are due, and records ends that nobody saw. Returns the state directories of
+    /// the tasks that were read.
+    pub fn refresh(&mut self) -> Vec<PathBuf> {
         self.mark_by_time();
-        let mut changes = Changes::default();
         let gone = |state_dir: &PathBuf| {
             let Some(LiveTask { task, .. }) = self.tasks.get(state_dir) else { return false };
             let has_root = task.root().is_some_and(Path::exists);
             !has_root || !task.was_dispatched() || task.is_deleted()
         };
         if self.is_list_due || self.due.iter().any(gone) {
-            self.read_list(&mut changes);
+            self.read_list();
         }
+        let mut read = Vec::new();
         for state_dir in std::mem::take(&mut self.due) {
             if let Some(before) = self.tasks.get(&state_dir) {
-                let (may_change, task) = (before.may_change(), before.task.clone());
-                let mut task = self.read(task);
+                let may_change = matches!(&before.view, Some(Ok(view)) if may_change(view));
+                let mut task = self.read(before.task.clone());
                 task.is_missed = may_change && matches!(task.view, Some(Err(_)));
                 self.tasks.insert(state_dir.clone(), task);
-                changes.read.push(state_dir);
+                read.push(state_dir);
             }
         }
-        changes
+        read
     }
 
     /// Makes those tasks due that are reread without an event.
@@ -250,7 +236,7 @@ impl LiveTasks {
     }
 
     /// Reads which tasks there are. New ones are due.
-    fn read_list(&mut self, changes: &mut Changes) {
+    fn read_list(&mut self) {
         self.is_list_due = false;
         let state_dir = self.project.state_dir().to_path_buf();
         self.polls |= [&state_dir, &self.project.tasks_dir()].into_iter().any(|it| is_remote(it));
@@ -284,7 +270,6 @@ impl LiveTasks {
             });
             self.tasks.insert(state_dir, known);
         }
-        changes.lost_open |= earlier.values().any(|task| task.is_missed || task.may_change());
     }
 
     /// Reads a task. An end that nobody saw is recorded before it becomes news, because the log may
@@ -295,7 +280,12 @@ impl LiveTasks {
         let is_foreign = self.host.is_some()
             && matches!(task.record(), Ok(Some(record)) if record.owner != self.host);
         if !is_foreign {
-            directories(&task).for_each(|directory| self.watch(&directory));
+            let (ipc, side) = (task.side().ipc(), task.side());
+            let attempt = task.last_attempt();
+            [ipc.directory(), side.directory(), &side.tells_dir(), &task.attempts_dir()]
+                .into_iter()
+                .chain(attempt.as_ref().map(|attempt| attempt.directory()))
+                .for_each(|directory| self.watch(directory));
         }
         let read = || task.view().map_err(|error| Broken::from_task(&task, error));
         let mut view = read();
@@ -330,20 +320,6 @@ impl LiveTasks {
     fn watch(&mut self, directory: &Path) {
         self.polls |= !self.watch.add_directory(directory) && directory.is_dir();
     }
-}
-
-/// The directories whose entries decide a task's state, but the first: the person's side.
-fn directories(task: &Task) -> impl Iterator<Item = PathBuf> {
-    let (side, attempt) = (task.side(), task.last_attempt());
-    let attempt = attempt.map(|attempt| attempt.directory().to_path_buf());
-    [
-        side.ipc().directory().to_path_buf(),
-        side.directory().to_path_buf(),
-        side.tells_dir(),
-        task.attempts_dir(),
-    ]
-    .into_iter()
-    .chain(attempt)
 }
 
 /// Returns true if the task's state may change without a person.

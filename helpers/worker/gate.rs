@@ -5,28 +5,25 @@
 //! process behind. A supervisor that died meanwhile is replaced, and the checks run again.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use signal_hook::consts::SIGHUP;
 
 use crate::config::Config;
 use crate::domain::{Access, Backend, Worktree};
 use crate::fault;
 use crate::files;
 use crate::git::first_paths;
-use crate::process::{self, Holder, Identity, Watch, Woken};
+use crate::process::{self, Holder, Identity, Watch};
 use crate::project::stands;
 use crate::task::{Attempt, FailedCheck, Gate, Record, Task, View};
 use crate::text::{one_line, quoted, short_duration, shorten, strip_escapes};
 use crate::tools;
-use crate::worker::review::{self, Verdict};
-use crate::worker::running::Log;
-use crate::worker::running::Starter;
-use crate::worker::running::{PAUSE, SAFETY_SCAN};
+use crate::worker::review;
+use crate::worker::running::{PAUSE, RunningProgram, SAFETY_SCAN, asks_to_end};
 use crate::worker::sandbox::Runs;
+use crate::worker::supervise::{STARTED, Starter};
 use crate::worker::{run, sandbox, termination_grace, tree, with_worktree};
 
 /// How many times the worker continues after a failed check.
@@ -63,7 +60,7 @@ pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Resu
     if !stands(task.state_dir(), task.side().directory()) {
         bail!("the project is not as it was at the dispatch");
     }
-    starter.report_started()?;
+    starter.report(STARTED)?;
     let attempt = view.attempt.context("a task without an attempt")?;
     let before = |number| task.attempt(number).gate().ok().flatten();
     let earlier: Vec<Gate> = (1..attempt.number).rev().filter_map(before).collect();
@@ -72,58 +69,50 @@ pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Resu
     let minutes = Config::load().unwrap_or_default().check_limit;
     let limit = minutes.map_or(LIMIT, |it| Duration::from_secs(it.saturating_mul(60)));
     let limit = fault::limit("DISPATCH_CHECK_MS", limit);
-    for (number, check) in (1..).zip(&view.record.checks) {
-        gate.checking = Some(check.clone());
+    let Record { checks, review, .. } = &view.record;
+    let checks = checks.iter().map(|check| (check.clone(), None));
+    let review = review.iter().map(|name| (format!("review by {name}"), Some(name)));
+    for (number, (command, reviewer)) in (1..).zip(checks.chain(review)) {
+        gate.checking = Some(command.clone());
         // Another supervisor may have died with a part of the checks passed: they all run again.
         attempt.set_gate(&gate)?;
-        fault::point("supervisor", "checks");
+        match reviewer {
+            None => fault::point("supervisor", "checks"),
+            Some(_) => fault::point("supervisor", "review"),
+        }
         let own = attempt.errand(&format!("check-{number}"));
         let mut run = || -> Result<_> {
             let record = &with_worktree(task, &view.record, &attempt, watch)?;
             if gate.commit.is_none() {
                 gate.commit = tip(record);
             }
+            if let Some(name) = reviewer {
+                return review::run(task, record, &attempt, name, gate.commit.as_deref(), watch);
+            }
             let holder = sandbox::holder_of_commands(record).map_err(anyhow::Error::msg)?;
             let errand = Errand { task, record, holder, own: own.clone(), limit };
-            errand.run_shell(watch, Runs::Check, &record.directory, check)
+            errand.run_shell(watch, Runs::Check, &command)
         };
-        let (end, may_continue) = match run() {
-            Ok(None) => return Ok(false),
-            Ok(Some(None)) => continue,
-            Ok(Some(Some(end))) => (end, true),
-            Err(error) => (one_line(&format!("could not run: {error:#}")), false),
+        let verdict = run().unwrap_or_else(|error| Verdict::None(one_line(&format!("{error:#}"))));
+        let (end, output, may_continue) = match (verdict, reviewer) {
+            (Verdict::Stopped, _) => return Ok(false),
+            (Verdict::Fail { end, output }, _) => (end, output, true),
+            (Verdict::None(why), None) => {
+                (format!("could not run: {why}"), last_lines(&own.log_end()), false)
+            }
+            (Verdict::None(why), Some(name)) => {
+                gate.review = Some(format!("not reviewed: {name}: {why}"));
+                continue;
+            }
+            (Verdict::Pass, name) => {
+                gate.review = name.map(|name| format!("reviewed by {name}"));
+                continue;
+            }
         };
-        let (command, output) = (check.clone(), last_lines(&own.log_end()));
-        gate.failed = Some(FailedCheck { command, end, output, is_review: false });
+        gate.failed = Some(FailedCheck { command, end, output, is_review: reviewer.is_some() });
         gate.failures += 1;
         gate.continues = may_continue && gate.failures <= ROUNDS;
         break;
-    }
-    if let Some(name) = view.record.review.as_ref().filter(|_| gate.failed.is_none()) {
-        let reviewed = format!("review by {name}");
-        gate.checking = Some(reviewed.clone());
-        attempt.set_gate(&gate)?;
-        fault::point("supervisor", "review");
-        let mut review = || {
-            let record = &with_worktree(task, &view.record, &attempt, watch)?;
-            if gate.commit.is_none() {
-                gate.commit = tip(record);
-            }
-            review::run(task, record, &attempt, name, gate.commit.as_deref(), watch)
-        };
-        match review().unwrap_or_else(|error| Some(Verdict::None(format!("{error:#}")))) {
-            None => return Ok(false),
-            Some(Verdict::Pass) => gate.review = Some(format!("reviewed by {name}")),
-            Some(Verdict::None(why)) => {
-                gate.review = Some(format!("not reviewed: {name}: {}", one_line(&why)));
-            }
-            Some(Verdict::Findings(output)) => {
-                let (command, end) = (reviewed, "findings".into());
-                gate.failed = Some(FailedCheck { command, end, output, is_review: true });
-                gate.failures += 1;
-                gate.continues = gate.failures <= ROUNDS;
-            }
-        }
     }
     gate.checking = None;
     let tip = tip(&view.record);
@@ -187,7 +176,8 @@ pub(super) fn set_up(
 ) -> Result<Vec<String>> {
     // A worker at `read` needs its dependencies too.
     let access = if record.access == Access::Full { Access::Full } else { Access::Write };
-    let record = &Record { access, ..record.clone() };
+    let directory = worktree.path.clone();
+    let record = &Record { access, directory, ..record.clone() };
     let config = Config::load()?;
     let command = config.set_up_of(worktree)?;
     let holder = match sandbox::holder_of_commands(record) {
@@ -206,11 +196,14 @@ pub(super) fn set_up(
     let limit = fault::limit("DISPATCH_SETUP_MS", SETUP_LIMIT);
     let mut run = |name: &str, command: &str| -> Result<Option<String>> {
         let errand = Errand { task, record, holder, own: attempt.errand(name), limit };
-        let end = errand.run_shell(watch, Runs::SetUp, &worktree.path, command)?;
-        let end = end.context("it was stopped")?;
-        let last = last_lines(&errand.own.log_end());
-        let last = last.lines().rfind(|line| !line.trim().is_empty());
-        Ok(end.map(|end| last.map_or(end.clone(), |last| format!("{end}: {}", quoted(last)))))
+        Ok(match errand.run_shell(watch, Runs::SetUp, command)? {
+            Verdict::Pass => None,
+            Verdict::Fail { end, output } => {
+                let last = output.lines().rfind(|line| !line.trim().is_empty());
+                Some(last.map_or(end.clone(), |last| format!("{end}: {}", quoted(last))))
+            }
+            Verdict::None(_) | Verdict::Stopped => bail!("it was stopped"),
+        })
     };
     let mut remarks = Vec::new();
     if let Some(end) = hook.and_then(|hook| run("hook", &hook).transpose()) {
@@ -226,6 +219,19 @@ pub(super) fn set_up(
     Ok(remarks)
 }
 
+/// The result of a check or a review.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing needs action.
+    Pass,
+    /// How it failed, as `exit code 1`, and its last output or its findings.
+    Fail { end: String, output: String },
+    /// There is no verdict, for this reason.
+    None(String),
+    /// A signal to this process ended it.
+    Stopped,
+}
+
 /// A command of the person, or a reviewer, that is run for a task.
 pub(super) struct Errand<'a> {
     pub(super) task: &'a Task,
@@ -237,42 +243,29 @@ pub(super) struct Errand<'a> {
     pub(super) limit: Duration,
 }
 
-/// How a command ended, as `exit code 1`; `None` if it succeeded.
-type Failed = Option<String>;
+impl Drop for Errand<'_> {
+    fn drop(&mut self) {
+        let _ = sandbox::release_places(self.task);
+    }
+}
 
 impl Errand<'_> {
-    /// The command that runs `argv` in the errand's sandbox.
-    pub(super) fn command(
-        &self,
-        runs: Runs<'_>,
-        settings: &Backend,
-        argv: &[OsString],
-    ) -> Result<Command> {
-        let Self { task, record, own, .. } = self;
-        let mut command = sandbox::command(task, record, runs, settings, self.holder, argv)?;
-        run::set_variables(&mut command, task, record, own);
-        Ok(command)
-    }
-
-    fn run_shell(
-        &self,
-        watch: &mut Watch,
-        runs: Runs<'_>,
-        directory: &Path,
-        command: &str,
-    ) -> Result<Option<Failed>> {
+    fn run_shell(&self, watch: &mut Watch, runs: Runs, command: &str) -> Result<Verdict> {
         self.run(watch, || {
             let config = Config::load().unwrap_or_default();
             let choice = config.resolve(Some(&self.record.name)).map(|choice| choice.settings);
+            let settings = choice.unwrap_or_default();
             let argv = ["sh", "-c", command].map(OsString::from);
-            let mut command = self.command(runs, &choice.unwrap_or_default(), &argv)?;
-            command.current_dir(directory).stdin(Stdio::null());
+            let Self { task, record, holder, own, .. } = self;
+            let mut command =
+                sandbox::command(task, record, runs, None, &settings, *holder, &argv)?;
+            run::set_variables(&mut command, task, record, own);
+            command.current_dir(&record.directory).stdin(Stdio::null());
             Ok(command)
         })
     }
 
-    /// Runs the command that `build` makes until nothing of it is left. `None` if a signal to this
-    /// process ended it.
+    /// Runs the command that `build` makes until nothing of it is left.
     ///
     /// # Errors
     /// The command cannot be run.
@@ -280,76 +273,47 @@ impl Errand<'_> {
         &self,
         watch: &mut Watch,
         build: impl FnOnce() -> Result<Command>,
-    ) -> Result<Option<Failed>> {
-        let ended = self.run_held(watch, build);
-        let _ = sandbox::release_places(self.task);
-        ended
-    }
-
-    fn run_held(
-        &self,
-        watch: &mut Watch,
-        build: impl FnOnce() -> Result<Command>,
-    ) -> Result<Option<Failed>> {
+    ) -> Result<Verdict> {
         let Self { record, holder, own, limit, .. } = self;
         process::adopt_descendants()?;
-        let supervisor = || Identity::own().map(Some);
-        if !tree(supervisor()?, record, own)?.terminate(termination_grace(), || ())?.is_empty() {
+        let mut before = tree(Some(Identity::own()?), record, own)?;
+        if !before.terminate(termination_grace(), || ())?.is_empty() {
             bail!("processes of the worker are left");
         }
         files::remove_directory(own.directory())?;
         files::create_task_directory(own.directory())?;
-        let mut command = build()?;
-        let mut log = Log::open(own)?;
-        command.stdout(log.writer()?).stderr(log.writer()?);
-        let mut child =
-            process::spawn_recorded(&mut command, |identity| own.set_identity(identity))?;
-        own.identity()?.iter().for_each(|identity| {
-            watch.add_process(identity);
-        });
-        watch.add_file(log.path());
-        let begin = Instant::now();
         // Only the trimming of the log is wanted.
-        let mut listener = tools::listener("", &Backend::default());
+        let listener = tools::listener("", &Backend::default());
+        let mut program = RunningProgram::spawn(build()?, record, own, listener)?;
+        program.watch(watch)?;
+        let begin = Instant::now();
         let (mut is_late, mut is_asked) = (false, false);
         while !(is_late || is_asked) {
-            let new = log.follow(&mut listener).unwrap_or_default();
-            process::reap_adopted(child.id());
-            if child.try_wait().context("cannot wait for a command")?.is_some() {
+            let new = program.read_output();
+            if program.try_wait()?.is_some() {
                 break;
             }
             is_late = begin.elapsed() >= *limit;
             let pause = if new > 0 { PAUSE } else { SAFETY_SCAN };
-            let woken = watch.wait_for_event(pause.min(limit.saturating_sub(begin.elapsed())))?;
-            is_asked = matches!(woken, Woken::Signal(signal) if signal != SIGHUP);
+            let pause = pause.min(limit.saturating_sub(begin.elapsed()));
+            is_asked = asks_to_end(&watch.wait_for_event(pause)?);
         }
-        let mut tree = tree(supervisor()?, record, own)?;
-        let status = loop {
-            let left = tree.terminate(termination_grace(), || {
-                process::reap_adopted(child.id());
-                let _ = log.follow(&mut listener);
-            })?;
-            // The kernel may hold a killed process for a while.
-            if let Some(status) = child.try_wait()?.filter(|_| left.is_empty()) {
-                break status;
-            }
-        };
-        let _ = log.follow(&mut listener);
-        if let Some(failure) = log.printed().and_then(|printed| sandbox::failure(*holder, &printed))
-        {
+        let status = program.terminate()?;
+        program.read_output();
+        if let Some(failure) = program.sandbox_failure(*holder, status) {
             bail!("{}", failure.said);
         }
         // Slurm ends the command of a job at the same moment as this process.
-        let woken = watch.wait_for_event(Duration::ZERO)?;
-        if is_asked || matches!(woken, Woken::Signal(signal) if signal != SIGHUP) {
-            return Ok(None);
+        if is_asked || asks_to_end(&watch.wait_for_event(Duration::ZERO)?) {
+            return Ok(Verdict::Stopped);
         }
-        Ok(Some(match process::code_or_signal(*holder, status) {
-            _ if is_late => Some(format!("no end within {}", short_duration(*limit))),
-            (Some(0), _) => None,
-            (Some(code), _) => Some(format!("exit code {code}")),
-            (_, signal) => Some(format!("signal {}", signal.unwrap_or_default())),
-        }))
+        let end = match process::code_or_signal(*holder, status) {
+            _ if is_late => format!("no end within {}", short_duration(*limit)),
+            (Some(0), _) => return Ok(Verdict::Pass),
+            (Some(code), _) => format!("exit code {code}"),
+            (_, signal) => format!("signal {}", signal.unwrap_or_default()),
+        };
+        Ok(Verdict::Fail { end, output: last_lines(&own.log_end()) })
     }
 }
 

@@ -9,7 +9,6 @@ pub(crate) mod queue;
 pub mod review;
 pub mod run;
 mod running;
-pub(crate) use running::{STARTED, WAITS};
 pub mod sandbox;
 pub mod slurm;
 pub mod supervise;
@@ -23,7 +22,7 @@ use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::git::first_paths;
-use crate::process::{ATTEMPT, Identity, ProcessTree, Watch, worker_helper};
+use crate::process::{ATTEMPT, Identity, ProcessTree, Watch};
 use crate::task::{Attempt, Record, Task};
 use crate::tools::{self, Invocation, Reports, Session};
 
@@ -38,6 +37,17 @@ pub fn termination_grace() -> Duration {
 /// The value of the [`ATTEMPT`] variable in the processes of this attempt.
 pub fn mark(record: &Record, attempt: &Attempt) -> String {
     format!("{}/{}", record.nonce, attempt.number)
+}
+
+/// Returns true if the person stopped the task.
+fn is_stopped(task: &Task) -> bool {
+    task.record().is_ok_and(|record| record.is_some_and(|record| record.stop))
+}
+
+/// Returns true if the worker said that it has finished, and ticked all items.
+fn has_finished(task: &Task) -> bool {
+    let said = task.side().ipc().finished_at().is_some();
+    said && task.plan().is_ok_and(|plan| plan.complete())
 }
 
 /// All processes of this attempt, of a supervisor that may be dead.
@@ -152,8 +162,7 @@ pub fn check_start(
         )
         .into());
     }
-    let session = Session::New(SESSION);
-    run::call(task, record, settings, &worker_helper()?, session).map(Some)
+    run::call(task, record, settings, Session::New(SESSION)).map(Some)
 }
 
 /// Refuses a budget that nothing could measure.

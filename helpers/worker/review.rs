@@ -4,42 +4,30 @@
 //! Invariant: only a line with a word that this review alone was given counts as a verdict. A reviewer
 //! that gives none blocks nothing, and nothing that the worker left keeps a review from beginning.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::config::{Choice, Config};
-use crate::domain::{Access, Budget, PromptVia, Route};
+use crate::domain::{Access, Budget, Route};
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::ids::{random_hex, random_uuid};
-use crate::process::{TASK_DIR, Watch, worker_helper};
+use crate::process::{TASK_DIR, Watch};
 use crate::task::{Attempt, Record, Task, output};
 use crate::text::lossy;
 use crate::tools::{self, Session};
-use crate::worker::gate::{Errand, last_lines};
+use crate::worker::gate::{Errand, Verdict, last_lines};
 use crate::worker::prompt::barred;
-use crate::worker::run;
 use crate::worker::sandbox::Runs;
+use crate::worker::{SESSION, run};
 
 /// How long a reviewer may take.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// How many bytes of the difference, and of the report, a reviewer is given.
 const TEXT_LIMIT: usize = 64 << 10;
-
-/// The result of a review.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Nothing needs action.
-    Pass,
-    /// These findings need action.
-    Findings(String),
-    /// The reviewer gave no verdict, for this reason.
-    None(String),
-}
 
 /// The worker that reviews a task, as a record of its own.
 ///
@@ -64,12 +52,11 @@ pub fn reviewer(task: &Task, record: &Record, choice: &Choice) -> Result<Record>
         budget: Budget::default(),
         ..record.clone()
     };
-    let session = random_uuid()?;
-    run::call(task, &reviewer, &choice.settings, &worker_helper()?, Session::New(&session))?;
+    run::call(task, &reviewer, &choice.settings, Session::New(SESSION))?;
     Ok(reviewer)
 }
 
-/// Has the work of an attempt reviewed. `None` if a signal to this process ended the review.
+/// Has the work of an attempt reviewed.
 ///
 /// # Errors
 /// The review cannot begin.
@@ -80,35 +67,30 @@ pub(super) fn run(
     name: &str,
     commit: Option<&str>,
     watch: &mut Watch,
-) -> Result<Option<Verdict>> {
+) -> Result<Verdict> {
     let choice = Config::load()?.resolve(Some(name))?;
     let reviewer = reviewer(task, record, &choice)?;
-    let (own, settings) = (attempt.errand("review"), &choice.settings);
+    let own = attempt.errand("review");
     let word = random_hex()?.chars().take(8).collect::<String>();
     let limit = fault::limit("DISPATCH_REVIEW_MS", LIMIT);
     let errand =
         Errand { task, record: &reviewer, holder: reviewer.holder, own: own.clone(), limit };
     let text = prompt(task, &reviewer, commit, &word)?;
     let ended = errand.run(watch, || {
-        let path = own.prompt_path();
-        files::publish(&path, text.as_bytes())?;
-        let session = random_uuid()?;
-        let helper = worker_helper()?;
-        let call = run::call(task, &reviewer, settings, &helper, Session::New(&session))?;
-        let argv = call.with_prompt(&text, &path);
-        let mut command = errand.command(Runs::Reviewer(&path), settings, &argv)?;
+        files::publish(&own.prompt_path(), text.as_bytes())?;
+        let (settings, session) = (&choice.settings, random_uuid()?);
+        let session = Session::New(&session);
+        let mut command = run::prompted(task, &reviewer, settings, &own, session, Runs::Reviewer)?;
         // The reviewer is not the task's worker.
-        command.current_dir(&reviewer.directory).env_remove(TASK_DIR);
-        command.stdin(match call.prompt {
-            PromptVia::Stdin => run::input(&own, &text)?.into(),
-            PromptVia::Arg | PromptVia::File => Stdio::null(),
-        });
+        command.env_remove(TASK_DIR);
         Ok(command)
     });
-    let Some(end) = ended? else { return Ok(None) };
-    Ok(Some(verdict(&own.log_end(), &word).unwrap_or_else(|| {
-        Verdict::None(end.unwrap_or_else(|| "it ended without a verdict".into()))
-    })))
+    let why = match ended? {
+        Verdict::Stopped => return Ok(Verdict::Stopped),
+        Verdict::Fail { end, .. } => end,
+        _ => "it ended without a verdict".into(),
+    };
+    Ok(verdict(&own.log_end(), &word).unwrap_or(Verdict::None(why)))
 }
 
 /// The verdict in a reviewer's output, with the findings above it.
@@ -124,7 +106,7 @@ fn verdict(log: &str, word: &str) -> Option<Verdict> {
             // In plain output, each line is a text of its own.
             let is_alone = above.trim_matches(|c: char| !c.is_alphanumeric()).is_empty();
             let above = if is_alone { texts[..at].join("\n") } else { above.to_owned() };
-            Some(Verdict::Findings(last_lines(&above)))
+            Some(Verdict::Fail { end: "findings".into(), output: last_lines(&above) })
         }
         _ => None,
     }
@@ -173,7 +155,8 @@ mod tests {
 
     #[test]
     fn verdict_is_the_last_line_with_the_word_of_the_review() {
-        let findings = |text: &str| Some(Verdict::Findings(text.into()));
+        let fail = |text: &str| Verdict::Fail { end: "findings".into(), output: text.into() };
+        let findings = |text: &str| Some(fail(text));
         let rows = [
             ("VERDICT x1 pass", Some(Verdict::Pass)),
             ("a.rs:3 is wrong\n**VERDICT x1 findings**", findings("a.rs:3 is wrong")),

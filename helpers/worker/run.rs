@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,11 +27,10 @@ use crate::tools::detect::forget_login;
 use crate::tools::events::{Listener, Observed};
 use crate::tools::{Invocation, Job, Session, invocation, listener};
 use crate::worker::prompt;
-use crate::worker::running::Log;
-use crate::worker::running::Starter;
-use crate::worker::running::{RunningWorker, SAFETY_SCAN, Worker};
+use crate::worker::running::{RunningProgram, SAFETY_SCAN};
 use crate::worker::sandbox::{self, Runs};
-use crate::worker::{fetch, mark, termination_grace, tree, with_worktree};
+use crate::worker::supervise::{STARTED, Starter};
+use crate::worker::{fetch, is_stopped, mark, termination_grace, tree, with_worktree};
 
 /// How many bytes at the end of each log are parsed for a worker whose end nobody saw.
 const UNSEEN_LOG_BYTES: u64 = 16 << 20;
@@ -53,23 +51,19 @@ pub(super) fn run(
     fault::point("supervisor", "prepared");
     terminate_leftovers(task, &record, attempt.number - 1)?;
     // A check or a limit may let a task continue; only a person grants it another budget.
-    let none = (Usage::default(), Duration::ZERO);
-    if let Some(stop_reason) = over_budget(task, &record, &attempt, &none.0, none.1)? {
-        starter.report_started()?;
-        let stop_reason = Some(stop_reason);
+    let stop_reason = over_budget(task, &record, &attempt, &Usage::default(), Duration::ZERO)?;
+    if stop_reason.is_some() {
+        starter.report(STARTED)?;
         return Ok((attempt, ExitRecord { stop_reason, at: now(), ..ExitRecord::default() }));
     }
     let begin = Instant::now();
-    let mut may_start = || match &record.worktree {
-        Some(worktree) => {
-            worktree.check_creatable()?;
-            // Hooks may take long, and the starter waits.
-            starter.report_started()
-        }
-        None => Ok(()),
-    };
+    let may_start = record.worktree.as_ref().map_or(Ok(()), |worktree| {
+        worktree.check_creatable()?;
+        // Hooks may take long, and the starter waits.
+        starter.report(STARTED)
+    });
     let launched =
-        may_start().and_then(|()| launch(task, &record, &attempt, session.as_ref(), watch));
+        may_start.and_then(|()| launch(task, &record, &attempt, session.as_ref(), watch));
     let mut started = match launched {
         Ok(started) => started,
         Err(error) => {
@@ -81,12 +75,11 @@ pub(super) fn run(
         }
     };
     fault::point("supervisor", "started");
-    starter.report_started()?;
+    starter.report(STARTED)?;
     let (mut status, mut stop_reason) = started.wait_for_end(task, watch)?;
     // A file or socket that the sandbox covers may vanish before it is mounted; a new look helps.
     for _ in 1..SANDBOX_STARTS {
-        let is_stopped = || task.record().is_ok_and(|record| record.is_some_and(|it| it.stop));
-        if started.sandbox_failure(&record, status).is_none() || is_stopped() {
+        if started.sandbox_failure(record.holder, status).is_none() || is_stopped(task) {
             break;
         }
         let Ok(again) = launch(task, &record, &attempt, session.as_ref(), watch) else { break };
@@ -107,7 +100,7 @@ pub(super) fn run(
     fault::point("supervisor", "reaped");
     fetch_work(task, &record);
     let observed = started.listener.observed().clone();
-    let sandbox_failure = started.sandbox_failure(&record, status);
+    let sandbox_failure = started.sandbox_failure(record.holder, status);
     // Unreadable usage must not leave the end unrecorded.
     let usage = usage(task, &attempt, &observed).unwrap_or_default();
     let (code, signal) = process::code_or_signal(record.holder, status);
@@ -138,19 +131,8 @@ pub(super) fn watch_over(
     starter: &mut Starter,
 ) -> Result<(Attempt, ExitRecord)> {
     let record = task.record()?.context("the task has no record")?;
-    starter.report_started()?;
-    let identity = attempt.identity()?.context("the attempt has no worker")?;
-    let mut worker = RunningWorker {
-        worker: Worker::Adopted(identity),
-        attempt: attempt.clone(),
-        backend: record.backend.clone(),
-        home: record.home(),
-        tree: tree(Some(Identity::own()?), &record, &attempt)?,
-        log: Log::reopen(&attempt)?,
-        listener: listener_of(&record),
-        session: None,
-        keeps: record.keep,
-    };
+    starter.report(STARTED)?;
+    let mut worker = RunningProgram::adopt(&record, &attempt, listener_of(&record))?;
     let (_, stop_reason) = worker.wait_for_end(task, watch)?;
     let exit = unseen_end(task, &record, &attempt);
     let stop_reason = stop_reason.or(exit.stop_reason);
@@ -276,7 +258,6 @@ pub fn call(
     task: &Task,
     record: &Record,
     settings: &Backend,
-    helper: &Path,
     session: Session,
 ) -> Result<Invocation> {
     let mut writable = vec![task.side().directory().to_path_buf()];
@@ -296,7 +277,7 @@ pub fn call(
         holder: record.holder,
         usd: record.budget.usd.map(|usd| usd - spent),
         session,
-        helper,
+        helper: &worker_helper()?,
     };
     invocation(&record.backend, settings, &job)
 }
@@ -336,7 +317,7 @@ fn launch(
     attempt: &Attempt,
     session: Option<&SessionRecord>,
     watch: &mut Watch,
-) -> Result<RunningWorker> {
+) -> Result<RunningProgram> {
     let record = &with_worktree(task, record, attempt, watch)?;
     if !record.directory.is_dir() {
         return Refusal::new(Exit::Data, "the directory of the task is gone")
@@ -344,44 +325,41 @@ fn launch(
             .refuse("put it back there, or dispatch the plan again as a new task");
     }
     sandbox::refuse_replaced(record)?;
-    let fresh = random_uuid()?;
-    let resumed = session.map(|session| Session::Resume(&session.id));
-    let helper = worker_helper()?;
     let config = Config::load()?;
     let settings = config.resolve(Some(&record.name))?.settings;
-    let session = resumed.unwrap_or(Session::New(&fresh));
-    let call = call(task, record, &settings, &helper, session)?;
-    let prompt_path = attempt.prompt_path();
-    let text = files::read_foreign(&prompt_path)?.map(lossy).unwrap_or_default();
-    let argv = call.with_prompt(&text, &prompt_path);
-    let log = Log::open(attempt)?;
-    let runs = Runs::Worker(&prompt_path);
-    let mut command = sandbox::command(task, record, runs, &settings, record.holder, &argv)?;
-    command.current_dir(&record.directory);
-    command.stdin(match call.prompt {
-        PromptVia::Stdin => input(attempt, &text)?.into(),
-        PromptVia::Arg | PromptVia::File => Stdio::null(),
-    });
-    command.stdout(log.writer()?).stderr(log.writer()?);
-    set_variables(&mut command, task, record, attempt);
+    let fresh = random_uuid()?;
+    let session = session.map_or(Session::New(&fresh), |session| Session::Resume(&session.id));
+    let mut command = prompted(task, record, &settings, attempt, session, Runs::Worker)?;
     if let Some(minutes) = config.patience {
         command.env(PATIENCE, minutes.to_string());
     }
     if record.access == Access::Full {
         command.env(ANSWERS, task.answers_dir());
     }
-    let child = process::spawn_recorded(&mut command, |identity| attempt.set_identity(identity))?;
-    Ok(RunningWorker {
-        worker: Worker::Own(child),
-        attempt: attempt.clone(),
-        backend: record.backend.clone(),
-        home: record.home(),
-        tree: tree(Some(Identity::own()?), record, attempt)?,
-        log,
-        listener: listener(&record.backend, &settings),
-        session: None,
-        keeps: record.keep,
-    })
+    RunningProgram::spawn(command, record, attempt, listener(&record.backend, &settings))
+}
+
+/// The command of a worker or a reviewer, which gets the prompt of its attempt.
+pub(super) fn prompted(
+    task: &Task,
+    record: &Record,
+    settings: &Backend,
+    attempt: &Attempt,
+    session: Session,
+    runs: Runs,
+) -> Result<Command> {
+    let path = attempt.prompt_path();
+    let text = files::read_foreign(&path)?.map(lossy).unwrap_or_default();
+    let call = call(task, record, settings, session)?;
+    let argv = call.with_prompt(&text, &path);
+    let mut command =
+        sandbox::command(task, record, runs, Some(&path), settings, record.holder, &argv)?;
+    set_variables(&mut command, task, record, attempt);
+    command.current_dir(&record.directory).stdin(match call.prompt {
+        PromptVia::Stdin => input(attempt, &text)?.into(),
+        PromptVia::Arg | PromptVia::File => Stdio::null(),
+    });
+    Ok(command)
 }
 
 /// Sets the variables of the processes of an attempt, which lead a group of their own.
@@ -401,7 +379,7 @@ pub(super) fn set_variables(
 
 /// A file with the prompt that has no name, so that a worker which opens its standard input again can
 /// change nothing that is read later.
-pub(super) fn input(attempt: &Attempt, prompt: &str) -> Result<File> {
+fn input(attempt: &Attempt, prompt: &str) -> Result<File> {
     let path = attempt.directory().join("stdin");
     // A supervisor that was killed may have left one.
     files::remove(&path)?;

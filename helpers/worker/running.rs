@@ -1,28 +1,27 @@
-//! A running worker: its process, its log, which is parsed as it grows and trimmed to a limit, how long
-//! it may be silent, and who is told that it runs.
+//! A running program of an attempt: its processes, its log, which is parsed as it grows and trimmed to a
+//! limit, and what ends a worker early.
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::SIGHUP;
 
 use crate::config::Config;
-use crate::domain::{Access, Failure, Usage};
+use crate::domain::{Failure, Usage};
 use crate::fault;
 use crate::files;
 use crate::ipc::Question;
 use crate::news::notify;
-use crate::process::{self, Identity, Life, ProcessTree, Watch, Woken};
+use crate::process::{self, Holder, Identity, Life, ProcessTree, Watch, Woken};
 use crate::task::{Attempt, Record, SessionRecord, StopReason, Task};
 use crate::text::lossy;
 use crate::tools::events::{Listener, Observed};
-use crate::worker::{run, sandbox, termination_grace};
+use crate::worker::{run, sandbox, termination_grace, tree};
 
 /// How often a supervisor checks its worker without an event.
 pub(super) const SAFETY_SCAN: Duration = Duration::from_secs(1);
@@ -36,54 +35,72 @@ pub(super) const PAUSE: Duration = Duration::from_millis(15);
 /// A log that grew by more than this between two reads is read again at once, to trim it in time.
 const FAST_GROWTH: u64 = 1 << 20;
 
-/// Line from the supervisor to its starter: the worker is running. On failure the first line is the
-/// exit code and the error follows.
-pub(crate) const STARTED: &str = "started";
-
-/// Line from the supervisor to its starter: the worker has to wait.
-pub(crate) const WAITS: &str = "waits";
-
-/// A worker's process.
-pub(super) enum Worker {
-    Own(Child),
-    /// The child of a supervisor that died.
-    Adopted(Identity),
-}
-
-/// A worker process and what its supervisor keeps about it.
-pub(super) struct RunningWorker {
-    pub(super) worker: Worker,
-    pub(super) attempt: Attempt,
-    pub(super) backend: String,
-    /// See [`SessionRecord::home`].
-    pub(super) home: Option<Access>,
-    pub(super) tree: ProcessTree,
-    pub(super) log: Log,
+/// A program of an attempt, and what its supervisor keeps about it: a worker, a reviewer, or a command of
+/// the person.
+pub(super) struct RunningProgram {
+    /// `None` if the program is the child of a supervisor that died.
+    child: Option<Child>,
+    attempt: Attempt,
+    record: Record,
+    tree: ProcessTree,
+    log: Log,
     pub(super) listener: Listener,
     /// The session id that was recorded last.
-    pub(super) session: Option<String>,
-    /// True if what the worker leaves running stays when it has finished.
-    pub(super) keeps: bool,
+    session: Option<String>,
 }
 
-impl Worker {
-    /// The status of a worker that has ended; nobody knows that of an adopted one, and it is 0 here.
-    fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        self.reap_adopted();
-        match self {
-            Self::Own(child) => child.try_wait().context("cannot wait for the worker"),
-            Self::Adopted(worker) => Ok((worker.life() == Life::Dead).then(ExitStatus::default)),
-        }
+impl RunningProgram {
+    /// Starts a command as the program of an attempt, whose log it prints to.
+    pub(super) fn spawn(
+        mut command: Command,
+        record: &Record,
+        attempt: &Attempt,
+        listener: Listener,
+    ) -> Result<Self> {
+        let log = Log::open(attempt)?;
+        command.stdout(log.writer()?).stderr(log.writer()?);
+        let child =
+            process::spawn_recorded(&mut command, |identity| attempt.set_identity(identity))?;
+        Self::new(Some(child), record, attempt, log, listener)
     }
 
-    fn reap_adopted(&self) {
-        if let Self::Own(child) = self {
-            process::reap_adopted(child.id());
-        }
+    /// The worker of a supervisor that died.
+    pub(super) fn adopt(record: &Record, attempt: &Attempt, listener: Listener) -> Result<Self> {
+        Self::new(None, record, attempt, Log::reopen(attempt)?, listener)
     }
-}
 
-impl RunningWorker {
+    fn new(
+        child: Option<Child>,
+        record: &Record,
+        attempt: &Attempt,
+        log: Log,
+        listener: Listener,
+    ) -> Result<Self> {
+        let tree = tree(Some(Identity::own()?), record, attempt)?;
+        let (attempt, record) = (attempt.clone(), record.clone());
+        Ok(Self { child, attempt, record, tree, log, listener, session: None })
+    }
+
+    /// Lets the end and the output of the program wake this process.
+    pub(super) fn watch(&self, watch: &mut Watch) -> Result<()> {
+        if let Some(identity) = self.attempt.identity()? {
+            watch.add_process(&identity);
+        }
+        watch.add_file(self.log.path());
+        Ok(())
+    }
+
+    /// The status of a program that has ended; nobody knows that of an adopted one, and it is 0 here.
+    pub(super) fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(child) = &mut self.child else {
+            let identity = self.attempt.identity()?;
+            let lives = identity.is_some_and(|worker| worker.life() != Life::Dead);
+            return Ok((!lives).then(ExitStatus::default));
+        };
+        process::reap_adopted(child.id());
+        child.try_wait().context("cannot wait for a child")
+    }
+
     /// Waits until the worker ends and terminates its process tree. Also returns why the supervisor
     /// ended it, unless a signal asked for that.
     pub(super) fn wait_for_end(
@@ -91,10 +108,7 @@ impl RunningWorker {
         task: &Task,
         watch: &mut Watch,
     ) -> Result<(ExitStatus, Option<StopReason>)> {
-        if let Some(identity) = self.attempt.identity()? {
-            watch.add_process(&identity);
-        }
-        watch.add_file(self.log.path());
+        self.watch(watch)?;
         let last_word_grace = fault::limit("DISPATCH_GRACE_MS", LAST_WORD_GRACE);
         let mut silence = Silence::new();
         let mut asks = Asks::default();
@@ -102,21 +116,19 @@ impl RunningWorker {
         let mut result_since: Option<Instant> = None;
         let stop_reason = loop {
             let new = self.read_output();
-            if self.worker.try_wait()?.is_some() {
+            if self.try_wait()?.is_some() {
                 break None;
             }
-            result_since = result_since.filter(|_| self.listener.observed().said_last_word);
-            if self.listener.observed().said_last_word
-                && result_since.get_or_insert_with(Instant::now).elapsed() >= last_word_grace
-            {
-                break Some(StopReason::LastWord);
-            }
+            let observed = self.listener.observed();
+            result_since =
+                observed.said_last_word.then(|| result_since.unwrap_or_else(Instant::now));
             asks.check(task);
-            if let Some(used_up) = meter.check(task, &self.attempt, self.listener.observed()) {
-                break Some(used_up);
-            }
-            if let Some(silent) = silence.check(task, &self.attempt, new > 0) {
-                break Some(silent);
+            let is_late = result_since.is_some_and(|it| it.elapsed() >= last_word_grace);
+            let why = is_late.then_some(StopReason::LastWord);
+            let why = why.or_else(|| meter.check(task, &self.attempt, observed));
+            let why = why.or_else(|| silence.check(task, &self.attempt, new > 0));
+            if why.is_some() {
+                break why;
             }
             if (1..FAST_GROWTH).contains(&new) {
                 std::thread::sleep(PAUSE);
@@ -126,29 +138,16 @@ impl RunningWorker {
                 result_since.map_or(SAFETY_SCAN, |it| last_word_grace.saturating_sub(it.elapsed()));
             let left = meter.time_left().min(grace_left).max(PAUSE);
             let limit = if new > 0 { PAUSE } else { SAFETY_SCAN.min(left) };
-            if let Woken::Signal(signal) = watch.wait_for_event(limit)?
-                && signal != SIGHUP
-            {
+            if asks_to_end(&watch.wait_for_event(limit)?) {
                 break None;
             }
         };
         fault::point("supervisor", "ends");
-        let has_finished = self.keeps && task.side().ipc().finished_at().is_some();
-        let kept =
-            if has_finished && stop_reason.is_none() { self.worker.try_wait()? } else { None };
-        let Self { worker, tree, log, listener, .. } = self;
-        let status = loop {
-            if let Some(status) = kept {
-                break status;
-            }
-            tree.terminate(termination_grace(), || {
-                worker.reap_adopted();
-                let _ = log.follow(listener);
-            })?;
-            // The kernel may hold a killed process for a while (uninterruptible sleep).
-            if let Some(status) = worker.try_wait()? {
-                break status;
-            }
+        let has_finished = self.record.keep && task.side().ipc().finished_at().is_some();
+        let ended = if has_finished && stop_reason.is_none() { self.try_wait()? } else { None };
+        let status = match ended {
+            Some(status) => status,
+            None => self.terminate()?,
         };
         self.read_output();
         self.listener.end();
@@ -156,14 +155,33 @@ impl RunningWorker {
         Ok((status, stop_reason))
     }
 
-    /// The failure of a sandbox that did not start the worker.
-    pub(super) fn sandbox_failure(&self, record: &Record, status: ExitStatus) -> Option<Failure> {
+    /// Ends all processes of the program. Returns its status.
+    pub(super) fn terminate(&mut self) -> Result<ExitStatus> {
+        loop {
+            let Self { child, tree, log, listener, .. } = self;
+            tree.terminate(termination_grace(), || {
+                child.iter().for_each(|child| process::reap_adopted(child.id()));
+                let _ = log.follow(listener);
+            })?;
+            // The kernel may hold a killed process for a while (uninterruptible sleep).
+            if let Some(status) = self.try_wait()? {
+                return Ok(status);
+            }
+        }
+    }
+
+    /// The failure of a sandbox that did not start the program.
+    pub(super) fn sandbox_failure(
+        &self,
+        holder: Option<Holder>,
+        status: ExitStatus,
+    ) -> Option<Failure> {
         let printed = self.log.printed().filter(|_| !status.success())?;
-        sandbox::failure(record.holder, &printed)
+        sandbox::failure(holder, &printed)
     }
 
     /// Parses new output and returns its size in bytes. A read error must not stop the supervision.
-    fn read_output(&mut self) -> u64 {
+    pub(super) fn read_output(&mut self) -> u64 {
         let new = self.log.follow(&mut self.listener).unwrap_or_default();
         self.record_session();
         new
@@ -172,7 +190,7 @@ impl RunningWorker {
     fn record_session(&mut self) {
         let observed = &self.listener.observed().session;
         if let Some(id) = observed.as_ref().filter(|_| *observed != self.session) {
-            let (backend, home) = (self.backend.clone(), self.home);
+            let (backend, home) = (self.record.backend.clone(), self.record.home());
             let record = SessionRecord { backend, id: id.clone(), home };
             // On a full disk, the next read tries again.
             if self.attempt.set_session(&record).is_ok() {
@@ -180,6 +198,11 @@ impl RunningWorker {
             }
         }
     }
+}
+
+/// Returns true for a signal that asks this process to end.
+pub(super) fn asks_to_end(woken: &Woken) -> bool {
+    matches!(woken, Woken::Signal(signal) if *signal != SIGHUP)
 }
 
 /// Default of `silent_after`.
@@ -310,37 +333,6 @@ impl Meter {
         self.usage.clone_from(&observed.usage);
         let usage = run::usage(task, attempt, observed).ok().flatten().unwrap_or_default();
         run::over_budget(task, &self.record, attempt, &usage, self.begin.elapsed()).ok().flatten()
-    }
-}
-
-/// The process that started this supervisor and reads its standard output.
-#[derive(Default)]
-pub(super) struct Starter {
-    was_told: bool,
-}
-
-impl Starter {
-    /// Reports that the worker is running, and closes the pipe.
-    pub(super) fn report_started(&mut self) -> Result<()> {
-        self.report(STARTED)
-    }
-
-    /// Reports that the worker is waiting, and closes the pipe.
-    pub(super) fn report_waiting(&mut self) -> Result<()> {
-        self.report(WAITS)
-    }
-
-    fn report(&mut self, word: &str) -> Result<()> {
-        if std::mem::replace(&mut self.was_told, true) {
-            return Ok(());
-        }
-        let mut starter = std::io::stdout().as_fd().try_clone_to_owned().map(File::from)?;
-        let null =
-            File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;
-        nix::unistd::dup2_stdout(null).context("cannot close the pipe")?;
-        // The starter may be gone; the worker runs anyway.
-        let _ = writeln!(starter, "{word}");
-        Ok(())
     }
 }
 

@@ -154,8 +154,7 @@ pub fn refuse_unholdable(task: &Task, record: &Record, settings: &Backend) -> Re
         return Ok(());
     }
     let obeyed = Obeyed::of(task, record)?;
-    let runs = Runs::Worker(Path::new(""));
-    refuse_rules(record, &obeyed, &rules(task, record, runs, settings, &obeyed)?)
+    refuse_rules(record, &obeyed, &rules(task, record, Runs::Worker, settings, &obeyed)?)
 }
 
 /// The places that a worker must not write in its directory, for a CLI that holds it.
@@ -256,7 +255,7 @@ fn real(path: &Path) -> PathBuf {
 fn rules(
     task: &Task,
     record: &Record,
-    runs: Runs<'_>,
+    runs: Runs,
     settings: &Backend,
     obeyed: &Obeyed,
 ) -> Result<Sandbox> {
@@ -277,7 +276,7 @@ fn rules(
     let seen = seen.into_iter().chain(NEEDED.iter().map(PathBuf::from));
     let seen = seen.chain(worktrees.map(Path::to_path_buf)).chain(std::env::split_paths(&path));
     let (places, logins) = match runs {
-        Runs::Worker(_) | Runs::Reviewer(_) => tools::places(&record.backend, settings),
+        Runs::Worker | Runs::Reviewer => tools::places(&record.backend, settings),
         Runs::Check | Runs::SetUp => Default::default(),
     };
     for path in seen.chain(logins.into_iter().map(|path| home.join(path))) {
@@ -292,7 +291,7 @@ fn rules(
     if sandbox.rule_for(&real(&project.join(".dispatch"))) == Rule::Writable {
         sandbox.rule(&project.join(".dispatch"), Rule::ReadOnly);
     }
-    let is_worker = matches!(runs, Runs::Worker(_));
+    let is_worker = runs == Runs::Worker;
     let own = if is_worker { Rule::Writable } else { Rule::ReadOnly };
     sandbox.rule(task.side().directory(), own);
     sandbox.rule(&home_of(task, record, runs)?, Rule::Writable);
@@ -319,8 +318,8 @@ fn top(record: &Record) -> Option<&Path> {
 /// is not obeyed before it is merged.
 #[derive(Default)]
 struct Obeyed {
-    /// The directories, and the files, that a worker must not make either.
-    kept: [Vec<PathBuf>; 2],
+    /// The places that a worker must not make either, each with whether it is a directory.
+    kept: Vec<(PathBuf, bool)>,
     /// Other places that exist.
     existing: Vec<PathBuf>,
 }
@@ -330,9 +329,10 @@ impl Obeyed {
         let Some(top) = top(record).filter(|_| record.worktree.is_none()) else {
             return Ok(Self::default());
         };
-        let [mut directories, files]: [Vec<_>; 2] =
-            tools::obeyed().map(|names| names.into_iter().map(|name| top.join(name)).collect());
-        directories.extend(OBEYED.iter().map(|name| top.join(name)));
+        let [directories, files] = tools::obeyed();
+        let directories = directories.iter().chain(OBEYED).map(|name| (top.join(name), true));
+        let files = files.iter().map(|name| (top.join(name), false));
+        let mut kept: Vec<_> = directories.chain(files).collect();
         let mut existing = Vec::new();
         for (name, _) in files::entries(top)? {
             let lower = name.to_string_lossy().to_lowercase();
@@ -355,13 +355,13 @@ impl Obeyed {
             let is_open = |it: &PathBuf| {
                 it.starts_with(top) && it != top && !it.starts_with(top.join(".git"))
             };
-            directories.extend(below.filter(is_open).map(|path| first_missing(&path)));
+            kept.extend(below.filter(is_open).map(|path| (first_missing(&path), true)));
         }
-        Ok(Self { kept: [directories, files], existing })
+        Ok(Self { kept, existing })
     }
 
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        self.kept.iter().flatten().chain(&self.existing)
+        self.kept.iter().map(|(path, _)| path).chain(&self.existing)
     }
 }
 
@@ -404,10 +404,10 @@ fn first_missing(path: &Path) -> PathBuf {
 }
 
 /// The private directories of a task's CLI. Another level, backend or task and a reviewer have others.
-fn home_of(task: &Task, record: &Record, runs: Runs<'_>) -> Result<PathBuf> {
+fn home_of(task: &Task, record: &Record, runs: Runs) -> Result<PathBuf> {
     let role = match runs {
-        Runs::Reviewer(_) => "review".into(),
-        Runs::Worker(_) | Runs::Check | Runs::SetUp => record.access.to_string(),
+        Runs::Reviewer => "review".into(),
+        Runs::Worker | Runs::Check | Runs::SetUp => record.access.to_string(),
     };
     let name = format!("{role}-{}", short_hash(record.backend.as_bytes()));
     Ok(homes_of(task, &record.nonce)?.join(name))
@@ -449,23 +449,24 @@ fn make_home(home: &Path, settings: &[tools::Place]) -> Result<()> {
 /// The programs that a sandbox runs. Only the worker writes the task's directory, and a command of the
 /// person has no login of the CLI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Runs<'a> {
-    /// The worker, with this prompt.
-    Worker(&'a Path),
-    /// A reviewer with this prompt, which has the login of its CLI.
-    Reviewer(&'a Path),
+pub(super) enum Runs {
+    /// The worker.
+    Worker,
+    /// A reviewer, which has the login of its CLI.
+    Reviewer,
     /// A check, which has no network where the CLI may close it for what a worker runs.
     Check,
     /// The set-up of a new worktree.
     SetUp,
 }
 
-/// The command that runs `argv` for a task, held by `holder`. A CLI that holds itself has a private
-/// temporary directory.
+/// The command that runs `argv` for a task, held by `holder`: a CLI, which may read this prompt, or a
+/// command of the person. A CLI that holds itself has a private temporary directory.
 pub(super) fn command(
     task: &Task,
     record: &Record,
-    runs: Runs<'_>,
+    runs: Runs,
+    prompt: Option<&Path>,
     settings: &Backend,
     holder: Option<Holder>,
     argv: &[OsString],
@@ -473,7 +474,7 @@ pub(super) fn command(
     let home = home_of(task, record, runs)?;
     let Some(holder) = holder else {
         let mut command = Command::new(&argv[0]);
-        if record.access != Access::Full && matches!(runs, Runs::Worker(_) | Runs::Reviewer(_)) {
+        if record.access != Access::Full && prompt.is_some() {
             let directory = home.with_extension("tmp");
             files::create_private_directory(&directory)?;
             command.env("TMPDIR", directory);
@@ -485,10 +486,6 @@ pub(super) fn command(
     make_home(&home, places)?;
     let obeyed = Obeyed::of(task, record)?;
     let kept = keep_places(task, &obeyed)?;
-    let prompt = match runs {
-        Runs::Worker(prompt) | Runs::Reviewer(prompt) => Some(prompt),
-        Runs::Check | Runs::SetUp => None,
-    };
     let mut sandbox = rules(task, record, runs, settings, &obeyed)?;
     let is_open = |holder| !tools::holds_itself_within(&record.backend, record.access, holder);
     sandbox.closes_network = runs == Runs::Check && !record.holder.is_some_and(is_open);
@@ -575,35 +572,32 @@ impl Placeholders {
 /// Puts something empty at each place of the project that the worker must not fill, so that the sandbox
 /// can cover it. Returns the places that are there then.
 fn keep_places<'a>(task: &Task, obeyed: &'a Obeyed) -> Result<Vec<&'a PathBuf>> {
-    let [directories, files] = &obeyed.kept;
-    if directories.is_empty() && files.is_empty() {
+    if obeyed.kept.is_empty() {
         return Ok(Vec::new());
     }
     // The end of another task's worker must not remove a place between the look and the note.
     let (mut all, _lock) = Placeholders::lock(task)?;
-    let is_missing = |path: &&PathBuf| path.symlink_metadata().is_err();
+    let missing = obeyed.kept.iter().filter(|(path, _)| path.symlink_metadata().is_err());
+    let missing: Vec<_> = missing.collect();
     all.tasks.insert(task.id().to_string());
-    all.paths.extend(directories.iter().chain(files).filter(is_missing).cloned());
-    all.excluded.extend(exclude(task, files.iter().filter(is_missing))?);
+    all.paths.extend(missing.iter().map(|(path, _)| path.clone()));
+    let files = missing.iter().filter(|(_, is_directory)| !is_directory).map(|(path, _)| path);
+    all.excluded.extend(exclude(task, files)?);
     all.save(task)?;
-    let make_file = |path: &Path| std::fs::File::create_new(path).map(drop);
     let mut kept = Vec::new();
-    for path in directories {
-        make_place(task, path, |path| std::fs::create_dir(path))?.then(|| kept.push(path));
-    }
-    for path in files {
-        make_place(task, path, make_file)?.then(|| kept.push(path));
+    for (path, is_directory) in &obeyed.kept {
+        make_place(task, path, *is_directory)?.then(|| kept.push(path));
     }
     Ok(kept)
 }
 
 /// Makes a place unless it is there. Returns false where neither this user nor the worker can.
-fn make_place(
-    task: &Task,
-    path: &Path,
-    make: impl FnOnce(&Path) -> std::io::Result<()>,
-) -> Result<bool> {
-    let error = match make(path) {
+fn make_place(task: &Task, path: &Path, is_directory: bool) -> Result<bool> {
+    let made = match is_directory {
+        true => std::fs::create_dir(path),
+        false => std::fs::File::create_new(path).map(drop),
+    };
+    let error = match made {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => error,
         _ => return Ok(true),
     };

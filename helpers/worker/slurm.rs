@@ -4,7 +4,7 @@
 //! Invariant: only the job that the file `job` names works on its task, and only Slurm's word says
 //! whether it does: its processes and locks are another machine's.
 
-use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -24,8 +24,9 @@ use crate::files::{self, Lock};
 use crate::ids::random_hex;
 use crate::process::{CaptureError, TASK_DIR, Watch, capture_with};
 use crate::task::{ExitRecord, FailedCheck, Gate, Job, StopReason, Task, Wait};
-use crate::text::{collect, lossy, sanitize, shell_word, shorten};
-use crate::worker::supervise::{self, Only, StartOutcome};
+use crate::text::{lossy, sanitize, shell_word, shorten};
+use crate::worker::supervise::{self, Only};
+use crate::worker::{has_finished, is_stopped};
 
 /// The options of every job, which those of the person follow: a later one counts.
 const OPTIONS: [&str; 5] = [
@@ -122,17 +123,16 @@ fn own_user() -> String {
 /// The script of the job, which gets nothing of this environment but what the supervisor needs.
 fn script(task: &Task, token: &str) -> Result<String> {
     let helper = task.helper("--supervise")?;
-    let is_needed = |name: &str| ["HOME", "PATH"].contains(&name) || name.starts_with("DISPATCH_");
-    let text = |it: std::ffi::OsString| it.into_string().ok();
-    let own = std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?)));
-    let mut variables: BTreeMap<_, _> = collect(own.filter(|(name, _)| is_needed(name)));
-    variables.remove(TASK_DIR);
-    for (name, value) in helper.get_envs() {
-        let value = value.map(|it| it.to_string_lossy().into_owned());
-        variables.extend(value.map(|it| (name.to_string_lossy().into_owned(), it)));
-    }
+    let is_needed = |name: &str| {
+        ["HOME", "PATH"].contains(&name) || name.starts_with("DISPATCH_") && name != TASK_DIR
+    };
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    let own = std::env::vars_os().filter_map(text).filter(|(name, _)| is_needed(name));
+    let set = helper.get_envs().filter_map(|(name, value)| text((name.into(), value?.into())));
     let mut script = "#!/bin/sh\n".to_owned();
-    for (name, value) in variables {
+    for (name, value) in own.chain(set) {
         script += &format!("export {name}={}\n", shell_word(&value));
     }
     let words = [helper.get_program()].into_iter().chain(helper.get_args());
@@ -155,8 +155,7 @@ pub(super) fn submit(
     start: &[String],
     only_if: Option<Only>,
     own: &str,
-) -> Result<StartOutcome> {
-    let outcome = || Ok(task.wait()?.map_or(StartOutcome::Running, StartOutcome::Waiting));
+) -> Result<Option<Wait>> {
     let _lock = Lock::take(&lock_path(task), LOCK_LIMIT)?;
     if only_if.is_none() {
         look(&[task])?;
@@ -169,7 +168,7 @@ pub(super) fn submit(
             .refuse("try again when that has ended");
     }
     if runs || only_if.is_some_and(|it| !supervise::is_due(task, it).unwrap_or(true)) {
-        return outcome();
+        return task.wait();
     }
     if let Some(job) = last.as_ref().filter(|job| only_if == Some(Only::Open) && !job.id.is_empty())
     {
@@ -185,7 +184,7 @@ pub(super) fn submit(
         };
         if let Some(why) = why {
             fail(task, &Error::msg(why))?;
-            return outcome();
+            return task.wait();
         }
     }
     if task.record()?.is_none_or(|record| record.stop) {
@@ -206,19 +205,16 @@ pub(super) fn submit(
             if task.job()?.is_some_and(|it| it.token == job.token) {
                 task.set_job(&job, false)?;
             }
-            outcome()
         }
         // The next look at the task submits it from the machine that may.
-        Err(_) if !own.is_empty() => {
-            task.set_job(&last.unwrap_or_default(), false)?;
-            outcome()
-        }
+        Err(_) if !own.is_empty() => task.set_job(&last.unwrap_or_default(), false)?,
         Err(error) => {
             task.set_job(&Job { is_over: true, ..job }, false)?;
             fail(task, &error)?;
-            Err(error)
+            return Err(error);
         }
     }
+    task.wait()
 }
 
 /// Submits the job and returns its id.
@@ -392,17 +388,14 @@ impl OwnJob {
 
     /// Returns true if somebody but the person ended the job under its worker: how, only Slurm knows.
     pub(super) fn was_ended(&self, task: &Task, exit: &ExitRecord) -> bool {
-        let is_stopped = || task.record().is_ok_and(|it| it.is_some_and(|it| it.stop));
         let is_ended = self.ended.load(Ordering::SeqCst) && !self.is_announced();
-        is_ended && exit.code != Some(0) && !is_stopped()
+        is_ended && exit.code != Some(0) && !is_stopped(task)
     }
 
     /// The wait for the next job after a worker that was ended because the job's time is over.
     pub(super) fn next(&self, task: &Task, exit: &mut ExitRecord) -> Option<Wait> {
-        let is_done = task.side().ipc().finished_at().is_some()
-            && task.plan().is_ok_and(|plan| plan.complete());
-        let is_stopped = task.record().is_ok_and(|it| it.is_some_and(|it| it.stop));
-        if !self.is_announced() || is_done || is_stopped || exit.stop_reason.is_some() {
+        let is_over = has_finished(task) || is_stopped(task) || exit.stop_reason.is_some();
+        if !self.is_announced() || is_over {
             return None;
         }
         exit.stop_reason = Some(StopReason::JobTime);

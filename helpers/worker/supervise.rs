@@ -1,7 +1,9 @@
 //! The supervisor: a small process, re-parented to init, that waits in the queue, runs the attempts of
 //! a task one after the other and records how each ended. It survives the host.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -20,9 +22,8 @@ use crate::ids::{now, unix_seconds};
 use crate::news::notify;
 use crate::process::{self, Life, TASK_DIR, Watch};
 use crate::project::Project;
-use crate::task::{Attempt, ExitRecord, Reason, Record, State, StopReason, Task, View, Wait};
+use crate::task::{Attempt, ExitRecord, Reason, State, StopReason, Task, View, Wait};
 use crate::text::sort;
-use crate::worker::running::{STARTED, Starter, WAITS};
 use crate::worker::slurm::{self, OwnJob};
 use crate::worker::{self, gate, queue, run};
 
@@ -38,6 +39,13 @@ const RUN_LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// How long a job waits for the supervisor that submitted it.
 const JOB_LOCK_LIMIT: Duration = Duration::from_secs(60);
 
+/// Line from the supervisor to its starter: the worker is running. On failure the first line is the
+/// exit code and the error follows.
+pub(crate) const STARTED: &str = "started";
+
+/// Line from the supervisor to its starter: the worker has to wait.
+pub(crate) const WAITS: &str = "waits";
+
 /// A condition under which a supervisor that has the run lock does anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Only {
@@ -47,30 +55,12 @@ pub enum Only {
     Open,
 }
 
-/// The result of starting a supervisor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StartOutcome {
-    /// The worker is running.
-    Running,
-    /// The worker starts later by itself.
-    Waiting(Wait),
-}
-
-/// Starts a supervisor for the task's next attempt; returns when the worker is running or waiting.
+/// Starts a supervisor for the task's next attempt, or for a reason that another helper may have met
+/// already; returns when the worker is running (`None`), or what the task waits for.
 ///
 /// # Errors
 /// The supervisor's own error if it could not start the worker.
-pub fn start(task: &Task) -> Result<StartOutcome> {
-    start_if(task, None)
-}
-
-/// Starts a supervisor because an answer came after the worker's end. Does nothing if another helper
-/// was faster.
-pub fn start_answered(task: &Task) -> Result<StartOutcome> {
-    start_if(task, Some(Only::Answered))
-}
-
-fn start_if(task: &Task, only_if: Option<Only>) -> Result<StartOutcome> {
+pub fn start(task: &Task, only_if: Option<Only>) -> Result<Option<Wait>> {
     if let Some(start) = slurm::command(task)? {
         return slurm::submit(task, &start, only_if, "");
     }
@@ -87,10 +77,8 @@ fn start_if(task: &Task, only_if: Option<Only>) -> Result<StartOutcome> {
         said.push(line.context("cannot hear the supervisor")?);
     }
     match said.as_slice() {
-        [only] if only == STARTED => Ok(StartOutcome::Running),
-        [only] if only == WAITS => {
-            Ok(task.wait()?.map_or(StartOutcome::Running, StartOutcome::Waiting))
-        }
+        [only] if only == STARTED => Ok(None),
+        [only] if only == WAITS => task.wait(),
         [] => {
             let what = format!("the supervisor of '{}' ended without a message", task.id());
             let again = format!("try again: dispatch-spawn {} --resume", task.id());
@@ -100,6 +88,28 @@ fn start_if(task: &Task, only_if: Option<Only>) -> Result<StartOutcome> {
             let exit = Exit::from_code(code.parse().unwrap_or_default());
             Err(Refusal::new(exit, lines.join("\n")).into())
         }
+    }
+}
+
+/// The process that started this supervisor and reads its standard output.
+#[derive(Default)]
+pub(super) struct Starter {
+    was_told: bool,
+}
+
+impl Starter {
+    /// Reports that the worker is running or waiting, unless it was told before, and closes the pipe.
+    pub(super) fn report(&mut self, word: &str) -> Result<()> {
+        if std::mem::replace(&mut self.was_told, true) {
+            return Ok(());
+        }
+        let mut starter = std::io::stdout().as_fd().try_clone_to_owned().map(File::from)?;
+        let null =
+            File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;
+        nix::unistd::dup2_stdout(null).context("cannot close the pipe")?;
+        // The starter may be gone; the worker runs anyway.
+        let _ = writeln!(starter, "{word}");
+        Ok(())
     }
 }
 
@@ -122,11 +132,7 @@ pub fn run(state_dir: &Path, only_if: Option<Only>, job: Option<&str>) -> Result
     };
     let limit = if job.is_some() { JOB_LOCK_LIMIT } else { RUN_LOCK_LIMIT };
     let Some(_run_lock) = take_run_lock(&task, only_if, limit)? else {
-        return if task.wait()?.is_some() {
-            starter.report_waiting()
-        } else {
-            starter.report_started()
-        };
+        return starter.report(if task.wait()?.is_some() { WAITS } else { STARTED });
     };
     fault::point("supervisor", "locked");
     let mut watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
@@ -134,18 +140,15 @@ pub fn run(state_dir: &Path, only_if: Option<Only>, job: Option<&str>) -> Result
     loop {
         // A supervisor that died may have left the checks to this one.
         if living.is_none() && gate::is_due(&task)? {
-            if let (Some(record), Some(attempt)) = (task.record()?, task.last_attempt()) {
-                record_unknown(&task, &record, &attempt)?;
-            }
-            let _slot = queue::Slot::of_running(&task);
-            match gate::run(&task, &mut watch, &mut starter)? {
-                true => {}
-                false => break settle(&task),
+            record_unknown(&task)?;
+            let _slot = queue::Slot::of_running();
+            if !gate::run(&task, &mut watch, &mut starter)? {
+                break settle(&task);
             }
         }
         let (slot, ended) = match living.take() {
             Some(attempt) => {
-                let slot = queue::Slot::of_running(&task);
+                let slot = queue::Slot::of_running();
                 (slot, run::watch_over(&task, attempt, &mut watch, &mut starter))
             }
             None => {
@@ -209,10 +212,8 @@ fn take_run_lock(task: &Task, only_if: Option<Only>, limit: Duration) -> Result<
         if let Some(attempt) = task.last_attempt().filter(|_| only_if.is_some() && lock.is_some()) {
             // Record the old end first: with this lock held, the task would look alive.
             let worker = attempt.identity()?;
-            if worker.is_none_or(|worker| worker.life() == Life::Dead)
-                && let Some(record) = task.record()?
-            {
-                record_unknown(task, &record, &attempt)?;
+            if worker.is_none_or(|worker| worker.life() == Life::Dead) {
+                record_unknown(task)?;
             }
         }
         let may_judge = lock.is_some() || only_if == Some(Only::Answered);
@@ -233,10 +234,11 @@ fn take_run_lock(task: &Task, only_if: Option<Only>, limit: Duration) -> Result<
 
 /// Returns true if a supervisor is still needed for this reason.
 pub(super) fn is_due(task: &Task, only_if: Only) -> Result<bool> {
-    match only_if {
-        Only::Answered => Ok(task.view()?.has_late_answer()),
-        Only::Open => is_open(task),
-    }
+    let view = task.view()?;
+    Ok(match only_if {
+        Only::Answered => view.has_late_answer(),
+        Only::Open => view.state.is_waiting() || view.is_checking() || living(task)?.is_some(),
+    })
 }
 
 /// Before the first attempt, lets the task's worktree begin where its first predecessor's ended.
@@ -248,8 +250,7 @@ pub fn start_at_predecessors_end(task: &Task) -> Result<()> {
         return Ok(());
     }
     let branch = before.branch.as_deref().unwrap_or_default();
-    let predecessor = Task::at_state(&task.state_dir().with_file_name(&before.task));
-    let predecessor = predecessor.and_then(|it| it.record()).ok().flatten();
+    let predecessor = task.sibling(before.task.parse()?).record().ok().flatten();
     let predecessor = predecessor.filter(|it| it.nonce == before.nonce).and_then(|it| it.worktree);
     let end = match &predecessor {
         Some(predecessor) => predecessor.fetch()?,
@@ -286,11 +287,14 @@ pub(super) fn record_not_started(task: &Task, error: &anyhow::Error) {
 /// Refuses to start a task that waits in the queue.
 ///
 /// # Errors
-/// [`Exit::TryAgain`], with the task's place in the queue.
+/// [`Exit::TryAgain`].
 pub fn refuse_queued(view: &View) -> Result<()> {
     match view.reason {
         Reason::Waits(Wait::Queued { limit }) if view.task.is_supervised()? => {
-            Err(queue::refusal(&view.task, limit)?.into())
+            let what = format!("'{}' is queued and starts by itself", view.task.id());
+            Refusal::new(Exit::TryAgain, what)
+                .place(format!("max_workers is {limit} in {}", dirs::config_path()?.display()))
+                .refuse("wait, or stop a running one: dispatch-reconcile stop TASK")
         }
         _ => Ok(()),
     }
@@ -298,10 +302,8 @@ pub fn refuse_queued(view: &View) -> Result<()> {
 
 /// Starts a waiting task now because a person said so: drops its predecessors and its rate limit. The
 /// place in the queue stays.
-pub fn take_over(task: &Task) -> Result<StartOutcome> {
-    let held = || task.is_supervised();
-    let number = |attempt: Option<&Attempt>| attempt.map_or(0, |attempt| attempt.number);
-    let before = number(task.last_attempt().as_ref());
+pub fn take_over(task: &Task) -> Result<Option<Wait>> {
+    let before = task.last_attempt().map_or(0, |attempt| attempt.number);
     unpark(task)?;
     task.change_record(|record| record.after.clear())?;
     let mut watch = Watch::new(&[])?;
@@ -309,29 +311,22 @@ pub fn take_over(task: &Task) -> Result<StartOutcome> {
     loop {
         watch.add_directory(task.state_dir());
         // Look at the lock before the state: a lock that was free then belongs to no supervisor.
-        let held = held()?;
+        let held = task.is_supervised()?;
         let view = task.view()?;
         match (view.state, view.reason) {
             (State::Queued, Reason::Waits(wait @ Wait::Queued { .. })) if held => {
-                return Ok(StartOutcome::Waiting(wait));
+                return Ok(Some(wait));
             }
-            (state, _) if state.is_waiting() && !held => return start(task),
-            // The worker may end at the same limit before anybody saw it running.
-            (state, _)
-                if state.is_waiting()
-                    && view.exit.is_some()
-                    && number(view.attempt.as_ref()) > before =>
-            {
-                return Ok(StartOutcome::Running);
-            }
-            (state, _) if state.is_waiting() => {}
-            // The supervisor has not recorded its worker yet.
-            (State::Running, _)
-                if !task.last_attempt().is_some_and(|it| matches!(it.identity(), Ok(Some(_)))) => {}
+            (state, _) if state.is_waiting() && !held => return start(task, None),
             (State::Failed, Reason::NotStarted(why)) => {
                 return Err(Refusal::new(Exit::Failed, why).into());
             }
-            _ => return Ok(StartOutcome::Running),
+            _ => {}
+        }
+        // The worker may end at the same limit before anybody saw it running.
+        let new = view.attempt.filter(|attempt| attempt.number > before);
+        if new.is_some_and(|it| view.exit.is_some() || matches!(it.identity(), Ok(Some(_)))) {
+            return Ok(None);
         }
         if begin.elapsed() > CONTINUE_LIMIT {
             let what = format!("the supervisor of '{}' does not react", task.id());
@@ -384,18 +379,21 @@ pub fn record_unknown_end(view: &View) -> Result<bool> {
     if view.is_being_started() || now.is_being_started() || begun || runs {
         return Ok(false);
     }
-    let is_recorded = record_unknown(&view.task, &view.record, attempt)?;
+    let is_recorded = record_unknown(&view.task)?;
     if is_recorded {
         notify::announce(&view.task);
     }
     Ok(is_recorded)
 }
 
-fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<bool> {
+fn record_unknown(task: &Task) -> Result<bool> {
+    let (Some(record), Some(attempt)) = (task.record()?, task.last_attempt()) else {
+        return Ok(false);
+    };
     if attempt.exit()?.is_some() {
         return Ok(false);
     }
-    let mut exit = run::unseen_end(task, record, attempt);
+    let mut exit = run::unseen_end(task, &record, &attempt);
     if let Some(job) = task.job()?.filter(|it| it.is_over) {
         exit.stop_reason.get_or_insert(StopReason::Job { said: job.said });
     }
@@ -404,7 +402,7 @@ fn record_unknown(task: &Task, record: &Record, attempt: &Attempt) -> Result<boo
     {
         task.set_wait(Some(&wait))?;
     }
-    task.set_exit(attempt, &exit).map(|()| true)
+    task.set_exit(&attempt, &exit).map(|()| true)
 }
 
 /// Resumes a task whose answer came after its worker's end, in case the helper that posted it was
@@ -413,7 +411,7 @@ pub fn resume_if_answered(view: &View) -> bool {
     let of_a_worker = std::env::var_os(TASK_DIR).is_some();
     let late = view.has_late_answer() && view.record.route == Route::Cli && !of_a_worker;
     // An error is recorded with the task, or comes back at the next look.
-    late && start_answered(&view.task).is_ok()
+    late && start(&view.task, Some(Only::Answered)).is_ok()
 }
 
 /// Starts a supervisor for each task that lost its own, while it waited or its worker runs (a crash, a
@@ -434,28 +432,22 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
     sort(&mut tasks, |(one, _), (other, _)| one.cmp(other));
     let still = |task: &Task| task.view().is_ok_and(|view| is_abandoned(&view));
     // An error is recorded with the task, or comes back at the next look.
-    let starts = |task: &&Task| still(task) && start_if(task, Some(Only::Open)).is_ok();
+    let starts = |task: &&Task| still(task) && start(task, Some(Only::Open)).is_ok();
     tasks.into_iter().map(|(_, task)| task).filter(starts).map(|it| it.id().clone()).collect()
-}
-
-/// Returns true for a task that needs a supervisor: it waits, its worker lives, or its checks are due.
-fn is_open(task: &Task) -> Result<bool> {
-    let view = task.view()?;
-    Ok(view.state.is_waiting() || view.is_checking() || living(task)?.is_some())
 }
 
 /// Returns true for a task that lost its supervisor while it waited, or while its worker runs. The mirror
 /// of a place holds the run locks of the tasks there.
 pub fn is_abandoned(view: &View) -> bool {
-    let (task, waits) = (&view.task, view.state.is_waiting());
-    let is_open = waits || view.is_alive() || view.is_checking() || view.is_open();
-    let may_be = view.record.route == Route::Cli && is_open;
-    let is_lost = may_be && !task.is_supervised().unwrap_or(true);
-    match waits {
+    let task = &view.task;
+    let may_be = || match view.state.is_waiting() {
         // A record this young belongs to a spawn that is about to start the supervisor.
-        true => is_lost && !task.was_recorded_within(SETTLED),
+        true => !task.was_recorded_within(SETTLED),
         false => {
-            is_lost && (view.is_open() || view.is_checking() || matches!(living(task), Ok(Some(_))))
+            view.is_open()
+                || view.is_checking()
+                || view.is_alive() && matches!(living(task), Ok(Some(_)))
         }
-    }
+    };
+    view.record.route == Route::Cli && may_be() && !task.is_supervised().unwrap_or(true)
 }

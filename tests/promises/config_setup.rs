@@ -419,16 +419,16 @@ exit 64
 "#]]);
     dry(&["--keep"]).run().shows(str![[r#"
 exit 64
-! dispatch-spawn: an agent of the host keeps nothing running, and dispatches nothing
-!   its processes belong to the host
+! dispatch-spawn: an agent of the host cannot keep anything running, nor dispatch tasks
+!   only a supervisor sees to that, and an agent has none
 !   next: dispatch without --keep and --may-dispatch, or leave out --agent
 "#]]);
     sandbox
         .config(&format!("{config}aliases: {{ tested: {{ model: opus, check: make test }} }}\n"));
     dry(&["--model", "tested"]).run().shows(str![[r#"
 exit 64
-! dispatch-spawn: the work of an agent of the host cannot be checked
-!   only a supervisor runs checks and reviews, and an agent has none
+! dispatch-spawn: an agent of the host cannot be checked or reviewed
+!   only a supervisor sees to that, and an agent has none
 !   next: dispatch without --check and --review, or leave out --agent
 "#]]);
     assert_eq!(sandbox.run("dispatch-spawn", &["x", "--agent"]).code, Some(64), "without a host");

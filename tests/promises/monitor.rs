@@ -395,9 +395,7 @@ exit 2
     #[test]
     fn monitor_ends_when_the_state_of_all_tasks_is_deleted() {
         let sandbox = running();
-        let mut monitor =
-            sandbox.call("dispatch-monitor", &["x"]).env("DISPATCH_GONE_MS", "0").start();
-        monitor.until_it_watches();
+        let monitor = waiting(&sandbox, &["x"]);
         fs::rename(sandbox.state_directory(), sandbox.top().join("away")).expect("renamed");
         monitor.end().shows(str![[r#"
 exit 3

@@ -184,7 +184,7 @@ x (Title, 2 items) started with opus. Tell the user and stop; news wakes you.
     host.calls(spawn(&sandbox, "y", "opus")).run().shows(str![[r#"
 exit 64
 ! dispatch-spawn: an agent of the host cannot work in our worktree
-!   the Agent tool's own begins at origin/HEAD and hides the task's directory
+!   only a supervisor sees to that, and an agent has none
 !   next: dispatch without --worktree, or take 'route: agent' out of backend 'claude'
 "#]]);
     assert!(!sandbox.task("y", "").exists());

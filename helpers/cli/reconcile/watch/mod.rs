@@ -20,13 +20,12 @@ use crossterm::event::{self, Event as Input, KeyEventKind};
 use crossterm::terminal::{self, Clear, ClearType};
 use crossterm::{cursor, execute, queue, style::Print};
 
-use crate::cli::monitor;
 use crate::cli::reconcile::status::{self, StatusArgs, broken_line};
 use crate::cli::reconcile::table::{TaskRow, one_line};
 use crate::cli::{complain, say};
 use crate::error::Exit;
 use crate::fault;
-use crate::ops::stop;
+use crate::ops::{answer, stop};
 use crate::project::Project;
 use crate::repair::repair;
 use crate::task::State;
@@ -162,7 +161,7 @@ fn send_input(sender: &Sender<Update>) -> Result<()> {
 
 fn fulfil(wish: &Wish) -> Result<String> {
     match wish {
-        Wish::Answer(Answer { task, question, text }) => monitor::answer(task, question, text),
+        Wish::Answer(Answer { task, question, text }) => answer::answer(task, question, text),
         Wish::Stop(task) => stop::stop(task),
     }
 }
@@ -237,10 +236,10 @@ pub(super) fn tell_of_changes(
     let mut rows: BTreeMap<PathBuf, Result<TaskRow, String>> = BTreeMap::new();
     let (mut broken, mut told) = (Vec::new(), false);
     loop {
-        let changes = tasks.refresh();
+        let read = tasks.refresh();
         let lines = tasks.broken().iter().map(|it| one_line(&broken_line(it))).collect();
         let mut changed = std::mem::replace(&mut broken, lines) != broken;
-        for id in changes.read {
+        for id in read {
             let Some(read) = tasks.get(&id) else { continue };
             let row = read.as_ref().map(TaskRow::new).map_err(|it| one_line(&broken_line(it)));
             changed |= rows.insert(id, row.clone()) != Some(row);
