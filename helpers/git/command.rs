@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::dirs;
 use crate::domain::Worktree;
 use crate::error::{Exit, Refusal};
 use crate::files;
-use crate::process::{CaptureError, capture_with, find_program};
+use crate::process::{capture_with, find_program};
 use crate::text::{collect, shell_word};
 
 /// The first version with `rev-parse --path-format` and the `worktree` commands used here.
@@ -121,13 +121,10 @@ impl Git {
         // A replaced object is not the one whose id was compared.
         self.0.env("GIT_NO_REPLACE_OBJECTS", "1");
         match capture_with(&mut self.0, input, Instant::now() + TIME_LIMIT, OUTPUT_LIMIT) {
-            Err(CaptureError::NotStarted(error)) if error.kind() == ErrorKind::NotFound => {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 Err(no_git("git is not installed", "'git' is not in PATH").into())
             }
-            Err(CaptureError::NotStarted(error)) => Err(error).context("cannot run git"),
-            Err(CaptureError::TimedOut) => bail!("git was ended: it took longer than an hour"),
-            Err(CaptureError::TooMuchOutput) => bail!("git was ended: it printed more than 1 GiB"),
-            Ok(output) => Ok(output),
+            captured => captured.context("cannot run git"),
         }
     }
 

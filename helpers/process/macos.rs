@@ -268,25 +268,17 @@ impl EventQueue {
 
     /// Waits for an event. Returns what may have changed.
     pub(super) fn wait(&mut self, limit: Duration) -> Result<Vec<Source>> {
-        let mut limit = limit;
-        let mut changed = Vec::new();
         let nothing =
             KEvent::new(0, EventFilter::EVFILT_READ, EvFlags::empty(), FilterFlag::empty(), 0, 0);
+        // Events that do not fit end the next wait at once.
         let mut events = [nothing; 64];
-        loop {
-            let timeout = *TimeSpec::from(limit).as_ref();
-            let count = match self.queue.kevent(&[], &mut events, Some(timeout)) {
-                Ok(count) => count,
-                // The signal handler has written to its pipe, which the caller reads next.
-                Err(Errno::EINTR) => return Ok(changed),
-                Err(error) => return Err(error).context("kevent"),
-            };
-            changed.extend(events[..count].iter().filter_map(|event| self.source(event)));
-            if count < events.len() {
-                return Ok(changed);
-            }
-            limit = Duration::ZERO;
-        }
+        let timeout = *TimeSpec::from(limit).as_ref();
+        let count = match self.queue.kevent(&[], &mut events, Some(timeout)) {
+            // The signal handler has written to its pipe, which the caller reads next.
+            Err(Errno::EINTR) => return Ok(Vec::new()),
+            waited => waited.context("kevent")?,
+        };
+        Ok(events[..count].iter().filter_map(|event| self.source(event)).collect())
     }
 
     /// The source of an event; `None` for the pipes of signals, and for what is no longer watched.

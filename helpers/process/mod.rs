@@ -32,8 +32,8 @@ pub use identity::{Identity, Life, boot_id, machine};
 pub use os::{adopt_descendants, open_without_symlinks, reap_adopted, time_since_boot};
 pub use os::{is_open_for_writing, is_remote};
 pub use sandbox::{Holder, Rule, Sandbox, code_or_signal, probe};
-pub use start::{CaptureError, capture, capture_with, detach, lead_own_group, reset_child_signal};
-pub use start::{signal_group, spawn_recorded};
+pub use start::spawn_recorded;
+pub use start::{capture, capture_with, detach, lead_own_group, reset_child_signal, signal_group};
 pub use tree::{ProcessTree, callers};
 pub use watch::{Source, Watch, Woken};
 

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use crate::process::{CaptureError, capture, find_program, os};
+use crate::process::{capture, find_program, os};
 use crate::text::collect;
 
 /// The access of a sandboxed process to a path and everything below it.
@@ -327,10 +327,7 @@ fn holder_that_protects(path: &Path, hidden: &Path, nested: bool) -> Result<Hold
         let mut command = command.map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_secs(5);
         let output = capture(&mut command, deadline, 64 << 10);
-        let output = output.map_err(|error| match error {
-            CaptureError::NotStarted(error) => format!("{holder} cannot start: {error}"),
-            error => format!("{holder} does not work: {error:?}"),
-        })?;
+        let output = output.map_err(|error| format!("{holder} cannot start: {error}"))?;
         if std::fs::read(path).is_ok_and(|text| text != b"seen") {
             return Err(format!("{holder} does not keep a process from writing"));
         }

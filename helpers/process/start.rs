@@ -145,25 +145,14 @@ fn reset_signals() -> io::Result<()> {
 /// How long a program may take to die of SIGKILL; then its zombie is left to the system.
 const KILL_GRACE: Duration = Duration::from_millis(150);
 
-/// Why a program has no complete output.
-#[derive(Debug)]
-pub enum CaptureError {
-    /// The program cannot be started.
-    NotStarted(io::Error),
-    /// The program was killed at the deadline.
-    TimedOut,
-    /// The program was killed because it printed too much.
-    TooMuchOutput,
-}
-
 /// Runs a program without input until it exits, in a process group of its own that is killed at the
 /// deadline or when more than `most` bytes were printed. A process that the program leaves behind
 /// may keep its pipes open; nobody waits for that one.
-pub fn capture(
-    command: &mut Command,
-    deadline: Instant,
-    most: usize,
-) -> Result<Output, CaptureError> {
+///
+/// # Errors
+/// The program cannot be started, was killed at the deadline ([`io::ErrorKind::TimedOut`]), or printed too
+/// much.
+pub fn capture(command: &mut Command, deadline: Instant, most: usize) -> io::Result<Output> {
     capture_with(command, Stdio::null(), deadline, most)
 }
 
@@ -173,8 +162,8 @@ pub fn capture_with(
     input: Stdio,
     deadline: Instant,
     most: usize,
-) -> Result<Output, CaptureError> {
-    let (mut child, pipes) = start_captured(command, input).map_err(CaptureError::NotStarted)?;
+) -> io::Result<Output> {
+    let (mut child, pipes) = start_captured(command, input)?;
     let [mut stdout, mut stderr] = [Vec::new(), Vec::new()];
     let mut open = [true; 2];
     let mut pause = Duration::from_micros(50);
@@ -185,11 +174,11 @@ pub fn capture_with(
             open[at] = open[at] && read_available(&pipes[at], bytes, most);
         }
         if stdout.len() + stderr.len() > most {
-            break CaptureError::TooMuchOutput;
+            break io::Error::other(format!("it printed more than {} KB", most >> 10));
         } else if let Ok(Some(status)) = status {
             return Ok(Output { status, stdout, stderr });
         } else if Instant::now() >= deadline {
-            break CaptureError::TimedOut;
+            break io::Error::new(io::ErrorKind::TimedOut, "it did not end in time");
         }
         let still_open = pipes.iter().zip(open).filter(|(_, open)| *open);
         let mut fds: Vec<_> =
@@ -298,7 +287,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
-    fn sh(script: &str, limit: Duration) -> Result<Output, CaptureError> {
+    fn sh(script: &str, limit: Duration) -> io::Result<Output> {
         capture(Command::new("sh").args(["-c", script]), Instant::now() + limit, 1 << 20)
     }
 
@@ -314,7 +303,8 @@ mod tests {
     #[test]
     fn program_that_prints_too_much_is_killed() {
         for script in ["yes", "yes >&2", "head -c 2000000 /dev/zero; sleep 1000"] {
-            assert!(matches!(sh(script, LONG), Err(CaptureError::TooMuchOutput)), "{script}");
+            let error = sh(script, LONG).expect_err("killed");
+            assert_eq!(error.to_string(), "it printed more than 1024 KB", "{script}");
         }
     }
 
@@ -335,7 +325,8 @@ mod tests {
         let script = format!("sleep 1000 & echo $! >'{}'; trap '' TERM; wait", file.display());
         // The deadline is early or late: a process that was started is in the file.
         while !file.exists() {
-            assert!(matches!(sh(&script, Duration::from_millis(300)), Err(CaptureError::TimedOut)));
+            let error = sh(&script, Duration::from_millis(300)).expect_err("killed");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         }
         let pid = std::fs::read_to_string(&file).expect("a file").trim().parse().expect("a pid");
         let start = Instant::now();
@@ -349,6 +340,6 @@ mod tests {
     fn missing_program_cannot_be_started() {
         let mut command = Command::new("/no/such/program");
         let error = capture(&mut command, Instant::now() + LONG, 1).expect_err("no program");
-        assert!(matches!(error, CaptureError::NotStarted(_)), "{error:?}");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

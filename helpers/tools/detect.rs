@@ -2,6 +2,7 @@
 //! with limits: a CLI may hang, print without end or leave processes behind.
 
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -14,7 +15,7 @@ use serde_json::Value;
 
 use crate::domain::Backend;
 use crate::ids::short_hash;
-use crate::process::{CaptureError, capture, find_program, find_program_in, is_host_variable};
+use crate::process::{capture, find_program, find_program_in, is_host_variable};
 use crate::text::{lossy, sanitize};
 use crate::tools::cli::{Place, WorkerCli};
 use crate::tools::{KNOWN, by_backend, by_program, program_of_backend};
@@ -261,17 +262,17 @@ impl Asker {
         let run = |until| capture(&mut command(program, args), until, MOST);
         let mut captured = run(self.deadline.min(start + self.usual));
         let mut slow = None;
-        if matches!(captured, Err(CaptureError::TimedOut)) && Instant::now() < self.deadline {
+        let is_slow = captured.as_ref().is_err_and(|it| it.kind() == ErrorKind::TimedOut);
+        if is_slow && Instant::now() < self.deadline {
             captured = run(self.deadline);
             slow = Some(format!("slow: {call} answered only when asked again"));
         }
-        let output = captured.map_err(|error| match error {
-            CaptureError::TimedOut => {
+        let output = captured.map_err(|error| match error.kind() {
+            ErrorKind::TimedOut => {
                 let seconds = start.elapsed().as_secs_f32();
                 format!("slow: {call} did not answer in {seconds:.1} s")
             }
-            CaptureError::TooMuchOutput => format!("{call} prints more than {} MB", MOST >> 20),
-            CaptureError::NotStarted(error) => format!("{call} cannot run: {error}"),
+            _ => format!("{call} cannot run: {error}"),
         })?;
         let [out, err] = [output.stdout, output.stderr].map(|bytes| sanitize(&lossy(bytes)));
         Ok(Answer { call, code: output.status.code(), out, err, slow })

@@ -191,7 +191,10 @@ fn hanging_cli_is_named_and_not_usable() {
 fn cli_whose_login_cannot_be_asked_is_usable() {
     let script = answers(&[("--version", "echo 2.1.332"), ("auth status", "yes")]);
     let found = Fakes::new(&[("claude", &script)]).one();
-    assert_eq!(found.problem.as_deref(), Some("`claude auth status` prints more than 8 MB"));
+    assert_eq!(
+        found.problem.as_deref(),
+        Some("`claude auth status` cannot run: it printed more than 8192 KB")
+    );
     assert!(found.usable() && found.logged_in.is_none());
 }
 
@@ -205,8 +208,11 @@ fn failing_cli_is_named_with_its_message() {
         ("exit 3", "`codex --version` ended with 3: it said nothing"),
         ("kill -9 $$", "`codex --version` ended by a signal: it said nothing"),
         ("echo hello", "`codex --version` says no version: hello"),
-        ("head -c 50000000 /dev/zero; sleep 1000", "`codex --version` prints more than 8 MB"),
-        ("yes", "`codex --version` prints more than 8 MB"),
+        (
+            "head -c 50000000 /dev/zero; sleep 1000",
+            "`codex --version` cannot run: it printed more than 8192 KB",
+        ),
+        ("yes", "`codex --version` cannot run: it printed more than 8192 KB"),
     ];
     for (script, expected) in rows {
         let found = Fakes::new(&[("codex", script)]).one();

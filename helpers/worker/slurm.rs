@@ -22,7 +22,7 @@ use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::{self, Lock};
 use crate::ids::random_hex;
-use crate::process::{CaptureError, TASK_DIR, Watch, capture_with};
+use crate::process::{TASK_DIR, Watch, capture_with};
 use crate::task::{ExitRecord, FailedCheck, Gate, Job, StopReason, Task, Wait};
 use crate::text::{lossy, sanitize, shell_word, shorten};
 use crate::worker::supervise::{self, Only};
@@ -87,9 +87,7 @@ fn call(start: &[String], name: &str, arguments: &[&str], input: Stdio) -> Resul
     match capture_with(&mut command, input, Instant::now() + CALL_LIMIT, MOST_OUTPUT) {
         Ok(ended) if ended.status.success() => Ok(lossy(ended.stdout)),
         Ok(ended) => bail!("{}", last_line(&ended.stderr).unwrap_or(format!("{name} failed"))),
-        Err(CaptureError::NotStarted(error)) => bail!("cannot start {name}: {error}"),
-        Err(CaptureError::TimedOut) => bail!("{name} took over {} s", CALL_LIMIT.as_secs()),
-        Err(CaptureError::TooMuchOutput) => bail!("{name} printed too much"),
+        Err(error) => bail!("cannot call {name}: {error}"),
     }
 }
 
