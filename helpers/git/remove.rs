@@ -58,6 +58,9 @@ impl fmt::Display for Contents {
 
 impl Worktree {
     /// The uncommitted files in the worktree.
+    ///
+    /// # Errors
+    /// It has no repository of its own any more, or a submodule has commits that the person's clone has not.
     pub fn changes(&self) -> Result<Vec<String>> {
         if self.is_deleted() {
             return Ok(Vec::new());
@@ -69,17 +72,27 @@ impl Worktree {
         }
         let foreign = self.foreign();
         let mut changed = self.changes_of(&foreign)?;
-        for submodule in self.submodules(&foreign)? {
-            changed.extend(submodule.changes(&foreign.tree)?);
+        for (path, submodule) in self.submodules(&foreign)? {
+            let Some(submodule) = submodule else {
+                changed.push(path);
+                continue;
+            };
+            let references = submodule.all_references()?.into_iter().map(|(_, id)| id);
+            for id in submodule.head()?.commit.into_iter().chain(references) {
+                let is_saved = git_on(&submodule.persons, "cat-file -e").arg(&id).ok()?;
+                let worktree = self.path.display();
+                ensure!(is_saved, "the submodule {path} in {worktree} has own commits");
+            }
+            changed.extend(submodule.changes()?.iter().map(|name| format!("{path}/{name}")));
         }
         Ok(changed)
     }
 
     /// The uncommitted files, but for what is in submodules.
     fn changes_of(&self, foreign: &Foreign) -> Result<Vec<String>> {
-        let changed = foreign.changes()?;
-        if changed.is_empty() || self.is_committed(foreign)? {
-            return Ok(Vec::new());
+        let mut changed = foreign.changes()?;
+        if !changed.is_empty() && self.is_committed(foreign)? {
+            changed.clear();
         }
         Ok(changed)
     }
@@ -143,26 +156,20 @@ impl Worktree {
 
     /// Checks that no work would be lost with the worktree; the error says why it has to be kept.
     pub fn check_removable(&self) -> Result<()> {
-        ensure!(self.repository.is_dir(), "its repository {} is gone", self.repository.display());
         let _lock = self.lock()?;
         self.check_removable_locked()
     }
 
     fn check_removable_locked(&self) -> Result<()> {
-        let path = self.path.display();
         if self.is_deleted() {
             return self.check_commits();
         }
-        ensure!(self.has_own_repository(), "{path} is no longer its worktree");
         if let Some(what) = self.unfinished() {
-            bail!("an unfinished {what} is in {path}");
+            bail!("an unfinished {what} is in {}", self.path.display());
         }
         self.fetch_locked()?;
         let foreign = self.foreign();
         self.check_files(&foreign)?;
-        for submodule in self.submodules(&foreign)? {
-            submodule.check_commits(&self.path)?;
-        }
         self.check_references(&foreign)?;
         self.check_commits()
     }
@@ -306,9 +313,6 @@ impl Worktree {
     /// Removes the worktree and the branch; the error may be that of [`Worktree::check_removable`].
     /// Completes a removal that was killed.
     pub fn remove(&self) -> Result<()> {
-        if !self.repository.is_dir() {
-            return self.check_removable();
-        }
         let _lock = self.lock()?;
         self.remove_stale_scratch()?;
         self.undo_interrupted_removal()?;
@@ -437,8 +441,9 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
 }
 
 impl Worktree {
-    /// The submodules and nested repositories that have files in the worktree.
-    fn submodules(&self, top: &Foreign) -> Result<Vec<Submodule>> {
+    /// The submodules and nested repositories that have files in the worktree, by their paths there, each with
+    /// the repositories that are compared; `None` if the person has no clone of it.
+    fn submodules(&self, top: &Foreign) -> Result<Vec<(String, Option<Foreign>)>> {
         let (mut found, mut open) = (Vec::new(), vec![(String::new(), top.clone())]);
         while let Some((below, outer)) = open.pop() {
             for name in outer.scratch_with_index()?.submodules()? {
@@ -451,40 +456,10 @@ impl Worktree {
                 });
                 let foreign = foreign.filter(|foreign| foreign.persons.is_dir());
                 open.extend(foreign.iter().map(|it| (format!("{path}/"), it.clone())));
-                found.push(Submodule { path, foreign });
+                found.push((path, foreign));
             }
         }
         Ok(found)
-    }
-}
-
-/// A submodule or a nested repository in a worktree.
-struct Submodule {
-    /// The submodule's path in the worktree.
-    path: String,
-    /// The repositories that are compared; `None` if the person has no clone of it.
-    foreign: Option<Foreign>,
-}
-
-impl Submodule {
-    /// The uncommitted files.
-    fn changes(&self, worktree: &Path) -> Result<Vec<String>> {
-        let Some(foreign) = &self.foreign else { return Ok(vec![self.path.clone()]) };
-        self.check_commits(worktree)?;
-        let changed = foreign.changes()?;
-        Ok(changed.into_iter().map(|name| format!("{}/{name}", self.path)).collect())
-    }
-
-    /// Checks that the person's clone has all its commits.
-    fn check_commits(&self, worktree: &Path) -> Result<()> {
-        let Some(foreign) = &self.foreign else { return Ok(()) };
-        let references = foreign.all_references()?.into_iter().map(|(_, id)| id);
-        for id in foreign.head()?.commit.into_iter().chain(references) {
-            let saved = git_on(&foreign.persons, "cat-file -e").arg(&id).ok()?;
-            let worktree = worktree.display();
-            ensure!(saved, "the submodule {} in {worktree} has own commits", self.path);
-        }
-        Ok(())
     }
 }
 
