@@ -16,8 +16,11 @@ use crate::git::remove::rename;
 use crate::git::repository::{FETCH, References, object_id};
 use crate::text::sanitize;
 
-/// The way to a repository at a place: its URL, and a variable that git hands on.
-pub(super) type Far = [(String, String); 2];
+/// The variable by which git hands on where a repository is.
+pub const FAR: &str = "DISPATCH_PLACE";
+
+/// The way to a repository at a place: its URL, and the value of [`FAR`].
+pub type Far = (String, String);
 
 /// The person's name and address for commits in a repository; empty where git knows none.
 pub fn author(repository: &Path) -> Result<[String; 2]> {
@@ -105,14 +108,12 @@ impl Worktree {
     }
 
     /// Sends a commit to a repository at a place.
-    pub fn send(&self, far: &Far, commit: &str, name: &str) -> Result<()> {
-        let [(_, url), (variable, value)] = far;
+    pub fn send(&self, (url, place): &Far, commit: &str, name: &str) -> Result<()> {
         let options =
             "-c protocol.ext.allow=always -c core.hooksPath=/dev/null -c push.followTags=false
             push --quiet --no-verify --no-recurse-submodules --no-follow-tags";
         let refspec = format!("+{commit}:refs/dispatch/from/{name}");
-        let sent =
-            git_on(&self.repository, options).env(variable, value).args([url, &refspec]).run()?;
+        let sent = git_on(&self.repository, options).env(FAR, place).args([url, &refspec]).run()?;
         refuse_lost(&sent)?;
         succeeded(sent, "cannot send the code").map(drop)
     }
@@ -122,14 +123,13 @@ impl Worktree {
     ///
     /// # Errors
     /// [`Exit::Data`] if the place sends damaged objects or none.
-    pub fn fetch_far(&self, far: &Far, branch: &str) -> Result<Option<String>> {
+    pub fn fetch_far(&self, (url, place): &Far, branch: &str) -> Result<Option<String>> {
         let _lock = self.lock()?;
-        let [(_, url), (variable, value)] = far;
         let foreign = self.foreign();
         let scratch = foreign.scratch(&self.base)?;
         let refspec = format!("+refs/heads/{branch}:refs/heads/far");
         let fetch = git_on(&scratch.directory.0, "-c protocol.ext.allow=always").words(FETCH);
-        let fetched = fetch.env(variable, value).args([url, &refspec]).run()?;
+        let fetched = fetch.env(FAR, place).args([url, &refspec]).run()?;
         refuse_lost(&fetched)?;
         if !fetched.status.success() {
             return Refusal::new(Exit::Data, format!("cannot fetch {}", self.branch))

@@ -138,7 +138,7 @@ fn fill_submodules(top: &Path, modules: &Path, below: &Path, empty: &mut Vec<Str
 }
 
 /// Returns true if a path that a repository's own text names stays inside the repository.
-fn stays_below(path: &Path) -> bool {
+pub(super) fn stays_below(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::Normal(_)))
 }
 

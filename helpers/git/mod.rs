@@ -11,10 +11,9 @@ mod merge;
 mod remove;
 mod repository;
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -31,8 +30,8 @@ use command::{Git, Settings, error_line, git, git_on, path, retry, succeeded, to
 
 pub(crate) use command::selects_for_git;
 pub use command::{commit_id, is_tracked};
-pub use far::{author, make_receiver, set_head};
-use include::{commit_changes, count_changes, left_behind};
+pub use far::{FAR, Far, author, make_receiver, set_head};
+use include::{commit_changes, count_changes, left_behind, stays_below};
 pub use merge::{MergePlan, configured_hooks};
 pub use remove::{Contents, forget_removed};
 pub use repository::object_id;
@@ -86,7 +85,7 @@ pub fn plan_worktree(
     below: &Path,
     with_changes: bool,
 ) -> Result<PlannedWorktree> {
-    ensure!(below.components().all(|it| matches!(it, Component::Normal(_))), "not below the top");
+    ensure!(stays_below(below), "not below the top");
     if is_in_worktree(here) {
         return Refusal::new(Exit::Usage, "a worktree cannot begin in another task's worktree")
             .place(here.display().to_string())
@@ -133,9 +132,8 @@ pub fn plan_worktree(
     let (path, branch) = free_names(task, &repository, &joined(taken)?)?;
     let mut remarks = Vec::new();
     let mut directory: PathBuf = path.components().chain(prefix.components()).collect();
-    let object = [OsStr::new(&base), ":".as_ref(), prefix.components().as_path().as_ref()];
-    let object = git(here, "cat-file -t").arg(object.join(OsStr::new("")));
-    if prefix != Path::new("") && object.said()? != "tree" {
+    let object = format!("{base}:{}", prefix.components().as_path().display());
+    if prefix != Path::new("") && git(here, "cat-file -t").arg(object).said()? != "tree" {
         remarks.push(format!("{} is not in HEAD: the worker starts at the top", prefix.display()));
         directory = path.clone();
     }

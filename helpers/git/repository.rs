@@ -16,6 +16,7 @@ use crate::files;
 use crate::git::command::{
     Git, STATUS, Settings, changes, error_line, git, git_dir, git_on, records, retry, succeeded,
 };
+use crate::git::include::stays_below;
 use crate::git::{EXCLUDED, beside, reference};
 use crate::ids::file_hash;
 use crate::text::{collect, lossy};
@@ -225,7 +226,8 @@ impl Foreign {
             let commit = object_id(text).ok_or_else(bad)?;
             return Ok(Head { branch: None, commit: Some(commit) });
         };
-        let branch = name.strip_prefix("refs/heads/").filter(|it| is_plain(it)).ok_or_else(bad)?;
+        let branch = name.strip_prefix("refs/heads/").filter(|it| stays_below(Path::new(it)));
+        let branch = branch.ok_or_else(bad)?;
         let commit = match self.text(name)? {
             Some(text) => Some(object_id(text.trim_end()).ok_or_else(bad)?),
             None => self.packed()?.into_iter().find(|(it, _)| it == name).map(|(_, id)| id),
@@ -467,11 +469,4 @@ pub(super) fn write(path: &Path, text: &str) -> Result<()> {
 pub fn object_id(text: &str) -> Option<String> {
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     ([40, 64].contains(&text.len()) && text.bytes().all(is_digit)).then(|| text.to_owned())
-}
-
-/// Returns true if a branch's name leads to no file outside of git's own (git-check-ref-format(1)).
-fn is_plain(branch: &str) -> bool {
-    let part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
-    let odd = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
-    branch.split('/').all(part) && !branch.contains("..") && !branch.contains(odd)
 }

@@ -7,15 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::json;
-use signal_hook::consts::SIGUSR1;
 
 use crate::config::{Config, PlaceEntry};
 use crate::dirs;
 use crate::domain::{Access, HERE};
 use crate::error::{Exit, Refusal};
-use crate::place::link::Transport;
-use crate::place::{Reply, Request, SILENCE, channel, pursue_again};
-use crate::process::{Watch, capture, find_program};
+use crate::place::{Reply, Request, ask, pursue_again};
+use crate::process::{capture, find_program};
 use crate::task::Record;
 use crate::text::{lossy, sanitize, shell_word};
 use crate::tools;
@@ -38,18 +36,12 @@ pub fn check(
         Some((record, config)) => far_config(config, record)?,
         None => json!({ "places": far_place(entry) }).to_string(),
     };
-    let mut link = Transport::open(name, entry, ["serve", "-"], true)?;
-    let _watch = Watch::new(&[SIGUSR1])?;
-    let channel = channel(&mut link)?;
     let files = vec![("config".into(), config.into_bytes())];
     let worker = task.map(|(record, _)| record.name.clone());
-    channel.send(Request::Check(worker), files);
-    while let Ok((head, _)) = channel.incoming.recv_timeout(SILENCE) {
-        if let Reply::Checked(lines) = head {
-            pursue_again(name)?;
-            let clean = |(well, line): (bool, String)| (well, sanitize(&line).replace('\n', " "));
-            return Ok(lines.into_iter().take(50).map(clean).collect());
-        }
+    if let Some(Reply::Checked(lines)) = ask(name, entry, true, Request::Check(worker), files)? {
+        pursue_again(name)?;
+        let clean = |(well, line): (bool, String)| (well, sanitize(&line).replace('\n', " "));
+        return Ok(lines.into_iter().take(50).map(clean).collect());
     }
     Refusal::new(Exit::Unavailable, format!("'{name}' does not answer"))
         .refuse(format!("try again: dispatch-config places {name}"))

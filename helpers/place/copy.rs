@@ -13,13 +13,13 @@ use crate::config::Config;
 use crate::fault;
 use crate::files;
 use crate::git::object_id;
-use crate::ids::now;
+use crate::ids::{long_hash, now};
 use crate::news::notify;
 use crate::place::check::far_config;
 use crate::place::link::{Files, LONGEST_FILE, git_url};
 use crate::place::mirror::{Connection, Mirrored};
 use crate::place::{
-    AttemptFacts, Demand, Facts, LONGEST_LOG, NO_COMMITS, PULSE, Request, fetched_branch, hash_of,
+    AttemptFacts, Demand, Facts, LONGEST_LOG, NO_COMMITS, PULSE, Request, fetched_branch,
     is_mirrored, look, mirrored_files,
 };
 use crate::task::{ExitRecord, Gate, Record, StopReason, Wait};
@@ -249,12 +249,12 @@ impl Mirrored {
     /// Takes that the place does not have the task: it was not sent, or it is gone there.
     pub(super) fn set_absent(&mut self) -> Result<()> {
         let record = self.task.record()?.context("no record")?;
-        self.follows = false;
-        let last = self.task.last_attempt();
-        if let Some(attempt) = last.filter(|it| it.number > self.remote.before) {
+        self.asked.remove("follow");
+        let last = self.task.last_attempt().filter(|it| it.number > self.remote.before);
+        if let Some(attempt) = &last {
             if attempt.exit()?.is_none() {
                 let exit = ExitRecord { at: now(), ..ExitRecord::default() };
-                self.task.set_exit(&attempt, &exit)?;
+                self.task.set_exit(attempt, &exit)?;
             }
             Demand::forget(&self.task)?;
         } else if record.stop {
@@ -263,8 +263,7 @@ impl Mirrored {
             return Ok(());
         }
         // A request that did not arrive is made again from its beginning.
-        let is_lost = self.task.last_attempt().is_some_and(|it| it.number > self.remote.before);
-        (self.remote.open, self.remote.sent) = (false, is_lost);
+        (self.remote.open, self.remote.sent) = (false, last.is_some());
         self.save()
     }
 
@@ -322,7 +321,7 @@ impl Mirrored {
     pub(super) fn read_files(&mut self) {
         for (name, path) in mirrored_files(&self.task) {
             if let Ok(Some(text)) = files::read_start(&path, LONGEST_FILE) {
-                self.files.insert(name, (text.len() as u64, hash_of(&text)));
+                self.files.insert(name, (text.len() as u64, long_hash(&text)));
             }
         }
     }
@@ -356,7 +355,7 @@ impl Mirrored {
             let _lock = (name == "plan.md").then(|| side.lock()).transpose()?;
             files::publish(&path, text)?;
         }
-        self.files.insert(name.into(), (size, hash_of(text)));
+        self.files.insert(name.into(), (size, long_hash(text)));
         Ok(())
     }
 

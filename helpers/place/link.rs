@@ -22,6 +22,7 @@ use crate::config::{Config, PlaceEntry};
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
+use crate::git::{FAR, Far};
 use crate::ids::{long_hash, random_hex};
 use crate::place::is_key;
 use crate::process::{
@@ -48,20 +49,11 @@ const MOST_FILES: usize = 4000;
 
 /// Options that keep a person's settings from sharing, forwarding or running anything, and find out that
 /// a connection is dead.
-const SSH: [&str; 12] = [
-    "BatchMode=yes",
-    "ClearAllForwardings=yes",
-    "ConnectTimeout=15",
-    "ControlMaster=no",
-    "ControlPath=none",
-    "ForwardAgent=no",
-    "ForwardX11=no",
-    "PermitLocalCommand=no",
-    "RemoteCommand=none",
-    "RequestTTY=no",
-    "ServerAliveCountMax=3",
-    "ServerAliveInterval=15",
-];
+const SSH: &str = "
+BatchMode=yes ClearAllForwardings=yes ConnectTimeout=15 ControlMaster=no ControlPath=none
+ForwardAgent=no ForwardX11=no PermitLocalCommand=no RemoteCommand=none RequestTTY=no
+ServerAliveCountMax=3 ServerAliveInterval=15
+";
 
 /// The name of these sources, as helpers/VERSION computes it and helpers are installed under it.
 pub fn version() -> String {
@@ -77,7 +69,7 @@ fn command(entry: &PlaceEntry) -> Command {
     let (program, arguments) = entry.reach.split_first().expect("a config without errors");
     let mut command = Command::new(program);
     if Path::new(program).file_name().is_some_and(|name| name == "ssh") {
-        command.arg("-T").args(SSH.iter().flat_map(|option| ["-o", option]));
+        command.arg("-T").args(SSH.split_whitespace().flat_map(|option| ["-o", option]));
     }
     command.args(arguments).args(["sh", "-s"]);
     // A place that inherits the environment must not take its helpers for those of a worker here.
@@ -257,7 +249,7 @@ fn last_line(mut from: impl Read) -> String {
 
 /// Carries one call of git to the place, as git's `ext` transport: standard input and output are git's.
 pub fn carry_git(service: &str) -> Result<()> {
-    let carried = std::env::var(CARRIED).context("only git calls this")?;
+    let carried = std::env::var(FAR).context("only git calls this")?;
     let (name, key): (String, String) = serde_json::from_str(&carried)?;
     // Only the config says what is run.
     let config = Config::load()?;
@@ -282,22 +274,18 @@ pub fn carry_git(service: &str) -> Result<()> {
     Ok(())
 }
 
-/// The variable with the place and the repository of a call of git.
-const CARRIED: &str = "DISPATCH_PLACE";
-
 /// How long the end of a call of git may follow the last byte.
 const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// How many bytes of objects a place may send at once.
 const MOST_OBJECTS: u64 = 8 << 30;
 
-/// The URL and the variable under which git reaches a repository at a place.
-pub fn git_url(name: &str, key: &str) -> Result<[(String, String); 2]> {
+/// The way by which git reaches a repository at a place.
+pub fn git_url(name: &str, key: &str) -> Result<Far> {
     let helper = std::env::current_exe()?.with_file_name("dispatch-spawn");
     // Git's `ext` transport splits at spaces, and `%` is its escape.
     let helper = helper.display().to_string().replace('%', "%%").replace(' ', "% ");
-    let carried = serde_json::to_string(&(name, key))?;
-    Ok([("url".into(), format!("ext::{helper} --carry %S")), (CARRIED.into(), carried)])
+    Ok((format!("ext::{helper} --carry %S"), serde_json::to_string(&(name, key))?))
 }
 
 /// Contents by name.

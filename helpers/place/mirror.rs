@@ -27,15 +27,15 @@ use crate::place::copy::renumbered;
 use crate::place::link::{Channel, Message, Transport, git_url};
 use crate::place::{
     Abandoned, Demand, Facts, PULSE, Reply, Request, SILENCE, TaskAddress, address, arguments,
-    channel, entry, index, lock_path,
+    connect, entry, index, lock_path,
 };
 use crate::process::{Watch, Woken};
 use crate::task::{Record, Remote, Task, Wait};
 use crate::text::collect;
 use crate::worker::{queue, supervise};
 
-/// How often everything is looked at without an event.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often each end looks at everything without an event.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 /// The pause after the first failed connection, which doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -59,8 +59,6 @@ pub(super) struct Mirrored {
     pub(super) remote: Remote,
     /// The last facts that came over this connection.
     pub(super) facts: Option<Facts>,
-    /// True once this connection follows the task.
-    pub(super) follows: bool,
     /// The requests that were sent over this connection, and when.
     pub(super) asked: BTreeMap<String, Instant>,
     /// The mirrored files with their sizes and hashes.
@@ -193,7 +191,6 @@ impl Mirror {
                 _run_lock: run_lock,
                 remote,
                 facts: None,
-                follows: false,
                 asked: BTreeMap::new(),
                 files: BTreeMap::new(),
                 fetched: None,
@@ -217,9 +214,7 @@ impl Mirror {
             return;
         }
         self.decided = decided;
-        let opened = Transport::open(&self.name, &self.entry, ["serve", "-"], true);
-        let opened = opened.and_then(|mut it| Ok((channel(&mut it)?, it)));
-        match opened {
+        match connect(&self.name, &self.entry, true) {
             Ok((channel, transport)) => {
                 let heard = Instant::now();
                 self.connection = Some(Connection {
@@ -269,7 +264,7 @@ impl Mirror {
             self.unreachable.get_or_insert_with(now);
         }
         for it in &mut self.tasks {
-            (it.follows, it.facts) = (false, None);
+            it.facts = None;
             it.asked.clear();
         }
     }
@@ -400,7 +395,7 @@ impl Mirror {
             }
             return Ok(true);
         }
-        if !std::mem::replace(&mut it.follows, true) {
+        if it.asked.insert("follow".into(), Instant::now()).is_none() {
             let before = it.remote.before;
             let hash = |(name, (_, hash)): (&String, &(u64, String))| {
                 Some((renumbered(name, |it| it.checked_sub(before))?, hash.clone()))

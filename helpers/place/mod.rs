@@ -23,7 +23,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::SIGUSR1;
 
-use crate::config::Config;
+use crate::config::{Config, PlaceEntry};
 use crate::dirs;
 use crate::error::{Exit, Refusal};
 use crate::fault;
@@ -33,7 +33,7 @@ use crate::process::{self, Signal, Watch, machine};
 use crate::task::{ExitRecord, Gate, Record, Remote, Task, View, Wait, own_helper};
 use crate::text::collect;
 use crate::worker::supervise::{Only, STARTED, WAITS};
-use link::{Channel, Transport};
+use link::{Channel, Files, Transport};
 
 /// How often each end of a connection is heard at least, and after what silence it is given up.
 const PULSE: Duration = Duration::from_secs(15);
@@ -182,13 +182,6 @@ fn mirrored_files(task: &Task) -> BTreeMap<String, PathBuf> {
     collect(own.chain(attempts).filter(|(name, path)| is_mirrored(name) && path.is_file()))
 }
 
-/// The digest by which both ends compare a file.
-fn hash_of(text: &[u8]) -> String {
-    let mut hash = long_hash(text);
-    hash.truncate(16);
-    hash
-}
-
 /// The address of a task at its place: the same for all attempts, and another for each dispatch and move.
 fn address(task: &Task, record: &Record) -> Result<TaskAddress> {
     let worktree = record.worktree.as_ref().context("a task without a worktree")?;
@@ -206,7 +199,7 @@ fn address(task: &Task, record: &Record) -> Result<TaskAddress> {
     Ok(TaskAddress { key: format!("p{name}-{}", &hash[..16]), id })
 }
 
-/// The directory with the mirrors' locks, and for each place one with an entry for each task that may
+/// The directory with the mirrors' locks, and for each place a directory with an entry for each task that may
 /// be open there, and one with the requests to stop abandoned ones.
 fn index() -> Result<PathBuf> {
     Ok(dirs::state_root()?.join(".places"))
@@ -271,8 +264,8 @@ impl Abandoned {
 pub fn left_at(record: &Record) -> Result<Vec<(String, String)>> {
     let mut left = Vec::new();
     for name in places_with_stops()? {
-        let all = Abandoned::all(&name)?.into_iter().filter(|(_, it)| it.nonce == record.nonce);
-        left.extend(all.map(|(_, it)| (name.clone(), it.since)));
+        let own = Abandoned::all(&name)?.into_iter().find(|(_, it)| it.nonce == record.nonce);
+        left.extend(own.map(|(_, it)| (name, it.since)));
     }
     Ok(left)
 }
@@ -465,28 +458,37 @@ pub fn stop(task: &Task, name: &str) -> Result<String> {
 pub fn look(task: &Task, record: &Record) -> Result<bool> {
     let (Some(name), Some(worktree)) = (&record.place, &record.worktree) else { return Ok(false) };
     let (config, address) = (Config::load()?, address(task, record)?);
-    let entry = config.place(name)?;
-    let mut link = Transport::open(name, entry, ["serve", "-"], false)?;
-    let _watch = Watch::new(&[SIGUSR1])?;
-    let channel = channel(&mut link)?;
-    channel.send(Request::Fetch(address.clone()), Vec::new());
-    while let Ok((head, _)) = channel.incoming.recv_timeout(SILENCE) {
-        if let Reply::Done(_, what, error) = head {
-            if let (None, Some(branch)) = (error, fetched_branch(&what)) {
-                let far = link::git_url(name, &address.key)?;
-                return worktree.fetch_far(&far, branch).map(|it| it.is_some());
-            }
-            break;
-        }
-    }
-    Ok(false)
+    let said = ask(name, config.place(name)?, false, Request::Fetch(address.clone()), Vec::new())?;
+    let Some(Reply::Done(_, what, None)) = said else { return Ok(false) };
+    let Some(branch) = fetched_branch(&what) else { return Ok(false) };
+    let far = link::git_url(name, &address.key)?;
+    worktree.fetch_far(&far, branch).map(|it| it.is_some())
 }
 
-/// The messages over an open transport.
-fn channel(link: &mut Transport) -> Result<Channel<Request, Reply>> {
-    let (to, from) = link.pipes.take().context("the transport is in use")?;
-    let rest = std::io::Cursor::new(std::mem::take(&mut link.rest));
-    Ok(Channel::start(std::io::Read::chain(rest, from), to))
+/// Asks a place one thing over a connection of its own; `None` if it does not answer.
+fn ask(
+    name: &str,
+    entry: &PlaceEntry,
+    sends: bool,
+    request: Request,
+    files: Files,
+) -> Result<Option<Reply>> {
+    let _watch = Watch::new(&[SIGUSR1])?;
+    let (channel, _transport) = connect(name, entry, sends)?;
+    channel.send(request, files);
+    Ok(channel.incoming.recv_timeout(SILENCE).ok().map(|(reply, _)| reply))
+}
+
+/// Opens a transport for messages. The caller watches SIGUSR1. `sends` says whether this program may be sent.
+fn connect(
+    name: &str,
+    entry: &PlaceEntry,
+    sends: bool,
+) -> Result<(Channel<Request, Reply>, Transport)> {
+    let mut transport = Transport::open(name, entry, ["serve", "-"], sends)?;
+    let (to, from) = transport.pipes.take().context("the transport is in use")?;
+    let rest = std::io::Cursor::new(std::mem::take(&mut transport.rest));
+    Ok((Channel::start(std::io::Read::chain(rest, from), to), transport))
 }
 
 /// Returns true if a text can be the key of a repository.

@@ -14,11 +14,13 @@ use signal_hook::consts::SIGUSR1;
 use crate::fault;
 use crate::files::{self, Lock};
 use crate::git::{make_receiver, set_head};
+use crate::ids::long_hash;
 use crate::place::check::look_here;
 use crate::place::link::{Channel, Files, LONGEST_FILE, Message};
+use crate::place::mirror::LOOK;
 use crate::place::{
-    AttemptFacts, Facts, LONGEST_LOG, NO_COMMITS, Reply, Request, SILENCE, TaskAddress, hash_of,
-    is_key, mirrored_files,
+    AttemptFacts, Facts, LONGEST_LOG, NO_COMMITS, Reply, Request, SILENCE, TaskAddress, is_key,
+    mirrored_files,
 };
 use crate::process::{Watch, worker_helper};
 use crate::project::Project;
@@ -26,9 +28,6 @@ use crate::task::{Attempt, State, Task};
 use crate::text::{collect, lossy};
 use crate::worker::slurm::Looks;
 use crate::worker::supervise;
-
-/// How often everything is looked at without an event.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// How many bytes of a log are sent at once, and how often.
 const LOG_PIECE: u64 = 256 << 10;
@@ -335,7 +334,7 @@ impl Followed {
                 break;
             }
             let Ok(Some(text)) = files::read_start(&path, LONGEST_FILE) else { continue };
-            let hash = hash_of(&text);
+            let hash = long_hash(&text);
             if known.is_none_or(|it| it.0 != hash) {
                 size += text.len() as u64;
                 changed.push((name.clone(), text));
