@@ -22,6 +22,7 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
+use serde::de::DeserializeOwned;
 
 use crate::error::{Exit, Refusal};
 use crate::process::open_without_symlinks;
@@ -58,6 +59,12 @@ pub fn entries(path: &Path) -> Result<Vec<(OsString, bool)>> {
         }
     }
     Ok(entries)
+}
+
+/// Parses YAML by way of a JSON value, so that no type is compiled for two formats. An enum with contents
+/// must be written as a map: a JSON value has no tags.
+pub fn from_yaml<T: DeserializeOwned>(text: &str) -> Result<T> {
+    Ok(serde_json::from_value(serde_yaml::from_str(text)?)?)
 }
 
 /// Refuses a symlink in the place of a file or directory of dispatch.

@@ -70,7 +70,7 @@ impl ProjectRecord {
     pub(super) fn load(state_dir: &Path) -> Result<Option<Self>> {
         let path = record_path(state_dir);
         let Some(text) = files::read(&path)? else { return Ok(None) };
-        serde_yaml::from_str(&text).map(Some).map_err(|error| {
+        files::from_yaml(&text).map(Some).map_err(|error| {
             Refusal::new(Exit::Data, format!("{} is broken", path.display()))
                 .place(error.to_string())
                 .next("move it away, then run dispatch-reconcile adopt in the project")

@@ -341,7 +341,8 @@ impl Attempt {
 
     /// Records how the attempt ended.
     pub(super) fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
-        let text = serde_yaml::to_string(exit)?;
+        // As a JSON value first: YAML would write a reason as a tag.
+        let text = serde_yaml::to_string(&serde_json::to_value(exit)?)?;
         files::publish(&self.directory.join("exit"), text.as_bytes())
     }
 
@@ -457,7 +458,7 @@ impl Task {
 fn read_yaml<T: serde::de::DeserializeOwned>(path: &Path, next: &str) -> Result<Option<T>> {
     let Some(text) = files::read_foreign(path)? else { return Ok(None) };
     let text = files::decode(text, path)?;
-    serde_yaml::from_str(&text).map(Some).map_err(|error| broken(path, &error, next).into())
+    files::from_yaml(&text).map(Some).map_err(|error| broken(path, &error, next).into())
 }
 
 #[cfg(test)]
@@ -486,13 +487,19 @@ mod tests {
 
     #[test]
     fn exit_record_keeps_its_stop_reason() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let attempt = Attempt { number: 1, directory: directory.path().into() };
+        let job = StopReason::Job { said: "TIMEOUT".into() };
+        let budget = StopReason::Budget { used: "0.20 of 5usd".into() };
         let silent = StopReason::Silent { minutes: 20 };
-        for reason in
-            [StopReason::LastWord, StopReason::LastWordUnseen, silent, StopReason::AgentGone]
-        {
-            let exit = ExitRecord { stop_reason: Some(reason), ..ExitRecord::default() };
-            let text = serde_yaml::to_string(&exit).expect("YAML");
-            assert_eq!(serde_yaml::from_str::<ExitRecord>(&text).expect("an end"), exit, "{text}");
+        for reason in [StopReason::LastWord, StopReason::AgentGone, silent, budget, job] {
+            // Texts that YAML would read as numbers, booleans or nothing, if they were not quoted.
+            for at in ["20", "1e3", "0x1f", ".inf", "012", "yes", "null", "~", "", " ", "a: b"] {
+                let (at, stop_reason) = (at.into(), Some(reason.clone()));
+                let exit = ExitRecord { at, stop_reason, ..ExitRecord::default() };
+                attempt.set_exit(&exit).expect("written");
+                assert_eq!(attempt.exit().expect("read"), Some(exit));
+            }
         }
     }
 }

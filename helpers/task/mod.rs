@@ -200,16 +200,16 @@ impl Task {
         let path = self.record_path();
         let Some(text) = files::read_foreign(&path)? else { return Ok(None) };
         let text = files::decode(text, &path)?;
-        let broken = |error: serde_yaml::Error| {
+        let broken = |error: anyhow::Error| {
             Refusal::new(Exit::Data, format!("task '{}' has a broken record", self.id))
                 .place(format!("{}: {error}", path.display()))
                 .next("restore the file, or dispatch the plan again under another id")
         };
-        let record: Result<Record, _> = serde_yaml::from_str(&text);
+        let record: Result<Record, _> = files::from_yaml(&text);
         // A newer format may have different keys.
         let format = match &record {
             Ok(record) => record.format,
-            Err(_) => serde_yaml::from_str::<record::Format>(&text).map_err(broken)?.format,
+            Err(_) => files::from_yaml::<record::Format>(&text).map_err(broken)?.format,
         };
         if format > FORMAT {
             return Refusal::new(Exit::Data, "this task was created by a newer version")

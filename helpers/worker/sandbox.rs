@@ -552,7 +552,7 @@ impl Placeholders {
         let path = Self::path(task)?;
         let lock = Lock::take(&path.with_extension("lock"), LOCK_LIMIT)?;
         let text = files::read(&path)?.unwrap_or_default();
-        Ok((serde_yaml::from_str(&text).unwrap_or_default(), lock))
+        Ok((files::from_yaml(&text).unwrap_or_default(), lock))
     }
 
     fn save(&self, task: &Task) -> Result<()> {

@@ -417,7 +417,7 @@ neighbour running 0/2 1h idle — item 1: First
         .show(str![[r#"
 exit 65
 ! dispatch-reconcile: STATE/x/attempts/1/exit is broken
-!   missing field `milliseconds`
+!   invalid type: integer `20`, expected a string
 !   next: remove it; the worker's end then counts as unknown
 "#]]);
     BrokenTask::alive(|sandbox| sandbox.write("x", "attempts/1/identity", "pid: 12\nst"))
