@@ -38,7 +38,6 @@ mod property_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
@@ -251,11 +250,6 @@ impl Plan {
         self.title.as_deref()
     }
 
-    /// The words of this plan, which is the person's.
-    pub fn words(&self) -> PersonsWords<'_> {
-        PersonsWords(self.items.iter().map(|item| (item.text.as_str(), item)).collect())
-    }
-
     /// How many items are ticked.
     pub fn done(&self) -> usize {
         self.items.iter().filter(|item| item.marker == Marker::Done).count()
@@ -276,14 +270,9 @@ impl Plan {
     pub fn first(&self, marker: Marker) -> Option<&Item> {
         self.items.iter().find(|item| item.marker == marker)
     }
-}
 
-/// The items that the person wrote, by their texts. In a line for the host, quotation marks hold what
-/// else stands in the worker's copy.
-pub struct PersonsWords<'a>(HashMap<&'a str, &'a Item>);
-
-impl PersonsWords<'_> {
-    /// The text and the notes of an item for a line to the host.
+    /// The text and the notes of an item of the worker's copy for a line to the host, if this plan is the
+    /// person's: quotation marks hold what does not stand here.
     pub fn attributed(&self, item: &Item) -> (String, Vec<String>) {
         let own = self.own(item);
         let text = own.map_or("", |own| &own.text);
@@ -297,8 +286,8 @@ impl PersonsWords<'_> {
         (text, item.notes.iter().map(note).collect())
     }
 
-    /// The explanation of an item's marker: the worker's notes, else what was added to the item's own
-    /// line, else the line itself.
+    /// The explanation of the marker of an item of the worker's copy, if this plan is the person's: the
+    /// worker's notes, else what was added to the item's own line, else the line itself.
     pub fn explanation(&self, item: &Item) -> String {
         let own = self.own(item);
         let is_new = |note: &&String| own.is_none_or(|own| !own.notes.contains(note));
@@ -310,12 +299,11 @@ impl PersonsWords<'_> {
         }
     }
 
-    /// The person's item with the same text, or with the text before a remark.
+    /// The item with the text of another one, or with the text before its remark.
     fn own(&self, item: &Item) -> Option<&Item> {
-        let same = || self.0.get(item.text.as_str());
-        let own =
-            same().or_else(|| numbers::remarks(&item.text).find_map(|(text, _)| self.0.get(text)));
-        own.copied()
+        let with = |text: &str| self.items.iter().find(|own| own.text == text);
+        let remarks = || numbers::remarks(&item.text).find_map(|(text, _)| with(text));
+        with(&item.text).or_else(remarks)
     }
 }
 

@@ -65,13 +65,16 @@ impl Broken {
 /// A directory whose `.dispatch/` holds the workers' side of tasks, and the directory with the person's.
 #[derive(Clone, Debug)]
 pub struct Project {
-    root: PathBuf,
+    /// The project's directory, absolute.
+    pub root: PathBuf,
     /// The path that tells the project from others: git's common directory, or the root.
     identity: PathBuf,
-    state_dir: PathBuf,
-    standing: Standing,
-    /// `true` if the helper was called elsewhere.
-    is_elsewhere: bool,
+    /// The directory with the person's side of the tasks.
+    pub state_dir: PathBuf,
+    /// The relation of the directory to the tasks.
+    pub standing: Standing,
+    /// `true` if the helper was called in another project.
+    pub is_elsewhere: bool,
 }
 
 impl Project {
@@ -116,7 +119,8 @@ impl Project {
             }
         }
         let token = identity::token(&root);
-        let is_known = |record: &ProjectRecord| token.as_deref() == Some(record.token());
+        let is_known = |record: &ProjectRecord| token.as_ref() == Some(&record.token);
+        let origin = || token.as_ref().and_then(|token| identity::with_token(token));
         let standing = match record {
             Some(record) => match record.standing(token.as_deref()) {
                 Standing::Replaced if record.path != identity && is_known(&record) => {
@@ -124,17 +128,15 @@ impl Project {
                 }
                 standing => standing,
             },
-            None => {
-                let origin = token.and_then(|token| identity::with_token(&token));
-                let (dir, standing) = origin.map_or((None, Standing::New), |(dir, record)| {
-                    (Some(dir), identity::origin(&record))
-                });
+            None => match origin() {
+                None => Standing::New,
+                Some((_, record)) if record.is_in_place() => Standing::Copied(record.path),
                 // The tasks of a moved project can be seen and stopped.
-                if let (Some(dir), Standing::Moved(_)) = (dir, &standing) {
+                Some((dir, record)) => {
                     state_dir = dir;
+                    Standing::Moved(record.path)
                 }
-                standing
-            }
+            },
         };
         let project = Self { root, identity, state_dir, standing, is_elsewhere: false };
         files::refuse_symlink(&project.root.join(".dispatch"))?;
@@ -148,16 +150,6 @@ impl Project {
         Self { is_elsewhere: !is_here, ..self }
     }
 
-    /// Returns true if the helper was called in another project.
-    pub fn is_elsewhere(&self) -> bool {
-        self.is_elsewhere
-    }
-
-    /// The project's directory, absolute.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// The parent directory of all tasks.
     pub fn tasks_dir(&self) -> PathBuf {
         self.root.join(".dispatch/tasks")
@@ -166,16 +158,6 @@ impl Project {
     /// The directory with the reports of removed tasks.
     pub fn reports_dir(&self) -> PathBuf {
         self.root.join(".dispatch/reports")
-    }
-
-    /// The directory with the person's side of the tasks.
-    pub fn state_dir(&self) -> &Path {
-        &self.state_dir
-    }
-
-    /// The relation of the directory to the tasks.
-    pub fn standing(&self) -> &Standing {
-        &self.standing
     }
 
     /// Returns true if work may start by itself.
@@ -267,7 +249,7 @@ impl Project {
     /// The project of a task, if it is still where the task's record says.
     pub fn of_task(task: &Task) -> Option<Self> {
         let project = Self::at(task.root()?.into()).ok()?;
-        Some(project).filter(|it| Some(it.state_dir()) == task.state_dir().parent())
+        Some(project).filter(|it| Some(&*it.state_dir) == task.state_dir().parent())
     }
 
     /// The lock file for restarting lost supervisors.
@@ -332,7 +314,7 @@ impl Project {
                 None
             }
         };
-        let present = match ends.is_empty() {
+        let present = match ends.ends.is_empty() {
             true => Vec::new(),
             false => files::entries(&self.tasks_dir()).unwrap_or_default(),
         };
@@ -420,7 +402,7 @@ impl Project {
             return Ok(());
         }
         // The token comes first: a record without it would look like a project that was cleaned up.
-        let token = identity::set_token(&self.root, record.as_ref().map(ProjectRecord::token))?;
+        let token = identity::set_token(&self.root, record.map(|record| record.token))?;
         ProjectRecord::of(&self.identity, token)?.save(&self.state_dir)
     }
 
@@ -437,9 +419,8 @@ impl Project {
             std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o700))
                 .with_context(|| format!("cannot make {} private", top.display()))?;
         }
-        match self.standing {
-            Standing::Same => {}
-            _ => self.claim_directory()?,
+        if !self.stands() {
+            self.claim_directory()?;
         }
         change_excluded(&self.root, |text| {
             let excludes =

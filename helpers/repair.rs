@@ -157,7 +157,7 @@ fn remove_leftovers(project: &Project, views: &[View]) -> usize {
         left += left_here;
     }
     // Sweep the same directories again while files are left, or if the time cannot be saved.
-    if left == 0 && project.state_dir().is_dir() {
+    if left == 0 && project.state_dir.is_dir() {
         let _ = files::touch(&sweep_time, now - CLOCK_SLACK);
     }
     removed

@@ -202,7 +202,7 @@ fn agree(question: &str, next: &str) -> Result<bool> {
 fn refuse_elsewhere(project: &Project, task: &Task) -> Result<()> {
     let host = calling_host();
     let is_owned = || task.record().ok().flatten().is_some_and(|it| it.owner == host);
-    if !project.is_elsewhere() || host.is_some() && is_owned() {
+    if !project.is_elsewhere || host.is_some() && is_owned() {
         return Ok(());
     }
     Ok(refuse_undecided("to act on a task of another project")?)

@@ -93,7 +93,7 @@ fn wait_and_print(args: &Args, project: Project) -> Result<Exit> {
     let host = calling_host();
     let limit = args.timeout.or(host.is_some().then_some(HOST_LIMIT));
     // The lock tells `brief` that this host is waiting.
-    let _waiting = match only.is_empty() && project.state_dir().is_dir() {
+    let _waiting = match only.is_empty() && project.state_dir.is_dir() {
         true => {
             project.prepare_hosts()?;
             Lock::try_take(&project.monitor_lock_path(host.as_ref()))?
@@ -143,7 +143,7 @@ fn hook(args: &Args) -> Result<Exit> {
     let Some(host) = calling_host() else { return Ok(Exit::Ok) };
     let project = Project::find(&directory(args.directory.as_deref().or(input.cwd.as_deref()))?)?;
     let index = project.index(&host);
-    if !project.state_dir().is_dir() && !index.directory().is_dir() {
+    if !project.state_dir.is_dir() && !index.directory().is_dir() {
         return Ok(Exit::Ok);
     }
     input.take_over(&project, &host);

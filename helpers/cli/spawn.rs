@@ -137,7 +137,7 @@ pub fn main() -> ExitCode {
             refuse_elsewhere(&project, &task)?;
             resume(&args.request, &project, &task)
         } else {
-            if project.is_elsewhere() && !args.dry_run {
+            if project.is_elsewhere && !args.dry_run {
                 refuse_undecided("a task in another project")?;
             }
             if args.request.may_dispatch && outer.is_none() && !args.dry_run {

@@ -249,22 +249,19 @@ pub fn change(edits: &[Edit]) -> Result<()> {
 /// # Errors
 /// [`Exit::CannotCreate`] if there is one already.
 pub fn create(text: &str) -> Result<PathBuf> {
-    change_text(|old| match old {
-        None => Ok(text.to_owned()),
-        Some(_) => Err(already_exists()?.into()),
-    })?;
+    change_text(|_| refuse_existing().map(|()| text.to_owned()))?;
     dirs::config_path()
 }
 
 /// Refuses early where [`create`] would, before a person is asked anything.
 pub fn refuse_existing() -> Result<()> {
-    if dirs::config_path()?.exists() { Err(already_exists()?.into()) } else { Ok(()) }
-}
-
-fn already_exists() -> Result<Refusal> {
-    Ok(Refusal::new(Exit::CannotCreate, "there is a config already")
-        .place(dirs::config_path()?.display().to_string())
-        .next("change it with set-default, add-model and so on, or move it away"))
+    let path = dirs::config_path()?;
+    if !path.exists() {
+        return Ok(());
+    }
+    Refusal::new(Exit::CannotCreate, "there is a config already")
+        .place(path.display().to_string())
+        .refuse("change it with set-default, add-model and so on, or move it away")
 }
 
 fn change_text(new: impl Fn(Option<&str>) -> Result<String>) -> Result<()> {

@@ -89,8 +89,10 @@ pub struct Config {
     pub set_up: Option<String>,
     /// Other such commands for projects, by path or remote URL.
     pub set_up_of_projects: Entries<String>,
-    problems: Vec<Problem>,
-    path: PathBuf,
+    /// The unknown keys and the wrong values, in the order of the sections.
+    pub problems: Vec<Problem>,
+    /// The file that the config was read from.
+    pub path: PathBuf,
 }
 
 /// The refusal where there is no config.
@@ -107,7 +109,7 @@ impl Config {
     /// [`Exit::Data`] if the config is missing or not YAML. A wrong value is no error: see
     /// [`Self::problems`].
     pub fn load() -> Result<Self> {
-        let path = crate::dirs::config_path()?;
+        let path = dirs::config_path()?;
         match files::read(&path)? {
             Some(text) => Ok(Self::parse(&text, &path)?),
             None => Err(missing(&path).into()),
@@ -123,16 +125,6 @@ impl Config {
         Ok(Self { path: path.into(), ..config })
     }
 
-    /// The file that the config was read from.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The unknown keys and the wrong values, in the order of the sections.
-    pub fn problems(&self) -> &[Problem] {
-        &self.problems
-    }
-
     /// The problems that disable a part of the config, such as `models.opus`.
     fn errors(&self) -> impl Iterator<Item = &Problem> + Clone {
         self.problems.iter().filter(|it| it.severity == Severity::Error)
@@ -144,9 +136,7 @@ impl Config {
     /// # Errors
     /// [`Exit::Data`] if that part of the config holds an error.
     pub fn set_up_of(&self, worktree: &Worktree) -> Result<Option<&str>> {
-        self.refuse_disabled(
-            &["worktree", "worktree.setup", "worktree.projects", ""].map(str::to_owned),
-        )?;
+        self.refuse_disabled(&["worktree", "worktree.setup", "worktree.projects", ""])?;
         let own = worktree.repository.parent().filter(|_| worktree.repository.ends_with(".git"));
         let places = [Some(&*worktree.repository), worktree.checkout.as_deref(), own];
         let home = dirs::home_directory().unwrap_or_default();
@@ -168,7 +158,7 @@ impl Config {
     /// # Errors
     /// [`Exit::Data`] if that part of the config holds an error.
     pub fn budget_of(&self, backend: &Backend) -> Result<Budget, Refusal> {
-        self.refuse_disabled(&["budget".to_owned(), String::new()])?;
+        self.refuse_disabled(&["budget", ""])?;
         Ok(backend.budget.or(self.budget).unwrap_or_default())
     }
 
@@ -177,8 +167,7 @@ impl Config {
     /// # Errors
     /// [`Exit::Data`] if there is none, or its entry holds an error.
     pub fn place(&self, name: &str) -> Result<&PlaceEntry, Refusal> {
-        let part = format!("places.{name}");
-        self.refuse_disabled(&[part, "places".into(), String::new()])?;
+        self.refuse_disabled(&[&format!("places.{name}"), "places", ""])?;
         self.places.get(name).ok_or_else(|| {
             let names: Vec<&str> = self.places.keys().map(String::as_str).collect();
             let names = if names.is_empty() { "none".into() } else { names.join(", ") };
@@ -252,10 +241,10 @@ impl Config {
     /// of the config holds an error, with its line.
     pub fn resolve(&self, name: Option<&str>) -> Result<Choice, Refusal> {
         let Some(name) = name.or(self.default.as_deref()) else {
-            self.refuse_disabled(&["default".into()])?;
+            self.refuse_disabled(&["default"])?;
             let what = "no model is named and the config has no default";
             return Refusal::new(Exit::Data, what)
-                .place(self.path().display().to_string())
+                .place(self.path.display().to_string())
                 .refuse(self.listed_names());
         };
         if let Some(alias) = self.aliases.get(name) {
@@ -265,14 +254,13 @@ impl Config {
             let fallback = self.fallbacks.get(name).cloned().or(choice.fallback);
             return Ok(Choice { name: name.into(), prompt, check, fallback, ..choice });
         }
-        self.refuse_disabled(&[format!("aliases.{name}")])?;
+        self.refuse_disabled(&[&format!("aliases.{name}")])?;
         self.resolve_model(name, "no such model")
     }
 
     fn resolve_model(&self, name: &str, why: &str) -> Result<Choice, Refusal> {
         if let Some(backend) = self.models.get(name) {
-            let part = format!("backends.{backend}");
-            self.refuse_disabled(&[part, "backends".into(), String::new()])?;
+            self.refuse_disabled(&[&format!("backends.{backend}"), "backends", ""])?;
             return Ok(Choice {
                 name: name.into(),
                 model: Some(name.into()),
@@ -283,9 +271,8 @@ impl Config {
             });
         }
         let Some(command) = self.agents.get(name) else {
-            let own = ["models", "agents"].map(|section| format!("{section}.{name}"));
-            let sections = ["models", "agents", "aliases", ""].map(String::from);
-            self.refuse_disabled(&[&own[..], &sections].concat())?;
+            let [model, agent] = ["models", "agents"].map(|section| format!("{section}.{name}"));
+            self.refuse_disabled(&[&model, &agent, "models", "agents", "aliases", ""])?;
             return Err(self.unknown(name, why));
         };
         // The original ran an agent's command as it stands, always as a process of its own.
@@ -299,9 +286,9 @@ impl Config {
     }
 
     /// Refuses if an error disables one of these parts of the config.
-    fn refuse_disabled(&self, parts: &[String]) -> Result<(), Refusal> {
+    fn refuse_disabled(&self, parts: &[&str]) -> Result<(), Refusal> {
         let error = parts.iter().find_map(|part| self.errors().find(|it| it.part == *part));
-        error.map_or(Ok(()), |error| Err(error.refusal(self.path())))
+        error.map_or(Ok(()), |error| Err(error.refusal(&self.path)))
     }
 
     fn unknown(&self, name: &str, why: &str) -> Refusal {
@@ -311,7 +298,7 @@ impl Config {
             near => format!("did you mean {}", near.join(", ")),
         };
         Refusal::new(Exit::Data, format!("model '{name}' is not in the config"))
-            .place(format!("{}: {why}", self.path().display()))
+            .place(format!("{}: {why}", self.path.display()))
             .next(next + "; dispatch-config models lists what your subscriptions have")
     }
 
@@ -339,7 +326,7 @@ mod tests {
         for text in ["", "# nothing\n", "~", "---\n", "default: ~\nmodels:\nbackends: ~\n"] {
             let config = parse(text);
             assert!(config.default.is_none() && config.models.is_empty(), "{text}");
-            assert_eq!(config.problems(), [], "{text}");
+            assert_eq!(config.problems, [], "{text}");
         }
     }
 
@@ -363,7 +350,7 @@ mod tests {
         assert_eq!(backend("opus"), Some("claude"));
         assert_eq!(backend("claude-sonnet-4.6"), Some("claude"));
         assert_eq!(backend("gpt-5"), None);
-        let lines: Vec<_> = config.problems().iter().map(Problem::line).collect();
+        let lines: Vec<_> = config.problems.iter().map(Problem::line).collect();
         assert_eq!(
             lines,
             [
@@ -434,7 +421,7 @@ mod tests {
         ];
         for (wrong, expected) in rows {
             let config = parse(&format!("{wrong}models:\n  {GOOD}\n"));
-            let lines: Vec<_> = config.problems().iter().map(Problem::line).collect();
+            let lines: Vec<_> = config.problems.iter().map(Problem::line).collect();
             assert!(lines.len() == 1 && lines[0].contains(expected), "{wrong}{lines:?}");
             assert!(config.models.get("good").is_some(), "{wrong}");
             assert!(config.backends.is_empty() && config.agents.is_empty(), "{wrong}");
@@ -448,7 +435,7 @@ mod tests {
         let config = parse(
             "default: &d opus\nmodels:\n  opus: &m { backend: &b claude }\n  sonnet: *m\n  x: { backend: *b }\naliases:\n  q: { model: *d }\n",
         );
-        assert_eq!(config.problems(), []);
+        assert_eq!(config.problems, []);
         assert_eq!(config.models.get("sonnet").map(String::as_str), Some("claude"));
         assert_eq!(config.models.get("x").map(String::as_str), Some("claude"));
         assert_eq!(config.aliases.get("q").map(|it| it.model.as_str()), Some("opus"));

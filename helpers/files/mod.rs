@@ -32,7 +32,9 @@ pub use publish::{
     in_number_order, numbered_names, publish, publish_copy, publish_first, publish_new,
     publish_numbered, read_numbered, remove_leftovers,
 };
-pub use read::{LARGEST, copy_foreign, decode, read, read_foreign, read_growing, read_start, tail};
+pub use read::{
+    LARGEST, copy_foreign, decode, read, read_foreign, read_growing, read_lossy, read_start, tail,
+};
 
 /// The names in a directory in a worker's reach, each with whether it is a symlink; none if there is
 /// no such directory.
@@ -91,9 +93,13 @@ fn wrong_kind(path: &Path, expected: &str) -> Refusal {
 
 /// Returns true if a file changed less than `age` ago.
 pub fn modified_within(path: &Path, age: Duration) -> bool {
-    let modified = fs::symlink_metadata(path).and_then(|it| it.modified());
-    let elapsed = modified.ok().and_then(|modified| modified.elapsed().ok());
+    let elapsed = modified_at(path).and_then(|modified| modified.elapsed().ok());
     elapsed.is_some_and(|elapsed| elapsed < age)
+}
+
+/// The modification time of a file, a symlink's own.
+pub fn modified_at(path: &Path) -> Option<SystemTime> {
+    fs::symlink_metadata(path).and_then(|it| it.modified()).ok()
 }
 
 /// Parses a numeric file name; rejects numbers that dispatch could not have reached.
@@ -168,14 +174,10 @@ pub fn create_task_directory(path: &Path) -> Result<()> {
             created => created,
         }
     };
-    match create() {
-        Err(error) if error.kind() == ErrorKind::NotFound && path.parent().is_some() => {
-            path.parent().map_or(Ok(()), create_task_directory)?;
-            create()
-        }
-        created => created,
+    if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
+        create_task_directory(parent)?;
     }
-    .or_else(|error| {
+    create().or_else(|error| {
         refuse_symlinks(path)?;
         Err(error).with_context(|| format!("cannot make the directory {}", path.display()))
     })

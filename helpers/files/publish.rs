@@ -11,11 +11,11 @@ use tempfile::{NamedTempFile, TempPath};
 
 use super::read::open_foreign;
 use super::{
-    Place, cannot_write, create_task_directory, entries, next_number, parse_number, read_foreign,
+    Place, cannot_write, create_task_directory, entries, next_number, parse_number, read_lossy,
     refuse_symlinks,
 };
 use crate::fault;
-use crate::text::{lossy, sort};
+use crate::text::sort;
 
 /// The end of the name of every temporary file.
 const SUFFIX: &str = ".dispatch.tmp";
@@ -147,7 +147,7 @@ fn name(path: &Path) -> &str {
 pub fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
     create_task_directory(directory)?;
     loop {
-        let last = numbered_names(directory)?.pop().and_then(|name| parse_number(&name));
+        let last = numbered_names(directory, "")?.pop().and_then(|name| parse_number(&name));
         let name = format!("{:03}", next_number(last.unwrap_or(0), directory)?);
         if publish_new(&directory.join(&name), text.as_bytes())? {
             return Ok(());
@@ -155,19 +155,21 @@ pub fn publish_numbered(directory: &Path, text: &str) -> Result<()> {
     }
 }
 
-/// The files of a directory whose names are numbers, in their order, as pairs of name and text.
-pub fn read_numbered(directory: &Path) -> Result<Vec<(String, String)>> {
+/// The files of a directory whose names are numbers before `ending`, in their order, as pairs of number
+/// and text.
+pub fn read_numbered(directory: &Path, ending: &str) -> Result<Vec<(String, String)>> {
     let with_text = |name: String| {
-        let text = read_foreign(&directory.join(&name))?.map(lossy).unwrap_or_default();
-        Ok((name, text))
+        let text = read_lossy(&directory.join(format!("{name}{ending}")))?;
+        Ok((name, text.unwrap_or_default()))
     };
-    numbered_names(directory)?.into_iter().map(with_text).collect()
+    numbered_names(directory, ending)?.into_iter().map(with_text).collect()
 }
 
-/// The names in a directory that are numbers, in their order.
-pub fn numbered_names(directory: &Path) -> Result<Vec<String>> {
+/// The names in a directory that are numbers before `ending`, without it, in their order.
+pub fn numbered_names(directory: &Path, ending: &str) -> Result<Vec<String>> {
     let entries = entries(directory)?.into_iter();
-    Ok(in_number_order(entries.filter_map(|(name, _)| name.into_string().ok()).collect()))
+    let names = entries.filter_map(|(name, _)| Some(name.to_str()?.strip_suffix(ending)?.into()));
+    Ok(in_number_order(names.collect()))
 }
 
 /// The names that are numbers, in their order.

@@ -11,6 +11,7 @@ use nix::sys::stat::Mode;
 use super::{open, refuse_symlinks, wrong_kind};
 use crate::error::{Exit, Refusal};
 use crate::process;
+use crate::text::lossy;
 
 /// The largest file in a worker's reach that is read whole, in bytes.
 pub const LARGEST: u64 = 64 << 20;
@@ -29,14 +30,22 @@ pub fn read(path: &Path) -> Result<Option<String>> {
 }
 
 /// The bytes of a file that a worker, or a cloned repository, may have put there; `None` if there
-/// is no such file. Text that is only shown goes through [`crate::text::lossy`], text that is parsed
-/// or written back through [`decode`].
+/// is no such file. Text that is parsed or written back goes through [`decode`], other text through
+/// [`read_lossy`].
 ///
 /// # Errors
 /// [`Exit::Data`] for a symlink, for anything that is not a regular file, and for more than 64 MiB.
 pub fn read_foreign(path: &Path) -> Result<Option<Vec<u8>>> {
     let Some((file, length)) = open_foreign(path)? else { return Ok(None) };
     read_open(&file, length, LARGEST, path).map(Some)
+}
+
+/// The text of such a file, to be shown or searched; `None` if there is no such file.
+///
+/// # Errors
+/// The errors of [`read_foreign`].
+pub fn read_lossy(path: &Path) -> Result<Option<String>> {
+    Ok(read_foreign(path)?.map(lossy))
 }
 
 /// The first bytes of such a file, at most `most`; `None` if there is no such file.

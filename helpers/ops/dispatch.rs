@@ -152,7 +152,7 @@ pub fn prepare(
         stop: false,
         may_dispatch: request.may_dispatch,
         keep: request.keep,
-        is_elsewhere: project.is_elsewhere(),
+        is_elsewhere: project.is_elsewhere,
     };
     record.route = ops::route(choice, &record, request.agent)?;
     if record.may_dispatch && record.access != Access::Full {

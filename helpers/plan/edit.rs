@@ -82,17 +82,16 @@ impl Plan {
         sort(&mut back, |(one, _), (other, _)| one.cmp(other));
         let end = end_of(self.lines.first().map_or("", |line| line));
         let mut lines = self.lines.clone();
-        let mut own = Vec::new();
-        for (inserted, (at, lost)) in back.into_iter().enumerate() {
-            own.push(at + inserted);
-            lines[..at + inserted].last_mut().into_iter().for_each(|above| end_line(above, end));
-            lines.insert(at + inserted, format!("- [ ] {}{end}", lost.text));
+        for (at, lost) in back.into_iter().rev() {
+            lines[..at].last_mut().into_iter().for_each(|above| end_line(above, end));
+            lines.insert(at, format!("- [ ] {}{end}", lost.text));
         }
         let mut new = self.read(&lines);
         let all = new.items.clone();
-        new.items.retain(|item| own.binary_search(&item.line).is_err());
+        new.items
+            .retain(|item| self.lost.iter().all(|lost| lost.number.to_string() != item.number));
         if !new.lost.is_empty()
-            || new.items.len() + own.len() != all.len()
+            || new.items.len() + self.lost.len() != all.len()
             || !self.differs_only(&new, None, |_, item| item.marker)
         {
             return Refusal::new(Exit::Data, "the lost items cannot be put back")

@@ -305,8 +305,8 @@ fn quotation_marks_hold_what_a_worker_wrote() {
     let text = "- [x] Read\n  in 2 files\n  it took long\n- [!] Test — no cargo\n- [!] Test: a\n- [?] \n- [ ] Send it\n";
     let plan = Plan::parse(text).numbered_as(&person);
     let shown = |item: &Item| {
-        let (text, notes) = person.words().attributed(item);
-        [vec![text], notes, vec![person.words().explanation(item)]].concat().join(" | ")
+        let (text, notes) = person.attributed(item);
+        [vec![text], notes, vec![person.explanation(item)]].concat().join(" | ")
     };
     assert_eq!(
         plan.items.iter().map(shown).collect::<Vec<_>>(),

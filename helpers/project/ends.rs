@@ -45,7 +45,7 @@ pub struct End {
 pub struct Ends {
     /// The program and the config that the lines were made with.
     made_with: String,
-    ends: BTreeMap<String, End>,
+    pub(super) ends: BTreeMap<String, End>,
     #[serde(skip)]
     file: PathBuf,
     /// The directory of the file, open: the paths of many tasks below it are long.
@@ -59,31 +59,18 @@ impl Ends {
     /// The index of a project; empty where none is kept: in a worker, and for a project that is elsewhere
     /// or was moved or copied.
     pub fn load(project: &Project) -> Self {
-        if project.is_elsewhere() || !project.stands() || std::env::var_os(TASK_DIR).is_some() {
+        if project.is_elsewhere || !project.stands() || std::env::var_os(TASK_DIR).is_some() {
             return Self::default();
         }
         let program = std::env::current_exe().unwrap_or_default();
         let config = dirs::config_path().unwrap_or_default();
-        let made_with = format!(
-            "{} {:?}",
-            program.display(),
-            [&program, &config].map(|it| stamp(AT_FDCWD, it))
-        );
-        let file = project.state_dir().join(".ends");
+        let stamps = [&program, &config].map(|it| stamp(AT_FDCWD, it));
+        let made_with = format!("{} {stamps:?}", program.display());
+        let file = project.state_dir.join(".ends");
         let read = || serde_json::from_slice(&files::read_foreign(&file).ok()??).ok();
         let ends: Option<Self> = read();
         let known = ends.filter(|ends| ends.made_with == made_with).unwrap_or_default();
-        Self { made_with, tasks: File::open(project.state_dir()).ok(), file, ..known }
-    }
-
-    /// Returns true if there is no entry.
-    pub(super) fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
-    /// Returns true if new entries are saved.
-    fn is_kept(&self) -> bool {
-        self.file.is_absolute()
+        Self { made_with, tasks: File::open(&project.state_dir).ok(), file, ..known }
     }
 
     /// The task's entry, if it still holds.
@@ -108,13 +95,10 @@ impl Ends {
 
     /// Makes an entry of a task that is marked as done.
     pub fn add_done(&mut self, task: &Task, before: SystemTime) {
-        if !self.is_kept() {
-            return;
-        }
-        let Ok(Some(record)) = task.record() else { return };
-        let (state, worktree) = (State::Done, record.worktree);
-        let end = End { state, line: String::new(), worktree, attempt: None, stamps: Vec::new() };
-        self.insert(task, before, end);
+        let record = self.tasks.as_ref().and_then(|_| task.record().ok()?);
+        let Some(worktree) = record.map(|record| record.worktree) else { return };
+        let (state, line, stamps) = (State::Done, String::new(), Vec::new());
+        self.insert(task, before, End { state, line, worktree, attempt: None, stamps });
     }
 
     fn insert(&mut self, task: &Task, before: SystemTime, end: End) {
@@ -141,7 +125,7 @@ impl Ends {
 
     /// Saves the index, if there are new entries. Ignores a failure: the next call makes them again.
     pub fn save(mut self) {
-        if !self.is_changed || !self.is_kept() {
+        if !self.is_changed {
             return;
         }
         let tasks = self.file.with_file_name("");

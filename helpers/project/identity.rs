@@ -37,7 +37,7 @@ pub(super) struct ProjectRecord {
     /// The directory's number in its file system.
     inode: u64,
     /// The text of `.dispatch/token`.
-    token: String,
+    pub(super) token: String,
 }
 
 /// The relation of a project's directory to the tasks in its state directory.
@@ -83,7 +83,7 @@ impl ProjectRecord {
     }
 
     /// Returns true if the directory is still at its recorded place.
-    fn is_in_place(&self) -> bool {
+    pub(super) fn is_in_place(&self) -> bool {
         fs::metadata(&self.path)
             .is_ok_and(|meta| meta.uid() == self.owner && meta.ino() == self.inode)
     }
@@ -96,10 +96,6 @@ impl ProjectRecord {
             Some(token) if token == self.token => Standing::Same,
             Some(_) => Standing::Replaced,
         }
-    }
-
-    pub(super) fn token(&self) -> &str {
-        &self.token
     }
 }
 
@@ -156,8 +152,8 @@ pub(super) fn token(root: &Path) -> Option<String> {
 }
 
 /// Publishes a project's token; a new one without `token`. Returns it.
-pub(super) fn set_token(root: &Path, token: Option<&str>) -> Result<String> {
-    let token = token.map_or_else(random_hex, |token| Ok(token.into()))?;
+pub(super) fn set_token(root: &Path, token: Option<String>) -> Result<String> {
+    let token = token.map_or_else(random_hex, Ok)?;
     files::create_private_directory(&root.join(".dispatch"))?;
     files::publish(&token_path(root), format!("{token}\n").as_bytes())?;
     Ok(token)
@@ -170,15 +166,6 @@ pub(super) fn with_token(token: &str) -> Option<(PathBuf, ProjectRecord)> {
         let record = ProjectRecord::load(&state_dir).ok()??;
         (record.token == token).then_some((state_dir, record))
     })
-}
-
-/// The standing of a directory without a state of its own, whose `.dispatch` has the token of
-/// `record`.
-pub(super) fn origin(record: &ProjectRecord) -> Standing {
-    match record.is_in_place() {
-        true => Standing::Copied(record.path.clone()),
-        false => Standing::Moved(record.path.clone()),
-    }
 }
 
 /// Returns true if the project of a task's state directory is still in place, so that work may
@@ -350,14 +337,11 @@ impl Project {
             let view = task.view()?;
             let copied = matches!(self.standing, Standing::Copied(_));
             let elsewhere = copied || matches!(self.standing, Standing::Moved(_));
-            let obstacle = match () {
-                () if elsewhere && !view.processes.is_empty() => Some("its worker is running"),
-                () if copied && view.record.worktree.is_some() => {
-                    Some("its worktree belongs to the original")
-                }
-                () => None,
-            };
-            candidates.push(Candidate { view, obstacle });
+            let is_running = elsewhere && !view.processes.is_empty();
+            let has_worktree = copied && view.record.worktree.is_some();
+            let obstacle = is_running.then_some("its worker is running");
+            let worktree = has_worktree.then_some("its worktree belongs to the original");
+            candidates.push(Candidate { view, obstacle: obstacle.or(worktree) });
         }
         Ok(candidates)
     }

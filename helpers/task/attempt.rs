@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{Access, Failure, Usage};
@@ -15,8 +16,6 @@ use crate::files::{self, Lock};
 use crate::plan::Plan;
 use crate::process::Identity;
 use crate::task::{Job, Task, WorkersWords, broken};
-use crate::text::lossy;
-
 /// The most bytes that are read from the end of a log.
 const LOG_END: u64 = 64 << 10;
 
@@ -71,25 +70,19 @@ impl fmt::Display for StopReason {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExitRecord {
     /// The worker's exit code, if it exited by itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<i32>,
     /// The number of the signal that ended the worker.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
     /// The error, if the program could not be started.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub not_started: Option<String>,
     /// The reason for an end that code and signal do not explain.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_reason: Option<StopReason>,
     /// The failure that the CLI reported.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
     /// The tool calls that the CLI denied to the worker.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub denied: Vec<String>,
     /// The tokens and money that the attempt used, if the CLI reported them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
     /// The wall clock at the end (RFC 3339), only to be shown.
     pub at: String,
@@ -114,33 +107,25 @@ impl ExitRecord {
 
 /// The checks after an attempt, as far as they are: the file `gate`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Gate {
     /// The commit of the task's branch that was checked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
     /// The check that is running; `None` at the end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checking: Option<String>,
     /// The first check that failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<FailedCheck>,
     /// The end of the review, as `reviewed by NAME`, if one was asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub review: Option<String>,
     /// The notes that came too late for the worker to read, by number.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// The files of tests that the checked commits change, in short and not cleaned.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub tests: String,
     /// `true` if the worker is told of the failed check or of the notes, and continues.
-    #[serde(default)]
     pub continues: bool,
     /// How many attempts in a row ended with a failed check.
-    #[serde(default)]
     pub failures: u32,
     /// The commit that the branch had after the checks, if it is another one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved: Option<String>,
 }
 
@@ -155,7 +140,7 @@ pub struct FailedCheck {
     #[serde(default)]
     pub output: String,
     /// True for a review, whose output are its findings.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub is_review: bool,
 }
 
@@ -167,7 +152,6 @@ pub struct SessionRecord {
     /// The CLI's id of the session.
     pub id: String,
     /// The access level of the private directory that holds it; `None` for the person's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<Access>,
 }
 
@@ -230,13 +214,12 @@ impl Attempt {
 
     /// The time from the worker's start to the last write to its log, if both are known.
     pub fn logged_time(&self) -> Option<Duration> {
-        let changed = std::fs::symlink_metadata(self.log_path()).and_then(|it| it.modified());
-        changed.ok()?.duration_since(self.started_at()?).ok()
+        files::modified_at(&self.log_path())?.duration_since(self.started_at()?).ok()
     }
 
     /// The wall clock at the worker's start, if it started.
     pub fn started_at(&self) -> Option<SystemTime> {
-        std::fs::symlink_metadata(self.directory.join("identity")).and_then(|it| it.modified()).ok()
+        files::modified_at(&self.directory.join("identity"))
     }
 
     /// The file with a copy of the plan as it was when the attempt began.
@@ -246,7 +229,7 @@ impl Attempt {
 
     /// The plan as it was when the attempt began, if a copy was written.
     pub fn plan(&self) -> Result<Option<Plan>> {
-        Ok(files::read_foreign(&self.plan_path())?.map(lossy).map(|text| Plan::parse(&text)))
+        Ok(files::read_lossy(&self.plan_path())?.map(|text| Plan::parse(&text)))
     }
 
     /// The file with the summary of the finish marker that the attempt left.
@@ -254,10 +237,14 @@ impl Attempt {
         self.directory.join("summary")
     }
 
+    /// Publishes a value as the file of that name.
+    fn set(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        files::publish(&self.directory.join(name), serde_yaml::to_string(value)?.as_bytes())
+    }
+
     /// Records which process is the worker.
     pub fn set_identity(&self, identity: &Identity) -> Result<()> {
-        let text = serde_yaml::to_string(identity)?;
-        files::publish(&self.directory.join("identity"), text.as_bytes())
+        self.set("identity", identity)
     }
 
     /// The worker's process; `None` before its start.
@@ -268,8 +255,7 @@ impl Attempt {
 
     /// Records the CLI's session.
     pub fn set_session(&self, session: &SessionRecord) -> Result<()> {
-        let text = serde_yaml::to_string(session)?;
-        files::publish(&self.directory.join("session"), text.as_bytes())
+        self.set("session", session)
     }
 
     /// The CLI's session, if it is known.
@@ -296,7 +282,7 @@ impl Attempt {
 
     /// Records how far the checks are.
     pub fn set_gate(&self, gate: &Gate) -> Result<()> {
-        files::publish(&self.directory.join("gate"), serde_yaml::to_string(gate)?.as_bytes())
+        self.set("gate", gate)
     }
 
     /// The checks after the attempt; `None` before.
@@ -315,18 +301,12 @@ impl Attempt {
 
     /// The time since which the worker has been silent, if that is longer than the config allows.
     pub fn silent_since(&self) -> Result<Option<String>> {
-        Ok(files::read_foreign(&self.directory.join("silent"))?.map(lossy))
+        files::read_lossy(&self.directory.join("silent"))
     }
 
     /// Records the usage that the host reported for its agent.
     pub fn set_usage(&self, usage: &Usage) -> Result<()> {
-        match self.host_usage()?.as_ref() == Some(usage) {
-            true => Ok(()),
-            false => files::publish(
-                &self.directory.join("usage"),
-                serde_yaml::to_string(usage)?.as_bytes(),
-            ),
-        }
+        if self.host_usage()?.as_ref() == Some(usage) { Ok(()) } else { self.set("usage", usage) }
     }
 
     fn host_usage(&self) -> Result<Option<Usage>> {
@@ -342,8 +322,7 @@ impl Attempt {
     /// Records how the attempt ended.
     pub(super) fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
         // As a JSON value first: YAML would write a reason as a tag.
-        let text = serde_yaml::to_string(&serde_json::to_value(exit)?)?;
-        files::publish(&self.directory.join("exit"), text.as_bytes())
+        self.set("exit", &serde_json::to_value(exit)?)
     }
 
     /// Freezes the statements of the worker's side; `false` if they are too large to be read again.
@@ -357,10 +336,7 @@ impl Attempt {
 
     /// The statements of the worker's side at the end; `None` before.
     pub(super) fn words(&self) -> Result<Option<WorkersWords>> {
-        let path = self.words_path();
-        let Some(text) = files::read_foreign(&path)?.map(lossy) else { return Ok(None) };
-        let next = "remove it; the files of the worker's side then count";
-        serde_json::from_str(&text).map(Some).map_err(|error| broken(&path, &error, next).into())
+        read_json(&self.words_path(), "remove it; the files of the worker's side then count")
     }
 
     pub(super) fn remove_words(&self) -> Result<()> {
@@ -387,7 +363,6 @@ pub struct Remote {
     /// When the place was heard last (RFC 3339).
     pub seen: String,
     /// Since when the place does not answer (RFC 3339).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unreachable: Option<String>,
     /// True once the task was sent there.
     #[serde(default)]
@@ -396,23 +371,18 @@ pub struct Remote {
     #[serde(default)]
     pub before: u32,
     /// The nonce that names the task there, if it was moved there: another one for each move.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,
     /// How often the task was stopped before it had started there.
     #[serde(default)]
     pub stops: u32,
     /// Why the place could not start the task.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl Task {
     /// The far end of a task at a place; `None` before its mirror has looked at it.
     pub fn remote(&self) -> Result<Option<Remote>> {
-        let path = self.state_dir.join("remote");
-        let Some(text) = files::read_foreign(&path)? else { return Ok(None) };
-        let next = "remove it; the place is then asked again";
-        serde_json::from_slice(&text).map(Some).map_err(|it| broken(&path, &it, next).into())
+        read_json(&self.state_dir.join("remote"), "remove it; the place is then asked again")
     }
 
     /// Records the far end of the task; `None` forgets it, for a task that begins elsewhere.
@@ -455,7 +425,13 @@ impl Task {
     }
 }
 
-fn read_yaml<T: serde::de::DeserializeOwned>(path: &Path, next: &str) -> Result<Option<T>> {
+/// The value in a file of JSON; `next` says what to do about a broken one.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path, next: &str) -> Result<Option<T>> {
+    let Some(text) = files::read_foreign(path)? else { return Ok(None) };
+    serde_json::from_slice(&text).map(Some).map_err(|error| broken(path, &error, next).into())
+}
+
+fn read_yaml<T: DeserializeOwned>(path: &Path, next: &str) -> Result<Option<T>> {
     let Some(text) = files::read_foreign(path)? else { return Ok(None) };
     let text = files::decode(text, path)?;
     files::from_yaml(&text).map(Some).map_err(|error| broken(path, &error, next).into())

@@ -20,7 +20,8 @@ use crate::domain::{Route, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::plan::Plan;
-use crate::text::{lossy, sort};
+use crate::text::sort;
+use attempt::read_json;
 use view::WorkersWords;
 use worker_side::append_missing;
 
@@ -128,16 +129,14 @@ impl Task {
     /// # Errors
     /// [`Exit::Data`] if the file is broken.
     pub fn wait(&self) -> Result<Option<Wait>> {
-        let path = self.wait_path();
-        let Some(text) = files::read_foreign(&path)?.map(lossy) else { return Ok(None) };
         let next = "remove it; dispatch then finds out again what the task waits for";
-        let mut wait = serde_json::from_str(&text).map_err(|error| broken(&path, &error, next))?;
-        if let Wait::Job { said, .. } = &mut wait
+        let mut wait = read_json(&self.wait_path(), next)?;
+        if let Some(Wait::Job { said, .. }) = &mut wait
             && let Some(job) = self.job()?
         {
             *said = job.said;
         }
-        Ok(Some(wait))
+        Ok(wait)
     }
 
     /// Removes a directory of the task. Renames it first: a crash must not leave a part of its files.
@@ -249,9 +248,9 @@ impl Task {
 
     /// The plan as the person dispatched it, with the notes since.
     pub fn dispatched_plan(&self) -> Result<Plan> {
-        let text = files::read_foreign(&self.dispatched_plan_path())?.map(lossy);
+        let text = files::read_lossy(&self.dispatched_plan_path())?;
         let mut plan = Plan::parse(&text.unwrap_or_default());
-        append_missing(&mut plan, &self.note_texts()?)?;
+        append_missing(&mut plan, &self.notes()?)?;
         Ok(plan)
     }
 
@@ -284,7 +283,7 @@ impl Task {
     }
 
     fn change_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
-        self.side.change_plan(self.plan_at_start()?.as_ref(), &self.note_texts()?, change)
+        self.side.change_plan(self.plan_at_start()?.as_ref(), &self.notes()?, change)
     }
 
     /// The plan as it was when the last attempt began, if there was one.
@@ -307,11 +306,7 @@ impl Task {
 
     /// The notes to the worker, oldest first, as pairs of file name and text.
     pub fn notes(&self) -> Result<Vec<(String, String)>> {
-        files::read_numbered(&self.notes_dir())
-    }
-
-    fn note_texts(&self) -> Result<Vec<String>> {
-        Ok(self.notes()?.into_iter().map(|(_, note)| note).collect())
+        files::read_numbered(&self.notes_dir(), "")
     }
 
     /// The attempt with that number, which need not exist.
@@ -402,7 +397,7 @@ impl Task {
         if let Some((name, _)) = self.notes()?.last() {
             self.side.set_told(name)?;
         }
-        self.mark_answers_told()
+        self.answers()?.iter().try_for_each(|(name, _)| self.mark_told(name))
     }
 
     /// Records how an attempt ended. If the worker deleted the task's directory, it gets its prompt back:
@@ -457,8 +452,7 @@ impl Task {
 
     /// The time since the task was done, if it was marked as settled.
     pub fn time_since_done(&self) -> Option<Duration> {
-        let done = std::fs::symlink_metadata(self.done_path()).and_then(|it| it.modified()).ok()?;
-        Some(done.elapsed().unwrap_or_default())
+        Some(files::modified_at(&self.done_path())?.elapsed().unwrap_or_default())
     }
 
     fn done_path(&self) -> PathBuf {

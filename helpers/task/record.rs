@@ -36,7 +36,6 @@ pub struct Record {
     /// The name that the person used: a model or an alias.
     pub name: String,
     /// The model's id, if one is passed to the backend.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// The backend's name in the config.
     pub backend: String,
@@ -45,60 +44,50 @@ pub struct Record {
     /// The worker's access.
     pub access: Access,
     /// The sandbox that holds the worker to its access; `None` if its CLI does so itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<Holder>,
     /// The place of the config that the worker runs at; `None` for this machine.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
     /// The worker's working directory.
     pub directory: PathBuf,
     /// The task's directory in the project.
     pub task_directory: PathBuf,
     /// The prompt of the alias that the person named, which begins the worker's prompt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
     /// The task's own worktree, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worktree: Option<Worktree>,
     /// The tasks that must be done before this one starts (`--after`).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub after: Vec<Dependency>,
     /// The commands that must succeed before the task is done (`--check`).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub checks: Vec<String>,
     /// The most that the task may use before a person is asked (`--budget`).
-    #[serde(default, skip_serializing_if = "Budget::is_none")]
+    #[serde(default)]
     pub budget: Budget,
     /// The first attempt that counts for the budget: a person granted it again after the others.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default)]
     pub budget_from: u32,
     /// The earlier names of workers that reached a limit and were replaced by their fallback.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub limited: Vec<String>,
     /// The model or alias that must approve the work before the task is done (`--review`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub review: Option<String>,
     /// The host process that gets the news; `None` if no host dispatched the task.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<Identity>,
     /// The wall clock at the dispatch (RFC 3339).
     pub created: String,
     /// `true` if the person stopped the task.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub stop: bool,
     /// `true` if the person let the worker dispatch tasks of its own.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub may_dispatch: bool,
     /// `true` if what the worker leaves running stays when it has finished.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub keep: bool,
     /// `true` if the person dispatched the task from another project.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub is_elsewhere: bool,
-}
-
-fn is_zero(count: &u32) -> bool {
-    *count == 0
 }
 
 impl Record {
@@ -145,7 +134,6 @@ pub struct Dependency {
     /// The task's nonce: a later task of the same name does not count.
     pub nonce: String,
     /// The branch of the task's worktree, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
 }
 
@@ -188,7 +176,6 @@ pub enum Wait {
         /// The CLI's message about the limit.
         said: String,
         /// The model or alias that continues now, in place of the one at its limit.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         fallback: Option<String>,
     },
 }
@@ -439,16 +426,14 @@ impl Task {
                 Err(broken(&path, &error, "move it away, and answer again").into())
             }
         };
-        files::read_numbered(&self.answers_dir())?.into_iter().map(parse).collect()
+        files::read_numbered(&self.answers_dir(), "")?.into_iter().map(parse).collect()
     }
 
     /// Records an answer; `false` if the question has one.
     pub fn record_answer(&self, name: &str, answer: &Answer) -> Result<bool> {
         files::create_private_directory(&self.answers_dir())?;
-        files::publish_new(
-            &self.answers_dir().join(name),
-            serde_json::to_string(answer)?.as_bytes(),
-        )
+        let text = serde_json::to_string(answer)?;
+        files::publish_new(&self.answers_dir().join(name), text.as_bytes())
     }
 
     /// Gives the worker its copies of the recorded answers that it lacks: the helper that recorded one
@@ -463,17 +448,6 @@ impl Task {
         Ok(())
     }
 
-    /// Returns true if an answer was recorded less than `age` ago.
-    pub fn was_answered_within(&self, age: Duration) -> bool {
-        let names = self.answers().unwrap_or_default();
-        names.iter().any(|(name, _)| files::modified_within(&self.answers_dir().join(name), age))
-    }
-
-    /// Returns true if a recorded answer was neither read by the worker nor passed on in a prompt.
-    pub fn has_untold_answer(&self) -> Result<bool> {
-        Ok(self.answers()?.iter().any(|(name, _)| !self.is_told(name)))
-    }
-
     /// Returns true if a recorded answer was read by the worker or passed on in a prompt.
     pub fn is_told(&self, name: &str) -> bool {
         self.told_marker(name).exists() || self.side().ipc().was_received(name)
@@ -482,13 +456,5 @@ impl Task {
     /// Records that a prompt passes on an answer.
     pub fn mark_told(&self, name: &str) -> Result<()> {
         files::publish_new(&self.told_marker(name), b"").map(drop)
-    }
-
-    /// Records that a prompt passes on all answers so far.
-    pub(super) fn mark_answers_told(&self) -> Result<()> {
-        for (name, _) in self.answers()? {
-            self.mark_told(&name)?;
-        }
-        Ok(())
     }
 }

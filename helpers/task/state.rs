@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::Failure;
 use crate::task::{ExitRecord, FailedCheck, StopReason, Wait};
+use State::*;
 
 /// The state of a task, in one word. The order is by urgency for a person, most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -171,7 +172,7 @@ pub(super) struct Facts {
 pub(super) fn derive(facts: &Facts) -> (State, Reason) {
     match (derive_checked(facts), &facts.unreachable) {
         ((state, _), Some(since)) if state.is_running() || state.is_waiting() => {
-            (State::Unreachable, Reason::Unreachable(since.clone()))
+            (Unreachable, Reason::Unreachable(since.clone()))
         }
         (derived, _) => derived,
     }
@@ -180,18 +181,18 @@ pub(super) fn derive(facts: &Facts) -> (State, Reason) {
 /// The rows for a task whose checks did not pass yet.
 fn derive_checked(facts: &Facts) -> (State, Reason) {
     let (state, reason) = derive_unchecked(facts);
-    let Some(check) = facts.check.as_ref().filter(|_| state == State::Done) else {
+    let Some(check) = facts.check.as_ref().filter(|_| state == Done) else {
         return (state, reason);
     };
     match (facts, check) {
         (Facts { alive: true, .. }, _) => {
             derive_unchecked(&Facts { finished: false, ..facts.clone() })
         }
-        (Facts { stop: true, .. }, _) => (State::Stopped, Reason::None),
+        (Facts { stop: true, .. }, _) => (Stopped, Reason::None),
         // The worker is about to continue after a failed check.
         (Facts { wait: Some(wait), .. }, _) => (State::of_wait(wait), Reason::Waits(wait.clone())),
-        (_, Reason::Check(_)) => (State::Failed, check.clone()),
-        _ => (State::Running, check.clone()),
+        (_, Reason::Check(_)) => (Failed, check.clone()),
+        _ => (Running, check.clone()),
     }
 }
 
@@ -200,46 +201,36 @@ fn derive_unchecked(facts: &Facts) -> (State, Reason) {
     // An agent's process is its host's, so only its files show that it stopped.
     let agent_stopped = facts.agent && facts.alive && !facts.question;
     match facts {
-        Facts { attempted: true, finished: true, complete: true, .. } => {
-            (State::Done, Reason::None)
-        }
+        Facts { attempted: true, finished: true, complete: true, .. } => (Done, Reason::None),
         // An agent's host may take a while to end it.
-        Facts { stop: true, alive, agent, .. } if !alive || *agent => {
-            (State::Stopped, Reason::None)
-        }
+        Facts { stop: true, alive, agent, .. } if !alive || *agent => (Stopped, Reason::None),
         Facts { alive: false, wait: Some(wait), .. } => {
             (State::of_wait(wait), Reason::Waits(wait.clone()))
         }
-        Facts { attempted: false, .. } => (State::Queued, Reason::None),
-        Facts { alive: true, question: true, .. } => (State::Asking, Reason::None),
-        Facts { failed: Some(item), .. } if agent_stopped => {
-            (State::Failed, Reason::Item(item.clone()))
-        }
-        Facts { blocked: Some(item), .. } if agent_stopped => {
-            (State::Blocked, Reason::Item(item.clone()))
-        }
+        Facts { attempted: false, .. } => (Queued, Reason::None),
+        Facts { alive: true, question: true, .. } => (Asking, Reason::None),
+        Facts { failed: Some(item), .. } if agent_stopped => (Failed, Reason::Item(item.clone())),
+        Facts { blocked: Some(item), .. } if agent_stopped => (Blocked, Reason::Item(item.clone())),
         Facts { finished: true, flaw, .. } if agent_stopped => {
-            (State::Incomplete, flaw.clone().unwrap_or(Reason::MarkerTooEarly))
+            (Incomplete, flaw.clone().unwrap_or(Reason::MarkerTooEarly))
         }
-        Facts { alive: true, silent: Some(since), .. } => {
-            (State::Silent, Reason::Silent(since.clone()))
-        }
+        Facts { alive: true, silent: Some(since), .. } => (Silent, Reason::Silent(since.clone())),
         Facts {
             alive: true,
             flaw: Some(flaw @ (Reason::ItemsLost(_) | Reason::Unreadable(_))),
             ..
-        } => (State::Running, flaw.clone()),
-        Facts { alive: true, .. } => (State::Running, Reason::None),
+        } => (Running, flaw.clone()),
+        Facts { alive: true, .. } => (Running, Reason::None),
         Facts { exit: Some(ExitRecord { not_started: Some(error), .. }), .. } => {
-            (State::Failed, Reason::NotStarted(error.clone()))
+            (Failed, Reason::NotStarted(error.clone()))
         }
-        Facts { failed: Some(item), .. } => (State::Failed, Reason::Item(item.clone())),
-        Facts { blocked: Some(item), .. } => (State::Blocked, Reason::Item(item.clone())),
-        Facts { question: true, .. } => (State::Blocked, Reason::None),
-        Facts { exit: None, .. } => (State::Lost, Reason::Lost),
+        Facts { failed: Some(item), .. } => (Failed, Reason::Item(item.clone())),
+        Facts { blocked: Some(item), .. } => (Blocked, Reason::Item(item.clone())),
+        Facts { question: true, .. } => (Blocked, Reason::None),
+        Facts { exit: None, .. } => (Lost, Reason::Lost),
         Facts { exit: Some(exit), complete, finished, flaw, .. } => {
             match (derive_end(exit, *complete, *finished), flaw) {
-                ((State::Incomplete, _), Some(flaw)) => (State::Incomplete, flaw.clone()),
+                ((Incomplete, _), Some(flaw)) => (Incomplete, flaw.clone()),
                 (end, _) => end,
             }
         }
@@ -252,24 +243,22 @@ fn derive_end(exit: &ExitRecord, complete: bool, finished: bool) -> (State, Reas
     let had_result = exit.had_result();
     let clean = exit.failure.is_none() && (exit.code == Some(0) || had_result);
     match exit {
-        _ if clean && complete => (State::Done, Reason::MarkerMissing),
+        _ if clean && complete => (Done, Reason::MarkerMissing),
         ExitRecord { stop_reason: Some(reason @ StopReason::Budget { .. }), .. } => {
-            (State::Blocked, Reason::Ended(reason.clone()))
+            (Blocked, Reason::Ended(reason.clone()))
         }
-        exit if exit.is_unseen() && !had_result => (State::Lost, Reason::Lost),
-        ExitRecord { failure: Some(failure), .. } => (State::Failed, Reason::Cli(failure.clone())),
+        exit if exit.is_unseen() && !had_result => (Lost, Reason::Lost),
+        ExitRecord { failure: Some(failure), .. } => (Failed, Reason::Cli(failure.clone())),
         ExitRecord { stop_reason: Some(reason), .. } if !had_result => {
-            (State::Failed, Reason::Ended(reason.clone()))
+            (Failed, Reason::Ended(reason.clone()))
         }
-        ExitRecord { denied, .. } if !denied.is_empty() => {
-            (State::Denied, Reason::Denied(denied.clone()))
-        }
+        ExitRecord { denied, .. } if !denied.is_empty() => (Denied, Reason::Denied(denied.clone())),
         ExitRecord { signal: Some(signal), stop_reason: None, .. } => {
-            (State::Failed, Reason::Signal(*signal))
+            (Failed, Reason::Signal(*signal))
         }
-        ExitRecord { code: Some(code @ 1..), .. } => (State::Failed, Reason::ExitCode(*code)),
-        _ if finished => (State::Incomplete, Reason::MarkerTooEarly),
-        _ => (State::Incomplete, Reason::None),
+        ExitRecord { code: Some(code @ 1..), .. } => (Failed, Reason::ExitCode(*code)),
+        _ if finished => (Incomplete, Reason::MarkerTooEarly),
+        _ => (Incomplete, Reason::None),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::task::{
     Attempt, ExitRecord, FailedCheck, Gate, Reason, Record, Remote, State, StopReason, Task,
     numbered, output,
 };
-use crate::text::{lossy, one_line, quoted};
+use crate::text::{one_line, quoted};
 
 /// How long a plan may be half written while its worker is alive.
 const PLAN_EDIT_TIME: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ impl WorkersWords {
         let plan = match attempted {
             // Nobody has had the plan yet who could have lost it.
             false if !side.plan_path().exists() => task.dispatched_plan()?.to_string(),
-            _ => files::read_foreign(&side.plan_path())?.map(lossy).unwrap_or_default(),
+            _ => files::read_lossy(&side.plan_path())?.unwrap_or_default(),
         };
         Ok(Self { plan, questions, summary: ipc.finished()?, trouble: None })
     }
@@ -175,7 +175,8 @@ impl View {
         let running = unfinished.filter(|_| lives);
         let seen = |it: &Remote| processes.is_empty().then(|| it.seen.clone());
         let unreachable = open.and_then(|it| it.unreachable.clone().or_else(|| seen(it)));
-        let unread_answer = task.has_untold_answer()?;
+        let answers = task.answers()?;
+        let unread_answer = answers.iter().any(|(name, _)| !task.is_told(name));
         let frozen = match &attempt {
             Some(attempt) if exit.is_some() && is_cli || task.time_since_done().is_some() => {
                 attempt.words().or_else(|error| WorkersWords::unreadable(task, &error).map(Some))?
@@ -185,7 +186,6 @@ impl View {
         let words = frozen.map_or_else(|| WorkersWords::now(task, running.is_some()), Ok)?;
         let WorkersWords { plan, mut questions, summary, trouble } = words;
         // The person may have answered since the words were frozen.
-        let answers = if questions.is_empty() { Vec::new() } else { task.answers()? };
         questions.retain(|(question, _)| answers.iter().all(|(name, _)| *name != question.name));
         let start = attempt.as_ref().map(Attempt::plan).transpose()?.flatten();
         let plan = numbered(&plan, start.as_ref());
@@ -261,7 +261,7 @@ impl View {
 
     /// An item for a line to the host: `item 2: Write the report`.
     pub fn item_words(&self, item: &Item) -> String {
-        format!("item {}: {}", item.number, self.person_plan().words().attributed(item).0)
+        format!("item {}: {}", item.number, self.person_plan().attributed(item).0)
     }
 
     /// Returns true if the worker is alive. For an agent this only means that its host is alive.
@@ -315,26 +315,13 @@ impl View {
     pub fn resumes_soon(&self) -> bool {
         /// How long a helper may take to resume the task after it recorded an answer.
         const RESUME_LIMIT: Duration = Duration::from_secs(10);
-        self.has_late_answer() && self.task.was_answered_within(RESUME_LIMIT)
+        self.has_late_answer() && modified_within(&self.task.answers_dir(), RESUME_LIMIT)
     }
 
     /// The sum of the usage of all attempts that reported one.
     pub fn usage(&self) -> Option<Usage> {
-        let last = self.attempt.as_ref()?.number;
-        let read = |attempt: Attempt| attempt.usage().ok()?;
-        let of_last = match &self.exit {
-            Some(exit) if exit.usage.is_some() => exit.usage.clone(),
-            _ if self.record.route == Route::Agent => read(self.attempt.clone()?),
-            _ => None,
-        };
-        let all = if last > 1 { self.task.attempts().ok()? } else { Vec::new() };
-        let earlier = all.into_iter().filter(|attempt| attempt.number < last);
-        earlier.filter_map(read).chain(of_last).reduce(Usage::with)
-    }
-
-    /// The item that the worker is at.
-    pub fn current_item(&self) -> Option<&Item> {
-        self.plan.current()
+        let attempts = self.task.attempts().ok()?.into_iter();
+        attempts.filter_map(|attempt| attempt.usage().ok()?).reduce(Usage::with)
     }
 
     /// The time of the last worker's end as far as the files tell, else that of the dispatch.
@@ -362,7 +349,7 @@ impl View {
         if !because.is_empty() {
             return because;
         }
-        let item = || self.current_item().map(|item| self.item_words(item));
+        let item = || self.plan.current().map(|item| self.item_words(item));
         let summary = || self.summary.as_deref().filter(|summary| !summary.is_empty());
         match self.state {
             State::Done => summary().map_or_else(String::new, quoted),
@@ -394,8 +381,7 @@ impl View {
             }
             Reason::None => String::new(),
             Reason::Item(number) => {
-                let why =
-                    self.plan.item(number).map(|item| self.person_plan().words().explanation(item));
+                let why = self.plan.item(number).map(|item| self.person_plan().explanation(item));
                 format!("item {number}: {}", why.unwrap_or_default())
             }
             Reason::NotStarted(error) if error.starts_with("set-up: ") => error.clone(),

@@ -130,7 +130,7 @@ impl WorkerSide {
 
     /// The plan, with the item numbers of `start`; a missing file counts as an empty plan.
     pub fn plan(&self, start: Option<&Plan>) -> Result<Plan> {
-        let text = files::read_foreign(&self.plan_path())?.map(lossy).unwrap_or_default();
+        let text = files::read_lossy(&self.plan_path())?.unwrap_or_default();
         Ok(numbered(&text, start))
     }
 
@@ -150,7 +150,7 @@ impl WorkerSide {
 
     /// The plan as it was when the attempt began, by the worker's copy.
     pub fn start(&self) -> Result<Option<Plan>> {
-        Ok(files::read_foreign(&self.start_path())?.map(lossy).map(|text| Plan::parse(&text)))
+        Ok(files::read_lossy(&self.start_path())?.map(|text| Plan::parse(&text)))
     }
 
     /// Publishes the copy of the plan as it is when an attempt begins.
@@ -164,8 +164,7 @@ impl WorkerSide {
     /// # Errors
     /// [`Exit::Data`] if the plan has lost items, and the refusals of `change`.
     pub fn edit_plan(&self, change: impl FnOnce(&mut Plan) -> Result<(), Refusal>) -> Result<Plan> {
-        let notes: Vec<String> = self.notes()?.into_iter().map(|(_, note)| note).collect();
-        self.change_plan(self.start()?.as_ref(), &notes, |plan| {
+        self.change_plan(self.start()?.as_ref(), &self.notes()?, |plan| {
             self.refuse_lost(plan, &self.start_path())?;
             change(plan)
         })
@@ -191,7 +190,7 @@ impl WorkerSide {
     pub(super) fn change_plan(
         &self,
         start: Option<&Plan>,
-        notes: &[String],
+        notes: &[(String, String)],
         change: impl FnOnce(&mut Plan) -> Result<(), Refusal>,
     ) -> Result<Plan> {
         let _lock = self.lock()?;
@@ -210,28 +209,16 @@ impl WorkerSide {
         Ok(plan)
     }
 
-    fn note_path(&self, name: &str) -> PathBuf {
-        self.ipc().directory().join(format!("{name}.note"))
-    }
-
     /// Publishes the copy of a note to the worker.
     pub(super) fn set_note(&self, name: &str, text: &str) -> Result<()> {
-        files::create_task_directory(self.ipc().directory())?;
-        files::publish(&self.note_path(name), text.as_bytes())
+        let ipc = self.ipc();
+        files::create_task_directory(ipc.directory())?;
+        files::publish(&ipc.directory().join(format!("{name}.note")), text.as_bytes())
     }
 
     /// The notes to the worker by its copies, oldest first, as pairs of number and text.
     fn notes(&self) -> Result<Vec<(String, String)>> {
-        let entries = files::entries(self.ipc().directory())?.into_iter();
-        let name = |(name, _): (std::ffi::OsString, bool)| {
-            Some(name.to_str()?.strip_suffix(".note")?.to_owned())
-        };
-        let with_text = |name: String| {
-            let text = files::read_foreign(&self.note_path(&name))?.map(lossy).unwrap_or_default();
-            Ok((name, text))
-        };
-        let names = files::in_number_order(entries.filter_map(name).collect());
-        names.into_iter().map(with_text).collect()
+        files::read_numbered(self.ipc().directory(), ".note")
     }
 
     /// The file that says which notes the worker was told of.
@@ -246,7 +233,7 @@ impl WorkerSide {
 
     /// The number of the last note that the worker was told of; 0 if it was told of none.
     pub fn last_told(&self) -> Result<u32> {
-        let told = files::read_foreign(&self.told_path())?.map(lossy).unwrap_or_default();
+        let told = files::read_lossy(&self.told_path())?.unwrap_or_default();
         Ok(told.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0))
     }
 
@@ -254,7 +241,7 @@ impl WorkerSide {
     /// every call but those of the same script, `caller`: a worker reads what the first one printed
     /// only when all have ended. A call that `ends` the work repeats them once.
     pub fn take_untold_notes(&self, caller: Option<&Identity>, ends: bool) -> Result<Vec<String>> {
-        let told = files::read_foreign(&self.told_path())?.map(lossy).unwrap_or_default();
+        let told = files::read_lossy(&self.told_path())?.unwrap_or_default();
         let (end, caller) =
             (ends.to_string(), caller.map_or_else(String::new, Identity::to_string));
         let told: Vec<&str> = told.split(' ').collect();
@@ -289,7 +276,7 @@ impl WorkerSide {
     /// how many older ones there are. A long message is cut.
     pub fn tells(&self, most: usize) -> Result<(usize, Vec<(String, String)>)> {
         let directory = self.tells_dir();
-        let mut names = files::numbered_names(&directory)?;
+        let mut names = files::numbered_names(&directory, "")?;
         let older = names.len().saturating_sub(most);
         let text = |name: String| {
             let text = files::read_start(&directory.join(&name), LONGEST_TELL)?;
@@ -300,9 +287,9 @@ impl WorkerSide {
 }
 
 /// Appends the notes that the plan lacks: new ones, and those that an editor lost.
-pub(super) fn append_missing(plan: &mut Plan, notes: &[String]) -> Result<(), Refusal> {
-    for (index, note) in notes.iter().enumerate() {
-        let expected = notes[..=index].iter().filter(|other| *other == note).count();
+pub(super) fn append_missing(plan: &mut Plan, notes: &[(String, String)]) -> Result<(), Refusal> {
+    for (index, (_, note)) in notes.iter().enumerate() {
+        let expected = notes[..=index].iter().filter(|(_, other)| other == note).count();
         if plan.count_notes(note) < expected {
             plan.append_note(note)?;
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indexmap::IndexSet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::domain::Backend;
@@ -28,7 +28,7 @@ const USUAL: Duration = Duration::from_millis(1500);
 const MORE: Duration = Duration::from_millis(8500);
 
 /// A worker CLI that is installed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstalledCli {
     /// The backend's name.
     pub backend: String,

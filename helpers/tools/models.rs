@@ -1,7 +1,7 @@
 //! The models of the worker CLIs: their lists, which are cached for a day, and which CLI should run a
 //! model.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use regex::Regex;
@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::now;
 use crate::tools::claude::TIERS;
 use crate::tools::cli::{Models, WorkerCli};
-use crate::tools::detect::InstalledCli;
-use crate::tools::detect::{Asker, in_parallel};
+use crate::tools::detect::{Asker, InstalledCli, in_parallel};
 use crate::{fault, files};
 
 /// How long a CLI may take to list its models, on a busy machine too.
@@ -63,20 +62,18 @@ pub struct Listing {
 /// A list of models, and the CLI that it belongs to, as the cache keeps them.
 #[derive(Clone, Serialize, Deserialize)]
 struct Cached {
-    program: PathBuf,
-    version: Option<String>,
-    logged_in: Option<bool>,
+    cli: InstalledCli,
     listing: Listing,
 }
 
 impl Cached {
-    fn is_of(&self, backend: &str, program: &Path) -> bool {
-        self.listing.backend == backend && self.program == program
+    fn is_of(&self, cli: &InstalledCli) -> bool {
+        self.cli.backend == cli.backend && self.cli.program == cli.program
     }
 
     /// True if the list may be used instead of asking again.
     fn is_fresh(&self, cli: &InstalledCli) -> bool {
-        let same = self.version == cli.version && self.logged_in == cli.logged_in;
+        let same = self.cli.version == cli.version && self.cli.logged_in == cli.logged_in;
         let asked = self.listing.asked.as_deref().map(humantime::parse_rfc3339);
         // A time in the future means that the clock was set, so the age is unknown.
         let age = asked.and_then(Result::ok).map(|at| SystemTime::now().duration_since(at));
@@ -95,20 +92,18 @@ pub fn models(
 ) -> Vec<Result<Listing, (String, String)>> {
     let text = files::read(cache).ok().flatten().unwrap_or_default();
     let old: Vec<Cached> = serde_json::from_str(&text).unwrap_or_default();
-    let limit = fault::limit("DISPATCH_LIST_MS", LISTING);
-    let asker = Asker::new(limit, Duration::ZERO);
+    let asker = Asker::new(fault::limit("DISPATCH_LIST_MS", LISTING), Duration::ZERO);
     // Detection asks exactly the CLIs that dispatch knows, so they have a version or a problem.
     let known = installed.iter().filter(|cli| cli.version.is_some() || cli.problem.is_some());
     let jobs: Vec<_> =
         known.filter_map(|found| Some((super::by_program(&found.program)?, found))).collect();
     let answers = in_parallel(&jobs, |&(cli, found)| {
-        let cached = old.iter().find(|list| list.is_of(&found.backend, &found.program));
+        let cached = old.iter().find(|list| list.is_of(found));
         list(cli, found, cached.filter(|_| !refresh), asker)
             .map_err(|why| (found.backend.clone(), why))
     });
     let new = || answers.iter().flatten().filter(|new| new.listing.source == Source::Asked);
-    let same = |old: &Cached, new: &Cached| old.is_of(&new.listing.backend, &new.program);
-    let others = old.iter().filter(|old| !new().any(|new| same(old, new)));
+    let others = old.iter().filter(|old| !new().any(|new| old.is_of(&new.cli)));
     let lists: Vec<&Cached> = others.chain(new()).collect();
     if let Ok(new_text) = serde_json::to_string(&lists)
         && new_text != text
@@ -140,9 +135,8 @@ fn list(
             }
         }
     };
-    let InstalledCli { backend, program, version, logged_in, .. } = found.clone();
-    let listing = Listing { backend, models, source, asked };
-    Ok(Cached { program, version, logged_in, listing })
+    let listing = Listing { backend: found.backend.clone(), models, source, asked };
+    Ok(Cached { cli: found.clone(), listing })
 }
 
 fn ask(

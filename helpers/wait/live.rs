@@ -222,7 +222,7 @@ impl LiveTasks {
         if self.polls {
             return self.forget();
         }
-        self.is_list_due |= !self.watch.has_directory(self.project.state_dir());
+        self.is_list_due |= !self.watch.has_directory(&self.project.state_dir);
         let open = self.views().filter(|view| may_change(view)).map(|view| view.task.clone());
         let open: Vec<Task> = open.collect();
         let turn = self.looks / LOOKS_FOR_A_READ % open.len().max(1);
@@ -238,7 +238,7 @@ impl LiveTasks {
     /// Reads which tasks there are. New ones are due.
     fn read_list(&mut self) {
         self.is_list_due = false;
-        let state_dir = self.project.state_dir().to_path_buf();
+        let state_dir = self.project.state_dir.clone();
         self.polls |= [&state_dir, &self.project.tasks_dir()].into_iter().any(|it| is_remote(it));
         self.watch.add_directory(&state_dir);
         // The record of a task that is not dispatched yet will change no other directory that is watched.

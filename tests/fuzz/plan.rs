@@ -211,16 +211,15 @@ fn numbers(copy: &Plan, plan: &Plan) {
     assert!(whole + plan.lost().len() + plan.doubts().len() >= copy.items().len());
     assert!(whole + plan.lost().len() <= copy.items().len());
     // Outside quotation marks stands only what the person wrote.
-    let words = copy.words();
     for item in plan.items() {
-        let (text, _) = words.attributed(item);
+        let (text, _) = copy.attributed(item);
         let own = text.split(" \"").next().unwrap_or_default();
         let is_own = |it: &Item| sanitize(&it.text).trim().starts_with(own);
         assert!(
             text.is_empty() || text.starts_with('"') || copy.items().iter().any(is_own),
             "{text}"
         );
-        let _ = words.explanation(item);
+        let _ = copy.explanation(item);
     }
     numbers.sort_unstable();
     assert!(numbers.windows(2).all(|two| two[0] != two[1]), "{numbers:?}");

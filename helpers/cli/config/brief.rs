@@ -154,7 +154,7 @@ fn monitor_advice(project: &Project, host: Option<&Identity>, views: &[View]) ->
 
 /// The problems of the config, each in one line.
 fn problems(config: &Config) -> Vec<String> {
-    let problems = config.problems();
+    let problems = &config.problems;
     let mut lines: Vec<String> = problems.iter().take(PROBLEMS).map(Problem::line).collect();
     if let Some(more) = problems.len().checked_sub(PROBLEMS + 1) {
         lines.push(format!("… and {} more config problems: dispatch-config check", more + 1));
@@ -174,7 +174,7 @@ fn old_format(config: &Config) -> Option<String> {
     if !config.is_old_format() {
         return None;
     }
-    let offered = config.path().with_file_name(".migrate-was-offered");
+    let offered = config.path.with_file_name(".migrate-was-offered");
     // If the marker cannot be written, no offer is better than one in every brief.
     files::publish_new(&offered, b"").unwrap_or(false).then(|| {
         "the config has the old format, which works; tell the user once that /dispatch \"migrate my config\" upgrades it".into()

@@ -167,7 +167,7 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
     let fits = matches!(command, SetDefault { .. } | AddBackend { .. } | AddPlace { .. } | Migrate);
     if config.is_old_format() && !fits {
         return Refusal::new(Exit::Data, "a config of the old format has no such entries")
-            .place(format!("{} has only 'agents:'", config.path().display()))
+            .place(format!("{} has only 'agents:'", config.path.display()))
             .refuse("call 'dispatch-config migrate', then try again");
     }
     let (edits, report, undo) = match command {
@@ -226,9 +226,9 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             fields.extend(max_workers.map(|it| ("max_workers", it.to_string())));
             let edits = vec![Edit::add("places", &name, &fields)];
             // A name or command that is no good disables the entry, so it is tried before it is written.
-            let text = files::read(config.path())?.unwrap_or_default();
+            let text = files::read(&config.path)?.unwrap_or_default();
             let changed = edits.iter().try_fold(text, |text, it| edit::apply(&text, it))?;
-            Config::parse(&changed, config.path())?.place(&name)?;
+            Config::parse(&changed, &config.path)?.place(&name)?;
             let looks = format!("dispatch-config places {name} looks whether it works");
             (edits, format!("place {name} added; {looks}"), None)
         }
@@ -347,7 +347,7 @@ fn refuse_needed(config: &Config, name: &str) -> Result<(), Refusal> {
         None => Ok(()),
         Some((other, _)) => {
             Refusal::new(Exit::Data, format!("'{name}' is the fallback of '{other}'"))
-                .refuse(format!("name another one there first: {}", config.path().display()))
+                .refuse(format!("name another one there first: {}", config.path.display()))
         }
     }
 }

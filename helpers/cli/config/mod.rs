@@ -212,7 +212,7 @@ pub fn main() -> ExitCode {
         ConfigCommand::Check => check(),
         ConfigCommand::Show => {
             let config = Config::load()?;
-            done(files::read(config.path())?.unwrap_or_default().trim_end())
+            done(files::read(&config.path)?.unwrap_or_default().trim_end())
         }
         ConfigCommand::Places { names } => places(names),
         ConfigCommand::Path => done(dirs::config_path()?.display().to_string()),

@@ -240,7 +240,7 @@ fn removed(view: &View, report: Option<PathBuf>) -> String {
 
 /// Removes what is left of tasks whose removal was killed.
 fn remove_leftovers(project: &Project) -> Result<()> {
-    let parents = [project.tasks_dir(), project.state_dir().to_path_buf()];
+    let parents = [project.tasks_dir(), project.state_dir.clone()];
     for entry in parents.iter().flat_map(std::fs::read_dir).flatten().flatten() {
         let name = entry.file_name();
         let name = name.as_encoded_bytes();

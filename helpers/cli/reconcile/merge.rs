@@ -64,7 +64,7 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
                 "dispatch-reconcile merge {id} --uncommitted commits and merges them"
             ));
     }
-    let plan = worktree.plan_merge(id, &[here, project.root()], &tip, args.onto)?;
+    let plan = worktree.plan_merge(id, &[here, &project.root], &tip, args.onto)?;
     let (branch, into) = (&worktree.branch, &plan.into);
     if !plan.executed.is_empty() {
         let files = first_paths(&plan.executed);

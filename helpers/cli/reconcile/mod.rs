@@ -195,7 +195,7 @@ pub fn main() -> ExitCode {
             ReconcileCommand::Clean(args) => {
                 let project = project()?;
                 project.refuse_moved()?;
-                if project.is_elsewhere() && !args.dry_run {
+                if project.is_elsewhere && !args.dry_run {
                     refuse_undecided("to clean another project")?;
                 }
                 clean::clean(&project, args)
@@ -220,12 +220,12 @@ pub fn main() -> ExitCode {
 /// Lists the tasks of a project that was moved, copied or replaced, asks the person, and takes the tasks
 /// over. Starts nothing. `named`: the tasks that the host has shown to the person.
 fn adopt(project: &Project, named: &[String]) -> Result<Exit> {
-    let candidates = match project.standing() {
+    let candidates = match &project.standing {
         Standing::New | Standing::Same => Vec::new(),
         _ => project.candidates()?,
     };
     if candidates.is_empty() {
-        return done(format!("nothing to adopt in {}", project.root().display()));
+        return done(format!("nothing to adopt in {}", project.root.display()));
     }
     for candidate in &candidates {
         let (view, id) = (&candidate.view, candidate.view.task.id());
@@ -237,7 +237,7 @@ fn adopt(project: &Project, named: &[String]) -> Result<Exit> {
         }
     }
     let stuck = candidates.iter().find(|it| it.obstacle.is_some());
-    if let (Some(stuck), Standing::Moved(_)) = (stuck, project.standing()) {
+    if let (Some(stuck), Standing::Moved(_)) = (stuck, &project.standing) {
         let id = stuck.view.task.id();
         return Refusal::new(Exit::TryAgain, format!("'{id}' is running"))
             .place("its supervisor works at the project's old place")
@@ -251,7 +251,7 @@ fn adopt(project: &Project, named: &[String]) -> Result<Exit> {
         return Refusal::new(Exit::Data, "other tasks would be taken over than the named ones")
             .refuse(format!("compare them with the list, then {call}"));
     }
-    let question = format!("Take over {} task(s) into {}?", taken.len(), project.root().display());
+    let question = format!("Take over {} task(s) into {}?", taken.len(), project.root.display());
     let asked = !named.is_empty() && decider() == Decider::Asked;
     if !asked
         && !agree(&question, &format!(", or let Claude Code ask (install.sh --allow): {call}"))?

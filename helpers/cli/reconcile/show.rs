@@ -267,9 +267,8 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
     }
     let collisions = files::read(&task.collisions_path())?.unwrap_or_default();
     collisions.lines().for_each(|line| say(format!("conflicts with {line}")));
-    let words = person.words();
     let items = view.plan.items().iter().map(|item| {
-        let (text, notes) = words.attributed(item);
+        let (text, notes) = person.attributed(item);
         let notes = notes.iter().map(|note| format!("\n      {note}")).collect::<String>();
         format!("{}. {} {text}{notes}", item.number, item.marker)
     });

@@ -102,7 +102,7 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
     notice.iter().for_each(say);
     let is_empty = views.is_empty() && ended.is_empty() && broken.is_empty() && hidden == 0;
     if is_empty && notice.is_none() {
-        say(format!("no tasks in {}", project.root().display()));
+        say(format!("no tasks in {}", project.root.display()));
     }
     let broken = broken.iter().map(broken_line);
     if has_table {

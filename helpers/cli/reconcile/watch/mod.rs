@@ -68,7 +68,7 @@ pub(super) fn watch(project: &Project, color: ColorChoice) -> Result<Exit> {
     let of_tasks = project.clone();
     spawn(&sender, move |sender| send_tasks(&of_tasks, tasks, sender));
     spawn(&sender, send_input);
-    let name = project.root().file_name().unwrap_or_else(|| project.root().as_os_str());
+    let name = project.root.file_name().unwrap_or_else(|| project.root.as_os_str());
     let mut dashboard = Dashboard::new(one_line(&name.to_string_lossy()));
     let mut wishes = Vec::new();
     let result = show(&mut screen, &mut dashboard, &sender, &updates, &mut wishes);
