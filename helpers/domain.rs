@@ -198,22 +198,15 @@ pub struct Worktree {
     /// Git's common directory of the person's repository.
     pub repository: PathBuf,
     /// The person's checkout at the dispatch; `None` for a bare repository.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkout: Option<PathBuf>,
     /// True if the base is a snapshot of uncommitted changes, which is merged by nobody.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub snapshot: bool,
     /// The commit of the person at which the first task of a sequence began, if that is not this one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trunk: Option<String>,
 }
 
 impl Worktree {
-    /// Returns true if the worktree begins at a commit of the person, with nothing of a worker.
-    pub fn begins_at_persons(&self) -> bool {
-        self.trunk() == self.base
-    }
-
     /// The commit of the person at which the first task of the sequence began.
     pub fn trunk(&self) -> &str {
         self.trunk.as_deref().unwrap_or(&self.base)
@@ -228,7 +221,6 @@ pub struct Failure {
     /// The line of output that says so.
     pub said: String,
     /// When the rate limit ends, in seconds since 1970, if the CLI said so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resets: Option<u64>,
 }
 
@@ -277,10 +269,9 @@ pub struct Usage {
     /// Tokens that the model wrote.
     pub output_tokens: u64,
     /// Tokens of an agent, for which the host reports only the sum.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default)]
     pub tokens: u64,
     /// The cost in US dollars.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_usd: Option<f64>,
 }
 
@@ -307,19 +298,33 @@ impl Budget {
 
     /// The use of each limited part, as `0.20 of 5usd`, with whether that part is used up.
     pub fn parts(&self, used: &Usage, time: Duration) -> Vec<(String, bool)> {
-        let Self { usd, tokens, time: limit } = *self;
-        let only = |usd, tokens, time| Self { usd, tokens, time };
         let (cost, count) = (used.cost_usd.unwrap_or_default(), used.all_tokens());
-        let usd = usd.map(|it| {
+        let is_used_up = [
             // A CLI that stops itself may be off by a rounding error.
-            (format!("{cost:.2} of {}", only(Some(it), None, None)), cost > it - 1e-6)
+            self.usd.is_some_and(|most| cost > most - 1e-6),
+            self.tokens.is_some_and(|most| count >= most),
+            self.time.is_some_and(|most| time >= most),
+        ];
+        let used = [format!("{cost:.2}"), short(count), short_duration(time)];
+        let parts = self.words().into_iter().zip(used).zip(is_used_up);
+        parts.filter_map(|((most, used), up)| Some((format!("{used} of {}", most?), up))).collect()
+    }
+
+    /// The limits of money, tokens and time as people write them.
+    fn words(&self) -> [Option<String>; 3] {
+        let usd = self.usd.map(|usd| format!("{usd:.6}"));
+        let usd = usd.map(|usd| format!("{}usd", usd.trim_end_matches('0').trim_end_matches('.')));
+        let tokens = self.tokens.map(|count| match count {
+            count if count % 1_000_000 == 0 => format!("{}Mtok", count / 1_000_000),
+            count if count % 1000 == 0 => format!("{}ktok", count / 1000),
+            count => format!("{count}tok"),
         });
-        let tokens = tokens
-            .map(|it| (format!("{} of {}", short(count), only(None, Some(it), None)), count >= it));
-        let time = limit.map(|it| {
-            (format!("{} of {}", short_duration(time), only(None, None, Some(it))), time >= it)
+        let time = self.time.map(|time| match time.as_millis() as u64 {
+            ms if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
+            ms if ms % 1000 == 0 => format!("{}s", ms / 1000),
+            ms => format!("{ms}ms"),
         });
-        [usd, tokens, time].into_iter().flatten().collect()
+        [usd, tokens, time]
     }
 }
 
@@ -365,20 +370,7 @@ impl From<Budget> for String {
 
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let usd = self.usd.map(|usd| format!("{usd:.6}"));
-        let usd = usd.map(|usd| format!("{}usd", usd.trim_end_matches('0').trim_end_matches('.')));
-        let tokens = self.tokens.map(|count| match count {
-            count if count % 1_000_000 == 0 => format!("{}Mtok", count / 1_000_000),
-            count if count % 1000 == 0 => format!("{}ktok", count / 1000),
-            count => format!("{count}tok"),
-        });
-        let time = self.time.map(|time| match time.as_millis() as u64 {
-            ms if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
-            ms if ms % 1000 == 0 => format!("{}s", ms / 1000),
-            ms => format!("{ms}ms"),
-        });
-        let parts: Vec<_> = [usd, tokens, time].into_iter().flatten().collect();
-        f.write_str(&parts.join(","))
+        f.write_str(&self.words().into_iter().flatten().collect::<Vec<_>>().join(","))
     }
 }
 
@@ -389,10 +381,6 @@ fn short(count: u64) -> String {
         1000..1_000_000 => format!("{:.1}k", count as f64 / 1e3),
         _ => format!("{:.1}M", count as f64 / 1e6),
     }
-}
-
-fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 impl Usage {

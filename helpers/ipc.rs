@@ -26,9 +26,8 @@ pub struct Ipc {
 /// A question of the worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
-    /// The number of the question, counted from 1.
-    pub number: u32,
-    /// The number as the file's name spells it, with at least three digits.
+    /// The number of the question, counted from 1, as the file's name spells it: with at least three
+    /// digits.
     pub name: String,
     /// `true` if there is an answer.
     pub answered: bool,
@@ -127,15 +126,10 @@ impl Ipc {
         };
         let asked = names.iter().filter_map(|name| Some(name.strip_suffix(".question")?.into()));
         let question = |name: String| {
-            Some(Question {
-                number: files::parse_number(&name)?,
-                answered: has(&name, ".answer"),
-                received: has(&name, ".done"),
-                name,
-            })
+            let (answered, received) = (has(&name, ".answer"), has(&name, ".done"));
+            Question { name, answered, received }
         };
-        let asked = files::in_number_order(asked.collect()).into_iter();
-        Ok(asked.filter_map(question).collect())
+        Ok(files::in_number_order(asked.collect()).into_iter().map(question).collect())
     }
 
     /// Publishes a question under the next free number. Returns the number as the file's name spells
@@ -156,8 +150,8 @@ impl Ipc {
                     return Ok(question.name.clone());
                 }
             }
-            let last = questions.last().map_or(0, |question| question.number);
-            let next = files::next_number(last, &self.directory)?;
+            let last = questions.last().and_then(|question| files::parse_number(&question.name));
+            let next = files::next_number(last.unwrap_or(0), &self.directory)?;
             let name = format!("{next:03}");
             if files::publish_new(&self.file(&name, "question"), with_newline(text).as_bytes())? {
                 return Ok(name);
@@ -262,7 +256,7 @@ mod tests {
         assert_eq!(ipc.ask("a?").expect("asked"), "001");
         fs::write(home.path().join("999.question"), "old").expect("written");
         assert_eq!(ipc.ask("b?").expect("asked"), "1000");
-        assert_eq!(ipc.questions().expect("read").last().map(|q| q.number), Some(1000));
+        assert_eq!(ipc.questions().expect("read").last().map(|q| &*q.name), Some("1000"));
         fs::write(home.path().join("999999.question"), "old").expect("written");
         let error = ipc.ask("c?").expect_err("no number").to_string();
         assert!(error.starts_with("there is no number left\n  in "), "{error}");

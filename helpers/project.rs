@@ -252,16 +252,6 @@ impl Project {
         Some(project).filter(|it| Some(&*it.state_dir) == task.state_dir().parent())
     }
 
-    /// The lock file for restarting lost supervisors.
-    pub fn repair_lock_path(&self) -> PathBuf {
-        self.state_dir.join(".repair.lock")
-    }
-
-    /// The file whose modification time is the time of the last sweep of temporary files.
-    pub fn sweep_time_path(&self) -> PathBuf {
-        self.state_dir.join(".swept")
-    }
-
     /// The directories outside of tasks in which helpers write files.
     pub fn helper_directories(&self) -> Vec<PathBuf> {
         let git = common_directory(&self.root).map(|common| common.join("info"));
@@ -274,9 +264,7 @@ impl Project {
     pub fn repository(&self) -> Option<PathBuf> {
         let home = dirs::home_directory().and_then(|home| home.canonicalize().ok());
         let is_home = home.is_some_and(|home| home == self.root);
-        let is_bare = self.root.join("HEAD").is_file() && self.root.join("objects").is_dir();
-        let common = common_directory(&self.root).or_else(|| is_bare.then(|| self.root.clone()));
-        common.filter(|_| !is_home)?.canonicalize().ok()
+        repository_at(&self.root).filter(|_| !is_home)
     }
 
     /// The task with this name, which need not exist.
@@ -412,10 +400,8 @@ impl Project {
         files::create_private_directory(&self.state_dir)?;
         files::create_private_directory(&self.tasks_dir())?;
         // A person or the host's editor may have created the directories, readable for everybody.
-        for top in [self.root.join(".dispatch"), dirs::dispatch_home()?] {
-            if !top.is_dir() {
-                continue;
-            }
+        let tops = [self.root.join(".dispatch"), dirs::dispatch_home()?];
+        for top in tops.into_iter().filter(|top| top.is_dir()) {
             std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o700))
                 .with_context(|| format!("cannot make {} private", top.display()))?;
         }
@@ -455,14 +441,14 @@ pub fn change_excluded(top: &Path, change: impl FnOnce(&str) -> Option<String>) 
 /// Git's common directories of the checkouts and bare repositories that a directory lies in, the
 /// innermost first.
 pub fn repositories_around(directory: &Path) -> Vec<PathBuf> {
-    let is_bare = |it: &&Path| it.join("HEAD").is_file() && it.join("objects").is_dir();
-    let of = |top: &Path| {
-        let dot_git = top.join(".git");
-        let common = (dot_git.is_file() || dot_git.is_dir()).then(|| common_directory(top));
-        let bare = || Some(top).filter(is_bare).map(Path::to_path_buf);
-        common.flatten().or_else(bare)?.canonicalize().ok()
-    };
-    directory.ancestors().filter_map(of).collect()
+    directory.ancestors().filter_map(repository_at).collect()
+}
+
+/// Git's common directory of the checkout, or the bare repository, at `top`, canonical.
+fn repository_at(top: &Path) -> Option<PathBuf> {
+    let is_bare = || top.join("HEAD").is_file() && top.join("objects").is_dir();
+    let bare = || is_bare().then(|| top.to_path_buf());
+    common_directory(top).or_else(bare)?.canonicalize().ok()
 }
 
 /// The directory with the person's side of the project with that identity: its name for people, and

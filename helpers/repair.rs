@@ -139,12 +139,13 @@ fn refresh(view: Option<&mut View>) {
 /// Removes temporary files of dead writers and returns how many. Searches only directories that changed
 /// since the last sweep, because a project may have a thousand tasks.
 fn remove_leftovers(project: &Project, views: &[View]) -> usize {
-    let sweep_time = project.sweep_time_path();
+    // The modification time of this file is the time of the last sweep.
+    let sweep_time = project.state_dir.join(".swept");
     let now = SystemTime::now();
-    let since = std::fs::symlink_metadata(&sweep_time).and_then(|it| it.modified()).ok();
+    let since = files::modified_at(&sweep_time);
     let changed = |directory: &PathBuf| {
-        let modified = std::fs::symlink_metadata(directory).and_then(|it| it.modified());
-        modified.is_ok_and(|modified| since.is_none_or(|since| modified >= since))
+        let modified = files::modified_at(directory);
+        modified.is_some_and(|modified| since.is_none_or(|since| modified >= since))
     };
     let own = dirs::dispatch_home().into_iter().chain(project.helper_directories());
     // Leave done tasks alone; leftovers there are harmless.

@@ -9,7 +9,7 @@ use crate::config::{AliasEntry, Config};
 use crate::domain::Backend;
 use crate::error::{Exit, Refusal};
 use crate::text::{line_and_column, sort};
-use crate::tools::{is_known, missing_program, obsolete_flags, program_of};
+use crate::tools::{by_name, missing_program, obsolete_flags, program_of};
 
 /// All problems of a config's text, from top to bottom.
 ///
@@ -92,7 +92,7 @@ impl Check<'_> {
         }
         let backends = config.backends.keys().map(String::as_str);
         let backends: Vec<&str> = backends.chain(config.disabled("backends")).collect();
-        for (id, name) in config.models.iter().filter(|(_, name)| !is_known(name)) {
+        for (id, name) in config.models.iter().filter(|(_, name)| by_name(name).is_none()) {
             let what = format!("model '{id}' is on '{name}', which does not exist");
             let otherwise = format!("dispatch-config add-backend {name} --command '...'");
             self.name(&["models", id, "backend"], name, &backends, [what, otherwise]);
@@ -102,7 +102,7 @@ impl Check<'_> {
     /// The command of a backend must exist and take its flags.
     fn command(&mut self, section: &str, name: &str, backend: &Backend) {
         let path = [section, name, "command"];
-        if backend.command.is_none() && !is_known(name) {
+        if backend.command.is_none() && by_name(name).is_none() {
             let remedy = "add 'command:' with the shell command that starts it".into();
             return self.add(&path, "", format!("backend '{name}' has no command"), remedy);
         }

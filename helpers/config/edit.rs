@@ -22,7 +22,6 @@ use crate::domain::PromptVia;
 use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::{self, Lock};
-use crate::text::sort;
 
 /// A key with its value.
 pub type Field = (&'static str, String);
@@ -59,7 +58,7 @@ pub fn apply(text: &str, edit: &Edit) -> Result<String, Refusal> {
     }
     let splices =
         before.splices(edit).ok_or_else(|| edit.by_hand(&before, "it is not a map in lines"))?;
-    let after = spliced(text, &splices).ok_or_else(|| edit.by_hand(&before, "edits overlap"))?;
+    let after = spliced(text, &splices);
     prove(&before, &splices, &after, edit).map_err(|why| edit.by_hand(&before, &why))?;
     Ok(format!("{bom}{after}"))
 }
@@ -156,16 +155,11 @@ pub(super) fn map(fields: &[Field]) -> Value {
     Value::Mapping(fields.collect())
 }
 
-/// The text with all pieces replaced; `None` if they overlap.
-fn spliced(text: &str, splices: &[Splice]) -> Option<String> {
-    let mut sorted: Vec<&Splice> = splices.iter().collect();
-    sort(&mut sorted, |(one, _), (other, _)| (one.start, one.end).cmp(&(other.start, other.end)));
-    if sorted.windows(2).any(|pair| pair[0].0.end > pair[1].0.start) {
-        return None;
-    }
+/// The text with all pieces replaced, which come from the last to the first.
+fn spliced(text: &str, splices: &[Splice]) -> String {
     let mut text = text.to_owned();
-    sorted.iter().rev().for_each(|(range, new)| text.replace_range(range.clone(), new));
-    Some(text)
+    splices.iter().for_each(|(range, new)| text.replace_range(range.clone(), new));
+    text
 }
 
 /// The value at a path.

@@ -20,8 +20,6 @@ use crate::error::{Exit, Refusal};
 use crate::files;
 use check::{Problem, Severity, closest};
 
-pub use choose::Mention;
-
 /// A short name for a model.
 #[derive(Clone, Debug)]
 pub struct AliasEntry {
@@ -93,6 +91,31 @@ pub struct Config {
     pub problems: Vec<Problem>,
     /// The file that the config was read from.
     pub path: PathBuf,
+}
+
+/// A section: its entries by name, in the order of the file.
+pub type Entries<T> = IndexMap<String, T>;
+
+/// A worker that was chosen.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Choice {
+    /// The name that chose it: of a model, an alias, or an agent of the old format.
+    pub name: String,
+    /// The model's id; an agent of the old format has none.
+    pub model: Option<String>,
+    /// The backend's name.
+    pub backend: String,
+    /// The text that opens the prompt.
+    pub prompt: Option<String>,
+    /// The alias's own check, a command that must succeed before a task is done.
+    #[serde(skip)]
+    pub check: Option<String>,
+    /// The model or alias that continues a task at this one's limit.
+    #[serde(skip)]
+    pub fallback: Option<String>,
+    /// The backend as the config describes it.
+    #[serde(skip)]
+    pub settings: Backend,
 }
 
 /// The refusal where there is no config.
@@ -206,34 +229,7 @@ impl Config {
         let names = self.aliases.keys().map(String::as_str);
         names.chain(self.targets()).chain(self.disabled("aliases"))
     }
-}
 
-/// A section: its entries by name, in the order of the file.
-pub type Entries<T> = IndexMap<String, T>;
-
-/// A worker that was chosen.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Choice {
-    /// The name that chose it: of a model, an alias, or an agent of the old format.
-    pub name: String,
-    /// The model's id; an agent of the old format has none.
-    pub model: Option<String>,
-    /// The backend's name.
-    pub backend: String,
-    /// The text that opens the prompt.
-    pub prompt: Option<String>,
-    /// The alias's own check, a command that must succeed before a task is done.
-    #[serde(skip)]
-    pub check: Option<String>,
-    /// The model or alias that continues a task at this one's limit.
-    #[serde(skip)]
-    pub fallback: Option<String>,
-    /// The backend as the config describes it.
-    #[serde(skip)]
-    pub settings: Backend,
-}
-
-impl Config {
     /// The worker that `name` stands for; without a name, the default.
     ///
     /// # Errors
@@ -415,7 +411,7 @@ mod tests {
             ("places: { x: { reach: a, start: sbatch; b } }\n", "must be one plain call of sbatch"),
             ("places: { x: { reach: a, start: sbatch -Ha1-3 } }\n", "cannot have -Ha1-3"),
             ("places: { x: { reach: a, start: sbatch --arr 9 } }\n", "cannot have --arr"),
-            ("places: { x: { reach: a, start: sbatch a.sh } }\n", "have a.sh as a word of its own"),
+            ("places: { x: { reach: a, start: sbatch a.sh } }\n", "cannot have a.sh"),
             ("patiense: 1\n", "unknown key 'patiense' (did you mean 'patience'?)"),
             ("aliases: { x: { model: good, z: 1 } }\n", "unknown key 'z' in aliases.x (known"),
         ];

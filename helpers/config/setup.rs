@@ -75,7 +75,7 @@ pub fn offers(found: &[InstalledCli], listings: &[Listing]) -> Vec<Offer> {
 pub fn gaps(found: &[InstalledCli]) -> Vec<(&str, String)> {
     let gap = |backend: &str| holder(backend, &Backend::default(), Access::Write, true).err();
     let backends = found.iter().map(|found| found.backend.as_str());
-    backends.filter_map(|backend| Some((backend, gap(backend)?.to_string()))).collect()
+    backends.filter_map(|backend| Some((backend, gap(backend)?))).collect()
 }
 
 /// Returns true if Claude Code is installed, and its workers can be held as processes.

@@ -163,6 +163,37 @@ impl Document<'_> {
         }
     }
 
+    /// The key at a path and its value.
+    pub(super) fn get(&self, path: &[String]) -> Option<&(Node, Node)> {
+        let (first, below) = path.split_first()?;
+        let first = self.root.as_ref()?.get(first)?;
+        below.iter().try_fold(first, |(_, map), name| map.get(name))
+    }
+
+    pub(super) fn line(&self, at: usize) -> usize {
+        line_and_column(self.text, at).0
+    }
+
+    pub(super) fn line_start(&self, at: usize) -> usize {
+        self.text[..at].rfind('\n').map_or(0, |newline| newline + 1)
+    }
+
+    /// The end of a line, before its line break.
+    pub(super) fn line_end(&self, at: usize) -> usize {
+        let line = self.text[at..].split('\n').next().unwrap_or_default();
+        at + line.strip_suffix('\r').unwrap_or(line).len()
+    }
+
+    pub(super) fn next_line(&self, at: usize) -> usize {
+        self.text[at..].find('\n').map_or(self.text.len(), |newline| at + newline + 1)
+    }
+
+    /// The blanks that a line starts with.
+    fn indent(&self, at: usize) -> &str {
+        let line = &self.text[self.line_start(at)..];
+        &line[..line.len() - line.trim_start_matches(' ').len()]
+    }
+
     /// The text between sections: a blank line where the config has any.
     fn gap(&self) -> &'static str {
         let blank = self.text.contains("\n\n") || self.text.contains("\n\r\n");
@@ -271,38 +302,5 @@ pub(super) fn read(text: &str) -> Result<Document<'_>, String> {
             Err(format!("'{name}' stands there twice, again in line {line}"))
         }
         None => Ok(document),
-    }
-}
-
-impl Document<'_> {
-    /// The key at a path and its value.
-    pub(super) fn get(&self, path: &[String]) -> Option<&(Node, Node)> {
-        let (first, below) = path.split_first()?;
-        let first = self.root.as_ref()?.get(first)?;
-        below.iter().try_fold(first, |(_, map), name| map.get(name))
-    }
-
-    pub(super) fn line(&self, at: usize) -> usize {
-        line_and_column(self.text, at).0
-    }
-
-    pub(super) fn line_start(&self, at: usize) -> usize {
-        self.text[..at].rfind('\n').map_or(0, |newline| newline + 1)
-    }
-
-    /// The end of a line, before its line break.
-    pub(super) fn line_end(&self, at: usize) -> usize {
-        let line = self.text[at..].split('\n').next().unwrap_or_default();
-        at + line.strip_suffix('\r').unwrap_or(line).len()
-    }
-
-    pub(super) fn next_line(&self, at: usize) -> usize {
-        self.text[at..].find('\n').map_or(self.text.len(), |newline| at + newline + 1)
-    }
-
-    /// The blanks that a line starts with.
-    fn indent(&self, at: usize) -> &str {
-        let line = &self.text[self.line_start(at)..];
-        &line[..line.len() - line.trim_start_matches(' ').len()]
     }
 }

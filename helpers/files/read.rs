@@ -72,10 +72,7 @@ pub fn read_growing(path: &Path, most: u64) -> Result<Option<(Vec<u8>, Option<bo
 
 fn read_open(file: &File, length: u64, most: u64, path: &Path) -> Result<Vec<u8>> {
     if length > LARGEST {
-        let (mebibytes, largest) = (length >> 20, LARGEST >> 20);
-        return Refusal::new(Exit::Data, format!("{} is too large", path.display()))
-            .place(format!("it has {mebibytes} MiB, and no file of a task needs {largest}"))
-            .refuse("move it away, or make it shorter");
+        return Err(too_large(path, LARGEST).into());
     }
     let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1);
     // The limit also holds for a file that grows meanwhile.
@@ -104,9 +101,7 @@ pub fn copy_foreign(from: &Path, to: &Path, most: u64) -> Result<u64> {
     let copied = std::io::copy(&mut file.take(most.saturating_add(1)), &mut copy)
         .with_context(|| format!("cannot copy {}", from.display()))?;
     if copied > most {
-        return Refusal::new(Exit::Data, format!("{} is too large", from.display()))
-            .place(format!("{} MiB is the limit for this copy", most >> 20))
-            .refuse("move it away, or make it shorter");
+        return Err(too_large(from, most).into());
     }
     Ok(copied)
 }
@@ -144,6 +139,12 @@ pub fn decode(bytes: Vec<u8>, path: &Path) -> Result<String> {
     })
 }
 
+fn too_large(path: &Path, most: u64) -> Refusal {
+    Refusal::new(Exit::Data, format!("{} is too large", path.display()))
+        .place(format!("no more than {} MiB are read", most >> 20))
+        .next("move it away, or make it shorter")
+}
+
 fn cannot_read(path: &Path) -> String {
     format!("cannot read {}", path.display())
 }
@@ -159,7 +160,7 @@ mod tests {
         File::create(&path).and_then(|file| file.set_len(1 << 40)).expect("a sparse file");
         let error = read_foreign(&path).expect_err("too large");
         assert_eq!(crate::error::exit_code(&error), Exit::Data);
-        assert!(error.to_string().contains("it has 1048576 MiB"), "{error}");
+        assert!(error.to_string().contains("no more than 64 MiB are read"), "{error}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::git::command::{
 use crate::git::include::stays_below;
 use crate::git::{EXCLUDED, beside, reference};
 use crate::ids::file_hash;
-use crate::text::{collect, lossy};
+use crate::text::collect;
 
 /// How many bytes of objects are taken from a worktree.
 const OBJECTS_LIMIT: u64 = 8 << 30;
@@ -209,7 +209,7 @@ pub(super) struct Foreign {
 
 impl Foreign {
     fn text(&self, name: &str) -> Result<Option<String>> {
-        Ok(files::read_foreign(&self.git_dir.join(name))?.map(lossy))
+        files::read_lossy(&self.git_dir.join(name))
     }
 
     /// The repository's HEAD.

@@ -17,7 +17,6 @@ use crate::ids::now;
 use crate::news::{Event, question_key};
 use crate::process::Identity;
 use crate::task::Task;
-use crate::text::lossy;
 
 /// How far the delivery of an event has come, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -155,7 +154,7 @@ pub fn take_new(
 
 /// The text of a task's ledger, read without the lock.
 fn text(task: &Task) -> Result<String> {
-    Ok(files::read_foreign(&task.news_path())?.map(lossy).unwrap_or_default())
+    Ok(files::read_lossy(&task.news_path())?.unwrap_or_default())
 }
 
 /// The deliveries in a task's ledger by event id, read without the lock.

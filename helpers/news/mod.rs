@@ -283,7 +283,8 @@ impl Remedy {
                 FailureKind::Model => Self::Resume(" --model NAME"),
                 FailureKind::Auth => {
                     let choice = current_choice(view);
-                    let login = choice.and_then(|it| tools::login(&it.backend, &it.settings));
+                    let cli = choice.and_then(|it| tools::by_backend(&it.backend, &it.settings));
+                    let login = cli.map(|cli| cli.login);
                     login.map_or(Self::Resume(""), |login| Self::Login(login.into()))
                 }
                 _ => Self::Resume(""),

@@ -13,7 +13,6 @@ use crate::files;
 use crate::ipc::{Ipc, IpcText, Looks, second_look};
 use crate::process::{ANSWERS, PATIENCE, Watch, Woken, boot_id, time_since_boot};
 use crate::task::{Answer, WorkerSide};
-use crate::text::lossy;
 
 /// How long one call waits for an answer: just under the 600 s that hosts allow a command.
 pub const WAIT: Duration = Duration::from_secs(570);
@@ -90,7 +89,7 @@ fn answer(ipc: &Ipc, number: &str) -> Result<Option<IpcText>> {
 fn waited(side: &WorkerSide, number: &str) -> Result<Duration> {
     let path = side.directory().join(format!("ipc/.{number}.asked"));
     let (boot, now) = (boot_id(), time_since_boot());
-    let text = files::read_foreign(&path)?.map(lossy).unwrap_or_default();
+    let text = files::read_lossy(&path)?.unwrap_or_default();
     let begin = text.split_once(' ').filter(|(of_boot, _)| *of_boot == boot);
     if let Some(seconds) = begin.and_then(|(_, seconds)| seconds.parse().ok()) {
         return Ok(now.saturating_sub(Duration::from_secs(seconds)));

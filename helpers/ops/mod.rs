@@ -22,7 +22,6 @@ use crate::error::{Exit, Refusal};
 use crate::process::calling_host;
 use crate::task::{Record, Task, Wait};
 use crate::tools::detect::logged_out;
-use crate::tools::is_known;
 use crate::worker::agent;
 use crate::worker::supervise;
 
@@ -125,7 +124,7 @@ const NEEDS: [[&str; 2]; 5] = [
 
 /// Returns true for Claude inside Claude Code, which has its own agents.
 fn has_agents(backend: &str) -> bool {
-    calling_host().is_some() && backend == "claude" && is_known("claude")
+    calling_host().is_some() && backend == "claude"
 }
 
 /// The route of a task: `agent` if the person `asked_for_agent`, else by the config, else `agent` where

@@ -228,7 +228,8 @@ fn check_worker(name: &str, config: &Config) -> Vec<(bool, String)> {
             let own = program.map(|it| (backend.clone(), it)).into_iter().collect::<Vec<_>>();
             let found = tools::detect::detect(&own);
             let found = found.iter().find(|it| it.backend == *backend);
-            lines.extend(found.map(|it| cli_line(it, tools::login(backend, settings))));
+            let login = tools::by_backend(backend, settings).map(|cli| cli.login);
+            lines.extend(found.map(|it| cli_line(it, login)));
         }
     }
     let access = choice.settings.usual_access();

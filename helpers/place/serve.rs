@@ -180,7 +180,7 @@ fn carry_out(places: &Path, head: Request, texts: &[String]) -> Result<Option<St
                 return Ok(None);
             }
             let project = project(places, &address.key)?;
-            let _lock = Lock::take(&project.root().join("dispatch.lock"), LOCK_LIMIT)?;
+            let _lock = Lock::take(&project.root.join("dispatch.lock"), LOCK_LIMIT)?;
             let task = project.task(&address.id.parse()?);
             match task.was_dispatched() {
                 true => run_helper(&task, "dispatch-reconcile", &["stop", &address.id], "")?,
@@ -253,7 +253,7 @@ fn run_helper(task: &Task, name: &str, arguments: &[&str], input: &str) -> Resul
 
 /// The file that says how often a task was stopped that had not started.
 fn stops_path(project: &Project, task: &Task) -> PathBuf {
-    project.root().join(format!("stopped-{}", task.id()))
+    project.root.join(format!("stopped-{}", task.id()))
 }
 
 /// Dispatches a task once, at a commit that has come.
@@ -266,7 +266,7 @@ fn start(
 ) -> Result<()> {
     ensure!(sparse.len() <= LONGEST_SPARSE, "the checkout has too many sparse patterns");
     let project = project(places, &address.key)?;
-    let _lock = Lock::take(&project.root().join("dispatch.lock"), LOCK_LIMIT)?;
+    let _lock = Lock::take(&project.root.join("dispatch.lock"), LOCK_LIMIT)?;
     let task = project.task(&address.id.parse()?);
     // The answer to an earlier request may have been lost.
     if task.was_dispatched() {
@@ -276,7 +276,7 @@ fn start(
     if stopped.is_some_and(|it| it.parse().is_ok_and(|it: u32| it >= stops)) {
         bail!("it was stopped before it started");
     }
-    set_head(project.root(), base)?;
+    set_head(&project.root, base)?;
     files::create_private_directory(task.state_dir())?;
     files::publish(&task.config_path(), config.as_bytes())?;
     if !sparse.is_empty() {

@@ -227,7 +227,8 @@ pub(super) fn common_directory(top: &Path) -> Option<PathBuf> {
     if dot_git.is_dir() {
         return Some(dot_git).filter(|it| it.join("HEAD").symlink_metadata().is_ok());
     }
-    let text = files::read(&dot_git).ok()??;
+    // A pipe in its place would hold the reader up.
+    let text = files::read(Some(&dot_git).filter(|it| it.is_file())?).ok()??;
     let git_dir = top.join(text.strip_prefix("gitdir:")?.trim());
     if !points_back(&git_dir, &dot_git) {
         return None;
@@ -382,17 +383,12 @@ impl Project {
         let (from, id) = (view.task.state_dir(), view.task.id().as_str());
         let aside = own.join(format!(".{id}.adopted"));
         files::remove_directory(&aside)?;
-        let to = own.join(id);
-        let rename = |from: &Path, to: &Path| {
-            std::fs::rename(from, to).with_context(|| format!("cannot move {}", from.display()))
-        };
-        match self.standing {
-            Standing::Copied(_) => {
-                files::copy_directory(from, &aside)?;
-                rename(&aside, &to)?;
-            }
-            _ => rename(from, &to)?,
+        let copied = matches!(self.standing, Standing::Copied(_));
+        if copied {
+            files::copy_directory(from, &aside)?;
         }
+        let (from, to) = (if copied { &aside } else { from }, own.join(id));
+        std::fs::rename(from, &to).with_context(|| format!("cannot move {}", from.display()))?;
         let task = Task::new(view.task.id().clone(), to, self.tasks_dir().join(id));
         task.change_record(|record| self.relocate(record))?;
         task.call_owner();

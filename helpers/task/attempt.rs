@@ -232,11 +232,6 @@ impl Attempt {
         Ok(files::read_lossy(&self.plan_path())?.map(|text| Plan::parse(&text)))
     }
 
-    /// The file with the summary of the finish marker that the attempt left.
-    pub fn summary_path(&self) -> PathBuf {
-        self.directory.join("summary")
-    }
-
     /// Publishes a value as the file of that name.
     fn set(&self, name: &str, value: &impl Serialize) -> Result<()> {
         files::publish(&self.directory.join(name), serde_yaml::to_string(value)?.as_bytes())
@@ -391,9 +386,7 @@ impl Task {
         let publish = |it| files::publish(&path, serde_json::to_string(it)?.as_bytes());
         remote.map_or_else(|| files::remove(&path), publish)
     }
-}
 
-impl Task {
     /// The last job of the task, with the scheduler's last word about it.
     pub fn job(&self) -> Result<Option<Job>> {
         let path = self.state_dir.join("job");

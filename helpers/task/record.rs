@@ -285,6 +285,21 @@ impl HostIndex {
     }
 }
 
+/// The one key that a record of any format has.
+#[derive(Deserialize)]
+pub(super) struct Format {
+    pub(super) format: u32,
+}
+
+/// An answer of the person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The question as it was shown.
+    pub question: String,
+    /// The person's words.
+    pub answer: String,
+}
+
 /// `dispatch-spawn` as a process that works on its own, without input.
 pub fn own_helper(flag: &str) -> Result<Command> {
     let mut command = Command::new(worker_helper()?.with_file_name("dispatch-spawn"));
@@ -386,24 +401,7 @@ impl Task {
         let option = |root: &Path| format!(" -C {}", shell_word(&root.display().to_string()));
         root.map(option).unwrap_or_default()
     }
-}
 
-/// The one key that a record of any format has.
-#[derive(Deserialize)]
-pub(super) struct Format {
-    pub(super) format: u32,
-}
-
-/// An answer of the person.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    /// The question as it was shown.
-    pub question: String,
-    /// The person's words.
-    pub answer: String,
-}
-
-impl Task {
     /// The directory with the recorded answers.
     pub fn answers_dir(&self) -> PathBuf {
         self.state_dir().join("answers")

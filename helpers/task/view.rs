@@ -37,14 +37,17 @@ impl WorkersWords {
     /// The words as they are now. Whatever the worker did to its files, its end and its process stay
     /// visible.
     pub(super) fn now(task: &Task, is_running: bool) -> Result<Self> {
-        let attempted = task.last_attempt().is_some();
-        Self::read(task, attempted, is_running).or_else(|error| Self::unreadable(task, &error))
+        Self::read(task, is_running).or_else(|error| Self::unreadable(task, &error))
     }
 
     /// The dispatched plan, in place of words that cannot be read.
     pub(super) fn unreadable(task: &Task, error: &anyhow::Error) -> Result<Self> {
         let plan = task.dispatched_plan()?.to_string();
-        Ok(Self { plan, trouble: Some(trouble(task, error)), ..Self::default() })
+        // Paths are relative to the worker's side.
+        let side = format!("{}/", task.side().directory().display());
+        let trouble = format!("{error:#}").replace(&side, "");
+        let trouble = trouble.lines().next().map(str::to_owned);
+        Ok(Self { plan, trouble, ..Self::default() })
     }
 
     /// Returns true if the worker finished and every item is ticked.
@@ -60,7 +63,7 @@ impl WorkersWords {
         self
     }
 
-    fn read(task: &Task, attempted: bool, is_running: bool) -> Result<Self> {
+    fn read(task: &Task, is_running: bool) -> Result<Self> {
         let (side, mut questions) = (task.side(), Vec::new());
         side.refuse_symlinks()?;
         let ipc = side.ipc();
@@ -72,19 +75,14 @@ impl WorkersWords {
             let text = if answered { None } else { ipc.question(&question.name)? };
             questions.extend(text.map(|text| (question, text)));
         }
-        let plan = match attempted {
+        let plan = match files::read_lossy(&side.plan_path())? {
+            Some(plan) => plan,
             // Nobody has had the plan yet who could have lost it.
-            false if !side.plan_path().exists() => task.dispatched_plan()?.to_string(),
-            _ => files::read_lossy(&side.plan_path())?.unwrap_or_default(),
+            None if task.last_attempt().is_none() => task.dispatched_plan()?.to_string(),
+            None => String::new(),
         };
         Ok(Self { plan, questions, summary: ipc.finished()?, trouble: None })
     }
-}
-
-/// The fault of a file on the worker's side, with its path in there.
-fn trouble(task: &Task, error: &anyhow::Error) -> String {
-    let text = format!("{error:#}").replace(&format!("{}/", task.side().directory().display()), "");
-    text.lines().next().unwrap_or_default().into()
 }
 
 /// The check that is due or failed; `None` if all passed, or there are none.
@@ -140,21 +138,16 @@ impl View {
     pub(super) fn load(task: &Task) -> Result<Self> {
         let record = task.record()?.with_context(|| format!("'{}' has no record", task.id()))?;
         let attempt = task.attempts()?.pop();
-        let mut processes = Vec::new();
-        if let Some(attempt) = &attempt {
-            processes.extend(attempt.identity()?);
-        }
         let is_cli = record.route == Route::Cli;
-        if is_cli {
-            processes.extend(Lock::last_holder(&task.run_lock_path())?);
-        }
+        let worker = attempt.as_ref().map(Attempt::identity).transpose()?.flatten();
+        let supervisor = if is_cli { Lock::last_holder(&task.run_lock_path())? } else { None };
         // The life of a process in another namespace is unknown; then the run lock decides, or the scheduler.
         let is_running = |process: &Identity| match process.life() {
             Life::Alive => true,
             Life::Dead => false,
             Life::Unknown => task.is_supervised().unwrap_or(true),
         };
-        processes.retain(is_running);
+        let processes: Vec<_> = worker.into_iter().chain(supervisor).filter(is_running).collect();
         // Read the end first, so that the reads below see all that the worker wrote before it.
         let exit = attempt.as_ref().map(Attempt::exit).transpose()?.flatten();
         // A wait is written before the attempt's end and removed after the next attempt is created.
@@ -199,10 +192,8 @@ impl View {
             }
             doubt => doubt.map(|doubt| Reason::LineInDoubt(doubt.to_string())),
         };
-        let gate = match &attempt {
-            Some(attempt) if record.first_check().is_some() => attempt.gate()?,
-            _ => None,
-        };
+        let checked = attempt.as_ref().filter(|_| record.first_check().is_some());
+        let gate = checked.map(Attempt::gate).transpose()?.flatten();
         let error = remote.as_ref().and_then(|it| it.error.clone());
         let not_started = error.filter(|_| attempt.is_none() && open.is_none());
         let refused =

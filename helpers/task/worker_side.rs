@@ -112,11 +112,11 @@ impl WorkerSide {
         }
         // An unreadable directory may hold files.
         let Ok(names) = files::entries(&self.directory) else { return true };
-        let ipc = files::entries(self.ipc().directory());
-        let is_plan = |name: &std::ffi::OsStr| name == "plan.md";
-        let is_empty_ipc =
-            |name: &std::ffi::OsStr| name == "ipc" && ipc.as_ref().is_ok_and(Vec::is_empty);
-        names.iter().any(|(name, _)| !is_plan(name) && !is_empty_ipc(name))
+        names.iter().any(|(name, _)| match name.to_str() {
+            Some("plan.md") => false,
+            Some("ipc") => files::entries(self.ipc().directory()).map_or(true, |it| !it.is_empty()),
+            _ => true,
+        })
     }
 
     /// Takes the lock for changes of the plan.

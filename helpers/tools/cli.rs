@@ -22,7 +22,7 @@ pub(super) mod prelude {
 
     pub(in crate::tools) use serde_json::Value;
 
-    pub(in crate::tools) use super::{Models, Place, WorkerCli, resume_with};
+    pub(in crate::tools) use super::{Models, ONLY_EDITS, Place, WorkerCli, resume_with};
     pub(in crate::tools) use crate::domain::{Access, FailureKind as Kind};
     pub(in crate::tools) use crate::tools::events::{Observed, first_text, sum, text};
     pub(in crate::tools) use crate::tools::models::{Listed, Source, listed};
@@ -51,7 +51,7 @@ pub struct WorkerCli {
     /// A variable that holds a key and counts as logged in, whatever the CLI says.
     pub(super) key: Option<&'static str>,
     /// The command that logs a person in.
-    pub(super) login: &'static str,
+    pub login: &'static str,
     /// Where its models are known from.
     pub(super) models: Models,
     /// Flags that newer versions refuse, each with its replacement. Old configs still have them.
@@ -75,8 +75,8 @@ pub struct WorkerCli {
     /// The last arguments, which begin or resume a session.
     pub(super) session: fn(Session) -> Vec<OsString>,
 
-    /// Why the CLI itself can never hold its workers to an access level, if so.
-    pub(super) unenforceable: fn(Access) -> Option<&'static str>,
+    /// Why the CLI itself can never hold its workers to `read`, and to `write`, if so.
+    pub(super) unenforceable: [Option<&'static str>; 2],
     /// The programs that its own sandbox for an access level needs on Linux; `None` where it holds
     /// the level without one.
     pub(super) own_sandbox: fn(Access) -> Option<&'static [&'static str]>,
@@ -93,7 +93,7 @@ pub struct WorkerCli {
     /// The files at the top of a project that make it run something.
     pub(super) obeyed_files: &'static [&'static str],
     /// Variables for a worker in a sandbox of dispatch's.
-    pub(super) variables: &'static [(&'static str, &'static str)],
+    pub variables: &'static [(&'static str, &'static str)],
 
     /// Reads an event: a JSON object that was a line of its own.
     pub(super) event: fn(&Value, &mut Observed),
@@ -102,6 +102,10 @@ pub struct WorkerCli {
     /// The CLI's error messages: the first expression that matches tells the kind.
     pub(super) failures: &'static [(FailureKind, &'static str)],
 }
+
+/// Why some CLIs do not hold their workers to `write`.
+pub(super) const ONLY_EDITS: &str =
+    "it holds its own edits to the project, but not the commands that it runs";
 
 /// A directory of a CLI's own, which a variable moves.
 #[derive(Clone, Copy, Debug)]
@@ -189,7 +193,7 @@ impl WorkerCli {
             Session::New(id) => os_args(&["--session-id", id]),
             Session::Resume(id) => os_args(&["--resume", id]),
         },
-        unenforceable: |_| None,
+        unenforceable: [None, None],
         own_sandbox: |_| None,
         nests: false,
         places: &[],
@@ -231,9 +235,14 @@ impl WorkerCli {
         args
     }
 
+    /// Why the CLI itself can never hold its workers to an access level, if so.
+    pub(super) fn never_holds(&self, access: Access) -> Option<&'static str> {
+        self.unenforceable.get(access as usize).copied().flatten()
+    }
+
     /// Why the CLI itself cannot hold its workers to an access level on this machine, if so.
     pub(super) fn gap(&self, access: Access) -> Option<String> {
-        let never = (self.unenforceable)(access).map(str::to_owned);
+        let never = self.never_holds(access).map(str::to_owned);
         never.or_else(|| match missing((self.own_sandbox)(access)?).as_slice() {
             [] => no_namespaces(),
             missing => {
@@ -251,7 +260,7 @@ impl WorkerCli {
             self.nests && holder.nests() && missing(programs).is_empty()
         };
         let holds =
-            (self.unenforceable)(access).is_none() && (self.own_sandbox)(access).is_none_or(starts);
+            self.never_holds(access).is_none() && (self.own_sandbox)(access).is_none_or(starts);
         if holds { access } else { Access::Full }
     }
 }

@@ -27,22 +27,24 @@ fn is_one_program(command: &str) -> bool {
 
 /// True if the command is one program that does not choose the form of its output itself.
 pub(super) fn prints_for_people(command: &str) -> bool {
-    let words = ["--output-format", "--output", "-o", "--format", "--json"];
-    let is_form = |word: &str| words.contains(&word.split('=').next().unwrap_or_default());
-    is_one_program(command) && !command.split_whitespace().any(is_form)
+    let forms = ["--output-format", "--output", "-o", "--format", "--json"];
+    is_one_program(command) && !has(command, &forms)
+}
+
+/// True if one of the command's words is one of these options, with a value attached or not.
+pub(super) fn has(command: &str, options: &[&str]) -> bool {
+    let is_one = |word: &str| options.contains(&word.split('=').next().unwrap_or_default());
+    command.split_whitespace().any(is_one)
 }
 
 /// True if the command chooses a model itself.
 pub(super) fn names_a_model(command: &str) -> bool {
-    let is_model = |word: &str| matches!(word, "--model" | "-m") || word.starts_with("--model=");
-    command.split_whitespace().any(is_model)
+    has(command, &["--model", "-m"])
 }
 
 /// True if the command chooses a session itself.
 pub(super) fn names_a_session(command: &str) -> bool {
-    let words = ["--session-id", "--resume", "--continue", "-r", "resume", "fork"];
-    let is_session = |word: &str| words.contains(&word.split('=').next().unwrap_or_default());
-    command.split_whitespace().any(is_session)
+    has(command, &["--session-id", "--resume", "--continue", "-r", "resume", "fork"])
 }
 
 /// Skips `env`, its options and assignments, then matches one quoted or plain word. Bytes compile five times

@@ -21,11 +21,10 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         job.argv([first, "--mode ask", "--sandbox enabled", "--force"])
     },
     session: |session| resume_with("--resume", session),
-    unenforceable: |access| match access {
-        Access::Read => Some("where it may only read, it runs no command: it could not report"),
-        Access::Write => Some("its sandbox holds only as far as its own settings say"),
-        Access::Full => None,
-    },
+    unenforceable: [
+        Some("where it may only read, it runs no command: it could not report"),
+        Some("its sandbox holds only as far as its own settings say"),
+    ],
     places: &[Place {
         variable: "CURSOR_CONFIG_DIR",
         usual: ".cursor",

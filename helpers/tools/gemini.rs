@@ -39,10 +39,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     },
     directory_flag: Some("--include-directories"),
     model_flag: "-m",
-    unenforceable: |access| {
-        (access == Access::Write)
-            .then_some("it holds its own edits to the project, but not the commands that it runs")
-    },
+    unenforceable: [None, Some(ONLY_EDITS)],
     places: &[Place {
         variable: "GEMINI_CLI_HOME",
         usual: "",

@@ -134,12 +134,8 @@ fn fits_argument(text: &str) -> bool {
     text.len() <= LONGEST_ARGUMENT && !text.contains('\0')
 }
 
-/// True if a backend of that name can be used without a command.
-pub fn is_known(backend: &str) -> bool {
-    by_name(backend).is_some()
-}
-
-fn by_name(backend: &str) -> Option<&'static WorkerCli> {
+/// The CLI of that name, whose backend can be used without a command.
+pub fn by_name(backend: &str) -> Option<&'static WorkerCli> {
     KNOWN.iter().copied().find(|cli| cli.name == backend)
 }
 
@@ -162,13 +158,8 @@ fn by_command(command: &str) -> Option<&'static WorkerCli> {
 }
 
 /// The CLI that a backend calls, if dispatch knows it.
-fn by_backend(name: &str, settings: &Backend) -> Option<&'static WorkerCli> {
+pub fn by_backend(name: &str, settings: &Backend) -> Option<&'static WorkerCli> {
     settings.command.as_deref().map_or_else(|| by_name(name), by_command)
-}
-
-/// True if dispatch knows the CLI that a backend starts.
-pub fn is_known_command(name: &str, settings: &Backend) -> bool {
-    by_backend(name, settings).is_some()
 }
 
 /// The command line that starts a backend's worker.
@@ -256,7 +247,7 @@ pub fn holder(
     settings: &Backend,
     access: Access,
     in_worktree: bool,
-) -> Result<Option<Holder>, Unheld> {
+) -> Result<Option<Holder>, String> {
     let cli = by_name(name).filter(|_| settings.command.is_none());
     if access == Access::Full || cli.is_some_and(|cli| !cli.is_installed()) {
         return Ok(None);
@@ -268,39 +259,18 @@ pub fn holder(
     };
     match cli.map(|cli| cli.gap(access)) {
         Some(None) => Ok(None),
-        gap => Err(Unheld { sandbox, cli: gap.flatten() }),
+        Some(Some(gap)) => Err(format!("{sandbox}; {gap}")),
+        None => Err(sandbox),
     }
 }
 
-/// Why a backend's workers cannot be held to an access level.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unheld {
-    /// Why there is no sandbox of dispatch's.
-    pub sandbox: String,
-    /// Why the CLI itself cannot hold them, if dispatch knows it.
-    pub cli: Option<String>,
-}
-
-impl Unheld {
-    /// The remedy, as the beginning of a sentence that names another way.
-    pub fn remedy(&self) -> &'static str {
-        remedy(&self.sandbox)
-    }
-}
-
-/// The remedy for a sandbox that does not work, as the beginning of a sentence that names another way.
+/// The remedy for workers that nothing holds for this reason, as the beginning of a sentence that names
+/// another way.
 pub fn remedy(why: &str) -> &'static str {
     match why {
-        NEEDS_WORKTREE => "add --worktree; or ",
-        why if why.ends_with("not installed") => "install it; or ",
+        _ if why.starts_with(NEEDS_WORKTREE) => "add --worktree; or ",
+        _ if why.contains("(bwrap) is not installed") => "install it; or ",
         _ => "",
-    }
-}
-
-impl std::fmt::Display for Unheld {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.sandbox)?;
-        self.cli.iter().try_for_each(|cli| write!(f, "; {cli}"))
     }
 }
 
@@ -355,11 +325,6 @@ pub fn places(name: &str, settings: &Backend) -> (&'static [Place], Vec<&'static
     (cli.places, cli.other_logins.iter().filter(is_used).map(|(_, path)| *path).collect())
 }
 
-/// The variables for a backend's worker in a sandbox.
-pub fn variables(name: &str, settings: &Backend) -> &'static [(&'static str, &'static str)] {
-    by_backend(name, settings).map_or(&[], |cli| cli.variables)
-}
-
 /// The directories of all known CLIs, as the person has them.
 pub fn private_directories() -> Vec<PathBuf> {
     let places = KNOWN.iter().flat_map(|cli| cli.places);
@@ -377,17 +342,11 @@ pub fn obeyed() -> [Vec<&'static str>; 2] {
     [names(|cli| cli.obeys), names(|cli| cli.obeyed_files)]
 }
 
-/// The command that logs a person in to a backend's CLI, if dispatch knows it.
-pub fn login(name: &str, settings: &Backend) -> Option<&'static str> {
-    by_backend(name, settings).map(|cli| cli.login)
-}
-
 /// The flags in a backend's command that its CLI no longer takes, each with its replacement.
 pub fn obsolete_flags(settings: &Backend) -> Vec<(&'static str, &'static str)> {
     let command = settings.command.as_deref().unwrap_or_default();
     let removed = by_command(command).map_or(&[][..], |cli| cli.removed_flags);
-    let has = |flag: &str| command.split_whitespace().any(|word| word == flag);
-    removed.iter().filter(|(flag, _)| has(flag)).copied().collect()
+    removed.iter().filter(|(flag, _)| command::has(command, &[flag])).copied().collect()
 }
 
 /// A command with replacements for the flags that its CLI no longer takes, as old configs have them.

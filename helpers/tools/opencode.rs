@@ -20,10 +20,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     event_flags: "--format json",
     model_flag: "-m",
     session: |session| resume_with("-s", session),
-    unenforceable: |access| {
-        (access == Access::Write)
-            .then_some("it holds its own edits to the project, but not the commands that it runs")
-    },
+    unenforceable: [None, Some(ONLY_EDITS)],
     places: &[
         Place {
             variable: "XDG_DATA_HOME",

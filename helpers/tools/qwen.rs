@@ -23,10 +23,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     },
     directory_flag: Some("--include-directories"),
     model_flag: "-m",
-    unenforceable: |access| {
-        (access == Access::Write)
-            .then_some("it holds neither its edits nor its commands to the project")
-    },
+    unenforceable: [None, Some("it holds neither its edits nor its commands to the project")],
     places: &[Place {
         variable: "QWEN_HOME",
         usual: ".qwen",

@@ -9,7 +9,7 @@ use crate::domain::EXECUTED;
 use crate::domain::{Access, PromptVia};
 use crate::tools::events::{Listener, Observed};
 use crate::tools::{
-    Invocation, Job, KNOWN, LONGEST_ARGUMENT, Session, WorkerCli, is_known, os_args,
+    Invocation, Job, KNOWN, LONGEST_ARGUMENT, Session, WorkerCli, by_name, os_args,
 };
 
 /// The support table: the document, and the heading above the table.
@@ -54,7 +54,7 @@ fn every_cli_is_called_as_recorded_at_each_access_level() {
                 let path = std::env::var("PATH").unwrap_or_default();
                 let _ = writeln!(calls, "{}", line.replace(&format!(":{path}"), ":…"));
             }
-            if let Some(why) = (cli.unenforceable)(access) {
+            if let Some(why) = cli.never_holds(access) {
                 let _ = writeln!(calls, "  not at {access:?}: {why}");
             }
         }
@@ -177,11 +177,11 @@ fn places_without(cli: &WorkerCli) -> Vec<String> {
     let row = access.lines().find(|row| row.starts_with(&format!("| {} ", cli.title)));
     let cells = row.unwrap_or_default().split(" | ").skip(1).chain(["no row"; 3]);
     for (level, cell) in LEVELS.into_iter().zip(cells) {
-        let agrees = cell.starts_with("refused") == (cli.unenforceable)(level).is_some();
+        let agrees = cell.starts_with("refused") == cli.never_holds(level).is_some();
         let place = format!("references/access.md, {level}: {cell}");
         require(agrees && cell != "no row", &place);
     }
-    require(is_known(cli.name), "tools::KNOWN");
+    require(by_name(cli.name).is_some(), "tools::KNOWN");
     missing
 }
 

@@ -12,7 +12,6 @@ use crate::files;
 use crate::news::command_for;
 use crate::process::calling_host;
 use crate::task::{Attempt, Record, Task};
-use crate::text::lossy;
 use crate::tools::claude;
 use crate::worker::run;
 
@@ -79,7 +78,7 @@ fn prompt_for_host(attempt: &Attempt) -> Result<String> {
     if claude::may_read_state()? {
         return Ok(format!("Read {} and do what it says, to its end.", path.display()));
     }
-    files::read_foreign(&path)?.map(lossy).context("the attempt has no prompt")
+    files::read_lossy(&path)?.context("the attempt has no prompt")
 }
 
 /// Creates the next attempt and returns the line with the call that starts its agent.

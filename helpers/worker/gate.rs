@@ -182,8 +182,8 @@ pub(super) fn set_up(
     let command = config.set_up_of(worktree)?;
     let holder = match sandbox::holder_of_commands(record) {
         Ok(holder) => holder,
-        // Nothing but the person's own files decides what runs then.
-        Err(_) if worktree.begins_at_persons() => None,
+        // The worktree begins at a commit of the person, whose own files alone decide what runs then.
+        Err(_) if worktree.trunk() == worktree.base => None,
         Err(why) => {
             let why = format!("not run without a sandbox on what a worker wrote: {why}");
             if let Some(command) = command {

@@ -144,12 +144,12 @@ pub fn check_start(
     let backend = &record.backend;
     let in_worktree = record.worktree.is_some();
     record.holder = tools::holder(backend, settings, record.access, in_worktree).map_err(|why| {
-        let (access, first) = (record.access, why.remedy());
+        let (access, first) = (record.access, tools::remedy(&why));
         let what = format!("{backend}'s workers cannot be held to '{access}' access");
         let next = format!(
             "{first}if the user lets them do anything: dispatch-config set-access {backend} full"
         );
-        Refusal::new(Exit::Unavailable, what).place(why.to_string()).next(next)
+        Refusal::new(Exit::Unavailable, what).place(why).next(next)
     })?;
     sandbox::refuse_unholdable(task, record, settings)?;
     if !record.checks.is_empty()

@@ -9,7 +9,7 @@ use crate::domain::{Access, Route, Worktree};
 use crate::files;
 use crate::process::{launcher, worker_helper};
 use crate::task::{Answer, FailedCheck, Record, Task};
-use crate::text::{lossy, shell_word};
+use crate::text::shell_word;
 
 /// The prompt of the task's next attempt, from the plan, the notes and the answers of this moment.
 /// `continues` says whether the attempt continues an earlier attempt's session.
@@ -148,7 +148,7 @@ fn of_worktree(worktree: &Worktree, record: &Record) -> String {
 /// The prompt of a later attempt in a new session: the first prompt and what earlier attempts left.
 pub fn restart(task: &Task, record: &Record) -> Result<String> {
     let first = first(task, record, &task.dispatched_plan()?.to_string())?;
-    let context = files::read_foreign(&task.side().context_path())?.map(lossy);
+    let context = files::read_lossy(&task.side().context_path())?;
     let context = context.map_or_else(String::new, |context| {
         format!("\nWhat it left for you:\n\n{}\n", context.trim_end())
     });

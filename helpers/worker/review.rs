@@ -37,8 +37,8 @@ pub fn reviewer(task: &Task, record: &Record, choice: &Choice) -> Result<Record>
     let holder = tools::holder(&choice.backend, &choice.settings, Access::Read, false);
     let holder = holder.map_err(|why| {
         let what = format!("--review: {}'s workers cannot be held to reading", choice.backend);
-        let next = format!("{}name a model of another backend", why.remedy());
-        Refusal::new(Exit::Unavailable, what).place(why.to_string()).next(next)
+        let next = format!("{}name a model of another backend", tools::remedy(&why));
+        Refusal::new(Exit::Unavailable, what).place(why).next(next)
     })?;
     let reviewer = Record {
         name: choice.name.clone(),

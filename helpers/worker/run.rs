@@ -22,7 +22,6 @@ use crate::process::{
     worker_helper,
 };
 use crate::task::{Attempt, ExitRecord, Record, SessionRecord, StopReason, Task};
-use crate::text::lossy;
 use crate::tools::detect::forget_login;
 use crate::tools::events::{Listener, Observed};
 use crate::tools::{Invocation, Job, Session, invocation, listener};
@@ -200,7 +199,7 @@ pub fn prepare(
                 .refuse(format!("dispatch-reconcile show {}", task.id()));
         }
         if let Some(summary) = task.side().ipc().finished()? {
-            files::publish(&last.summary_path(), summary.as_bytes())?;
+            files::publish(&last.directory().join("summary"), summary.as_bytes())?;
             task.side().ipc().unfinish()?;
         }
         task.repair_plan(Plan::reopen)?;
@@ -349,7 +348,7 @@ pub(super) fn prompted(
     runs: Runs,
 ) -> Result<Command> {
     let path = attempt.prompt_path();
-    let text = files::read_foreign(&path)?.map(lossy).unwrap_or_default();
+    let text = files::read_lossy(&path)?.unwrap_or_default();
     let call = call(task, record, settings, session)?;
     let argv = call.with_prompt(&text, &path);
     let mut command =

@@ -523,7 +523,8 @@ pub(super) fn command(
     for place in places.iter().filter(|_| prompt.is_some()) {
         command.env(place.variable, home.join(place.variable));
     }
-    command.envs(tools::variables(&record.backend, settings).iter().copied());
+    let cli = tools::by_backend(&record.backend, settings);
+    command.envs(cli.iter().flat_map(|cli| cli.variables).copied());
     Ok(command)
 }
 

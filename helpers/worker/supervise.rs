@@ -424,7 +424,8 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
         return Vec::new();
     }
     // A single helper at a time: the loser of a race for a run lock would wait for it.
-    let Ok(Some(_lock)) = Lock::try_take(&project.repair_lock_path()) else { return Vec::new() };
+    let lock = project.state_dir.join(".repair.lock");
+    let Ok(Some(_lock)) = Lock::try_take(&lock) else { return Vec::new() };
     let modified = |path| std::fs::metadata(path).and_then(|it| it.modified()).ok();
     let dispatched =
         |view: &View| (view.record.created.clone(), modified(view.task.dispatched_plan_path()));

@@ -12,7 +12,7 @@ use crate::files;
 use crate::host::refuse_undecided;
 use crate::place::refuse_here;
 use crate::text::shell_word;
-use crate::tools::is_known;
+use crate::tools::by_name;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum EditCommand {
@@ -209,7 +209,7 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             (vec![Edit::remove("models", &id)], format!("{id} removed"), undo)
         }
         EditCommand::AddBackend { name, command, prompt } => {
-            if command.is_none() && !is_known(&name) {
+            if command.is_none() && by_name(&name).is_none() {
                 return Refusal::new(Exit::Usage, format!("'{name}' is not a known CLI"))
                     .refuse(format!("give its command: add-backend {name} --command '...'"));
             }
@@ -318,7 +318,7 @@ fn backend_if_missing(config: &Config, backend: &str) -> Result<Vec<Edit>, Refus
     if config.backends.contains_key(backend) {
         return Ok(Vec::new());
     }
-    if is_known(backend) {
+    if by_name(backend).is_some() {
         return Ok(vec![Edit::add_backend(backend, None)]);
     }
     let names: Vec<&str> = config.backends.keys().map(String::as_str).collect();

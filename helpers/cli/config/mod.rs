@@ -21,7 +21,7 @@ use crate::error::{Exit, Refusal};
 use crate::files;
 use crate::place;
 use crate::text::count;
-use crate::tools::is_known_command;
+use crate::tools::by_backend;
 
 /// Find worker CLIs and models, and edit the config
 ///
@@ -245,7 +245,7 @@ fn check() -> Result<Exit> {
 fn shown_by_ps(text: &str, path: &Path) -> Result<Option<String>> {
     let config = Config::parse(text, path)?;
     let is_argument = |(name, backend): &(&String, &Backend)| {
-        matches!(backend.prompt, None | Some(PromptVia::Arg)) && !is_known_command(name, backend)
+        matches!(backend.prompt, None | Some(PromptVia::Arg)) && by_backend(name, backend).is_none()
     };
     let names = config.backends.iter().filter(is_argument).map(|(name, _)| name.as_str());
     let names: Vec<_> = names.collect();
