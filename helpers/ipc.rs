@@ -120,7 +120,7 @@ impl Ipc {
     /// All questions in order of their numbers.
     pub fn questions(&self) -> Result<Vec<Question>> {
         let entries = files::entries(&self.directory)?.into_iter();
-        let names: Vec<String> = entries.filter_map(|(name, _)| name.into_string().ok()).collect();
+        let names: Vec<String> = entries.filter_map(|name| name.into_string().ok()).collect();
         let has = |name: &str, kind: &str| {
             names.iter().any(|n| n.strip_suffix(kind).is_some_and(|n| n == name))
         };

@@ -7,7 +7,7 @@ mod ends;
 mod identity;
 
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -306,7 +306,7 @@ impl Project {
             true => Vec::new(),
             false => files::entries(&self.tasks_dir()).unwrap_or_default(),
         };
-        let present: HashSet<&OsStr> = present.iter().map(|(name, _)| name.as_os_str()).collect();
+        let present: HashSet<&OsStr> = present.iter().map(OsString::as_os_str).collect();
         let names = entries.into_iter().flatten().flatten().map(|entry| entry.file_name());
         let mut ids: Vec<TaskId> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
         sort(&mut ids, Ord::cmp);
@@ -339,7 +339,7 @@ impl Project {
         let known: HashSet<&str> =
             known.chain(list.broken.iter().map(|broken| broken.name.as_str())).collect();
         let names = files::entries(&self.tasks_dir()).unwrap_or_default();
-        let names = names.iter().filter_map(|(name, _)| name.to_str());
+        let names = names.iter().filter_map(|name| name.to_str());
         let ids = names.filter(|name| !known.contains(name)).flat_map(TaskId::from_str);
         // A dispatch that is at work makes the state's directory first.
         let is_foreign = |task: Task| !task.state_dir().exists() && task.side().has_files();

@@ -8,18 +8,17 @@ mod lock;
 mod publish;
 mod read;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use nix::dir::{Dir, Type};
-use nix::errno::Errno;
+use nix::dir::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use serde::de::DeserializeOwned;
@@ -36,31 +35,24 @@ pub use read::{
     LARGEST, copy_foreign, decode, read, read_foreign, read_growing, read_lossy, read_start, tail,
 };
 
-/// The names in a directory in a worker's reach, each with whether it is a symlink; none if there is
-/// no such directory.
+/// The names in a directory in a worker's reach; none if there is no such directory.
 ///
 /// # Errors
 /// [`Exit::Data`] for anything in its place that is not a directory.
-pub fn entries(path: &Path) -> Result<Vec<(OsString, bool)>> {
+pub fn entries(path: &Path) -> Result<Vec<OsString>> {
     let directory = match open(path, OFlag::O_DIRECTORY, Mode::empty()) {
         Ok(directory) => Dir::from_fd(directory.into())?,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => {
             refuse_symlinks(path)?;
-            return match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOTDIR | Errno::ELOOP) => Err(wrong_kind(path, "directory").into()),
+            return match error.kind() {
+                ErrorKind::NotADirectory => Err(wrong_kind(path, "directory").into()),
                 _ => Err(error).context(format!("cannot read {}", path.display())),
             };
         }
     };
-    let mut entries = Vec::new();
-    for entry in directory.into_iter().flatten() {
-        let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        if name != "." && name != ".." {
-            entries.push((name.to_owned(), entry.file_type() == Some(Type::Symlink)));
-        }
-    }
-    Ok(entries)
+    let names = directory.into_iter().flatten().map(|entry| entry.file_name().to_bytes().to_vec());
+    Ok(names.filter(|name| name != b"." && name != b"..").map(OsString::from_vec).collect())
 }
 
 /// Parses YAML by way of a JSON value, so that no type is compiled for two formats. An enum with contents

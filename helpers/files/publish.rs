@@ -118,7 +118,7 @@ fn create_temporary(place: &Place, path: &Path) -> std::io::Result<NamedTempFile
 /// how many still have a writer.
 pub fn remove_leftovers(directory: &Path) -> (usize, usize) {
     let (mut removed, mut left) = (0, 0);
-    for (name, _) in entries(directory).unwrap_or_default() {
+    for name in entries(directory).unwrap_or_default() {
         let bytes = name.as_encoded_bytes();
         if !bytes.starts_with(b".") || !bytes.ends_with(SUFFIX.as_bytes()) {
             continue;
@@ -168,7 +168,7 @@ pub fn read_numbered(directory: &Path, ending: &str) -> Result<Vec<(String, Stri
 /// The names in a directory that are numbers before `ending`, without it, in their order.
 pub fn numbered_names(directory: &Path, ending: &str) -> Result<Vec<String>> {
     let entries = entries(directory)?.into_iter();
-    let names = entries.filter_map(|(name, _)| Some(name.to_str()?.strip_suffix(ending)?.into()));
+    let names = entries.filter_map(|name| Some(name.to_str()?.strip_suffix(ending)?.into()));
     Ok(in_number_order(names.collect()))
 }
 

@@ -347,7 +347,7 @@ impl Worktree {
     /// Removes the scratch repositories, hooks and indexes that killed processes left.
     pub(super) fn remove_stale_scratch(&self) -> Result<()> {
         let Some(directory) = self.path.parent() else { return Ok(()) };
-        for (name, _) in files::entries(directory)? {
+        for name in files::entries(directory)? {
             let split = name.to_str().and_then(|name| name.rsplit_once('-'));
             let Some((kind, Ok(pid))) = split.map(|(kind, pid)| (kind, pid.parse())) else {
                 continue;

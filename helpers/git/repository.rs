@@ -320,14 +320,14 @@ impl Foreign {
         let (from, to) = (self.git_dir.join("objects"), scratch.directory.0.join("objects"));
         let is_hex = |name: &str| name.bytes().all(|byte| byte.is_ascii_hexdigit());
         let mut left = OBJECTS_LIMIT;
-        for (directory, _) in files::entries(&from)? {
+        for directory in files::entries(&from)? {
             let Some(directory) = directory.to_str() else { continue };
             let is_loose = directory.len() == 2 && is_hex(directory);
             if !is_loose && directory != "pack" {
                 continue;
             }
             files::create_private_directory(&to.join(directory))?;
-            for (name, _) in files::entries(&from.join(directory))? {
+            for name in files::entries(&from.join(directory))? {
                 let Some(name) = name.to_str() else { continue };
                 let pack = name.strip_prefix("pack-").and_then(|rest| rest.split_once('.'));
                 let is_object = match pack {

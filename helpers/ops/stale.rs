@@ -3,7 +3,6 @@
 //! Invariant: nothing here judges work by its age alone. What moves can be put back for [`KEPT`], and
 //! only this operation, which needs a person, removes older trash.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -96,10 +95,9 @@ impl Stale {
 /// The directories in a directory that are not hidden, sorted; none if there is no such directory.
 fn directories(parent: &Path) -> Result<Vec<PathBuf>> {
     let entries = files::entries(parent)?.into_iter();
-    let is_hidden = |name: &OsStr| name.as_encoded_bytes().starts_with(b".");
-    let visible = entries.filter(|(name, is_symlink)| !is_symlink && !is_hidden(name));
-    let mut paths: Vec<PathBuf> = visible.map(|(name, _)| parent.join(name)).collect();
-    paths.retain(|path| path.is_dir());
+    let visible = entries.filter(|name| !name.as_encoded_bytes().starts_with(b"."));
+    let mut paths: Vec<PathBuf> = visible.map(|name| parent.join(name)).collect();
+    paths.retain(|path| path.is_dir() && !path.is_symlink());
     sort(&mut paths, Ord::cmp);
     Ok(paths)
 }

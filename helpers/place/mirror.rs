@@ -169,7 +169,7 @@ impl Mirror {
     /// Takes over the tasks of the index, and lets those go that are over.
     fn take_tasks(&mut self, directory: &Path) -> Result<()> {
         let root = dirs::state_root()?;
-        for (name, _) in files::entries(directory)? {
+        for name in files::entries(directory)? {
             let text = name.to_string_lossy();
             let Some((id, project)) = text.split_once('.') else { continue };
             let state_dir = root.join(project).join(id);

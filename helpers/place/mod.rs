@@ -173,7 +173,7 @@ fn mirrored_files(task: &Task) -> BTreeMap<String, PathBuf> {
     let side = task.side().directory();
     let listed = |below: &'static str| {
         let names = files::entries(&side.join(below)).unwrap_or_default().into_iter();
-        names.filter_map(move |(name, _)| Some(format!("{below}{}", name.to_str()?)))
+        names.filter_map(move |name| Some(format!("{below}{}", name.to_str()?)))
     };
     let own = ["", "ipc/", "tells/"].into_iter().flat_map(listed);
     let own = own.map(|name| (name.clone(), side.join(name)));
@@ -246,7 +246,7 @@ impl Abandoned {
     /// The requests for a place, with their files.
     fn all(name: &str) -> Result<Vec<(PathBuf, Self)>> {
         let directory = Self::directory(name)?;
-        let read = |(it, _)| {
+        let read = |it| {
             let path = directory.join(it);
             let text = files::read_foreign(&path).ok()??;
             Some((path, serde_json::from_slice(&text).ok()?))
@@ -271,7 +271,7 @@ pub fn left_at(record: &Record) -> Result<Vec<(String, String)>> {
 }
 
 fn places_with_stops() -> Result<Vec<String>> {
-    let names = files::entries(&index()?)?.into_iter().filter_map(|it| it.0.into_string().ok());
+    let names = files::entries(&index()?)?.into_iter().filter_map(|it| it.into_string().ok());
     let name = |it: String| Some(it.strip_prefix('.')?.strip_suffix(".stops")?.to_owned());
     Ok(names.filter_map(name).collect())
 }

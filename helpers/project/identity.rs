@@ -292,7 +292,7 @@ impl Project {
     pub fn prepare_hosts(&self) -> Result<()> {
         files::create_private_directory(&self.hosts_dir())?;
         let own = Identity::own()?;
-        for (name, _) in files::entries(&self.hosts_dir())? {
+        for name in files::entries(&self.hosts_dir())? {
             let path = self.hosts_dir().join(&name);
             let host = name.to_str().and_then(|name| name.split('.').next());
             let is_old = match host.and_then(|host| own.life_of(host)) {

@@ -20,7 +20,6 @@ use crate::domain::{Route, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::plan::Plan;
-use crate::text::sort;
 use attempt::read_json;
 use view::WorkersWords;
 use worker_side::append_missing;
@@ -324,20 +323,15 @@ impl Task {
     /// # Errors
     /// [`Exit::Data`] if an attempt's directory is a symlink.
     pub fn attempts(&self) -> Result<Vec<Attempt>> {
-        let directory = self.attempts_dir();
-        let mut numbers = Vec::new();
-        for (name, symlink) in files::entries(&directory)? {
-            // Skip names like 007, which no attempt's path has.
-            let number = name.to_str().and_then(files::parse_number);
-            let is_canonical = |number: &u32| *number > 0 && *name == *number.to_string();
-            let Some(number) = number.filter(is_canonical) else { continue };
-            if symlink {
-                files::refuse_symlink(&directory.join(&name))?;
-            }
-            numbers.push(number);
-        }
-        sort(&mut numbers, Ord::cmp);
-        Ok(numbers.into_iter().map(|number| self.attempt(number)).collect())
+        let names = files::numbered_names(&self.attempts_dir(), "")?;
+        // Skip names like 007, which no attempt's path has.
+        let names = names.iter().filter(|name| !name.starts_with('0'));
+        let attempt = |name: &String| {
+            let attempt = self.attempt(name.parse()?);
+            files::refuse_symlink(attempt.directory())?;
+            Ok(attempt)
+        };
+        names.map(attempt).collect()
     }
 
     /// Refuses attempts without a record.

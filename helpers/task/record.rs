@@ -267,7 +267,7 @@ impl HostIndex {
     pub fn read(&self) -> BTreeMap<PathBuf, bool> {
         let mut tasks = BTreeMap::new();
         let root = self.directory.ancestors().nth(2).unwrap_or(&self.directory);
-        for (name, _) in files::entries(&self.directory).unwrap_or_default() {
+        for name in files::entries(&self.directory).unwrap_or_default() {
             let name = name.to_string_lossy();
             let heard = name.strip_suffix(HEARD);
             if let Some((id, project)) = heard.unwrap_or(&name).split_once('.') {

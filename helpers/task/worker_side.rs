@@ -112,7 +112,7 @@ impl WorkerSide {
         }
         // An unreadable directory may hold files.
         let Ok(names) = files::entries(&self.directory) else { return true };
-        names.iter().any(|(name, _)| match name.to_str() {
+        names.iter().any(|name| match name.to_str() {
             Some("plan.md") => false,
             Some("ipc") => files::entries(self.ipc().directory()).map_or(true, |it| !it.is_empty()),
             _ => true,

@@ -332,8 +332,7 @@ fn directory() -> Result<PathBuf> {
 /// The numbers of all tickets, ascending.
 fn numbers(directory: &Path) -> Result<Vec<i64>> {
     let entries = files::entries(directory)?.into_iter();
-    let mut numbers: Vec<i64> =
-        entries.filter_map(|(name, _)| name.to_str()?.parse().ok()).collect();
+    let mut numbers: Vec<i64> = entries.filter_map(|name| name.to_str()?.parse().ok()).collect();
     sort(&mut numbers, Ord::cmp);
     Ok(numbers)
 }

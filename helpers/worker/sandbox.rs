@@ -334,7 +334,7 @@ impl Obeyed {
         let files = files.iter().map(|name| (top.join(name), false));
         let mut kept: Vec<_> = directories.chain(files).collect();
         let mut existing = Vec::new();
-        for (name, _) in files::entries(top)? {
+        for name in files::entries(top)? {
             let lower = name.to_string_lossy().to_lowercase();
             // A link to such a text is usual, and replacing it changes no more than other texts would.
             let is_linked_text = lower.ends_with(".md") && top.join(&name).is_symlink();
