@@ -1,7 +1,7 @@
 //! Running git without prompts, reading its output, and the settings that a worktree takes over.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +15,7 @@ use crate::dirs;
 use crate::domain::Worktree;
 use crate::error::{Exit, Refusal};
 use crate::files;
-use crate::process::{capture_with, find_program};
+use crate::process::{capture, find_program};
 use crate::text::{collect, shell_word};
 
 /// The first version with `rev-parse --path-format` and the `worktree` commands used here.
@@ -72,12 +72,7 @@ pub(super) fn git(directory: &Path, words: &str) -> Git {
 
 /// A git command on a repository, which needs no checkout.
 pub(super) fn git_on(repository: &Path, words: &str) -> Git {
-    git(repository, "").arg(git_dir(repository)).words(words)
-}
-
-/// The option that names a repository.
-pub(super) fn git_dir(repository: &Path) -> OsString {
-    [OsStr::new("--git-dir="), repository.as_os_str()].join(OsStr::new(""))
+    git(repository, "--git-dir").arg(repository).words(words)
 }
 
 impl Git {
@@ -120,7 +115,7 @@ impl Git {
         self.0.env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0");
         // A replaced object is not the one whose id was compared.
         self.0.env("GIT_NO_REPLACE_OBJECTS", "1");
-        match capture_with(&mut self.0, input, Instant::now() + TIME_LIMIT, OUTPUT_LIMIT) {
+        match capture(&mut self.0, input, Instant::now() + TIME_LIMIT, OUTPUT_LIMIT) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 Err(no_git("git is not installed", "'git' is not in PATH").into())
             }

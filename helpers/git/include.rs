@@ -10,6 +10,7 @@ use crate::domain::Worktree;
 use crate::files;
 use crate::git::command::{STATUS, changes, git, path};
 use crate::git::first_paths;
+use crate::git::repository::Temporary;
 use crate::text::collect;
 
 /// The file in a checkout with patterns of ignored files that its worktrees get (Claude Code's own).
@@ -40,21 +41,15 @@ pub(super) fn left_behind(count: Result<usize>) -> Option<String> {
 pub(super) fn commit_changes(here: &Path, worktree: &Path, head: &str) -> Result<String> {
     let what = "cannot take the uncommitted changes along";
     let own = git(here, "rev-parse --path-format=absolute --git-path index").bytes(what)?;
-    let directory = worktree.parent().context("a worktree without a parent")?;
-    files::create_private_directory(directory)?;
-    let index = worktree.with_file_name(format!(".index-{}", std::process::id()));
+    let copy = Temporary::new(worktree.with_file_name(format!(".changes-{}", std::process::id())))?;
+    let index = copy.0.join("index");
     let with_index = |words: &str| git(here, words).env("GIT_INDEX_FILE", &index);
-    let commit = || {
-        // The copy knows which files are unchanged, so git need not read them.
-        std::fs::copy(path(&own), &index).context(what)?;
-        with_index("add --all -- :(top) :(top,exclude).dispatch").bytes(what)?;
-        let tree = with_index("write-tree").text(what)?;
-        let commit = git(here, "commit-tree -p").args([head, "-m", "Uncommitted changes", &tree]);
-        commit.text(what)
-    };
-    let made = commit();
-    files::remove(&index)?;
-    made
+    // The copy knows which files are unchanged, so git need not read them.
+    std::fs::copy(path(&own), &index).context(what)?;
+    with_index("add --all -- :(top) :(top,exclude).dispatch").bytes(what)?;
+    let tree = with_index("write-tree").text(what)?;
+    let commit = git(here, "commit-tree -p").args([head, "-m", "Uncommitted changes", &tree]);
+    commit.text(what)
 }
 
 impl Worktree {

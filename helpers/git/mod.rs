@@ -310,7 +310,8 @@ impl Worktree {
     pub fn check_creatable(&self) -> Result<()> {
         self.check_repository()?;
         let is_own = self.has_own_repository() || self.incomplete().exists();
-        if is_own || self.is_deleted() || is_empty(&self.path) {
+        let is_empty = || self.path.read_dir().is_ok_and(|mut it| it.next().is_none());
+        if is_own || self.is_deleted() || is_empty() {
             return Ok(());
         }
         let what = "something else is in the place of the task's worktree";
@@ -472,8 +473,4 @@ impl fmt::Display for Worktree {
         let (path, base) = (self.path.display(), short_id(&self.base));
         write!(f, "{path} (branch {}, from {base})", self.branch)
     }
-}
-
-fn is_empty(directory: &Path) -> bool {
-    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }

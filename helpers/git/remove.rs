@@ -264,9 +264,11 @@ impl Worktree {
     /// rebase, and what the task began at was the person's.
     fn is_taken_over(&self, tip: &str) -> Result<bool> {
         let trunk = self.trunk();
-        // A snapshot is a copy of what the person had, and still has or threw away.
-        let is_saved = self.snapshot || self.is_in_reflog(trunk)?;
-        if !is_saved && self.commits_only_on(trunk)? > 0 {
+        // A snapshot is a copy of what the person had, and still has or threw away. A commit that the person's
+        // own checkout was once at is no worker's; the person took it off its branch.
+        let reflog = self.git("reflog show --format=%H HEAD").said()?;
+        let is_persons = self.snapshot || reflog.lines().any(|line| line == trunk);
+        if !is_persons && self.commits_only_on(trunk)? > 0 {
             return Ok(false);
         }
         let range = format!("HEAD...{tip}");
@@ -303,13 +305,6 @@ impl Worktree {
         count(&self.repository, &others)
     }
 
-    /// Returns true if the person's own checkout was once at that commit. The commit is then no
-    /// worker's, and the person took it off its branch.
-    fn is_in_reflog(&self, tip: &str) -> Result<bool> {
-        let reflog = self.git("reflog show --format=%H HEAD").said()?;
-        Ok(reflog.lines().any(|line| line == tip))
-    }
-
     /// Removes the worktree and the branch; the error may be that of [`Worktree::check_removable`].
     /// Completes a removal that was killed.
     pub fn remove(&self) -> Result<()> {
@@ -344,7 +339,7 @@ impl Worktree {
         Ok(())
     }
 
-    /// Removes the scratch repositories, hooks and indexes that killed processes left.
+    /// Removes the directories that killed processes left.
     pub(super) fn remove_stale_scratch(&self) -> Result<()> {
         let Some(directory) = self.path.parent() else { return Ok(()) };
         for name in files::entries(directory)? {
@@ -352,10 +347,9 @@ impl Worktree {
             let Some((kind, Ok(pid))) = split.map(|(kind, pid)| (kind, pid.parse())) else {
                 continue;
             };
-            let is_own = [".scratch", ".hooks", ".index"].iter().any(|it| kind.ends_with(it));
+            let is_own = [".scratch", ".hooks", ".changes"].iter().any(|it| kind.ends_with(it));
             if is_own && Identity::of_pid(pid).is_ok_and(|it| it.is_none()) {
-                let path = directory.join(&name);
-                if path.is_dir() { files::remove_directory(&path) } else { files::remove(&path) }?;
+                files::remove_directory(&directory.join(&name))?;
             }
         }
         Ok(())

@@ -3,7 +3,6 @@
 //! only in a scratch repository of dispatch's own.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +13,7 @@ use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files;
 use crate::git::command::{
-    Git, STATUS, Settings, changes, error_line, git, git_dir, git_on, records, retry, succeeded,
+    Git, STATUS, Settings, changes, error_line, git, git_on, records, retry, succeeded,
 };
 use crate::git::include::stays_below;
 use crate::git::{EXCLUDED, beside, reference};
@@ -385,6 +384,7 @@ pub(super) struct Temporary(pub(super) PathBuf);
 impl Temporary {
     pub(super) fn new(path: PathBuf) -> Result<Self> {
         files::remove_directory(&path)?;
+        files::create_private_directory(&path)?;
         Ok(Self(path))
     }
 }
@@ -404,9 +404,8 @@ pub(super) struct Scratch {
 impl Scratch {
     /// A git command on the files of the checkout, which reads nothing of its repository.
     pub(super) fn git(&self, words: &str) -> Git {
-        let mut work_tree = OsString::from("--work-tree=");
-        work_tree.push(&self.tree);
-        git(&self.tree, "").arg(git_dir(&self.directory.0)).arg(work_tree).words(words)
+        let git = git(&self.tree, "--git-dir").arg(&self.directory.0);
+        git.words("--work-tree").arg(&self.tree).words(words)
     }
 
     /// The uncommitted files, but for what is in submodules: git would run in their repositories.

@@ -468,7 +468,8 @@ mod tests {
         let status = || {
             let mut cat = Command::new("cat");
             let deadline = Instant::now() + Duration::from_secs(60);
-            let output = capture(cat.arg("/proc/self/status"), deadline, 1 << 20).unwrap();
+            let output =
+                capture(cat.arg("/proc/self/status"), Stdio::null(), deadline, 1 << 20).unwrap();
             String::from_utf8(output.stdout).unwrap()
         };
         assert_default_signals(&status());

@@ -33,7 +33,7 @@ pub use os::{adopt_descendants, open_without_symlinks, reap_adopted, time_since_
 pub use os::{is_open_for_writing, is_remote};
 pub use sandbox::{Holder, Rule, Sandbox, code_or_signal, probe};
 pub use start::spawn_recorded;
-pub use start::{capture, capture_with, detach, lead_own_group, reset_child_signal, signal_group};
+pub use start::{capture, detach, lead_own_group, reset_child_signal, signal_group};
 pub use tree::{ProcessTree, callers};
 pub use watch::{Source, Watch, Woken};
 

@@ -11,7 +11,7 @@ use std::fmt::{self, Write as _};
 use std::ops::Bound;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -326,7 +326,7 @@ fn holder_that_protects(path: &Path, hidden: &Path, nested: bool) -> Result<Hold
         let command = plain.command(holder, Path::new("/"), argv);
         let mut command = command.map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_secs(5);
-        let output = capture(&mut command, deadline, 64 << 10);
+        let output = capture(&mut command, Stdio::null(), deadline, 64 << 10);
         let output = output.map_err(|error| format!("{holder} cannot start: {error}"))?;
         if std::fs::read(path).is_ok_and(|text| text != b"seen") {
             return Err(format!("{holder} does not keep a process from writing"));

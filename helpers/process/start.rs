@@ -145,19 +145,14 @@ fn reset_signals() -> io::Result<()> {
 /// How long a program may take to die of SIGKILL; then its zombie is left to the system.
 const KILL_GRACE: Duration = Duration::from_millis(150);
 
-/// Runs a program without input until it exits, in a process group of its own that is killed at the
+/// Runs a program with this input until it exits, in a process group of its own that is killed at the
 /// deadline or when more than `most` bytes were printed. A process that the program leaves behind
 /// may keep its pipes open; nobody waits for that one.
 ///
 /// # Errors
 /// The program cannot be started, was killed at the deadline ([`io::ErrorKind::TimedOut`]), or printed too
 /// much.
-pub fn capture(command: &mut Command, deadline: Instant, most: usize) -> io::Result<Output> {
-    capture_with(command, Stdio::null(), deadline, most)
-}
-
-/// Runs a program like [`capture`], with this standard input.
-pub fn capture_with(
+pub fn capture(
     command: &mut Command,
     input: Stdio,
     deadline: Instant,
@@ -288,7 +283,12 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     fn sh(script: &str, limit: Duration) -> io::Result<Output> {
-        capture(Command::new("sh").args(["-c", script]), Instant::now() + limit, 1 << 20)
+        capture(
+            Command::new("sh").args(["-c", script]),
+            Stdio::null(),
+            Instant::now() + limit,
+            1 << 20,
+        )
     }
 
     #[test]
@@ -339,7 +339,8 @@ mod tests {
     #[test]
     fn missing_program_cannot_be_started() {
         let mut command = Command::new("/no/such/program");
-        let error = capture(&mut command, Instant::now() + LONG, 1).expect_err("no program");
+        let error =
+            capture(&mut command, Stdio::null(), Instant::now() + LONG, 1).expect_err("no program");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -294,7 +294,8 @@ fn no_namespaces() -> Option<String> {
     let output = tries.iter().find_map(|command| {
         let mut words = command.split(' ');
         let mut command = Command::new(words.next()?);
-        capture(command.args(words), Instant::now() + Duration::from_secs(5), 64 << 10).ok()
+        let deadline = Instant::now() + Duration::from_secs(5);
+        capture(command.args(words), Stdio::null(), deadline, 64 << 10).ok()
     })?;
     let printed = String::from_utf8_lossy(&output.stderr);
     let printed = printed.lines().next().unwrap_or("no user namespaces");

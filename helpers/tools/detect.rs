@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -259,7 +259,7 @@ impl Asker {
     pub(super) fn ask(&self, program: &Path, args: &[&str]) -> Result<Answer, String> {
         let call = format!("`{} {}`", file_name(program), args.join(" "));
         let start = Instant::now();
-        let run = |until| capture(&mut command(program, args), until, MOST);
+        let run = |until| capture(&mut command(program, args), Stdio::null(), until, MOST);
         let mut captured = run(self.deadline.min(start + self.usual));
         let mut slow = None;
         let is_slow = captured.as_ref().is_err_and(|it| it.kind() == ErrorKind::TimedOut);

@@ -22,7 +22,7 @@ use crate::error::{Exit, Refusal};
 use crate::fault;
 use crate::files::{self, Lock};
 use crate::ids::random_hex;
-use crate::process::{TASK_DIR, Watch, capture_with};
+use crate::process::{TASK_DIR, Watch, capture};
 use crate::task::{ExitRecord, FailedCheck, Gate, Job, StopReason, Task, Wait};
 use crate::text::{lossy, sanitize, shell_word, shorten};
 use crate::worker::supervise::{self, Only};
@@ -84,14 +84,15 @@ fn call(start: &[String], name: &str, arguments: &[&str], input: Stdio) -> Resul
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_job(&name.to_string_lossy())) {
         command.env_remove(name);
     }
-    match capture_with(&mut command, input, Instant::now() + CALL_LIMIT, MOST_OUTPUT) {
+    match capture(&mut command, input, Instant::now() + CALL_LIMIT, MOST_OUTPUT) {
         Ok(ended) if ended.status.success() => Ok(lossy(ended.stdout)),
         Ok(ended) => bail!("{}", last_line(&ended.stderr).unwrap_or(format!("{name} failed"))),
         Err(error) => bail!("cannot call {name}: {error}"),
     }
 }
 
-fn last_line(bytes: &[u8]) -> Option<String> {
+/// The last line of what a command printed, of at most 300 bytes.
+pub(crate) fn last_line(bytes: &[u8]) -> Option<String> {
     let text = sanitize(&String::from_utf8_lossy(bytes));
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
     Some(shorten(line, 300))

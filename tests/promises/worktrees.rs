@@ -1104,7 +1104,7 @@ fn next_worktree_removes_what_killed_helpers_left() {
     for pid in pids {
         fs::create_dir(path.with_file_name(format!(".x.scratch-{pid}"))).expect("made");
         fs::create_dir(path.with_file_name(format!(".y.hooks-{pid}"))).expect("made");
-        fs::write(path.with_file_name(format!(".index-{pid}")), "").expect("written");
+        fs::create_dir(path.with_file_name(format!(".changes-{pid}"))).expect("made");
     }
     dispatch(&sandbox, "y", "commits");
     sandbox.wait_for_state("y", "done");
