@@ -2,7 +2,7 @@
 //! place can run workers, which is asked here and carried out there.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -151,7 +151,7 @@ pub(super) fn look_here(worker: Option<&str>, config: &str) -> Vec<(bool, String
     let mut lines = Vec::new();
     let git = find_program("git".as_ref());
     let limit = Instant::now() + Duration::from_secs(10);
-    let version = capture(Command::new("git").arg("--version"), limit, 64 << 10);
+    let version = capture(Command::new("git").arg("--version"), Stdio::null(), limit, 64 << 10);
     lines.push(match (git, version) {
         (Some(path), Ok(said)) if said.status.success() => {
             (true, format!("{}: {}", lossy(said.stdout).trim(), path.display()))

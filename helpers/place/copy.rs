@@ -16,7 +16,7 @@ use crate::git::object_id;
 use crate::ids::{long_hash, now};
 use crate::news::notify;
 use crate::place::check::far_config;
-use crate::place::link::{Files, LONGEST_FILE, git_url};
+use crate::place::link::{Files, LONGEST_FILE, MOST_FILES, git_url};
 use crate::place::mirror::{Connection, Mirrored};
 use crate::place::{
     AttemptFacts, Demand, Facts, LONGEST_LOG, NO_COMMITS, PULSE, Request, fetched_branch,
@@ -25,9 +25,8 @@ use crate::place::{
 use crate::task::{ExitRecord, Gate, Record, StopReason, Wait};
 use crate::text::{quoted, sanitize, shorten};
 
-/// How many attempts, files and bytes a place may send for a task.
+/// How many attempts and bytes a place may send for a task.
 const MOST_ATTEMPTS: u32 = 2000;
-const MOST_FILES: usize = 4000;
 const MOST_BYTES: u64 = 256 << 20;
 
 /// How many bytes a text of a place may have in a record.
@@ -284,15 +283,14 @@ impl Mirrored {
                 self.remote.stops += 1;
                 self.save()?;
             }
-            ("resume", None) => {}
             ("skip", None) => {
                 self.freezes = true;
                 Demand::forget(&self.task)?;
             }
             ("start", Some(error)) => self.fail(&error)?,
-            ("resume", error) => {
+            ("resume", Some(error)) => {
                 Demand::forget(&self.task)?;
-                self.remote.error = error;
+                self.remote.error = Some(error);
                 self.save()?;
             }
             (_, Some(error)) => {
@@ -430,9 +428,8 @@ fn recorded_wait(wait: Wait) -> Option<Wait> {
 /// The checks as the place saw them: of the person's own commands only, and commits by their ids only.
 fn recorded_gate(mut gate: Gate, record: &Record) -> Gate {
     let own = |command: &mut String| {
-        if !record.checks.contains(command) {
-            *command = record.first_check().unwrap_or_default();
-        }
+        let same = record.checks.iter().find(|it| clean(it) == *command).cloned();
+        *command = same.or_else(|| record.first_check()).unwrap_or_default();
     };
     gate.checking.iter_mut().for_each(own);
     if let Some(failed) = &mut gate.failed {

@@ -7,7 +7,7 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ use crate::process::{
     ATTEMPT, HELPERS, Signal, TASK_DIR, is_host_variable, lead_own_group, signal_group,
 };
 use crate::text::{sanitize, shell_word};
+use crate::worker::slurm::last_line;
 
 /// The script that a shell at the place reads. Braces make the shell read all of it before it runs any.
 const SCRIPT: &str = include_str!("link.sh");
@@ -45,7 +46,7 @@ const NOISE: usize = 1 << 20;
 /// The most bytes of a message's line, of all its files, and how many files it may have.
 const LONGEST_LINE: usize = 4 << 20;
 const LONGEST_BODY: usize = 96 << 20;
-const MOST_FILES: usize = 4000;
+pub(super) const MOST_FILES: usize = 4000;
 
 /// Options that keep a person's settings from sharing, forwarding or running anything, and find out that
 /// a connection is dead.
@@ -85,10 +86,8 @@ fn command(entry: &PlaceEntry) -> Command {
 /// An open transport, which is ended when it is dropped.
 pub struct Transport {
     child: Child,
-    /// The pipes to the place and from it, until threads take them.
-    pub pipes: Option<(ChildStdin, ChildStdout)>,
     /// The bytes that came after the last line that was read.
-    pub rest: Vec<u8>,
+    rest: Vec<u8>,
     errors: Receiver<String>,
     mark: String,
 }
@@ -118,9 +117,8 @@ impl Transport {
         })?;
         let (said, errors) = channel();
         let stderr = child.stderr.take().context("no pipe")?;
-        std::thread::spawn(move || said.send(last_line(stderr)));
-        let pipes = child.stdin.take().zip(child.stdout.take());
-        let mut link = Self { child, pipes, rest: Vec::new(), errors, mark };
+        std::thread::spawn(move || said.send(read_last_line(stderr)));
+        let mut link = Self { child, rest: Vec::new(), errors, mark };
         let Err(error) = link.greet(entry, runs).and_then(|()| link.agree(name, sends)) else {
             return Ok(link);
         };
@@ -129,10 +127,17 @@ impl Transport {
         }
         // The last words of the command say why, such as a refused login.
         let said = link.errors.recv_timeout(Duration::from_millis(300)).unwrap_or_default();
-        let why = if said.is_empty() { format!("{error:#}") } else { sanitize(&said) };
+        let why = if said.is_empty() { format!("{error:#}") } else { said };
         let tried = entry.reach.iter().map(|it| shell_word(it)).collect::<Vec<_>>().join(" ");
         let next = format!("find out why this fails without a prompt: {tried} true");
         refusal().place(why).refuse(next)
+    }
+
+    /// Takes the pipes from the place, which begins with what was read too far, and to it.
+    pub fn pipes(&mut self) -> Result<(impl Read + Send + use<>, ChildStdin)> {
+        let pipes = self.child.stdout.take().zip(self.child.stdin.take());
+        let (from, to) = pipes.context("the transport is in use")?;
+        Ok((std::io::Cursor::new(std::mem::take(&mut self.rest)).chain(from), to))
     }
 
     fn greet(&mut self, entry: &PlaceEntry, [runs, key]: [&str; 2]) -> Result<()> {
@@ -187,7 +192,7 @@ impl Transport {
     }
 
     fn send(&mut self, bytes: &[u8], limit: Duration) -> Result<()> {
-        let (stdin, _) = self.pipes.as_mut().context("the transport is in use")?;
+        let stdin = self.child.stdin.as_mut().context("the transport is in use")?;
         let deadline = Instant::now() + limit;
         // A pipe that is ready takes so much without blocking (POSIX).
         for piece in bytes.chunks(nix::libc::PIPE_BUF) {
@@ -211,7 +216,7 @@ impl Transport {
                 }
             }
             ensure!(noise + self.rest.len() < NOISE, "a shell there prints too much");
-            let (_, stdout) = self.pipes.as_mut().context("the transport is in use")?;
+            let stdout = self.child.stdout.as_mut().context("the transport is in use")?;
             let is_ready = is_ready(stdout, PollFlags::POLLIN, deadline)?;
             ensure!(is_ready, "no answer after {} s", limit.as_secs());
             let mut piece = [0; 4096];
@@ -235,16 +240,14 @@ fn is_ready(pipe: &impl AsFd, flags: PollFlags, deadline: Instant) -> Result<boo
     }
 }
 
-/// The last line of what a command prints, of at most 300 bytes.
-fn last_line(mut from: impl Read) -> String {
+/// The last line of what a command prints.
+fn read_last_line(mut from: impl Read) -> String {
     let (mut end, mut piece) = (Vec::new(), [0; 1024]);
     while let Ok(count @ 1..) = from.read(&mut piece) {
         end.extend_from_slice(&piece[..count]);
         end.drain(..end.len().saturating_sub(4096));
     }
-    let text = String::from_utf8_lossy(&end);
-    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
-    crate::text::shorten(line, 300)
+    last_line(&end).unwrap_or_default()
 }
 
 /// Carries one call of git to the place, as git's `ext` transport: standard input and output are git's.
@@ -257,15 +260,14 @@ pub fn carry_git(service: &str) -> Result<()> {
     ensure!(is_key(&key), "no such repository");
     ensure!(["git-receive-pack", "git-upload-pack"].contains(&service), "no such service");
     let mut link = Transport::open(&name, entry, [service, &key], false)?;
-    let (mut to, mut from) = link.pipes.take().context("no pipes")?;
+    let (from, mut to) = link.pipes()?;
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut std::io::stdin(), &mut to);
     });
     // Standard output of Rust keeps what does not end in a line.
     let mut out = std::fs::File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
-    out.write_all(&link.rest)?;
     // Git itself ends the call at its limit; this one holds for what it would not count.
-    let taken = std::io::copy(&mut from.by_ref().take(MOST_OBJECTS), &mut out)?;
+    let taken = std::io::copy(&mut from.take(MOST_OBJECTS), &mut out)?;
     if taken >= MOST_OBJECTS {
         return Ok(());
     }

@@ -439,12 +439,9 @@ pub fn stop(task: &Task, name: &str) -> Result<String> {
         if !view.is_open() {
             return Ok(format!("{id} {}", view.state));
         }
-        let remote = view.remote.unwrap_or_default();
-        if begin.elapsed() > limit || remote.unreachable.is_some() {
-            let why = match &remote.unreachable {
-                Some(since) => format!(", unreachable since {since}"),
-                None => String::new(),
-            };
+        let since = view.remote.and_then(|it| it.unreachable);
+        if begin.elapsed() > limit || since.is_some() {
+            let why = since.map_or(String::new(), |it| format!(", unreachable since {it}"));
             return Ok(format!(
                 "{id} is not stopped yet: {name} has not confirmed it{why}; it is stopped as soon as {name} answers"
             ));
@@ -486,9 +483,8 @@ fn connect(
     sends: bool,
 ) -> Result<(Channel<Request, Reply>, Transport)> {
     let mut transport = Transport::open(name, entry, ["serve", "-"], sends)?;
-    let (to, from) = transport.pipes.take().context("the transport is in use")?;
-    let rest = std::io::Cursor::new(std::mem::take(&mut transport.rest));
-    Ok((Channel::start(std::io::Read::chain(rest, from), to), transport))
+    let (from, to) = transport.pipes()?;
+    Ok((Channel::start(from, to), transport))
 }
 
 /// Returns true if a text can be the key of a repository.
