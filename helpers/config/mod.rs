@@ -167,11 +167,8 @@ impl Config {
             let path = name.strip_prefix("~/").map_or_else(|| name.into(), |rest| home.join(rest));
             path.canonicalize().is_ok_and(|path| places.contains(&Some(&path)))
         };
-        let remotes = match self.set_up_of_projects.is_empty() {
-            true => Vec::new(),
-            false => worktree.remotes()?,
-        };
         let mut projects = self.set_up_of_projects.iter();
+        let remotes = if projects.len() > 0 { worktree.remotes()? } else { Vec::new() };
         let named = projects.find(|(name, _)| remotes.contains(name) || is_place(name));
         Ok(named.map(|(_, command)| command).or(self.set_up.as_ref()).map(String::as_str))
     }

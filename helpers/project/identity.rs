@@ -171,12 +171,11 @@ pub(super) fn with_token(token: &str) -> Option<(PathBuf, ProjectRecord)> {
 /// Returns true if the project of a task's state directory is still in place, so that work may
 /// start by itself.
 pub fn stands(state_dir: &Path, task_directory: &Path) -> bool {
-    let (Some(project), Some(root)) = (state_dir.parent(), task_directory.ancestors().nth(3))
-    else {
-        return false;
+    let standing = || {
+        let token = token(task_directory.ancestors().nth(3)?);
+        Some(ProjectRecord::load(state_dir.parent()?).ok()??.standing(token.as_deref()))
     };
-    let record = ProjectRecord::load(project).ok().flatten();
-    record.is_some_and(|record| record.standing(token(root).as_deref()) == Standing::Same)
+    standing() == Some(Standing::Same)
 }
 
 /// The main worktree of the repository around `start`; `None` outside git and for a bare one.

@@ -22,11 +22,11 @@ pub(super) mod prelude {
 
     pub(in crate::tools) use serde_json::Value;
 
-    pub(in crate::tools) use super::{Models, ONLY_EDITS, Place, WorkerCli, resume_with};
+    pub(in crate::tools) use super::{Models, ONLY_EDITS, Place, WorkerCli};
     pub(in crate::tools) use crate::domain::{Access, FailureKind as Kind};
     pub(in crate::tools) use crate::tools::events::{Observed, first_text, sum, text};
     pub(in crate::tools) use crate::tools::models::{Listed, Source, listed};
-    pub(in crate::tools) use crate::tools::{Job, Reports, Session, os_args};
+    pub(in crate::tools) use crate::tools::{Job, Reports, os_args};
 }
 
 /// A worker CLI that dispatch knows: how it is found, asked, called, limited and heard. It reads the
@@ -72,8 +72,9 @@ pub struct WorkerCli {
     pub(super) model_flag: &'static str,
     /// The CLI's own name of a model in the config.
     pub(super) model_name: fn(&str) -> &str,
-    /// The last arguments, which begin or resume a session.
-    pub(super) session: fn(Session) -> Vec<OsString>,
+    /// The last arguments, which begin a session and which resume one; `{id}` is its id. Without one, the
+    /// CLI itself names a new session.
+    pub(super) session: [&'static str; 2],
 
     /// Why the CLI itself can never hold its workers to `read`, and to `write`, if so.
     pub(super) unenforceable: [Option<&'static str>; 2],
@@ -189,10 +190,7 @@ impl WorkerCli {
         directory_flag: None,
         model_flag: "--model",
         model_name: |model| model,
-        session: |session| match session {
-            Session::New(id) => os_args(&["--session-id", id]),
-            Session::Resume(id) => os_args(&["--resume", id]),
-        },
+        session: ["--session-id {id}", "--resume {id}"],
         unenforceable: [None, None],
         own_sandbox: |_| None,
         nests: false,
@@ -230,7 +228,12 @@ impl WorkerCli {
             args.extend(os_args(&[self.model_flag, (self.model_name)(model)]));
         }
         if !super::command::names_a_session(command) {
-            args.extend((self.session)(job.session));
+            let [new, resume] = self.session;
+            let (words, id) = match job.session {
+                Session::New(id) => (new, id),
+                Session::Resume(id) => (resume, id),
+            };
+            args.extend(words.split_whitespace().map(|word| word.replace("{id}", id).into()));
         }
         args
     }
@@ -262,14 +265,6 @@ impl WorkerCli {
         let holds =
             self.never_holds(access).is_none() && (self.own_sandbox)(access).is_none_or(starts);
         if holds { access } else { Access::Full }
-    }
-}
-
-/// The session arguments of a CLI that names new sessions itself.
-pub(super) fn resume_with(flag: &str, session: Session) -> Vec<OsString> {
-    match session {
-        Session::New(_) => Vec::new(),
-        Session::Resume(id) => os_args(&[flag, id]),
     }
 }
 

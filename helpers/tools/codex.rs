@@ -24,10 +24,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     event_flags: "--json",
     directory_flag: Some("--add-dir"),
     // `-` reads the prompt from standard input.
-    session: |session| match session {
-        Session::New(_) => os_args(&["-"]),
-        Session::Resume(id) => os_args(&["resume", id, "-"]),
-    },
+    session: ["-", "resume {id} -"],
     own_sandbox: |access| (access != Access::Full).then_some(&[]),
     nests: true,
     places: &[Place {

@@ -20,11 +20,8 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     argv,
     event_flags: "--output-format json",
     directory_flag: Some("--add-dir"),
-    session: |session| match session {
-        Session::New(id) => os_args(&["--session-id", id]),
-        // With `=`, an unknown session is an error and not a new one.
-        Session::Resume(id) => vec![format!("--resume={id}").into()],
-    },
+    // With `=`, an unknown session is an error and not a new one.
+    session: ["--session-id {id}", "--resume={id}"],
     own_sandbox: |access| (access == Access::Write).then_some(&SANDBOX),
     places: &[Place {
         variable: "COPILOT_HOME",

@@ -20,7 +20,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
         let first = "cursor-agent -p --trust --output-format stream-json";
         job.argv([first, "--mode ask", "--sandbox enabled", "--force"])
     },
-    session: |session| resume_with("--resume", session),
+    session: ["", "--resume {id}"],
     unenforceable: [
         Some("where it may only read, it runs no command: it could not report"),
         Some("its sandbox holds only as far as its own settings say"),

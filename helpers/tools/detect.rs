@@ -283,10 +283,10 @@ impl Asker {
 fn command(program: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(args).current_dir("/").env("NO_COLOR", "1");
-    for (name, _) in
-        std::env::vars_os().filter(|(name, _)| is_host_variable(&name.to_string_lossy()))
-    {
-        command.env_remove(name);
+    for (name, _) in std::env::vars_os() {
+        if is_host_variable(&name.to_string_lossy()) {
+            command.env_remove(name);
+        }
     }
     command
 }

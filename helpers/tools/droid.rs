@@ -18,7 +18,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     model_flag: "-m",
     // `-s` resumes too, but exits silently with 1 when Droid is logged out and has its own models.
     // A fork holds everything that was said in the session.
-    session: |session| resume_with("--fork", session),
+    session: ["", "--fork {id}"],
     unenforceable: [Some("it lets the model itself say how risky each of its commands is"); 2],
     places: &[Place {
         variable: "FACTORY_HOME_OVERRIDE",

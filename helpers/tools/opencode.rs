@@ -19,7 +19,7 @@ pub(super) static CLI: WorkerCli = WorkerCli {
     argv,
     event_flags: "--format json",
     model_flag: "-m",
-    session: |session| resume_with("-s", session),
+    session: ["", "-s {id}"],
     unenforceable: [None, Some(ONLY_EDITS)],
     places: &[
         Place {
