@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::domain::{Access, Failure, Usage};
 use crate::files::{self, Lock};
@@ -232,9 +233,13 @@ impl Attempt {
         Ok(files::read_lossy(&self.plan_path())?.map(|text| Plan::parse(&text)))
     }
 
-    /// Publishes a value as the file of that name.
+    /// Publishes a value as the file of that name, without its empty fields.
     fn set(&self, name: &str, value: &impl Serialize) -> Result<()> {
-        files::publish(&self.directory.join(name), serde_yaml::to_string(value)?.as_bytes())
+        // As a JSON value first: YAML would write a reason as a tag.
+        let mut value = serde_json::to_value(value)?;
+        let is_empty = |it: &Value| it.is_null() || it.as_array().is_some_and(Vec::is_empty);
+        value.as_object_mut().into_iter().for_each(|all| all.retain(|_, it| !is_empty(it)));
+        files::publish(&self.directory.join(name), serde_yaml::to_string(&value)?.as_bytes())
     }
 
     /// Records which process is the worker.
@@ -316,8 +321,7 @@ impl Attempt {
 
     /// Records how the attempt ended.
     pub(super) fn set_exit(&self, exit: &ExitRecord) -> Result<()> {
-        // As a JSON value first: YAML would write a reason as a tag.
-        self.set("exit", &serde_json::to_value(exit)?)
+        self.set("exit", exit)
     }
 
     /// Freezes the statements of the worker's side; `false` if they are too large to be read again.

@@ -127,8 +127,8 @@ exit 0
     same(
         &sandbox.redactions().apply(&without_milliseconds(&sandbox, 1)),
         str![[r#"
-code: 0
 at: TIME
+code: 0
 "#]],
     );
 }
@@ -149,8 +149,8 @@ exit 0
     same(
         &sandbox.redactions().apply(&without_milliseconds(&sandbox, 1)),
         str![[r#"
-code: 7
 at: TIME
+code: 7
 "#]],
     );
     same(
