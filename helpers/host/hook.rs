@@ -12,7 +12,7 @@ use crate::news::ledger::{self, Delivery, Ledger};
 use crate::news::{Event, event_ids_in, events, shown_in_transcript};
 use crate::process::Identity;
 use crate::project::Project;
-use crate::task::{ExitRecord, SessionRecord, State, StopReason, Task, View};
+use crate::task::{ExitRecord, SessionRecord, State, StopReason, Task};
 use crate::worker::agent::{self, description, notifies_since};
 
 /// The JSON that Claude Code gives a hook on standard input.
@@ -48,26 +48,15 @@ impl HookInput {
             tasks.extend(project.tasks_elsewhere(&index));
             tasks
         });
-        self.acknowledge(&tasks, host);
-        if let Some(running) = &self.background_tasks {
-            tasks.iter().for_each(|it| drop(note_ended_agent(it, host, running)));
-        }
-    }
-
-    fn acknowledge(
-        &self,
-        tasks: &LazyCell<Vec<Task>, impl FnOnce() -> Vec<Task>>,
-        host: &Identity,
-    ) {
         let transcript = self.transcript_path.as_ref();
         let mut shown = transcript.and_then(|it| shown_in_transcript(it).ok()).unwrap_or_default();
         shown.extend(self.prompt.clone());
         let ids: Vec<&str> = shown.iter().flat_map(|text| event_ids_in(text)).collect();
-        if ids.is_empty() && !shown.iter().any(|text| text.contains("<task-notification>")) {
-            return;
+        if !ids.is_empty() || shown.iter().any(|text| text.contains("<task-notification>")) {
+            tasks.iter().for_each(|it| drop(acknowledge_task(it, host, &shown, &ids)));
         }
-        for task in tasks.iter() {
-            let _ = acknowledge_task(task, host, &shown, &ids);
+        if let Some(running) = &self.background_tasks {
+            tasks.iter().for_each(|it| drop(note_ended_agent(it, host, running)));
         }
     }
 }
@@ -130,25 +119,13 @@ fn acknowledge_task(task: &Task, host: &Identity, shown: &[String], ids: &[&str]
     for (id, _) in told.iter().filter(seen) {
         Ledger::open(task)?.acknowledge(id)?;
     }
-    acknowledge_notified_end(&view, host, shown)
-}
-
-/// Acknowledges the end of an agent that the host program itself told the model.
-fn acknowledge_notified_end(view: &View, host: &Identity, shown: &[String]) -> Result<()> {
-    let task = &view.task;
+    // The host program itself tells the model of an agent's end.
     let is_done_agent = view.record.route == Route::Agent && view.state == State::Done;
-    let Some(finished) = task.side().ipc().finished_at().filter(|_| is_done_agent) else {
-        return Ok(());
-    };
-    if !shown.iter().any(|text| notifies_since(text, &view.record, finished)) {
-        return Ok(());
-    }
-    for event in events(view)?.into_iter().filter(Event::is_end) {
-        let mut ledger = Ledger::open(task)?;
-        if ledger.delivery(&event) < Delivery::Delivered {
-            ledger.deliver(&event, Some(host))?;
+    match task.side().ipc().finished_at().filter(|_| is_done_agent) {
+        Some(finished) if shown.iter().any(|it| notifies_since(it, &view.record, finished)) => {
+            let end = events(&view)?.into_iter().filter(Event::is_end).collect();
+            ledger::acknowledge(task, end, host)
         }
-        ledger.acknowledge(&event.id)?;
+        _ => Ok(()),
     }
-    Ok(())
 }

@@ -4,7 +4,7 @@
 //! news and never repeats it as new. The file is not synced: if a power failure loses a line, the
 //! news is printed again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -17,13 +17,11 @@ use crate::ids::now;
 use crate::news::{Event, question_key};
 use crate::process::Identity;
 use crate::task::Task;
+use crate::text::lossy;
 
-/// How far the delivery of an event has come, in order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// How far the delivery of an event has come, in order. An event that was never printed has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Delivery {
-    /// The event was never printed.
-    #[default]
-    New,
     /// The event was printed, but not for the host it belongs to.
     Shown,
     /// The event was printed for its host, which may not have seen it.
@@ -36,9 +34,8 @@ pub enum Delivery {
 #[derive(Debug)]
 pub struct Ledger {
     file: File,
+    text: String,
     deliveries: BTreeMap<String, Delivery>,
-    /// The events of which the person's `notify:` command was told.
-    notified: BTreeSet<String>,
     _lock: Lock,
 }
 
@@ -56,52 +53,51 @@ impl Ledger {
         let mut file = files::open_append(&path)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
-        let text = String::from_utf8_lossy(&text);
-        let notified =
-            text.lines().filter_map(|line| line.split_once(" notified ")?.1.split(' ').next());
-        let notified = notified.map(str::to_owned).collect();
-        Ok(Self { notified, deliveries: parse(&text), file, _lock: lock })
+        let text = lossy(text);
+        Ok(Self { deliveries: parse(&text), text, file, _lock: lock })
     }
 
-    /// How far an event has been delivered.
-    pub fn delivery(&self, event: &Event) -> Delivery {
-        self.deliveries.get(&event.id).copied().unwrap_or_default()
-    }
-
-    /// Records that an event is about to be printed for `host`.
-    pub fn deliver(&mut self, event: &Event, host: Option<&Identity>) -> Result<()> {
+    /// Records that an event is about to be printed: for `host` (`-` if there is none) as
+    /// [`Delivery::Delivered`], else as [`Delivery::Shown`]. Returns whether it was not yet.
+    pub fn deliver(
+        &mut self,
+        event: &Event,
+        target: Delivery,
+        host: Option<&Identity>,
+    ) -> Result<bool> {
+        if self.deliveries.get(&event.id) >= Some(&target) {
+            return Ok(false);
+        }
+        if target == Delivery::Shown {
+            return self.show(event).map(|()| true);
+        }
         let host = host.map_or_else(|| "-".into(), Identity::to_string);
-        let step = format!("delivered {} {} {host}", event.id, event.key);
-        self.write(&event.id, Delivery::Delivered, &step)
+        self.append(&format!("delivered {} {} {host}", event.id, event.key))?;
+        self.deliveries.insert(event.id.clone(), target);
+        Ok(true)
     }
 
-    /// Records that an event is about to be printed for a reader other than its host.
+    /// Records that an event is about to be printed, again if it was before: the question that was told
+    /// last is the one that may be answered.
     pub fn show(&mut self, event: &Event) -> Result<()> {
-        self.write(&event.id, Delivery::Shown, &format!("shown {} {}", event.id, event.key))
+        self.append(&format!("shown {} {}", event.id, event.key))
     }
 
     /// Records that the host has seen an event.
     pub fn acknowledge(&mut self, id: &str) -> Result<()> {
-        if self.deliveries.get(id) == Some(&Delivery::Acknowledged) {
-            return Ok(());
+        match self.deliveries.get(id) {
+            Some(Delivery::Acknowledged) => Ok(()),
+            _ => self.append(&format!("acknowledged {id}")),
         }
-        self.write(id, Delivery::Acknowledged, &format!("acknowledged {id}"))
     }
 
     /// Records that the person's `notify:` command is about to be told of an event. Returns whether it
     /// was not told before.
     pub fn notify(&mut self, event: &Event) -> Result<bool> {
-        let is_new = self.notified.insert(event.id.clone());
-        if is_new {
-            self.append(&format!("notified {} {}", event.id, event.key))?;
+        if self.text.contains(&format!(" notified {} ", event.id)) {
+            return Ok(false);
         }
-        Ok(is_new)
-    }
-
-    fn write(&mut self, id: &str, delivery: Delivery, step: &str) -> Result<()> {
-        self.append(step)?;
-        self.deliveries.insert(id.into(), delivery);
-        Ok(())
+        self.append(&format!("notified {} {}", event.id, event.key)).map(|()| true)
     }
 
     fn append(&mut self, step: &str) -> Result<()> {
@@ -127,29 +123,37 @@ pub fn take_new(
     // Read first, because opening the ledger for writing wakes all who watch the task.
     if !events.is_empty() {
         let deliveries = read(task)?;
-        events.retain(|event| deliveries.get(&event.id).is_none_or(|it| *it < target));
+        events.retain(|event| deliveries.get(&event.id) < Some(&target));
     }
+    let mut new = Vec::new();
     if events.is_empty() {
-        return Ok(events);
+        return Ok(new);
     }
     let mut ledger = Ledger::open(task)?;
-    let mut new = Vec::new();
     for event in events {
-        if ledger.delivery(&event) >= target {
-            continue;
-        }
-        let recorded = match target {
-            Delivery::Shown => ledger.show(&event),
-            _ => ledger.deliver(&event, host),
-        };
-        match recorded {
-            Ok(()) => new.push(event),
+        match ledger.deliver(&event, target, host) {
+            Ok(true) => new.push(event),
+            Ok(false) => {}
             Err(error) if new.is_empty() => return Err(error),
             // Events already recorded as delivered must be returned, despite the error.
             Err(_) => break,
         }
     }
     Ok(new)
+}
+
+/// Records that the host was told these events and has seen them.
+pub fn acknowledge(task: &Task, mut events: Vec<Event>, host: &Identity) -> Result<()> {
+    let told = read(task)?;
+    events.retain(|event| told.get(&event.id) != Some(&Delivery::Acknowledged));
+    if events.is_empty() {
+        return Ok(());
+    }
+    let mut ledger = Ledger::open(task)?;
+    events.iter().try_for_each(|event| {
+        ledger.deliver(event, Delivery::Delivered, Some(host))?;
+        ledger.acknowledge(&event.id)
+    })
 }
 
 /// The text of a task's ledger, read without the lock.
@@ -193,7 +197,7 @@ fn parse(text: &str) -> BTreeMap<String, Delivery> {
             _ => continue,
         };
         if let Some(id) = words.next() {
-            let best: &mut Delivery = deliveries.entry(id.to_string()).or_default();
+            let best = deliveries.entry(id.to_string()).or_insert(delivery);
             *best = delivery.max(*best);
         }
     }

@@ -113,15 +113,22 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
     }
     let (mut text, more) = fit(lines.into_iter(), BRIEF);
     told.retain(|(_, event)| text.contains(&event.id));
-    // An error only means that this news is printed again the next time.
     if let Some(host) = &host {
-        let _ = deliver(host, &told, &mut text);
+        for (view, event) in &told {
+            let ledger = Ledger::open(&view.task);
+            let new = ledger.and_then(|mut it| it.deliver(event, Delivery::Delivered, Some(host)));
+            let before = format!("{} (said before)", event.id);
+            // A monitor may have delivered it meanwhile. After an error, it is only printed again.
+            if !new.unwrap_or(true) && !text.contains(&before) {
+                text = text.replace(&event.id, &before);
+            }
+        }
     }
     say(&text);
-    if host.is_some() {
+    if let Some(host) = &host {
         // Printed in full counts as acknowledged.
-        for (view, event) in &told {
-            let _ = Ledger::open(&view.task).and_then(|mut it| it.acknowledge(&event.id));
+        for (view, event) in told {
+            let _ = ledger::acknowledge(&view.task, vec![event], host);
         }
     }
     if more > 0 {
@@ -179,20 +186,6 @@ fn old_format(config: &Config) -> Option<String> {
     files::publish_new(&offered, b"").unwrap_or(false).then(|| {
         "the config has the old format, which works; tell the user once that /dispatch \"migrate my config\" upgrades it".into()
     })
-}
-
-/// Marks events as delivered before they are printed. A monitor may be delivering the same events
-/// now.
-fn deliver(host: &Identity, told: &[(&View, Event)], text: &mut String) -> Result<()> {
-    for (view, event) in told {
-        let mut ledger = Ledger::open(&view.task)?;
-        if ledger.delivery(event) < Delivery::Delivered {
-            ledger.deliver(event, Some(host))?;
-        } else if !text.contains(&format!("{} (said before)", event.id)) {
-            *text = text.replace(&event.id, &format!("{} (said before)", event.id));
-        }
-    }
-    Ok(())
 }
 
 /// The names that a person may use.

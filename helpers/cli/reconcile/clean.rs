@@ -15,7 +15,7 @@ use crate::fault;
 use crate::files;
 use crate::git;
 use crate::news::events;
-use crate::news::ledger::{self, Delivery};
+use crate::news::ledger;
 use crate::ops::stale::{self, Stale, StateDir};
 use crate::process::{Life, calling_host};
 use crate::project::{Project, TaskList};
@@ -205,8 +205,7 @@ fn is_untold(view: &View) -> Result<bool> {
         return Ok(false);
     }
     let told = ledger::read(&view.task)?;
-    let is_new = |id: &str| told.get(id).copied().unwrap_or_default() == Delivery::New;
-    Ok(events(view)?.iter().any(|event| is_new(&event.id)))
+    Ok(events(view)?.iter().any(|event| !told.contains_key(&event.id)))
 }
 
 /// Copies a task's report to where it outlives the task, and returns its path.

@@ -11,7 +11,7 @@ use crate::error::Exit;
 use crate::files;
 use crate::git::Contents;
 use crate::ipc::{IpcText, Question};
-use crate::news::ledger::{self, Delivery, Ledger};
+use crate::news::ledger;
 use crate::news::{Remedy, changed_tests, events};
 use crate::place;
 use crate::process::calling_host;
@@ -44,16 +44,7 @@ fn acknowledge_shown(view: &View) -> Result<()> {
     let Some(host) = calling_host().filter(|host| view.record.owner.as_ref() == Some(host)) else {
         return Ok(());
     };
-    let (told, mut events) = (ledger::read(&view.task)?, events(view)?);
-    events.retain(|event| told.get(&event.id) != Some(&Delivery::Acknowledged));
-    if events.is_empty() {
-        return Ok(());
-    }
-    let mut ledger = Ledger::open(&view.task)?;
-    events.iter().try_for_each(|event| {
-        ledger.deliver(event, Some(&host))?;
-        ledger.acknowledge(&event.id)
-    })
+    ledger::acknowledge(&view.task, events(view)?, &host)
 }
 
 /// Prints the lines that fit into a part's bytes, and counts the others, which are in a file or directory.
