@@ -117,9 +117,8 @@ fn refuse_pattern(helper: &str) -> Result<()> {
 
 /// Returns true if the system denied this user something.
 fn is_denied(error: &Error) -> bool {
-    let kind =
-        |it: &(dyn std::error::Error + 'static)| Some(it.downcast_ref::<io::Error>()?.kind());
-    error.chain().find_map(kind) == Some(io::ErrorKind::PermissionDenied)
+    let mut errors = error.chain().filter_map(|it| it.downcast_ref::<io::Error>());
+    errors.any(|it| it.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// The refusal of a value by its own type. Else clap's message, shortened to what is wrong, what was

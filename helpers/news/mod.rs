@@ -155,12 +155,6 @@ pub fn command_for(task: &Task, helper: &str) -> Result<String> {
     Ok(command(helper)? + &task.option())
 }
 
-/// The remark about the first open item; may be empty.
-fn next_item(view: &View) -> String {
-    let left = view.plan.first(Marker::Open).map(|item| view.item_words(item));
-    left.map_or_else(String::new, |item| format!("; next is {item}"))
-}
-
 /// The remark that the worker changed tests, on which a check may rest; may be empty.
 pub fn changed_tests(gate: &Gate) -> String {
     match gate.tests.as_str() {
@@ -171,80 +165,46 @@ pub fn changed_tests(gate: &Gate) -> String {
 
 /// The event of an attempt's end.
 fn end_event(view: &View) -> Result<Event> {
-    let (id, name) = (view.task.id(), view.name());
     let items = format!("{}/{}", view.plan.done(), view.plan.items().len());
-    let age = short_duration(view.age());
-    let some = |text: &String| !text.is_empty();
-    let because = Some(view.because()).filter(some);
-    let explanation = because.map_or_else(String::new, |because| format!(": {because}"));
-    let spawn = command_for(&view.task, "dispatch-spawn")?;
-    let (line, next) = match view.state {
-        State::Done => {
-            let summary = view.summary.clone().filter(some);
-            let summary = summary.map_or_else(String::new, |it| format!(": {}", quoted(&it)));
-            let report = Some(view.task.side().report_path()).filter(|path| path.is_file());
-            let report = report.map(|it| format!(" Report: {}", it.display())).unwrap_or_default();
-            let (mut branch, mut next) = (String::new(), "tell the user".to_owned());
-            if let Some(own) = &view.record.worktree {
-                branch = format!(" on branch {}", own.branch);
-                let merge = command_for(&view.task, "dispatch-reconcile")?;
-                next += &format!("; if they want it, {merge} merge {id} brings it back");
-            }
-            let checked = view.gate.as_ref().map_or(String::new(), |gate| {
-                let checks = match gate.moved {
-                    _ if view.record.checks.is_empty() => "",
-                    Some(_) => ", checked before its last commit",
-                    None => ", checked",
-                };
-                let review = gate.review.as_ref().map(|it| format!(", {it}")).unwrap_or_default();
-                format!("{checks}{review}{}", changed_tests(gate))
-            });
-            (format!("{name} done ({items}, {age}{checked}){branch}{summary}{report}"), next)
-        }
-        State::Blocked if view.is_at_limit() => (
-            format!("{name} blocked ({items}, {age}){explanation}{}", next_item(view)),
-            format!(
-                "tell the user and ask whether to continue with as much again; {spawn} {id} --resume does"
-            ),
-        ),
-        State::Blocked => (
-            format!("{name} blocked ({items}){explanation}"),
-            match (&view.reason, view.whole_questions().last()) {
-                _ if view.has_late_answer() => {
-                    format!("the answer is there: {spawn} {id} --resume continues with it")
-                }
-                (_, Some(question)) => format!(
-                    "ask the user; {} --answer {id}/{} - resumes it",
-                    command_for(&view.task, "dispatch-monitor")?,
-                    question.name
-                ),
-                (Reason::Item(item), None) => format!(
-                    "ask the user; with the answer as a note, {spawn} {id} --resume continues, --resume --skip {item} without that item"
-                ),
-                _ => format!(
-                    "ask the user; with the answer as a note, {spawn} {id} --resume continues"
-                ),
-            },
-        ),
-        State::Incomplete => {
-            let left = next_item(view);
-            let skip = Some(view.plan.skip_lost()).filter(some).map_or_else(String::new, |skip| {
-                format!(", --resume{skip} continues without what the plan lost")
-            });
-            (
-                format!("{name} incomplete ({items}, {age}){explanation}{left}"),
-                format!(
-                    "tell the user what is left and ask; {spawn} {id} --resume does the rest{skip}"
-                ),
-            )
-        }
-        _ => (
-            format!("{name} {} ({items}, {age}){explanation}", view.state),
-            instruction(view, &spawn),
-        ),
+    let line = if view.state == State::Done {
+        done_line(view, &items)
+    } else {
+        let is_blocked = view.state == State::Blocked;
+        let age = match is_blocked && !view.is_at_limit() {
+            true => String::new(),
+            false => format!(", {}", short_duration(view.age())),
+        };
+        let because = Some(view.because()).filter(|it| !it.is_empty());
+        let because = because.map_or_else(String::new, |because| format!(": {because}"));
+        let has_next = is_blocked && view.is_at_limit() || view.state == State::Incomplete;
+        // The first open item.
+        let left = view.plan.first(Marker::Open).filter(|_| has_next);
+        let left = left.map(|item| format!("; next is {}", view.item_words(item)));
+        let left = left.unwrap_or_default();
+        format!("{} {} ({items}{age}){because}{left}", view.name(), view.state)
     };
     let attempt = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
-    Ok(Event::new(view, format!("end/{attempt}/{}", view.state), line, next))
+    Ok(Event::new(view, format!("end/{attempt}/{}", view.state), line, instruction(view)?))
+}
+
+/// The line about a task that is done.
+fn done_line(view: &View, items: &str) -> String {
+    let checked = view.gate.as_ref().map_or(String::new(), |gate| {
+        let checks = match gate.moved {
+            _ if view.record.checks.is_empty() => "",
+            Some(_) => ", checked before its last commit",
+            None => ", checked",
+        };
+        let review = gate.review.as_ref().map(|it| format!(", {it}")).unwrap_or_default();
+        format!("{checks}{review}{}", changed_tests(gate))
+    });
+    let branch = view.record.worktree.as_ref().map(|own| format!(" on branch {}", own.branch));
+    let summary = view.summary.as_deref().filter(|it| !it.is_empty());
+    let summary = summary.map(|it| format!(": {}", quoted(it)));
+    let report = Some(view.task.side().report_path()).filter(|path| path.is_file());
+    let report = report.map(|it| format!(" Report: {}", it.display()));
+    let rest: String = [branch, summary, report].into_iter().flatten().collect();
+    format!("{} done ({items}, {}{checked}){rest}", view.name(), short_duration(view.age()))
 }
 
 /// The action after which a task continues that does not continue by itself.
@@ -307,40 +267,76 @@ impl Remedy {
     }
 }
 
-/// The instruction to the host after a failure; `spawn` is the launcher of `dispatch-spawn`.
-fn instruction(view: &View, spawn: &str) -> String {
-    let resume = format!("{spawn} {} --resume", view.task.id());
-    let (ask, then) = ("tell the user and ask;", "tries again");
+/// The instruction to the host after an end.
+fn instruction(view: &View) -> Result<String> {
+    let (task, id) = (&view.task, view.task.id());
+    let resume = format!("{} {id} --resume", command_for(task, "dispatch-spawn")?);
+    let ask = "tell the user and ask;";
     let effect = match view.state {
         State::Denied => "lets it do anything",
         _ => "works without a sandbox",
     };
-    match (Remedy::for_task(view), &view.reason) {
-        (Some(Remedy::Login(login)), _) => format!("the user must log in ({login}); then {resume}"),
-        (Some(Remedy::Flag(backend)), _) => {
+    let skip = |item: &str| format!(", --resume --skip {item}");
+    Ok(match (view.state, Remedy::for_task(view), &view.reason) {
+        (State::Done, ..) => match &view.record.worktree {
+            Some(_) => format!(
+                "tell the user; if they want it, {} merge {id} brings it back",
+                command_for(task, "dispatch-reconcile")?
+            ),
+            None => "tell the user".into(),
+        },
+        (State::Blocked, ..) if view.is_at_limit() => {
+            format!("tell the user and ask whether to continue with as much again; {resume} does")
+        }
+        (State::Blocked, ..) if view.has_late_answer() => {
+            format!("the answer is there: {resume} continues with it")
+        }
+        (State::Blocked, Some(Remedy::Answer(question)), _) => format!(
+            "ask the user; {} --answer {id}/{question} - resumes it",
+            command_for(task, "dispatch-monitor")?
+        ),
+        (State::Blocked, _, reason) => {
+            let without = match reason {
+                Reason::Item(item) => skip(item) + " without that item",
+                _ => String::new(),
+            };
+            format!("ask the user; with the answer as a note, {resume} continues{without}")
+        }
+        (State::Incomplete, ..) => {
+            let without = match view.plan.skip_lost() {
+                lost if lost.is_empty() => lost,
+                lost => format!(", --resume{lost} continues without what the plan lost"),
+            };
+            format!("tell the user what is left and ask; {resume} does the rest{without}")
+        }
+        (_, Some(Remedy::Login(login)), _) => {
+            format!("the user must log in ({login}); then {resume}")
+        }
+        (_, Some(Remedy::Flag(backend)), _) => {
             format!("{ask} another flag in backends.{backend}.command of the config {effect}")
         }
-        (Some(Remedy::Resume(option @ " --access full")), _) => {
+        (_, Some(Remedy::Resume(option @ " --access full")), _) => {
             format!("{ask} {resume}{option} {effect}")
         }
-        (Some(Remedy::Resume(option @ " --model NAME")), _) => {
+        (_, Some(Remedy::Resume(option @ " --model NAME")), _) => {
             format!("ask the user which model instead; {resume}{option}")
         }
-        (_, Reason::Item(item)) => {
-            format!("{ask} {resume} {then}, --resume --skip {item} continues without that item")
-        }
-        (_, Reason::Cli(Failure { kind: FailureKind::Untrusted, .. })) => {
+        (.., Reason::Cli(Failure { kind: FailureKind::Untrusted, .. })) => {
             let directory = view.record.directory.display();
             format!("the user must let it trust {directory}; then {resume}")
         }
-        (_, Reason::Cli(Failure { kind: FailureKind::Network, .. })) => {
+        (.., Reason::Cli(Failure { kind: FailureKind::Network, .. })) => {
             format!("{ask} when the network is back, {resume}")
         }
-        (_, Reason::NotStarted(_) | Reason::Cli(_)) => {
-            format!("{ask} {resume} {then}, --model NAME with another")
+        (.., reason) => {
+            let other = match reason {
+                Reason::Item(item) => skip(item) + " continues without that item",
+                Reason::NotStarted(_) | Reason::Cli(_) => ", --model NAME with another".into(),
+                _ => String::new(),
+            };
+            format!("{ask} {resume} tries again{other}")
         }
-        _ => format!("{ask} {resume} {then}"),
-    }
+    })
 }
 
 /// The task's worker by the config as it is now; `None` if the config has no such worker.

@@ -18,7 +18,7 @@ use crate::files::{self, Lock};
 use crate::ids::{random_hex, unix_seconds};
 use crate::news::ledger::Ledger;
 use crate::news::{Event, events};
-use crate::process::{self, ATTEMPT, Identity, ProcessTree, Watch};
+use crate::process::{self, ATTEMPT, Identity, ProcessTree};
 use crate::task::{Task, View};
 use crate::text::one_line;
 
@@ -27,6 +27,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// How long a process of the command may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// How many bytes the command may print, which nobody reads, before it is ended.
+const MOST_OUTPUT: usize = 1 << 20;
 
 /// How often the command is called within [`PERIOD`] seconds, for all tasks together.
 const MOST: usize = 20;
@@ -108,30 +111,18 @@ fn may_call() -> Result<Option<bool>> {
 
 /// Calls the command with this input, and ends whatever is left of it after its time.
 fn call(command: &str, input: &str) -> Result<()> {
-    let limit = fault::limit("DISPATCH_NOTIFY_MS", LIMIT);
+    let deadline = Instant::now() + fault::limit("DISPATCH_NOTIFY_MS", LIMIT);
     let mark = random_hex()?;
     let mut shell = Command::new("sh");
     shell.args(["-c", command]).env(ATTEMPT, &mark);
     shell.current_dir(dirs::home_directory().unwrap_or_default());
-    shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = process::lead_own_group(&mut shell).spawn()?;
-    let identity = Identity::of_pid(child.id())?;
-    let begin = Instant::now();
-    let mut watch = Watch::new(&[])?;
-    identity.iter().for_each(|identity| {
-        watch.add_process(identity);
-    });
+    let (reader, mut writer) = std::io::pipe()?;
     // A pipe takes this much at once, also of a command that does not read it.
-    let _ = child.stdin.take().map(|mut stdin| writeln!(stdin, "{input}"));
-    while child.try_wait()?.is_none() && begin.elapsed() < limit {
-        process::reap_adopted(child.id());
-        let left = limit.saturating_sub(begin.elapsed());
-        watch.wait_for_event(left.min(Duration::from_secs(1)))?;
-    }
+    writeln!(writer, "{input}")?;
+    drop(writer);
+    let _ = process::capture_with(&mut shell, reader.into(), deadline, MOST_OUTPUT);
     let own = Identity::own().map(Some)?;
-    ProcessTree::new(own, identity, format!("{ATTEMPT}={mark}")).terminate(GRACE, || {
-        process::reap_adopted(child.id());
-        let _ = child.try_wait();
-    })?;
+    let mut tree = ProcessTree::new(own, None, format!("{ATTEMPT}={mark}"));
+    tree.terminate(GRACE, || process::reap_adopted(0))?;
     Ok(())
 }

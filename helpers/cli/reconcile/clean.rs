@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Result, bail, ensure};
 
 use crate::cli::reconcile::merge::{at_rest, at_work, refuse_worker};
-use crate::cli::{agree, say};
+use crate::cli::{agree, done, say};
 use crate::dirs;
 use crate::domain::{TaskId, Worktree};
 use crate::error::Exit;
@@ -107,21 +107,18 @@ pub(super) fn clean_stale(args: &CleanArgs) -> Result<Exit> {
     }
     let count = (stale.found.len(), stale.expired.len());
     if count == (0, 0) {
-        say("nothing to clean");
-        return Ok(Exit::Ok);
+        return done("nothing to clean");
     }
     let question = format!("Move {} to the trash, and remove {} of its entries?", count.0, count.1);
     if args.dry_run || !agree(&question, "")? {
-        say("Nothing was changed.");
-        return Ok(Exit::Ok);
+        return done("Nothing was changed.");
     }
     if let Some(place) = stale.clean()? {
         let (root, days) = (dirs::state_root()?, short_duration(stale::KEPT));
         say(format!("In the trash for {days}. To put one back, once its project is there again:"));
         say(format!("  mv {}/NAME {}/", place.display(), root.display()));
     }
-    say("Done.");
-    Ok(Exit::Ok)
+    done("Done.")
 }
 
 /// Removes a task, and returns what went and stayed with it; `None` if it was not asked for. The

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::cli::{agree, say};
+use crate::cli::{agree, done, say};
 use crate::domain::Route;
 use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
@@ -72,8 +72,7 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
         let question =
             if args.pr { "Push them?".into() } else { format!("Merge them into {into}?") };
         if !agree(&question, "")? {
-            say("Nothing was changed.");
-            return Ok(Exit::Ok);
+            return done("Nothing was changed.");
         }
     }
     if args.pr {
@@ -81,13 +80,12 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
         let title = person.title().unwrap_or(id.as_str());
         let body = view.summary.as_deref().unwrap_or_default();
         say(format!("git push origin {tip}:refs/heads/{branch}"));
-        say(format!(
+        return done(format!(
             "gh pr create --draft --head {} --title {} --body {}",
             shell_word(branch),
             shell_word(&sanitize(title)),
             shell_word(&sanitize(body)),
         ));
-        return Ok(Exit::Ok);
     }
     let seen = files::read(&task.shown_path())?.filter(|seen| *seen != tip);
     let shown = |seen: String| format!(" (it was at {} when it was shown)", short_id(&seen));
@@ -101,20 +99,16 @@ pub(super) fn merge(project: &Project, here: &Path, task: &Task, args: &MergeArg
         }
         _ => " (not checked)".into(),
     };
-    let moved = moved + &checked;
     let tip = short_id(&tip);
-    if plan.commits == 0 {
-        say(format!(
-            "{branch} at {tip}{moved}: nothing to merge, {into} has all its commits; dispatch-reconcile clean {id} removes the task"
-        ));
-        return Ok(Exit::Ok);
-    }
-    let how = if worktree.merge(&plan, id)? { "fast-forward" } else { "merge commit" };
-    let commits = count(plan.commits, "commit");
-    say(format!(
-        "{branch} at {tip}{moved}: {commits} into {into} ({how}); dispatch-reconcile clean {id} removes the task"
-    ));
-    Ok(Exit::Ok)
+    let what = if plan.commits == 0 {
+        format!("nothing to merge, {into} has all its commits")
+    } else {
+        let how = if worktree.merge(&plan, id)? { "fast-forward" } else { "merge commit" };
+        format!("{} into {into} ({how})", count(plan.commits, "commit"))
+    };
+    done(format!(
+        "{branch} at {tip}{moved}{checked}: {what}; dispatch-reconcile clean {id} removes the task"
+    ))
 }
 
 /// Refuses a worker: merging and cleaning change what other tasks and the person work on.
