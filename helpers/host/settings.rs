@@ -177,27 +177,13 @@ fn values(text: &str) -> Result<Value, Obstacle> {
     serde_json::from_str(text).map_err(|error| {
         let line = text.split_inclusive('\n').take(error.line().saturating_sub(1));
         let at = line.map(str::len).sum::<usize>() + error.column().saturating_sub(1);
-        (at, error.to_string())
+        (at, error.to_string().split(" at line ").next().unwrap_or_default().into())
     })
 }
 
 fn without(text: &str, piece: Range) -> String {
     format!("{}{}", &text[..piece.start], &text[piece.end..])
 }
-
-/// JSON without any extension.
-const PLAIN_JSON: ParseOptions = ParseOptions {
-    allow_comments: false,
-    allow_loose_object_property_names: false,
-    allow_trailing_commas: false,
-    allow_missing_commas: false,
-    allow_single_quoted_strings: false,
-    allow_hexadecimal_numbers: false,
-    allow_unary_plus_numbers: false,
-    allow_bare_decimal_point_numbers: false,
-    allow_non_finite_numbers: false,
-    allow_extended_string_escapes: false,
-};
 
 /// A parsed settings text.
 struct Settings<'a> {
@@ -209,9 +195,10 @@ struct Settings<'a> {
 impl<'a> Settings<'a> {
     /// Accepts plain JSON in which `permissions` is an object or missing, and its lists are lists.
     fn parse(text: &'a str) -> Result<Self, Obstacle> {
-        let parsed = parse_to_ast(text, &CollectOptions::default(), &PLAIN_JSON)
-            .map_err(|error| (error.range().start, error.kind().to_string()))?;
         let value = values(text)?;
+        // The parser with places takes more than JSON, which the other one has refused.
+        let parsed = parse_to_ast(text, &CollectOptions::default(), &ParseOptions::default())
+            .map_err(|error| (error.range().start, error.kind().to_string()))?;
         let root = match parsed.value {
             Some(Node::Object(root)) => root,
             other => return Err((other.map_or(0, |it| it.start()), "not an object {…}".into())),

@@ -187,7 +187,7 @@ fn settings_of_unknown_shape_are_not_changed() {
     let table = [
         ("{\n  // mine\n  \"a\": 1\n}", "line 2, column 3: "),
         ("{\"a\": 1} /* end */", "line 1, column 10: "),
-        ("{\"a\": 1,}", "line 1, column 8: "),
+        ("{\"a\": 1,}", "line 1, column 9: trailing comma\n"),
         ("{\"ä\": 'x'}", "line 1, column 7: "),
         ("{\"a\" 1}", "line 1, column "),
         ("{\"a\": 1", "line 1, column "),

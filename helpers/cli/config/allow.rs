@@ -59,19 +59,13 @@ pub(super) fn allow(bins: &[PathBuf], consent: Consent) -> Result<Exit> {
     let Some(new) = settings::add(text.as_deref(), &wanted)? else {
         return done(format!("nothing to change in {}", path.display()));
     };
-    refuse_read_only(&path, &missing, "add")?;
-    say(format!("These permission rules will be added to {}:", path.display()));
-    missing.iter().for_each(|rule| say(format!("  {rule}")));
-    let Some(_lock) = begin(&path, &text, consent)? else { return Ok(Exit::Ok) };
+    let verbs = ["add", "added to"];
+    let Some(_lock) = begin(&path, &text, verbs, &missing, consent)? else { return Ok(Exit::Ok) };
     // Remember first, so that a crash leaves no rule that nobody would remove.
-    let before = added()?;
-    let mut after = before.clone();
-    after.entry(path.clone()).or_default().extend(missing.into_iter().map(|rule| rule.text));
-    remember(&after)?;
-    if let Err(error) = files::publish(&path, new.as_bytes()) {
-        remember(&before)?;
-        return Err(error);
-    }
+    let mut added = added()?;
+    added.entry(path.clone()).or_default().extend(missing.into_iter().map(|rule| rule.text));
+    remember(&added)?;
+    files::publish(&path, new.as_bytes())?;
     done("Done.")
 }
 
@@ -96,10 +90,8 @@ pub(super) fn disallow(consent: Consent) -> Result<Exit> {
         }
         return done(format!("{} has no rules that dispatch added", path.display()));
     };
-    refuse_read_only(&path, &present, "remove")?;
-    say(format!("These permission rules will be removed from {}:", path.display()));
-    present.iter().for_each(|rule| say(format!("  {rule}")));
-    let Some(_lock) = begin(&path, &text, consent)? else { return Ok(Exit::Ok) };
+    let verbs = ["remove", "removed from"];
+    let Some(_lock) = begin(&path, &text, verbs, &present, consent)? else { return Ok(Exit::Ok) };
     files::publish(&path, new.as_bytes())?;
     remember(&added)?;
     done("Done.")
@@ -126,26 +118,33 @@ fn settings() -> Result<(PathBuf, Option<String>)> {
     Ok((real, text))
 }
 
-/// Refuses to replace a read-only file, or a file in a read-only directory: another program made it,
-/// such as Nix.
-fn refuse_read_only(path: &Path, rules: &[Rule], verb: &str) -> Result<(), Refusal> {
-    let read_only = path.metadata().is_ok_and(|file| file.permissions().readonly());
-    let directory = path.parent().filter(|directory| directory.exists());
-    if !read_only && directory.is_none_or(|it| access(it, AccessFlags::W_OK).is_ok()) {
-        return Ok(());
+/// Shows the rules, and returns the lock on the settings, which still have that text; `None` if the
+/// person does not agree.
+///
+/// # Errors
+/// [`Exit::CannotCreate`] for a read-only file, or one in a read-only directory: another program made
+/// it, such as Nix.
+fn begin(
+    path: &Path,
+    text: &Option<String>,
+    [verb, done_to]: [&str; 2],
+    rules: &[Rule],
+    given: Consent,
+) -> Result<Option<std::fs::File>> {
+    let directory = path.parent().context("the settings have no directory")?;
+    let is_closed = directory.exists() && access(directory, AccessFlags::W_OK).is_err();
+    if is_closed || path.metadata().is_ok_and(|file| file.permissions().readonly()) {
+        let snippet = settings::snippet(rules);
+        return Refusal::new(Exit::CannotCreate, format!("{} is read-only", path.display()))
+            .place("another program seems to manage it, such as Nix; nothing was changed")
+            .refuse(format!("{verb} the rules in that program's source: {snippet}"));
     }
-    Refusal::new(Exit::CannotCreate, format!("{} is read-only", path.display()))
-        .place("another program seems to manage it, such as Nix; nothing was changed")
-        .refuse(format!("{verb} the rules in that program's source: {}", settings::snippet(rules)))
-}
-
-/// The lock on the settings, which still have that text; `None` if the person does not agree.
-fn begin(path: &Path, text: &Option<String>, given: Consent) -> Result<Option<std::fs::File>> {
+    say(format!("These permission rules will be {done_to} {}:", path.display()));
+    rules.iter().for_each(|rule| say(format!("  {rule}")));
     if given.dry_run || !(given.yes || consent("Continue?")?) {
         say("Nothing was changed.");
         return Ok(None);
     }
-    let directory = path.parent().context("the settings have no directory")?;
     files::create_private_directory(directory)?;
     // Lock the directory, because a lock file beside the person's settings would stay there.
     let locked = std::fs::File::open(directory).and_then(|it| it.lock().map(|()| it));

@@ -28,11 +28,12 @@ pub(super) fn detect(json: bool) -> Result<Exit> {
     let extra = config.as_ref().map(choose::backends).unwrap_or_default();
     let found = crate::tools::detect::detect(&extra);
     if json {
-        say(serde_json::to_string(&found)?);
-    } else if found.is_empty() {
+        return done(serde_json::to_string(&found)?);
+    }
+    if found.is_empty() {
         return Err(nothing_found().into());
     }
-    found.iter().filter(|_| !json).for_each(|found| say(described(found)));
+    found.iter().for_each(|found| say(described(found)));
     Ok(Exit::Ok)
 }
 
@@ -98,17 +99,20 @@ fn machine() -> Result<(Vec<InstalledCli>, Vec<InstalledCli>, Vec<Listing>)> {
 /// Prints what a host has to know before it asks the person for the first config.
 pub(super) fn show_machine() -> Result<Exit> {
     let (all, found, listings) = machine()?;
-    let gap = |(name, why): &(&str, String)| json!({ "backend": name, "why": why });
-    let gaps: Vec<_> = gaps(&found).iter().map(gap).collect();
-    let listed: Vec<_> = listings.iter().map(in_brief).collect();
-    let (offers, holds) = (offers(&found, &listings), holds_claude(&found));
-    done(
-        json!({
-            "found": all, "models": listed, "defaults": offers, "full_only": gaps,
-            "ask_route": holds,
-        })
-        .to_string(),
-    )
+    let gaps = gaps(&found).into_iter().map(|(name, why)| json!({ "backend": name, "why": why }));
+    // The number of a CLI's models with some examples, for the host to tell the person.
+    let models = listings.iter().map(|Listing { backend, models, .. }| {
+        let notable: Vec<_> = models.iter().take(NOTABLE).map(|model| &model.id).collect();
+        json!({ "backend": backend, "count": models.len(), "notable": notable })
+    });
+    let machine = json!({
+        "found": all,
+        "models": models.collect::<Vec<_>>(),
+        "defaults": offers(&found, &listings),
+        "full_only": gaps.collect::<Vec<_>>(),
+        "ask_route": holds_claude(&found),
+    });
+    done(machine.to_string())
 }
 
 /// Writes the first config.
@@ -175,12 +179,6 @@ fn ask_full_access(found: &[InstalledCli], full: &[String], yes: bool) -> Result
     let asks = !yes && !names.is_empty();
     let question = format!("Let workers of {} do anything without asking?", names.join(", "));
     Ok(if asks && consent(&question)? { names } else { Vec::new() })
-}
-
-/// The number of a CLI's models with some examples, for the host to tell the person.
-fn in_brief(listing: &Listing) -> serde_json::Value {
-    let notable: Vec<_> = listing.models.iter().take(NOTABLE).map(|model| &model.id).collect();
-    json!({ "backend": listing.backend, "count": listing.models.len(), "notable": notable })
 }
 
 fn ask_default(offers: &[Offer]) -> Result<String> {

@@ -190,15 +190,10 @@ impl Columns {
 pub(super) fn coloured(text: String, state: State) -> Span {
     match state {
         State::Asking | State::Blocked => text.dark_yellow(),
-        State::Failed
-        | State::Denied
-        | State::Silent
-        | State::Unreachable
-        | State::Lost
-        | State::Incomplete => text.dark_red(),
         State::Running => unstyled(text),
         State::Held | State::Parked | State::Queued | State::Stopped => text.dim(),
         State::Done => text.dark_green(),
+        _ => text.dark_red(),
     }
 }
 
