@@ -17,7 +17,7 @@ use clap::error::ErrorKind;
 use clap::{Command, Parser};
 
 use crate::error::{Exit, Refusal, exit_code};
-use crate::host::{self, Decider, refuse_undecided};
+use crate::host::{self, Decider, called_as, refuse_undecided};
 use crate::process::{HELPERS, calling_host};
 use crate::project::Project;
 use crate::task::Task;
@@ -31,8 +31,7 @@ pub const VERSION: &str = match cfg!(debug_assertions) {
 
 /// Runs the helper by whose name this program was called.
 pub fn main() -> ExitCode {
-    let called = std::env::args_os().next().unwrap_or_default();
-    let name = Path::new(&called).file_name().unwrap_or_default().to_string_lossy();
+    let name = called_as();
     match &*name {
         "dispatch-config" => config::main(),
         "dispatch-spawn" => spawn::main(),
@@ -194,6 +193,11 @@ fn agree(question: &str, next: &str) -> Result<bool> {
             .place(why)
             .refuse(format!("call it in a terminal of your own{next}"));
     }
+    confirm(question)
+}
+
+/// Asks the person for a yes.
+fn confirm(question: &str) -> Result<bool> {
     Ok(matches!(ask(&format!("{question} [y/N] "))?.as_str(), "y" | "Y" | "yes"))
 }
 

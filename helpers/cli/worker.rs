@@ -336,20 +336,6 @@ fn print_new_notes(side: &WorkerSide, ends: bool) -> Result<bool> {
 /// How long an item takes, so that a person can follow.
 const PACE: Duration = Duration::from_millis(900);
 
-/// The demo worker's question.
-const QUESTION: &str = "Who should the report greet?";
-
-/// Asks the person and waits for the answer.
-fn ask_person(side: &WorkerSide, question: &str) -> Result<String> {
-    let number = side.ipc().ask(question)?;
-    loop {
-        if let Some(answer) = ask::wait_for_answer(side, &number, WAIT)? {
-            side.ipc().receive(&number)?;
-            return Ok(answer);
-        }
-    }
-}
-
 /// The demo worker: walks any plan, asks one question, uses the answer and finishes.
 fn walk(side: &WorkerSide) -> Result<()> {
     let plan = side.plan(side.start()?.as_ref())?;
@@ -363,7 +349,13 @@ fn walk(side: &WorkerSide) -> Result<()> {
         std::thread::sleep(PACE);
         let mut note = String::new();
         if at == 1 {
-            let answer = ask_person(side, QUESTION)?;
+            let question = side.ipc().ask("Who should the report greet?")?;
+            let answer = loop {
+                if let Some(answer) = ask::wait_for_answer(side, &question, WAIT)? {
+                    break answer;
+                }
+            };
+            side.ipc().receive(&question)?;
             note = format!("for {}", answer.trim());
             report.push_str(&format!("Hello, {}!\n\n", answer.trim()));
         }

@@ -164,7 +164,7 @@ fn has_other_settings() -> bool {
 }
 
 /// The name by which this program was called.
-fn called_as() -> String {
+pub fn called_as() -> String {
     let called = std::env::args_os().next().unwrap_or_default();
     Path::new(&called).file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

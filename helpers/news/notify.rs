@@ -16,10 +16,10 @@ use crate::dirs;
 use crate::fault;
 use crate::files::{self, Lock};
 use crate::ids::{random_hex, unix_seconds};
+use crate::news::events;
 use crate::news::ledger::Ledger;
-use crate::news::{Event, events};
 use crate::process::{self, ATTEMPT, Identity, ProcessTree};
-use crate::task::{Task, View};
+use crate::task::Task;
 use crate::text::one_line;
 
 /// How long the command may take for one event.
@@ -53,8 +53,17 @@ pub fn run(state_dir: &Path) -> Result<()> {
     let Some(command) = config.notify else { return Ok(()) };
     let view = task.view()?;
     process::adopt_descendants()?;
-    for (kind, event) in take_new(&view)? {
-        let Some(is_last) = may_call()? else { break };
+    for event in events(&view)? {
+        let kind = match event.key.split('/').next() {
+            Some("question") => "ask",
+            Some("parked" | "end") if view.is_at_limit() => "limit",
+            Some("end") => "end",
+            _ => continue,
+        };
+        if !Ledger::open(&task)?.notify(&event)? {
+            continue;
+        }
+        let Some(is_last) = may_call()? else { continue };
         let more = if is_last { " (further news is left out for 10 min)" } else { "" };
         let title = view.person_plan().title().map(one_line);
         let message = json!({
@@ -70,25 +79,6 @@ pub fn run(state_dir: &Path) -> Result<()> {
         let _ = call(&command, &message.to_string());
     }
     Ok(())
-}
-
-/// The events of which the command was not told, with the kind of each. They count as told now.
-fn take_new(view: &View) -> Result<Vec<(&'static str, Event)>> {
-    let kind = |event: &Event| match event.key.split('/').next()? {
-        "question" => Some("ask"),
-        "parked" | "end" if view.is_at_limit() => Some("limit"),
-        "end" => Some("end"),
-        _ => None,
-    };
-    let events = events(view)?.into_iter().filter_map(|event| Some((kind(&event)?, event)));
-    let mut ledger = Ledger::open(&view.task)?;
-    let mut new = Vec::new();
-    for (kind, event) in events {
-        if ledger.notify(&event)? {
-            new.push((kind, event));
-        }
-    }
-    Ok(new)
 }
 
 /// Counts a call of the command. `None` if there were too many; else whether it is the last for a while.

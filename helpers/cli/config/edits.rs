@@ -203,7 +203,7 @@ pub(super) fn edit(command: EditCommand) -> Result<Exit> {
             (edits, format!("{id} now runs on {backend}"), undo)
         }
         EditCommand::RemoveModel { id } => {
-            refuse_used(&config, &id)?;
+            refuse_needed(&config, &id)?;
             let old = config.models.get(&id).filter(|_| !config.fallbacks.contains_key(&id));
             let undo = old.map(|old| format!("add-model {} --backend {old}", shell_word(&id)));
             (vec![Edit::remove("models", &id)], format!("{id} removed"), undo)
@@ -327,27 +327,19 @@ fn backend_if_missing(config: &Config, backend: &str) -> Result<Vec<Edit>, Refus
         .refuse(format!("add it first: dispatch-config add-backend {backend} --command '...'"))
 }
 
-/// Refuses to remove a model that an alias stands for, or that is needed otherwise.
-fn refuse_used(config: &Config, id: &str) -> Result<(), Refusal> {
-    refuse_needed(config, id)?;
-    let Some((alias, _)) = config.aliases.iter().find(|(_, alias)| alias.model == id) else {
+/// Refuses to remove the default, a fallback, and a model that an alias stands for.
+fn refuse_needed(config: &Config, name: &str) -> Result<(), Refusal> {
+    let (what, next) = if config.default.as_deref() == Some(name) {
+        let next = "choose another one first: dispatch-config set-default NAME".into();
+        (format!("'{name}' is the default"), next)
+    } else if let Some((other, _)) = config.fallbacks.iter().find(|(_, it)| *it == name) {
+        let next = format!("name another one there first: {}", config.path.display());
+        (format!("'{name}' is the fallback of '{other}'"), next)
+    } else if let Some((alias, _)) = config.aliases.iter().find(|(_, it)| it.model == name) {
+        let next = format!("remove it first: dispatch-config remove-alias {alias}");
+        (format!("the alias '{alias}' stands for '{name}'"), next)
+    } else {
         return Ok(());
     };
-    Refusal::new(Exit::Data, format!("the alias '{alias}' stands for '{id}'"))
-        .refuse(format!("remove it first: dispatch-config remove-alias {alias}"))
-}
-
-/// Refuses to remove the default, and the fallback of another model or alias.
-fn refuse_needed(config: &Config, name: &str) -> Result<(), Refusal> {
-    if config.default.as_deref() == Some(name) {
-        return Refusal::new(Exit::Data, format!("'{name}' is the default"))
-            .refuse("choose another one first: dispatch-config set-default NAME");
-    }
-    match config.fallbacks.iter().find(|(_, fallback)| *fallback == name) {
-        None => Ok(()),
-        Some((other, _)) => {
-            Refusal::new(Exit::Data, format!("'{name}' is the fallback of '{other}'"))
-                .refuse(format!("name another one there first: {}", config.path.display()))
-        }
-    }
+    Refusal::new(Exit::Data, what).refuse(next)
 }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::cli::{ask, complain, done, project, run, say, text};
+use crate::cli::{complain, confirm, done, project, run, say, text};
 use crate::config::check::Severity;
 use crate::config::{self, Config, choose};
 use crate::dirs;
@@ -248,14 +248,10 @@ fn shown_by_ps(text: &str, path: &Path) -> Result<Option<String>> {
         matches!(backend.prompt, None | Some(PromptVia::Arg)) && by_backend(name, backend).is_none()
     };
     let names = config.backends.iter().filter(is_argument).map(|(name, _)| name.as_str());
-    let names: Vec<_> = names.collect();
-    let line = || {
-        let names = names.join(", ");
-        format!(
-            "prompts are arguments, which every user here can read (ps): {names} (prompt: stdin hides them)"
-        )
-    };
-    Ok((!names.is_empty()).then(line))
+    let names = names.collect::<Vec<_>>().join(", ");
+    Ok((!names.is_empty()).then(|| {
+        format!("prompts are arguments, which every user here can read (ps): {names} (prompt: stdin hides them)")
+    }))
 }
 
 fn resolve(name: Option<&str>, request: Option<&str>, json: bool) -> Result<Exit> {
@@ -306,18 +302,17 @@ fn places(mut names: Vec<String>) -> Result<Exit> {
         let limit = entry.max_workers.map_or(String::new(), |it| format!(", {it} workers at most"));
         say(format!("{name}: {}{limit}", entry.reach.join(" ")));
         let begin = std::time::Instant::now();
-        match place::check(&name, entry, None) {
-            Ok(lines) => {
-                say(format!("  ok: reached in {:.1} s", begin.elapsed().as_secs_f64()));
-                for (well, line) in lines {
-                    say(format!("  {}: {line}", if well { "ok" } else { "wrong" }));
-                    exit = if well { exit } else { Exit::Unavailable };
-                }
+        let lines = match place::check(&name, entry, None) {
+            Ok(mut lines) => {
+                let reached = format!("reached in {:.1} s", begin.elapsed().as_secs_f64());
+                lines.insert(0, (true, reached));
+                lines
             }
-            Err(error) => {
-                say(format!("  wrong: {error:#}").replace("\n  ", "\n    "));
-                exit = Exit::Unavailable;
-            }
+            Err(error) => vec![(false, format!("{error:#}").replace("\n  ", "\n    "))],
+        };
+        for (well, line) in lines {
+            say(format!("  {}: {line}", if well { "ok" } else { "wrong" }));
+            exit = if well { exit } else { Exit::Unavailable };
         }
     }
     Ok(exit)
@@ -329,5 +324,5 @@ fn consent(question: &str) -> Result<bool> {
         let what = "cannot ask for confirmation: no terminal";
         return Refusal::new(Exit::Usage, what).refuse("add --yes");
     }
-    Ok(matches!(ask(&format!("{question} [y/N] "))?.as_str(), "y" | "Y" | "yes"))
+    confirm(question)
 }

@@ -5,8 +5,8 @@ use std::io::IsTerminal;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::cli::config::{ask, consent};
-use crate::cli::{done, say};
+use crate::cli::config::consent;
+use crate::cli::{ask, done, say};
 use crate::config::setup::{Offer, gaps, holds_claude, models as models_of, offers, text};
 use crate::config::{Config, choose, edit};
 use crate::domain::Route;

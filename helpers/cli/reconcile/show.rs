@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::cli::reconcile::status::as_json;
-use crate::cli::{fit, say};
+use crate::cli::{done, fit, say};
 use crate::domain::Worktree;
 use crate::error::Exit;
 use crate::files;
@@ -15,7 +15,7 @@ use crate::news::ledger;
 use crate::news::{Remedy, changed_tests, events};
 use crate::place;
 use crate::process::calling_host;
-use crate::task::{Answer, Attempt, ExitRecord, Record, State, Task, View, output};
+use crate::task::{Attempt, ExitRecord, Record, State, Task, View, output};
 use crate::text::{lossy, one_line, quoted, sanitize, short_duration, shorten};
 use crate::worker::{self, sandbox};
 
@@ -39,17 +39,9 @@ const LAST_LINES: usize = 3;
 const LONGEST_BLOCK: usize = 64 << 10;
 const LONGEST_TEXT: usize = 256 << 10;
 
-/// Acknowledges a task's news for the host that is shown the task, so that it is not woken for them.
-fn acknowledge_shown(view: &View) -> Result<()> {
-    let Some(host) = calling_host().filter(|host| view.record.owner.as_ref() == Some(host)) else {
-        return Ok(());
-    };
-    ledger::acknowledge(&view.task, events(view)?, &host)
-}
-
 /// Prints the lines that fit into a part's bytes, and counts the others, which are in a file or directory.
 fn say_part(lines: impl Iterator<Item = String>, what: &str, place: &Path) {
-    let (text, more) = fit(lines.map(|line| sanitize(&line)), PART);
+    let (text, more) = fit(lines, PART);
     if !text.is_empty() {
         say(text);
     }
@@ -60,10 +52,6 @@ fn say_more(more: usize, what: &str, place: &Path) {
     if more > 0 {
         say(format!("… and {more} more {what}: {}", place.display()));
     }
-}
-
-fn whole(text: String) -> Option<IpcText> {
-    Some(IpcText { text, is_whole: true })
 }
 
 /// The forms of `show`.
@@ -154,11 +142,8 @@ fn markdown(view: &View) -> Result<String> {
     let said = |text: &str| if text.is_empty() { String::new() } else { block(text) };
     text += &format!("\n{}## Plan\n\n", said(view.summary.as_deref().unwrap_or_default()));
     text += &block(&view.plan.to_string());
-    for (name, asked, answer, recorded) in exchanges(task, MARKDOWN_MOST)?.1 {
-        let answer = recorded.or(answer.map(|it| it.text));
-        for (what, found) in [("Question", asked.map(|it| it.text)), ("Answer", answer)] {
-            text.extend(found.map(|it| format!("## {what} {name}\n\n{}", block(&it))));
-        }
+    for Said { what, number, found, .. } in exchanges(task, MARKDOWN_MOST)?.1 {
+        text += &format!("## {what} {number}\n\n{}", block(&found.text));
     }
     for (number, message) in task.side().tells(MARKDOWN_MOST).unwrap_or_default().1 {
         text += &format!("## Message {number}\n\n{}", block(&message));
@@ -179,26 +164,35 @@ fn contents(record: &Record, worktree: &Worktree) -> Result<Option<Contents>> {
     if record.place.is_some() { worktree.look_far() } else { worktree.look() }
 }
 
-/// A question by number, as it was asked, with an unrecorded answer and the person's.
-type Exchange = (String, Option<IpcText>, Option<IpcText>, Option<String>);
+/// A question or an answer.
+struct Said {
+    what: &'static str,
+    number: String,
+    found: IpcText,
+    /// `false` for an answer that is not recorded: it may be the worker's own words.
+    is_persons: bool,
+}
 
 /// The newest questions of a task with their answers, and how many older ones there are.
-fn exchanges(task: &Task, most: usize) -> Result<(usize, Vec<Exchange>)> {
-    let (ipc, answers) = (task.side().ipc(), task.answers()?);
-    let exchange = |question: Question| {
-        let name = question.name;
-        let recorded = answers.iter().find(|(other, _)| *other == name).map(|(_, it)| it.clone());
-        match recorded {
-            Some(Answer { question, answer }) => (name, whole(question), None, Some(answer)),
-            None => {
-                let (asked, answer) = (ipc.question(&name), ipc.shown_answer(&name));
-                (name, asked.ok().flatten(), answer.ok().flatten(), None)
-            }
-        }
-    };
+fn exchanges(task: &Task, most: usize) -> Result<(usize, Vec<Said>)> {
+    let (ipc, answers, mut exchanges) = (task.side().ipc(), task.answers()?, Vec::new());
     let questions = ipc.questions().unwrap_or_default();
     let older = questions.len().saturating_sub(most);
-    Ok((older, questions.into_iter().skip(older).map(exchange).collect()))
+    for Question { name, .. } in questions.into_iter().skip(older) {
+        let recorded = answers.iter().find(|(other, _)| *other == name);
+        let whole = |text: &String| Some(IpcText { text: text.clone(), is_whole: true });
+        let (asked, answer) = match recorded {
+            Some((_, it)) => (whole(&it.question), whole(&it.answer)),
+            None => (ipc.question(&name).ok().flatten(), ipc.shown_answer(&name).ok().flatten()),
+        };
+        for (what, found, is_persons) in
+            [("Question", asked, false), ("Answer", answer, recorded.is_some())]
+        {
+            let number = name.clone();
+            exchanges.extend(found.map(|found| Said { what, number, found, is_persons }));
+        }
+    }
+    Ok((older, exchanges))
 }
 
 /// Shows a task in one of the forms.
@@ -208,15 +202,11 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
         let mut json = as_json(&view);
         let report = report(task).filter(|it| it.len() <= LONGEST_TEXT);
         json["report"] = report.and_then(|it| serde_json::from_str(&it).ok()).unwrap_or_default();
-        say(serde_json::to_string(&json)?);
-        return Ok(Exit::Ok);
+        return done(serde_json::to_string(&json)?);
     }
     if form.markdown {
-        say(markdown(&view)?);
-        return Ok(Exit::Ok);
+        return done(markdown(&view)?);
     }
-    // The worker's files may hold any bytes.
-    let say = |line: String| say(sanitize(&line));
     let (record, state, because) = (&view.record, view.state, view.because());
     let because = if because.is_empty() { String::new() } else { format!(" ({because})") };
     let person = view.person_plan();
@@ -274,18 +264,13 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
         ));
     }
     let (older, exchanges) = exchanges(task, QUESTIONS)?;
-    let mut exchange = Vec::new();
-    for (name, asked, answer, recorded) in exchanges {
-        for (what, found) in [("question", asked), ("answer", answer)] {
-            let Some(found) = found else { continue };
-            exchange.push(format!("{what} {name}{}: {}", found.remark(), quoted(&found.text)));
-        }
-        // An answer that is not recorded may be the worker's own words.
-        exchange.extend(recorded.iter().map(|it| format!("answer {name}: {}", one_line(it))));
-    }
+    let exchanges = exchanges.into_iter().map(|Said { what, number, found, is_persons }| {
+        let text = if is_persons { one_line(&found.text) } else { quoted(&found.text) };
+        format!("{} {number}{}: {text}", what.to_lowercase(), found.remark())
+    });
     let ipc = task.side().ipc();
     say_more(older, "questions", ipc.directory());
-    say_part(exchange.into_iter(), "lines", ipc.directory());
+    say_part(exchanges, "lines", ipc.directory());
     let notes = task.notes()?.into_iter().map(|(_, note)| format!("note: {}", one_line(&note)));
     say_part(notes, "notes", &task.side().plan_path());
     let (older, tells) = task.side().tells(TELLS).unwrap_or_default();
@@ -331,6 +316,9 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
     if report.is_file() {
         say(format!("report: {}", report.display()));
     }
-    acknowledge_shown(&view)?;
+    // The host that is shown its task is not woken for these news.
+    if let Some(host) = calling_host().filter(|host| record.owner.as_ref() == Some(host)) {
+        ledger::acknowledge(task, events(&view)?, &host)?;
+    }
     Ok(Exit::Ok)
 }

@@ -167,29 +167,24 @@ impl Dashboard {
 
     fn key_in_tasks(&mut self, key: KeyCode) {
         let at = self.selected();
-        match key {
-            KeyCode::Char('q') => self.over = true,
-            KeyCode::Up | KeyCode::Char('k') => self.select(at.saturating_sub(1)),
-            KeyCode::Down | KeyCode::Char('j') => self.select(at + 1),
-            KeyCode::PageUp => self.select(at.saturating_sub(PAGE)),
-            KeyCode::PageDown => self.select(at + PAGE),
-            KeyCode::Home => self.select(0),
-            KeyCode::End => self.select(usize::MAX),
-            _ => {
-                let Some(row) = self.rows.get(at).cloned() else { return };
-                match key {
-                    KeyCode::Char('a') => self.open_answer(&row),
-                    KeyCode::Char('l') | KeyCode::Enter if row.logs => {
-                        self.mode = Mode::Log { task: row.task, text: String::new(), up: 0 };
-                    }
-                    KeyCode::Char('l') | KeyCode::Enter => {
-                        let id = row.task.id();
-                        self.message = format!("{id} is an agent of the host, which has its log");
-                    }
-                    KeyCode::Char('s') => self.mode = Mode::Stop(row.task),
-                    _ => {}
-                }
+        match (key, self.rows.get(at).cloned()) {
+            (KeyCode::Char('q'), _) => self.over = true,
+            (KeyCode::Up | KeyCode::Char('k'), _) => self.select(at.saturating_sub(1)),
+            (KeyCode::Down | KeyCode::Char('j'), _) => self.select(at + 1),
+            (KeyCode::PageUp, _) => self.select(at.saturating_sub(PAGE)),
+            (KeyCode::PageDown, _) => self.select(at + PAGE),
+            (KeyCode::Home, _) => self.select(0),
+            (KeyCode::End, _) => self.select(usize::MAX),
+            (KeyCode::Char('a'), Some(row)) => self.open_answer(&row),
+            (KeyCode::Char('l') | KeyCode::Enter, Some(row)) if row.logs => {
+                self.mode = Mode::Log { task: row.task, text: String::new(), up: 0 };
             }
+            (KeyCode::Char('l') | KeyCode::Enter, Some(row)) => {
+                let id = row.task.id();
+                self.message = format!("{id} is an agent of the host, which has its log");
+            }
+            (KeyCode::Char('s'), Some(row)) => self.mode = Mode::Stop(row.task),
+            _ => {}
         }
     }
 
