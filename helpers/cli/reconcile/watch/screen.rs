@@ -84,14 +84,10 @@ fn questions(dashboard: &Dashboard, width: usize, most: usize) -> Vec<Line> {
         Mode::Answer(answer) => Some((answer.task.id(), &answer.question)),
         _ => None,
     };
-    let mut lines = Vec::new();
-    let mut left_out = 0;
     let all = dashboard.rows.iter();
     let all = all.flat_map(|row| row.questions.iter().map(move |it| (row.task.id(), it)));
-    for (id, (number, text)) in all {
-        if answered.is_some_and(|it| it != (id, number)) {
-            continue;
-        }
+    let asked = all.filter(|(id, (number, _))| answered.is_none_or(|it| it == (*id, number)));
+    let block = |(id, (number, text)): (_, &(String, String))| {
         let heading = Line::new(format!("? {id} asks").dark_yellow().bold());
         let mut block = vec![heading.with(format!(" {number}").dim())];
         let mut text = wrap(text, width.saturating_sub(4));
@@ -101,17 +97,20 @@ fn questions(dashboard: &Dashboard, width: usize, most: usize) -> Vec<Line> {
             let more = if at == fits && text.len() > fits { " …" } else { "" };
             block.push(Line::new(unstyled(format!("  {}{more}", line.trim_end()))));
         }
-        // Keep a line for the number of omitted questions.
-        if lines.is_empty() || left_out == 0 && lines.len() + block.len() < most {
-            lines.extend(block);
-        } else {
-            left_out += 1;
-        }
+        block
+    };
+    let mut blocks = asked.map(block).peekable();
+    let mut lines = blocks.next().unwrap_or_default();
+    // Keep a line for the number of omitted questions.
+    while let Some(block) = blocks.next_if(|block| lines.len() + block.len() < most) {
+        lines.extend(block);
     }
-    lines.truncate(most.max(1));
-    if left_out > 0 {
-        lines.truncate(most.saturating_sub(1));
-        lines.push(Line::new(format!("  … and {left_out} more").dark_yellow()));
+    match blocks.count() {
+        0 => lines.truncate(most.max(1)),
+        left_out => {
+            lines.truncate(most.saturating_sub(1));
+            lines.push(Line::new(format!("  … and {left_out} more").dark_yellow()));
+        }
     }
     lines
 }
