@@ -56,17 +56,16 @@ fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
     let parsed = command.clone().try_get_matches().and_then(|it| Args::from_arg_matches(&it));
     let exit = match parsed {
         Ok(args) => refuse_pattern(&name).and_then(|()| body(args)),
-        // The texts are laid out only to be read, because every start would pay for it.
-        Err(error) if is_help(&error) => {
-            // Without arguments, a group of commands prints its commands.
+        // Without arguments, a group of commands prints its commands, which is an error.
+        Err(error)
+            if !error.use_stderr()
+                || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+            // The texts are laid out only to be read, because every start would pay for it.
             let help = with_layout(command).try_get_matches().err();
             let _ = help.unwrap_or(error).print();
             Ok(exit)
-        }
-        Err(error) if !error.use_stderr() => {
-            let _ = error.print();
-            Ok(Exit::Ok)
         }
         Err(error) => Err(usage(&error, &command).into()),
     };
@@ -78,11 +77,6 @@ fn run<Args: Parser>(body: impl FnOnce(Args) -> Result<Exit>) -> ExitCode {
         exit_code(&error)
     });
     exit.into()
-}
-
-fn is_help(error: &clap::Error) -> bool {
-    use ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand};
-    matches!(error.kind(), DisplayHelp | DisplayHelpOnMissingArgumentOrSubcommand)
 }
 
 /// Wraps the texts of a command and its subcommands. The exit codes and the example, which end a
@@ -166,12 +160,12 @@ fn complain(text: impl AsRef<str>) {
     let _ = writeln!(io::stderr(), "{}", sanitize(text.as_ref()));
 }
 
-/// The whole lines that fit into so many bytes, the first one in any case, and how many do not.
-fn fit(mut lines: impl Iterator<Item = String>, bytes: usize) -> (String, usize) {
-    let (mut text, mut left_out) = (lines.next().unwrap_or_default(), 0);
-    for line in lines {
-        if text.len() + 1 + line.len() <= bytes {
-            text += &format!("\n{line}");
+/// The whole parts that fit into so many bytes, the first one in any case, and how many do not.
+fn fit(mut parts: impl Iterator<Item = String>, gap: &str, bytes: usize) -> (String, usize) {
+    let (mut text, mut left_out) = (parts.next().unwrap_or_default(), 0);
+    for part in parts {
+        if text.len() + gap.len() + part.len() <= bytes {
+            text += &format!("{gap}{part}");
         } else {
             left_out += 1;
         }

@@ -184,7 +184,7 @@ fn lines(mut news: Vec<Event>, repeated: Vec<Event>, status: &str) -> String {
         format!("{}{before} {} → {}", event.id, event.line, event.next)
     };
     let lines = news.into_iter().chain(repeated).enumerate().map(line);
-    match fit(lines, WAKE - LAST_LINE) {
+    match fit(lines, "\n", WAKE - LAST_LINE) {
         (text, 0) => text,
         (text, more) => format!("{text}\n… and {more} more events: {status} shows all tasks"),
     }

@@ -208,8 +208,7 @@ fn done_line(view: &View, items: &str) -> String {
 }
 
 /// The action after which a task continues that does not continue by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Remedy {
+enum Remedy {
     /// Answer the question with this number.
     Answer(String),
     /// Resume with this option, which begins with a space or is empty.
@@ -224,47 +223,47 @@ pub enum Remedy {
 
 impl Remedy {
     /// The remedy for a task; `None` if the task needs none.
-    pub fn for_task(view: &View) -> Option<Self> {
-        let question = view.whole_questions().last().map(|question| question.name.clone());
-        let full_access = || match current_choice(view).and_then(|it| it.settings.command) {
-            Some(_) => Self::Flag(view.record.backend.clone()),
-            None => Self::Resume(" --access full"),
+    fn for_task(view: &View) -> Option<Self> {
+        let questions = view.whole_questions();
+        let mut questions = questions.map(|question| Self::Answer(question.name.clone()));
+        let resume = Some(Self::Resume(""));
+        let failure = match &view.reason {
+            Reason::Cli(failure) => Some(failure.kind),
+            _ => None,
         };
-        Some(match (view.state, &view.reason) {
-            (State::Asking, _) => Self::Answer(view.whole_questions().next()?.name.clone()),
-            (State::Blocked, _) if !view.has_late_answer() => {
-                question.map_or(Self::Resume(""), Self::Answer)
-            }
-            (State::Silent, _) => Self::Stop,
-            (State::Held, _) => Self::Resume(""),
-            (State::Denied, _) => full_access(),
-            (_, Reason::Cli(failure)) => match failure.kind {
-                FailureKind::Sandbox => full_access(),
-                FailureKind::Model => Self::Resume(" --model NAME"),
-                FailureKind::Auth => {
-                    let choice = current_choice(view);
-                    let cli = choice.and_then(|it| tools::by_backend(&it.backend, &it.settings));
-                    let login = cli.map(|cli| cli.login);
-                    login.map_or(Self::Resume(""), |login| Self::Login(login.into()))
+        match (view.state, failure) {
+            (State::Asking, _) => questions.next(),
+            (State::Blocked, _) if !view.has_late_answer() => questions.next_back().or(resume),
+            (State::Silent, _) => Some(Self::Stop),
+            (State::Denied, _) | (_, Some(FailureKind::Sandbox)) => {
+                match current_choice(view).and_then(|it| it.settings.command) {
+                    Some(_) => Some(Self::Flag(view.record.backend.clone())),
+                    None => Some(Self::Resume(" --access full")),
                 }
-                _ => Self::Resume(""),
-            },
-            (state, _) if state.has_work_left() => Self::Resume(""),
-            _ => return None,
-        })
-    }
-
-    /// The remedy as a command line; a flag that only the config can change as text.
-    pub fn command(&self, task: &Task) -> String {
-        let (id, at) = (task.id(), task.option());
-        match self {
-            Self::Answer(question) => format!("dispatch-monitor{at} --answer {id}/{question} -"),
-            Self::Resume(option) => format!("dispatch-spawn{at} {id} --resume{option}"),
-            Self::Login(command) => command.clone(),
-            Self::Flag(backend) => format!("another flag in backends.{backend}.command"),
-            Self::Stop => format!("dispatch-reconcile{at} stop {id}"),
+            }
+            (_, Some(FailureKind::Model)) => Some(Self::Resume(" --model NAME")),
+            (_, Some(FailureKind::Auth)) => {
+                let choice = current_choice(view);
+                let cli = choice.and_then(|it| tools::by_backend(&it.backend, &it.settings));
+                cli.map(|cli| Self::Login(cli.login.into())).or(resume)
+            }
+            (state, _) if state == State::Held || state.has_work_left() => resume,
+            _ => None,
         }
     }
+}
+
+/// The command line that helps a task on which does not continue by itself; a flag that only the config can
+/// change as text. `None` if the task needs nothing.
+pub fn remedy(view: &View) -> Option<String> {
+    let (id, at) = (view.task.id(), view.task.option());
+    Some(match Remedy::for_task(view)? {
+        Remedy::Answer(question) => format!("dispatch-monitor{at} --answer {id}/{question} -"),
+        Remedy::Resume(option) => format!("dispatch-spawn{at} {id} --resume{option}"),
+        Remedy::Login(command) => command,
+        Remedy::Flag(backend) => format!("another flag in backends.{backend}.command"),
+        Remedy::Stop => format!("dispatch-reconcile{at} stop {id}"),
+    })
 }
 
 /// The instruction to the host after an end.

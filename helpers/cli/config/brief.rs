@@ -111,7 +111,7 @@ pub(super) fn brief(project: &Project) -> Result<Exit> {
         // News come first, because a worker may be waiting for an answer.
         lines.insert(own + usize::from(!told.is_empty()), line);
     }
-    let (mut text, more) = fit(lines.into_iter(), BRIEF);
+    let (mut text, more) = fit(lines.into_iter(), "\n", BRIEF);
     told.retain(|(_, event)| text.contains(&event.id));
     if let Some(host) = &host {
         for (view, event) in &told {
@@ -202,14 +202,8 @@ fn names(config: &Config) -> String {
 }
 
 /// As many names as fit, at least one, and the number of the others.
-fn list<'a>(mut names: impl Iterator<Item = &'a String>, bytes: usize) -> Option<String> {
-    let mut text = names.next()?.clone();
-    let mut more = 0;
-    for name in names {
-        match more {
-            0 if text.len() + name.len() + 4 <= bytes => text += &format!(", {name}"),
-            _ => more += 1,
-        }
-    }
-    Some(if more == 0 { text } else { format!("{text} and {more} more") })
+fn list<'a>(names: impl Iterator<Item = &'a String>, bytes: usize) -> Option<String> {
+    let (text, more) = fit(names.cloned(), ", ", bytes);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Some(text + &more).filter(|text| !text.is_empty())
 }

@@ -12,7 +12,7 @@ use crate::files;
 use crate::git::Contents;
 use crate::ipc::{IpcText, Question};
 use crate::news::ledger;
-use crate::news::{Remedy, changed_tests, events};
+use crate::news::{changed_tests, events, remedy};
 use crate::place;
 use crate::process::calling_host;
 use crate::task::{Attempt, ExitRecord, Record, State, Task, View, output};
@@ -41,7 +41,7 @@ const LONGEST_TEXT: usize = 256 << 10;
 
 /// Prints the lines that fit into a part's bytes, and counts the others, which are in a file or directory.
 fn say_part(lines: impl Iterator<Item = String>, what: &str, place: &Path) {
-    let (text, more) = fit(lines, PART);
+    let (text, more) = fit(lines, "\n", PART);
     if !text.is_empty() {
         say(text);
     }
@@ -212,9 +212,7 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
     let person = view.person_plan();
     say(format!("{} — {}", task.id(), person.title().unwrap_or("no title")));
     say(format!("{state}{because}, {}, {}", record.name, short_duration(view.age())));
-    if let Some(remedy) = Remedy::for_task(&view) {
-        say(format!("next: {}", remedy.command(task)));
-    }
+    remedy(&view).iter().for_each(|remedy| say(format!("next: {remedy}")));
     sandbox::description(record).into_iter().for_each(say);
     record.demands().iter().for_each(|it| say(format!("asked: {it}")));
     let (usage, time) = task.spent(record, u32::MAX)?;

@@ -15,7 +15,7 @@ use crate::cli::reconcile::watch::follow;
 use crate::cli::{fit, say};
 use crate::domain::{TaskId, Usage};
 use crate::error::Exit;
-use crate::news::Remedy;
+use crate::news::remedy;
 use crate::project::{Broken, Ends, Project, TaskList};
 use crate::repair::{Repaired, foreign_line, orphans_line, repair};
 use crate::task::{Reason, State, Task, View};
@@ -121,7 +121,8 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
         lines.extend(shown.map(|(id, end)| (end.state, id, end.line.clone())));
         sort(&mut lines, Ord::cmp);
         let most = if args.all { usize::MAX } else { STATUS };
-        let (text, more) = fit(broken.chain(lines.into_iter().map(|(_, _, line)| line)), most);
+        let lines = broken.chain(lines.into_iter().map(|(_, _, line)| line));
+        let (text, more) = fit(lines, "\n", most);
         Some(text).filter(|text| !text.is_empty()).iter().for_each(say);
         if more > 0 {
             say(format!("… and {more} more, less urgent: dispatch-reconcile status --all"));
@@ -146,11 +147,11 @@ pub(super) fn status(project: &Project, args: &StatusArgs) -> Result<Exit> {
 /// Prints the table of `watch` in that many columns, each task with the command that helps it on.
 /// Commands are whole, so that they can be copied.
 fn print_table(views: &[View], width: usize, color: ColorChoice) {
-    let (has_colors, now) = (has_colors(color), SystemTime::now());
+    let has_colors = has_colors(color);
     let rows: Vec<TaskRow> = views.iter().map(TaskRow::new).collect();
-    let columns = Columns::new(&rows, width, now);
+    let columns = Columns::new(&rows, width);
     for row in &rows {
-        let lines = columns.lines(row, row.question_or_detail(), None, now);
+        let lines = columns.lines(row, row.question_or_detail(), None);
         for line in lines.into_iter().map(|line| line.cut(width)) {
             match line.text() {
                 text if text.trim().is_empty() => {}
@@ -195,8 +196,7 @@ pub(in crate::cli) fn status_line(view: &View) -> String {
     let mut line = format!("{id} {} {done}/{all} {age}", view.state);
     let detail = sanitize(&detail(view)).replace(['\n', '\t'], " ").replace('→', ">");
     let detail = if detail.is_empty() { detail } else { format!(" — {detail}") };
-    let next = Remedy::for_task(view).map(|remedy| format!(" → {}", remedy.command(&view.task)));
-    let next = next.unwrap_or_default();
+    let next = remedy(view).map(|remedy| format!(" → {remedy}")).unwrap_or_default();
     // The state and the command are never cut.
     let room = LINE.saturating_sub(next.len()).max(line.len());
     let kept = detail.len().min(DETAIL);

@@ -13,7 +13,7 @@ use unicode_width::UnicodeWidthChar;
 
 use crate::domain::{Route, Usage};
 use crate::ipc::{IpcText, Question};
-use crate::news::Remedy;
+use crate::news::remedy;
 use crate::task::{State, Task, View};
 use crate::text::{sanitize, short_duration};
 
@@ -71,7 +71,7 @@ impl TaskRow {
                 State::Done | State::Stopped => Vec::new(),
                 _ => view.questions.iter().filter_map(question).collect(),
             },
-            next: Remedy::for_task(view).map(|remedy| remedy.command(&view.task)),
+            next: remedy(view),
             logs: view.record.route == Route::Cli,
         }
     }
@@ -90,21 +90,21 @@ impl TaskRow {
     }
 
     /// The task's age, or how long its last attempt ran. A growing age has no seconds.
-    fn age(&self, now: SystemTime) -> String {
-        match (self.ran, now.duration_since(self.created).unwrap_or_default()) {
+    fn age(&self) -> String {
+        match (self.ran, self.created.elapsed().unwrap_or_default()) {
             (Some(ran), _) => short_duration(ran),
             (None, age) if age.as_secs() < 60 => "<1m".into(),
             (None, age) => short_duration(age),
         }
     }
 
-    fn cells(&self, now: SystemTime) -> [String; 7] {
+    fn cells(&self) -> [String; 7] {
         [
             self.task.id().to_string(),
             self.state.to_string(),
             "─".repeat(10),
             self.count(),
-            self.age(now),
+            self.age(),
             self.model.clone(),
             cost(self.usage.as_ref()),
         ]
@@ -128,9 +128,9 @@ pub(super) struct Columns {
 
 impl Columns {
     /// The columns for these rows in `total` columns of a terminal.
-    pub(super) fn new(rows: &[TaskRow], total: usize, now: SystemTime) -> Self {
+    pub(super) fn new(rows: &[TaskRow], total: usize) -> Self {
         let mut widths = [0; 7];
-        for cells in rows.iter().map(|row| row.cells(now)) {
+        for cells in rows.iter().map(TaskRow::cells) {
             widths.iter_mut().zip(cells).for_each(|(most, cell)| *most = width(&cell).max(*most));
         }
         widths[ID] = widths[ID].min(28);
@@ -145,28 +145,21 @@ impl Columns {
         Self { widths, wide: total >= WIDE }
     }
 
-    /// A task in one line, or in two where the terminal is narrow, after a mark if there is one.
-    pub(super) fn lines(
-        &self,
-        row: &TaskRow,
-        detail: String,
-        mark: Option<Span>,
-        now: SystemTime,
-    ) -> Vec<Line> {
-        let selected = mark.as_ref().is_some_and(|mark| !mark.content().trim().is_empty());
-        let mut line = mark.map(Line::new).unwrap_or_default();
-        for (column, cell) in row.cells(now).into_iter().enumerate() {
+    /// A task in one line, or in two where the terminal is narrow; after a mark if it may be `selected`.
+    pub(super) fn lines(&self, row: &TaskRow, detail: String, selected: Option<bool>) -> Vec<Line> {
+        let mark =
+            |is_selected| if is_selected { "› ".to_owned().bold() } else { unstyled("  ") };
+        let mut line = selected.map(mark).map(Line::new).unwrap_or_default();
+        let cells = row.cells().into_iter().enumerate();
+        for (column, cell) in cells.filter(|(column, _)| self.widths[*column] > 0) {
             let columns = self.widths[column];
-            if columns == 0 {
-                continue;
-            }
             if column > 0 {
                 line = line.with(unstyled("  "));
             }
             let cell = cut(&cell, columns);
             let gap = " ".repeat(columns - width(&cell));
             line = match column {
-                ID if selected => line.with(format!("{cell}{gap}").bold()),
+                ID if selected == Some(true) => line.with(format!("{cell}{gap}").bold()),
                 ID | MODEL => line.with(unstyled(cell + &gap)),
                 STATE => line.with(coloured(cell + &gap, row.state)),
                 BAR => {

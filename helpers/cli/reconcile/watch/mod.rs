@@ -12,7 +12,7 @@ use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ColorChoice;
@@ -205,8 +205,7 @@ impl Screen {
 
     fn draw(&mut self, dashboard: &Dashboard) -> Result<()> {
         let (columns, rows) = terminal::size().context("cannot ask for the terminal's size")?;
-        let (lines, cursor) =
-            screen::frame(dashboard, columns.into(), rows.into(), SystemTime::now());
+        let (lines, cursor) = screen::frame(dashboard, columns.into(), rows.into());
         let mut out = Vec::new();
         queue!(out, terminal::BeginSynchronizedUpdate, cursor::Hide)?;
         for (row, line) in (0..).zip(&lines) {

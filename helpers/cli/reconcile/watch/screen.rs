@@ -1,7 +1,5 @@
 //! Draws the dashboard as lines for a terminal of any size.
 
-use std::time::SystemTime;
-
 use crossterm::style::Stylize;
 
 use crate::cli::reconcile::table::{Columns, Line, coloured, cost, unstyled, width, wrap};
@@ -20,7 +18,6 @@ pub(super) fn frame(
     dashboard: &Dashboard,
     width: usize,
     height: usize,
-    now: SystemTime,
 ) -> (Vec<Line>, Option<(usize, usize)>) {
     let foot = if height > 2 { foot(dashboard, width) } else { Vec::new() };
     let room = height.saturating_sub(foot.len());
@@ -45,7 +42,7 @@ pub(super) fn frame(
         if lines.len() > HEAD {
             lines.push(Line::default());
         }
-        lines.extend(tasks(dashboard, width, room.saturating_sub(lines.len()), now));
+        lines.extend(tasks(dashboard, width, room.saturating_sub(lines.len())));
     }
     lines.resize_with(room, Line::default);
     lines.extend(foot);
@@ -127,7 +124,7 @@ fn editor(text: &str, width: usize, most: usize) -> Vec<Line> {
 }
 
 /// The page of tasks that holds the selected one.
-fn tasks(dashboard: &Dashboard, width: usize, most: usize, now: SystemTime) -> Vec<Line> {
+fn tasks(dashboard: &Dashboard, width: usize, most: usize) -> Vec<Line> {
     let broken = dashboard.broken.iter().take(most / 3);
     let mut lines: Vec<_> =
         broken.map(|broken| Line::new(format!("! {broken}").dark_red())).collect();
@@ -138,7 +135,7 @@ fn tasks(dashboard: &Dashboard, width: usize, most: usize, now: SystemTime) -> V
         lines.extend(text.filter(|_| dashboard.broken.is_empty()));
         return lines;
     }
-    let columns = Columns::new(rows, width.saturating_sub(2), now);
+    let columns = Columns::new(rows, width.saturating_sub(2));
     let height = if columns.wide || most < 4 { 1 } else { 2 };
     let mut fit = most.saturating_sub(lines.len()) / height;
     if fit < rows.len() {
@@ -149,8 +146,7 @@ fn tasks(dashboard: &Dashboard, width: usize, most: usize, now: SystemTime) -> V
     let selected = dashboard.selected();
     let first = selected / fit * fit;
     for (at, row) in rows.iter().enumerate().skip(first).take(fit) {
-        let mark = if at == selected { "› ".to_owned().bold() } else { unstyled("  ") };
-        let row = columns.lines(row, row.detail.clone(), Some(mark), now);
+        let row = columns.lines(row, row.detail.clone(), Some(at == selected));
         lines.extend(row.into_iter().take(height));
     }
     if fit < rows.len() {
@@ -213,7 +209,7 @@ fn foot(dashboard: &Dashboard, width: usize) -> Vec<Line> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::cli::reconcile::table::TaskRow;
@@ -263,7 +259,7 @@ mod tests {
             dashboard.mode = mode;
             let widths = (0..20).chain((20..130).step_by(7));
             for (columns, lines) in widths.flat_map(|it| (0..24).map(move |lines| (it, lines))) {
-                let (frame, cursor) = frame(&dashboard, columns, lines, SystemTime::now());
+                let (frame, cursor) = frame(&dashboard, columns, lines);
                 assert_eq!(frame.len(), lines);
                 let widest = frame.iter().map(Line::width).max().unwrap_or_default();
                 assert!(widest <= columns, "{widest} columns of {columns}");
@@ -278,7 +274,7 @@ mod tests {
         let mut dashboard =
             dashboard((0..30).map(|n| row(&format!("t{n}"), State::Running)).collect());
         for n in 0..30 {
-            let (frame, _) = frame(&dashboard, 80, 20, SystemTime::now());
+            let (frame, _) = frame(&dashboard, 80, 20);
             let screen: Vec<_> = frame.iter().map(Line::text).collect();
             let selected = screen.iter().find(|line| line.starts_with('›'));
             assert!(selected.is_some_and(|it| it.contains(&format!(" t{n} "))), "{screen:#?}");
