@@ -110,7 +110,7 @@ fn call(command: &str, input: &str) -> Result<()> {
     // A pipe takes this much at once, also of a command that does not read it.
     writeln!(writer, "{input}")?;
     drop(writer);
-    let _ = process::capture_with(&mut shell, reader.into(), deadline, MOST_OUTPUT);
+    let _ = process::capture(&mut shell, reader.into(), deadline, MOST_OUTPUT);
     let own = Identity::own().map(Some)?;
     let mut tree = ProcessTree::new(own, None, format!("{ATTEMPT}={mark}"));
     tree.terminate(GRACE, || process::reap_adopted(0))?;
