@@ -5,9 +5,9 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
+use indexmap::IndexMap;
 
 use crate::dirs;
 use crate::domain::{TaskId, Worktree};
@@ -19,9 +19,6 @@ use crate::project::{Broken, Project, TaskList};
 use crate::task::{State, Task, View};
 use crate::text::{count, shell_word, sort};
 use crate::worker::supervise;
-
-/// How far a file system's clock may lag behind this machine's.
-const CLOCK_SLACK: Duration = Duration::from_secs(2);
 
 /// Where git keeps the branches of tasks.
 const BRANCHES: &str = "refs/heads/dispatch/";
@@ -41,7 +38,7 @@ pub struct Repaired {
 #[derive(Debug, Default)]
 pub struct Repairs {
     /// Each kind of repair with its tasks, in the order of the first.
-    tasks: Vec<(String, Vec<TaskId>)>,
+    tasks: IndexMap<String, Vec<TaskId>>,
     /// How many temporary files were removed.
     temporary: usize,
 }
@@ -49,10 +46,7 @@ pub struct Repairs {
 impl Repairs {
     /// Adds the repair of a task: `adopted`, `restarted`, `supervised again`, or `marked` with a state.
     pub fn add(&mut self, task: &TaskId, repair: &str) {
-        match self.tasks.iter_mut().find(|(other, _)| other == repair) {
-            Some((_, tasks)) => tasks.push(task.clone()),
-            None => self.tasks.push((repair.into(), vec![task.clone()])),
-        }
+        self.tasks.entry(repair.into()).or_default().push(task.clone());
     }
 
     /// Returns true if nothing was repaired.
@@ -73,9 +67,8 @@ impl fmt::Display for Repairs {
                 only => format!("{} {repair}", only[0]),
             });
         }
-        match self.temporary {
-            0 => {}
-            files => parts.push(format!("{} removed", count(files, "temporary file"))),
+        if self.temporary > 0 {
+            parts.push(format!("{} removed", count(self.temporary, "temporary file")));
         }
         write!(f, "{}", parts.join("; "))
     }
@@ -95,16 +88,26 @@ pub fn repair(project: &Project, list: TaskList) -> Repaired {
     if std::env::var_os(TASK_DIR).is_none() {
         place::pursue_abandoned();
         let Repaired { views, repairs, .. } = &mut repaired;
+        let may_start = project.stands();
+        // Ignore failures; the next repair tries again.
         for view in views.iter_mut() {
-            repair_end(view, repairs, project.stands());
+            if supervise::record_unknown_end(view).unwrap_or(false) {
+                refresh(view);
+                repairs.add(view.task.id(), &format!("marked {}", view.state));
+            }
+            if may_start && supervise::resume_if_answered(view) {
+                repairs.add(view.task.id(), "restarted");
+                refresh(view);
+            }
             let _ = view.task.settle(view);
             // A killed helper may have recorded an answer that the worker still waits for.
             let _ = view.task.publish_answers();
         }
-        let abandoned = if project.stands() { &views[..] } else { &[] };
+        let abandoned = if may_start { &views[..] } else { &[] };
         for restarted in supervise::restart_abandoned(project, abandoned) {
             let view = views.iter_mut().find(|view| *view.task.id() == restarted);
-            let ran = view.as_ref().is_some_and(|view| view.state.is_running());
+            let Some(view) = view else { continue };
+            let ran = view.state.is_running();
             repairs.add(&restarted, if ran { "supervised again" } else { "restarted" });
             refresh(view);
         }
@@ -114,54 +117,22 @@ pub fn repair(project: &Project, list: TaskList) -> Repaired {
     repaired
 }
 
-/// Records the unseen end of an attempt, and resumes the task if it has a late answer.
-fn repair_end(view: &mut View, repairs: &mut Repairs, may_start: bool) {
-    // Ignore a failure; the next repair tries again.
-    if supervise::record_unknown_end(view).unwrap_or(false) {
-        refresh(Some(view));
-        repairs.add(view.task.id(), &format!("marked {}", view.state));
-    }
-    if may_start && supervise::resume_if_answered(view) {
-        repairs.add(view.task.id(), "restarted");
-        refresh(Some(view));
-    }
-}
-
 /// Rereads a task, if it is still readable.
-fn refresh(view: Option<&mut View>) {
-    if let Some(view) = view
-        && let Ok(now) = view.task.view()
-    {
+fn refresh(view: &mut View) {
+    if let Ok(now) = view.task.view() {
         *view = now;
     }
 }
 
-/// Removes temporary files of dead writers and returns how many. Searches only directories that changed
-/// since the last sweep, because a project may have a thousand tasks.
+/// Removes temporary files of dead writers and returns how many. Leaves done tasks alone; leftovers there
+/// are harmless.
 fn remove_leftovers(project: &Project, views: &[View]) -> usize {
-    // The modification time of this file is the time of the last sweep.
-    let sweep_time = project.state_dir.join(".swept");
-    let now = SystemTime::now();
-    let since = files::modified_at(&sweep_time);
-    let changed = |directory: &PathBuf| {
-        let modified = files::modified_at(directory);
-        modified.is_some_and(|modified| since.is_none_or(|since| modified >= since))
-    };
     let own = dirs::dispatch_home().into_iter().chain(project.helper_directories());
-    // Leave done tasks alone; leftovers there are harmless.
-    let of_tasks =
-        views.iter().filter(|view| view.state != State::Done).flat_map(helper_directories);
-    let (mut removed, mut left) = (0, 0);
-    for directory in own.chain(of_tasks).filter(changed) {
-        let (removed_here, left_here) = files::remove_leftovers(&directory);
-        removed += removed_here;
-        left += left_here;
-    }
-    // Sweep the same directories again while files are left, or if the time cannot be saved.
-    if left == 0 && project.state_dir.is_dir() {
-        let _ = files::touch(&sweep_time, now - CLOCK_SLACK);
-    }
-    removed
+    let of_tasks = views.iter().filter(|view| view.state != State::Done).flat_map(|view| {
+        let attempt = view.attempt.iter().map(|attempt| attempt.directory().to_path_buf());
+        view.task.helper_directories().chain(attempt)
+    });
+    own.chain(of_tasks).map(|directory| files::remove_leftovers(&directory)).sum()
 }
 
 /// A worktree that dispatch made in a repository, with its branch, or such a branch alone.
@@ -285,11 +256,4 @@ pub fn orphans(project: &Project, mut artifacts: Vec<Artifact>) -> Vec<Artifact>
         !is_owned && !task.is_ok_and(|it| it.state_dir().exists() && !it.was_dispatched())
     });
     artifacts
-}
-
-/// The directories of a task in which helpers write files, with that of the last attempt.
-fn helper_directories(view: &View) -> impl Iterator<Item = PathBuf> {
-    let task = &view.task;
-    let attempt = view.attempt.iter().map(|attempt| attempt.directory().to_path_buf());
-    task.helper_directories().chain(attempt)
 }

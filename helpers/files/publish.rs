@@ -114,10 +114,9 @@ fn create_temporary(place: &Place, path: &Path) -> std::io::Result<NamedTempFile
     Ok(temp)
 }
 
-/// Removes the temporary files of dead writers from a directory. Returns how many were removed, and
-/// how many still have a writer.
-pub fn remove_leftovers(directory: &Path) -> (usize, usize) {
-    let (mut removed, mut left) = (0, 0);
+/// Removes the temporary files of dead writers from a directory. Returns how many were removed.
+pub fn remove_leftovers(directory: &Path) -> usize {
+    let mut removed = 0;
     for name in entries(directory).unwrap_or_default() {
         let bytes = name.as_encoded_bytes();
         if !bytes.starts_with(b".") || !bytes.ends_with(SUFFIX.as_bytes()) {
@@ -125,12 +124,9 @@ pub fn remove_leftovers(directory: &Path) -> (usize, usize) {
         }
         let path = directory.join(&name);
         let Ok(Some((file, _))) = open_foreign(&path) else { continue };
-        match file.try_lock().is_ok() && super::remove(&path).is_ok() {
-            true => removed += 1,
-            false => left += 1,
-        }
+        removed += usize::from(file.try_lock().is_ok() && super::remove(&path).is_ok());
     }
-    (removed, left)
+    removed
 }
 
 fn sync_directory(place: &Place, path: &Path) -> Result<()> {
@@ -218,10 +214,10 @@ mod tests {
             fs::write(home.path().join(name), "").expect("written");
         }
         fs::create_dir(home.path().join(".d.dispatch.tmp")).expect("made");
-        assert_eq!(remove_leftovers(home.path()), (1, 1));
+        assert_eq!(remove_leftovers(home.path()), 1);
         assert!(alive.0.exists() && !dead.exists());
         assert_eq!(fs::read_dir(home.path()).expect("a directory").count(), 5);
-        assert_eq!(remove_leftovers(home.path()), (0, 1));
+        assert_eq!(remove_leftovers(home.path()), 0);
     }
 
     #[test]
