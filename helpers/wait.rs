@@ -171,7 +171,7 @@ impl Waiter {
                 found.is_whole = self.growing.takes(ipc.question_path(&question.name), found);
             }
             let Some(Ok(view)) = self.tasks.get(&id) else { continue };
-            match self.news_of(view, may_resume(view)) {
+            match self.news_of(view) {
                 Ok((events, holds_back)) => {
                     if events.is_empty() && !holds_back {
                         // After an error, the next hook reads the task once more.
@@ -180,25 +180,27 @@ impl Waiter {
                     news.extend(events);
                     if holds_back {
                         self.holds_back = true;
-                        self.tasks.read_again(&id);
+                        self.tasks.read_again(&id, false);
                     }
                 }
                 // Events already recorded as delivered must be returned, despite the error.
                 Err(error) if !self.tasks.only.is_empty() && news.is_empty() => return Err(error),
-                Err(_) => self.tasks.defer(&id),
+                Err(_) => self.tasks.read_again(&id, true),
             }
         }
         Ok(news)
     }
 
-    /// The news of a task, recorded as delivered, and whether some was held back: its end if that
-    /// `may_resume`, and messages alone that come soon after others that woke the host.
-    fn news_of(&self, view: &View, may_resume: bool) -> Result<(Vec<Event>, bool)> {
-        let mut events = news::events(view)?;
+    /// The news of a task, recorded as delivered, and whether some was held back: its end if another
+    /// attempt may follow, and messages alone that come soon after others that woke the host.
+    fn news_of(&self, view: &View) -> Result<(Vec<Event>, bool)> {
+        let (mut events, may_resume) = (news::events(view)?, may_resume(view));
         // The host program reports the end of its own agent; if that is dropped, it is printed later.
         let host_reports = self.tasks.host.is_some() && host_report_time_left(view).is_some();
         events.retain(|event| !(event.is_end() && (may_resume || host_reports)));
-        let is_foreign = self.belongs_to_other_host(view);
+        // The task may belong to a running host that does not read this output.
+        let owner = view.record.owner.as_ref().filter(|it| Some(*it) != self.listener.as_ref());
+        let is_foreign = owner.is_some_and(|owner| owner.life() != Life::Dead);
         let target = if is_foreign { Delivery::Shown } else { Delivery::Delivered };
         if self.tasks.host.is_some() && events.iter().any(Event::is_tell) {
             let told = ledger::read(&view.task)?;
@@ -211,13 +213,6 @@ impl Waiter {
         }
         let events = ledger::take_new(&view.task, events, target, self.tasks.host.as_ref())?;
         Ok((events, may_resume))
-    }
-
-    /// Returns true if the task belongs to a running host that does not read this output.
-    fn belongs_to_other_host(&self, view: &View) -> bool {
-        let owner =
-            view.record.owner.as_ref().filter(|owner| Some(*owner) != self.listener.as_ref());
-        owner.is_some_and(|owner| owner.life() != Life::Dead)
     }
 }
 

@@ -127,17 +127,12 @@ impl LiveTasks {
         self.due.extend(self.tasks.keys().cloned());
     }
 
-    /// Rereads a task at the next look, whatever event comes before.
-    pub(super) fn defer(&mut self, state_dir: &Path) {
+    /// Rereads a task at the next look, whatever event comes before if it `is_deferred`.
+    pub(super) fn read_again(&mut self, state_dir: &Path, is_deferred: bool) {
         if let Some(task) = self.tasks.get_mut(state_dir) {
-            (task.again, task.is_deferred) = (Some(Instant::now() + LOOK), true);
-        }
-    }
-
-    /// Rereads a task at the next look or event.
-    pub(super) fn read_again(&mut self, state_dir: &Path) {
-        if let Some(task) = self.tasks.get_mut(state_dir) {
-            task.again.get_or_insert_with(|| Instant::now() + LOOK);
+            let sooner = task.again.filter(|_| !is_deferred);
+            task.again = sooner.or_else(|| Some(Instant::now() + LOOK));
+            task.is_deferred = is_deferred;
         }
     }
 
@@ -147,8 +142,8 @@ impl LiveTasks {
     /// # Errors
     /// A failed wait for events.
     pub fn wait(&mut self, limit: Duration) -> Result<bool> {
-        let again = self.tasks.values().filter_map(|task| task.again).min();
-        let until = (self.last_look + LOOK).min(again.unwrap_or(self.last_look + LOOK));
+        let again = self.tasks.values().filter_map(|task| task.again);
+        let until = again.fold(self.last_look + LOOK, Instant::min);
         let left = until.saturating_duration_since(Instant::now());
         match self.watch.wait_for_event(left.min(limit))? {
             Woken::Signal(_) => return Ok(true),
@@ -162,26 +157,23 @@ impl LiveTasks {
     fn mark(&mut self, source: Source) {
         match source {
             Source::Any => self.forget(),
-            Source::Path(path) => match self.task_at(&path) {
-                Some(task) if task.is_deferred => {}
-                Some(task) => drop(self.due.insert(task.task.state_dir().into())),
-                None => self.is_list_due = true,
-            },
+            Source::Path(path) => {
+                let is_of = |it: &&LiveTask| {
+                    let sides = [it.task.state_dir(), it.task.side().directory()];
+                    sides.into_iter().any(|side| path.starts_with(side))
+                };
+                match self.tasks.values().find(is_of) {
+                    Some(task) if task.is_deferred => {}
+                    Some(task) => drop(self.due.insert(task.task.state_dir().into())),
+                    None => self.is_list_due = true,
+                }
+            }
             Source::Process(process) => {
                 let of_task = |view: &&View| view.processes.contains(&process);
                 let due = self.views().filter(of_task).map(|view| view.task.state_dir().into());
                 self.due.extend(due.collect::<Vec<_>>());
             }
         }
-    }
-
-    /// The task with this directory on one of its sides.
-    fn task_at(&self, directory: &Path) -> Option<&LiveTask> {
-        let is_of = |it: &&LiveTask| {
-            let sides = [it.task.state_dir(), it.task.side().directory()];
-            sides.into_iter().any(|side| directory.starts_with(side))
-        };
-        self.tasks.values().find(is_of)
     }
 
     /// Reads the tasks that are due, and records ends that nobody saw. Returns the state directories of
@@ -304,9 +296,7 @@ impl LiveTasks {
         }
         let is_deferred = view.is_err() || recorded.is_err();
         let mut again = is_deferred.then_some(LOOK);
-        if let Ok(view) = &view
-            && !is_foreign
-        {
+        if let Ok(view) = &view {
             let mut is_blind = false;
             view.processes.iter().for_each(|it| is_blind |= !self.watch.add_process(it));
             let times = [again, is_blind.then_some(LOOK), time_to_read(view)];
