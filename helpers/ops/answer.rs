@@ -19,10 +19,8 @@ use crate::worker::supervise::{self, Only};
 /// # Errors
 /// [`Exit::Data`] if there is no such task or question.
 pub fn find_question(project: &Project, target: &str) -> Result<(Task, String)> {
-    let (id, number) = match target.split_once('/') {
-        Some((id, number)) => (id, Some(number)),
-        None => (target, None),
-    };
+    let id = target.split('/').next().unwrap_or_default();
+    let number = target.split_once('/').map(|(_, number)| number);
     let task = project.existing_task(&id.parse()?)?;
     let questions = task.side().ipc().questions()?;
     let open: Vec<_> = task.view()?.questions.into_iter().map(|(open, _)| open.name).collect();
@@ -33,18 +31,14 @@ pub fn find_question(project: &Project, target: &str) -> Result<(Task, String)> 
     if let Some(question) = question {
         return Ok((task, question.name.clone()));
     }
-    let what = match number {
-        Some(number) => format!("'{id}' has no question {number}"),
-        None => format!("'{id}' has no open question"),
-    };
+    let missing = number.map_or("open question".into(), |number| format!("question {number}"));
     let names: Vec<_> = questions.iter().map(|question| question.name.as_str()).collect();
-    let place = if names.is_empty() {
-        "it never asked".into()
-    } else {
-        format!("it asked {}", names.join(", "))
+    let place = match names.is_empty() {
+        true => "it never asked".into(),
+        false => format!("it asked {}", names.join(", ")),
     };
     let next = format!("dispatch-reconcile show {id}");
-    Refusal::new(Exit::Data, what).place(place).refuse(next)
+    Refusal::new(Exit::Data, format!("'{id}' has no {missing}")).place(place).refuse(next)
 }
 
 /// Records and publishes an answer, and resumes the task if its worker has ended. Returns a line about

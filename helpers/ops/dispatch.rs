@@ -101,11 +101,6 @@ pub fn prepare(
         if project.repository().is_none() {
             return Err(place::refuse_without_git(name).into());
         }
-        if request.keep || request.may_dispatch {
-            return Refusal::new(Exit::Usage, "a task at a place keeps and dispatches nothing")
-                .place(format!("'{id}' would work on {name}"))
-                .refuse("leave out --keep and --may-dispatch, or --on");
-        }
     }
     // At a place, the code is in a worktree.
     let worktree = request.worktree
@@ -166,10 +161,7 @@ pub fn prepare(
             .refuse("leave out --keep, or dispatch it without checks and a review");
     }
     let is_here = record.place.is_none();
-    let call = match is_here {
-        true => worker::check_start(&task, &mut record, &choice.settings)?,
-        false => None,
-    };
+    let call = worker::check_start(&task, &mut record, &choice.settings)?;
     if discover && is_here {
         ops::refuse_logged_out(&config, &record, &chosen)?;
     }

@@ -38,7 +38,7 @@ pub struct Request {
     #[arg(long)]
     pub with_changes: bool,
     /// Run the worker at this place of the config, in a worktree there
-    #[arg(long = "on", value_name = "PLACE", conflicts_with = "agent")]
+    #[arg(long = "on", value_name = "PLACE", conflicts_with_all = ["agent", "keep", "may_dispatch"])]
     pub place: Option<String>,
     /// Access of the worker [default: the backend's access, else write]
     #[arg(long, value_enum)]
@@ -113,14 +113,9 @@ fn refuse_logged_out(config: &Config, record: &Record, chosen: &Chosen) -> Resul
         .refuse(format!("{login}{other}; if it needs no login, call again"))
 }
 
-/// The demands that only a worker with a supervisor meets, and their options.
-const NEEDS: [[&str; 2]; 5] = [
-    ["be checked or reviewed", "--check and --review"],
-    ["be held to a budget", "--budget"],
-    ["work in our worktree", "--worktree"],
-    ["wait for other tasks", "--after"],
-    ["keep anything running, nor dispatch tasks", "--keep and --may-dispatch"],
-];
+/// The options that only a worker with a supervisor can have.
+const NEEDS: [&str; 5] =
+    ["--check or --review", "--budget", "--worktree", "--after", "--keep or --may-dispatch"];
 
 /// Returns true for Claude inside Claude Code, which has its own agents.
 fn has_agents(backend: &str) -> bool {
@@ -140,16 +135,16 @@ fn route(choice: &Choice, record: &Record, asked_for_agent: bool) -> Result<Rout
     ];
     let need = NEEDS.iter().zip(needs).find(|(_, is_needed)| *is_needed);
     let configured = choice.settings.route;
-    if let Some(([what, option], _)) = need
+    if let Some((option, _)) = need
         && (asked_for_agent || configured == Some(Route::Agent))
     {
         let agent = match asked_for_agent {
             true => "leave out --agent".into(),
             false => format!("take 'route: agent' out of backend '{backend}'"),
         };
-        return Refusal::new(Exit::Usage, format!("an agent of the host cannot {what}"))
+        return Refusal::new(Exit::Usage, format!("an agent of the host cannot have {option}"))
             .place("only a supervisor sees to that, and an agent has none")
-            .refuse(format!("dispatch without {option}, or {agent}"));
+            .refuse(format!("dispatch without it, or {agent}"));
     }
     if asked_for_agent && !has_agents(backend) {
         return Refusal::new(Exit::Usage, "the host has no agent for this task")

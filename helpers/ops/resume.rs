@@ -53,7 +53,6 @@ pub fn resume(
             .place(format!("dispatch-reconcile show {id} says what it does"))
             .refuse("answer or note what it should know, or wait until it ends");
     }
-    supervise::refuse_queued(&view)?;
     refuse_done(&view)?;
     let left = plan_without(task, &request.skip)?;
     let nothing_left = !request.skip.is_empty() && left.complete();
@@ -198,16 +197,14 @@ fn move_to(task: &Task, view: &View, to: &str) -> Result<Option<String>> {
         Some(name) if view.is_open() => {
             refuse_undecided(&format!("to begin '{id}' again although {name} may still run it"))?;
         }
-        None if !view.processes.is_empty() => supervise::refuse_queued(view).and_then(|()| {
-            Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is still running"))
-                .refuse(format!("stop it first: dispatch-reconcile stop {id}"))
-        })?,
+        None if !view.processes.is_empty() => {
+            return Refusal::new(Exit::TryAgain, format!("'{id}' is {}", view.state))
+                .refuse(format!("stop it first: dispatch-reconcile stop {id}"));
+        }
         _ => {}
     }
-    if record.place.is_none() {
-        let settings = config.resolve(Some(&record.name))?.settings;
-        worker::check_start(task, &mut record, &settings)?;
-    }
+    let settings = config.resolve(Some(&record.name))?.settings;
+    worker::check_start(task, &mut record, &settings)?;
     let mut remark = None;
     // Held until the record names the new place, so that nobody follows or starts the task meanwhile.
     let _run_lock;
@@ -254,9 +251,9 @@ fn skip(plan: &mut Plan, items: &[String]) -> Result<(), Refusal> {
             return Refusal::new(Exit::Data, format!("item {} is done already", item.number))
                 .refuse("call again without it");
         }
+        plan.mark(name, Marker::Done, "skipped: the user does not want it")?;
     }
-    let mut items = items.iter();
-    items.try_for_each(|name| plan.mark(name, Marker::Done, "skipped: the user does not want it"))
+    Ok(())
 }
 
 /// Records another worker, or other access, for the rest of the task.

@@ -74,7 +74,6 @@ impl Stale {
     /// A directory that cannot be moved or removed. A second call continues.
     pub fn clean(&self) -> Result<Option<PathBuf>> {
         let place = dirs::trash()?.join(now().replace(':', "-"));
-        let mut is_used = false;
         for StateDir { path, .. } in &self.found {
             // A dispatch that makes the project again takes this lock first.
             let Some(_lock) = Lock::try_take(&path.join(".project.lock"))? else { continue };
@@ -85,10 +84,9 @@ impl Stale {
             let name = path.file_name().unwrap_or_default();
             fs::rename(path, place.join(name))
                 .with_context(|| format!("cannot move {} to the trash", path.display()))?;
-            is_used = true;
         }
         self.expired.iter().try_for_each(|path| files::remove_directory(path))?;
-        Ok(is_used.then_some(place))
+        Ok(Some(place).filter(|place| place.is_dir()))
     }
 }
 

@@ -47,17 +47,16 @@ pub fn stop(task: &Task) -> Result<String> {
         slurm::stop(task)?;
         return Ok(format!("{id} {}", task.view()?.state));
     }
-    let run_lock = task.run_lock_path();
-    let is_far = |it: &Identity| it.life() == Life::Unknown;
+    let supervisor = Lock::last_holder(&task.run_lock_path())?;
     // Where the process cannot be seen, the lock tells whether it lives.
-    let lives = |it: &Identity| !is_far(it) || task.is_supervised().unwrap_or(true);
-    let supervisor = Lock::last_holder(&run_lock)?.filter(lives);
-    if let Some(far) = supervisor.as_ref().filter(|it| is_far(it)) {
+    if let Some(far) = supervisor.as_ref().filter(|it| it.life() == Life::Unknown)
+        && task.is_supervised().unwrap_or(true)
+    {
         return Refusal::new(Exit::TryAgain, format!("the worker of '{id}' is out of reach"))
             .place(format!("it runs in another container, or on another machine ({})", far.machine))
             .refuse(format!("call there: dispatch-reconcile stop {id}"));
     }
-    let alive = || supervisor.as_ref().filter(|it| it.life() != Life::Dead);
+    let alive = || supervisor.as_ref().filter(|it| it.life() == Life::Alive);
     // Judge the supervisor before the record tells it to stop: one that only waits ends at once.
     let mut how = match alive() {
         Some(_) => "",
@@ -106,14 +105,14 @@ fn stop_agent(view: &View) -> Result<String> {
     task.change_record(|record| record.stop = true)?;
     let session = view.attempt.as_ref().map(Attempt::session).transpose()?.flatten();
     Ok(match session {
-        Some(SessionRecord { id: agent, .. }) if view.is_alive() => format!(
+        _ if !view.is_alive() => format!("{id} stopped"),
+        Some(SessionRecord { id: agent, .. }) => format!(
             "{id} stopped. Make this TaskStop call now (ToolSearch finds it): {}",
             json!({ "task_id": agent })
         ),
-        _ if view.is_alive() => format!(
+        None => format!(
             "{id} stopped. Its agent \"{}\" runs until its host ends it: the list of agents there",
             description(&view.record)
         ),
-        _ => format!("{id} stopped"),
     })
 }

@@ -23,7 +23,7 @@ use crate::tools;
 use crate::worker::review;
 use crate::worker::running::{PAUSE, RunningProgram, SAFETY_SCAN, asks_to_end};
 use crate::worker::sandbox::Runs;
-use crate::worker::supervise::{STARTED, Starter};
+use crate::worker::supervise::{STARTED, Supervisor};
 use crate::worker::{run, sandbox, termination_grace, tree, with_worktree};
 
 /// How many times the worker continues after a failed check.
@@ -52,7 +52,8 @@ fn continues(view: &View) -> bool {
 
 /// Runs the checks that are due. Returns true if the worker has to continue: one failed, or a note came
 /// too late.
-pub(super) fn run(task: &Task, watch: &mut Watch, starter: &mut Starter) -> Result<bool> {
+pub(super) fn run(supervisor: &mut Supervisor) -> Result<bool> {
+    let Supervisor { task, watch, starter } = supervisor;
     let view = task.view()?;
     if !view.is_checking() || continues(&view) {
         return Ok(view.is_checking());

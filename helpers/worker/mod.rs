@@ -127,7 +127,8 @@ fn fetch(task: &Task, worktree: &Worktree) -> Result<()> {
     Ok(())
 }
 
-/// The command of a worker process, whose record gets what holds it; `None` for an agent.
+/// The command of a worker process, whose record gets what holds it; `None` for an agent, and at a place,
+/// which checks that itself.
 ///
 /// # Errors
 /// Any obstacle to the start that can be known in advance.
@@ -137,7 +138,7 @@ pub fn check_start(
     settings: &Backend,
 ) -> Result<Option<Invocation>> {
     record.holder = None;
-    if record.route == Route::Agent {
+    if record.route == Route::Agent || record.place.is_some() {
         return Ok(None);
     }
     refuse_unmeasured(record, settings)?;
@@ -156,11 +157,10 @@ pub fn check_start(
         && let Err(why) = sandbox::holder_of_commands(record)
     {
         let (access, first) = (record.access, tools::remedy(&why));
-        return Err(Refusal::new(
-            Exit::Unavailable,
-            format!("--check: nothing holds a command to '{access}' access here: {why} ({first}leave --check out, or add --access full)"),
-        )
-        .into());
+        let what = format!("--check: nothing holds a command to '{access}' access here");
+        return Refusal::new(Exit::Unavailable, what)
+            .place(why)
+            .refuse(format!("{first}leave --check out, or add --access full"));
     }
     run::call(task, record, settings, Session::New(SESSION)).map(Some)
 }

@@ -114,11 +114,10 @@ fn limits(record: &Record) -> String {
 /// Where an agent reads more about its files. The launcher of an agent is in the skill's folder.
 fn reference(record: &Record) -> Result<String> {
     let launcher = helper(record)?;
-    let skill = launcher.parent().and_then(|bin| bin.parent());
-    Ok(match skill.filter(|_| record.route == Route::Agent) {
-        Some(skill) => format!(" ({})", skill.join("references/ipc-protocol.md").display()),
-        None => String::new(),
-    })
+    let skill = launcher.ancestors().nth(2).filter(|_| record.route == Route::Agent);
+    Ok(skill.map_or_else(String::new, |skill| {
+        format!(" ({})", skill.join("references/ipc-protocol.md").display())
+    }))
 }
 
 /// The part of the prompt about the worker's worktree.

@@ -19,7 +19,7 @@ use crate::project::stands;
 use crate::task::{Dependency, ExitRecord, Record, State, Task, Wait};
 use crate::text::sort;
 use crate::worker::running::{SAFETY_SCAN, asks_to_end};
-use crate::worker::supervise::{Starter, WAITS};
+use crate::worker::supervise::{Supervisor, WAITS};
 use crate::worker::{check_start, has_finished};
 
 /// How long a task is parked the first time if the CLI does not say when its limit resets. The time
@@ -56,11 +56,8 @@ impl Slot {
 }
 
 /// Waits until the task's next attempt may start; `None` if it must not start any more.
-pub(super) fn wait_for_slot(
-    task: &Task,
-    watch: &mut Watch,
-    starter: &mut Starter,
-) -> Result<Option<Slot>> {
+pub(super) fn wait_for_slot(supervisor: &mut Supervisor) -> Result<Option<Slot>> {
+    let Supervisor { task, watch, starter } = supervisor;
     let (mut parks, mut queue) = (0, None);
     fall_back(task)?;
     loop {
@@ -297,14 +294,11 @@ impl Ticket {
             true => numbers.first().map_or(1, |first| first - 1),
         };
         let path = directory.join(number.to_string());
-        let failed = || format!("cannot write {}", path.display());
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .with_context(failed)?;
-        file.lock().with_context(failed)?;
+        let create = || {
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            file.lock().map(|()| file)
+        };
+        let file = create().with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self { number, path, _locked: file })
     }
 

@@ -134,11 +134,9 @@ fn prompt(task: &Task, record: &Record, commit: Option<&str>, word: &str) -> Res
         text += &format!("\nWhat was committed:\n\n{}\n", bounded(difference, rest));
     }
     let most = TEXT_LIMIT as u64 + 1;
-    let report = match files::read_start(&task.side().report_path(), most) {
-        Ok(report) => report.map(lossy),
-        Err(error) => Some(format!("(cannot be read: {error:#})")),
-    };
-    if let Some(report) = report {
+    let unreadable = |error| Some(format!("(cannot be read: {error:#})"));
+    let report = files::read_start(&task.side().report_path(), most);
+    if let Some(report) = report.map_or_else(unreadable, |report| report.map(lossy)) {
         text += &format!("\nIts report:\n\n{}\n", bounded(report, "\n(cut)"));
     }
     text += &format!(

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,7 +27,7 @@ use crate::tools::{Invocation, Job, Session, invocation, listener};
 use crate::worker::prompt;
 use crate::worker::running::{RunningProgram, SAFETY_SCAN};
 use crate::worker::sandbox::{self, Runs};
-use crate::worker::supervise::{STARTED, Starter};
+use crate::worker::supervise::{STARTED, Supervisor};
 use crate::worker::{fetch, is_stopped, mark, termination_grace, tree, with_worktree};
 
 /// How many bytes at the end of each log are parsed for a worker whose end nobody saw.
@@ -38,17 +37,19 @@ const UNSEEN_LOG_BYTES: u64 = 16 << 20;
 const SANDBOX_STARTS: u32 = 3;
 
 /// Runs the task's next attempt until it ends. The caller records the returned end.
-pub(super) fn run(
-    task: &Task,
-    watch: &mut Watch,
-    starter: &mut Starter,
-) -> Result<(Attempt, ExitRecord)> {
+pub(super) fn run(supervisor: &mut Supervisor) -> Result<(Attempt, ExitRecord)> {
+    let Supervisor { task, watch, starter } = supervisor;
+    let task = &*task;
     let record = task.record()?.context("the task has no record")?;
     process::adopt_descendants()?;
     let session = task.last_session(&record)?;
     let attempt = prepare(task, &record, session.is_some(), None)?;
     fault::point("supervisor", "prepared");
-    terminate_leftovers(task, &record, attempt.number - 1)?;
+    // Processes of a worker that outlived its supervisor, and what it kept running.
+    let last = task.attempt(attempt.number - 1);
+    if last.number > 0 && (record.keep || last.exit()?.is_none_or(|exit| exit.is_unseen())) {
+        tree(None, &record, &last)?.terminate(termination_grace(), || ())?;
+    }
     // A check or a limit may let a task continue; only a person grants it another budget.
     let stop_reason = over_budget(task, &record, &attempt, &Usage::default(), Duration::ZERO)?;
     if stop_reason.is_some() {
@@ -124,11 +125,10 @@ pub(super) fn run(
 
 /// Watches over a worker whose supervisor died, until it ends. Nobody sees its exit status.
 pub(super) fn watch_over(
-    task: &Task,
+    supervisor: &mut Supervisor,
     attempt: Attempt,
-    watch: &mut Watch,
-    starter: &mut Starter,
 ) -> Result<(Attempt, ExitRecord)> {
+    let Supervisor { task, watch, starter } = supervisor;
     let record = task.record()?.context("the task has no record")?;
     starter.report(STARTED)?;
     let mut worker = RunningProgram::adopt(&record, &attempt, listener_of(&record))?;
@@ -164,18 +164,17 @@ pub(super) fn unseen_end(task: &Task, record: &Record, attempt: &Attempt) -> Exi
     }
     listener.end();
     let observed = listener.observed().clone();
-    let exit = ExitRecord {
+    let has_result = observed.said_last_word;
+    ExitRecord {
         // Unreadable usage must not leave the end unrecorded.
         usage: usage(task, attempt, &observed).unwrap_or_default(),
         at: now(),
         milliseconds: attempt.logged_time().map_or(0, |time| time.as_millis() as u64),
+        stop_reason: has_result.then_some(StopReason::LastWordUnseen),
+        failure: observed.confirmed_failure(false).filter(|_| has_result),
+        denied: if has_result { observed.denied } else { Vec::new() },
         ..ExitRecord::default()
-    };
-    if !observed.said_last_word {
-        return exit;
     }
-    let (failure, denied) = (observed.confirmed_failure(false), observed.denied);
-    ExitRecord { stop_reason: Some(StopReason::LastWordUnseen), failure, denied, ..exit }
 }
 
 /// Creates the next attempt: writes its prompt and moves the last attempt's finish marker away.
@@ -293,21 +292,16 @@ fn record_without_refused(
     // A plan that the worker made unreadable must not hide its end.
     let done = task.plan().map_or(0, |plan| plan.done());
     let begun = done > task.plan_at_start()?.map_or(0, |plan| plan.done());
-    let Some(failure) =
-        listener.observed().failure.as_ref().filter(|_| !begun && !status.success())
-    else {
-        return Ok(None);
-    };
-    match (failure.kind, &record.model) {
-        (FailureKind::Session, _) => Ok(Some(record.clone())),
-        (FailureKind::Model, Some(model)) if record.backend == "claude" => {
-            let backend = &record.backend;
-            task.side()
-                .tell(&format!("{backend} refused the model {model}: it works with its own"))?;
-            Ok(Some(Record { model: None, ..record.clone() }))
+    let failure = listener.observed().failure.as_ref().map(|failure| failure.kind);
+    Ok(match (failure.filter(|_| !begun && !status.success()), &record.model) {
+        (Some(FailureKind::Session), _) => Some(record.clone()),
+        (Some(FailureKind::Model), Some(model)) if record.backend == "claude" => {
+            let line = format!("claude refused the model {model}: it works with its own");
+            task.side().tell(&line)?;
+            Some(Record { model: None, ..record.clone() })
         }
-        _ => Ok(None),
-    }
+        _ => None,
+    })
 }
 
 fn launch(
@@ -379,25 +373,10 @@ pub(super) fn set_variables(
 /// A file with the prompt that has no name, so that a worker which opens its standard input again can
 /// change nothing that is read later.
 fn input(attempt: &Attempt, prompt: &str) -> Result<File> {
-    let path = attempt.directory().join("stdin");
-    // A supervisor that was killed may have left one.
-    files::remove(&path)?;
-    // Not synced: nobody finds the file again after a crash.
-    let mut file =
-        File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-    files::remove(&path)?;
+    let mut file = tempfile::tempfile_in(attempt.directory())?;
     file.write_all(prompt.as_bytes()).context("cannot write the prompt")?;
     file.rewind()?;
     Ok(file)
-}
-
-/// Terminates processes of an attempt whose supervisor died before its worker, and what it kept running.
-fn terminate_leftovers(task: &Task, record: &Record, number: u32) -> Result<()> {
-    let last = task.attempt(number);
-    if number > 0 && (record.keep || last.exit()?.is_none_or(|exit| exit.is_unseen())) {
-        tree(None, record, &last)?.terminate(termination_grace(), || ())?;
-    }
-    Ok(())
 }
 
 /// Records the end of an attempt. On a full disk, deletes the prompt file to make room, then retries

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -58,15 +58,17 @@ impl RunningProgram {
         listener: Listener,
     ) -> Result<Self> {
         let log = Log::open(attempt)?;
-        command.stdout(log.writer()?).stderr(log.writer()?);
+        // The program appends, so that the log can be trimmed meanwhile.
+        command.stdout(log.file.try_clone()?).stderr(log.file.try_clone()?);
         let child =
             process::spawn_recorded(&mut command, |identity| attempt.set_identity(identity))?;
         Self::new(Some(child), record, attempt, log, listener)
     }
 
-    /// The worker of a supervisor that died.
+    /// The worker of a supervisor that died, whose log is read from its first line.
     pub(super) fn adopt(record: &Record, attempt: &Attempt, listener: Listener) -> Result<Self> {
-        Self::new(None, record, attempt, Log::reopen(attempt)?, listener)
+        let log = Log { begin: 0, parsed: 0, ..Log::open(attempt)? };
+        Self::new(None, record, attempt, log, listener)
     }
 
     fn new(
@@ -86,7 +88,7 @@ impl RunningProgram {
         if let Some(identity) = self.attempt.identity()? {
             watch.add_process(&identity);
         }
-        watch.add_file(self.log.path());
+        watch.add_file(&self.log.path);
         Ok(())
     }
 
@@ -246,7 +248,10 @@ impl Silence {
             let meta = std::fs::metadata(path).ok()?;
             Some((meta.modified().ok()?, meta.len()))
         });
-        if new || self.stamps != stamps || self.waits_for_answer(limit, task) {
+        // A worker that waits for an answer is not silent. Reads files only after the limit.
+        let questions = || side.ipc().questions().unwrap_or_default();
+        let waits = self.last_sign.elapsed() >= limit && questions().iter().any(Question::is_open);
+        if new || waits || self.stamps != stamps {
             self.stamps = stamps.into();
             self.last_sign = Instant::now();
             if self.is_recorded && attempt.set_silent_since(None).is_ok() {
@@ -263,12 +268,6 @@ impl Silence {
         self.is_recorded =
             self.is_recorded || attempt.set_silent_since(Some(&since.to_string())).is_ok();
         None
-    }
-
-    /// Returns true if the worker waits for an answer. Reads files only after the limit.
-    fn waits_for_answer(&self, limit: Duration, task: &Task) -> bool {
-        let questions = || task.side().ipc().questions().unwrap_or_default();
-        self.last_sign.elapsed() >= limit && questions().iter().any(Question::is_open)
     }
 }
 
@@ -302,8 +301,8 @@ struct Meter {
     record: Record,
     /// The worker's start, also of one that another supervisor started.
     begin: Instant,
-    /// When its time is over, if that is limited.
-    end: Option<Instant>,
+    /// The run time that is left for it, if that is limited.
+    limit: Option<Duration>,
     /// The usage that was compared last.
     usage: Option<Usage>,
 }
@@ -314,13 +313,12 @@ impl Meter {
         let age = attempt.started_at().and_then(|it| it.elapsed().ok()).unwrap_or_default();
         let begin = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
         let (_, earlier) = task.spent(&record, attempt.number)?;
-        let left = record.budget.time.map(|limit| limit.saturating_sub(earlier));
-        let end = left.and_then(|left| begin.checked_add(left));
-        Ok(Self { record, begin, end, usage: None })
+        let limit = record.budget.time.map(|limit| limit.saturating_sub(earlier));
+        Ok(Self { record, begin, limit, usage: None })
     }
 
     fn time_left(&self) -> Duration {
-        self.end.map_or(SAFETY_SCAN, |end| end.saturating_duration_since(Instant::now()))
+        self.limit.map_or(SAFETY_SCAN, |limit| limit.saturating_sub(self.begin.elapsed()))
     }
 
     /// Why the worker has to be ended, if its budget is used up. An error must not end it.
@@ -342,15 +340,11 @@ const LONGEST_LOG: u64 = 8 << 20;
 /// How many bytes at the end are parsed of a log that grows faster than it can be parsed.
 const TAIL: u64 = 64 << 10;
 
-/// A log that grows by more than this between two reads is trimmed at once, to `FAST_TAIL` bytes.
-const FAST: u64 = 2 << 20;
-const FAST_TAIL: u64 = 1 << 20;
-
 /// How many bytes are read at once.
 const CHUNK: usize = 32 << 10;
 
 /// A worker's log, from the position where this start of the worker began.
-pub(super) struct Log {
+struct Log {
     file: File,
     path: PathBuf,
     old: PathBuf,
@@ -362,30 +356,15 @@ pub(super) struct Log {
 
 impl Log {
     /// Opens the log of an attempt for the next start of its worker.
-    pub(super) fn open(attempt: &Attempt) -> Result<Self> {
+    fn open(attempt: &Attempt) -> Result<Self> {
         let file = files::open_append(&attempt.log_path())?;
         let begin = file.metadata().context("cannot look at the log")?.len();
         let (path, old) = (attempt.log_path(), attempt.old_log_path());
         Ok(Self { file, path, old, begin, parsed: begin })
     }
 
-    /// Opens the log of a worker that runs already, from its first line.
-    pub(super) fn reopen(attempt: &Attempt) -> Result<Self> {
-        Ok(Self { begin: 0, parsed: 0, ..Self::open(attempt)? })
-    }
-
-    /// The path of the log.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The file that the worker writes to. It appends, so that the log can be trimmed meanwhile.
-    pub(super) fn writer(&self) -> Result<File> {
-        self.file.try_clone().context("cannot share the log")
-    }
-
     /// The first part of what this start printed, unless the log was trimmed since.
-    pub(super) fn printed(&self) -> Option<String> {
+    fn printed(&self) -> Option<String> {
         let mut buffer = vec![0; CHUNK];
         let is_whole = self.length().ok()? >= self.begin && self.parsed >= self.begin;
         let count = self.file.read_at(&mut buffer, self.begin).ok().filter(|_| is_whole)?;
@@ -395,7 +374,7 @@ impl Log {
 
     /// Passes new output to the listener and returns its size in bytes. The file stays open, so that a
     /// worker cannot hide output by deleting it.
-    pub(super) fn follow(&mut self, listener: &mut Listener) -> Result<u64> {
+    fn follow(&mut self, listener: &mut Listener) -> Result<u64> {
         let end = self.length()?;
         if end == self.parsed {
             return Ok(0);
@@ -407,9 +386,8 @@ impl Log {
         let new = end - self.parsed;
         if end > LONGEST_LOG {
             // Trim before parsing, because parsing takes longer.
-            let kept = if new > FAST { FAST_TAIL } else { LONGEST_LOG };
-            let begin = end - kept;
-            let old = self.trim(begin, kept + FAST_TAIL);
+            let begin = end - LONGEST_LOG;
+            let old = self.trim(begin);
             let from = self.parsed.saturating_sub(begin);
             self.parsed = 0;
             if let Some((old, length)) = old {
@@ -422,15 +400,16 @@ impl Log {
         Ok(new)
     }
 
-    /// Moves up to `most` bytes of the log from `begin` on to the old log, and empties the log. Output
-    /// that arrives meanwhile is lost; the worker is never held up.
-    fn trim(&self, begin: u64, most: u64) -> Option<(File, u64)> {
+    /// Moves the log from `begin` on to the old log, and empties the log. Output that arrives meanwhile
+    /// is lost; the worker is never held up.
+    fn trim(&self, begin: u64) -> Option<(File, u64)> {
         let copy = || -> std::io::Result<(File, u64)> {
             let mut options = File::options();
             options.read(true).write(true).create(true).truncate(true).mode(0o600);
             let mut old = options.custom_flags(nix::libc::O_NOFOLLOW).open(&self.old)?;
             let (mut at, mut buffer) = (begin, vec![0; CHUNK]);
-            while at - begin < most {
+            // A fast program never lets the copy end.
+            while at - begin < LONGEST_LOG + FAST_GROWTH {
                 let count = self.file.read_at(&mut buffer, at)?;
                 if count == 0 {
                     break;

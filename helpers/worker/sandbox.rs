@@ -189,7 +189,7 @@ pub(super) fn refuse_replaced(record: &Record) -> Result<()> {
         // The directory above a worktree is the person's.
         Some(Worktree { path, .. }) => {
             let below = record.directory.strip_prefix(path).unwrap_or(Path::new(""));
-            path.canonicalize()?.components().chain(below.components()).collect()
+            path.canonicalize()?.join(below)
         }
         None => record.directory.clone(),
     };
@@ -197,20 +197,19 @@ pub(super) fn refuse_replaced(record: &Record) -> Result<()> {
         return Ok(());
     }
     let (directory, found) = (record.directory.display(), found.display());
-    Err(Refusal::new(Exit::Data, "the directory of the task is a symlink now")
+    Refusal::new(Exit::Data, "the directory of the task is a symlink now")
         .place(format!("{directory} leads to {found}"))
-        .next("put the directory back there, or dispatch the plan again as a new task")
-        .into())
+        .refuse("put the directory back there, or dispatch the plan again as a new task")
 }
 
 /// Refuses rules that leave something writable which decides outside of the sandbox.
 fn refuse_rules(record: &Record, obeyed: &Obeyed, sandbox: &Sandbox) -> Result<()> {
     const DECIDES: &str = "the worker could change what runs outside";
-    let refusal = |path: &Path, why: &str| {
+    let refuse = |path: &Path, why: &str| {
         let what = format!("the worker cannot be held to '{}' access", record.access);
         Refusal::new(Exit::Unavailable, what)
             .place(format!("{}: {why}", path.display()))
-            .next("add --worktree, or --access read")
+            .refuse("add --worktree, or --access read")
     };
     let home = dirs::home_directory().unwrap_or_default();
     let own = [worker_helper()?, launcher("dispatch-worker")?, home];
@@ -219,7 +218,7 @@ fn refuse_rules(record: &Record, obeyed: &Obeyed, sandbox: &Sandbox) -> Result<(
     let programs = std::env::split_paths(&path).map(|it| record.directory.join(it));
     for path in own.into_iter().chain(programs).map(|it| real(&it)) {
         if sandbox.rule_for(&path) == Rule::Writable {
-            return Err(refusal(&path, DECIDES).into());
+            return refuse(&path, DECIDES);
         }
     }
     let Some(top) = top(record) else { return Ok(()) };
@@ -230,13 +229,13 @@ fn refuse_rules(record: &Record, obeyed: &Obeyed, sandbox: &Sandbox) -> Result<(
     // A rule does not help: the worker could move away the directory above.
     for path in decisive.map(|it| real(&it)) {
         if path.starts_with(&top) || top.starts_with(&path) {
-            return Err(refusal(&path, DECIDES).into());
+            return refuse(&path, DECIDES);
         }
     }
     for path in obeyed.paths() {
         let parts = path.ancestors().take_while(|it| it.starts_with(&top) && *it != top);
         if let Some(link) = parts.filter(|it| it.is_symlink()).last() {
-            return Err(refusal(link, "the worker could replace this symlink").into());
+            return refuse(link, "the worker could replace this symlink");
         }
     }
     Ok(())
@@ -261,8 +260,8 @@ fn rules(
 ) -> Result<Sandbox> {
     let mut sandbox = Sandbox::default();
     let home = dirs::home_directory().unwrap_or_default();
-    let own = [dirs::dispatch_home()?, dirs::state_root()?, dirs::homes_root()?];
-    let own = own.into_iter().chain([dirs::config_path()?]);
+    let own =
+        [dirs::dispatch_home()?, dirs::state_root()?, dirs::homes_root()?, dirs::config_path()?];
     let hidden = SHARED.iter().map(PathBuf::from).chain([std::env::temp_dir()]).chain(own);
     let hidden = hidden.chain(SECRETS.iter().map(|path| home.join(path)));
     for path in hidden.chain(tools::private_directories()) {
@@ -291,8 +290,7 @@ fn rules(
     if sandbox.rule_for(&real(&project.join(".dispatch"))) == Rule::Writable {
         sandbox.rule(&project.join(".dispatch"), Rule::ReadOnly);
     }
-    let is_worker = runs == Runs::Worker;
-    let own = if is_worker { Rule::Writable } else { Rule::ReadOnly };
+    let own = if runs == Runs::Worker { Rule::Writable } else { Rule::ReadOnly };
     sandbox.rule(task.side().directory(), own);
     sandbox.rule(&home_of(task, record, runs)?, Rule::Writable);
     for place in places {
@@ -492,10 +490,9 @@ pub(super) fn command(
     refuse_rules(record, &obeyed, &sandbox)?;
     // A place that vanished meanwhile would be the worker's to fill.
     if let Some(open) = kept.iter().find(|path| sandbox.rule_for(path) == Rule::Writable) {
-        return Err(Refusal::new(Exit::TryAgain, "a place that the worker must not fill vanished")
+        return Refusal::new(Exit::TryAgain, "a place that the worker must not fill vanished")
             .place(open.display().to_string())
-            .next(format!("dispatch-spawn {} --resume", task.id()))
-            .into());
+            .refuse(format!("dispatch-spawn {} --resume", task.id()));
     }
     prompt.iter().for_each(|prompt| sandbox.rule(prompt, Rule::ReadOnly));
     match holder {

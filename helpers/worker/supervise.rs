@@ -113,6 +113,13 @@ impl Starter {
     }
 }
 
+/// A supervisor, while it holds its task's run lock.
+pub(super) struct Supervisor {
+    pub(super) task: Task,
+    pub(super) watch: Watch,
+    pub(super) starter: Starter,
+}
+
 /// Runs as the supervisor of the task with this person's side until the task needs none. Standard output
 /// is a pipe to the starter, which reads it until the worker is running or waiting. `job`: the token of
 /// the job that this process is.
@@ -135,28 +142,25 @@ pub fn run(state_dir: &Path, only_if: Option<Only>, job: Option<&str>) -> Result
         return starter.report(if task.wait()?.is_some() { WAITS } else { STARTED });
     };
     fault::point("supervisor", "locked");
-    let mut watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
-    let mut living = living(&task)?;
+    let watch = Watch::new(&[SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+    let (mut living, mut own) = (living(&task)?, Supervisor { task: task.clone(), watch, starter });
     loop {
         // A supervisor that died may have left the checks to this one.
         if living.is_none() && gate::is_due(&task)? {
             record_unknown(&task)?;
             let _slot = queue::Slot::of_running();
-            if !gate::run(&task, &mut watch, &mut starter)? {
+            if !gate::run(&mut own)? {
                 break settle(&task);
             }
         }
         let (slot, ended) = match living.take() {
             Some(attempt) => {
                 let slot = queue::Slot::of_running();
-                (slot, run::watch_over(&task, attempt, &mut watch, &mut starter))
+                (slot, run::watch_over(&mut own, attempt))
             }
             None => {
-                let slot = queue::wait_for_slot(&task, &mut watch, &mut starter)?;
-                let Some(slot) = slot else { break };
-                let ended = start_at_predecessors_end(&task)
-                    .and_then(|()| run::run(&task, &mut watch, &mut starter));
-                (slot, ended)
+                let Some(slot) = queue::wait_for_slot(&mut own)? else { break };
+                (slot, start_at_predecessors_end(&task).and_then(|()| run::run(&mut own)))
             }
         };
         let (attempt, mut exit) = ended.inspect_err(|error| record_not_started(&task, error))?;
@@ -168,12 +172,12 @@ pub fn run(state_dir: &Path, only_if: Option<Only>, job: Option<&str>) -> Result
         // Write the wait before the exit record, so no reader sees an end without it; if that fails,
         // treat the attempt as final.
         let wait = wait.filter(|wait| task.set_wait(Some(wait)).is_ok());
-        run::record_end(&task, &attempt, &exit, &mut watch)?;
+        run::record_end(&task, &attempt, &exit, &mut own.watch)?;
         fault::point("supervisor", "ended");
         if job.as_ref().is_some_and(OwnJob::is_announced) {
             break settle(&task);
         }
-        if gate::run(&task, &mut watch, &mut starter)? {
+        if gate::run(&mut own)? {
             continue;
         }
         settle(&task);
@@ -256,20 +260,15 @@ pub fn start_at_predecessors_end(task: &Task) -> Result<()> {
         Some(predecessor) => predecessor.fetch()?,
         None => git::commit_id(&worktree.repository, &format!("refs/heads/{branch}"))?,
     };
-    match end {
-        Some(end) => {
-            let trunk = predecessor.map_or(worktree.base.clone(), |it| it.trunk().to_owned());
-            worktree.begin_at(&end, &trunk)?;
-            task.change_record(|record| record.worktree = Some(worktree))
-        }
+    let Some(end) = end else {
         // The branch was merged and deleted, for example, while this task waited.
-        None => {
-            let base = worktree.base;
-            task.side()
-                .tell(&format!("the branch {branch} is gone: this begins at {base}"))
-                .map(drop)
-        }
-    }
+        let base = worktree.base;
+        let line = format!("the branch {branch} is gone: this begins at {base}");
+        return task.side().tell(&line).map(drop);
+    };
+    let trunk = predecessor.map_or(worktree.base.clone(), |it| it.trunk().to_owned());
+    worktree.begin_at(&end, &trunk)?;
+    task.change_record(|record| record.worktree = Some(worktree))
 }
 
 /// Records that a waiting task cannot start, because its starter may be gone and nobody would see the
@@ -282,22 +281,6 @@ pub(super) fn record_not_started(task: &Task, error: &anyhow::Error) {
         let _ = task.create_attempt().and_then(|attempt| task.set_exit(&attempt, &exit));
     }
     notify::announce(task);
-}
-
-/// Refuses to start a task that waits in the queue.
-///
-/// # Errors
-/// [`Exit::TryAgain`].
-pub fn refuse_queued(view: &View) -> Result<()> {
-    match view.reason {
-        Reason::Waits(Wait::Queued { limit }) if view.task.is_supervised()? => {
-            let what = format!("'{}' is queued and starts by itself", view.task.id());
-            Refusal::new(Exit::TryAgain, what)
-                .place(format!("max_workers is {limit} in {}", dirs::config_path()?.display()))
-                .refuse("wait, or stop a running one: dispatch-reconcile stop TASK")
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Starts a waiting task now because a person said so: drops its predecessors and its rate limit. The
@@ -349,15 +332,12 @@ pub fn unpark(task: &Task) -> Result<()> {
 /// then, only the absence of its processes shows the end, and pids are reused.
 pub fn record_unknown_end(view: &View) -> Result<bool> {
     // The place itself says how a task there ended.
-    if view.record.place.is_some() {
-        return Ok(false);
-    }
-    let of_a_worker = std::env::var_os(TASK_DIR).is_some();
+    let may_not = view.record.place.is_some() || std::env::var_os(TASK_DIR).is_some();
     let over = view.state == State::Lost
         // An agent that is done leaves no exit record.
         || view.record.route == Route::Cli && !view.state.is_waiting();
     let unseen = view.exit.is_none() && view.processes.is_empty() && over;
-    let Some(attempt) = view.attempt.as_ref().filter(|_| unseen && !of_a_worker) else {
+    let Some(attempt) = view.attempt.as_ref().filter(|_| unseen && !may_not) else {
         return Ok(false);
     };
     // Look first, because opening the lock for writing wakes all who watch the task.

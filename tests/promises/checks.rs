@@ -378,7 +378,9 @@ fn check_that_nothing_holds_is_refused() {
     };
     refused(&["--check", "true"]).shows(str![[r#"
 exit 69
-! dispatch-spawn: --check: nothing holds a command to 'write' access here: landlock needs Linux 6.2; bubblewrap (bwrap) is not installed (install it; or leave --check out, or add --access full)
+! dispatch-spawn: --check: nothing holds a command to 'write' access here
+!   landlock needs Linux 6.2; bubblewrap (bwrap) is not installed
+!   next: install it; or leave --check out, or add --access full
 "#]]);
     refused(&["--check", ""]).shows(str![[r#"
 exit 64

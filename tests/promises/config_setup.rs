@@ -419,17 +419,17 @@ exit 64
 "#]]);
     dry(&["--keep"]).run().shows(str![[r#"
 exit 64
-! dispatch-spawn: an agent of the host cannot keep anything running, nor dispatch tasks
+! dispatch-spawn: an agent of the host cannot have --keep or --may-dispatch
 !   only a supervisor sees to that, and an agent has none
-!   next: dispatch without --keep and --may-dispatch, or leave out --agent
+!   next: dispatch without it, or leave out --agent
 "#]]);
     sandbox
         .config(&format!("{config}aliases: {{ tested: {{ model: opus, check: make test }} }}\n"));
     dry(&["--model", "tested"]).run().shows(str![[r#"
 exit 64
-! dispatch-spawn: an agent of the host cannot be checked or reviewed
+! dispatch-spawn: an agent of the host cannot have --check or --review
 !   only a supervisor sees to that, and an agent has none
-!   next: dispatch without --check and --review, or leave out --agent
+!   next: dispatch without it, or leave out --agent
 "#]]);
     assert_eq!(sandbox.run("dispatch-spawn", &["x", "--agent"]).code, Some(64), "without a host");
 }

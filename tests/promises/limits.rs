@@ -55,7 +55,7 @@ fn queue_respects_max_workers_and_dispatch_order() {
 }
 
 #[test]
-fn queued_task_is_not_started_again() {
+fn resumed_task_keeps_its_place_in_the_queue() {
     let sandbox = limited(1);
     sandbox.dispatch("a", "works");
     sandbox.plan("b", PLAN);
@@ -70,17 +70,9 @@ a running 0/2 AGE works — item 1: First
 b queued 0/2 AGE works — in the queue: max_workers is 1
 c queued 0/2 AGE works — in the queue: max_workers is 1
 "#]]);
-    sandbox.run("dispatch-spawn", &["b", "--resume"]).shows(str![[r#"
-exit 75
-! dispatch-spawn: 'b' is queued and starts by itself
-!   max_workers is 1 in HOME/.dispatch/config.yaml
-!   next: wait, or stop a running one: dispatch-reconcile stop TASK
-"#]]);
     sandbox.run("dispatch-spawn", &["c", "--resume"]).shows(str![[r#"
-exit 75
-! dispatch-spawn: 'c' is queued and starts by itself
-!   max_workers is 1 in HOME/.dispatch/config.yaml
-!   next: wait, or stop a running one: dispatch-reconcile stop TASK
+exit 0
+c waits in the queue: max_workers is 1; it starts by itself. Tell the user and stop; news wakes you.
 "#]]);
     // A stopped task frees its place.
     sandbox.ok("dispatch-reconcile", &["stop", "b"]);
@@ -460,8 +452,8 @@ exit 65
 "#]]);
     refused(&format!("budget: 9usd\n{agents}")).shows(str![[r#"
 exit 64
-! dispatch-spawn: an agent of the host cannot be held to a budget
+! dispatch-spawn: an agent of the host cannot have --budget
 !   only a supervisor sees to that, and an agent has none
-!   next: dispatch without --budget, or take 'route: agent' out of backend 'claude'
+!   next: dispatch without it, or take 'route: agent' out of backend 'claude'
 "#]]);
 }

@@ -252,9 +252,9 @@ fn successor_of_an_agent_starts_when_the_agent_finishes() {
     let spawn = &["c", "--model", "opus", "--after", "b"];
     host.calls(sandbox.call("dispatch-spawn", spawn)).run().shows(str![[r#"
 exit 64
-! dispatch-spawn: an agent of the host cannot wait for other tasks
+! dispatch-spawn: an agent of the host cannot have --after
 !   only a supervisor sees to that, and an agent has none
-!   next: dispatch without --after, or take 'route: agent' out of backend 'claude'
+!   next: dispatch without it, or take 'route: agent' out of backend 'claude'
 "#]]);
 }
 

@@ -183,9 +183,9 @@ x (Title, 2 items) started with opus. Tell the user and stop; news wakes you.
     sandbox.config(&config(", route: agent"));
     host.calls(spawn(&sandbox, "y", "opus")).run().shows(str![[r#"
 exit 64
-! dispatch-spawn: an agent of the host cannot work in our worktree
+! dispatch-spawn: an agent of the host cannot have --worktree
 !   only a supervisor sees to that, and an agent has none
-!   next: dispatch without --worktree, or take 'route: agent' out of backend 'claude'
+!   next: dispatch without it, or take 'route: agent' out of backend 'claude'
 "#]]);
     assert!(!sandbox.task("y", "").exists());
 }
