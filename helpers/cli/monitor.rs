@@ -132,7 +132,7 @@ fn hook(args: &Args) -> Result<Exit> {
     if !std::io::stdin().is_terminal() {
         std::io::stdin().read_to_string(&mut input)?;
     }
-    let input: HookInput = serde_json::from_str(&input).unwrap_or_default();
+    let input: HookInput = files::from_json(input.as_bytes()).unwrap_or_default();
     let Some(host) = calling_host() else { return Ok(Exit::Ok) };
     let project = Project::find(&directory(args.directory.as_deref().or(input.cwd.as_deref()))?)?;
     let index = project.index(&host);

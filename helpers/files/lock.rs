@@ -11,7 +11,7 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use super::read::{open_foreign, read_foreign};
-use super::{cannot_write, open_private, refuse_symlinks};
+use super::{cannot_write, from_json, open_private, refuse_symlinks};
 use crate::error::{Exit, Refusal};
 use crate::process::{HELPERS, Identity, Life, machine};
 
@@ -92,7 +92,7 @@ impl Lock {
 
     /// The process that signed the lock last; it still holds the lock if it is alive.
     pub fn last_holder(path: &Path) -> Result<Option<Identity>> {
-        Ok(read_foreign(path)?.and_then(|text| serde_json::from_slice(&text).ok()))
+        Ok(read_foreign(path)?.and_then(|text| from_json(&text).ok()))
     }
 
     fn sign(&self) -> io::Result<()> {
@@ -119,7 +119,7 @@ struct Signature {
 /// The holder of a lock in an error. People know helpers by name; a pid says nothing to them.
 fn holder(path: &Path) -> String {
     let text = read_foreign(path).ok().flatten().unwrap_or_default();
-    let signature: Option<Signature> = serde_json::from_slice(&text).ok();
+    let signature: Option<Signature> = from_json(&text).ok();
     // A holder that only checks does not sign.
     let signature = signature.filter(|it| it.process.life() != Life::Dead);
     let named = signature.filter(|it| HELPERS.contains(&it.helper.as_str()));

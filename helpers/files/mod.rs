@@ -55,8 +55,13 @@ pub fn entries(path: &Path) -> Result<Vec<OsString>> {
     Ok(names.filter(|name| name != b"." && name != b"..").map(OsString::from_vec).collect())
 }
 
-/// Parses YAML by way of a JSON value, so that no type is compiled for two formats. An enum with contents
-/// must be written as a map: a JSON value has no tags.
+/// Parses JSON by way of a value: each type is compiled for values alone, and not for each format and
+/// reader.
+pub fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T> {
+    Ok(serde_json::from_value(serde_json::from_slice(text)?)?)
+}
+
+/// Parses YAML like [`from_json`]. An enum with contents must be written as a map: a JSON value has no tags.
 pub fn from_yaml<T: DeserializeOwned>(text: &str) -> Result<T> {
     Ok(serde_json::from_value(serde_yaml::from_str(text)?)?)
 }

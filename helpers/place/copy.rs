@@ -204,7 +204,7 @@ impl Mirrored {
         files: Files,
     ) -> Result<()> {
         clean_all(&mut facts);
-        let facts: Facts = serde_json::from_str(&facts.to_string())?;
+        let facts: Facts = serde_json::from_value(facts)?;
         for (name, text) in files {
             match (name.as_str(), log) {
                 ("log", Some((attempt, from))) => self.write_log(attempt, from, &text, &facts)?,

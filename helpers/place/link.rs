@@ -357,8 +357,7 @@ fn read_message<T: DeserializeOwned>(from: &mut impl std::io::BufRead) -> Result
     let mut line = Vec::new();
     std::io::BufRead::read_until(&mut from.take(LONGEST_LINE as u64), b'\n', &mut line)?;
     ensure!(line.ends_with(b"\n"), "the connection has ended");
-    let (head, sizes): (T, Vec<(String, usize)>) =
-        serde_json::from_value(serde_json::from_slice(&line)?)?;
+    let (head, sizes): (T, Vec<(String, usize)>) = files::from_json(&line)?;
     let total = sizes.iter().try_fold(0_usize, |all, (_, size)| all.checked_add(*size));
     ensure!(total.is_some_and(|it| it <= LONGEST_BODY) && sizes.len() <= MOST_FILES, "too large");
     let mut files = Vec::new();

@@ -249,7 +249,7 @@ impl Abandoned {
         let read = |it| {
             let path = directory.join(it);
             let text = files::read_foreign(&path).ok()??;
-            Some((path, serde_json::from_slice(&text).ok()?))
+            Some((path, files::from_json(&text).ok()?))
         };
         Ok(files::entries(&directory)?.into_iter().filter_map(read).collect())
     }
@@ -307,7 +307,7 @@ impl Demand {
 
     fn of(task: &Task) -> Result<Option<Self>> {
         let text = files::read_foreign(&Self::path(task))?;
-        Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
+        Ok(text.and_then(|text| files::from_json(&text).ok()))
     }
 
     /// Records the demand. The mirror sends it until the place has it.

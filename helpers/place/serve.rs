@@ -308,7 +308,7 @@ impl Followed {
         self.facts = Some(facts.clone());
         facts.gone = gone;
         let (place, log) = log.map(|(place, bytes)| (place, ("log".to_owned(), bytes))).unzip();
-        let facts = serde_json::from_slice(&serde_json::to_vec(&facts).ok()?).ok()?;
+        let facts = serde_json::to_value(&facts).ok()?;
         let head = Reply::Facts(id.into(), facts, place);
         Some((head, files.into_iter().chain(log).collect()))
     }

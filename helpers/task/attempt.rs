@@ -425,7 +425,7 @@ impl Task {
 /// The value in a file of JSON; `next` says what to do about a broken one.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path, next: &str) -> Result<Option<T>> {
     let Some(text) = files::read_foreign(path)? else { return Ok(None) };
-    serde_json::from_slice(&text).map(Some).map_err(|error| broken(path, &error, next).into())
+    files::from_json(&text).map(Some).map_err(|error| broken(path, &error, next).into())
 }
 
 fn read_yaml<T: DeserializeOwned>(path: &Path, next: &str) -> Result<Option<T>> {

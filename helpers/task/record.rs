@@ -417,7 +417,7 @@ impl Task {
     /// # Errors
     /// [`crate::error::Exit::Data`] if a file is broken.
     pub fn answers(&self) -> Result<Vec<(String, Answer)>> {
-        let parse = |(name, text): (String, String)| match serde_json::from_str(&text) {
+        let parse = |(name, text): (String, String)| match files::from_json(text.as_bytes()) {
             Ok(answer) => Ok((name, answer)),
             Err(error) => {
                 let path = self.answers_dir().join(name);

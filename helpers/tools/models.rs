@@ -91,7 +91,7 @@ pub fn models(
     refresh: bool,
 ) -> Vec<Result<Listing, (String, String)>> {
     let text = files::read(cache).ok().flatten().unwrap_or_default();
-    let old: Vec<Cached> = serde_json::from_str(&text).unwrap_or_default();
+    let old: Vec<Cached> = files::from_json(text.as_bytes()).unwrap_or_default();
     let asker = Asker::new(fault::limit("DISPATCH_LIST_MS", LISTING), Duration::ZERO);
     // Detection asks exactly the CLIs that dispatch knows, so they have a version or a problem.
     let known = installed.iter().filter(|cli| cli.version.is_some() || cli.problem.is_some());
