@@ -17,6 +17,7 @@ use crate::news::{Event, command};
 use crate::ops::answer::{self, find_question};
 use crate::process::calling_host;
 use crate::project::Project;
+use crate::text::sort;
 use crate::wait::{WaitOutcome, Waiter};
 
 /// Claude Code ends a background command after two hours; the monitor ends by itself before.
@@ -177,7 +178,7 @@ fn hook(args: &Args) -> Result<Exit> {
 /// A line for each event: questions first, then other news, then events that were delivered and not
 /// acknowledged. Events beyond the byte limit are counted, and `status` is the command that shows them.
 fn lines(mut news: Vec<Event>, repeated: Vec<Event>, status: &str) -> String {
-    news.sort_by_key(|event| !event.is_question());
+    sort(&mut news, |one, other| other.is_question().cmp(&one.is_question()));
     let new = news.len();
     let line = |(at, event): (usize, Event)| {
         let before = if at < new { "" } else { " (said before)" };

@@ -99,7 +99,7 @@ impl Worktree {
             false => {
                 let made = self.foreign().commits_made(tip, &elsewhere)?;
                 let new = list("", &[tip, "--not", &self.base])?;
-                new.difference(&made).cloned().collect()
+                collect(new.difference(&made).cloned())
             }
         };
         let is_foreign = |commit: &String| {

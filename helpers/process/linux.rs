@@ -33,6 +33,7 @@ use crate::fault;
 pub(super) use crate::process::landlock::{deny_abstract_sockets, restrict, scopes_signals};
 use crate::process::tree::Process;
 use crate::process::{Identity, Life, Signal, SignalPipe, Source};
+use crate::text::collect;
 
 /// The most bytes of an environment that are read; the system's usual limit is twice that.
 const LONGEST_ENVIRONMENT: u64 = 1 << 20;
@@ -164,7 +165,7 @@ pub(super) fn socket_paths() -> BTreeSet<PathBuf> {
         let start = line.iter().position(|&byte| byte == b'/')?;
         Some(PathBuf::from(OsStr::from_bytes(&line[start..])))
     };
-    table.split(|&byte| byte == b'\n').filter_map(path).collect()
+    collect(table.split(|&byte| byte == b'\n').filter_map(path))
 }
 
 /// The id of this installation (machine-id(5)); `None` if there is none.
