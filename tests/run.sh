@@ -79,7 +79,7 @@ if [ "$calls" != write ]; then
     exit 1
 fi
 bytes=$(wc -c <"$program")
-if [ "$bytes" -gt 3200000 ]; then
+if [ "$bytes" -gt 3000000 ]; then
     echo "tests/run.sh: the release program has $bytes bytes, more than 3.2 MB" >&2
     exit 1
 fi

@@ -174,7 +174,7 @@ fn removed(before: &str, list: &str, rules: &[String]) -> Result<Option<String>,
 
 /// The values of the text, by a second parser that is independent of the edits.
 fn values(text: &str) -> Result<Value, Obstacle> {
-    serde_json::from_str(text).map_err(|error| {
+    serde_json::from_slice(text.as_bytes()).map_err(|error| {
         let line = text.split_inclusive('\n').take(error.line().saturating_sub(1));
         let at = line.map(str::len).sum::<usize>() + error.column().saturating_sub(1);
         (at, error.to_string().split(" at line ").next().unwrap_or_default().into())

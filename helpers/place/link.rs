@@ -253,7 +253,7 @@ fn read_last_line(mut from: impl Read) -> String {
 /// Carries one call of git to the place, as git's `ext` transport: standard input and output are git's.
 pub fn carry_git(service: &str) -> Result<()> {
     let carried = std::env::var(FAR).context("only git calls this")?;
-    let (name, key): (String, String) = serde_json::from_str(&carried)?;
+    let (name, key): (String, String) = files::from_json(carried.as_bytes())?;
     // Only the config says what is run.
     let config = Config::load()?;
     let entry = config.place(&name)?;

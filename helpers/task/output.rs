@@ -42,7 +42,7 @@ fn error_line_of(log: &str) -> Option<String> {
 /// The text of an output line; `None` if it has none.
 pub fn readable(line: &str) -> Option<String> {
     let line = strip_escapes(line);
-    let text = match serde_json::from_str::<Value>(&line) {
+    let text = match serde_json::from_slice::<Value>(line.as_bytes()) {
         Ok(event @ Value::Object(_)) => first_text(&event)?,
         _ => line,
     };

@@ -141,7 +141,7 @@ fn is_sandbox_error(line: &str) -> bool {
 
 /// Reads `codex debug models`, best first as in Codex's own picker.
 fn listed_models(text: &str) -> Option<Vec<Listed>> {
-    let answer: Value = serde_json::from_str(text).ok()?;
+    let answer: Value = serde_json::from_slice(text.as_bytes()).ok()?;
     let models = answer["models"].as_array()?.iter();
     let mut listed: Vec<_> = models.filter(|model| model["visibility"] == "list").collect();
     let priority = |model: &Value| model["priority"].as_i64().unwrap_or(i64::MAX);

@@ -205,7 +205,7 @@ fn packaged_version(package: &str, program: &Path) -> Option<String> {
     let program = program.canonicalize().ok()?;
     program.ancestors().skip(1).find_map(|directory| {
         let text = files::read(&directory.join("package.json")).ok()??;
-        let found: Value = serde_json::from_str(&text).ok()?;
+        let found: Value = serde_json::from_slice(text.as_bytes()).ok()?;
         found["version"].as_str().filter(|_| found["name"] == package).map(str::to_owned)
     })
 }
@@ -300,7 +300,7 @@ impl Answer {
 
     /// A flag of the JSON object that the CLI printed.
     pub(super) fn json_flag(&self, key: &str) -> Option<bool> {
-        serde_json::from_str::<serde_json::Value>(&self.out).ok()?[key].as_bool()
+        serde_json::from_slice::<serde_json::Value>(self.out.as_bytes()).ok()?[key].as_bool()
     }
 
     /// The first line of the output, or of the errors if the CLI failed.

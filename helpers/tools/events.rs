@@ -210,7 +210,8 @@ impl Listener {
         let Some(cli) = self.cli.filter(|_| line.len() < LONGEST_LINE) else { return };
         let line = strip_escapes(&String::from_utf8_lossy(&line)).replace('\u{2019}', "'");
         let line = line.trim();
-        let event = line.starts_with('{').then(|| serde_json::from_str::<Value>(line).ok());
+        let event =
+            line.starts_with('{').then(|| serde_json::from_slice::<Value>(line.as_bytes()).ok());
         let observed = &mut self.observed;
         let Some(event) = event.flatten() else {
             let before = observed.failure.take();

@@ -40,7 +40,7 @@ fn notifications<'a>(shown: &'a str, record: &Record) -> impl Iterator<Item = &'
 /// Returns true if a line of the host's transcript, or its prompt of this moment, notifies the model of
 /// an end of the task's agent at or after a time.
 pub fn notifies_since(shown: &str, record: &Record, since: SystemTime) -> bool {
-    let line: Option<serde_json::Value> = serde_json::from_str(shown).ok();
+    let line: Option<serde_json::Value> = serde_json::from_slice(shown.as_bytes()).ok();
     let time = line.as_ref().and_then(|line| line["timestamp"].as_str());
     let time = time.and_then(|time| humantime::parse_rfc3339(time).ok());
     time.is_none_or(|time| time >= since) && notifications(shown, record).next().is_some()

@@ -164,7 +164,7 @@ fn memory() -> Result<PathBuf> {
 fn added() -> Result<Added> {
     let path = memory()?;
     let Some(text) = files::read(&path)? else { return Ok(Added::new()) };
-    serde_json::from_str(&text).map_err(|error| {
+    files::from_json(text.as_bytes()).map_err(|error| {
         Refusal::new(Exit::Data, "the list of added rules cannot be read")
             .place(format!("{}: {error}", path.display()))
             .next("remove this file, and remove the rules from Claude Code's settings by hand")

@@ -201,7 +201,8 @@ pub(super) fn show(task: &Task, form: Form) -> Result<Exit> {
     if form.json {
         let mut json = as_json(&view);
         let report = report(task).filter(|it| it.len() <= LONGEST_TEXT);
-        json["report"] = report.and_then(|it| serde_json::from_str(&it).ok()).unwrap_or_default();
+        json["report"] =
+            report.and_then(|it| serde_json::from_slice(it.as_bytes()).ok()).unwrap_or_default();
         return done(serde_json::to_string(&json)?);
     }
     if form.markdown {

@@ -296,7 +296,7 @@ fn host_directory() -> Option<PathBuf> {
     }
     let mut text = String::new();
     stdin.take(HOST_JSON).read_to_string(&mut text).ok()?;
-    let input: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let input: serde_json::Value = serde_json::from_slice(text.as_bytes()).ok()?;
     let places = ["/workspace/current_dir", "/cwd", "/workspace/project_dir"];
     let directory = places.iter().find_map(|place| input.pointer(place)?.as_str())?;
     Some(directory.into())
