@@ -149,9 +149,12 @@ impl Artifact {
         format!("dispatch/{}", self.name)
     }
 
-    /// Returns true if this is that worktree or its branch.
+    /// Returns true if this is that worktree, or a branch alone and its branch.
     fn belongs_to(&self, worktree: &Worktree) -> bool {
-        self.worktree.as_ref() == Some(&worktree.path) || self.branch() == worktree.branch
+        match &self.worktree {
+            Some(path) => worktree.path == *path,
+            None => worktree.branch == self.branch(),
+        }
     }
 
     /// A line with the command that keeps its commits and the command that removes it. With a
@@ -190,7 +193,6 @@ fn artifacts(repository: &Path, listed: Vec<String>) -> Vec<Artifact> {
     let (mut worktrees, branches) = (names(&directory), names(&repository.join(BRANCHES)));
     sort(&mut worktrees, Ord::cmp);
     let mut branches: Vec<_> = branches.into_iter().chain(listed).collect();
-    branches.retain(|name| !worktrees.contains(name));
     sort(&mut branches, Ord::cmp);
     branches.dedup();
     let worktrees = worktrees.into_iter().map(|name| {
@@ -255,5 +257,9 @@ pub fn orphans(project: &Project, mut artifacts: Vec<Artifact>) -> Vec<Artifact>
         let task = it.name.parse().map(|id| project.task(&id));
         !is_owned && !task.is_ok_and(|it| it.state_dir().exists() && !it.was_dispatched())
     });
+    // The line about a worktree names its branch.
+    let with_worktree = |it: &Artifact| it.worktree.is_some().then(|| it.name.clone());
+    let named: Vec<String> = artifacts.iter().filter_map(with_worktree).collect();
+    artifacts.retain(|it| it.worktree.is_some() || !named.contains(&it.name));
     artifacts
 }

@@ -80,7 +80,7 @@ if [ "$calls" != write ]; then
 fi
 bytes=$(wc -c <"$program")
 if [ "$bytes" -gt 3000000 ]; then
-    echo "tests/run.sh: the release program has $bytes bytes, more than 3.2 MB" >&2
+    echo "tests/run.sh: the release program has $bytes bytes, more than 3 MB" >&2
     exit 1
 fi
 

@@ -119,7 +119,7 @@ impl Git {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 Err(no_git("git is not installed", "'git' is not in PATH").into())
             }
-            captured => captured.context("cannot run git"),
+            captured => captured.context("git failed"),
         }
     }
 

@@ -46,6 +46,7 @@ pub fn resume(
         return resume_there(project, task, &view, name, request, remarks);
     }
     let waits = view.state.is_waiting();
+    let before = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
     // A supervisor that has recorded its worker's end is about to exit.
     let is_busy = view.is_alive() || view.is_checking() && !view.processes.is_empty();
     if view.record.route == Route::Cli && is_busy && !waits {
@@ -103,7 +104,7 @@ pub fn resume(
         task.change_record(|record| record.stop = false)?;
     }
     let start = match waits && record.route == Route::Cli {
-        true => Start::Process(supervise::take_over(task)?),
+        true => Start::Process(supervise::take_over(task, before)?),
         false => ops::launch(task, &record)?,
     };
     Ok(Some((record.name, start)))

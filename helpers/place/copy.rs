@@ -69,13 +69,14 @@ impl Mirrored {
         if record.stop && facts.open {
             wanted.push((Request::Stop(address(), stops), Vec::new()));
         }
-        if let Some(demand) = Demand::of(&self.task)?
-            && !self.asked.contains_key("resume")
-        {
-            let config = far_config(&Config::load()?, record)?;
-            wanted.push((Request::Resume(address(), demand.after, demand.arguments), vec![config]));
-        }
+        let demand = Demand::of(&self.task)?.filter(|_| !self.asked.contains_key("resume"));
+        let resume = demand.map(|it| Request::Resume(address(), it.after, it.arguments));
         wanted.into_iter().for_each(|(request, texts)| self.ask(connection, request, texts));
+        // A broken config must not keep an answer here.
+        if let Some(resume) = resume {
+            let config = far_config(&Config::load()?, record)?;
+            self.ask(connection, resume, vec![config]);
+        }
         Ok(())
     }
 

@@ -327,7 +327,7 @@ fn holder_that_protects(path: &Path, hidden: &Path, nested: bool) -> Result<Hold
         let mut command = command.map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_secs(5);
         let output = capture(&mut command, Stdio::null(), deadline, 64 << 10);
-        let output = output.map_err(|error| format!("{holder} cannot start: {error}"))?;
+        let output = output.map_err(|error| format!("{holder} failed: {error}"))?;
         if std::fs::read(path).is_ok_and(|text| text != b"seen") {
             return Err(format!("{holder} does not keep a process from writing"));
         }

@@ -272,7 +272,7 @@ impl Asker {
                 let seconds = start.elapsed().as_secs_f32();
                 format!("slow: {call} did not answer in {seconds:.1} s")
             }
-            _ => format!("{call} cannot run: {error}"),
+            _ => format!("{call} failed: {error}"),
         })?;
         let [out, err] = [output.stdout, output.stderr].map(|bytes| sanitize(&lossy(bytes)));
         Ok(Answer { call, code: output.status.code(), out, err, slow })

@@ -193,7 +193,7 @@ fn cli_whose_login_cannot_be_asked_is_usable() {
     let found = Fakes::new(&[("claude", &script)]).one();
     assert_eq!(
         found.problem.as_deref(),
-        Some("`claude auth status` cannot run: it printed more than 8192 KB")
+        Some("`claude auth status` failed: it printed more than 8192 KB")
     );
     assert!(found.usable() && found.logged_in.is_none());
 }
@@ -210,9 +210,9 @@ fn failing_cli_is_named_with_its_message() {
         ("echo hello", "`codex --version` says no version: hello"),
         (
             "head -c 50000000 /dev/zero; sleep 1000",
-            "`codex --version` cannot run: it printed more than 8192 KB",
+            "`codex --version` failed: it printed more than 8192 KB",
         ),
-        ("yes", "`codex --version` cannot run: it printed more than 8192 KB"),
+        ("yes", "`codex --version` failed: it printed more than 8192 KB"),
     ];
     for (script, expected) in rows {
         let found = Fakes::new(&[("codex", script)]).one();
@@ -227,7 +227,7 @@ fn failing_cli_is_named_with_its_message() {
         .status();
     assert!(missing.expect("a shell").success());
     let problem = fakes.one().problem.unwrap_or_default();
-    assert!(problem.starts_with("`codex --version` cannot run: No such file"), "{problem}");
+    assert!(problem.starts_with("`codex --version` failed: No such file"), "{problem}");
 }
 
 #[test]

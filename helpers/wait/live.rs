@@ -132,7 +132,7 @@ impl LiveTasks {
         if let Some(task) = self.tasks.get_mut(state_dir) {
             let sooner = task.again.filter(|_| !is_deferred);
             task.again = sooner.or_else(|| Some(Instant::now() + LOOK));
-            task.is_deferred = is_deferred;
+            task.is_deferred |= is_deferred;
         }
     }
 
@@ -242,6 +242,10 @@ impl LiveTasks {
         let TaskList { mut tasks, broken, .. } = self.project.task_list();
         tasks.retain(|task| self.only.is_empty() || self.only.contains(task.id()));
         self.broken = broken;
+        // A directory that cannot be read now, as on a network file system, says nothing of its tasks.
+        if self.broken.iter().any(|it| it.directory == state_dir) {
+            return;
+        }
         if let Some(host) = &self.host {
             let index = self.project.index(host);
             self.watch.add_directory(index.directory());

@@ -299,7 +299,11 @@ impl Errand<'_> {
             let pause = pause.min(limit.saturating_sub(begin.elapsed()));
             is_asked = asks_to_end(&watch.wait_for_event(pause)?);
         }
-        let status = program.terminate()?;
+        let status = loop {
+            if let (status, true) = program.terminate()? {
+                break status;
+            }
+        };
         program.read_output();
         if let Some(failure) = program.sandbox_failure(*holder, status) {
             bail!("{}", failure.said);

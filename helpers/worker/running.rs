@@ -149,7 +149,7 @@ impl RunningProgram {
         let ended = if has_finished && stop_reason.is_none() { self.try_wait()? } else { None };
         let status = match ended {
             Some(status) => status,
-            None => self.terminate()?,
+            None => self.terminate()?.0,
         };
         self.read_output();
         self.listener.end();
@@ -157,17 +157,17 @@ impl RunningProgram {
         Ok((status, stop_reason))
     }
 
-    /// Ends all processes of the program. Returns its status.
-    pub(super) fn terminate(&mut self) -> Result<ExitStatus> {
+    /// Ends all processes of the program. Returns its status, and true if nothing of it is left: the kernel
+    /// may hold a killed process for a while (uninterruptible sleep).
+    pub(super) fn terminate(&mut self) -> Result<(ExitStatus, bool)> {
         loop {
             let Self { child, tree, log, listener, .. } = self;
-            tree.terminate(termination_grace(), || {
+            let left = tree.terminate(termination_grace(), || {
                 child.iter().for_each(|child| process::reap_adopted(child.id()));
                 let _ = log.follow(listener);
             })?;
-            // The kernel may hold a killed process for a while (uninterruptible sleep).
             if let Some(status) = self.try_wait()? {
-                return Ok(status);
+                return Ok((status, left.is_empty()));
             }
         }
     }

@@ -147,7 +147,9 @@ pub fn run(state_dir: &Path, only_if: Option<Only>, job: Option<&str>) -> Result
     loop {
         // A supervisor that died may have left the checks to this one.
         if living.is_none() && gate::is_due(&task)? {
-            record_unknown(&task)?;
+            if let Some(attempt) = task.last_attempt() {
+                record_unknown(&task, &attempt)?;
+            }
             let _slot = queue::Slot::of_running();
             if !gate::run(&mut own)? {
                 break settle(&task);
@@ -217,7 +219,7 @@ fn take_run_lock(task: &Task, only_if: Option<Only>, limit: Duration) -> Result<
             // Record the old end first: with this lock held, the task would look alive.
             let worker = attempt.identity()?;
             if worker.is_none_or(|worker| worker.life() == Life::Dead) {
-                record_unknown(task)?;
+                record_unknown(task, &attempt)?;
             }
         }
         let may_judge = lock.is_some() || only_if == Some(Only::Answered);
@@ -284,9 +286,9 @@ pub(super) fn record_not_started(task: &Task, error: &anyhow::Error) {
 }
 
 /// Starts a waiting task now because a person said so: drops its predecessors and its rate limit. The
-/// place in the queue stays.
-pub fn take_over(task: &Task) -> Result<Option<Wait>> {
-    let before = task.last_attempt().map_or(0, |attempt| attempt.number);
+/// place in the queue stays. `before`: the last attempt when the task was seen waiting; a worker may have
+/// started since.
+pub fn take_over(task: &Task, before: u32) -> Result<Option<Wait>> {
     unpark(task)?;
     task.change_record(|record| record.after.clear())?;
     let mut watch = Watch::new(&[])?;
@@ -359,21 +361,17 @@ pub fn record_unknown_end(view: &View) -> Result<bool> {
     if view.is_being_started() || now.is_being_started() || begun || runs {
         return Ok(false);
     }
-    let is_recorded = record_unknown(&view.task)?;
+    let is_recorded = record_unknown(&view.task, attempt)?;
     if is_recorded {
         notify::announce(&view.task);
     }
     Ok(is_recorded)
 }
 
-fn record_unknown(task: &Task) -> Result<bool> {
-    let (Some(record), Some(attempt)) = (task.record()?, task.last_attempt()) else {
-        return Ok(false);
-    };
-    if attempt.exit()?.is_some() {
-        return Ok(false);
-    }
-    let mut exit = run::unseen_end(task, &record, &attempt);
+fn record_unknown(task: &Task, attempt: &Attempt) -> Result<bool> {
+    let record = task.record()?.filter(|_| matches!(attempt.exit(), Ok(None)));
+    let Some(record) = record else { return Ok(false) };
+    let mut exit = run::unseen_end(task, &record, attempt);
     if let Some(job) = task.job()?.filter(|it| it.is_over) {
         exit.stop_reason.get_or_insert(StopReason::Job { said: job.said });
     }
@@ -382,7 +380,7 @@ fn record_unknown(task: &Task) -> Result<bool> {
     {
         task.set_wait(Some(&wait))?;
     }
-    task.set_exit(&attempt, &exit).map(|()| true)
+    task.set_exit(attempt, &exit).map(|()| true)
 }
 
 /// Resumes a task whose answer came after its worker's end, in case the helper that posted it was
