@@ -300,7 +300,9 @@ impl LiveTasks {
         }
         let is_deferred = view.is_err() || recorded.is_err();
         let mut again = is_deferred.then_some(LOOK);
-        if let Ok(view) = &view {
+        if let Ok(view) = &view
+            && !is_foreign
+        {
             let mut is_blind = false;
             view.processes.iter().for_each(|it| is_blind |= !self.watch.add_process(it));
             let times = [again, is_blind.then_some(LOOK), time_to_read(view)];
