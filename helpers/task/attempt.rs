@@ -233,8 +233,13 @@ impl Attempt {
         Ok(files::read_lossy(&self.plan_path())?.map(|text| Plan::parse(&text)))
     }
 
+    /// Publishes a value as the file of that name, without its empty fields.
     fn set(&self, name: &str, value: &impl Serialize) -> Result<()> {
-        files::publish(&self.directory.join(name), yaml(value)?.as_bytes())
+        // As a JSON value first: YAML would write a reason as a tag.
+        let mut value = serde_json::to_value(value)?;
+        let is_empty = |it: &Value| it.is_null() || it.as_array().is_some_and(Vec::is_empty);
+        value.as_object_mut().into_iter().for_each(|all| all.retain(|_, it| !is_empty(it)));
+        files::publish(&self.directory.join(name), serde_yaml::to_string(&value)?.as_bytes())
     }
 
     /// Records which process is the worker.
@@ -415,15 +420,6 @@ impl Task {
             None => Lock::is_held(&self.run_lock_path()),
         }
     }
-}
-
-/// The YAML of a value, without its empty fields.
-pub(super) fn yaml(value: &impl Serialize) -> Result<String> {
-    // As a JSON value first: YAML would write a reason as a tag.
-    let mut value = serde_json::to_value(value)?;
-    let is_empty = |it: &Value| it.is_null() || it.as_array().is_some_and(Vec::is_empty);
-    value.as_object_mut().into_iter().for_each(|all| all.retain(|_, it| !is_empty(it)));
-    Ok(serde_yaml::to_string(&value)?)
 }
 
 /// The value in a file of JSON; `next` says what to do about a broken one.

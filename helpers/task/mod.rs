@@ -20,7 +20,7 @@ use crate::domain::{Route, TaskId};
 use crate::error::{Exit, Refusal};
 use crate::files::{self, Lock};
 use crate::plan::Plan;
-use attempt::{read_json, yaml};
+use attempt::read_json;
 use view::WorkersWords;
 use worker_side::append_missing;
 
@@ -220,7 +220,7 @@ impl Task {
     /// Writes the person's side of a new task; `false` if the name is taken.
     pub fn claim(&self, record: &Record, plan: &str) -> Result<bool> {
         files::publish_first(&self.dispatched_plan_path(), plan.as_bytes())?;
-        files::publish_new(&self.record_path(), yaml(record)?.as_bytes())
+        files::publish_new(&self.record_path(), serde_yaml::to_string(record)?.as_bytes())
     }
 
     /// Changes the record under the task's lock.
@@ -228,7 +228,7 @@ impl Task {
         let _lock = self.lock()?;
         let mut record = self.record()?.context("the task has no record")?;
         change(&mut record);
-        files::publish(&self.record_path(), yaml(&record)?.as_bytes())
+        files::publish(&self.record_path(), serde_yaml::to_string(&record)?.as_bytes())
     }
 
     /// Takes the lock for changes of the person's side.

@@ -418,15 +418,16 @@ pub fn restart_abandoned(project: &Project, views: &[View]) -> Vec<TaskId> {
 /// Returns true for a task that lost its supervisor while it waited, or while its worker runs. The mirror
 /// of a place holds the run locks of the tasks there.
 pub fn is_abandoned(view: &View) -> bool {
-    let task = &view.task;
-    let may_be = || match view.state.is_waiting() {
+    let (task, waits) = (&view.task, view.state.is_waiting());
+    let is_open = view.is_open() || view.is_checking();
+    let may_be = view.record.route == Route::Cli && (waits || is_open || view.is_alive());
+    // The lock is looked at before the process, whose marks take far longer.
+    if !may_be || task.is_supervised().unwrap_or(true) {
+        return false;
+    }
+    match waits {
         // A record this young belongs to a spawn that is about to start the supervisor.
         true => !task.was_recorded_within(SETTLED),
-        false => {
-            view.is_open()
-                || view.is_checking()
-                || view.is_alive() && matches!(living(task), Ok(Some(_)))
-        }
-    };
-    view.record.route == Route::Cli && may_be() && !task.is_supervised().unwrap_or(true)
+        false => is_open || matches!(living(task), Ok(Some(_))),
+    }
 }
