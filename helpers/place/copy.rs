@@ -27,6 +27,9 @@ use crate::text::{quoted, sanitize, shorten};
 
 /// How many attempts and bytes a place may send for a task.
 const MOST_ATTEMPTS: u32 = 2000;
+
+/// How many entries of a list of the place are recorded with an attempt.
+const MOST_RECORDED: usize = 50;
 const MOST_BYTES: u64 = 256 << 20;
 
 /// How many bytes a text of a place may have in a record.
@@ -134,7 +137,7 @@ impl Mirrored {
             (failed, _) => failed.err().filter(|it| it != NO_COMMITS).map(Error::msg),
         };
         if let Some(error) = failed {
-            if !self.is_hopeless(&error) {
+            if !self.count_failure(&error) {
                 (self.fetched, _) = (None, self.asked.remove("fetch"));
                 return Ok(());
             }
@@ -294,7 +297,8 @@ impl Mirrored {
                 self.remote.error = Some(error);
                 self.save()?;
             }
-            (_, Some(error)) => {
+            // A name that was not asked for may lead anywhere.
+            (_, Some(error)) if self.asked.contains_key(what) => {
                 if let Some(name) = what.strip_prefix("answer/").filter(|_| error == "changed") {
                     // The person answered another text; the new one is asked as news.
                     files::remove(&self.task.answers_dir().join(name))?;
@@ -303,7 +307,7 @@ impl Mirrored {
                 self.asked.remove(what);
                 self.pause();
             }
-            (_, None) => {}
+            _ => {}
         }
         Ok(())
     }
@@ -415,6 +419,7 @@ fn recorded_exit(mut exit: ExitRecord) -> ExitRecord {
     if humantime::parse_rfc3339(&exit.at).is_err() {
         exit.at = now();
     }
+    exit.denied.truncate(MOST_RECORDED);
     exit
 }
 
@@ -439,5 +444,6 @@ fn recorded_gate(mut gate: Gate, record: &Record) -> Gate {
     }
     gate.commit = gate.commit.and_then(|it| object_id(&it));
     gate.moved = gate.moved.and_then(|it| object_id(&it));
+    gate.notes.truncate(MOST_RECORDED);
     gate
 }

@@ -315,7 +315,7 @@ impl Mirror {
             ("repository", Some(error)) => {
                 connection.asked.remove(&id);
                 for it in self.tasks.iter_mut().filter(|it| it.address.key == id) {
-                    if !it.remote.open && it.is_hopeless(&Error::msg(error.clone())) {
+                    if !it.remote.open && it.count_failure(&Error::msg(error.clone())) {
                         let _ = it.fail(&error);
                     }
                 }
@@ -447,7 +447,7 @@ impl Mirrored {
 
     /// Counts a failure, and returns true if there were so many that none is tried again. A lost connection
     /// says nothing about the place.
-    pub(super) fn is_hopeless(&mut self, error: &Error) -> bool {
+    pub(super) fn count_failure(&mut self, error: &Error) -> bool {
         self.failures += u32::from(exit_code(error) != Exit::TryAgain);
         if self.failures < TRIES {
             self.pause();
@@ -474,7 +474,7 @@ impl Mirrored {
         let base = worktree.latest()?;
         if let Err(error) = worktree.send(&way, &base, &self.address.id) {
             let text = format!("{error:#}").replace("\n  ", ": ");
-            return if self.is_hopeless(&error) { self.fail(&text) } else { Ok(()) };
+            return if self.count_failure(&error) { self.fail(&text) } else { Ok(()) };
         }
         fault::point("mirror", "sent");
         self.failures = 0;

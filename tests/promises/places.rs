@@ -1559,6 +1559,13 @@ fn hostile_place_writes_nothing_but_words_of_its_own_task() {
         "plan.md\u{0}",
     ];
     let mut sent: Vec<String> = bad.iter().map(|name| facts("", name, "evil words")).collect();
+    // An answer that nobody sent was to another question, so the file of its name would go.
+    let kept = world.sandbox.top().join("kept");
+    fs::write(&kept, "kept").expect("written");
+    let changed =
+        |name: &str| format!("[{{\"done\":[\"TASK\",\"answer/{name}\",\"changed\"]}},[]]\n");
+    let names = [&*kept.display().to_string(), "../record.yaml", "../../far/record.yaml"];
+    sent.extend(names.map(changed));
     // Another task, a number beyond all bounds, and words that would move a terminal's cursor.
     sent.push(facts("", "plan.md", "x").replace("TASK", "other"));
     let many: Vec<String> = (2..9).map(|it| format!("{{\"number\":{}}}", it * 1000)).collect();
@@ -1587,6 +1594,7 @@ fn hostile_place_writes_nothing_but_words_of_its_own_task() {
     let evil = |it: &&PathBuf| fs::read(it).is_ok_and(|text| text.starts_with(b"evil words"));
     assert_eq!(home.iter().filter(evil).collect::<Vec<_>>(), [] as [&PathBuf; 0]);
     assert!(!Path::new("/tmp/evil-of-a-place").exists());
+    assert_eq!(fs::read_to_string(&kept).expect("still there"), "kept");
     let attempts = fs::read_dir(world.sandbox.task("far", "attempts")).expect("there").count();
     assert_eq!(attempts, 1);
     let show = world.sandbox.run("dispatch-reconcile", &["show", "far"]);
