@@ -149,7 +149,7 @@ impl Artifact {
         format!("dispatch/{}", self.name)
     }
 
-    /// Returns true if this is that worktree, or a branch alone and its branch.
+    /// Returns true if this is that worktree or, for a branch alone, that worktree's branch.
     fn belongs_to(&self, worktree: &Worktree) -> bool {
         match &self.worktree {
             Some(path) => worktree.path == *path,
@@ -186,7 +186,7 @@ impl Artifact {
 fn artifacts(repository: &Path, listed: Vec<String>) -> Vec<Artifact> {
     let names = |directory: &Path| {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
         names.filter(|name| !name.starts_with('.')).collect::<Vec<_>>()
     };
     let directory = git::worktrees_directory(repository).unwrap_or_default();

@@ -274,7 +274,10 @@ impl<'a> Reader<'a> {
             let program = words.first().map(Path::new).and_then(Path::file_name);
             let bad = words.iter().skip(1).find(|it| changes_job(it));
             let what = match bad {
-                Some(bad) => format!("'start' cannot have {bad}: a task is one job"),
+                Some(bad) if bad.starts_with('-') => {
+                    format!("'start' cannot have {bad}: a task is one job")
+                }
+                Some(bad) => format!("'start' cannot have {bad} as a word of its own"),
                 None => "'start' must be one plain call of sbatch: only Slurm is supported".into(),
             };
             if bad.is_some() || program != Some("sbatch".as_ref()) {

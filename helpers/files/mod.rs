@@ -171,10 +171,14 @@ pub fn create_task_directory(path: &Path) -> Result<()> {
             created => created,
         }
     };
-    if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
-        create_task_directory(parent)?;
-    }
-    create().or_else(|error| {
+    let created = match (create(), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == ErrorKind::NotFound => {
+            create_task_directory(parent)?;
+            create()
+        }
+        (created, _) => created,
+    };
+    created.or_else(|error| {
         refuse_symlinks(path)?;
         Err(error).with_context(|| format!("cannot make the directory {}", path.display()))
     })

@@ -11,6 +11,7 @@ mod merge;
 mod remove;
 mod repository;
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -132,7 +133,8 @@ pub fn plan_worktree(
     let (path, branch) = free_names(task, &repository, &joined(taken)?)?;
     let mut remarks = Vec::new();
     let mut directory: PathBuf = path.components().chain(prefix.components()).collect();
-    let object = format!("{base}:{}", prefix.components().as_path().display());
+    let object = [OsStr::new(&base), ":".as_ref(), prefix.components().as_path().as_ref()];
+    let object = object.join(OsStr::new(""));
     if prefix != Path::new("") && git(here, "cat-file -t").arg(object).said()? != "tree" {
         remarks.push(format!("{} is not in HEAD: the worker starts at the top", prefix.display()));
         directory = path.clone();

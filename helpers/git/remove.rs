@@ -60,7 +60,8 @@ impl Worktree {
     /// The uncommitted files in the worktree.
     ///
     /// # Errors
-    /// It has no repository of its own any more, or a submodule has commits that the person's clone has not.
+    /// The worktree is no longer a repository of its own, or a submodule has commits that the person's clone
+    /// lacks.
     pub fn changes(&self) -> Result<Vec<String>> {
         if self.is_deleted() {
             return Ok(Vec::new());

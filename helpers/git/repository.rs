@@ -226,7 +226,7 @@ impl Foreign {
             return Ok(Head { branch: None, commit: Some(commit) });
         };
         let branch = name.strip_prefix("refs/heads/").filter(|it| stays_below(Path::new(it)));
-        let branch = branch.ok_or_else(bad)?;
+        let branch = branch.filter(|it| !it.contains(char::is_control)).ok_or_else(bad)?;
         let commit = match self.text(name)? {
             Some(text) => Some(object_id(text.trim_end()).ok_or_else(bad)?),
             None => self.packed()?.into_iter().find(|(it, _)| it == name).map(|(_, id)| id),

@@ -58,7 +58,7 @@ impl Ledger {
     }
 
     /// Records that an event is about to be printed: for `host` (`-` if there is none) as
-    /// [`Delivery::Delivered`], else as [`Delivery::Shown`]. Returns whether it was not yet.
+    /// [`Delivery::Delivered`], else as [`Delivery::Shown`]. Returns true unless that is recorded already.
     pub fn deliver(
         &mut self,
         event: &Event,

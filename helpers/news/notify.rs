@@ -3,7 +3,7 @@
 //! Invariant: an event is recorded before the command is told of it, so it is told once at most. No task
 //! waits for the command, and no process of it outlives its time.
 
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -106,11 +106,11 @@ fn call(command: &str, input: &str) -> Result<()> {
     let mut shell = Command::new("sh");
     shell.args(["-c", command]).env(ATTEMPT, &mark);
     shell.current_dir(dirs::home_directory().unwrap_or_default());
-    let (reader, mut writer) = std::io::pipe()?;
-    // A pipe takes this much at once, also of a command that does not read it.
-    writeln!(writer, "{input}")?;
-    drop(writer);
-    let _ = process::capture(&mut shell, reader.into(), deadline, MOST_OUTPUT);
+    // A pipe may be too small for it, and the command need not read.
+    let mut file = tempfile::tempfile()?;
+    writeln!(file, "{input}")?;
+    file.rewind()?;
+    let _ = process::capture(&mut shell, file.into(), deadline, MOST_OUTPUT);
     let own = Identity::own().map(Some)?;
     let mut tree = ProcessTree::new(own, None, format!("{ATTEMPT}={mark}"));
     tree.terminate(GRACE, || process::reap_adopted(0))?;

@@ -47,6 +47,7 @@ pub fn find_question(project: &Project, target: &str) -> Result<(Task, String)> 
 /// # Errors
 /// [`Exit::Data`] if the question cannot be answered; the text of the error says why.
 pub fn answer(task: &Task, question: &str, text: &str) -> Result<String> {
+    let (id, spawn) = (task.id(), command_for(task, "dispatch-spawn")?);
     // Read the state first: an orphaned `ask` of a dead worker may take the answer.
     let over = task.view()?.state.has_work_left();
     if let Err(refusal) = post(task, question, text, over) {
@@ -57,7 +58,6 @@ pub fn answer(task: &Task, question: &str, text: &str) -> Result<String> {
     }
     fault::point("answer", "posted");
     let view = task.view()?;
-    let (id, spawn) = (task.id(), command_for(task, "dispatch-spawn")?);
     let follows = match (view.record.route, view.state) {
         (Route::Cli, _) if view.has_late_answer() => {
             match supervise::start(task, Some(Only::Answered)) {

@@ -143,7 +143,7 @@ fn route(choice: &Choice, record: &Record, asked_for_agent: bool) -> Result<Rout
             false => format!("take 'route: agent' out of backend '{backend}'"),
         };
         return Refusal::new(Exit::Usage, format!("an agent of the host cannot have {option}"))
-            .place("only a supervisor sees to that, and an agent has none")
+            .place("that needs a supervisor, and an agent has none")
             .refuse(format!("dispatch without it, or {agent}"));
     }
     if asked_for_agent && !has_agents(backend) {

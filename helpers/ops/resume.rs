@@ -46,7 +46,9 @@ pub fn resume(
         return resume_there(project, task, &view, name, request, remarks);
     }
     let waits = view.state.is_waiting();
-    let before = view.attempt.as_ref().map_or(0, |attempt| attempt.number);
+    // An attempt without an end is the one that begins now.
+    let ended = view.exit.as_ref().and(view.attempt.as_ref());
+    let before = ended.map_or(0, |attempt| attempt.number);
     // A supervisor that has recorded its worker's end is about to exit.
     let is_busy = view.is_alive() || view.is_checking() && !view.processes.is_empty();
     if view.record.route == Route::Cli && is_busy && !waits {

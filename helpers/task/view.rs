@@ -311,8 +311,12 @@ impl View {
 
     /// The sum of the usage of all attempts that reported one.
     pub fn usage(&self) -> Option<Usage> {
-        let attempts = self.task.attempts().ok()?.into_iter();
-        attempts.filter_map(|attempt| attempt.usage().ok()?).reduce(Usage::with)
+        let last = self.attempt.as_ref()?.number;
+        let earlier = (1..last).map(|number| self.task.attempt(number));
+        let earlier = earlier.filter_map(|attempt| attempt.usage().ok()?);
+        let of_last = self.exit.as_ref().and_then(|exit| exit.usage.clone());
+        let of_last = of_last.or_else(|| self.attempt.as_ref()?.usage().ok()?);
+        earlier.chain(of_last).reduce(Usage::with)
     }
 
     /// The time of the last worker's end as far as the files tell, else that of the dispatch.

@@ -346,7 +346,8 @@ pub fn obeyed() -> [Vec<&'static str>; 2] {
 pub fn obsolete_flags(settings: &Backend) -> Vec<(&'static str, &'static str)> {
     let command = settings.command.as_deref().unwrap_or_default();
     let removed = by_command(command).map_or(&[][..], |cli| cli.removed_flags);
-    removed.iter().filter(|(flag, _)| command::has(command, &[flag])).copied().collect()
+    let has = |flag: &str| command.split_whitespace().any(|word| word == flag);
+    removed.iter().filter(|(flag, _)| has(flag)).copied().collect()
 }
 
 /// A command with replacements for the flags that its CLI no longer takes, as old configs have them.

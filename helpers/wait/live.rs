@@ -244,6 +244,7 @@ impl LiveTasks {
         self.broken = broken;
         // A directory that cannot be read now, as on a network file system, says nothing of its tasks.
         if self.broken.iter().any(|it| it.directory == state_dir) {
+            self.is_list_due = true;
             return;
         }
         if let Some(host) = &self.host {

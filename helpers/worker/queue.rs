@@ -89,7 +89,13 @@ pub(super) fn wait_for_slot(supervisor: &mut Supervisor) -> Result<Option<Slot>>
             task.set_wait(Some(&wait))?;
         }
         starter.report(WAITS)?;
-        if asks_to_end(&watch.wait_for_event(SAFETY_SCAN)?) {
+        let pause = match wait {
+            Wait::Parked { until, .. } => {
+                Duration::from_secs(until.saturating_sub(unix_seconds()).clamp(1, 10))
+            }
+            _ => SAFETY_SCAN,
+        };
+        if asks_to_end(&watch.wait_for_event(pause)?) {
             return Ok(None);
         }
     }

@@ -38,8 +38,9 @@ const FAST_GROWTH: u64 = 1 << 20;
 /// A program of an attempt, and what its supervisor keeps about it: a worker, a reviewer, or a command of
 /// the person.
 pub(super) struct RunningProgram {
-    /// `None` if the program is the child of a supervisor that died.
     child: Option<Child>,
+    /// The program, if it is the child of a supervisor that died.
+    adopted: Option<Identity>,
     attempt: Attempt,
     record: Record,
     tree: ProcessTree,
@@ -62,17 +63,18 @@ impl RunningProgram {
         command.stdout(log.file.try_clone()?).stderr(log.file.try_clone()?);
         let child =
             process::spawn_recorded(&mut command, |identity| attempt.set_identity(identity))?;
-        Self::new(Some(child), record, attempt, log, listener)
+        Self::new((Some(child), None), record, attempt, log, listener)
     }
 
     /// The worker of a supervisor that died, whose log is read from its first line.
     pub(super) fn adopt(record: &Record, attempt: &Attempt, listener: Listener) -> Result<Self> {
         let log = Log { begin: 0, parsed: 0, ..Log::open(attempt)? };
-        Self::new(None, record, attempt, log, listener)
+        let worker = attempt.identity()?.context("the attempt has no worker")?;
+        Self::new((None, Some(worker)), record, attempt, log, listener)
     }
 
     fn new(
-        child: Option<Child>,
+        (child, adopted): (Option<Child>, Option<Identity>),
         record: &Record,
         attempt: &Attempt,
         log: Log,
@@ -80,7 +82,7 @@ impl RunningProgram {
     ) -> Result<Self> {
         let tree = tree(Some(Identity::own()?), record, attempt)?;
         let (attempt, record) = (attempt.clone(), record.clone());
-        Ok(Self { child, attempt, record, tree, log, listener, session: None })
+        Ok(Self { child, adopted, attempt, record, tree, log, listener, session: None })
     }
 
     /// Lets the end and the output of the program wake this process.
@@ -95,8 +97,7 @@ impl RunningProgram {
     /// The status of a program that has ended; nobody knows that of an adopted one, and it is 0 here.
     pub(super) fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         let Some(child) = &mut self.child else {
-            let identity = self.attempt.identity()?;
-            let lives = identity.is_some_and(|worker| worker.life() != Life::Dead);
+            let lives = self.adopted.as_ref().is_some_and(|worker| worker.life() != Life::Dead);
             return Ok((!lives).then(ExitStatus::default));
         };
         process::reap_adopted(child.id());

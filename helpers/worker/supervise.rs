@@ -286,8 +286,8 @@ pub(super) fn record_not_started(task: &Task, error: &anyhow::Error) {
 }
 
 /// Starts a waiting task now because a person said so: drops its predecessors and its rate limit. The
-/// place in the queue stays. `before`: the last attempt when the task was seen waiting; a worker may have
-/// started since.
+/// place in the queue stays. `before`: the last attempt that had ended when the task was seen waiting; a
+/// worker may have started since.
 pub fn take_over(task: &Task, before: u32) -> Result<Option<Wait>> {
     unpark(task)?;
     task.change_record(|record| record.after.clear())?;
@@ -306,6 +306,8 @@ pub fn take_over(task: &Task, before: u32) -> Result<Option<Wait>> {
             (State::Failed, Reason::NotStarted(why)) => {
                 return Err(Refusal::new(Exit::Failed, why).into());
             }
+            // Somebody stopped it meanwhile.
+            (State::Stopped, _) => return Ok(None),
             _ => {}
         }
         // The worker may end at the same limit before anybody saw it running.
@@ -369,8 +371,10 @@ pub fn record_unknown_end(view: &View) -> Result<bool> {
 }
 
 fn record_unknown(task: &Task, attempt: &Attempt) -> Result<bool> {
-    let record = task.record()?.filter(|_| matches!(attempt.exit(), Ok(None)));
-    let Some(record) = record else { return Ok(false) };
+    if attempt.exit()?.is_some() {
+        return Ok(false);
+    }
+    let Some(record) = task.record()? else { return Ok(false) };
     let mut exit = run::unseen_end(task, &record, attempt);
     if let Some(job) = task.job()?.filter(|it| it.is_over) {
         exit.stop_reason.get_or_insert(StopReason::Job { said: job.said });

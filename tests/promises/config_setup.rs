@@ -420,7 +420,7 @@ exit 64
     dry(&["--keep"]).run().shows(str![[r#"
 exit 64
 ! dispatch-spawn: an agent of the host cannot have --keep or --may-dispatch
-!   only a supervisor sees to that, and an agent has none
+!   that needs a supervisor, and an agent has none
 !   next: dispatch without it, or leave out --agent
 "#]]);
     sandbox
@@ -428,7 +428,7 @@ exit 64
     dry(&["--model", "tested"]).run().shows(str![[r#"
 exit 64
 ! dispatch-spawn: an agent of the host cannot have --check or --review
-!   only a supervisor sees to that, and an agent has none
+!   that needs a supervisor, and an agent has none
 !   next: dispatch without it, or leave out --agent
 "#]]);
     assert_eq!(sandbox.run("dispatch-spawn", &["x", "--agent"]).code, Some(64), "without a host");

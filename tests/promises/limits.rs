@@ -453,7 +453,7 @@ exit 65
     refused(&format!("budget: 9usd\n{agents}")).shows(str![[r#"
 exit 64
 ! dispatch-spawn: an agent of the host cannot have --budget
-!   only a supervisor sees to that, and an agent has none
+!   that needs a supervisor, and an agent has none
 !   next: dispatch without it, or take 'route: agent' out of backend 'claude'
 "#]]);
 }

@@ -253,7 +253,7 @@ fn successor_of_an_agent_starts_when_the_agent_finishes() {
     host.calls(sandbox.call("dispatch-spawn", spawn)).run().shows(str![[r#"
 exit 64
 ! dispatch-spawn: an agent of the host cannot have --after
-!   only a supervisor sees to that, and an agent has none
+!   that needs a supervisor, and an agent has none
 !   next: dispatch without it, or take 'route: agent' out of backend 'claude'
 "#]]);
 }

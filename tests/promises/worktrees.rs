@@ -184,7 +184,7 @@ x (Title, 2 items) started with opus. Tell the user and stop; news wakes you.
     host.calls(spawn(&sandbox, "y", "opus")).run().shows(str![[r#"
 exit 64
 ! dispatch-spawn: an agent of the host cannot have --worktree
-!   only a supervisor sees to that, and an agent has none
+!   that needs a supervisor, and an agent has none
 !   next: dispatch without it, or take 'route: agent' out of backend 'claude'
 "#]]);
     assert!(!sandbox.task("y", "").exists());

@@ -62,10 +62,14 @@ pub(super) fn allow(bins: &[PathBuf], consent: Consent) -> Result<Exit> {
     let verbs = ["add", "added to"];
     let Some(_lock) = begin(&path, &text, verbs, &missing, consent)? else { return Ok(Exit::Ok) };
     // Remember first, so that a crash leaves no rule that nobody would remove.
-    let mut added = added()?;
+    let before = added()?;
+    let mut added = before.clone();
     added.entry(path.clone()).or_default().extend(missing.into_iter().map(|rule| rule.text));
     remember(&added)?;
-    files::publish(&path, new.as_bytes())?;
+    if let Err(error) = files::publish(&path, new.as_bytes()) {
+        remember(&before)?;
+        return Err(error);
+    }
     done("Done.")
 }
 
